@@ -1,0 +1,16 @@
+# Usage requirements of all our own code: `migrate_options`. Generated code links without it.
+add_library(migrate_options INTERFACE)
+target_compile_options(migrate_options INTERFACE
+  -Wall -Wextra -Wpedantic -Werror -Wshadow -Wnon-virtual-dtor -Wold-style-cast -Woverloaded-virtual
+  -Wnull-dereference -Wno-missing-field-initializers)
+# Restorer, parasite and host side share addresses and structs: no surprises from strict aliasing.
+target_compile_options(migrate_options INTERFACE -fno-strict-aliasing)
+target_compile_definitions(migrate_options INTERFACE _GNU_SOURCE _FILE_OFFSET_BITS=64)
+target_include_directories(migrate_options INTERFACE ${CMAKE_SOURCE_DIR})
+if(MIGRATE_SANITIZE)
+  add_compile_options(-fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
+  add_link_options(-fsanitize=address,undefined)
+  # GCC 12 reports paths that cannot be taken once the sanitizers have instrumented them.
+  target_compile_options(migrate_options INTERFACE -Wno-null-dereference -Wno-maybe-uninitialized)
+  # Blobs are freestanding and must not be instrumented: see Freestanding.cmake.
+endif()

@@ -1,0 +1,117 @@
+#include "core/base/procfs.h"
+
+#include <dirent.h>
+#include <linux/kcmp.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+#include <charconv>
+#include <memory>
+#include <sstream>
+
+namespace migrate {
+
+ProcStat parse_stat(std::string_view text) {
+  const size_t open = text.find('(');
+  const size_t close = text.rfind(')');  // comm may hold ')' itself; no later field can
+  if (open == std::string_view::npos || close == std::string_view::npos || close < open)
+    throw Corrupt("/proc/PID/stat", "no command name in parentheses");
+  ProcStat s;
+  s.comm = text.substr(open + 1, close - open - 1);
+  std::istringstream rest{std::string(text.substr(close + 1))};
+  std::vector<std::string> f;
+  for (std::string word; rest >> word;) f.push_back(word);
+  if (f.size() < 50) throw Corrupt("/proc/PID/stat", "too few fields");
+  // f[0] is field 3 of proc(5).
+  const auto number = [&](int field) {
+    const std::string& w = f[static_cast<size_t>(field - 3)];
+    return w.front() == '-' ? static_cast<uint64_t>(std::stoll(w)) : std::stoull(w);
+  };
+  const auto small = [&](int field) { return static_cast<int>(static_cast<int64_t>(number(field))); };
+  s.state = f[0][0];
+  s.ppid = small(4);
+  s.pgid = small(5);
+  s.sid = small(6);
+  s.tty_nr = small(7);
+  s.start_time = number(22);
+  s.start_code = number(26);
+  s.end_code = number(27);
+  s.start_stack = number(28);
+  s.start_data = number(45);
+  s.end_data = number(46);
+  s.start_brk = number(47);
+  s.arg_start = number(48);
+  s.arg_end = number(49);
+  s.env_start = number(50);
+  s.env_end = number(51);
+  s.exit_code = small(52);
+  return s;
+}
+
+ProcDir::ProcDir(pid_t pid) : pid_(pid), dir_(open_path("/proc/" + std::to_string(pid), O_RDONLY | O_DIRECTORY)) {}
+
+ProcDir ProcDir::thread(pid_t tid) const {
+  return ProcDir(tid, open_at(dir_.get(), "task/" + std::to_string(tid), O_RDONLY | O_DIRECTORY));
+}
+
+std::map<std::string, std::string> ProcDir::status() const {
+  std::map<std::string, std::string> fields;
+  std::istringstream lines(read("status"));
+  for (std::string line; std::getline(lines, line);) {
+    const size_t colon = line.find(':');
+    if (colon == std::string::npos) continue;
+    const size_t value = line.find_first_not_of(" \t", colon + 1);
+    fields.emplace(line.substr(0, colon), value == std::string::npos ? "" : line.substr(value));
+  }
+  return fields;
+}
+
+std::vector<int> numeric_entries(int dirfd, const std::string& path) {
+  const Fd fd = open_at(dirfd, path, O_RDONLY | O_DIRECTORY);
+  const std::unique_ptr<DIR, int (*)(DIR*)> dir(::fdopendir(fd.dup().release()), &::closedir);
+  if (!dir) throw Error("list", path, errno);
+  std::vector<int> numbers;
+  while (const dirent* e = ::readdir(dir.get())) {
+    const std::string_view name(e->d_name);
+    int n;
+    const auto [end, ec] = std::from_chars(name.data(), name.data() + name.size(), n);
+    if (ec == std::errc() && end == name.data() + name.size()) numbers.push_back(n);
+  }
+  std::sort(numbers.begin(), numbers.end());
+  return numbers;
+}
+
+std::vector<pid_t> ProcDir::threads() const {
+  std::vector<pid_t> tids = numeric_entries(dir_.get(), "task");
+  const auto leader = std::find(tids.begin(), tids.end(), pid_);
+  if (leader != tids.end()) std::rotate(tids.begin(), leader, leader + 1);
+  return tids;
+}
+
+std::vector<pid_t> ProcDir::children() const {
+  std::vector<pid_t> all;
+  for (const pid_t tid : threads()) {
+    std::istringstream list(read("task/" + std::to_string(tid) + "/children"));
+    for (pid_t child; list >> child;) all.push_back(child);
+  }
+  return all;
+}
+
+std::vector<int> ProcDir::descriptors() const { return numeric_entries(dir_.get(), "fd"); }
+
+std::optional<Fd> open_pidfd(pid_t pid) {
+  const long fd = ::syscall(SYS_pidfd_open, pid, 0);
+  if (fd < 0 && errno == ESRCH) return std::nullopt;
+  return Fd(static_cast<int>(check(fd, "open a pidfd of task", std::to_string(pid))));
+}
+
+Fd get_remote_fd(int pidfd, int remote_fd) {
+  return Fd(static_cast<int>(
+      check(::syscall(SYS_pidfd_getfd, pidfd, remote_fd, 0), "get descriptor", std::to_string(remote_fd))));
+}
+
+bool same_description(pid_t a, int fd_a, pid_t b, int fd_b) {
+  return check(::syscall(SYS_kcmp, a, b, KCMP_FILE, fd_a, fd_b), "compare descriptors of task", std::to_string(a)) == 0;
+}
+
+}  // namespace migrate

@@ -1,0 +1,76 @@
+// Reading /proc. A task is held by its pidfd and its open /proc folder: a pid that was reused in between is noticed
+// (reads fail with ESRCH) instead of being read by mistake.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/base/fd.h"
+#include "core/base/types.h"
+
+namespace migrate {
+
+/// /proc/PID/stat, the fields used here (proc(5) gives the numbers).
+struct ProcStat {
+  std::string comm;
+  char state = '?';
+  pid_t ppid = 0;
+  pid_t pgid = 0;
+  pid_t sid = 0;
+  int tty_nr = 0;
+  uint64_t start_time = 0;  ///< field 22, clock ticks since boot (as the reader's time namespace sees it)
+  uint64_t start_code = 0, end_code = 0, start_stack = 0;
+  uint64_t start_data = 0, end_data = 0, start_brk = 0;
+  uint64_t arg_start = 0, arg_end = 0, env_start = 0, env_end = 0;
+  int exit_code = 0;  ///< as wait(2) would give it
+};
+
+/// Parses the text of /proc/PID/stat; a comm may hold spaces, parentheses and newlines. Throws Corrupt.
+ProcStat parse_stat(std::string_view text);
+
+/// The open /proc folder of a task (or of a thread).
+class ProcDir {
+ public:
+  /// `pid` as the mounted /proc numbers it.
+  explicit ProcDir(pid_t pid);
+  /// The folder of one of its threads.
+  ProcDir thread(pid_t tid) const;
+
+  pid_t pid() const { return pid_; }
+  int fd() const { return dir_.get(); }
+  std::string read(const std::string& name) const { return read_file_at(dir_.get(), name, 256 << 20); }
+  std::string link(const std::string& name) const { return read_link_at(dir_.get(), name); }
+  Fd open(const std::string& name, int flags) const { return open_at(dir_.get(), name, flags); }
+  ProcStat stat() const { return parse_stat(read("stat")); }
+  /// /proc/PID/status as key → value (text after the tab).
+  std::map<std::string, std::string> status() const;
+  /// Thread ids, the leader's first; the rest ascending.
+  std::vector<pid_t> threads() const;
+  /// Pids of all living and zombie children of all its threads.
+  std::vector<pid_t> children() const;
+  /// Descriptor numbers, ascending.
+  std::vector<int> descriptors() const;
+
+ private:
+  ProcDir(pid_t pid, Fd dir) : pid_(pid), dir_(std::move(dir)) {}
+  pid_t pid_;
+  Fd dir_;
+};
+
+/// pidfd_open(2); nullopt if there is no such process. Close-on-exec.
+std::optional<Fd> open_pidfd(pid_t pid);
+/// pidfd_getfd(2): a duplicate of another task's descriptor.
+Fd get_remote_fd(int pidfd, int remote_fd);
+/// kcmp(2) with KCMP_FILE: whether two descriptors are one open file description.
+bool same_description(pid_t a, int fd_a, pid_t b, int fd_b);
+
+/// The numbers in a folder's entry names, ascending.
+std::vector<int> numeric_entries(int dirfd, const std::string& path);
+
+}  // namespace migrate

@@ -43,3 +43,7 @@ struct pm_scan_arg {
 #ifndef PTRACE_GET_RSEQ_CONFIGURATION  // 5.13
 #define PTRACE_GET_RSEQ_CONFIGURATION 0x420f
 #endif
+
+#ifndef PAGE_IS_GUARD  // 6.16
+#define PAGE_IS_GUARD (1 << 8)
+#endif

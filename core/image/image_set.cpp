@@ -52,7 +52,9 @@ bool ImageReader::next(google::protobuf::MessageLite& message) {
   if (rest_.empty()) return false;
   const uint32_t size = take_u32(rest_, name_);
   if (size > rest_.size() || size > kMaxEntry) throw Corrupt(name_, "an entry is longer than the image");
-  if (!message.ParseFromArray(rest_.data(), static_cast<int>(size))) throw Corrupt(name_, "an entry does not decode");
+  // The partial parse, since the other one prints to standard error what is not ours to print.
+  if (!message.ParsePartialFromArray(rest_.data(), static_cast<int>(size)) || !message.IsInitialized())
+    throw Corrupt(name_, "an entry does not decode");
   rest_ = rest_.subspan(size);
   return true;
 }

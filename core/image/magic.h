@@ -41,5 +41,6 @@ inline constexpr uint32_t kPidns = 0x61157326;
 inline constexpr uint32_t kSeccomp = 0x64413049;
 inline constexpr uint32_t kStats = 0x57093306;
 inline constexpr uint32_t kIrmapCache = 0x57004059;
+inline constexpr uint32_t kMigrateExt = 0x4d494758;  ///< migrate-ext.img (proto/ext): ours, CRIU ignores it
 
 }  // namespace migrate::magic

@@ -1,0 +1,224 @@
+#include "core/base/features.h"
+
+#include <elf.h>
+#include <linux/capability.h>
+#include <linux/kcmp.h>
+#include <linux/openat2.h>
+#include <linux/sched.h>
+#include <linux/userfaultfd.h>
+#include <sched.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include <csignal>
+#include <functional>
+
+#include "core/base/fd.h"
+#include "core/base/kernel_abi.h"
+#include "core/base/procfs.h"
+
+namespace migrate {
+namespace {
+
+/// Runs `probe` in a child; its verdict is the exit code, so that whatever it does to itself is gone afterwards.
+bool in_child(const std::function<bool()>& probe) {
+  const pid_t pid = ::fork();
+  if (pid < 0) return false;
+  if (pid == 0) ::_exit(probe() ? 0 : 1);
+  int status = 0;
+  while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+  }
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+/// A child that does nothing but wait to be killed.
+class IdleChild {
+ public:
+  IdleChild() : pid_(::fork()) {
+    if (pid_ == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      for (;;) ::pause();
+    }
+  }
+  IdleChild(const IdleChild&) = delete;
+  IdleChild& operator=(const IdleChild&) = delete;
+  ~IdleChild() {
+    if (pid_ <= 0) return;
+    ::kill(pid_, SIGKILL);
+    int status;
+    while (::waitpid(pid_, &status, __WALL) < 0 && errno == EINTR) {
+    }
+  }
+  pid_t pid() const { return pid_; }
+  bool seize(unsigned long options = 0) const {
+    int status;
+    return ::ptrace(PTRACE_SEIZE, pid_, nullptr, options) == 0 && ::ptrace(PTRACE_INTERRUPT, pid_, nullptr, nullptr) == 0 &&
+           ::waitpid(pid_, &status, __WALL) == pid_ && WIFSTOPPED(status);
+  }
+
+ private:
+  pid_t pid_;
+};
+
+bool probe_kcmp() { return ::syscall(SYS_kcmp, ::getpid(), ::getpid(), KCMP_FILE, 0, 0) == 0; }
+
+bool probe_pidfd_getfd() {
+  const auto self = open_pidfd(::getpid());
+  const Fd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  return self && null && Fd(static_cast<int>(::syscall(SYS_pidfd_getfd, self->get(), null.get(), 0)));
+}
+
+bool probe_clone3_set_tid() {
+  return in_child([] {
+    if (::unshare(CLONE_NEWPID) != 0) return false;
+    pid_t first = 1;  // the first process of a pid namespace is 1 and holds it open
+    clone_args args{};
+    args.exit_signal = SIGCHLD;
+    args.set_tid = reinterpret_cast<uint64_t>(&first);
+    args.set_tid_size = 1;
+    const long child = ::syscall(SYS_clone3, &args, sizeof args);
+    if (child == 0) ::_exit(0);
+    int status;
+    return child > 0 && ::waitpid(static_cast<pid_t>(child), &status, 0) == child;
+  });
+}
+
+bool probe_timens() {
+  return in_child([] {
+    if (::unshare(CLONE_NEWTIME) != 0) return false;
+    const Fd offsets(::open("/proc/self/timens_offsets", O_WRONLY | O_CLOEXEC));
+    const std::string_view text = "monotonic 1000 0\nboottime 1000 0\n";
+    return offsets && ::write(offsets.get(), text.data(), text.size()) == static_cast<ssize_t>(text.size());
+  });
+}
+
+bool probe_userfaultfd() {
+  const Fd fd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
+  uffdio_api api{};
+  api.api = UFFD_API;
+  return fd && ::ioctl(fd.get(), UFFDIO_API, &api) == 0;
+}
+
+bool probe_map_files() {
+  void* area = ::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (area == MAP_FAILED) return false;
+  char path[96];
+  const auto at = reinterpret_cast<uintptr_t>(area);
+  std::snprintf(path, sizeof path, "/proc/self/map_files/%lx-%lx", at, at + kPageSize);
+  const Fd fd(::open(path, O_RDWR | O_CLOEXEC));
+  ::munmap(area, kPageSize);
+  return static_cast<bool>(fd);
+}
+
+bool probe_pagemap_scan() {
+  const Fd fd(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  pm_scan_arg arg{};
+  arg.size = sizeof arg;
+  const auto here = page_floor(reinterpret_cast<uintptr_t>(&arg));
+  page_region region{};
+  arg.start = here;
+  arg.end = here + kPageSize;
+  arg.vec = reinterpret_cast<uint64_t>(&region);
+  arg.vec_len = 1;
+  arg.category_mask = PAGE_IS_PRESENT;
+  arg.return_mask = PAGE_IS_PRESENT;
+  return fd && ::ioctl(fd.get(), PAGEMAP_SCAN, &arg) == 1;
+}
+
+bool probe_soft_dirty() {
+  // Bit 55 of a freshly written page is set only where the kernel keeps it.
+  const Fd fd(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  volatile char touched[kPageSize * 2];
+  touched[kPageSize] = 1;
+  uint64_t entry = 0;
+  const auto page = reinterpret_cast<uintptr_t>(&touched[kPageSize]) / kPageSize;
+  if (!fd || ::pread(fd.get(), &entry, sizeof entry, static_cast<off_t>(page * sizeof entry)) != sizeof entry) return false;
+  return (entry >> 55 & 1) != 0;
+}
+
+bool probe_seize() { return IdleChild().seize(); }
+bool probe_suspend_seccomp() { return IdleChild().seize(PTRACE_O_SUSPEND_SECCOMP); }
+
+bool probe_rseq_configuration() {
+  const IdleChild child;
+  if (!child.seize()) return false;
+  std::byte config[32];
+  return ::ptrace(static_cast<__ptrace_request>(PTRACE_GET_RSEQ_CONFIGURATION), child.pid(), sizeof config, config) > 0;
+}
+
+bool probe_openat2() {
+  open_how how{};
+  how.flags = O_RDONLY | O_CLOEXEC;
+  how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
+  return static_cast<bool>(Fd(static_cast<int>(::syscall(SYS_openat2, AT_FDCWD, "/", &how, sizeof how))));
+}
+
+bool probe_unix_diag() { return static_cast<bool>(Fd(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 4 /* SOCK_DIAG */))); }
+
+bool mounted(std::string_view type, std::string_view option) {
+  const std::string mounts = read_file_at(AT_FDCWD, "/proc/self/mountinfo");
+  size_t line = 0;
+  while (line < mounts.size()) {
+    const size_t end = std::min(mounts.find('\n', line), mounts.size());
+    const std::string_view text(mounts.data() + line, end - line);
+    const size_t dash = text.find(" - ");
+    if (dash != std::string_view::npos) {
+      const std::string_view tail = text.substr(dash + 3);
+      if (tail.starts_with(std::string(type) + " ") && tail.find(option) != std::string_view::npos) return true;
+    }
+    line = end + 1;
+  }
+  return false;
+}
+
+}  // namespace
+
+std::vector<Feature> probe_features() {
+  return {
+      {"ptrace_seize", true, probe_seize(), "stopping tasks; allow ptrace of other tasks (CAP_SYS_PTRACE)"},
+      {"kcmp", true, probe_kcmp(), "telling shared descriptors apart; needs a kernel with CONFIG_KCMP"},
+      {"pidfd_getfd", true, probe_pidfd_getfd(), "getting at the descriptors of tasks; needs Linux 5.6"},
+      {"map_files", true, probe_map_files(), "opening shared mappings; needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN"},
+      {"clone3_set_tid", true, probe_clone3_set_tid(), "giving tasks their pids back; needs Linux 5.5"},
+      {"timens", true, probe_timens(), "clocks that go on; needs Linux 5.6 with CONFIG_TIME_NS"},
+      {"openat2", true, probe_openat2(), "opening paths from images safely; needs Linux 5.6"},
+      {"ptrace_get_rseq_conf", true, probe_rseq_configuration(), "restartable sequences; needs Linux 5.13"},
+      {"sock_diag", true, probe_unix_diag(), "describing sockets; needs CONFIG_UNIX_DIAG"},
+      {"freezer", true, mounted("cgroup2", "") || mounted("cgroup", "freezer"),
+       "holding a tree without a tracer; mount cgroup2, or the v1 freezer controller"},
+      {"freezer_v2", false, mounted("cgroup2", ""), "holding a tree in cgroup v2; v1 is used without it"},
+      {"uffd", false, probe_userfaultfd(), "filling memory from the network; needs CONFIG_USERFAULTFD"},
+      {"pagemap_scan", false, probe_pagemap_scan(), "finding pages fast, and pre-copy; needs Linux 6.7"},
+      {"mem_dirty_track", false, probe_soft_dirty(), "soft-dirty tracking; not needed where pagemap_scan is present"},
+      {"seccomp_suspend", false, probe_suspend_seccomp(), "visiting tasks with seccomp filters; needs CAP_SYS_ADMIN"},
+  };
+}
+
+std::vector<std::string> missing_capabilities() {
+  struct Needed {
+    int number;
+    const char* name;
+  };
+  static constexpr Needed kNeeded[] = {
+      {CAP_CHOWN, "CAP_CHOWN"},           {CAP_DAC_OVERRIDE, "CAP_DAC_OVERRIDE"}, {CAP_FOWNER, "CAP_FOWNER"},
+      {CAP_KILL, "CAP_KILL"},             {CAP_SETGID, "CAP_SETGID"},             {CAP_SETUID, "CAP_SETUID"},
+      {CAP_SETPCAP, "CAP_SETPCAP"},       {CAP_NET_ADMIN, "CAP_NET_ADMIN"},       {CAP_SYS_CHROOT, "CAP_SYS_CHROOT"},
+      {CAP_SYS_PTRACE, "CAP_SYS_PTRACE"}, {CAP_SYS_ADMIN, "CAP_SYS_ADMIN"},       {CAP_SYS_NICE, "CAP_SYS_NICE"},
+      {CAP_SYS_TIME, "CAP_SYS_TIME"},
+  };
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct data[2]{};
+  check(::syscall(SYS_capget, &header, data), "read capabilities");
+  std::vector<std::string> missing;
+  for (const Needed& n : kNeeded) {
+    if ((data[n.number / 32].effective >> (n.number % 32) & 1) == 0) missing.emplace_back(n.name);
+  }
+  return missing;
+}
+
+}  // namespace migrate

@@ -1,0 +1,125 @@
+#include "migrate/cli/core_options.h"
+
+#include <spdlog/sinks/basic_file_sink.h>
+#include <spdlog/sinks/stdout_sinks.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <sstream>
+
+namespace migrate::cli {
+namespace {
+
+void add_switch(CLI::App& verb, const std::string& names, const std::string& negated, bool& value, const char* help) {
+  // Every boolean also exists as --no-NAME.
+  verb.add_flag(names + ",!--no-" + negated, value, help);
+}
+
+void append_config(std::vector<std::string>& out, const std::string& path) {
+  if (!std::filesystem::exists(path)) return;
+  for (std::string& word : parse_config(read_file_at(AT_FDCWD, path))) out.push_back(std::move(word));
+}
+
+}  // namespace
+
+void add_core_options(CLI::App& verb, CoreOptions& o) {
+  verb.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  verb.add_option("-t,--tree", o.tree, "root of the process tree")->check(CLI::PositiveNumber);
+  verb.add_option("-D,--images-dir", o.images_dir, "folder of the images");
+  verb.add_option("-W,--work-dir", o.work_dir, "folder of logs, pidfiles and statistics (default: the images')");
+  verb.add_option("-o,--log-file", o.log_file, "log there instead of standard error");
+  verb.add_option("--verbosity", o.verbosity, "0 nothing to 4 debugging; also -v, -vv, -v4")->check(CLI::Range(0, 4));
+  add_switch(verb, "-R,--leave-running", "leave-running", o.leave_running, "leave the tree running after the dump");
+  add_switch(verb, "-s,--leave-stopped", "leave-stopped", o.leave_stopped, "leave the tree stopped");
+  add_switch(verb, "-d,--restore-detached", "restore-detached", o.restore_detached, "do not wait for the restored tree");
+  add_switch(verb, "-S,--restore-sibling", "restore-sibling", o.restore_sibling, "restore the root as our sibling");
+  add_switch(verb, "-j,--shell-job", "shell-job", o.shell_job, "the session or terminal may be outside of the tree");
+  add_switch(verb, "--tcp-close", "tcp-close", o.tcp_close, "drop established TCP connections");
+  add_switch(verb, "--ext-unix-sk", "ext-unix-sk", o.ext_unix_sk, "allow Unix sockets connected to the outside");
+  add_switch(verb, "--link-remap", "link-remap", o.link_remap, "allow links to unlinked files to be made");
+  add_switch(verb, "-l,--file-locks", "file-locks", o.file_locks, "handle file locks");
+  add_switch(verb, "--display-stats", "display-stats", o.display_stats, "print statistics");
+  add_switch(verb, "--log-pid", "log-pid", o.log_pid, "log to FILE.PID");
+  verb.add_option("--ghost-limit", o.ghost_limit, "largest unlinked file to carry, in bytes")
+      ->transform(CLI::AsSizeValue(false));
+  verb.add_option("--timeout", o.timeout_seconds, "seconds for the tree to stop")->check(CLI::Range(1, 3600));
+  verb.add_option("--pidfile", o.pidfile, "write the root's pid there");
+  verb.add_option("--status-fd", o.status_fd, "write a NUL byte there when the tree is ready");
+  verb.add_option("--action-script", o.action_scripts, "run there at each stage; may be given several times")
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  verb.add_option("-r,--root", o.root, "root folder of the restored tree");
+}
+
+std::vector<std::string> parse_config(const std::string& text) {
+  std::vector<std::string> words;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    const size_t comment = line.find('#');
+    if (comment != std::string::npos) line.resize(comment);
+    const size_t start = line.find_first_not_of(" \t");
+    if (start == std::string::npos) continue;
+    line = line.substr(start, line.find_last_not_of(" \t\r") - start + 1);
+    const size_t end = line.find_first_of(" \t=");
+    words.push_back("--" + line.substr(0, end));
+    if (end == std::string::npos) continue;
+    const size_t value = line.find_first_not_of(" \t=", end);
+    if (value != std::string::npos) words.back() += "=" + line.substr(value);
+  }
+  return words;
+}
+
+std::vector<std::string> expand_arguments(std::vector<std::string> arguments) {
+  if (arguments.empty()) return arguments;
+  std::vector<std::string> out{arguments.front()};
+  std::vector<std::string> rest;
+  std::string config;
+  bool defaults = true;
+  for (size_t i = 1; i < arguments.size(); ++i) {
+    const std::string& a = arguments[i];
+    if (a == "--no-default-config") {
+      defaults = false;
+    } else if (a == "--config" && i + 1 < arguments.size()) {
+      config = arguments[++i];
+    } else if (a.starts_with("--config=")) {
+      config = a.substr(9);
+    } else if (a.size() > 1 && a.find_first_not_of('v', 1) == std::string::npos && a[0] == '-' && a[1] == 'v') {
+      rest.push_back("--verbosity=" + std::to_string(std::min<size_t>(a.size() - 1, 4)));
+    } else if (a.size() == 3 && a.starts_with("-v")) {
+      rest.push_back("--verbosity=" + a.substr(2));
+    } else {
+      rest.push_back(a);
+    }
+  }
+  if (!config.empty()) {
+    if (!std::filesystem::exists(config)) throw Error("open", config, ENOENT);
+    append_config(out, config);
+  } else if (defaults) {
+    append_config(out, "/etc/criu/default.conf");
+    if (const char* home = std::getenv("HOME")) append_config(out, std::string(home) + "/.criu/default.conf");
+  }
+  if (const char* file = std::getenv("CRIU_CONFIG_FILE")) append_config(out, file);
+  out.insert(out.end(), rest.begin(), rest.end());
+  return out;
+}
+
+LoggerPtr make_logger(const CoreOptions& o) {
+  spdlog::sink_ptr sink;
+  if (o.log_file.empty() || o.log_file == "-") {
+    sink = std::make_shared<spdlog::sinks::stderr_sink_mt>();
+  } else {
+    std::filesystem::path path(o.log_file);
+    if (path.is_relative()) path = std::filesystem::path(o.effective_work_dir()) / path;
+    if (o.log_pid) path += "." + std::to_string(::getpid());
+    sink = std::make_shared<spdlog::sinks::basic_file_sink_mt>(path.string(), true);
+  }
+  auto logger = std::make_shared<spdlog::logger>("migrate", sink);
+  static constexpr spdlog::level::level_enum kLevels[] = {spdlog::level::off, spdlog::level::err, spdlog::level::warn,
+                                                          spdlog::level::info, spdlog::level::debug};
+  logger->set_level(kLevels[std::clamp(o.verbosity, 0, 4)]);
+  logger->set_pattern("(%E.%e) %l: %v");
+  logger->flush_on(spdlog::level::warn);
+  return logger;
+}
+
+}  // namespace migrate::cli

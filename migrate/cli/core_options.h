@@ -1,0 +1,59 @@
+// Options of the low-level verbs (dump, restore, check), with CRIU's names, so that tools written for it run on this.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/base/fd.h"
+#include "core/base/log.h"
+
+namespace migrate::cli {
+
+struct CoreOptions {
+  int tree = 0;
+  std::string images_dir = ".";
+  std::string work_dir;  ///< empty: images_dir
+  std::string log_file;  ///< empty: standard error; relative to the work dir
+  int verbosity = 2;     ///< 0 nothing, 1 errors, 2 warnings, 3 information, 4 debugging
+  bool leave_running = false;
+  bool leave_stopped = false;
+  bool restore_detached = false;
+  bool restore_sibling = false;
+  bool shell_job = false;
+  bool tcp_close = false;
+  bool ext_unix_sk = false;
+  bool link_remap = false;
+  bool file_locks = false;
+  bool display_stats = false;
+  bool log_pid = false;
+  uint64_t ghost_limit = 1 << 20;
+  int timeout_seconds = 10;
+  std::string pidfile;  ///< relative to the work dir
+  int status_fd = -1;
+  std::vector<std::string> action_scripts;
+  std::string root;
+  std::string feature;  ///< check --feature
+  bool all = false;     ///< check --all
+  bool extra = false;
+  bool experimental = false;
+
+  std::string effective_work_dir() const { return work_dir.empty() ? images_dir : work_dir; }
+};
+
+/// Registers them on a verb. `options` must outlive the parsing.
+void add_core_options(CLI::App& verb, CoreOptions& options);
+
+/// Rewrites what CLI11 cannot express: `-v`, `-vv`, `-v4`; and puts the options of CRIU's configuration files
+/// (/etc/criu/default.conf, $HOME/.criu/default.conf, $CRIU_CONFIG_FILE, --config FILE) before those of the command
+/// line, unless --no-default-config or --config is given. `arguments` without the program's name; the verb stays first.
+std::vector<std::string> expand_arguments(std::vector<std::string> arguments);
+
+/// The words of a configuration file ("name", "name value", "name=value"; # comments) as options. Exposed for tests.
+std::vector<std::string> parse_config(const std::string& text);
+
+/// The logger these options ask for.
+LoggerPtr make_logger(const CoreOptions& options);
+
+}  // namespace migrate::cli

@@ -1,0 +1,80 @@
+// migrate restore -D DIR
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include <filesystem>
+
+#include "core/restore/restore.h"
+#include "images/stats.pb.h"
+#include "core/image/magic.h"
+#include "migrate/cli/action_script.h"
+#include "migrate/cli/commands.h"
+
+namespace migrate::cli {
+namespace {
+
+void write_pidfile(const CoreOptions& o, pid_t pid) {
+  std::filesystem::path path(o.pidfile);
+  if (path.is_relative()) path = std::filesystem::path(o.effective_work_dir()) / path;
+  const Fd fd = open_path(path, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+  write_full(fd.get(), as_bytes_of(std::to_string(pid)), o.pidfile);
+}
+
+/// As a shell would: the restored root's exit code, or 128 + its signal.
+int wait_for_root(pid_t root) {
+  int status = 0;
+  while (::waitpid(root, &status, 0) < 0) {
+    if (errno != EINTR) throw Error("wait for the restored task", std::to_string(root), errno);
+  }
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+uint32_t micros(std::chrono::steady_clock::duration d) {
+  return static_cast<uint32_t>(std::chrono::duration_cast<std::chrono::microseconds>(d).count());
+}
+
+}  // namespace
+
+int run_restore(const CoreOptions& o) {
+  const auto logger = make_logger(o);
+  const Fd folder = open_path(o.images_dir, O_RDONLY | O_DIRECTORY);
+  const Fd work = open_path(o.effective_work_dir(), O_RDONLY | O_DIRECTORY);
+  const ActionScripts scripts(o.action_scripts, o.images_dir, *logger);
+  const ImageSet images = ImageSet::load(folder.get());
+
+  RestoreOptions r;
+  r.shell_job = o.shell_job;
+  r.tcp_close = o.tcp_close;
+  r.sibling = o.restore_sibling;
+  r.root = o.root;
+  scripts.run("pre-restore");
+  const auto start = std::chrono::steady_clock::now();
+  Restore restore(r, *logger);
+  restore.prepare(images, nullptr);
+  const auto forked = std::chrono::steady_clock::now();
+  restore.fill_from(folder.get());
+  restore.finish(images);
+  const pid_t root = restore.root().get();
+  if (!o.pidfile.empty()) write_pidfile(o, root);
+  scripts.run("post-restore", root);
+
+  img::stats_entry stats;
+  auto* entry = stats.mutable_restore();
+  entry->set_pages_compared(0);
+  entry->set_pages_skipped_cow(0);
+  entry->set_forking_time(micros(forked - start));
+  entry->set_restore_time(micros(std::chrono::steady_clock::now() - start));
+  ImageSet stats_image;
+  stats_image.put("stats-restore", magic::kStats, stats);
+  stats_image.save(work.get());
+
+  scripts.run("pre-resume", root);
+  if (o.status_fd >= 0) write_full(o.status_fd, std::as_bytes(std::span("\0", 1)), "the status descriptor");
+  restore.open_gate(o.leave_stopped);
+  scripts.run("post-resume", root);
+  logger->info("restored the tree of {}", root);
+  if (o.restore_detached || o.restore_sibling) return 0;
+  return wait_for_root(root);
+}
+
+}  // namespace migrate::cli

@@ -1,0 +1,162 @@
+#include "migrate/cli/session_commands.h"
+
+#include <spdlog/sinks/stdout_sinks.h>
+#include <sys/capability.h>
+
+#include <iostream>
+
+#include "core/base/error.h"
+#include "migrate/session/session.h"
+
+namespace migrate::cli {
+namespace {
+
+constexpr const char* kDefaultKeyDir = "/etc/migrate";
+
+LoggerPtr session_logger(bool verbose) {
+  auto logger = std::make_shared<spdlog::logger>("migrate", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+  logger->set_level(verbose ? spdlog::level::debug : spdlog::level::warn);
+  logger->set_pattern("%H:%M:%S.%e %l: %v");
+  return logger;
+}
+
+uint64_t capability_bits(const std::vector<std::string>& names) {
+  uint64_t bits = 0;
+  for (std::string name : names) {
+    if (name.rfind("cap_", 0) != 0 && name.rfind("CAP_", 0) != 0) name = "cap_" + name;
+    cap_value_t value = 0;
+    if (::cap_from_name(name.c_str(), &value) != 0) throw Refusal("there is no capability " + name, "see capabilities(7)");
+    bits |= uint64_t{1} << value;
+  }
+  return bits;
+}
+
+}  // namespace
+
+SessionCommands::SessionCommands(CLI::App& app, std::function<int()>& run) {
+  add_send(app, run);
+  add_receive(app, run);
+  add_resolve(app, run);
+  add_keys(app, run);
+}
+
+void SessionCommands::add_link(CLI::App& verb, std::string& state_dir) {
+  verb.add_option("--cacert", link_.cacert, "certificate of the CA (default: /etc/migrate/ca.crt)");
+  verb.add_option("--cert", link_.cert, "this host's certificate (default: /etc/migrate/host.crt)");
+  verb.add_option("--key", link_.key, "this host's key (default: /etc/migrate/host.key)");
+  verb.add_option("--crl", link_.crl, "revoked certificates");
+  verb.add_flag("--insecure", link_.insecure, "no TLS; must be given on both sides, loopback only");
+  verb.add_flag("--insecure-force", link_.force, "with --insecure: also on other addresses");
+  verb.add_flag("--json", link_.json, "one event an object a line on standard output");
+  verb.add_flag("-v,--verbose", link_.verbose, "tell more on standard error");
+  verb.add_option("--state-dir", state_dir, "folder of the journals")->capture_default_str();
+}
+
+LinkOptions SessionCommands::link_options() const {
+  LinkOptions link;
+  link.tls_name = link_.tls_name;
+  link.insecure = link_.insecure;
+  link.insecure_forced = link_.force;
+  if (link_.insecure) return link;
+  const auto path = [](const std::string& given, const char* name) {
+    return given.empty() ? std::string(kDefaultKeyDir) + "/" + name : given;
+  };
+  TlsConfig tls;
+  tls.cacert = path(link_.cacert, "ca.crt");
+  tls.cert = path(link_.cert, "host.crt");
+  tls.key = path(link_.key, "host.key");
+  if (!link_.crl.empty()) tls.crl = link_.crl;
+  link.tls = tls;
+  return link;
+}
+
+void SessionCommands::add_send(CLI::App& app, std::function<int()>& run) {
+  CLI::App* verb = app.add_subcommand("send", "move a running tree to another host");
+  verb->add_option("address", send_.address, "HOST:PORT of the receiver")->required();
+  verb->add_option("target", send_.target, "what moves: pid:N, N and all its descendants")->required();
+  add_link(*verb, send_.state_dir);
+  verb->add_option("--tls-name", link_.tls_name, "name that the receiver's certificate must carry (default: HOST)");
+  verb->add_option("--streams", send_.streams, "parallel connections for pages")->check(CLI::Range(1, 64))->capture_default_str();
+  verb->add_flag("--tcp-close", send_.tcp_close, "drop established TCP connections");
+  verb->add_flag("-j,--shell-job", send_.shell_job, "the tree was started from a shell, which will see it go");
+  verb->add_flag("--parent-may-notice", send_.parent_may_notice, "move although parent or supervisor will see the tree exit");
+  verb->add_flag("--files-shared", send_.files_shared, "files the tree writes are the same on both hosts: do not probe");
+  verb->callback([this, &run] {
+    run = [this] {
+      send_.link = link_options();
+      send_.report = link_.json ? ReportFormat::json : ReportFormat::automatic;
+      return run_send(send_, *session_logger(link_.verbose));
+    };
+  });
+}
+
+void SessionCommands::add_receive(CLI::App& app, std::function<int()>& run) {
+  CLI::App* verb = app.add_subcommand("receive", "take trees that are sent here");
+  add_link(*verb, receive_.state_dir);
+  verb->add_option("--listen", receive_.listen, "ADDR:PORT")->capture_default_str();
+  verb->add_flag("--once", receive_.once, "exit after one migration");
+  verb->add_option("--accept", accept_, "take trees only from a peer whose certificate carries this name; repeatable");
+  verb->add_option("--allow-uid", receive_.allow_uids, "take only tasks of this user id; repeatable");
+  verb->add_option("--deny-caps", denied_capabilities_, "refuse tasks that have one of these capabilities")->delimiter(',');
+  verb->add_option("--root", receive_.root, "folder that all paths of received trees are under");
+  verb->add_option("--status-fd", receive_.status_fd, "NUL bytes there: listening, restore may begin, ready");
+  verb->callback([this, &run] {
+    run = [this] {
+      receive_.link = link_options();
+      if (receive_.link.tls) receive_.link.tls->accepted_peers = accept_;
+      receive_.deny_capabilities = capability_bits(denied_capabilities_);
+      receive_.report = link_.json ? ReportFormat::json : ReportFormat::automatic;
+      return run_receive(receive_, *session_logger(link_.verbose));
+    };
+  });
+}
+
+void SessionCommands::add_resolve(CLI::App& app, std::function<int()>& run) {
+  CLI::App* verb = app.add_subcommand("resolve", "show and settle sessions that are in doubt");
+  verb->add_option("session", resolve_.session, "just this one");
+  add_link(*verb, resolve_.state_dir);
+  verb->add_option("--peer", resolve_.address, "HOST:PORT of the other side (default: as the journal says)");
+  verb->add_option("--tls-name", link_.tls_name, "name that the peer's certificate must carry");
+  verb->add_option("--force-run", force_run_, "SESSION: the copy here is to run, whatever the other side does");
+  verb->add_option("--force-kill", force_kill_, "SESSION: the copy here is to be killed");
+  verb->callback([this, &run] {
+    run = [this] {
+      if (!force_run_.empty() && !force_kill_.empty())
+        throw Refusal("--force-run and --force-kill exclude each other", "give one of them");
+      if (!force_run_.empty() || !force_kill_.empty()) {
+        resolve_.force = force_kill_.empty() ? ResolveOptions::Force::run : ResolveOptions::Force::kill;
+        resolve_.typed_session = force_kill_.empty() ? force_run_ : force_kill_;
+        if (resolve_.session.empty()) resolve_.session = resolve_.typed_session;
+      }
+      resolve_.link = link_options();
+      resolve_.report = link_.json ? ReportFormat::json : ReportFormat::automatic;
+      return run_resolve(resolve_, *session_logger(link_.verbose));
+    };
+  });
+  CLI::App* points = app.add_subcommand("fault-points", "name the fault points of the tests")->group("");
+  points->callback([&run] {
+    run = [] {
+      for (const std::string& name : fault_point_names()) std::cout << name << "\n";
+      return 0;
+    };
+  });
+}
+
+void SessionCommands::add_keys(CLI::App& app, std::function<int()>& run) {
+  CLI::App* verb = app.add_subcommand("keys", "make a small CA and host certificates");
+  keys_.dir = kDefaultKeyDir;
+  verb->add_option("--dir", keys_.dir, "folder for ca.crt, ca.key, NAME.crt, NAME.key")->capture_default_str();
+  verb->add_option("names", keys_.names, "host names or addresses, a certificate each");
+  verb->add_flag("--force", keys_.force, "replace host certificates that exist");
+  verb->add_option("--days", key_days_, "how long host certificates are valid")->capture_default_str();
+  verb->callback([this, &run] {
+    run = [this] {
+      keys_.host_not_after = static_cast<int64_t>(key_days_ * 86400);
+      if (keys_.host_not_after <= keys_.host_not_before) keys_.host_not_before = keys_.host_not_after - 86400;
+      for (const std::string& file : make_keys(keys_)) std::cout << file << "\n";
+      return 0;
+    };
+  });
+}
+
+}  // namespace migrate::cli

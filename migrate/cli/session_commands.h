@@ -1,0 +1,40 @@
+// The verbs that move programs between hosts: send, receive, resolve, keys; and the hidden ones behind them.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+
+#include "migrate/session/options.h"
+#include "pageserver/keys.h"
+
+namespace migrate::cli {
+
+/// Registers the verbs on `app`; parsing one sets `run`. Must outlive the call of `run`.
+class SessionCommands {
+ public:
+  SessionCommands(CLI::App& app, std::function<int()>& run);
+
+ private:
+  struct Link {
+    std::string cacert, cert, key, crl, tls_name;
+    bool insecure = false, force = false, json = false, verbose = false;
+  };
+  void add_link(CLI::App& verb, std::string& state_dir);
+  LinkOptions link_options() const;
+  void add_send(CLI::App& app, std::function<int()>& run);
+  void add_receive(CLI::App& app, std::function<int()>& run);
+  void add_resolve(CLI::App& app, std::function<int()>& run);
+  void add_keys(CLI::App& app, std::function<int()>& run);
+
+  Link link_;
+  std::vector<std::string> accept_;
+  std::vector<std::string> denied_capabilities_;
+  std::string force_run_, force_kill_;
+  double key_days_ = 825;
+  SendOptions send_;
+  ReceiveOptions receive_;
+  ResolveOptions resolve_;
+  KeyOptions keys_;
+};
+
+}  // namespace migrate::cli

@@ -1,0 +1,79 @@
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+
+#include "core/base/fd.h"
+#include "core/base/features.h"
+#include "core/base/procfs.h"
+
+namespace migrate {
+namespace {
+
+TEST(Stat, CommandNameMayHoldAnything) {
+  std::string text = "42 (a) b\n(c)) S 1 42 42 0 -1 4194304";
+  for (int field = 10; field <= 52; ++field) text += " " + std::to_string(field);
+  const ProcStat s = parse_stat(text);
+  EXPECT_EQ(s.comm, "a) b\n(c)");
+  EXPECT_EQ(s.state, 'S');
+  EXPECT_EQ(s.ppid, 1);
+  EXPECT_EQ(s.start_time, 22u);
+  EXPECT_EQ(s.env_end, 51u);
+  EXPECT_EQ(s.exit_code, 52);
+}
+
+TEST(Stat, DamagedTextIsRefused) {
+  EXPECT_THROW(parse_stat(""), Corrupt);
+  EXPECT_THROW(parse_stat("1 )x("), Corrupt);
+  EXPECT_THROW(parse_stat("1 (x) S 1 2 3"), Corrupt);
+}
+
+TEST(ProcDir, ReadsItself) {
+  const ProcDir self(::getpid());
+  EXPECT_EQ(self.stat().ppid, ::getppid());
+  EXPECT_EQ(self.threads().front(), ::getpid());
+  EXPECT_EQ(self.status().at("Tgid"), std::to_string(::getpid()));
+}
+
+TEST(Pidfd, GivesADuplicateOfTheSameDescription) {
+  const auto self = open_pidfd(::getpid());
+  ASSERT_TRUE(self);
+  const Fd file = open_path("/dev/null", O_RDONLY);
+  const Fd copy = get_remote_fd(self->get(), file.get());
+  EXPECT_TRUE(same_description(::getpid(), file.get(), ::getpid(), copy.get()));
+  const Fd other = open_path("/dev/null", O_RDONLY);
+  EXPECT_FALSE(same_description(::getpid(), file.get(), ::getpid(), other.get()));
+}
+
+TEST(Pidfd, NoSuchProcessIsAnOutcome) { EXPECT_FALSE(open_pidfd(0x3ffffff)); }
+
+TEST(Fds, TravelOverASocket) {
+  int pair[2];
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+  const Fd a(pair[0]), b(pair[1]);
+  const Fd null = open_path("/dev/null", O_RDONLY);
+  const int sent[] = {null.get(), null.get()};
+  send_fds(a.get(), as_bytes_of("hello"), sent);
+  std::vector<std::byte> bytes;
+  std::vector<Fd> fds;
+  ASSERT_TRUE(recv_fds(b.get(), bytes, fds, 64));
+  EXPECT_EQ(bytes.size(), 5u);
+  ASSERT_EQ(fds.size(), 2u);
+  EXPECT_TRUE(same_description(::getpid(), null.get(), ::getpid(), fds[1].get()));
+}
+
+TEST(Errors, NameWhatAndWhy) {
+  EXPECT_STREQ(Error("open", "/x", ENOENT).what(), "open /x: No such file or directory");
+  EXPECT_STREQ(Refusal("task 1 has fd 2, a tty", "close it").what(), "task 1 has fd 2, a tty; close it");
+  EXPECT_THROW(open_path("/nonexistent", O_RDONLY), Error);
+}
+
+TEST(Features, WhatThisProjectNeedsIsProbedByDoing) {
+  for (const Feature& f : probe_features()) {
+    if (f.required) {
+      EXPECT_TRUE(f.present) << f.name << ": " << f.purpose;
+    }
+  }
+  for (const std::string& c : missing_capabilities()) EXPECT_NE(c, "CAP_SYS_RESOURCE");
+}
+
+}  // namespace
+}  // namespace migrate

@@ -42,6 +42,8 @@ class ImageReader {
   bool next(google::protobuf::MessageLite& message);
   /// Exactly `bytes` of raw payload; the span lives as long as the ImageSet.
   std::span<const std::byte> raw(size_t bytes);
+  /// What has not been read yet.
+  std::span<const std::byte> rest() const { return rest_; }
 
  private:
   std::string name_;

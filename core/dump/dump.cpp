@@ -1,0 +1,217 @@
+#include "core/dump/dump.h"
+
+#include <algorithm>
+#include <map>
+
+#include "core/dump/dump_memory.h"
+#include "core/dump/preflight.h"
+#include "core/dump/tree_images.h"
+#include "core/files/dump_files.h"
+#include "core/image/magic.h"
+#include "core/inject/harvest.h"
+#include "core/memory/page_files.h"
+#include "core/task/core_image.h"
+#include "images/stats.pb.h"
+
+namespace migrate {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+uint64_t microseconds_since(Clock::time_point start) {
+  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start).count());
+}
+
+FileDumpOptions file_options(const DumpOptions& o) {
+  return {.tcp_close = o.tcp_close,
+          .ext_unix_sk = o.ext_unix_sk,
+          .link_remap = o.link_remap,
+          .shell_job = o.shell_job,
+          .ghost_limit = o.ghost_limit};
+}
+
+/// Cheap enough to be checked again when the tree is stopped.
+void check_tree(const std::vector<ProcDir>& tasks, const DumpOptions& options) {
+  check_namespaces(tasks);
+  if (!options.shell_job && !options.allow_outside_session) check_sessions(tasks);
+}
+
+bool alive(const StoppedTask& task) { return task.state != TaskState::zombie; }
+
+/// Folders of the tasks, opened again: those of the tree stay where they are.
+std::vector<ProcDir> folders(const std::vector<StoppedTask>& tasks) {
+  std::vector<ProcDir> all;
+  for (const StoppedTask& task : tasks) all.emplace_back(task.pid.get());
+  return all;
+}
+
+}  // namespace
+
+struct Dump::Impl {
+  Impl(const DumpOptions& o, Logger& l) : options(o), log(l) {}
+
+  void run();
+  void stop();
+  void visit();
+  void describe_task_images(size_t index, MemoryDumper& memory);
+  void describe_core(const StoppedTask& task, uint32_t ordinal);
+
+  DumpOptions options;
+  Logger& log;
+  DumpStats stats;
+  ImageSet images;
+  SleepSurvey survey;
+  Clock::time_point frozen_since;
+  std::unique_ptr<StoppedTree> tree;  // before what needs the tree stopped: destroyed after it
+  std::unique_ptr<ImagePids> pids;
+  std::map<Pid, TaskHarvest> harvests;
+  std::map<Pid, std::vector<PosixTimer>> timers;
+  std::map<Tid, EarlyThread> early;
+  std::map<Pid, Fd> mems;
+  CgroupSets cgroups;
+  std::unique_ptr<FileDumper> files;
+  std::vector<PageSource> memories;
+};
+
+void Dump::Impl::stop() {
+  survey = SleepSurvey(collect_tree(options.root));
+  const auto start = Clock::now();
+  tree = std::make_unique<StoppedTree>(options.root, StoppedTree::Options{.timeout = options.timeout}, log);
+  frozen_since = Clock::now();
+  stats.freezing_time = microseconds_since(start);
+  check_tree(folders(tree->tasks()), options);
+  pids = std::make_unique<ImagePids>(tree->tasks());
+}
+
+/// What must be read before anything runs in the tasks, then the visits.
+void Dump::Impl::visit() {
+  for (StoppedTask& task : tree->tasks()) {
+    if (!alive(task)) continue;
+    const int mem = mems.emplace(task.pid, task.proc.open("mem", O_RDONLY)).first->second.get();
+    for (const StoppedThread& thread : task.threads)
+      early.emplace(thread.tid, read_early(thread, task.proc.thread(thread.tid.get()), mem));
+    std::vector<PosixTimer>& listed = timers[task.pid] = parse_timers(task.proc.read("timers"));
+    std::vector<int> ids;
+    for (const PosixTimer& timer : listed) ids.push_back(timer.id);
+    harvests.emplace(task.pid, harvest(task, ids, log));
+  }
+}
+
+void Dump::Impl::describe_core(const StoppedTask& task, uint32_t ordinal) {
+  const TaskHarvest& harvested = harvests.at(task.pid);
+  const uint32_t cg_set = cgroups.add(task.proc);
+  ImageWriter extras = images.write("migrate-ext.img", magic::kMigrateExt);
+  for (size_t i = 0; i < task.threads.size(); ++i) {
+    const StoppedThread& thread = task.threads[i];
+    const pid_t image_tid = pids->of(thread.tid.get());
+    const auto of_thread = std::find_if(harvested.threads.begin(), harvested.threads.end(),
+                                        [&](const ThreadHarvest& h) { return h.tid == thread.tid; });
+    if (of_thread == harvested.threads.end())
+      throw Error("collect the state of thread", std::to_string(thread.tid.get()), ESRCH);
+    img::core_entry core;
+    extras.entry(describe_thread({.thread = thread,
+                                  .proc = task.proc.thread(thread.tid.get()),
+                                  .harvest = *of_thread,
+                                  .early = early.at(thread.tid),
+                                  .sleep = survey.find(thread.tid.get()),
+                                  .image_tid = image_tid,
+                                  .mem_fd = mems.at(task.pid).get()},
+                                 core));
+    core.mutable_thread_core()->set_cg_set(cg_set);
+    if (i == 0) {
+      describe_task(task, harvested, timers.at(task.pid), *pids, core);
+      core.mutable_tc()->set_cg_set(cg_set);
+      fill_task_ids(ordinal, files->files_id(task.pid), *core.mutable_ids());
+      images.put(image_name("ids", static_cast<uint64_t>(image_tid)), magic::kIds, core.ids());
+      images.put(image_name("creds", static_cast<uint64_t>(image_tid)), magic::kCreds, core.thread_core().creds());
+    }
+    images.put(image_name("core", static_cast<uint64_t>(image_tid)), magic::kCore, core);
+  }
+}
+
+void Dump::Impl::describe_task_images(size_t index, MemoryDumper& memory) {
+  const StoppedTask& task = tree->tasks()[index];
+  const pid_t image_pid = pids->of(task.pid.get());
+  if (!alive(task)) {
+    img::core_entry core;
+    describe_zombie(task, core);
+    images.put(image_name("core", static_cast<uint64_t>(image_pid)), magic::kCore, core);
+    return;
+  }
+  describe_core(task, static_cast<uint32_t>(index + 1));
+  write_fs(task, image_pid, *files, images);
+  const auto start = Clock::now();
+  memory.add_task(task, harvests.at(task.pid), image_pid);
+  stats.memdump_time += microseconds_since(start);
+}
+
+void Dump::Impl::run() {
+  stop();
+  if (!alive(tree->root()))
+    throw Refusal("task " + std::to_string(options.root.get()) + " is a zombie", "there is nothing left to dump");
+  visit();
+  log.debug("visited after {} us", microseconds_since(frozen_since));
+  files = std::make_unique<FileDumper>(tree->tasks(), file_options(options), images, log);
+  files->dump_descriptors();
+  log.debug("descriptors described after {} us", microseconds_since(frozen_since));
+  MemoryDumper memory(*files, images, log);
+  for (size_t i = 0; i < tree->tasks().size(); ++i) describe_task_images(i, memory);
+  memories = memory.finish();
+  log.debug("described after {} us", microseconds_since(frozen_since));
+  files->finish();
+  write_pstree(tree->tasks(), *pids, images);
+  write_timens(harvests.at(tree->root().pid), images);
+  cgroups.write(images);
+  write_inventory(options.tcp_close, images);
+  for (const PageSource& source : memories) stats.pages_scanned += source.pages();
+}
+
+void Dump::preflight(const DumpOptions& options, Logger& log) {
+  const std::vector<ProcDir> tasks = collect_tree(options.root);
+  if (is_zombie(tasks.front()))
+    throw Refusal("task " + std::to_string(options.root.get()) + " is a zombie", "there is nothing left to dump");
+  check_tree(tasks, options);
+  check_threads(tasks);
+  check_sharing(tasks);
+  check_mappings(tasks);
+  FileDumper::preflight(tasks, file_options(options), log);
+}
+
+Dump::Dump(const DumpOptions& options, Logger& log) : impl_(std::make_unique<Impl>(options, log)) { impl_->run(); }
+Dump::~Dump() = default;
+Dump::Dump(Dump&&) noexcept = default;
+
+StoppedTree& Dump::tree() { return *impl_->tree; }
+ImageSet& Dump::images() { return impl_->images; }
+std::vector<PageSource>& Dump::memories() { return impl_->memories; }
+
+DumpStats& Dump::stats() {
+  impl_->stats.frozen_time = microseconds_since(impl_->frozen_since);
+  return impl_->stats;
+}
+
+void write_page_images(Dump& dump, int dirfd) {
+  const auto start = Clock::now();
+  const uint64_t written = write_pages(dump.memories(), dump.images(), dirfd);
+  dump.stats().pages_written = written;
+  dump.stats().memwrite_time = microseconds_since(start);
+}
+
+void write_dump_stats(const DumpStats& stats, int dirfd) {
+  const auto clamp = [](uint64_t us) { return static_cast<uint32_t>(std::min<uint64_t>(us, UINT32_MAX)); };
+  img::stats_entry entry;
+  img::dump_stats_entry& out = *entry.mutable_dump();
+  out.set_freezing_time(clamp(stats.freezing_time));
+  out.set_frozen_time(clamp(stats.frozen_time));
+  out.set_memdump_time(clamp(stats.memdump_time));
+  out.set_memwrite_time(clamp(stats.memwrite_time));
+  out.set_pages_scanned(stats.pages_scanned);
+  out.set_pages_skipped_parent(0);
+  out.set_pages_written(stats.pages_written);
+  out.set_pages_lazy(0);
+  ImageSet images;
+  images.put("stats-dump", magic::kStats, entry);
+  images.save(dirfd);
+}
+
+}  // namespace migrate

@@ -1,0 +1,64 @@
+// Dumping a tree: everything but the page contents goes into an ImageSet, the pages are offered as PageSources.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/base/log.h"
+#include "core/freeze/stopped_tree.h"
+#include "core/image/image_set.h"
+#include "core/memory/page_io.h"
+
+namespace migrate {
+
+struct DumpOptions {
+  Pid root;
+  bool shell_job = false;              ///< -j: the tree's session or terminal may be outside of it
+  bool allow_outside_session = false;  ///< the destination makes session leaders where they are missing
+  bool tcp_close = false;              ///< established TCP connections are dropped (restored closed)
+  bool ext_unix_sk = false;
+  bool link_remap = false;
+  bool file_locks = false;
+  uint64_t ghost_limit = 1 << 20;
+  std::chrono::milliseconds timeout{10'000};
+};
+
+/// Times in microseconds, counts in pages; written to stats-dump.
+struct DumpStats {
+  uint64_t freezing_time = 0, frozen_time = 0, memdump_time = 0, memwrite_time = 0;
+  uint64_t pages_scanned = 0, pages_written = 0;
+};
+
+/// A tree, stopped and described. The calling thread is its tracer (see StoppedTree). Destroying it lets the tree run
+/// on exactly as it was.
+class Dump {
+ public:
+  /// Looks at the running tree and throws Refusal for what can be seen not to work, without touching anything.
+  static void preflight(const DumpOptions& options, Logger& log);
+  /// Stops, harvests and describes the tree. Throws Refusal or Error with the tree running on untouched.
+  Dump(const DumpOptions& options, Logger& log);
+  ~Dump();
+  Dump(Dump&&) noexcept;
+
+  StoppedTree& tree();
+  /// Everything but pages, stats and pagemaps.
+  ImageSet& images();
+  /// All memories of the tree; valid as long as the tree is stopped or frozen and this object lives. Readable from any
+  /// thread.
+  std::vector<PageSource>& memories();
+  DumpStats& stats();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Writes pages-N.img and the pagemap images of all memories into `dirfd` (pagemaps go through `images`).
+void write_page_images(Dump& dump, int dirfd);
+/// Adds stats-dump to `images`.
+void write_dump_stats(const DumpStats& stats, int dirfd);
+
+}  // namespace migrate

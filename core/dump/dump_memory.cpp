@@ -1,0 +1,235 @@
+#include "core/dump/dump_memory.h"
+
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/image/magic.h"
+#include "core/memory/page_scan.h"
+
+namespace migrate {
+namespace {
+
+// vma_entry.status
+constexpr uint32_t kRegular = 1 << 0, kStack = 1 << 1, kVsyscall = 1 << 2, kVdso = 1 << 3, kHeap = 1 << 5,
+                   kFilePrivate = 1 << 6, kFileShared = 1 << 7, kAnonShared = 1 << 8, kAnonPrivate = 1 << 9,
+                   kVvar = 1 << 12, kMemfd = 1 << 14;
+
+bool is_vvar(const Vma& vma) { return vma.name == "[vvar]" || vma.name == "[vvar_vclock]"; }
+bool is_kernel_made(const Vma& vma) { return is_vvar(vma) || vma.name == "[vdso]" || vma.name == "[vsyscall]"; }
+bool is_memfd(const Vma& vma, dev_t shm_device) { return vma.device == shm_device && vma.name.starts_with("/memfd:"); }
+
+/// Shared anonymous memory: "/dev/zero (deleted)", or "[anon_shmem:NAME]" if it was named.
+bool is_anonymous_shared(const Vma& vma, dev_t shm_device) {
+  return vma.shared && vma.device == shm_device &&
+         (vma.name.starts_with("/dev/zero") || vma.name.starts_with("[anon_shmem"));
+}
+
+/// The device number of the kernel's internal tmpfs mount, learned from a memfd of our own.
+dev_t internal_shm_device() {
+  const Fd fd(check(::memfd_create("probe", MFD_CLOEXEC), "create", "a memfd"));
+  struct stat st {};
+  check(::fstat(fd.get(), &st), "stat", "a memfd");
+  return st.st_dev;
+}
+
+uint64_t madvise_bits(const Vma& vma) {
+  constexpr std::pair<VmFlag, int> kAdvice[] = {
+      {VmFlag::random, MADV_RANDOM},      {VmFlag::sequential, MADV_SEQUENTIAL},
+      {VmFlag::dont_fork, MADV_DONTFORK}, {VmFlag::mergeable, MADV_MERGEABLE},
+      {VmFlag::huge_page, MADV_HUGEPAGE}, {VmFlag::no_huge_page, MADV_NOHUGEPAGE},
+      {VmFlag::dont_dump, MADV_DONTDUMP}, {VmFlag::wipe_on_fork, MADV_WIPEONFORK}};
+  uint64_t bits = 0;
+  for (const auto& [flag, advice] : kAdvice)
+    if (vma.has(flag)) bits |= uint64_t{1} << advice;
+  return bits;
+}
+
+uint32_t map_flags(const Vma& vma) {
+  uint32_t flags = vma.shared ? MAP_SHARED : MAP_PRIVATE;
+  if (!vma.has_file()) flags |= MAP_ANONYMOUS;
+  if (vma.has(VmFlag::grows_down)) flags |= MAP_GROWSDOWN;
+  if (vma.has(VmFlag::locked)) flags |= MAP_LOCKED;
+  if (vma.has(VmFlag::no_reserve)) flags |= MAP_NORESERVE;
+  return flags;
+}
+
+uint32_t anonymous_status(const Vma& vma) {
+  if (vma.name == "[vsyscall]") return kVsyscall;
+  uint32_t status = kRegular | kAnonPrivate;
+  if (vma.name == "[heap]") status |= kHeap;
+  if (vma.name == "[stack]") status |= kStack;
+  if (vma.name == "[vdso]") status |= kVdso;
+  if (is_vvar(vma)) status |= kVvar;
+  return status;
+}
+
+/// A page of zeros may be left out of private anonymous memory only. Splits runs where that changes.
+std::vector<PageRun> mark_zero_ok(const std::vector<PageRun>& runs, const std::vector<const Vma*>& vmas) {
+  std::vector<PageRun> out;
+  size_t at = 0;
+  for (const PageRun& run : runs) {
+    const uint64_t end = run.address + run.pages * kPageSize;
+    for (uint64_t from = run.address; from < end;) {
+      while (vmas[at]->range.end.get() <= from) ++at;
+      const bool zero_ok = !vmas[at]->has_file();
+      const uint64_t to = std::min(end, vmas[at]->range.end.get());
+      if (!out.empty() && out.back().zero_ok == zero_ok && out.back().address + out.back().pages * kPageSize == from) {
+        out.back().pages += (to - from) / kPageSize;
+      } else {
+        out.push_back({from, (to - from) / kPageSize, zero_ok});
+      }
+      from = to;
+    }
+  }
+  return out;
+}
+
+void fill_areas(const StoppedTask& task, const TaskHarvest& harvest, img::mm_entry& mm) {
+  const ProcStat stat = task.proc.stat();
+  mm.set_mm_start_code(stat.start_code);
+  mm.set_mm_end_code(stat.end_code);
+  mm.set_mm_start_data(stat.start_data);
+  mm.set_mm_end_data(stat.end_data);
+  mm.set_mm_start_stack(stat.start_stack);
+  mm.set_mm_start_brk(stat.start_brk);
+  mm.set_mm_brk(harvest.brk);
+  mm.set_mm_arg_start(stat.arg_start);
+  mm.set_mm_arg_end(stat.arg_end);
+  mm.set_mm_env_start(stat.env_start);
+  mm.set_mm_env_end(stat.env_end);
+  mm.set_dumpable(harvest.dumpable);
+  if (harvest.thp_disabled != 0) mm.set_thp_disabled(true);
+  const std::string auxv = task.proc.read("auxv");
+  for (size_t at = 0; at + sizeof(uint64_t) <= auxv.size(); at += sizeof(uint64_t)) {
+    uint64_t word;
+    std::memcpy(&word, auxv.data() + at, sizeof word);
+    mm.add_mm_saved_auxv(word);
+  }
+}
+
+}  // namespace
+
+void check_mapping(pid_t pid, const Vma& vma) {
+  const auto refuse = [&](const char* what, const char* remedy) {
+    throw Refusal("task " + std::to_string(pid) + " has " + what + ": " + vma.describe(), remedy);
+  };
+  constexpr const char* kUnmap = "unmap it first, or run the program without it";
+  if (is_kernel_made(vma)) return;
+  if (vma.name.starts_with("/SYSV")) refuse("System V shared memory attached", kUnmap);
+  if (vma.has(VmFlag::hugetlb)) refuse("hugetlb pages mapped", "run it with transparent huge pages instead");
+  if (vma.name.starts_with("/[aio]")) refuse("an asynchronous I/O context", "let it finish its io_setup(2) contexts");
+  if (vma.name.starts_with("anon_inode:[io_uring]")) refuse("an io_uring mapped", "run the program without io_uring");
+  if (vma.name.starts_with("anon_inode:") || vma.name.starts_with("socket:")) refuse("a kernel object mapped", kUnmap);
+  if (vma.name == "[uprobes]") refuse("uprobes set in it", "remove the probes first");
+  if (vma.name.starts_with("/secretmem")) refuse("secret memory (memfd_secret)", kUnmap);
+  if (vma.has(VmFlag::droppable)) refuse("droppable memory (MAP_DROPPABLE)", kUnmap);
+  if (vma.has(VmFlag::shadow_stack)) refuse("a shadow stack", "run it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
+  if (vma.has(VmFlag::sealed)) refuse("a sealed mapping (mseal)", "run the program without sealing");
+  if (vma.has(VmFlag::uffd_missing) || vma.has(VmFlag::uffd_wp) || vma.has(VmFlag::uffd_minor))
+    refuse("memory registered with userfaultfd", "let it unregister first");
+  if (vma.protection_key != 0) refuse("memory with a protection key", kUnmap);
+  if (vma.has(VmFlag::pfn_map) || vma.has(VmFlag::io)) refuse("device memory mapped", kUnmap);
+}
+
+MemoryDumper::MemoryDumper(FileDumper& files, ImageSet& images, Logger& log)
+    : files_(files), images_(images), log_(log), shm_device_(internal_shm_device()) {}
+
+void MemoryDumper::add_task(const StoppedTask& task, const TaskHarvest& harvest, pid_t image_pid) {
+  const std::vector<Vma> vmas = parse_smaps(task.proc.read("smaps"));
+  img::mm_entry mm;
+  fill_areas(task, harvest, mm);
+  mm.set_exe_file_id(files_.add_path(task.proc, "exe", O_RDONLY));
+  for (const Vma& vma : vmas) {
+    check_mapping(task.pid.get(), vma);
+    *mm.add_vmas() = describe(task, vma);
+  }
+  sources_.push_back(task_pages(task, image_pid, vmas));
+  images_.put(image_name("mm", static_cast<uint64_t>(image_pid)), magic::kMm, mm);
+  log_.debug("task {}: {} mappings, {} pages", task.pid.get(), vmas.size(), sources_.back().pages());
+}
+
+img::vma_entry MemoryDumper::describe(const StoppedTask& task, const Vma& vma) {
+  img::vma_entry entry;
+  entry.set_start(vma.range.start.get());
+  entry.set_end(vma.range.end.get());
+  entry.set_pgoff(0);
+  entry.set_shmid(0);
+  entry.set_prot(static_cast<uint32_t>(vma.prot));
+  entry.set_flags(map_flags(vma));
+  entry.set_status(0);
+  entry.set_fd(-1);
+  entry.set_madv(is_kernel_made(vma) ? 0 : madvise_bits(vma));
+  if (vma.has_file()) {
+    describe_file(task, vma, entry);
+  } else {
+    entry.set_status(anonymous_status(vma));
+  }
+  return entry;
+}
+
+void MemoryDumper::describe_file(const StoppedTask& task, const Vma& vma, img::vma_entry& entry) {
+  const std::string link = "map_files/" + vma.link_name();
+  entry.set_pgoff(vma.offset);
+  if (is_anonymous_shared(vma, shm_device_)) {
+    auto [it, fresh] = anonymous_shmids_.try_emplace(vma.inode);
+    if (fresh) {
+      it->second = files_.next_shmid();
+      PageSource source{.memory = {MemoryId::Kind::shmem, it->second}, .fd = task.proc.open(link, O_RDONLY)};
+      source.runs = scan_object_pages(source.fd.get());
+      for (PageRun& run : source.runs) run.zero_ok = true;
+      sources_.push_back(std::move(source));
+    }
+    entry.set_status(kRegular | kAnonShared);
+    entry.set_flags(entry.flags() | MAP_ANONYMOUS);
+    entry.set_shmid(it->second);
+    return;
+  }
+  const bool memfd = is_memfd(vma, shm_device_);
+  // Whether the descriptor it was mapped with could write shows in whether it may be made writable.
+  const uint32_t flags = memfd || (vma.shared && vma.has(VmFlag::may_write)) ? O_RDWR : O_RDONLY;
+  auto [it, fresh] = file_ids_.try_emplace(FileKey{vma.device, vma.inode, vma.name});
+  if (fresh) it->second = memfd ? files_.add_memfd(task.proc, link, flags) : files_.add_path(task.proc, link, flags);
+  entry.set_status(kRegular | (vma.shared ? kFileShared : kFilePrivate) | (memfd ? kMemfd : 0));
+  entry.set_shmid(it->second);
+  entry.set_fdflags(flags);
+}
+
+PageSource MemoryDumper::task_pages(const StoppedTask& task, pid_t image_pid, const std::vector<Vma>& vmas) {
+  PageSource source{.memory = {MemoryId::Kind::task, static_cast<uint64_t>(image_pid)},
+                    .fd = task.proc.open("mem", O_RDONLY)};
+  std::vector<RemoteRange> wanted;
+  std::vector<const Vma*> wanted_vmas;
+  std::vector<PageRun> vdso;
+  for (const Vma& vma : vmas) {
+    // The vdso's code is needed where another kernel has another one. Its pages are the kernel's, not anonymous ones.
+    if (vma.name == "[vdso]") vdso.push_back({vma.range.start.get(), vma.range.pages()});
+    if (vma.shared || is_kernel_made(vma)) continue;
+    wanted.push_back(vma.range);
+    wanted_vmas.push_back(&vma);
+  }
+  const Fd pagemap = task.proc.open("pagemap", O_RDONLY);
+  source.runs = mark_zero_ok(scan_private_pages(pagemap.get(), wanted), wanted_vmas);
+  if (!scan_guard_pages(pagemap.get(), wanted).empty())
+    throw Refusal("task " + std::to_string(task.pid.get()) + " has guard regions (MADV_GUARD_INSTALL)",
+                  "they cannot be moved yet; make the program use PROT_NONE guards");
+  source.runs.insert(source.runs.end(), vdso.begin(), vdso.end());
+  std::sort(source.runs.begin(), source.runs.end(),
+            [](const PageRun& a, const PageRun& b) { return a.address < b.address; });
+  return source;
+}
+
+std::vector<PageSource> MemoryDumper::finish() {
+  for (SharedObject& object : files_.take_shared_objects()) {
+    PageSource source{.memory = {MemoryId::Kind::shmem, object.shmid}, .fd = std::move(object.fd)};
+    source.runs = scan_object_pages(source.fd.get());
+    for (PageRun& run : source.runs) run.zero_ok = true;
+    sources_.push_back(std::move(source));
+  }
+  return std::move(sources_);
+}
+
+}  // namespace migrate

@@ -1,0 +1,54 @@
+// The address spaces of a stopped tree: mm-PID.img and the sources of their pages.
+#pragma once
+
+#include <map>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core/base/log.h"
+#include "core/files/dump_files.h"
+#include "core/freeze/stopped_tree.h"
+#include "core/image/image_set.h"
+#include "core/inject/harvest.h"
+#include "core/memory/page_io.h"
+#include "core/memory/vma.h"
+#include "images/mm.pb.h"
+
+namespace migrate {
+
+/// Whether a mapping can be dumped; throws Refusal naming task, range and what it is.
+void check_mapping(pid_t pid, const Vma& vma);
+
+class MemoryDumper {
+ public:
+  /// `files` is used until finish().
+  MemoryDumper(FileDumper& files, ImageSet& images, Logger& log);
+
+  /// Describes the address space of one stopped task as mm-<image_pid>.img and looks for its pages.
+  void add_task(const StoppedTask& task, const TaskHarvest& harvest, pid_t image_pid);
+  /// All memories; after the last task, and after the files have described all descriptors.
+  std::vector<PageSource> finish();
+
+ private:
+  img::vma_entry describe(const StoppedTask& task, const Vma& vma);
+  void describe_file(const StoppedTask& task, const Vma& vma, img::vma_entry& entry);
+  PageSource task_pages(const StoppedTask& task, pid_t image_pid, const std::vector<Vma>& vmas);
+
+  struct FileKey {
+    dev_t device;
+    uint64_t inode;
+    std::string name;
+    auto operator<=>(const FileKey&) const = default;
+  };
+
+  FileDumper& files_;
+  ImageSet& images_;
+  Logger& log_;
+  dev_t shm_device_;  ///< of the kernel's internal tmpfs: memfds and shared anonymous memory
+  std::map<FileKey, uint32_t> file_ids_;
+  std::map<uint64_t, uint64_t> anonymous_shmids_;  ///< inode → shmid
+  std::vector<PageSource> sources_;
+};
+
+}  // namespace migrate

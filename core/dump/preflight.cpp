@@ -1,0 +1,206 @@
+#include "core/dump/preflight.h"
+
+#include <linux/kcmp.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+#include <set>
+#include <sstream>
+
+#include "core/dump/dump_memory.h"
+#include "core/memory/vma.h"
+#include "core/task/core_image.h"
+
+namespace migrate {
+namespace {
+
+std::string task_name(const ProcDir& task) { return "task " + std::to_string(task.pid()); }
+
+/// "" if it cannot be read (a namespace for children that has no task yet).
+std::string ns_link(const ProcDir& task, const std::string& kind) {
+  try {
+    return task.link("ns/" + kind);
+  } catch (const Error& e) {
+    if (e.code() == ENOENT) return "";
+    throw;
+  }
+}
+
+/// What is mounted where, without ids and without /proc.
+std::set<std::string> mounts(const ProcDir& task) {
+  std::set<std::string> all;
+  std::istringstream lines(task.read("mountinfo"));
+  for (std::string line; std::getline(lines, line);) {
+    std::istringstream words(line);
+    std::string id, parent, device, root, point;
+    words >> id >> parent >> device >> root >> point;
+    if (point == "/proc" || point.starts_with("/proc/")) continue;
+    all.insert(device + " " + root + " " + point);
+  }
+  return all;
+}
+
+void check_pid_namespace(const ProcDir& root) {
+  if (innermost(root.status()["NSpid"]) == 1)
+    throw Refusal(task_name(root) + " is the init of a pid namespace", "containers cannot be dumped yet");
+}
+
+pid_t parent_of(pid_t pid) { return ProcDir(pid).stat().ppid; }
+
+long compare(pid_t a, pid_t b, int what) { return ::syscall(SYS_kcmp, a, b, what, 0, 0); }
+
+std::vector<Vma> read_mappings(const ProcDir& task) { return parse_smaps(task.read("smaps")); }
+
+using Objects = std::set<std::pair<dev_t, uint64_t>>;
+
+/// Objects without a name that a restore makes anew: nobody outside may have them mapped.
+bool is_private_object(const Vma& vma) {
+  return vma.has_file() && vma.shared &&
+         (vma.name.starts_with("/dev/zero (deleted)") || vma.name.starts_with("[anon_shmem") ||
+          vma.name.starts_with("/memfd:"));
+}
+
+void check_outside_mappers(const Objects& objects, const std::set<pid_t>& inside) {
+  for (const pid_t pid : numeric_entries(AT_FDCWD, "/proc")) {
+    if (inside.contains(pid)) continue;
+    std::vector<Vma> vmas;
+    try {
+      vmas = parse_smaps(ProcDir(pid).read("maps"));
+    } catch (const Error&) {
+      continue;  // ended meanwhile
+    }
+    for (const Vma& vma : vmas)
+      if (is_private_object(vma) && objects.contains({vma.device, vma.inode}))
+        throw Refusal("task " + std::to_string(pid) + ", outside the tree, shares memory with it: " + vma.describe(),
+                      "dump a tree that holds both");
+  }
+}
+
+}  // namespace
+
+bool is_zombie(const ProcDir& task) {
+  const char state = task.stat().state;
+  if (state == 'Z' && task.threads().size() > 1)
+    throw Refusal("the main thread of " + task_name(task) + " has ended while others run on",
+                  "this cannot be dumped yet");
+  return state == 'Z' || state == 'X';
+}
+
+std::vector<ProcDir> collect_tree(Pid root) {
+  if (!open_pidfd(root.get()))
+    throw Refusal("there is no task " + std::to_string(root.get()), "give the pid of a running process");
+  for (pid_t pid = ::getpid(); pid > 0; pid = parent_of(pid))
+    if (pid == root.get())
+      throw Refusal("task " + std::to_string(root.get()) + " is this process or an ancestor of it",
+                    "run this from outside the tree");
+  std::vector<ProcDir> tasks;
+  tasks.emplace_back(root.get());
+  if (tasks.front().threads().front() != root.get())
+    throw Refusal(std::to_string(root.get()) + " is a thread, not a process", "give the pid of its process");
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    std::vector<pid_t> children;
+    try {
+      children = tasks[i].children();
+      for (const pid_t child : children) tasks.emplace_back(child);
+    } catch (const Error& e) {
+      if (e.code() != ENOENT && e.code() != ESRCH) throw;
+    }
+  }
+  return tasks;
+}
+
+void check_namespaces(const std::vector<ProcDir>& tasks) {
+  const ProcDir self(::getpid());
+  const ProcDir& root = tasks.front();
+  for (const char* kind : {"net", "uts", "ipc", "user", "cgroup"})
+    if (ns_link(root, kind) != ns_link(self, kind))
+      throw Refusal(task_name(root) + " is in a " + kind + " namespace of its own",
+                    "containers cannot be dumped yet; run this inside the namespace");
+  if (ns_link(root, "mnt") != ns_link(self, "mnt") && mounts(root) != mounts(self))
+    throw Refusal(task_name(root) + " is in a mount namespace with mounts of its own", "this cannot be dumped yet");
+  if (ns_link(root, "pid") != ns_link(self, "pid")) check_pid_namespace(root);
+  for (const ProcDir& task : tasks) {
+    if (is_zombie(task)) continue;
+    for (const char* kind : {"net", "uts", "ipc", "user", "cgroup", "mnt", "pid", "time"})
+      if (ns_link(task, kind) != ns_link(root, kind))
+        throw Refusal(task_name(task) + " is in another " + kind + " namespace than the root of its tree",
+                      "trees that span namespaces cannot be dumped yet");
+    for (const std::string kind : {"pid", "time"})
+      if (ns_link(task, kind + "_for_children") != ns_link(task, kind))
+        throw Refusal(task_name(task) + " has unshared the " + kind + " namespace of its future children",
+                      "trees that span namespaces cannot be dumped yet");
+  }
+}
+
+void check_threads(const std::vector<ProcDir>& tasks) {
+  for (const ProcDir& task : tasks) {
+    if (is_zombie(task)) continue;
+    for (const pid_t tid : task.threads()) {
+      auto status = task.thread(tid).status();
+      if (status["Seccomp"] != "0" && !status["Seccomp"].empty())
+        throw Refusal("thread " + std::to_string(tid) + " of " + task_name(task) + " runs under a seccomp filter",
+                      "this cannot be dumped yet; start the program without seccomp");
+      if (status["TracerPid"] != "0")
+        throw Refusal(task_name(task) + " is traced by task " + status["TracerPid"], "detach the debugger first");
+    }
+  }
+}
+
+void check_sessions(const std::vector<ProcDir>& tasks) {
+  std::set<pid_t> inside;
+  for (const ProcDir& task : tasks) inside.insert(task.pid());
+  for (const ProcDir& task : tasks) {
+    const pid_t sid = task.stat().sid;
+    // A session whose leader has ended is rebuilt without one.
+    if (sid == 0 || inside.contains(sid) || !open_pidfd(sid)) continue;
+    throw Refusal(task_name(task) + " belongs to session " + std::to_string(sid) + ", whose leader is outside the tree",
+                  "start it with setsid, or use --shell-job");
+  }
+}
+
+void check_mappings(const std::vector<ProcDir>& tasks) {
+  Objects objects;
+  std::set<pid_t> inside;
+  for (const ProcDir& task : tasks) {
+    inside.insert(task.pid());
+    if (is_zombie(task)) continue;
+    for (const Vma& vma : read_mappings(task)) {
+      check_mapping(task.pid(), vma);
+      if (is_private_object(vma)) objects.emplace(vma.device, vma.inode);
+    }
+  }
+  if (!objects.empty()) check_outside_mappers(objects, inside);
+}
+
+void check_sharing(const std::vector<ProcDir>& tasks) {
+  std::set<pid_t> inside;
+  std::vector<pid_t> living;
+  for (const ProcDir& task : tasks) {
+    inside.insert(task.pid());
+    if (!is_zombie(task)) living.push_back(task.pid());
+  }
+  for (const ProcDir& task : tasks)
+    for (const pid_t tid : task.threads())
+      for (const auto& [what, name] : {std::pair(KCMP_FS, "working folder"), std::pair(KCMP_FILES, "descriptor table")})
+        if (tid != task.pid() && compare(task.pid(), tid, what) > 0)
+          throw Refusal("thread " + std::to_string(tid) + " of " + task_name(task) + " has a " + name + " of its own",
+                        "this cannot be dumped yet");
+  for (size_t i = 0; i < living.size(); ++i)
+    for (size_t j = 0; j < i; ++j)
+      for (const auto& [what, name] : {std::pair(KCMP_VM, "memory"), std::pair(KCMP_FS, "working folder")})
+        if (compare(living[i], living[j], what) == 0)
+          throw Refusal(
+              "tasks " + std::to_string(living[j]) + " and " + std::to_string(living[i]) + " share their " + name,
+              "try again when a vfork(2) has ended; other sharing cannot be dumped yet");
+  for (const pid_t pid : numeric_entries(AT_FDCWD, "/proc")) {
+    if (inside.contains(pid)) continue;
+    for (const pid_t member : living)
+      for (const auto& [what, name] : {std::pair(KCMP_VM, "memory"), std::pair(KCMP_FILES, "descriptor table")})
+        if (compare(member, pid, what) == 0)
+          throw Refusal("task " + std::to_string(pid) + ", outside the tree, shares the " + name + " of task " +
+                            std::to_string(member),
+                        "dump a tree that holds both");
+  }
+}
+
+}  // namespace migrate

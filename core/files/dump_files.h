@@ -1,0 +1,62 @@
+// Dumping open files: descriptor tables, open file descriptions (each once, however many descriptors share it) and the
+// files behind mappings, working folders and executables.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <memory>
+#include <vector>
+
+#include "core/base/fd.h"
+#include "core/base/log.h"
+#include "core/base/procfs.h"
+#include "core/freeze/stopped_tree.h"
+#include "core/image/image_set.h"
+
+namespace migrate {
+
+struct FileDumpOptions {
+  bool tcp_close = false;
+  bool ext_unix_sk = false;
+  bool link_remap = false;
+  bool shell_job = false;
+  uint64_t ghost_limit = 1 << 20;
+};
+
+/// A shared memory object reachable by descriptor (memfd): its pages are dumped as pagemap-shmem-<shmid>.
+struct SharedObject {
+  uint64_t shmid = 0;
+  Fd fd;  ///< readable
+};
+
+class FileDumper {
+ public:
+  /// Throws Refusal for descriptors of running tasks that cannot be dumped (best effort; nothing is touched).
+  static void preflight(const std::vector<ProcDir>& tasks, const FileDumpOptions& options, Logger& log);
+
+  /// `tasks` must stay stopped while this lives.
+  FileDumper(const std::vector<StoppedTask>& tasks, const FileDumpOptions& options, ImageSet& images, Logger& log);
+  ~FileDumper();
+
+  /// Describes all descriptors of all tasks. Refusal names task and fd.
+  void dump_descriptors();
+  /// The id N of the task's fdinfo-N.img; tasks that share a table share it.
+  uint32_t files_id(Pid task) const;
+  /// Registers the file behind a link of a task's /proc folder ("exe", "cwd", "root", "map_files/START-END") as a
+  /// regular file and returns its id in files.img. `flags`: open flags to restore it with. Deleted files become ghosts.
+  uint32_t add_path(const ProcDir& task, const std::string& link, uint32_t flags);
+  /// Same for a memfd behind a mapping; returns the id of a MEMFD file entry.
+  uint32_t add_memfd(const ProcDir& task, const std::string& link, uint32_t flags);
+  /// Every memfd seen, each once. The ids are unique over the tree; anonymous shared mappings must not use them
+  /// (memory takes ids from `next_shmid`).
+  std::vector<SharedObject> take_shared_objects();
+  uint64_t next_shmid();
+  /// Writes files.img, pipes-data, sk-queues, … into the ImageSet.
+  void finish();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace migrate

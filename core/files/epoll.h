@@ -1,0 +1,40 @@
+// epoll interest lists. They name descriptors by number and description, so they can only be checked and added where
+// that number leads to that description.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <optional>
+#include <vector>
+
+#include "core/files/open_file.h"
+
+namespace migrate {
+
+/// Where a description was seen: a descriptor table and a number in it.
+struct Holder {
+  uint32_t files_id = 0;
+  pid_t pid = 0;
+  int fd = -1;
+};
+
+class EpollDumper {
+ public:
+  explicit EpollDumper(DumpContext& context) : context_(context) {}
+  void collect(const OpenFile& file);
+  /// Emits the entries. `holders` gives who has an epoll (by file id), `has` whether a table has a number in use, and
+  /// `shared` whether several descriptions have that inode number.
+  void finish(const std::function<std::vector<Holder>(uint32_t file_id)>& holders,
+              const std::function<bool(uint32_t files_id, int fd)>& has, const std::function<bool(uint64_t ino)>& shared,
+              const std::function<uint64_t(uint32_t files_id, int fd)>& inode);
+
+ private:
+  struct Epoll {
+    img::file_entry entry;
+    std::string who;
+  };
+  DumpContext& context_;
+  std::vector<Epoll> epolls_;
+};
+
+}  // namespace migrate

@@ -1,0 +1,261 @@
+#include "core/files/inet_socket.h"
+
+#include <arpa/inet.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/ioctl.h>
+
+#include <cstring>
+
+#include "core/files/socket_options.h"
+
+namespace migrate {
+namespace {
+
+// include/net/tcp_states.h; also used for UDP by the image format.
+constexpr uint32_t kEstablished = 1, kClose = 7, kListen = 10;
+
+struct Address {
+  sockaddr_storage raw{};
+  socklen_t length = sizeof raw;
+  sockaddr* get() { return reinterpret_cast<sockaddr*>(&raw); }
+  sockaddr_in& v4() { return reinterpret_cast<sockaddr_in&>(raw); }
+  sockaddr_in6& v6() { return reinterpret_cast<sockaddr_in6&>(raw); }
+  uint16_t port() { return ntohs(raw.ss_family == AF_INET ? v4().sin_port : v6().sin6_port); }
+  std::string text() {
+    char host[INET6_ADDRSTRLEN] = "?";
+    if (raw.ss_family == AF_INET) {
+      ::inet_ntop(AF_INET, &v4().sin_addr, host, sizeof host);
+      return std::string(host) + ":" + std::to_string(port());
+    }
+    ::inet_ntop(AF_INET6, &v6().sin6_addr, host, sizeof host);
+    return "[" + std::string(host) + "]:" + std::to_string(port());
+  }
+};
+
+template <class Words>
+void put_words(Address& a, Words* out) {
+  if (a.raw.ss_family == AF_INET) {
+    out->Add(a.v4().sin_addr.s_addr);  // words in network byte order
+    return;
+  }
+  uint32_t words[4];
+  std::memcpy(words, &a.v6().sin6_addr, sizeof words);
+  for (const uint32_t w : words) out->Add(w);
+}
+
+Address get_address(const img::inet_sk_entry& e, bool source) {
+  const auto& words = source ? e.src_addr() : e.dst_addr();
+  const uint32_t port = source ? e.src_port() : e.dst_port();
+  if (port > 65535 || words.size() < (e.family() == AF_INET6 ? 4 : 1)) throw Corrupt("files.img", "a socket address is incomplete");
+  Address a;
+  a.raw.ss_family = static_cast<sa_family_t>(e.family());
+  if (e.family() == AF_INET) {
+    a.length = sizeof(sockaddr_in);
+    a.v4().sin_port = htons(static_cast<uint16_t>(port));
+    a.v4().sin_addr.s_addr = words.Get(0);
+    return a;
+  }
+  a.length = sizeof(sockaddr_in6);
+  a.v6().sin6_port = htons(static_cast<uint16_t>(port));
+  uint32_t copy[4];
+  for (int i = 0; i < 4; ++i) copy[i] = words.Get(i);
+  std::memcpy(&a.v6().sin6_addr, copy, sizeof copy);
+  if (source && e.has_ifname()) a.v6().sin6_scope_id = ::if_nametoindex(e.ifname().c_str());
+  return a;
+}
+
+bool peer_of(int fd, Address& out) { return ::getpeername(fd, out.get(), &out.length) == 0; }
+
+tcp_info tcp_state(const OpenFile& file) {
+  tcp_info info{};
+  socklen_t length = sizeof info;
+  check(::getsockopt(file.ours.get(), IPPROTO_TCP, TCP_INFO, &info, &length), "read the TCP state of socket:", file.who());
+  return info;
+}
+
+void describe_ip_options(const OpenFile& file, bool v6, img::ip_opts_entry& out) {
+  const int fd = file.ours.get();
+  const auto flag = [&](int level, int name) { return try_socket_option(fd, level, name).value_or(0) != 0; };
+  if (v6) {
+    if (flag(IPPROTO_IPV6, IPV6_FREEBIND)) out.set_freebind(true);
+    if (flag(IPPROTO_IPV6, IPV6_RECVPKTINFO)) out.set_pktinfo(true);
+    return;
+  }
+  if (flag(IPPROTO_IP, IP_FREEBIND)) out.set_freebind(true);
+  if (flag(IPPROTO_IP, IP_PKTINFO)) out.set_pktinfo(true);
+  out.set_tos(static_cast<uint32_t>(try_socket_option(fd, IPPROTO_IP, IP_TOS).value_or(0)));
+  out.set_ttl(static_cast<uint32_t>(try_socket_option(fd, IPPROTO_IP, IP_TTL).value_or(64)));
+}
+
+void describe_tcp_options(const OpenFile& file, img::inet_sk_entry& e) {
+  const auto get = [&](int name) { return static_cast<uint32_t>(socket_option(file.ours.get(), IPPROTO_TCP, name, file.who())); };
+  img::tcp_opts_entry& t = *e.mutable_tcp_opts();
+  t.set_cork(get(TCP_CORK) != 0);
+  t.set_nodelay(get(TCP_NODELAY) != 0);
+  t.set_keepcnt(get(TCP_KEEPCNT));
+  t.set_keepidle(get(TCP_KEEPIDLE));
+  t.set_keepintvl(get(TCP_KEEPINTVL));
+  e.mutable_opts()->set_tcp_keepcnt(t.keepcnt());
+  e.mutable_opts()->set_tcp_keepidle(t.keepidle());
+  e.mutable_opts()->set_tcp_keepintvl(t.keepintvl());
+}
+
+}  // namespace
+
+void check_inet_socket(const OpenFile& file, const FileDumpOptions& options) {
+  const int fd = file.ours.get();
+  const int type = socket_option(fd, SOL_SOCKET, SO_TYPE, file.who());
+  const int proto = socket_option(fd, SOL_SOCKET, SO_PROTOCOL, file.who());
+  if (type == SOCK_DGRAM && proto == IPPROTO_UDP) return;
+  if (type != SOCK_STREAM || proto != IPPROTO_TCP) {
+    const std::string what = proto == 262 ? "an MPTCP socket" : type == SOCK_RAW ? "a raw socket" : "a socket of protocol " + std::to_string(proto);
+    throw Refusal(file.who() + ", " + what, "close it first");
+  }
+  const tcp_info info = tcp_state(file);
+  if (info.tcpi_state == kClose || options.tcp_close) return;
+  if (info.tcpi_state == kListen) {
+    // For a listening socket tcpi_unacked is the number of connections nobody has accepted yet (tcp_get_info).
+    if (info.tcpi_unacked == 0) return;
+    throw Refusal(file.who() + ", a listening TCP socket with " + std::to_string(info.tcpi_unacked) + " connections not accepted yet",
+                  "try again, or use --tcp-close to drop them");
+  }
+  Address peer;
+  const std::string to = peer_of(fd, peer) ? " to " + peer.text() : "";
+  throw Refusal(file.who() + (info.tcpi_state == kEstablished ? ", an established TCP connection" : ", a TCP connection") + to,
+                "close it first, or use --tcp-close to drop it");
+}
+
+void dump_inet_socket(const OpenFile& file, DumpContext& context) {
+  check_inet_socket(file, context.options);
+  const int fd = file.ours.get();
+  const int proto = socket_option(fd, SOL_SOCKET, SO_PROTOCOL, file.who());
+  img::file_entry entry = entry_of(img::fd_types::INETSK, file.id);
+  img::inet_sk_entry& e = *entry.mutable_isk();
+  describe_common(file, e);
+  Address source, peer;
+  check(::getsockname(fd, source.get(), &source.length), "read the address of socket:", file.who());
+  const bool v6 = source.raw.ss_family == AF_INET6;
+  peer.raw.ss_family = source.raw.ss_family;
+  e.set_ino(static_cast<uint32_t>(file.st.stx_ino));
+  e.set_family(source.raw.ss_family);
+  e.set_type(proto == IPPROTO_TCP ? SOCK_STREAM : SOCK_DGRAM);
+  e.set_proto(static_cast<uint32_t>(proto));
+  e.set_state(kClose);
+  e.set_backlog(0);
+  if (proto == IPPROTO_TCP) {
+    const tcp_info info = tcp_state(file);
+    if (info.tcpi_state == kListen) {
+      e.set_state(kListen);
+      e.set_backlog(info.tcpi_sacked);  // the backlog, likewise
+      if (info.tcpi_unacked > 0) context.log.warn("{}: {} connections not accepted yet are dropped", file.who(), info.tcpi_unacked);
+    } else if (info.tcpi_state != kClose) {
+      context.log.warn("{}: its TCP connection is dropped (--tcp-close)", file.who());
+      // Nothing to bind: a dropped connection must not take the port of its listener.
+      source.raw = {};
+      source.raw.ss_family = peer.raw.ss_family;
+    }
+  } else {
+    if (peer_of(fd, peer)) e.set_state(kEstablished);
+    int queued = 0;
+    if (::ioctl(fd, FIONREAD, &queued) == 0 && queued > 0)
+      context.log.warn("{}: UDP packets in its queue are dropped", file.who());
+  }
+  e.set_src_port(source.port());
+  e.set_dst_port(e.state() == kEstablished ? peer.port() : 0);
+  put_words(source, e.mutable_src_addr());
+  put_words(peer, e.mutable_dst_addr());
+  describe_socket_options(fd, file.who(), *e.mutable_opts());
+  if (proto == IPPROTO_TCP) describe_tcp_options(file, e);
+  if (v6) {
+    e.set_v6only(try_socket_option(fd, IPPROTO_IPV6, IPV6_V6ONLY).value_or(0) != 0);
+    char name[IF_NAMESIZE];
+    if (source.v6().sin6_scope_id != 0 && ::if_indextoname(source.v6().sin6_scope_id, name)) e.set_ifname(name);
+  }
+  describe_ip_options(file, v6, *e.mutable_ip_opts());
+  context.emit(entry);
+}
+
+namespace {
+
+std::string name_of(const img::inet_sk_entry& e) {
+  return std::string(e.proto() == IPPROTO_TCP ? "TCP" : "UDP") + " socket " + get_address(e, true).text();
+}
+
+void apply_ip_options(int fd, const img::inet_sk_entry& e, const std::string& who) {
+  const bool v6 = e.family() == AF_INET6;
+  const img::ip_opts_entry& o = e.ip_opts();
+  if (v6 && e.has_v6only()) set_socket_option(fd, IPPROTO_IPV6, IPV6_V6ONLY, e.v6only(), who);
+  if (o.freebind()) set_socket_option(fd, v6 ? IPPROTO_IPV6 : IPPROTO_IP, v6 ? IPV6_FREEBIND : IP_FREEBIND, 1, who);
+  if (o.pktinfo()) set_socket_option(fd, v6 ? IPPROTO_IPV6 : IPPROTO_IP, v6 ? IPV6_RECVPKTINFO : IP_PKTINFO, 1, who);
+  if (!v6 && o.tos() != 0) set_socket_option(fd, IPPROTO_IP, IP_TOS, static_cast<int>(o.tos()), who);
+  if (!v6 && o.has_ttl() && try_socket_option(fd, IPPROTO_IP, IP_TTL) != static_cast<int>(o.ttl()))
+    set_socket_option(fd, IPPROTO_IP, IP_TTL, static_cast<int>(o.ttl()), who);
+}
+
+void apply_tcp_options(int fd, const img::inet_sk_entry& e, const std::string& who) {
+  const auto set = [&](int name, uint32_t value) {
+    if (try_socket_option(fd, IPPROTO_TCP, name) != static_cast<int>(value))
+      set_socket_option(fd, IPPROTO_TCP, name, static_cast<int>(value), who);
+  };
+  const img::tcp_opts_entry& t = e.tcp_opts();
+  if (t.has_cork()) set(TCP_CORK, t.cork());
+  if (t.has_nodelay()) set(TCP_NODELAY, t.nodelay());
+  if (t.has_keepcnt()) set(TCP_KEEPCNT, t.keepcnt());
+  if (t.has_keepidle()) set(TCP_KEEPIDLE, t.keepidle());
+  if (t.has_keepintvl()) set(TCP_KEEPINTVL, t.keepintvl());
+}
+
+void check_entry(const img::inet_sk_entry& e) {
+  const bool tcp = e.type() == SOCK_STREAM && e.proto() == IPPROTO_TCP;
+  const bool udp = e.type() == SOCK_DGRAM && e.proto() == IPPROTO_UDP;
+  if ((e.family() != AF_INET && e.family() != AF_INET6) || (!tcp && !udp))
+    throw Refusal("the images hold a socket of family " + std::to_string(e.family()) + ", protocol " + std::to_string(e.proto()),
+                  "only TCP and UDP can be restored");
+}
+
+}  // namespace
+
+Fd InetRestorer::open(const img::inet_sk_entry& e) {
+  check_entry(e);
+  const std::string who = name_of(e);
+  Fd fd(check(::socket(static_cast<int>(e.family()), static_cast<int>(e.type()) | SOCK_CLOEXEC, static_cast<int>(e.proto())), "make", who));
+  apply_socket_options(fd.get(), e.opts(), who);
+  apply_ip_options(fd.get(), e, who);
+  const bool tcp = e.proto() == IPPROTO_TCP;
+  if (tcp) apply_tcp_options(fd.get(), e, who);
+  const bool listening = tcp && e.state() == kListen;
+  if (tcp && !listening && e.state() != kClose) return fd;  // --tcp-close of images that still hold the connection
+  if (hold_ && e.src_port() != 0) attach_deaf_filter(fd.get(), who);
+  if (!hold_) attach_own_filter(fd.get(), e.opts(), who);
+  if (e.src_port() != 0) {
+    // Connections of the dumped tree may still linger in TIME_WAIT.
+    if (tcp) set_socket_option(fd.get(), SOL_SOCKET, SO_REUSEADDR, 1, who);
+    Address source = get_address(e, true);
+    check(::bind(fd.get(), source.get(), source.length), "bind", who);
+    if (listening) check(::listen(fd.get(), static_cast<int>(std::min<uint32_t>(e.backlog(), INT32_MAX))), "listen on", who);
+    if (tcp) set_socket_option(fd.get(), SOL_SOCKET, SO_REUSEADDR, e.opts().reuseaddr(), who);
+  }
+  if (!tcp && e.state() == kEstablished) {
+    Address peer = get_address(e, false);
+    check(::connect(fd.get(), peer.get(), peer.length), "connect to " + peer.text() + " the", who);
+  }
+  return fd;
+}
+
+void InetRestorer::remember(const img::inet_sk_entry& e, int fd) {
+  if (hold_) held_.push_back({&e, fd});
+}
+
+void InetRestorer::release(std::vector<std::string>& failures) {
+  for (const Held& held : held_) try {
+      attach_own_filter(held.fd, held.entry->opts(), name_of(*held.entry));
+    } catch (const Error& e) {
+      log_.error("{}", e.what());
+      failures.emplace_back(e.what());
+    }
+  held_.clear();
+}
+
+}  // namespace migrate

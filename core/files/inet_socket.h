@@ -1,0 +1,38 @@
+// TCP and UDP sockets over IPv4 and IPv6. TCP listening, bound and fresh ones are moved; connections are not (yet):
+// refused, or dropped with --tcp-close.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/files/open_file.h"
+#include "core/files/restore_files.h"
+
+namespace migrate {
+
+/// Throws Refusal if the socket cannot be moved with these options. Touches nothing; for running tasks too.
+void check_inet_socket(const OpenFile& file, const FileDumpOptions& options);
+void dump_inet_socket(const OpenFile& file, DumpContext& context);
+
+/// Restored sockets that stay deaf (a drop-all filter) until released: a listening socket accepts nothing, a UDP socket
+/// receives nothing, but the tree's own calls on them work from its first instruction.
+class InetRestorer {
+ public:
+  InetRestorer(bool hold, Logger& log) : hold_(hold), log_(log) {}
+  Fd open(const img::inet_sk_entry& entry);
+  /// `fd` must stay open until release().
+  void remember(const img::inet_sk_entry& entry, int fd);
+  /// Never throws; failures are appended.
+  void release(std::vector<std::string>& failures);
+
+ private:
+  struct Held {
+    const img::inet_sk_entry* entry;
+    int fd;
+  };
+  bool hold_;
+  Logger& log_;
+  std::vector<Held> held_;
+};
+
+}  // namespace migrate

@@ -1,0 +1,135 @@
+// The shell's side of restoring descriptors: numbers, close-on-exec, and what the kernel ties to a number or a task.
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+
+#include <cstring>
+#include <set>
+
+#include "core/base/procfs.h"
+#include "core/files/image_tables.h"
+#include "core/files/restore_files.h"
+
+namespace migrate {
+namespace {
+
+/// Descriptor numbers must lie below the soft limit while they are made; the task gets its own limit later.
+class RoomForDescriptors {
+ public:
+  explicit RoomForDescriptors(int highest) {
+    check(::getrlimit(RLIMIT_NOFILE, &before_), "read", "the limit of open files");
+    // One more for the temporary duplicate.
+    const auto need = static_cast<rlim_t>(highest) + 2;
+    if (before_.rlim_cur >= need) return;
+    rlimit wider = before_;
+    wider.rlim_cur = std::min(std::max<rlim_t>(need, before_.rlim_cur), before_.rlim_max);
+    if (wider.rlim_cur < need)
+      throw Error("descriptor " + std::to_string(highest) + " is above the hard limit of open files (" +
+                  std::to_string(before_.rlim_max) + "); raise it (ulimit -Hn)");
+    check(::setrlimit(RLIMIT_NOFILE, &wider), "raise", "the limit of open files");
+    raised_ = true;
+  }
+  ~RoomForDescriptors() {
+    if (raised_) ::setrlimit(RLIMIT_NOFILE, &before_);
+  }
+  RoomForDescriptors(const RoomForDescriptors&) = delete;
+  RoomForDescriptors& operator=(const RoomForDescriptors&) = delete;
+
+ private:
+  rlimit before_{};
+  bool raised_ = false;
+};
+
+void place(Fd fetched, int number, bool cloexec) {
+  if (fetched.get() == number) {
+    if (!cloexec) check(::fcntl(number, F_SETFD, 0), "set the flags of descriptor", std::to_string(number));
+    (void)fetched.release();
+    return;
+  }
+  check(::dup3(fetched.get(), number, cloexec ? O_CLOEXEC : 0), "install descriptor", std::to_string(number));
+}
+
+/// Whether a lower table has both the epoll and the number: then that one adds the target (see EpollDumper).
+bool added_elsewhere(const std::vector<std::pair<std::set<uint32_t>, std::set<uint32_t>>>& lower, uint32_t epoll, uint32_t tfd) {
+  for (const auto& [ids, numbers] : lower)
+    if (ids.contains(epoll) && numbers.contains(tfd)) return true;
+  return false;
+}
+
+void fill_epolls(const ImageSet& images, uint32_t files_id, const std::vector<img::fdinfo_entry>& table,
+                 const std::map<uint32_t, img::file_entry>& entries) {
+  std::map<uint32_t, int> epolls;
+  std::set<uint32_t> numbers;
+  for (const img::fdinfo_entry& e : table) {
+    numbers.insert(e.fd());
+    if (e.type() == img::fd_types::EVENTPOLL) epolls.emplace(e.id(), static_cast<int>(e.fd()));
+  }
+  if (epolls.empty()) return;
+  std::vector<std::pair<std::set<uint32_t>, std::set<uint32_t>>> lower;
+  for (const uint32_t id : table_ids(images)) {
+    if (id >= files_id) break;
+    auto& [ids, used] = lower.emplace_back();
+    for (const img::fdinfo_entry& e : read_table(images, id)) {
+      used.insert(e.fd());
+      if (e.type() == img::fd_types::EVENTPOLL) ids.insert(e.id());
+    }
+  }
+  for (const auto& [id, epfd] : epolls)
+    for (const img::eventpoll_tfd_entry& t : entries.at(id).epfd().tfd()) {
+      if (!numbers.contains(t.tfd()) || added_elsewhere(lower, id, t.tfd())) continue;
+      epoll_event event{};
+      event.events = t.events();
+      event.data.u64 = t.data();
+      check(::epoll_ctl(epfd, EPOLL_CTL_ADD, static_cast<int>(t.tfd()), &event), "add to an epoll descriptor", std::to_string(t.tfd()));
+    }
+}
+
+void restore_owner(const img::file_entry& entry, int fd, Logger& log) {
+  const img::fown_entry* owner = owner_of(entry);
+  if (owner == nullptr) return;
+  if (owner->signum() != 0 && ::fcntl(fd, F_SETSIG, static_cast<int>(owner->signum())) != 0)
+    log.warn("descriptor {}: its signal cannot be set: {}", fd, std::strerror(errno));
+  if (owner->pid() != 0) {
+    const f_owner_ex wanted{static_cast<decltype(f_owner_ex::type)>(owner->pid_type()), static_cast<pid_t>(owner->pid())};
+    // The owner may be outside of the tree, or gone.
+    if (::fcntl(fd, F_SETOWN_EX, &wanted) != 0) log.warn("descriptor {}: its owner {} is not there", fd, owner->pid());
+  }
+  if ((flags_of(entry) & O_ASYNC) != 0) {
+    const int now = check(::fcntl(fd, F_GETFL), "read the flags of descriptor", std::to_string(fd));
+    ::fcntl(fd, F_SETFL, now | O_ASYNC);
+  }
+}
+
+}  // namespace
+
+void install_descriptors(const ImageSet& images, uint32_t files_id, int coordinator_pidfd,
+                         const std::map<uint32_t, int>& opened, Logger& log) {
+  const std::vector<img::fdinfo_entry> table = read_table(images, files_id);
+  const std::map<uint32_t, img::file_entry> entries = read_file_entries(images);
+  const RoomForDescriptors room(table.empty() ? -1 : static_cast<int>(table.back().fd()));
+  std::map<uint32_t, int> here;
+  for (const img::fdinfo_entry& e : table) {
+    const int number = static_cast<int>(e.fd());
+    const bool cloexec = (e.flags() & FD_CLOEXEC) != 0;
+    const auto known = here.find(e.id());
+    if (known != here.end()) {
+      check(::dup3(known->second, number, cloexec ? O_CLOEXEC : 0), "install descriptor", std::to_string(number));
+      continue;
+    }
+    const auto it = opened.find(e.id());
+    const auto entry = entries.find(e.id());
+    if (it == opened.end() || entry == entries.end() || entry->second.type() != e.type())
+      throw Corrupt(image_name("fdinfo", files_id), "descriptor " + std::to_string(number) + " has no file");
+    place(get_remote_fd(coordinator_pidfd, it->second), number, cloexec);
+    here.emplace(e.id(), number);
+  }
+  fill_epolls(images, files_id, table, entries);
+  for (const auto& [id, fd] : here) restore_owner(entries.at(id), fd, log);
+}
+
+int highest_fd(const ImageSet& images, uint32_t files_id) {
+  const std::vector<img::fdinfo_entry> table = read_table(images, files_id);
+  return table.empty() ? -1 : static_cast<int>(table.back().fd());
+}
+
+}  // namespace migrate

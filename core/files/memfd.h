@@ -1,0 +1,46 @@
+// memfds: the description here, the pages with all other shared memory (pagemap-shmem-SHMID).
+#pragma once
+
+#include <map>
+#include <vector>
+
+#include "core/files/open_file.h"
+
+namespace migrate {
+
+class MemfdDumper {
+ public:
+  explicit MemfdDumper(DumpContext& context) : context_(context) {}
+  void dump(const OpenFile& file);
+  std::vector<SharedObject> take_objects() { return std::move(objects_); }
+  uint64_t next_shmid() { return ++last_shmid_; }
+
+ private:
+  uint32_t inode_id(const OpenFile& file);
+  DumpContext& context_;
+  std::map<InodeKey, uint32_t> inodes_;
+  std::vector<SharedObject> objects_;
+  uint64_t last_shmid_ = 0;
+};
+
+/// Live memfds by the id of their inode, made from memfd.img.
+class MemfdRestorer {
+ public:
+  explicit MemfdRestorer(const ImageSet& images);
+  /// A description of its own.
+  Fd open(const img::memfd_file_entry& entry, int flags) const;
+  const std::map<uint64_t, Fd>& objects() const { return by_shmid_; }
+  /// Seals against changes that must wait until the content is in. `last` adds those that writable mappings, made
+  /// before, survive but new ones do not.
+  void seal(bool last) const;
+
+ private:
+  struct Inode {
+    uint64_t shmid = 0;
+    int seals = 0;
+  };
+  std::map<uint32_t, Inode> inodes_;
+  std::map<uint64_t, Fd> by_shmid_;
+};
+
+}  // namespace migrate

@@ -1,0 +1,53 @@
+#include "core/files/open_file.h"
+
+#include "core/image/magic.h"
+
+#ifndef F_GETOWNER_UIDS
+#define F_GETOWNER_UIDS 17
+#endif
+
+namespace migrate {
+
+std::string OpenFile::who() const {
+  return "task " + std::to_string(proc->pid()) + " has fd " + std::to_string(fd);
+}
+
+InodeKey inode_of(const struct statx& st) { return {st.stx_dev_major, st.stx_dev_minor, st.stx_ino}; }
+
+struct statx stat_cached(int dirfd, const std::string& path, int flags, std::string_view what) {
+  struct statx st {};
+  check(::statx(dirfd, path.c_str(), flags | AT_STATX_DONT_SYNC, STATX_BASIC_STATS, &st), "stat", what);
+  return st;
+}
+
+void DumpContext::emit(const img::file_entry& entry) { images.write("files.img", magic::kFiles).entry(entry); }
+
+void describe_owner(const OpenFile& file, img::fown_entry& out) {
+  out.set_uid(0);
+  out.set_euid(0);
+  out.set_signum(0);
+  out.set_pid_type(0);
+  out.set_pid(0);
+  f_owner_ex owner{};
+  // An O_PATH descriptor has no owner: EBADF.
+  if (!file.ours || ::fcntl(file.ours.get(), F_GETOWN_EX, &owner) != 0) return;
+  const int signum = ::fcntl(file.ours.get(), F_GETSIG);
+  if (signum > 0) out.set_signum(static_cast<uint32_t>(signum));
+  if (owner.pid <= 0) return;
+  out.set_pid_type(static_cast<uint32_t>(owner.type));
+  out.set_pid(static_cast<uint32_t>(owner.pid));
+  uid_t uids[2] = {0, 0};
+  if (::fcntl(file.ours.get(), F_GETOWNER_UIDS, uids) == 0) {
+    out.set_uid(uids[0]);
+    out.set_euid(uids[1]);
+  }
+}
+
+img::file_entry entry_of(img::fd_types type, uint32_t id) {
+  img::file_entry entry;
+  entry.set_type(type);
+  entry.set_id(id);
+  return entry;
+}
+
+}  // namespace migrate

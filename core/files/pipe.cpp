@@ -1,0 +1,103 @@
+#include "core/files/pipe.h"
+
+#include <poll.h>
+#include <sys/ioctl.h>
+
+#include "core/files/paths.h"
+#include "core/image/magic.h"
+#include "images/pipe-data.pb.h"
+
+namespace migrate {
+namespace {
+
+short poll_now(int fd) {
+  pollfd p{fd, POLLIN | POLLOUT, 0};
+  check(::poll(&p, 1, 0), "poll", "a pipe");
+  return p.revents;
+}
+
+}  // namespace
+
+PipeDumper::Seen& PipeDumper::see(const OpenFile& file, const char* image, uint32_t magic) {
+  const auto [it, fresh] = pipes_.try_emplace(inode_of(file.st));
+  Seen& seen = it->second;
+  const int access = file.access();
+  if (fresh) {
+    seen.id = static_cast<uint32_t>(pipes_.size());
+    seen.who = file.who();
+    const short events = poll_now(file.ours.get());
+    // A read end without writers reports POLLHUP, a write end without readers POLLERR (pipe_poll in the kernel).
+    if (access == O_RDONLY) seen.other_side = (events & POLLHUP) == 0;
+    if (access == O_WRONLY) seen.other_side = (events & POLLERR) == 0;
+    dump_data(file, seen.id, image, magic);
+  }
+  seen.reader |= access != O_WRONLY;
+  seen.writer |= access != O_RDONLY;
+  return seen;
+}
+
+void PipeDumper::dump_pipe(const OpenFile& file) {
+  const Seen& seen = see(file, "pipes-data.img", magic::kPipesData);
+  img::file_entry entry = entry_of(img::fd_types::PIPE, file.id);
+  describe_common(file, *entry.mutable_pipe());
+  entry.mutable_pipe()->set_pipe_id(seen.id);
+  context_.emit(entry);
+}
+
+void PipeDumper::dump_fifo(const OpenFile& file, RegularDumper& regular) {
+  OpenFile path;  // the same file, described once more as what the path leads to
+  path.proc = file.proc;
+  path.fd = file.fd;
+  path.ours = file.ours.dup();
+  path.link = file.link;
+  path.st = file.st;
+  path.info = file.info;
+  path.id = context_.new_id();
+  regular.dump(path);
+  const Seen& seen = see(file, "fifo-data.img", magic::kFifoData);
+  img::file_entry entry = entry_of(img::fd_types::FIFO, file.id);
+  entry.mutable_fifo()->set_id(file.id);
+  entry.mutable_fifo()->set_pipe_id(seen.id);
+  entry.mutable_fifo()->set_regf_id(path.id);
+  context_.emit(entry);
+}
+
+void PipeDumper::check_ends() const {
+  for (const auto& [inode, seen] : pipes_) {
+    if ((seen.reader && seen.writer) || !seen.other_side) continue;
+    throw Refusal(seen.who + ", " + (seen.reader ? "the read end of a pipe whose write end" : "the write end of a pipe whose read end") +
+                      " is held by a process outside of the tree",
+                  "redirect it to a file or /dev/null, or move the other process along");
+  }
+}
+
+void PipeDumper::dump_data(const OpenFile& file, uint32_t pipe_id, const char* image, uint32_t magic) {
+  if ((file.info.flags & O_PATH) != 0) return;
+  int queued = 0;
+  check(::ioctl(file.ours.get(), FIONREAD, &queued), "ask the fill of a pipe:", file.who());
+  const int size = check(::fcntl(file.ours.get(), F_GETPIPE_SZ), "ask the size of a pipe:", file.who());
+  if (queued > 0 && (file.info.flags & O_DIRECT) != 0)
+    throw Refusal(file.who() + ", a pipe in packet mode (O_DIRECT) with data in it", "let the reader empty it first");
+  img::pipe_data_entry entry;
+  entry.set_pipe_id(pipe_id);
+  entry.set_bytes(static_cast<uint32_t>(queued));
+  entry.set_size(static_cast<uint32_t>(size));
+  std::vector<std::byte> data(static_cast<size_t>(queued));
+  if (queued > 0) {
+    int ends[2];
+    check(::pipe2(ends, O_CLOEXEC | O_NONBLOCK), "make", "a pipe");
+    const Fd out(ends[0]), in(ends[1]);
+    // tee(2) duplicates buffers one by one: as many slots as the original are enough for all of it.
+    if (::fcntl(in.get(), F_SETPIPE_SZ, size) < 0)
+      throw Refusal(file.who() + ", a pipe of " + std::to_string(size) + " bytes", "raise fs.pipe-max-size");
+    const Fd reader = file.access() == O_RDONLY ? file.ours.dup() : reopen(file.ours.get(), O_RDONLY | O_NONBLOCK, file.who());
+    const ssize_t n = ::tee(reader.get(), in.get(), data.size(), SPLICE_F_NONBLOCK);
+    if (n != queued) throw Error("copy the data in a pipe:", file.who(), n < 0 ? errno : EIO);
+    read_full(out.get(), data, file.who());
+  }
+  ImageWriter writer = context_.images.write(image, magic);
+  writer.entry(entry);
+  writer.raw(data);
+}
+
+}  // namespace migrate

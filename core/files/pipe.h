@@ -1,0 +1,35 @@
+// Pipes and FIFOs: their ends, and the bytes in them, copied with tee(2) so that nothing is consumed.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "core/files/open_file.h"
+#include "core/files/regular.h"
+
+namespace migrate {
+
+class PipeDumper {
+ public:
+  explicit PipeDumper(DumpContext& context) : context_(context) {}
+  void dump_pipe(const OpenFile& file);
+  /// `regular` describes the path.
+  void dump_fifo(const OpenFile& file, RegularDumper& regular);
+  /// Refuses pipes whose other end is held by somebody outside the tree. Call when all descriptors were seen.
+  void check_ends() const;
+
+ private:
+  struct Seen {
+    uint32_t id = 0;
+    bool reader = false, writer = false;
+    bool other_side = false;  ///< as poll(2) tells when only one kind of end is ours
+    std::string who;
+  };
+  Seen& see(const OpenFile& file, const char* image, uint32_t magic);
+  void dump_data(const OpenFile& file, uint32_t pipe_id, const char* image, uint32_t magic);
+
+  DumpContext& context_;
+  std::map<InodeKey, Seen> pipes_;
+};
+
+}  // namespace migrate

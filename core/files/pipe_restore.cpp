@@ -1,0 +1,66 @@
+#include "core/files/pipe_restore.h"
+
+#include "core/files/paths.h"
+#include "core/image/magic.h"
+#include "images/pipe-data.pb.h"
+
+namespace migrate {
+
+PipeRestorer::PipeRestorer(const ImageSet& images)
+    : pipe_data_(read_data(images, "pipes-data.img", magic::kPipesData)),
+      fifo_data_(read_data(images, "fifo-data.img", magic::kFifoData)) {}
+
+std::map<uint32_t, PipeRestorer::Data> PipeRestorer::read_data(const ImageSet& images, const char* name, uint32_t magic) {
+  std::map<uint32_t, Data> all;
+  auto reader = images.read(name, magic);
+  img::pipe_data_entry entry;
+  while (reader && reader->next(entry)) {
+    const auto bytes = reader->raw(entry.bytes());
+    if (!all.emplace(entry.pipe_id(), Data{bytes, entry.size()}).second) throw Corrupt(name, "a pipe stands twice");
+  }
+  return all;
+}
+
+void PipeRestorer::fill(int fd, const Data& data) {
+  if (data.size > INT32_MAX) throw Corrupt("pipes-data.img", "a pipe has an impossible size");
+  // A pipe larger than fs.pipe-max-size cannot be had; smaller is fine as long as the data fit.
+  if (data.size != 0 && ::fcntl(fd, F_GETPIPE_SZ) != static_cast<int>(data.size)) ::fcntl(fd, F_SETPIPE_SZ, static_cast<int>(data.size));
+  size_t done = 0;
+  while (done < data.bytes.size()) {
+    const ssize_t n = ::write(fd, data.bytes.data() + done, data.bytes.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) throw Error("put the data back into", "a pipe (raise fs.pipe-max-size)", n < 0 ? errno : ENOSPC);
+    done += static_cast<size_t>(n);
+  }
+}
+
+Fd PipeRestorer::open_pipe(const img::pipe_entry& entry) {
+  const auto [it, fresh] = pipes_.try_emplace(entry.pipe_id());
+  Ends& ends = it->second;
+  if (fresh) {
+    int fds[2];
+    check(::pipe2(fds, O_CLOEXEC | O_NONBLOCK), "make", "a pipe");
+    ends.read.reset(fds[0]);
+    ends.write.reset(fds[1]);
+    const auto data = pipe_data_.find(entry.pipe_id());
+    if (data != pipe_data_.end()) fill(ends.write.get(), data->second);
+  }
+  const int access = static_cast<int>(entry.flags()) & O_ACCMODE;
+  if (access == O_ACCMODE) throw Corrupt("files.img", "a pipe has an impossible access mode");
+  return reopen(ends.read.get(), access | O_NONBLOCK, "a pipe");
+}
+
+Fd PipeRestorer::open_fifo(const img::fifo_entry& entry, const Fd& path, uint32_t flags) {
+  const auto [it, fresh] = fifos_.try_emplace(entry.pipe_id());
+  if (fresh) {
+    // Both directions at once: neither end has to wait for the other, and data stays while users are opened.
+    it->second = reopen(path.get(), O_RDWR | O_NONBLOCK, "a FIFO");
+    const auto data = fifo_data_.find(entry.pipe_id());
+    if (data != fifo_data_.end()) fill(it->second.get(), data->second);
+  }
+  const int access = static_cast<int>(flags) & O_ACCMODE;
+  if (access == O_ACCMODE) throw Corrupt("files.img", "a FIFO has an impossible access mode");
+  return reopen(path.get(), access | O_NONBLOCK, "a FIFO");
+}
+
+}  // namespace migrate

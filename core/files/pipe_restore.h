@@ -1,0 +1,35 @@
+// Pipes and FIFOs again: one pipe an id, ends opened from it, data put back.
+#pragma once
+
+#include <map>
+#include <span>
+
+#include "core/files/open_file.h"
+
+namespace migrate {
+
+class PipeRestorer {
+ public:
+  explicit PipeRestorer(const ImageSet& images);
+  Fd open_pipe(const img::pipe_entry& entry);
+  /// `path`: an O_PATH descriptor of the FIFO.
+  Fd open_fifo(const img::fifo_entry& entry, const Fd& path, uint32_t flags);
+  /// Closes the ends that keep pipes alive while their users are opened: call when all are open.
+  void finish() { pipes_.clear(), fifos_.clear(); }
+
+ private:
+  struct Data {
+    std::span<const std::byte> bytes;
+    uint32_t size = 0;
+  };
+  static std::map<uint32_t, Data> read_data(const ImageSet& images, const char* name, uint32_t magic);
+  static void fill(int fd, const Data& data);
+  struct Ends {
+    Fd read, write;
+  };
+  std::map<uint32_t, Data> pipe_data_, fifo_data_;
+  std::map<uint32_t, Ends> pipes_;
+  std::map<uint32_t, Fd> fifos_;
+};
+
+}  // namespace migrate

@@ -1,0 +1,171 @@
+#include "core/files/regular.h"
+
+#include <linux/openat2.h>
+#include <sys/syscall.h>
+
+#include "core/files/paths.h"
+#include "core/image/magic.h"
+#include "images/ghost-file.pb.h"
+#include "images/remap-file-path.pb.h"
+
+namespace migrate {
+namespace {
+
+constexpr std::string_view kDeleted = " (deleted)";
+
+/// The content of a sparse file as (length, offset) chunks.
+void write_chunks(const Fd& file, uint64_t size, ImageWriter& out, const std::string& what) {
+  off_t at = 0;
+  while (static_cast<uint64_t>(at) < size) {
+    const off_t data = ::lseek(file.get(), at, SEEK_DATA);
+    if (data < 0 && errno == ENXIO) return;
+    check(data, "find data in", what);
+    const off_t hole = check(::lseek(file.get(), data, SEEK_HOLE), "find a hole in", what);
+    std::vector<std::byte> bytes(static_cast<size_t>(hole - data));
+    if (pread_full(file.get(), bytes, static_cast<uint64_t>(data), what) != bytes.size())
+      throw Error("read", what, EIO);
+    img::ghost_chunk_entry chunk;
+    chunk.set_len(bytes.size());
+    chunk.set_off(static_cast<uint64_t>(data));
+    out.entry(chunk);
+    out.raw(bytes);
+    at = hole;
+  }
+}
+
+void set_time(img::timeval& out, const statx_timestamp& t) {
+  out.set_tv_sec(static_cast<uint64_t>(t.tv_sec));
+  out.set_tv_usec(t.tv_nsec / 1000);
+}
+
+}  // namespace
+
+RegularDumper::~RegularDumper() {
+  for (const auto& [folder, name] : links_) ::unlinkat(folder.get(), name.c_str(), 0);
+}
+
+void RegularDumper::dump(const OpenFile& file) {
+  const Place place = locate(file);
+  img::file_entry entry = entry_of(img::fd_types::REG, file.id);
+  img::reg_file_entry& reg = *entry.mutable_reg();
+  describe_common(file, reg);
+  reg.set_pos(file.info.pos);
+  reg.set_name(place.path);
+  reg.set_mnt_id(-1);
+  reg.set_mode(file.st.stx_mode);
+  if (file.type() == S_IFREG) reg.set_size(file.st.stx_size);
+  if (place.found == Found::ghost) add_ghost(file);
+  if (place.found == Found::elsewhere) add_link(file, place.path);
+  context_.emit(entry);
+}
+
+RegularDumper::Place RegularDumper::locate(const OpenFile& file) {
+  if (leads_to(file, file.link)) return {Found::linked, file.link};
+  if (file.link.ends_with(kDeleted)) {
+    std::string path = file.link.substr(0, file.link.size() - kDeleted.size());
+    if (leads_to(file, path)) return {Found::linked, path};
+    if (file.type() == S_IFDIR)
+      throw Refusal(file.who() + ", the deleted folder " + path, "make the program leave it first");
+    if (file.st.stx_nlink == 0) return {Found::ghost, path};
+    if (context_.options.link_remap) return {Found::elsewhere, path};
+    throw Refusal(file.who() + ", the file " + path + ", which was removed there but has another name somewhere",
+                  "use --link-remap to give it a temporary name beside its old one");
+  }
+  throw Refusal(file.who() + ", the file " + file.link + ", which this path no longer leads to",
+                "something is mounted over it: unmount that first");
+}
+
+const Fd& RegularDumper::root_of(const ProcDir& task) {
+  const auto it = roots_.find(task.pid());
+  if (it != roots_.end()) return it->second.fd;
+  Root root;
+  const bool ours = stat_cached(task.fd(), "ns/mnt", 0, "a mount namespace").stx_ino ==
+                    stat_cached(AT_FDCWD, "/proc/self/ns/mnt", 0, "a mount namespace").stx_ino;
+  if (ours) {
+    root.fd = open_path("/", O_PATH | O_DIRECTORY);
+  } else {
+    root.fd = task.open("root", O_PATH | O_DIRECTORY);
+    root.prefix = task.link("root");
+    if (root.prefix == "/") root.prefix.clear();
+  }
+  return roots_.emplace(task.pid(), std::move(root)).first->second.fd;
+}
+
+bool RegularDumper::leads_to(const OpenFile& file, const std::string& path) {
+  const Fd& root = root_of(*file.proc);
+  const std::string& prefix = roots_.at(file.proc->pid()).prefix;
+  if (!path.starts_with(prefix)) return false;
+  const std::string below = path.substr(prefix.size());
+  const Fd found = try_open_below(root.get(), below.empty() ? "/" : below, O_PATH | O_NOFOLLOW);
+  return found && inode_of(stat_cached(found.get(), "", AT_EMPTY_PATH, path)) == inode_of(file.st);
+}
+
+void RegularDumper::add_remap(uint32_t file_id, uint32_t remap_id, int type) {
+  img::remap_file_path_entry remap;
+  remap.set_orig_id(file_id);
+  remap.set_remap_id(remap_id);
+  remap.set_remap_type(static_cast<img::remap_type>(type));
+  context_.images.write("remap-fpath.img", magic::kRemapFpath).entry(remap);
+}
+
+void RegularDumper::add_ghost(const OpenFile& file) {
+  const auto [it, fresh] = ghosts_.try_emplace(inode_of(file.st), static_cast<uint32_t>(ghosts_.size() + 1));
+  if (fresh) write_ghost(file, it->second);
+  add_remap(file.id, it->second, img::remap_type::GHOST);
+}
+
+void RegularDumper::write_ghost(const OpenFile& file, uint32_t ghost_id) {
+  const struct statx& st = file.st;
+  if (file.type() != S_IFREG && file.type() != S_IFIFO)
+    throw Refusal(file.who() + ", the deleted device " + file.link, "close it first");
+  const uint64_t bytes = std::min<uint64_t>(st.stx_size, st.stx_blocks * 512);
+  if (file.type() == S_IFREG && bytes > context_.options.ghost_limit)
+    throw Refusal(file.who() + ", the deleted file " + file.link + " of " + std::to_string(st.stx_size) + " bytes",
+                  "raise --ghost-limit to carry its content along");
+  img::ghost_file_entry ghost;
+  ghost.set_uid(st.stx_uid);
+  ghost.set_gid(st.stx_gid);
+  ghost.set_mode(st.stx_mode);
+  ghost.set_dev(st.stx_dev_major << 20 | st.stx_dev_minor);
+  ghost.set_ino(st.stx_ino);
+  set_time(*ghost.mutable_atim(), st.stx_atime);
+  set_time(*ghost.mutable_mtim(), st.stx_mtime);
+  char name[32];
+  std::snprintf(name, sizeof name, "ghost-file-%x.img", ghost_id);
+  ImageWriter out = context_.images.write(name, magic::kGhostFile);
+  if (file.type() != S_IFREG) return out.entry(ghost);
+  const bool sparse = st.stx_blocks * 512 < st.stx_size;
+  ghost.set_size(st.stx_size);
+  if (sparse) ghost.set_chunks(true);
+  out.entry(ghost);
+  // Our duplicate may be write-only, and its position is the task's: a description of our own.
+  const Fd readable = open_path("/proc/self/fd/" + std::to_string(file.ours.get()), O_RDONLY);
+  if (sparse) return write_chunks(readable, st.stx_size, out, file.link);
+  std::vector<std::byte> content(st.stx_size);
+  if (pread_full(readable.get(), content, 0, file.link) != content.size()) throw Error("read", file.link, EIO);
+  out.raw(content);
+}
+
+void RegularDumper::add_link(const OpenFile& file, const std::string& path) {
+  const Fd& root = root_of(*file.proc);
+  const std::string below = path.substr(roots_.at(file.proc->pid()).prefix.size());
+  const size_t slash = below.rfind('/');
+  const Fd folder = open_below(root.get(), slash == 0 ? "/" : below.substr(0, slash), O_PATH | O_DIRECTORY);
+  const uint32_t id = context_.new_id();
+  const std::string name = "link_remap." + std::to_string(id);
+  const std::string self = "/proc/self/fd/" + std::to_string(file.ours.get());
+  check(::linkat(AT_FDCWD, self.c_str(), folder.get(), name.c_str(), AT_SYMLINK_FOLLOW), "link", path + " as " + name);
+  links_.emplace_back(folder.dup(), name);
+  img::file_entry entry = entry_of(img::fd_types::REG, id);
+  img::reg_file_entry& reg = *entry.mutable_reg();
+  describe_common(file, reg);
+  reg.set_id(id);
+  reg.set_pos(0);
+  reg.set_name(path.substr(0, path.rfind('/') + 1) + name);
+  reg.set_mnt_id(-1);
+  reg.set_mode(file.st.stx_mode);
+  context_.emit(entry);
+  add_remap(file.id, id, img::remap_type::LINKED);
+}
+
+}  // namespace migrate

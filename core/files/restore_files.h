@@ -1,0 +1,54 @@
+// Restoring open files. The coordinator opens every open file description once; each shell then fetches duplicates with
+// pidfd_getfd(2), so that what was shared stays shared.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "core/base/fd.h"
+#include "core/base/log.h"
+#include "core/image/image_set.h"
+
+namespace migrate {
+
+struct FileRestoreOptions {
+  bool tcp_close = false;
+  bool shell_job = false;
+  bool hold_outside = true;  ///< nothing visible outside before after_gate(): no listen, no published names
+  int root_fd = -1;          ///< paths are resolved below this folder (openat2 RESOLVE_IN_ROOT); -1: our own root
+};
+
+/// Lives in the coordinator (in the tree's mount, time and pid namespaces; single-threaded).
+class FileRestorer {
+ public:
+  FileRestorer(const ImageSet& images, const FileRestoreOptions& options, Logger& log);
+  ~FileRestorer();
+
+  /// Opens the file of a mapping, exe, cwd or root by its id. `flags` overrides the entry's access mode if not -1.
+  /// Memfds give a descriptor of the object.
+  Fd open_file(uint32_t file_id, int flags = -1);
+  /// Makes every memfd and gives its object by shmid, so that memory can fill it.
+  const std::map<uint64_t, Fd>& shared_objects();
+  /// Opens all descriptions. Everything that can fail fails here or in open_file, before the gate.
+  void open_all();
+  /// file id → descriptor number in this process, for install_descriptors.
+  const std::map<uint32_t, int>& opened() const;
+  /// What the outside may see: listen(2), Unix socket names, … Never throws: what fails is logged and returned as text.
+  std::vector<std::string> after_gate();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// In a shell: gives this process the descriptor table `files_id`, fetching each description from the coordinator, then
+/// restores what belongs to numbers and owners (epoll interest lists, F_SETOWN/F_SETSIG). Descriptors of this process
+/// that are in the way are the caller's to move first (`highest_fd` tells above which number it is safe).
+void install_descriptors(const ImageSet& images, uint32_t files_id, int coordinator_pidfd,
+                         const std::map<uint32_t, int>& opened, Logger& log);
+/// The highest descriptor number the table will use, -1 for an empty table.
+int highest_fd(const ImageSet& images, uint32_t files_id);
+
+}  // namespace migrate

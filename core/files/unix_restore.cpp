@@ -1,0 +1,301 @@
+#include "core/files/unix_restore.h"
+
+#include <sys/socket.h>
+
+#include <algorithm>
+
+#include "core/files/paths.h"
+#include "core/files/socket_options.h"
+#include "core/files/unix_address.h"
+#include "core/files/unix_socket.h"
+#include "core/image/magic.h"
+#include "images/sk-packet.pb.h"
+
+namespace migrate {
+namespace {
+
+Fd new_socket(const img::unix_sk_entry& e) {
+  return Fd(check(::socket(AF_UNIX, static_cast<int>(e.type()) | SOCK_CLOEXEC, 0), "make", "a Unix socket"));
+}
+
+std::string who_is(const img::unix_sk_entry& e) {
+  std::string name = clean_name(e.name());
+  if (name.empty()) return "Unix socket " + std::to_string(e.ino());
+  if (abstract_name(name)) name.front() = '@';
+  return "Unix socket " + name;
+}
+
+/// In a backstage: binds `fd` under the entry's name, making folders as needed.
+void bind_backstage(int fd, const img::unix_sk_entry& e) {
+  const UnixAddress address(e.name());
+  const std::string path = clean_name(e.name());
+  if (!abstract_name(path)) {
+    if (path.front() != '/') {
+      const std::string folder = e.has_name_dir() && e.name_dir().starts_with("/") ? e.name_dir() : "/";
+      if (folder != "/") make_folders(folder);
+      check(::chdir(folder.c_str()), "enter", folder);
+    }
+    const size_t slash = path.rfind('/');
+    if (slash != std::string::npos && slash != 0) make_folders(path.substr(0, slash));
+  }
+  check(::bind(fd, address.get(), address.length), "bind", who_is(e));
+}
+
+}  // namespace
+
+UnixRestorer::UnixRestorer(const ImageSet& images, int root, bool hold, Logger& log) : root_(root), hold_(hold), log_(log) {
+  auto reader = images.read("sk-queues.img", magic::kSkQueues);
+  img::sk_packet_entry packet;
+  while (reader && reader->next(packet)) {
+    const auto data = reader->raw(packet.length());
+    if (packet.scm_size() != 0)
+      throw Refusal("the images hold descriptors on their way through a Unix socket", "they cannot be restored yet");
+    queues_[packet.id_for()].push_back(data);
+  }
+}
+
+UnixRestorer::~UnixRestorer() {
+  for (const auto& [ino, h] : hidden_)
+    if (!h.hidden.empty()) ::unlinkat(h.folder.get(), h.hidden.c_str(), 0);
+}
+
+void UnixRestorer::add(const Entry& entry) {
+  const bool fresh = (entry.uflags() & kUnixExternal) != 0 ? external_.emplace(entry.ino(), &entry).second
+                                                           : sockets_.emplace(entry.ino(), Socket{&entry, Fd()}).second;
+  if (!fresh) throw Corrupt("files.img", "a Unix socket stands twice");
+}
+
+UnixRestorer::Socket* UnixRestorer::by_inode(uint32_t ino) {
+  const auto it = sockets_.find(ino);
+  return it == sockets_.end() ? nullptr : &it->second;
+}
+
+void UnixRestorer::check_entries() {
+  for (const auto& [ino, s] : sockets_) {
+    const Entry& e = *s.entry;
+    const bool datagram = e.type() == SOCK_DGRAM;
+    if (!datagram && e.type() != SOCK_STREAM && e.type() != SOCK_SEQPACKET) throw Corrupt("files.img", "a Unix socket has an unknown type");
+    if (!e.name().empty()) UnixAddress{e.name()};
+    if (e.peer() == 0) continue;
+    const Socket* peer = by_inode(e.peer());
+    if (peer == nullptr && !(datagram && external_.contains(e.peer()))) throw Corrupt("files.img", who_is(e) + " has no peer");
+    if (peer != nullptr && peer->entry->type() != e.type()) throw Corrupt("files.img", who_is(e) + " has a peer of another type");
+    if (!datagram && (peer->entry->peer() != ino || e.peer() == ino)) throw Corrupt("files.img", who_is(e) + " is not its peer's peer");
+  }
+}
+
+std::map<uint32_t, Fd> UnixRestorer::open_all() {
+  check_entries();
+  for (auto& [ino, s] : sockets_) make_connected(s);
+  for (auto& [ino, s] : sockets_)
+    if (!s.fd) make_single(s);
+  for (auto& [ino, s] : sockets_) connect_datagram(s);
+  for (auto& [ino, s] : sockets_) fill_queue(s);
+  for (auto& [ino, s] : sockets_) settle(s);
+  widows_.clear();
+  std::map<uint32_t, Fd> result;
+  for (auto& [ino, s] : sockets_)
+    if (!result.emplace(s.entry->id(), std::move(s.fd)).second) throw Corrupt("files.img", "a Unix socket stands twice");
+  if (!hold_) {
+    std::vector<std::string> failures;
+    publish(failures);
+    if (!failures.empty()) throw Error(failures.front());
+  }
+  return result;
+}
+
+void UnixRestorer::make_connected(Socket& a) {
+  if (a.fd || a.entry->state() == kSocketListen) return;
+  const uint32_t peer = a.entry->peer();
+  if (peer == 0) {
+    // A named datagram socket counts as established as soon as somebody connects to it.
+    const bool alone = a.entry->type() == SOCK_DGRAM && !a.entry->name().empty();
+    if (a.entry->state() == kSocketEstablished && !alone) make_widow(a);
+    return;
+  }
+  Socket* b = by_inode(peer);
+  // Datagram sockets that merely send to a named one are connected later, by that name.
+  if (b == nullptr || b == &a || b->entry->peer() != a.entry->ino()) return;
+  make_pair(a, *b);
+}
+
+void UnixRestorer::make_pair(Socket& a, Socket& b) {
+  const bool named = !a.entry->name().empty() || !b.entry->name().empty();
+  if (!named || a.entry->type() == SOCK_DGRAM) {
+    int fds[2];
+    check(::socketpair(AF_UNIX, static_cast<int>(a.entry->type()) | SOCK_CLOEXEC, 0, fds), "make a pair for", who_is(*a.entry));
+    a.fd.reset(fds[0]);
+    b.fd.reset(fds[1]);
+    if (!a.entry->name().empty()) bind_name(a);
+    if (!b.entry->name().empty()) bind_name(b);
+    return;
+  }
+  // An accepted socket shares its listener's address: a listener of that name, where nobody sees it, makes one.
+  const auto listens = [&](const std::string& name) {
+    return std::any_of(sockets_.begin(), sockets_.end(), [&](const auto& s) {
+      return s.second.entry->state() == kSocketListen && s.second.entry->name() == name;
+    });
+  };
+  Socket* server = a.entry->name().empty() || (!b.entry->name().empty() && listens(b.entry->name())) ? &b : &a;
+  Socket* client = server == &a ? &b : &a;
+  backstage([&] {
+    const Fd listener = new_socket(*server->entry);
+    bind_backstage(listener.get(), *server->entry);
+    check(::listen(listener.get(), 1), "listen on", who_is(*server->entry));
+    client->fd = new_socket(*client->entry);
+    const UnixAddress address(server->entry->name());
+    check(::connect(client->fd.get(), address.get(), address.length), "connect to", who_is(*server->entry));
+    server->fd.reset(check(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC), "accept on", who_is(*server->entry)));
+    if (!client->entry->name().empty()) bind_backstage(client->fd.get(), *client->entry);
+  });
+}
+
+void UnixRestorer::make_widow(Socket& a) {
+  Entry gone;
+  gone.set_type(a.entry->type());
+  Socket b{&gone, Fd()};
+  make_pair(a, b);
+  widows_.emplace(a.entry->ino(), std::move(b.fd));
+}
+
+void UnixRestorer::make_single(Socket& a) {
+  a.fd = new_socket(*a.entry);
+  if (!a.entry->name().empty()) bind_name(a);
+  if (a.entry->state() != kSocketListen) return;
+  if (a.entry->type() == SOCK_DGRAM || a.entry->name().empty()) throw Corrupt("files.img", who_is(*a.entry) + " cannot listen");
+  check(::listen(a.fd.get(), static_cast<int>(std::min<uint32_t>(a.entry->backlog(), INT32_MAX))), "listen on", who_is(*a.entry));
+}
+
+void UnixRestorer::bind_name(Socket& a) {
+  const std::string path = clean_name(a.entry->name());
+  if (abstract_name(path)) {
+    const UnixAddress address(path);
+    check(::bind(a.fd.get(), address.get(), address.length), "bind", who_is(*a.entry));
+    return;
+  }
+  if (a.entry->deleted()) return backstage([&] { bind_backstage(a.fd.get(), *a.entry); });
+  const bool relative = path.front() != '/';
+  if (relative && !a.entry->name_dir().starts_with("/")) throw Corrupt("files.img", who_is(*a.entry) + " has no folder");
+  const SplitPath split = split_path(path);
+  with_root(root_, [&] {
+    if (relative) check(::chdir(a.entry->name_dir().c_str()), "enter", a.entry->name_dir());
+    bind_path(a, split.folder, split.name);
+  });
+}
+
+/// In a thread whose working folder and root are right for the name. What stood there before stands there again
+/// afterwards: the new file is hidden beside it.
+void UnixRestorer::bind_path(Socket& a, const std::string& folder, const std::string& name) {
+  const Fd dir = open_path(folder, O_PATH | O_DIRECTORY);
+  const std::string mark = ".migrate-" + std::to_string(::getpid()) + "-" + std::to_string(++serial_);
+  const std::string hidden = mark, aside = mark + ".old";
+  struct stat st{};
+  const bool taken = ::fstatat(dir.get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0;
+  if (taken) {
+    if (!S_ISSOCK(st.st_mode)) throw Error("bind", who_is(*a.entry) + ", where another file is", EEXIST);
+    for (const auto& [ino, info] : list_unix_sockets(nullptr))
+      if (info.file_ino == static_cast<uint32_t>(st.st_ino) && clean_name(info.name) == clean_name(a.entry->name()))
+        throw Error("bind", who_is(*a.entry) + ", which another process uses", EADDRINUSE);
+    check(::renameat(dir.get(), name.c_str(), dir.get(), aside.c_str()), "move aside the old", who_is(*a.entry));
+  }
+  const UnixAddress address(a.entry->name());
+  const int bound = ::bind(a.fd.get(), address.get(), address.length);
+  const int err = errno;
+  const int moved = bound == 0 ? ::renameat(dir.get(), name.c_str(), dir.get(), hidden.c_str()) : -1;
+  if (taken) ::renameat(dir.get(), aside.c_str(), dir.get(), name.c_str());
+  if (bound != 0) throw Error("bind", who_is(*a.entry), err);
+  check(moved, "hide", who_is(*a.entry));
+  hidden_.emplace(a.entry->ino(), Hidden{dir.dup(), hidden, name, -1, a.entry});
+  if (!a.entry->has_file_perms()) return;
+  const img::file_perms_entry& perms = a.entry->file_perms();
+  check(::fchownat(dir.get(), hidden.c_str(), perms.uid(), perms.gid(), 0), "set the owner of", who_is(*a.entry));
+  check(::fchmodat(dir.get(), hidden.c_str(), perms.mode() & 07777, 0), "set the mode of", who_is(*a.entry));
+}
+
+/// A name under which a socket of ours can be connected to now, before it is published.
+std::string UnixRestorer::reachable_name(const Entry& entry) {
+  const auto it = hidden_.find(entry.ino());
+  if (it != hidden_.end()) return "/proc/self/fd/" + std::to_string(it->second.folder.get()) + "/" + it->second.hidden;
+  if (abstract_name(entry.name())) return entry.name();
+  throw Refusal("the images hold a datagram socket connected to " + who_is(entry) + ", which has no name any more",
+                "it cannot be restored");
+}
+
+void UnixRestorer::connect_datagram(Socket& a) {
+  const uint32_t peer = a.entry->peer();
+  if (a.entry->type() != SOCK_DGRAM || peer == 0) return;
+  const auto external = external_.find(peer);
+  if (external != external_.end()) {
+    const UnixAddress address(external->second->name());
+    return with_root(root_, [&] { check(::connect(a.fd.get(), address.get(), address.length), "connect to", who_is(*external->second)); });
+  }
+  const Socket* b = by_inode(peer);
+  if (b != &a && b->entry->peer() == a.entry->ino()) return;  // a pair already
+  const UnixAddress address(reachable_name(*b->entry));
+  check(::connect(a.fd.get(), address.get(), address.length), "connect to", who_is(*b->entry));
+}
+
+void UnixRestorer::fill_queue(Socket& a) {
+  const auto queue = queues_.find(a.entry->id());
+  if (queue == queues_.end()) return;
+  size_t total = 0;
+  for (const auto& packet : queue->second) total += packet.size();
+  Fd own;
+  int sender = -1;
+  const auto widow = widows_.find(a.entry->ino());
+  Socket* peer = by_inode(a.entry->peer());
+  if (widow != widows_.end()) sender = widow->second.get();
+  if (sender < 0 && peer != nullptr && peer->entry->peer() == a.entry->ino()) sender = peer->fd.get();
+  if (sender < 0) {
+    if (a.entry->type() != SOCK_DGRAM) throw Corrupt("sk-queues.img", who_is(*a.entry) + " has data but no peer");
+    own = new_socket(*a.entry);
+    const UnixAddress address(reachable_name(*a.entry));
+    check(::connect(own.get(), address.get(), address.length), "connect to", who_is(*a.entry));
+    sender = own.get();
+  }
+  // Room for data and the kernel's overhead; the right size is set afterwards.
+  const int room = static_cast<int>(std::min<size_t>(total * 4 + queue->second.size() * 4096 + (1 << 20), INT32_MAX / 2));
+  if (::setsockopt(sender, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room) != 0) ::setsockopt(sender, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
+  for (auto packet : queue->second) {
+    do {
+      const ssize_t n = ::send(sender, packet.data(), packet.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+      if (n < 0) throw Error("put data back into the queue of", who_is(*a.entry), errno);
+      packet = packet.subspan(static_cast<size_t>(n));
+    } while (!packet.empty());
+  }
+}
+
+void UnixRestorer::settle(Socket& a) {
+  const std::string who = who_is(*a.entry);
+  apply_socket_options(a.fd.get(), a.entry->opts(), who);
+  if (a.entry->state() != kSocketListen) {
+    // shutdown(2) counts from 0 what the image counts from 1.
+    const int how = static_cast<int>(a.entry->shutdown());
+    const bool connected = a.entry->state() == kSocketEstablished || a.entry->peer() != 0;
+    if (how != 0 && connected && widows_.count(a.entry->ino()) == 0) check(::shutdown(a.fd.get(), how - 1), "shut down", who);
+  }
+  const auto hidden = hidden_.find(a.entry->ino());
+  if (a.entry->type() == SOCK_DGRAM && hold_ && !a.entry->name().empty()) {
+    attach_deaf_filter(a.fd.get(), who);
+    if (hidden == hidden_.end()) hidden_.emplace(a.entry->ino(), Hidden{Fd(), "", "", a.fd.get(), a.entry});
+    else hidden->second.socket = a.fd.get();
+  } else if (a.entry->opts().so_filter_size() != 0) {
+    attach_own_filter(a.fd.get(), a.entry->opts(), who);
+  }
+}
+
+void UnixRestorer::publish(std::vector<std::string>& failures) {
+  for (auto& [ino, h] : hidden_) try {
+      if (h.socket >= 0) attach_own_filter(h.socket, h.entry->opts(), who_is(*h.entry));
+      if (h.hidden.empty()) continue;
+      // Takes the place of a stale file in one step.
+      check(::renameat(h.folder.get(), h.hidden.c_str(), h.folder.get(), h.name.c_str()), "publish", who_is(*h.entry));
+      h.hidden.clear();
+    } catch (const Error& e) {
+      log_.error("{}", e.what());
+      failures.emplace_back(e.what());
+    }
+  hidden_.clear();
+}
+
+}  // namespace migrate

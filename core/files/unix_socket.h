@@ -1,0 +1,44 @@
+// Unix sockets, dump side: pairs, listening ones, datagram sockets, with what waits in their queues.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/files/open_file.h"
+#include "core/files/unix_diag.h"
+
+namespace migrate {
+
+/// unix_sk_entry.uflags: the peer of a datagram socket that is not part of the tree.
+inline constexpr uint32_t kUnixExternal = 1;
+// Socket states of the image format (include/net/tcp_states.h).
+inline constexpr uint32_t kSocketEstablished = 1, kSocketClose = 7, kSocketListen = 10;
+
+class UnixDumper {
+ public:
+  explicit UnixDumper(DumpContext& context) : context_(context) {}
+  void dump(const OpenFile& file);
+  /// Checks that every peer is in the tree, and emits. Call when all descriptors were seen.
+  void finish();
+
+ private:
+  struct Seen {
+    img::file_entry entry;
+    std::string who;
+    UnixSocketInfo info;
+    uint64_t netns;
+  };
+  const UnixSocketInfo& info_of(const OpenFile& file, uint64_t netns);
+  void describe_name(const OpenFile& file, const UnixSocketInfo& info, img::unix_sk_entry& out);
+  void dump_queue(const OpenFile& file, const UnixSocketInfo& info);
+  void dump_packet(const OpenFile& file, std::span<const std::byte> data);
+  void check_peer(const Seen& seen);
+
+  DumpContext& context_;
+  std::map<uint64_t, std::map<uint32_t, UnixSocketInfo>> sockets_;  ///< by network namespace
+  std::map<uint32_t, Seen> seen_;                                   ///< by socket inode
+  std::map<uint32_t, uint32_t> external_;                           ///< peers outside: inode → file id
+};
+
+}  // namespace migrate

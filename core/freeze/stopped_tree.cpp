@@ -1,0 +1,385 @@
+#include "core/freeze/stopped_tree.h"
+
+#include <linux/kcmp.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "core/freeze/tracee.h"
+
+namespace migrate {
+namespace {
+
+// Restart codes of the kernel (include/linux/errno.h), seen in rax of a call that was interrupted.
+constexpr int64_t kErestartnohand = -514;
+
+std::string task_name(pid_t pid) { return "task " + std::to_string(pid); }
+
+/// Empty for a task that is gone.
+std::vector<pid_t> threads_of(const ProcDir& proc) {
+  try {
+    return proc.threads();
+  } catch (const Error&) {
+    return {};
+  }
+}
+
+std::optional<ProcStat> stat_of(const ProcDir& proc) {
+  try {
+    return proc.stat();
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+}
+
+bool is_ancestor_or_self(pid_t pid) {
+  for (pid_t p = ::getpid(); p > 0;) {
+    if (p == pid) return true;
+    try {
+      p = ProcDir(p).stat().ppid;
+    } catch (const Error&) {
+      return false;
+    }
+  }
+  return false;
+}
+
+/// Calls that answer EINTR to any interruption although no handler runs, and wait without a time limit: for them
+/// "restart unless a handler ran" is exactly "not interrupted". (With a time limit the rest of it is not known.)
+bool waits_forever_with_eintr(const user_regs_struct& r) {
+  if (static_cast<int64_t>(r.rax) != -EINTR) return false;
+  switch (static_cast<int64_t>(r.orig_rax)) {
+    case SYS_epoll_wait:
+    case SYS_epoll_pwait:
+      return static_cast<int32_t>(r.r10) == -1;
+    case SYS_epoll_pwait2:
+    case SYS_semtimedop:
+      return r.r10 == 0;
+    case SYS_rt_sigtimedwait:
+      return r.rdx == 0;
+    case SYS_semop:
+      return true;
+    default:
+      return false;
+  }
+}
+
+/// -1, 0, 1: an order by which tasks that share the resource are equal.
+int compare_resource(pid_t a, pid_t b, int type) {
+  const long r = ::syscall(SYS_kcmp, a, b, type, 0, 0);
+  return r == 0 ? 0 : r == 1 ? -1 : 1;
+}
+
+void refuse_sharing(std::vector<pid_t> pids, int type, const char* what) {
+  std::sort(pids.begin(), pids.end(), [&](pid_t a, pid_t b) { return compare_resource(a, b, type) < 0; });
+  const auto twin =
+      std::adjacent_find(pids.begin(), pids.end(), [&](pid_t a, pid_t b) { return compare_resource(a, b, type) == 0; });
+  if (twin == pids.end()) return;
+  throw Refusal(task_name(twin[0]) + " and task " + std::to_string(twin[1]) + " share " + what +
+                    " without being threads of one process",
+                "try again when they no longer do (after vfork this ends with exec)");
+}
+
+}  // namespace
+
+struct StoppedTree::Impl {
+  enum class ThreadState { running, stopped, ended };
+
+  std::vector<StoppedTask> tasks;
+  std::map<pid_t, ThreadState> threads;  ///< every thread seized
+  std::map<pid_t, pid_t> task_of;        ///< thread → its task
+  std::map<pid_t, int> stop_signals;     ///< task → group-stop signal
+  std::set<pid_t> known;                 ///< tasks, zombies too
+  Options options;
+  Logger& log;
+  bool detached = false;
+
+  Impl(const Options& o, Logger& l) : options(o), log(l) {}
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+  ~Impl() { detach(); }
+
+  void stop_all(Pid root);
+  bool add_task(pid_t pid, pid_t parent, const Deadline& deadline);
+  void wait_out_of_disk_sleep(const StoppedTask& task, const Deadline& deadline);
+  bool seize_new_threads(StoppedTask& task);
+  [[noreturn]] void explain_seize_failure(const StoppedTask& task, pid_t tid, int err);
+  void collect_stops(const Deadline& deadline);
+  void collect_stop(pid_t tid, const Deadline& deadline);
+  bool add_children(const Deadline& deadline);
+  void read_threads();
+  void drop_ended_tasks();
+  void detach();
+};
+
+// The tree in passes: threads and children are listed again until a pass finds nothing new. A stopped thread cannot
+// fork, so each pass starts from a smaller running part.
+void StoppedTree::Impl::stop_all(Pid root) {
+  const Deadline deadline = Deadline::in(options.timeout);
+  if (!add_task(root.get(), 0, deadline)) throw Error("stop", task_name(root.get()), ESRCH);
+  if (tasks.front().state == TaskState::zombie) throw Error(task_name(root.get()) + " has ended already");
+  for (bool found = true; found;) {
+    found = false;
+    for (StoppedTask& task : tasks) found |= seize_new_threads(task);
+    collect_stops(deadline);
+    // With every thread stopped no child is added any more: one listing is enough.
+    if (!found) found = add_children(deadline);
+  }
+  drop_ended_tasks();
+  read_threads();
+  std::vector<pid_t> living;
+  for (const StoppedTask& task : tasks) {
+    if (task.state != TaskState::zombie) living.push_back(task.pid.get());
+  }
+  refuse_sharing(living, KCMP_VM, "their memory");
+  refuse_sharing(living, KCMP_FS, "their working directory and umask");
+}
+
+bool StoppedTree::Impl::add_task(pid_t pid, pid_t parent, const Deadline& deadline) {
+  if (!known.insert(pid).second) return false;
+  auto pidfd = open_pidfd(pid);
+  std::optional<ProcDir> proc;
+  try {
+    proc.emplace(pid);
+  } catch (const Error&) {
+    return false;
+  }
+  const auto stat = stat_of(*proc);
+  if (!pidfd || !stat) return false;
+  StoppedTask task{.pid = Pid(pid),
+                   .parent = Pid(parent == 0 ? stat->ppid : parent),
+                   .pgid = Pid(stat->pgid),
+                   .sid = Pid(stat->sid),
+                   .pidfd = std::move(*pidfd),
+                   .proc = std::move(*proc),
+                   .threads = {}};
+  if (stat->state == 'Z' && threads_of(task.proc).size() <= 1) {
+    task.state = TaskState::zombie;
+    task.exit_code = stat->exit_code;
+  } else {
+    wait_out_of_disk_sleep(task, deadline);
+  }
+  tasks.push_back(std::move(task));
+  return true;
+}
+
+// A seized thread that does not stop cannot be let go either: so see that it can before it is seized.
+void StoppedTree::Impl::wait_out_of_disk_sleep(const StoppedTask& task, const Deadline& deadline) {
+  for (;;) {
+    const auto stat = stat_of(task.proc);
+    if (!stat || stat->state != 'D') return;
+    if (deadline.passed()) {
+      throw Refusal(task_name(task.pid.get()) + " (" + stat->comm + ") is in an uninterruptible sleep",
+                    "wait until its input or output is done, then try again");
+    }
+    ::usleep(1000);
+  }
+}
+
+bool StoppedTree::Impl::seize_new_threads(StoppedTask& task) {
+  if (task.state == TaskState::zombie) return false;
+  bool found = false;
+  const std::vector<pid_t> tids = threads_of(task.proc);
+  for (const pid_t tid : tids) {
+    if (threads.contains(tid)) continue;
+    if (const int err = tracee::seize(Tid(tid), options.suspend_seccomp); err != 0) {
+      if (err == ESRCH) continue;
+      const auto stat = tid == task.pid.get() ? stat_of(task.proc) : [&]() -> std::optional<ProcStat> {
+        try {
+          return task.proc.thread(tid).stat();
+        } catch (const Error&) {
+          return std::nullopt;
+        }
+      }();
+      const bool dead = !stat || stat->state == 'Z' || stat->state == 'X';
+      if (dead && tid != task.pid.get()) continue;
+      if (dead && tids.size() == 1) {
+        task.state = TaskState::zombie;
+        task.exit_code = stat ? stat->exit_code : 0;
+        return true;
+      }
+      explain_seize_failure(task, tid, err);
+    }
+    threads[tid] = ThreadState::running;
+    task_of[tid] = task.pid.get();
+    tracee::interrupt(Tid(tid));
+    found = true;
+  }
+  return found;
+}
+
+void StoppedTree::Impl::explain_seize_failure(const StoppedTask& task, pid_t tid, int err) {
+  const std::string who = task_name(task.pid.get());
+  const auto stat = stat_of(task.proc);
+  if (stat && stat->state == 'Z') {
+    throw Refusal(who + " (" + stat->comm + ") has ended its main thread while others run",
+                  "such a program cannot be moved");
+  }
+  const auto status = task.proc.status();
+  const auto tracer = status.find("TracerPid");
+  if (tracer != status.end() && tracer->second != "0") {
+    throw Refusal(who + " is being traced by task " + tracer->second, "end the debugger or strace first");
+  }
+  const auto kthread = status.find("Kthread");
+  if ((kthread != status.end() && kthread->second == "1") || !status.contains("VmSize")) {
+    throw Refusal(who + " is a kernel thread", "name a program instead");
+  }
+  throw Error("seize", "thread " + std::to_string(tid) + " of " + who, err);
+}
+
+void StoppedTree::Impl::collect_stops(const Deadline& deadline) {
+  for (auto& [tid, state] : threads) {
+    if (state == ThreadState::running) collect_stop(tid, deadline);
+  }
+}
+
+void StoppedTree::Impl::collect_stop(pid_t tid, const Deadline& deadline) {
+  for (;;) {
+    const auto stop = tracee::wait(Tid(tid), deadline);
+    if (!stop) {
+      throw Refusal("thread " + std::to_string(tid) + " of " + task_name(task_of[tid]) +
+                        " does not stop (it may be in an uninterruptible sleep)",
+                    "try again when its input or output is done");
+    }
+    if (stop->ended) {
+      threads[tid] = ThreadState::ended;
+      return;
+    }
+    if (stop->event_stop()) {
+      if (const int signal = stop->group_stop_signal()) stop_signals[task_of[tid]] = signal;
+      threads[tid] = ThreadState::stopped;
+      return;
+    }
+    // A signal came first: it is delivered (its frame is built), and the thread stops before the handler's first
+    // instruction. The interrupt has to be set before it is continued, and again since any stop clears it.
+    tracee::interrupt(Tid(tid));
+    tracee::resume(Tid(tid), PTRACE_CONT, stop->signal_delivery() ? stop->signal() : 0);
+  }
+}
+
+bool StoppedTree::Impl::add_children(const Deadline& deadline) {
+  bool found = false;
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    if (tasks[i].state == TaskState::zombie) continue;
+    std::vector<pid_t> children;
+    try {
+      children = tasks[i].proc.children();
+    } catch (const Error&) {
+      continue;
+    }
+    for (const pid_t child : children) found |= add_task(child, tasks[i].pid.get(), deadline);
+  }
+  return found;
+}
+
+/// A task that died while we stopped the others is a zombie of its parent now, or gone.
+void StoppedTree::Impl::drop_ended_tasks() {
+  std::erase_if(tasks, [&](StoppedTask& task) {
+    const auto stat = stat_of(task.proc);
+    if (!stat || stat->state == 'X') return true;
+    if (stat->state == 'Z' && task.state != TaskState::zombie) {
+      task.state = TaskState::zombie;
+      task.exit_code = stat->exit_code;
+    }
+    return false;
+  });
+  if (tasks.empty() || tasks.front().state == TaskState::zombie)
+    throw Error("the root task ended while it was stopped");
+}
+
+void StoppedTree::Impl::read_threads() {
+  for (StoppedTask& task : tasks) {
+    if (task.state == TaskState::zombie) continue;
+    if (const auto signal = stop_signals.find(task.pid.get()); signal != stop_signals.end()) {
+      task.state = TaskState::group_stopped;
+      task.stop_signal = signal->second;
+    }
+    for (const pid_t number : threads_of(task.proc)) {
+      const auto known_thread = threads.find(number);
+      if (known_thread == threads.end() || known_thread->second != ThreadState::stopped) continue;
+      StoppedThread thread{.tid = Tid(number), .xsave = {}};
+      thread.regs = tracee::registers(thread.tid);
+      if (waits_forever_with_eintr(thread.regs)) {
+        thread.regs.rax = static_cast<uint64_t>(kErestartnohand);
+        tracee::set_registers(thread.tid, thread.regs);
+      }
+      thread.sigmask = tracee::signal_mask(thread.tid);
+      thread.xsave = tracee::xsave(thread.tid);
+      task.threads.push_back(std::move(thread));
+    }
+  }
+}
+
+void StoppedTree::Impl::detach() {
+  if (detached) return;
+  detached = true;
+  for (const auto& [tid, state] : threads) {
+    if (state == ThreadState::ended) continue;
+    if (state == ThreadState::running) {
+      // Only a stopped thread can be detached. One that does not stop is let go when our thread ends.
+      try {
+        collect_stop(tid, Deadline::in(std::chrono::seconds(2)));
+      } catch (const Error& e) {
+        log.warn("{}", e.what());
+      }
+    }
+    tracee::resume(Tid(tid), PTRACE_DETACH);
+  }
+}
+
+StoppedTree::StoppedTree(Pid root, const Options& options, Logger& log) : impl_(std::make_unique<Impl>(options, log)) {
+  if (is_ancestor_or_self(root.get())) {
+    throw Refusal(task_name(root.get()) + " is this program or one that it was started from",
+                  "start migrate from outside of the tree");
+  }
+  impl_->stop_all(root);
+}
+
+StoppedTree::StoppedTree(StoppedTree&&) noexcept = default;
+StoppedTree::~StoppedTree() = default;
+
+std::vector<StoppedTask>& StoppedTree::tasks() { return impl_->tasks; }
+const std::vector<StoppedTask>& StoppedTree::tasks() const { return impl_->tasks; }
+
+void StoppedTree::kill() {
+  const Deadline deadline = Deadline::in(impl_->options.timeout);
+  for (const StoppedTask& task : impl_->tasks) {
+    ::syscall(SYS_pidfd_send_signal, task.pidfd.get(), SIGKILL, nullptr, 0);
+  }
+  impl_->detached = true;
+  // A tracer is told of each thread's death first; only then its parent is. Leaders last: they wait for their threads.
+  const auto reap = [&](pid_t tid) {
+    for (;;) {
+      const auto stop = tracee::wait(Tid(tid), deadline);
+      if (!stop) throw Error("thread " + std::to_string(tid) + " does not die of SIGKILL");
+      if (stop->ended) return;
+    }
+  };
+  for (const auto& [tid, state] : impl_->threads) {
+    if (state != Impl::ThreadState::ended && impl_->task_of[tid] != tid) reap(tid);
+  }
+  // Children before parents, so that what is ours to reap after reparenting shows up in time.
+  for (auto task = impl_->tasks.rbegin(); task != impl_->tasks.rend(); ++task) {
+    if (task->state != TaskState::zombie) reap(task->pid.get());
+  }
+  impl_->tasks.clear();
+  impl_->threads.clear();
+}
+
+void StoppedTree::release(bool leave_stopped) {
+  if (leave_stopped) {
+    for (const StoppedTask& task : impl_->tasks) {
+      if (task.state == TaskState::running) {
+        ::syscall(SYS_pidfd_send_signal, task.pidfd.get(), SIGSTOP, nullptr, 0);
+      }
+    }
+  }
+  impl_->detach();
+  impl_->tasks.clear();
+}
+
+}  // namespace migrate

@@ -1,0 +1,104 @@
+// The code that runs inside the visited task. Freestanding; general registers only; lives in M and uses a stack in M.
+#include <asm/unistd.h>
+#include <linux/futex.h>
+#include <linux/prctl.h>
+#include <linux/time.h>
+
+#include "core/inject/parasite_protocol.h"
+
+using namespace migrate::parasite;
+
+// Entry at offset 0: rdi = Area*. Afterwards on to Area::leave, the code outside of M that unmaps M.
+asm(R"(
+  .section .text.entry, "ax"
+  .globl blob_entry
+blob_entry:
+  movq %rdi, %rbx
+  call parasite_main
+  jmpq *(%rbx)
+  .text
+)");
+
+namespace {
+
+constexpr long kSigsetBytes = 8;
+constexpr long kMembarrierGetRegistrations = 1 << 9;  // 6.3
+constexpr unsigned kFutex2Size32 = 2;
+constexpr long kEverybody = 0x7fffffff;
+constexpr long kEtimedout = 110;
+constexpr long kEnosys = 38;
+constexpr long kNsecPerSec = 1'000'000'000;
+
+long call(long number, long a = 0, long b = 0, long c = 0, long d = 0, long e = 0) {
+  long result;
+  register long r10 asm("r10") = d;
+  register long r8 asm("r8") = e;
+  register long r9 asm("r9") = 0;
+  asm volatile("syscall"
+               : "=a"(result)
+               : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+               : "rcx", "r11", "memory");
+  return result;
+}
+
+long address(const void* p) { return reinterpret_cast<long>(p); }
+
+void note(Area* area, long result) {
+  if (result < 0 && area->first_error == 0) area->first_error = result;
+}
+
+void collect_task(Area* area) {
+  for (int i = 0; i < 64; ++i) {
+    note(area, call(__NR_rt_sigaction, i + 1, 0, address(&area->sigactions[i]), kSigsetBytes));
+  }
+  for (int i = 0; i < 3; ++i) note(area, call(__NR_getitimer, i, address(&area->itimers[i])));
+  for (unsigned i = 0; i < area->timer_count; ++i) {
+    Timer* t = timers_of(area) + i;
+    t->error = call(__NR_timer_gettime, t->id, address(&t->interval_sec));
+    t->overrun = static_cast<int>(call(__NR_timer_getoverrun, t->id));
+  }
+  area->dumpable = call(__NR_prctl, PR_GET_DUMPABLE);
+  note(area, call(__NR_prctl, PR_GET_CHILD_SUBREAPER, address(&area->child_subreaper)));
+  area->thp_disabled = call(__NR_prctl, PR_GET_THP_DISABLE);
+  area->membarrier = call(__NR_membarrier, kMembarrierGetRegistrations);
+  area->brk = call(__NR_brk, 0);
+  note(area, call(__NR_clock_gettime, CLOCK_MONOTONIC, address(&area->monotonic)));
+  note(area, call(__NR_clock_gettime, CLOCK_BOOTTIME, address(&area->boottime)));
+}
+
+void collect_thread(Thread* t) {
+  t->altstack_result = call(__NR_sigaltstack, 0, address(&t->altstack));
+  t->tid_address_result = call(__NR_prctl, PR_GET_TID_ADDRESS, address(&t->tid_address));
+  t->pdeath_result = call(__NR_prctl, PR_GET_PDEATHSIG, address(&t->pdeath_signal));
+  t->securebits = call(__NR_prctl, PR_GET_SECUREBITS);
+  t->no_new_privs = call(__NR_prctl, PR_GET_NO_NEW_PRIVS);
+}
+
+/// futex_waitv has no restart block, unlike a futex wait with a time-out: that of the interrupted call survives.
+void wait_for_cure(Area* area) {
+  struct {
+    __u64 value, address;
+    __u32 flags, reserved;
+  } waiter = {area->stay_value, static_cast<__u64>(address(&area->stay)), kFutex2Size32, 0};
+  Timespec until = area->monotonic;
+  until.nsec += area->stay_nsec;
+  until.sec += until.nsec / kNsecPerSec;
+  until.nsec %= kNsecPerSec;
+  for (;;) {
+    const long result = call(__NR_futex_waitv, address(&waiter), 1, 0, address(&until), CLOCK_MONOTONIC);
+    if (result == -kEtimedout || result == -kEnosys) return;
+    if (__atomic_load_n(&area->stay, __ATOMIC_ACQUIRE) != area->stay_value) break;
+  }
+  // The tracer's death wakes one waiter only.
+  call(__NR_futex, address(&area->stay), FUTEX_WAKE, kEverybody);
+}
+
+}  // namespace
+
+extern "C" __attribute__((used, visibility("hidden"))) void parasite_main(Area* area) {
+  collect_task(area);
+  collect_thread(&area->leader);
+  __atomic_add_fetch(&area->done, 1, __ATOMIC_RELEASE);
+  call(__NR_futex, address(&area->done), FUTEX_WAKE, 1);
+  wait_for_cure(area);
+}

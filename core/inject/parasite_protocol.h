@@ -1,0 +1,72 @@
+// What the parasite and the tracer share: the layout of the area M that both map. Plain data, no pointers of ours.
+// Included by freestanding code: no library headers.
+#pragma once
+
+#include <linux/types.h>
+
+namespace migrate::parasite {
+
+struct Timespec {
+  __s64 sec;
+  __s64 nsec;
+};
+
+/// sigaltstack(2)'s stack_t.
+struct AltStack {
+  __u64 sp;
+  __s32 flags;
+  __u32 pad;
+  __u64 size;
+};
+
+struct Sigaction {
+  __u64 handler;
+  __u64 flags;
+  __u64 restorer;
+  __u64 mask;
+};
+
+struct Itimer {
+  __s64 interval_sec, interval_usec, value_sec, value_usec;
+};
+
+struct Timer {
+  __s32 id;       ///< asked for
+  __s32 overrun;  ///< negative errno on failure
+  __s64 error;    ///< of timer_gettime
+  __s64 interval_sec, interval_nsec, value_sec, value_nsec;
+};
+
+/// What every thread tells. Return values are those of the system calls (negative errno on failure).
+struct Thread {
+  AltStack altstack;
+  __u64 tid_address;
+  __s32 pdeath_signal;
+  __s32 pad;
+  __s64 altstack_result, tid_address_result, pdeath_result, securebits, no_new_privs;
+};
+
+/// M starts with this, then `timer_count` Timers, then the parasite's code, then its stack at the end.
+struct Area {
+  __u64 leave;  ///< address of the code that unmaps M and goes back; the blob's entry reads it at offset 0
+  __u32 done;   ///< futex: visits that have finished
+  __u32 stay;   ///< futex: parasite and slots wait while it has `stay_value` (DeathNotice)
+  __u32 stay_value;
+  __u32 pad0;
+  __s64 stay_nsec;  ///< they wait at most so long
+  __u32 timer_count;
+  __u32 pad;
+  Sigaction sigactions[64];
+  __s64 first_error;  ///< of the calls that cannot fail
+  Itimer itimers[3];
+  __s64 dumpable, thp_disabled, brk, membarrier;
+  __s32 child_subreaper;
+  __s32 pad2;
+  Timespec monotonic, boottime;
+  Thread leader;
+  Thread thread;  ///< of the thread that is being visited
+};
+
+inline Timer* timers_of(Area* area) { return reinterpret_cast<Timer*>(area + 1); }
+
+}  // namespace migrate::parasite

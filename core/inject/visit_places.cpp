@@ -1,0 +1,114 @@
+#include "core/inject/visit_places.h"
+
+#include <elf.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstring>
+#include <span>
+
+#include "core/base/error.h"
+#include "core/base/fd.h"
+
+namespace migrate {
+namespace {
+
+constexpr uint64_t kUserEnd = 0x7fff'ffff'f000;
+constexpr uint64_t kUserStart = 1 << 20;
+/// Trailing zeros may belong to the image itself (fields of its last header).
+constexpr uint64_t kMargin = 64;
+
+uint64_t hex(std::string_view& text, char end) {
+  uint64_t v = 0;
+  const auto [p, ec] = std::from_chars(text.data(), text.data() + text.size(), v, 16);
+  if (ec != std::errc() || p == text.data() + text.size() || *p != end) throw Corrupt("/proc/PID/maps", "bad address");
+  text.remove_prefix(static_cast<size_t>(p - text.data()) + 1);
+  return v;
+}
+
+/// Where an ELF image ends by its own section headers (they are last in a vdso); 0 if unknown.
+uint64_t elf_end(std::span<const std::byte> image) {
+  Elf64_Ehdr header;
+  if (image.size() < sizeof header) return 0;
+  std::memcpy(&header, image.data(), sizeof header);
+  if (std::memcmp(header.e_ident, ELFMAG, SELFMAG) != 0 || header.e_shoff == 0) return 0;
+  const uint64_t end = header.e_shoff + uint64_t{header.e_shnum} * header.e_shentsize;
+  return header.e_shoff <= image.size() && end <= image.size() ? end : 0;
+}
+
+std::optional<RemoteRange> place_in(int mem_fd, const MapsLine& map, size_t need) {
+  // The tail only: a library's text may be large.
+  const uint64_t bytes = std::min<uint64_t>(map.range.bytes(), map.name == "[vdso]" ? 64 << 10 : 2 * kPageSize);
+  const RemoteAddr start = RemoteAddr(map.range.end.get() - bytes);
+  std::vector<std::byte> tail(bytes);
+  if (::pread(mem_fd, tail.data(), bytes, static_cast<off_t>(start.get())) != static_cast<ssize_t>(bytes)) {
+    return std::nullopt;
+  }
+  const auto magic = as_bytes_of(kSlotMagic);
+  const auto old = std::search(tail.begin(), tail.end(), magic.begin(), magic.end());
+  uint64_t at = static_cast<uint64_t>(old - tail.begin());
+  if (old == tail.end()) {
+    while (at > 0 && tail[at - 1] == std::byte{0}) --at;
+    const uint64_t image_end = start == map.range.start ? elf_end(tail) : 0;
+    at = image_end != 0 ? std::max(at, image_end) : at + kMargin;
+    at = (at + 15) & ~uint64_t{15};
+  }
+  if (at % 16 != 0 || at + need > bytes) return std::nullopt;
+  return RemoteRange{start + at, map.range.end};
+}
+
+}  // namespace
+
+std::vector<MapsLine> parse_maps(std::string_view text) {
+  std::vector<MapsLine> maps;
+  while (!text.empty()) {
+    const size_t newline = std::min(text.find('\n'), text.size());
+    std::string_view line = text.substr(0, newline);
+    text.remove_prefix(std::min(newline + 1, text.size()));
+    if (line.empty()) continue;
+    MapsLine map;
+    const uint64_t start = hex(line, '-');
+    const uint64_t end = hex(line, ' ');
+    if (start >= end || line.size() < 4) throw Corrupt("/proc/PID/maps", "bad line");
+    map.range = {RemoteAddr(start), RemoteAddr(end)};
+    map.permissions = line.substr(0, 4);
+    // offset, device and inode follow; the name starts with '/' or '['.
+    const size_t name = line.find_first_of("/[", 5);
+    if (name != std::string_view::npos) map.name = line.substr(name);
+    maps.push_back(std::move(map));
+  }
+  return maps;
+}
+
+std::optional<RemoteRange> find_slot_place(int mem_fd, const std::vector<MapsLine>& maps, size_t bytes) {
+  for (const MapsLine& map : maps) {
+    if (map.name != "[vdso]" || map.permissions != "r-xp") continue;
+    if (const auto place = place_in(mem_fd, map, bytes)) return place;
+  }
+  for (const MapsLine& map : maps) {
+    if (map.permissions != "r-xp" || map.name.empty() || map.name.front() != '/') continue;
+    if (const auto place = place_in(mem_fd, map, bytes)) return place;
+  }
+  return std::nullopt;
+}
+
+std::optional<RemoteAddr> find_free_area(const std::vector<MapsLine>& maps, size_t bytes) {
+  uint64_t best = 0, best_size = 0, last = kUserStart;
+  const auto consider = [&](uint64_t start, uint64_t end) {
+    if (end > start && end - start > best_size) {
+      best = start;
+      best_size = end - start;
+    }
+  };
+  for (const MapsLine& map : maps) {
+    if (map.range.start.get() >= kUserEnd) break;  // [vsyscall]
+    consider(last, map.range.start.get());
+    last = std::max(last, map.range.end.get());
+  }
+  consider(last, kUserEnd);
+  // Room on both sides, so that neither a stack below a gap nor brk grows into it.
+  if (best_size < 4 * bytes) return std::nullopt;
+  return RemoteAddr(page_floor(best + best_size / 2 - bytes / 2));
+}
+
+}  // namespace migrate

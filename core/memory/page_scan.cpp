@@ -1,0 +1,122 @@
+#include "core/memory/page_scan.h"
+
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "core/base/kernel_abi.h"
+
+namespace migrate {
+namespace {
+
+void append(std::vector<PageRun>& runs, uint64_t start, uint64_t end) {
+  if (!runs.empty() && runs.back().address + runs.back().pages * kPageSize == start) {
+    runs.back().pages += (end - start) / kPageSize;
+  } else {
+    runs.push_back({start, (end - start) / kPageSize});
+  }
+}
+
+/// Adds [start, end) cut to `wanted`; `at` remembers how far `wanted` was used, since both ascend.
+void append_clipped(std::vector<PageRun>& runs, uint64_t start, uint64_t end, std::span<const RemoteRange> wanted,
+                    size_t& at) {
+  while (at < wanted.size() && wanted[at].end.get() <= start) ++at;
+  for (size_t i = at; i < wanted.size() && wanted[i].start.get() < end; ++i)
+    append(runs, std::max(start, wanted[i].start.get()), std::min(end, wanted[i].end.get()));
+}
+
+struct Categories {
+  uint64_t all_of = 0, none_of = 0, any_of = 0;
+};
+
+/// One walk over everything between the first and the last wanted address, absent parts cost next to nothing.
+/// nullopt: the kernel does not know the call, or one of the categories.
+std::optional<std::vector<PageRun>> scan(int pagemap, std::span<const RemoteRange> wanted, const Categories& which) {
+  std::vector<PageRun> runs;
+  if (wanted.empty()) return runs;
+  std::vector<page_region> regions(4096);
+  size_t at = 0;
+  uint64_t from = wanted.front().start.get();
+  const uint64_t end = wanted.back().end.get();
+  while (from < end) {
+    pm_scan_arg arg{};
+    arg.size = sizeof arg;
+    arg.start = from;
+    arg.end = end;
+    arg.vec = reinterpret_cast<uint64_t>(regions.data());
+    arg.vec_len = regions.size();
+    arg.category_inverted = which.none_of;
+    arg.category_mask = which.none_of | which.all_of;
+    arg.category_anyof_mask = which.any_of;
+    arg.return_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
+    const int n = ::ioctl(pagemap, PAGEMAP_SCAN, &arg);
+    if (n < 0 && (errno == ENOTTY || errno == EINVAL)) return std::nullopt;
+    if (n < 0 && errno == EINTR) continue;
+    check(n, "scan pages of", "/proc/PID/pagemap");
+    for (size_t i = 0; i < static_cast<size_t>(n); ++i)
+      append_clipped(runs, regions[i].start, regions[i].end, wanted, at);
+    if (arg.walk_end <= from) break;
+    from = arg.walk_end;
+  }
+  return runs;
+}
+
+}  // namespace
+
+std::vector<PageRun> scan_private_pages(int pagemap, std::span<const RemoteRange> wanted) {
+  Categories which{.none_of = PAGE_IS_FILE | PAGE_IS_PFNZERO | PAGE_IS_GUARD,
+                   .any_of = PAGE_IS_PRESENT | PAGE_IS_SWAPPED};
+  if (auto runs = scan(pagemap, wanted, which)) return std::move(*runs);
+  which.none_of = PAGE_IS_FILE | PAGE_IS_PFNZERO;
+  if (auto runs = scan(pagemap, wanted, which)) return std::move(*runs);
+  return scan_private_pages_by_words(pagemap, wanted);
+}
+
+std::vector<PageRun> scan_private_pages_by_words(int pagemap, std::span<const RemoteRange> wanted) {
+  // Documentation/admin-guide/mm/pagemap.rst. The zero page looks like any other here; it is carried as zeros.
+  constexpr uint64_t kPresent = uint64_t{1} << 63, kSwapped = uint64_t{1} << 62, kFile = uint64_t{1} << 61,
+                     kGuard = uint64_t{1} << 58;
+  std::vector<PageRun> runs;
+  std::vector<uint64_t> words(64 << 10);
+  for (const RemoteRange& range : wanted) {
+    for (uint64_t page = 0; page < range.pages();) {
+      const size_t count = std::min<uint64_t>(words.size(), range.pages() - page);
+      const uint64_t address = range.start.get() + page * kPageSize;
+      const size_t got = pread_full(pagemap, std::as_writable_bytes(std::span(words.data(), count)),
+                                    address / kPageSize * sizeof(uint64_t), "pagemap");
+      if (got == 0) break;
+      for (size_t i = 0; i < got / sizeof(uint64_t); ++i) {
+        const uint64_t word = words[i];
+        if ((word & (kPresent | kSwapped)) != 0 && (word & (kFile | kGuard)) == 0)
+          append(runs, address + i * kPageSize, address + (i + 1) * kPageSize);
+      }
+      page += got / sizeof(uint64_t);
+    }
+  }
+  return runs;
+}
+
+std::vector<PageRun> scan_guard_pages(int pagemap, std::span<const RemoteRange> wanted) {
+  auto runs = scan(pagemap, wanted, {.all_of = PAGE_IS_GUARD});
+  return runs ? std::move(*runs) : std::vector<PageRun>{};
+}
+
+std::vector<PageRun> scan_object_pages(int fd) {
+  struct stat st {};
+  check(::fstat(fd, &st), "stat", "a shared memory object");
+  const auto end = static_cast<off_t>(page_ceil(static_cast<uint64_t>(st.st_size)));
+  std::vector<PageRun> runs;
+  for (off_t at = 0; at < end;) {
+    const off_t data = ::lseek(fd, at, SEEK_DATA);
+    if (data < 0 && errno == ENXIO) break;
+    check(data, "find data in", "a shared memory object");
+    const off_t hole = check(::lseek(fd, data, SEEK_HOLE), "find a hole in", "a shared memory object");
+    append(runs, page_floor(static_cast<uint64_t>(data)), page_ceil(static_cast<uint64_t>(hole)));
+    at = hole;
+  }
+  return runs;
+}
+
+}  // namespace migrate

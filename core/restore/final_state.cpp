@@ -1,0 +1,133 @@
+#include "core/restore/final_state.h"
+
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+
+#include "core/base/procfs.h"
+#include "core/freeze/tracee.h"
+#include "core/inject/remote_call.h"
+#include "core/task/xsave.h"
+
+extern "C" {
+extern const unsigned char restorer_blob_start[];
+extern const unsigned char restorer_blob_end[];
+}
+
+namespace migrate {
+namespace {
+
+constexpr uint32_t kTaskStopped = 3;  // CRIU's task state
+constexpr int64_t kRestartBlock = -516;
+constexpr uint64_t kRedZone = 128;    // below the stack pointer, the x86-64 ABI
+
+std::string thread_name(pid_t tid) { return "thread " + std::to_string(tid); }
+
+void seize(pid_t tid) {
+  constexpr uint64_t kOptions = PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL;
+  check(::ptrace(PTRACE_SEIZE, tid, nullptr, kOptions), "seize", thread_name(tid));
+}
+
+uint64_t syscall_offset() {
+  for (const unsigned char* p = restorer_blob_start; p + 1 < restorer_blob_end; ++p)
+    if (p[0] == 0x0f && p[1] == 0x05) return static_cast<uint64_t>(p - restorer_blob_start);
+  throw Error("the restorer blob has no system call");
+}
+
+user_regs_struct final_registers(const img::user_x86_regs_entry& g) {
+  user_regs_struct r{};
+  r.r15 = g.r15();
+  r.r14 = g.r14();
+  r.r13 = g.r13();
+  r.r12 = g.r12();
+  r.rbp = g.bp();
+  r.rbx = g.bx();
+  r.r11 = g.r11();
+  r.r10 = g.r10();
+  r.r9 = g.r9();
+  r.r8 = g.r8();
+  r.rax = g.ax();
+  r.rcx = g.cx();
+  r.rdx = g.dx();
+  r.rsi = g.si();
+  r.rdi = g.di();
+  r.orig_rax = g.orig_ax();
+  r.rip = g.ip();
+  r.cs = g.cs();
+  r.eflags = g.flags();
+  r.rsp = g.sp();
+  r.ss = g.ss();
+  r.fs_base = g.fs_base();
+  r.gs_base = g.gs_base();
+  r.ds = g.ds();
+  r.es = g.es();
+  r.fs = g.fs();
+  r.gs = g.gs();
+  // The restart block stayed behind: such a call reports its interruption.
+  if (static_cast<int64_t>(r.rax) == kRestartBlock && static_cast<int64_t>(r.orig_rax) >= 0)
+    r.rax = static_cast<uint64_t>(int64_t{-EINTR});
+  return r;
+}
+
+/// Points the time-out argument of an interrupted call at what is left of it, below the thread's stack.
+void shorten_timeout(const TaskImage& task, size_t thread, int mem, user_regs_struct& regs) {
+  const auto extra = task.extra.find(task.tids[thread]);
+  if (extra == task.extra.end() || !extra->second.has_restart()) return;
+  const ext::RestartCall& call = extra->second.restart();
+  const uint64_t at = (regs.rsp - kRedZone - 64) & ~uint64_t{15};
+  for (const ImageVma& v : task.vmas) {
+    if (at < v.start || at + 16 > v.end || (v.prot & PROT_WRITE) == 0) continue;
+    const uint64_t ns = call.remaining_ns();
+    const timespec left{static_cast<time_t>(ns / 1'000'000'000), static_cast<long>(ns % 1'000'000'000)};
+    pwrite_full(mem, std::as_bytes(std::span(&left, 1)), at, thread_name(task.tids[thread]));
+    const std::array<unsigned long long*, 6> arguments{&regs.rdi, &regs.rsi, &regs.rdx, &regs.r10, &regs.r8, &regs.r9};
+    if (call.timespec_arg() < arguments.size()) *arguments[call.timespec_arg()] = at;
+    return;
+  }
+}
+
+void set_thread(const TaskImage& task, size_t i, int mem) {
+  const Tid tid(task.tids[i]);
+  const img::core_entry& core = task.cores[i];
+  user_regs_struct regs = final_registers(core.thread_info().gpregs());
+  shorten_timeout(task, i, mem, regs);
+  // Being inside a restartable sequence: the kernel forgot it when the area was registered.
+  const img::rseq_entry& rseq = core.thread_core().rseq_entry();
+  if (rseq.rseq_abi_pointer() != 0 && rseq.rseq_cs_pointer() != 0) {
+    const uint64_t cs = rseq.rseq_cs_pointer();
+    pwrite_full(mem, std::as_bytes(std::span(&cs, 1)), rseq.rseq_abi_pointer() + 8, thread_name(tid.get()));
+  }
+  tracee::set_registers(tid, regs);
+  tracee::set_xsave(tid, unpack_xsave(core.thread_info().fpregs()));
+  const uint64_t mask = core.thread_core().has_blk_sigset() ? core.thread_core().blk_sigset() : core.tc().blk_sigset();
+  tracee::set_signal_mask(tid, mask);
+}
+
+}  // namespace
+
+void set_final_state(const WaitingTask& waiting, std::chrono::milliseconds timeout, Logger&) {
+  const TaskImage& task = *waiting.image;
+  const Deadline deadline = Deadline::in(timeout);
+  for (const pid_t tid : task.tids) seize(tid);
+  for (const pid_t tid : task.tids)
+    if (!tracee::interrupt(Tid(tid))) throw Error("stop", thread_name(tid), ESRCH);
+  for (const pid_t tid : task.tids)
+    if (tracee::to_event_stop(Tid(tid), true, deadline).ended) throw Error("stop", thread_name(tid), ESRCH);
+
+  const Fd mem = open_path("/proc/" + std::to_string(task.pid) + "/mem", O_RDWR);
+  {
+    RemoteCalls leader(Tid(task.pid), RemoteAddr(waiting.region + syscall_offset()), timeout);
+    leader.checked("close our descriptors in", SYS_close_range, {static_cast<uint64_t>(waiting.floor), ~0u, 0});
+    leader.checked("unmap the restorer of", SYS_munmap, {waiting.region, waiting.region_bytes});
+    leader.give_back();
+  }
+  for (size_t i = 0; i < task.tids.size(); ++i) set_thread(task, i, mem.get());
+  if (task.core().tc().task_state() == kTaskStopped) check(::kill(task.pid, SIGSTOP), "stop", "task " + std::to_string(task.pid));
+}
+
+void let_go(const TaskImage& task) {
+  for (const pid_t tid : task.tids) ::ptrace(PTRACE_DETACH, tid, nullptr, nullptr);
+}
+
+}  // namespace migrate

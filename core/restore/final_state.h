@@ -1,0 +1,24 @@
+// Giving stopped tasks their final registers, from outside, by ptrace.
+#pragma once
+
+#include <chrono>
+
+#include "core/base/log.h"
+#include "core/restore/task_image.h"
+
+namespace migrate {
+
+/// A task whose threads all wait in the restorer blob.
+struct WaitingTask {
+  const TaskImage* image = nullptr;
+  uint64_t region = 0, region_bytes = 0;  ///< the blob's, to be unmapped
+  int floor = 0;                          ///< descriptors from here on are ours, to be closed
+};
+
+/// Seizes all threads of `task` (they die with us until let go) and leaves them stopped with their final registers,
+/// extended state and signal masks, nothing of the blob left. The calling thread is the tracer from then on.
+void set_final_state(const WaitingTask& task, std::chrono::milliseconds timeout, Logger& log);
+/// Detaches.
+void let_go(const TaskImage& task);
+
+}  // namespace migrate

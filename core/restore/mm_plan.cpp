@@ -1,0 +1,166 @@
+#include <linux/prctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+
+#include "core/base/kernel_abi.h"
+#include "core/base/procfs.h"
+#include "core/restore/plans.h"
+
+namespace migrate {
+namespace {
+
+using restorer::kResultIsArg0;
+using restorer::Tag;
+
+#ifndef MADV_GUARD_INSTALL  // 6.13
+constexpr int kMadvGuardInstall = 102;
+#else
+constexpr int kMadvGuardInstall = MADV_GUARD_INSTALL;
+#endif
+
+/// Advice that is a property of a mapping; all other advice does something to its pages and has no place here.
+constexpr uint64_t kLastingAdvice = 1u << MADV_RANDOM | 1u << MADV_SEQUENTIAL | 1u << MADV_DONTFORK |
+                                    1u << MADV_MERGEABLE | 1u << MADV_HUGEPAGE | 1u << MADV_NOHUGEPAGE |
+                                    1u << MADV_DONTDUMP | 1u << MADV_WIPEONFORK;
+
+/// The dumped [vvar], [vvar_vclock] and [vdso], ascending.
+std::vector<AddressRange> wanted_kernel_mappings(const TaskImage& task) {
+  std::vector<AddressRange> wanted;
+  for (const ImageVma& v : task.vmas)
+    if (v.kernel_made()) wanted.push_back({v.start, v.end});
+  return wanted;
+}
+
+void move(OpList& list, Tag tag, uint64_t from, uint64_t to, uint64_t bytes) {
+  list.call(tag, SYS_mremap, {from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to});
+}
+
+/// Moves our kernel mappings out of the way of what comes, keeping their distances: code in [vdso] finds [vvar] by them.
+void park_kernel_mappings(const MmPlanInput& in, OpList& list) {
+  for (const AddressRange& r : in.kernel)
+    move(list, Tag::vdso, r.start, in.parking + (r.start - in.kernel.front().start), r.end - r.start);
+}
+
+void place_kernel_mappings(const MmPlanInput& in, OpList& list) {
+  const std::vector<AddressRange> wanted = wanted_kernel_mappings(in.task);
+  for (size_t i = 0; i < in.kernel.size(); ++i) {
+    const AddressRange& own = in.kernel[i];
+    const uint64_t parked = in.parking + (own.start - in.kernel.front().start);
+    if (wanted.empty()) {
+      list.call(Tag::vdso, SYS_munmap, {parked, own.end - own.start});
+    } else {
+      move(list, Tag::vdso, parked, wanted[i].start, own.end - own.start);
+    }
+  }
+}
+
+void unmap_all_but(std::vector<AddressRange> kept, OpList& list) {
+  std::sort(kept.begin(), kept.end());
+  uint64_t at = 0;
+  for (const AddressRange& r : kept) {
+    if (r.start > at) list.call(Tag::unmap, SYS_munmap, {at, r.start - at});
+    at = r.end;
+  }
+  list.call(Tag::unmap, SYS_munmap, {at, kUserEnd - at});
+}
+
+void map_fresh(const ImageVma& v, int fd, OpList& list) {
+  uint64_t flags = v.flags & (MAP_TYPE | MAP_GROWSDOWN | MAP_NORESERVE);
+  flags |= MAP_FIXED_NOREPLACE;
+  if (fd < 0) flags |= MAP_ANONYMOUS;
+  list.call(Tag::map_memory, SYS_mmap,
+            {v.start, v.bytes(), v.prot, flags, static_cast<uint64_t>(static_cast<int64_t>(fd)), fd < 0 ? 0 : v.pgoff},
+            kResultIsArg0);
+}
+
+void plan_attributes(const ImageVma& v, OpList& list) {
+  for (uint64_t advice = 0; advice < 64; ++advice)
+    if ((v.madvise & kLastingAdvice) >> advice & 1) list.call(Tag::advise, SYS_madvise, {v.start, v.bytes(), advice});
+  // On fault only: what was resident is there already, and a sparse reservation must not be filled.
+  if ((v.flags & MAP_LOCKED) != 0) list.call(Tag::lock_memory, SYS_mlock2, {v.start, v.bytes(), MLOCK_ONFAULT});
+}
+
+void plan_layout(const MmPlanInput& in, Region& region, OpList& list) {
+  const img::mm_entry& mm = in.task.mm;
+  const std::vector<uint64_t> auxv(mm.mm_saved_auxv().begin(), mm.mm_saved_auxv().end());
+  prctl_mm_map map{};
+  map.start_code = mm.mm_start_code();
+  map.end_code = mm.mm_end_code();
+  map.start_data = mm.mm_start_data();
+  map.end_data = mm.mm_end_data();
+  map.start_brk = mm.mm_start_brk();
+  map.brk = mm.mm_brk();
+  map.start_stack = mm.mm_start_stack();
+  map.arg_start = mm.mm_arg_start();
+  map.arg_end = mm.mm_arg_end();
+  map.env_start = mm.mm_env_start();
+  map.env_end = mm.mm_env_end();
+  map.auxv = reinterpret_cast<__u64*>(region.put(std::as_bytes(std::span(auxv))));
+  map.auxv_size = static_cast<__u32>(auxv.size() * sizeof(uint64_t));
+  map.exe_fd = static_cast<__u32>(in.exe_fd);
+  list.call(Tag::mm_layout, SYS_prctl, {PR_SET_MM, PR_SET_MM_MAP, region.put_value(map), sizeof map});
+}
+
+}  // namespace
+
+std::vector<AddressRange> own_kernel_mappings() {
+  const std::string maps = read_file_at(AT_FDCWD, "/proc/self/maps");
+  std::vector<AddressRange> ranges;
+  for (size_t at = 0; at < maps.size();) {
+    const size_t end = std::min(maps.find('\n', at), maps.size());
+    const std::string line = maps.substr(at, end - at);
+    if (line.ends_with("[vdso]") || line.ends_with("[vvar]") || line.ends_with("[vvar_vclock]")) {
+      size_t used = 0;
+      const uint64_t start = std::stoull(line, &used, 16);
+      ranges.push_back({start, std::stoull(line.substr(used + 1), nullptr, 16)});
+    }
+    at = end + 1;
+  }
+  return ranges;
+}
+
+void check_kernel_mappings(const TaskImage& task, const std::vector<AddressRange>& own) {
+  const std::vector<AddressRange> wanted = wanted_kernel_mappings(task);
+  if (wanted.empty()) return;
+  bool fits = wanted.size() == own.size();
+  for (size_t i = 0; fits && i < own.size(); ++i) {
+    fits = wanted[i].end - wanted[i].start == own[i].end - own[i].start &&
+           wanted[i].start - wanted[0].start == own[i].start - own[0].start;
+  }
+  if (!fits) {
+    throw Refusal("the vdso of task " + std::to_string(task.pid) + " is laid out differently from this kernel's",
+                  "move it to a host with the kernel it was started on");
+  }
+}
+
+void plan_memory(const MmPlanInput& in, Region& region, OpList& list) {
+  park_kernel_mappings(in, list);
+  std::vector<AddressRange> kept{in.region};
+  for (const StagedRange& s : in.staged) kept.push_back({s.staging, s.staging + s.bytes});
+  if (!in.kernel.empty())
+    kept.push_back({in.parking, in.parking + (in.kernel.back().end - in.kernel.front().start)});
+  unmap_all_but(std::move(kept), list);
+
+  std::vector<bool> placed(in.task.vmas.size());
+  for (const StagedRange& s : in.staged) {
+    const ImageVma& v = in.task.vmas[s.vma];
+    move(list, Tag::move_memory, s.staging, v.start, v.bytes());
+    if (v.prot != (PROT_READ | PROT_WRITE)) list.call(Tag::protect, SYS_mprotect, {v.start, v.bytes(), v.prot});
+    placed[s.vma] = true;
+  }
+  place_kernel_mappings(in, list);
+  for (size_t i = 0; i < in.task.vmas.size(); ++i) {
+    const ImageVma& v = in.task.vmas[i];
+    if (v.kernel_made()) continue;
+    if (!placed[i]) map_fresh(v, in.descriptor_of(v), list);
+    plan_attributes(v, list);
+  }
+  for (const ImageVma& g : in.task.guards)
+    list.call(Tag::advise, SYS_madvise, {g.start, g.bytes(), static_cast<uint64_t>(kMadvGuardInstall)});
+  plan_layout(in, region, list);
+}
+
+}  // namespace migrate

@@ -1,0 +1,122 @@
+#include "core/restore/namespaces.h"
+
+#include <linux/sched.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mount.h>
+#include <sys/syscall.h>
+#include <time.h>
+
+#include <sstream>
+
+#include "core/image/magic.h"
+#include "images/timens.pb.h"
+
+namespace migrate {
+namespace {
+
+constexpr int64_t kNsPerSecond = 1'000'000'000;
+
+std::optional<img::timens_entry> read_timens(const ImageSet& images) {
+  for (const auto& [name, bytes] : images.images()) {
+    if (!name.starts_with("timens-")) continue;
+    img::timens_entry e;
+    images.need(name, magic::kTimens, e);
+    return e;
+  }
+  return std::nullopt;
+}
+
+int64_t to_ns(const img::timespec& t) {
+  constexpr uint64_t kMaxSeconds = uint64_t{1} << 32;
+  if (t.tv_sec() > kMaxSeconds || t.tv_nsec() >= kNsPerSecond) throw Corrupt("the timens image", "a clock is out of range");
+  return static_cast<int64_t>(t.tv_sec()) * kNsPerSecond + static_cast<int64_t>(t.tv_nsec());
+}
+
+/// The offset of one clock of our time namespace against the initial one, which new offsets are relative to.
+int64_t own_offset(const std::string& clock) {
+  std::istringstream lines(read_file_at(AT_FDCWD, "/proc/self/timens_offsets"));
+  for (std::string name, seconds, nanoseconds; lines >> name >> seconds >> nanoseconds;)
+    if (name == clock) return std::stoll(seconds) * kNsPerSecond + std::stoll(nanoseconds);
+  throw Error("read", "/proc/self/timens_offsets: no clock " + clock);
+}
+
+std::string offset_line(const std::string& clock, int64_t ns) {
+  int64_t seconds = ns / kNsPerSecond, rest = ns % kNsPerSecond;
+  if (rest < 0) {
+    rest += kNsPerSecond;
+    --seconds;
+  }
+  return clock + " " + std::to_string(seconds) + " " + std::to_string(rest) + "\n";
+}
+
+void set_clocks(const TreeClocks& wanted) {
+  const int64_t monotonic = wanted.monotonic_ns - clock_ns(CLOCK_MONOTONIC) + own_offset("monotonic");
+  const int64_t boottime = wanted.boottime_ns - clock_ns(CLOCK_BOOTTIME) + own_offset("boottime");
+  const std::string text = offset_line("monotonic", monotonic) + offset_line("boottime", boottime);
+  const Fd file = open_path("/proc/self/timens_offsets", O_WRONLY);
+  write_full(file.get(), as_bytes_of(text), "/proc/self/timens_offsets");
+}
+
+}  // namespace
+
+int64_t clock_ns(clockid_t clock) {
+  timespec t{};
+  check(::clock_gettime(clock, &t), "read", "a clock");
+  return t.tv_sec * kNsPerSecond + t.tv_nsec;
+}
+
+pid_t fork_with_pid(pid_t pid, uint64_t parent_flag) {
+  clone_args args{};
+  args.flags = parent_flag;
+  args.exit_signal = parent_flag == 0 ? SIGCHLD : 0;
+  if (pid != 0) {
+    args.set_tid = reinterpret_cast<uint64_t>(&pid);
+    args.set_tid_size = 1;
+  }
+  const long child = ::syscall(SYS_clone3, &args, sizeof args);
+  if (child < 0 && errno == EEXIST)
+    throw Error("pid " + std::to_string(pid) + " is taken on this host; end that process, or restore into a pid namespace");
+  if (child < 0) throw Error("fork the shell of", "task " + std::to_string(pid), errno);
+  return static_cast<pid_t>(child);
+}
+
+std::optional<TreeClocks> wanted_clocks(const ImageSet& images, const RestoreOptions& options) {
+  if (options.clocks) {
+    const int64_t since = clock_ns(CLOCK_MONOTONIC) - options.clocks->at_local_monotonic_ns;
+    return TreeClocks{options.clocks->monotonic_ns + since, options.clocks->boottime_ns + since};
+  }
+  const auto e = read_timens(images);
+  if (!e) return std::nullopt;
+  return TreeClocks{to_ns(e->monotonic()), to_ns(e->boottime())};
+}
+
+std::optional<int64_t> dumped_monotonic_ns(const ImageSet& images) {
+  const auto e = read_timens(images);
+  if (!e) return std::nullopt;
+  return to_ns(e->monotonic());
+}
+
+void enter_namespaces(const ImageSet& images, const RestoreOptions& options) {
+  int flags = CLONE_NEWTIME;
+  if (options.own_namespaces) flags |= CLONE_NEWPID | CLONE_NEWNS;
+  check(::unshare(flags), "make", "the namespaces of the tree");
+  if (const auto wanted = wanted_clocks(images, options)) set_clocks(*wanted);
+  // The child is in the new pid and time namespaces; as our sibling it outlives us in its parent's care.
+  if (fork_with_pid(0, CLONE_PARENT) != 0) ::_exit(0);
+}
+
+void set_up_mounts(const std::string& root) {
+  check(::mount("none", "/", nullptr, MS_REC | MS_SLAVE, nullptr), "make slaves of", "all mounts");
+  if (!root.empty()) {
+    check(::mount(root.c_str(), root.c_str(), nullptr, MS_BIND | MS_REC, nullptr), "bind", root);
+    check(::chdir(root.c_str()), "change to", root);
+    check(::syscall(SYS_pivot_root, ".", "."), "make the root folder", root);
+    // The old root is stacked on the new one.
+    check(::umount2(".", MNT_DETACH), "unmount", "the old root");
+    check(::chdir("/"), "change to", "/");
+  }
+  check(::mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, nullptr), "mount", "/proc");
+}
+
+}  // namespace migrate

@@ -1,0 +1,34 @@
+// The namespaces a restored tree lives in.
+#pragma once
+
+#include <sys/types.h>
+
+#include <functional>
+#include <string>
+
+#include "core/restore/restore.h"
+
+namespace migrate {
+
+/// clone3(2) as fork(2): the child is a copy of us with pid `pid` (0: any). `parent_flag`: CLONE_PARENT or 0. Returns 0
+/// in the child. Throws Error in one sentence if the pid is taken.
+pid_t fork_with_pid(pid_t pid, uint64_t parent_flag = 0);
+
+/// The clock values that the tree should read now; nullopt if neither the options nor the images say.
+struct TreeClocks {
+  int64_t monotonic_ns, boottime_ns;
+};
+std::optional<TreeClocks> wanted_clocks(const ImageSet& images, const RestoreOptions& options);
+/// CLOCK_MONOTONIC that the images were made at, for what is left of timers.
+std::optional<int64_t> dumped_monotonic_ns(const ImageSet& images);
+int64_t clock_ns(clockid_t clock);
+
+/// Runs in a child that ends afterwards: unshares what `options` ask for, sets the clocks, and forks the coordinator as
+/// a sibling of its own, in the new namespaces. Returns in the coordinator only.
+void enter_namespaces(const ImageSet& images, const RestoreOptions& options);
+
+/// In the coordinator, when it has a mount namespace of its own: nothing propagates out, `root` (if any) becomes the
+/// root folder, /proc is of our pid namespace.
+void set_up_mounts(const std::string& root);
+
+}  // namespace migrate

@@ -1,0 +1,77 @@
+#include "core/restore/page_images.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+
+#include "core/image/magic.h"
+#include "core/base/types.h"
+#include "images/pagemap.pb.h"
+
+namespace migrate {
+namespace {
+
+constexpr uint32_t kInParent = 1, kPresent = 4;  // pagemap_entry.flags
+constexpr int kMaxParents = 256;
+
+}  // namespace
+
+PageImages::PageImages(int dirfd) : dirfd_(dirfd), images_(ImageSet::load(dirfd)) {}
+
+PageImages::PageImages(Fd dir, int depth)
+    : own_dir_(std::move(dir)), dirfd_(own_dir_.get()), depth_(depth), images_(ImageSet::load(dirfd_)) {}
+
+PageImages& PageImages::parent() {
+  if (!parent_) {
+    if (depth_ >= kMaxParents) throw Corrupt("the image folder", "its chain of parents has no end");
+    parent_.reset(new PageImages(open_at(dirfd_, "parent", O_RDONLY | O_DIRECTORY), depth_ + 1));
+  }
+  return *parent_;
+}
+
+int PageImages::pages_file(uint32_t id) {
+  const auto it = files_.find(id);
+  if (it != files_.end()) return it->second.get();
+  Fd fd = open_at(dirfd_, image_name("pages", id), O_RDONLY | O_NOFOLLOW);
+  return files_.emplace(id, std::move(fd)).first->second.get();
+}
+
+void PageImages::add_from_parent(const std::string& name, uint64_t start, uint64_t end, std::vector<StoredPages>& out) {
+  auto it = located_in_parent_.find(name);
+  if (it == located_in_parent_.end()) it = located_in_parent_.emplace(name, parent().locate(name)).first;
+  uint64_t at = start;
+  for (const StoredPages& s : it->second) {
+    if (s.address + s.bytes <= at) continue;
+    if (s.address > at || at >= end) break;
+    const uint64_t upto = std::min(end, s.address + s.bytes);
+    out.push_back({at, upto - at, s.fd, s.offset + (at - s.address)});
+    at = upto;
+  }
+  if (at != end) throw Corrupt(name, "pages that its parent should have are missing there");
+}
+
+std::vector<StoredPages> PageImages::locate(const std::string& name) {
+  std::vector<StoredPages> all;
+  auto reader = images_.read(name, magic::kPagemap);
+  if (!reader) return all;
+  img::pagemap_head head;
+  if (!reader->next(head)) throw Corrupt(name, "it is empty");
+  uint64_t offset = 0, last_end = 0;
+  for (img::pagemap_entry e; reader->next(e); e.Clear()) {
+    const uint64_t pages = e.has_nr_pages() ? e.nr_pages() : e.compat_nr_pages();
+    const uint32_t flags = e.has_flags() ? e.flags() : (e.in_parent() ? kInParent : kPresent);
+    if (pages > (uint64_t{1} << 36) || e.vaddr() % kPageSize != 0 || e.vaddr() < last_end || e.vaddr() > uint64_t{1} << 47)
+      throw Corrupt(name, "a run of pages is out of range");
+    const uint64_t bytes = pages * kPageSize;
+    last_end = e.vaddr() + bytes;
+    if ((flags & kInParent) != 0) {
+      add_from_parent(name, e.vaddr(), last_end, all);
+    } else if ((flags & kPresent) != 0) {
+      all.push_back({e.vaddr(), bytes, pages_file(head.pages_id()), offset});
+      offset += bytes;
+    }
+  }
+  return all;
+}
+
+}  // namespace migrate

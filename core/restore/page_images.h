@@ -1,0 +1,44 @@
+// Reading pages-N.img through pagemap images, with the parents that incremental dumps refer to.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/base/fd.h"
+#include "core/image/image_set.h"
+
+namespace migrate {
+
+/// Pages that stand one after the other in a pages image.
+struct StoredPages {
+  uint64_t address = 0, bytes = 0;
+  int fd = -1;  ///< of the pages image; owned by PageImages
+  uint64_t offset = 0;
+};
+
+class PageImages {
+ public:
+  /// `dirfd` stays the caller's and must live as long.
+  explicit PageImages(int dirfd);
+  /// Where the pages of the pagemap image `name` are, ascending; empty if there is no such image. Throws Corrupt.
+  std::vector<StoredPages> locate(const std::string& name);
+
+ private:
+  PageImages(Fd dir, int depth);
+  PageImages& parent();
+  int pages_file(uint32_t id);
+  void add_from_parent(const std::string& name, uint64_t start, uint64_t end, std::vector<StoredPages>& out);
+
+  Fd own_dir_;
+  int dirfd_;
+  int depth_ = 0;
+  ImageSet images_;
+  std::map<uint32_t, Fd> files_;
+  std::unique_ptr<PageImages> parent_;
+  std::map<std::string, std::vector<StoredPages>> located_in_parent_;
+};
+
+}  // namespace migrate

@@ -1,0 +1,52 @@
+// What the restorer blob is told to do, subject by subject. Each function appends to a list; nothing is executed here.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "core/restore/region.h"
+#include "core/restore/task_image.h"
+
+namespace migrate {
+
+/// The kernel's mappings in this process ([vvar], [vvar_vclock], [vdso]), ascending.
+std::vector<AddressRange> own_kernel_mappings();
+
+struct MmPlanInput {
+  const TaskImage& task;
+  const std::vector<StagedRange>& staged;
+  AddressRange region;                                ///< stays mapped
+  uint64_t parking = 0;                               ///< room for the kernel's mappings
+  std::vector<AddressRange> kernel;                   ///< own_kernel_mappings()
+  std::function<int(const ImageVma&)> descriptor_of;  ///< of a mapping's file or shared object
+  int exe_fd = -1;
+};
+/// Throws Refusal if the kernel's mappings do not fit this kernel's.
+void check_kernel_mappings(const TaskImage& task, const std::vector<AddressRange>& own);
+/// mm_plan.cpp: the whole address space, in place of the shell's.
+void plan_memory(const MmPlanInput& in, Region& region, OpList& list);
+
+/// task_plan.cpp: folders, signal actions, limits and other things of the whole task.
+struct FolderFds {
+  int root = -1, cwd = -1;
+  bool change_root = false;
+};
+void plan_folders(const TaskImage& task, const FolderFds& fds, Region& region, OpList& list);
+void plan_signal_actions(const TaskImage& task, Region& region, OpList& list);
+void plan_limits(const TaskImage& task, Region& region, OpList& list);
+/// `elapsed_ns` is taken off what is left of each timer.
+void plan_timers(const TaskImage& task, uint64_t elapsed_ns, Region& region, OpList& list);
+void plan_task_flags(const TaskImage& task, OpList& list);
+void plan_shared_signals(const TaskImage& task, Region& region, OpList& list);
+/// Throws Refusal for limits and capabilities that this process cannot give.
+void check_privileges(const TaskImage& task);
+
+/// thread_plan.cpp: what each thread does for itself, before (`plan_thread`) and after (`plan_identity`) everything that
+/// needs privileges.
+void plan_thread(const TaskImage& task, size_t thread, Region& region, OpList& list);
+void plan_identity(const TaskImage& task, size_t thread, Region& region, OpList& list);
+/// Makes threads 1, 2, ... each with a list of its own.
+void plan_clone_threads(const TaskImage& task, Region& region, OpList& list);
+
+}  // namespace migrate

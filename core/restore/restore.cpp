@@ -1,0 +1,193 @@
+#include "core/restore/restore.h"
+
+#include <linux/sched.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+#include <map>
+
+#include "core/restore/coordinator.h"
+#include "core/restore/messages.h"
+#include "core/restore/namespaces.h"
+#include "core/restore/shell.h"
+#include "core/restore/staging.h"
+
+namespace migrate {
+
+struct Restore::Impl {
+  RestoreOptions options;
+  Logger& log;
+  FreezerCgroup* gate = nullptr;
+  Fd coordinator;               ///< socket
+  pid_t coordinator_pid = 0;    ///< as we number it
+  std::vector<pid_t> order;     ///< tasks in the order of the tree, in its own numbers
+  std::map<pid_t, pid_t> pids;  ///< the tree's number → ours
+  std::vector<FillTarget> targets;
+  bool opened = false;
+
+  Impl(RestoreOptions o, Logger& l) : options(std::move(o)), log(l) {}
+
+  /// The next message that is not log, hello or target; failures are thrown.
+  Message next(const Deadline& deadline) {
+    for (;;) {
+      auto m = receive_message(coordinator.get(), deadline);
+      if (!m) throw Error("the coordinator of the restore died");
+      if (m->type == Msg::log) {
+        log.log(static_cast<spdlog::level::level_enum>(std::clamp(m->pid, 0, 5)), "{}", m->text());
+      } else if (m->type == Msg::hello && m->pid != 0) {
+        pids[m->pid] = m->sender;
+      } else if (m->type == Msg::target) {
+        add_target_piece(targets, *m);
+      } else {
+        rethrow_failure(*m);
+        return std::move(*m);
+      }
+    }
+  }
+
+  Message expect(Msg type) {
+    Message m = next(Deadline::in(options.timeout + std::chrono::seconds(5)));
+    if (m.type != type) throw Error("the coordinator of the restore answered out of order");
+    return m;
+  }
+
+  Message order_and_expect(Msg order_type, Msg answer, std::span<const std::byte> body = {}, std::span<const int> fds = {}) {
+    send_message(coordinator.get(), order_type, 0, body, fds);
+    return expect(answer);
+  }
+
+  void start(const ImageSet& images);
+  void leave_gate(pid_t pid);
+};
+
+/// A short-lived child makes the namespaces, so that we stay in ours; the coordinator is its sibling, our child.
+void Restore::Impl::start(const ImageSet& images) {
+  SocketPair pair = SocketPair::make();
+  const int on = 1;
+  check(::setsockopt(pair.first.get(), SOL_SOCKET, SO_PASSCRED, &on, sizeof on), "ask for credentials on", "a socket");
+  const pid_t maker = fork_with_pid(0, options.sibling ? CLONE_PARENT : 0);
+  if (maker == 0) {
+    pair.first.reset();
+    try {
+      enter_namespaces(images, options);
+    } catch (...) {
+      send_current_exception(pair.second.get(), 0);
+      ::_exit(1);
+    }
+    run_coordinator(images, options, true, std::move(pair.second));
+  }
+  coordinator = std::move(pair.first);
+  pair.second.reset();
+  if (!options.sibling) ::waitpid(maker, nullptr, 0);
+  coordinator_pid = expect(Msg::hello).sender;
+}
+
+Restore::Restore(RestoreOptions options, Logger& log) : impl_(std::make_unique<Impl>(std::move(options), log)) {}
+
+Restore::~Restore() {
+  if (!impl_->opened) discard();
+}
+
+void Restore::Impl::leave_gate(pid_t pid) {
+  for (const std::string& folder : gate->record().folders) {
+    const std::string procs = folder.substr(0, folder.rfind('/')) + "/cgroup.procs";
+    const Fd file = open_path(procs, O_WRONLY);
+    write_full(file.get(), as_bytes_of(std::to_string(pid)), procs);
+  }
+}
+
+void Restore::prepare(const ImageSet& images, FreezerCgroup* gate) {
+  Impl& r = *impl_;
+  r.gate = gate;
+  for (const TaskNode& node : read_tree(images)) r.order.push_back(node.pid);
+  try {
+    r.start(images);
+    // Shells are born in the gate because their forefather is there; it leaves before it matters.
+    if (gate != nullptr) gate->add(Pid(r.coordinator_pid));
+    r.order_and_expect(Msg::go, Msg::forked);
+    if (gate != nullptr) r.leave_gate(r.coordinator_pid);
+    r.order_and_expect(Msg::go, Msg::prepared);
+  } catch (...) {
+    discard();
+    throw;
+  }
+}
+
+std::vector<FillTarget> Restore::take_fill_targets() { return std::move(impl_->targets); }
+
+void Restore::fill_from(int image_dirfd) {
+  impl_->targets.clear();
+  const std::array<int, 1> fds{image_dirfd};
+  try {
+    send_message(impl_->coordinator.get(), Msg::fill, 0, {}, fds);
+    // Bounded by the coordinator's own waits for its shells, not by a time of ours: there may be much to read.
+    const Message m = impl_->next(Deadline::in(std::chrono::hours(24)));
+    if (m.type != Msg::ok) throw Error("the coordinator of the restore answered out of order");
+  } catch (...) {
+    discard();
+    throw;
+  }
+}
+
+void Restore::finish(const ImageSet& images) {
+  Impl& r = *impl_;
+  r.targets.clear();
+  try {
+    const Fd packed = pack_images(images);
+    const std::array<int, 1> fds{packed.get()};
+    r.order_and_expect(Msg::finish, Msg::standing, {}, fds);
+    if (r.gate == nullptr) return;
+    r.gate->freeze(r.options.timeout);
+    r.order_and_expect(Msg::detach, Msg::ok);
+  } catch (...) {
+    discard();
+    throw;
+  }
+}
+
+void Restore::open_gate(bool leave_stopped) {
+  Impl& r = *impl_;
+  const std::string flag = leave_stopped ? "s" : "";
+  r.order_and_expect(Msg::open, Msg::ok, as_bytes_of(flag));
+  r.opened = true;
+  if (r.gate != nullptr) r.gate->thaw();
+  const Message done = r.order_and_expect(Msg::go, Msg::ok);
+  if (!done.body.empty()) r.log.error("{}", done.text());
+  r.coordinator.reset();
+  if (!r.options.own_namespaces && !r.options.sibling) ::waitpid(r.coordinator_pid, nullptr, 0);
+}
+
+void Restore::discard() {
+  Impl& r = *impl_;
+  r.targets.clear();
+  std::vector<pid_t> ours;
+  for (const auto& [inside, outside] : r.pids) ours.push_back(outside);
+  if (r.coordinator_pid != 0) ours.push_back(r.coordinator_pid);
+  // The coordinator last: until then it is the tracer, and in a pid namespace the one who reaps.
+  for (const pid_t pid : ours) ::kill(pid, SIGKILL);
+  if (r.gate != nullptr && !ours.empty()) {
+    try {
+      r.gate->kill_all(r.options.timeout);
+    } catch (const Error& e) {
+      r.log.warn("{}", e.what());
+    }
+  }
+  r.coordinator.reset();
+  for (const pid_t pid : ours) ::waitpid(pid, nullptr, 0);
+  r.pids.clear();
+  r.coordinator_pid = 0;
+}
+
+Pid Restore::root() const { return impl_->order.empty() ? Pid() : Pid(impl_->pids.at(impl_->order.front())); }
+
+std::vector<Pid> Restore::tasks() const {
+  std::vector<Pid> all;
+  for (const pid_t inside : impl_->order)
+    if (const auto it = impl_->pids.find(inside); it != impl_->pids.end()) all.emplace_back(it->second);
+  return all;
+}
+
+Pid Restore::init() const { return impl_->options.own_namespaces ? Pid(impl_->coordinator_pid) : Pid(); }
+
+}  // namespace migrate

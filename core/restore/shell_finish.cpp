@@ -1,0 +1,151 @@
+#include "core/restore/shell_finish.h"
+
+#include <linux/close_range.h>
+#include <linux/prctl.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/rseq.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+
+#include "core/files/restore_files.h"
+#include "core/restore/namespaces.h"
+#include "core/restore/plans.h"
+
+extern "C" {
+extern const unsigned char restorer_blob_start[];
+extern const unsigned char restorer_blob_end[];
+}
+
+namespace migrate {
+namespace {
+
+using restorer::Op;
+using restorer::Tag;
+
+constexpr size_t kLeaderStack = 16384;
+
+/// What was staged must be what the final images describe.
+void check_same_layout(const TaskImage& task, const TaskImage& staged) {
+  bool same = task.vmas.size() == staged.vmas.size();
+  for (size_t i = 0; same && i < task.vmas.size(); ++i)
+    same = task.vmas[i].start == staged.vmas[i].start && task.vmas[i].end == staged.vmas[i].end;
+  if (!same) throw Error("the mappings of task " + std::to_string(task.pid) + " changed after its memory was staged");
+}
+
+void set_oom_score(const TaskImage& task) {
+  const img::task_core_entry& tc = task.core().tc();
+  if (!tc.has_oom_score_adj()) return;
+  const std::string wanted = std::to_string(tc.oom_score_adj());
+  if (read_file_at(AT_FDCWD, "/proc/self/oom_score_adj") == wanted + "\n") return;
+  const Fd file = open_path("/proc/self/oom_score_adj", O_WRONLY);
+  write_full(file.get(), as_bytes_of(wanted), "oom_score_adj of task " + std::to_string(task.pid));
+}
+
+FolderFds folders(const ShellContext& context, const TaskImage& task) {
+  FolderFds fds;
+  fds.cwd = context.files.at({task.fs.cwd_id(), O_RDONLY});
+  if (task.fs.root_id() == 0) return fds;
+  fds.root = context.files.at({task.fs.root_id(), O_RDONLY});
+  struct stat wanted{}, own{};
+  check(::fstat(fds.root, &wanted), "stat", "the root folder of a task");
+  check(::stat("/", &own), "stat", "/");
+  fds.change_root = wanted.st_dev != own.st_dev || wanted.st_ino != own.st_ino;
+  return fds;
+}
+
+/// The kernel writes to a registered area whenever the thread is moved; ours is about to be unmapped.
+void unregister_rseq() {
+  const uint64_t area = reinterpret_cast<uint64_t>(__builtin_thread_pointer()) + static_cast<uint64_t>(__rseq_offset);
+  // glibc registers with the size of the original ABI, whatever __rseq_size says.
+  constexpr uint32_t kOriginalSize = 32;
+  constexpr uint32_t kUnregister = 1;
+  for (const uint32_t size : {kOriginalSize, __rseq_size})
+    if (size != 0 && ::syscall(SYS_rseq, area, size, kUnregister, RSEQ_SIG) == 0) return;
+}
+
+struct Entry {
+  uint64_t base, header, list, stack_top;
+};
+
+Entry build_region(const ShellContext& context, const TaskImage& task, const Staging& staging, Region& region,
+                   AddressRange reserved, uint64_t parking, int control) {
+  region.put(std::as_bytes(std::span(restorer_blob_start, restorer_blob_end)));
+  Entry entry{};
+  entry.base = region.base();
+  entry.header = region.put_value(restorer::Header{static_cast<uint32_t>(control), 0});
+  OpList list;
+  plan_memory({task, staging.ranges(), reserved, parking, own_kernel_mappings(),
+               [&](const ImageVma& v) {
+                 if (v.has_file()) return context.files.at({v.object, v.open_flags});
+                 return v.has(kVmaAnonShared) ? context.shared_memory.at(v.object) : -1;
+               },
+               context.files.at({task.mm.exe_file_id(), O_RDONLY})},
+              region, list);
+  plan_folders(task, folders(context, task), region, list);
+  plan_signal_actions(task, region, list);
+  plan_clone_threads(task, region, list);
+  plan_limits(task, region, list);
+  const auto dumped = dumped_monotonic_ns(context.images);
+  const int64_t elapsed = dumped ? std::max<int64_t>(0, clock_ns(CLOCK_MONOTONIC) - *dumped) : 0;
+  plan_timers(task, static_cast<uint64_t>(elapsed), region, list);
+  plan_task_flags(task, list);
+  plan_thread(task, 0, region, list);
+  plan_shared_signals(task, region, list);
+  list.add(Op::await_threads, Tag::clone_thread, {task.tids.size() - 1});
+  plan_identity(task, 0, region, list);
+  list.add(Op::ready, Tag::count, {reserved.start, reserved.end - reserved.start});
+  entry.list = region.put_list(list);
+  entry.stack_top = region.put_stack(kLeaderStack) + kLeaderStack;
+  return entry;
+}
+
+void* local(uint64_t address) { return reinterpret_cast<void*>(address); }  // NOLINT: an address of this process
+
+[[noreturn]] void enter(const Entry& e) {
+  const uint64_t all = ~uint64_t{0};
+  ::syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, nullptr, sizeof all);
+  unregister_rseq();
+  asm volatile(
+      "mov %[stack], %%rsp\n\t"
+      "xor %%ebp, %%ebp\n\t"
+      "call *%[code]\n\t"
+      "ud2"
+      :
+      : [stack] "r"(e.stack_top), [code] "r"(e.base), "D"(e.header), "S"(e.list)
+      : "memory");
+  __builtin_unreachable();
+}
+
+}  // namespace
+
+void finish_shell(const ShellContext& context, const TaskNode& node, const ImageSet& images,
+                  const std::map<uint32_t, int>& opened, Staging& staging, const TaskImage& staged_task, int control) {
+  const TaskImage task = read_task(images, node);
+  check_same_layout(task, staged_task);
+  staging.unregister();
+  set_oom_score(task);
+
+  check(::close_range(0, static_cast<unsigned>(context.floor) - 1, 0), "close", "our own descriptors");
+  install_descriptors(images, task.ids.files_id(), context.coordinator_pidfd, opened, *null_logger());
+
+  std::vector<AddressRange> busy = own_mappings();
+  for (const ImageVma& v : task.vmas) busy.push_back({v.start, v.end});
+  AddressPicker picker(std::move(busy));
+  const std::vector<AddressRange> kernel = own_kernel_mappings();
+  const uint64_t parking = kernel.empty() ? 0 : picker.pick(kernel.back().end - kernel.front().start);
+  const uint64_t room = (16 << 20) + task.vmas.size() * 2048 + task.tids.size() * 65536;
+  const uint64_t base = picker.pick(room);
+  Region region(base);
+  // Its size is known only when it is built, so the list that spares it is made for all of the room.
+  const Entry entry = build_region(context, task, staging, region, {base, base + page_ceil(room)}, parking, control);
+  if (region.bytes().size() > room) throw Error("build", "the restorer's lists", E2BIG);
+  const void* at = ::mmap(local(base), page_ceil(region.bytes().size()), PROT_READ | PROT_WRITE | PROT_EXEC,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+  if (at == MAP_FAILED) throw Error("map", "the restorer", errno);
+  std::memcpy(local(base), region.bytes().data(), region.bytes().size());
+  enter(entry);
+}
+
+}  // namespace migrate

@@ -1,0 +1,47 @@
+#include "core/restore/task_image.h"
+
+#include <algorithm>
+
+#include "core/image/magic.h"
+
+namespace migrate {
+namespace {
+
+img::core_entry read_core(const ImageSet& images, pid_t tid) {
+  const std::string name = image_name("core", static_cast<uint64_t>(tid));
+  img::core_entry core;
+  images.need(name, magic::kCore, core);
+  if (core.mtype() != img::core_entry::X86_64 || !core.has_thread_info() || !core.has_thread_core())
+    throw Corrupt(name, "it does not describe an x86-64 thread");
+  if (core.thread_info().gpregs().mode() != img::NATIVE)
+    throw Refusal("thread " + std::to_string(tid) + " runs 32-bit code", "this cannot be restored yet");
+  if (core.thread_core().has_seccomp_mode() && core.thread_core().seccomp_mode() != img::disabled)
+    throw Refusal("thread " + std::to_string(tid) + " has seccomp filters", "these cannot be restored yet");
+  return core;
+}
+
+}  // namespace
+
+TaskImage read_task(const ImageSet& images, const TaskNode& node) {
+  TaskImage t;
+  t.pid = node.pid;
+  t.tids = node.threads;
+  const auto id = static_cast<uint64_t>(node.pid);
+  for (const pid_t tid : node.threads) t.cores.push_back(read_core(images, tid));
+  images.need(image_name("mm", id), magic::kMm, t.mm);
+  images.need(image_name("fs", id), magic::kFs, t.fs);
+  if (!images.get(image_name("ids", id), magic::kIds, t.ids)) {
+    if (!t.core().has_ids()) throw Corrupt("the image folder", image_name("ids", id) + " is missing");
+    t.ids = t.core().ids();
+  }
+  t.vmas = read_vmas(t.mm, node.pid, &t.guards);
+  if (auto reader = images.read("migrate-ext.img", magic::kMigrateExt)) {
+    for (ext::ThreadExt e; reader->next(e); e.Clear()) {
+      const auto tid = static_cast<pid_t>(e.tid());
+      if (std::find(t.tids.begin(), t.tids.end(), tid) != t.tids.end()) t.extra.emplace(tid, e);
+    }
+  }
+  return t;
+}
+
+}  // namespace migrate

@@ -1,0 +1,137 @@
+#include <linux/membarrier.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+
+#include <array>
+#include <cstring>
+
+#include "core/restore/plans.h"
+
+#ifndef PR_TIMER_CREATE_RESTORE_IDS  // 6.16
+#define PR_TIMER_CREATE_RESTORE_IDS 77
+#endif
+
+namespace migrate {
+namespace {
+
+using restorer::kMayFail;
+using restorer::Tag;
+
+constexpr uint64_t kNsPerSecond = 1'000'000'000;
+constexpr size_t kSigsetBytes = 8;
+
+/// The kernel's struct sigaction.
+struct KernelAction {
+  uint64_t handler, flags, restorer, mask;
+};
+
+/// The kernel's struct sigevent for what is used here.
+struct KernelSigevent {
+  uint64_t value;
+  int32_t signo, notify, tid;
+  std::array<int32_t, 11> pad{};
+};
+static_assert(sizeof(KernelSigevent) == 64);
+
+/// What is left of an armed timer; a disarmed one stays so.
+uint64_t left(uint64_t seconds, uint64_t nanoseconds, uint64_t elapsed_ns) {
+  constexpr uint64_t kMaxSeconds = uint64_t{1} << 33;
+  const uint64_t ns = std::min(seconds, kMaxSeconds) * kNsPerSecond + std::min(nanoseconds, kNsPerSecond - 1);
+  if (ns == 0) return 0;
+  return ns > elapsed_ns ? ns - elapsed_ns : 1;
+}
+
+void plan_itimer(int which, const img::itimer_entry& e, uint64_t elapsed_ns, Region& region, OpList& list) {
+  const uint64_t ns = left(e.vsec(), e.vusec() * 1000, elapsed_ns);
+  if (ns == 0) return;
+  const uint64_t us = std::max<uint64_t>(1, ns / 1000);
+  const itimerval value{{static_cast<time_t>(e.isec()), static_cast<suseconds_t>(e.iusec())},
+                        {static_cast<time_t>(us / 1'000'000), static_cast<suseconds_t>(us % 1'000'000)}};
+  list.call(Tag::timer, SYS_setitimer, {static_cast<uint64_t>(which), region.put_value(value), 0});
+}
+
+void plan_posix_timer(const img::posix_timer_entry& e, uint64_t elapsed_ns, Region& region, OpList& list) {
+  KernelSigevent event{e.sival_ptr(), static_cast<int32_t>(e.si_signo()), static_cast<int32_t>(e.it_sigev_notify()), 0};
+  if (event.notify == SIGEV_THREAD_ID) event.tid = e.notify_thread_id();
+  list.add(restorer::Op::timer_create, Tag::timer, {e.clock_id(), region.put_value(event), e.it_id()});
+  const uint64_t ns = left(e.vsec(), e.vnsec(), elapsed_ns);
+  if (ns == 0) return;
+  const itimerspec value{{static_cast<time_t>(e.isec()), static_cast<long>(e.insec())},
+                         {static_cast<time_t>(ns / kNsPerSecond), static_cast<long>(ns % kNsPerSecond)}};
+  list.call(Tag::timer, SYS_timer_settime, {e.it_id(), 0, region.put_value(value), 0});
+}
+
+}  // namespace
+
+void plan_folders(const TaskImage& task, const FolderFds& fds, Region& region, OpList& list) {
+  if (fds.change_root) {
+    list.call(Tag::folder, SYS_fchdir, {static_cast<uint64_t>(fds.root)});
+    list.call(Tag::folder, SYS_chroot, {region.put(as_bytes_of(std::string_view(".", 2)))});
+  }
+  list.call(Tag::folder, SYS_fchdir, {static_cast<uint64_t>(fds.cwd)});
+  if (task.fs.has_umask()) list.call(Tag::folder, SYS_umask, {task.fs.umask() & 0777});
+  list.call(Tag::personality, SYS_personality, {task.core().tc().personality()});
+}
+
+void plan_signal_actions(const TaskImage& task, Region& region, OpList& list) {
+  const auto& actions = task.core().tc().sigactions();
+  if (actions.size() > 62) throw Corrupt(image_name("core", static_cast<uint64_t>(task.pid)), "too many signal actions");
+  // The image leaves out SIGKILL and SIGSTOP, which have no action.
+  int next = 0;
+  for (uint64_t signal = 1; signal <= 64 && next < actions.size(); ++signal) {
+    if (signal == SIGKILL || signal == SIGSTOP) continue;
+    const img::sa_entry& e = actions[next++];
+    const KernelAction action{e.sigaction(), e.flags(), e.restorer(), e.mask()};
+    list.call(Tag::signal_action, SYS_rt_sigaction, {signal, region.put_value(action), 0, kSigsetBytes});
+  }
+}
+
+void plan_limits(const TaskImage& task, Region& region, OpList& list) {
+  uint64_t resource = 0;
+  for (const img::rlimit_entry& e : task.core().tc().rlimits().rlimits()) {
+    if (resource >= RLIM_NLIMITS) break;
+    const rlimit limit{e.cur(), e.max()};
+    list.call(Tag::limits, SYS_prlimit64, {0, resource++, region.put_value(limit), 0});
+  }
+}
+
+void plan_timers(const TaskImage& task, uint64_t elapsed_ns, Region& region, OpList& list) {
+  const img::task_core_entry& tc = task.core().tc();
+  if (!tc.has_timers()) return;
+  plan_itimer(ITIMER_REAL, tc.timers().real(), elapsed_ns, region, list);
+  plan_itimer(ITIMER_VIRTUAL, tc.timers().virt(), 0, region, list);
+  plan_itimer(ITIMER_PROF, tc.timers().prof(), 0, region, list);
+  if (tc.timers().posix().empty()) return;
+  list.call(Tag::timer, SYS_prctl, {PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0}, kMayFail);
+  for (const img::posix_timer_entry& e : tc.timers().posix()) {
+    const bool cpu_clock = e.clock_id() == CLOCK_PROCESS_CPUTIME_ID || e.clock_id() == CLOCK_THREAD_CPUTIME_ID ||
+                           static_cast<int32_t>(e.clock_id()) < 0;
+    plan_posix_timer(e, cpu_clock ? 0 : elapsed_ns, region, list);
+  }
+  list.call(Tag::timer, SYS_prctl, {PR_TIMER_CREATE_RESTORE_IDS, 0, 0, 0, 0}, kMayFail);
+}
+
+void plan_task_flags(const TaskImage& task, OpList& list) {
+  const img::task_core_entry& tc = task.core().tc();
+  list.call(Tag::process_flags, SYS_prctl, {PR_SET_CHILD_SUBREAPER, tc.child_subreaper() ? 1u : 0u, 0, 0, 0});
+  if (task.mm.thp_disabled()) list.call(Tag::process_flags, SYS_prctl, {PR_SET_THP_DISABLE, 1, 0, 0, 0});
+  for (uint32_t bit = 0; bit < 32; ++bit) {
+    const uint32_t command = tc.membarrier_registration_mask() & 1u << bit;
+    if (command != 0) list.call(Tag::membarrier, SYS_membarrier, {command, 0, 0});
+  }
+}
+
+void plan_shared_signals(const TaskImage& task, Region& region, OpList& list) {
+  for (const img::siginfo_entry& e : task.core().tc().signals_s().signals()) {
+    if (e.siginfo().size() != sizeof(siginfo_t)) throw Corrupt("a pending signal", "its siginfo has the wrong size");
+    siginfo_t info;
+    std::memcpy(&info, e.siginfo().data(), sizeof info);
+    list.call(Tag::pending_signal, SYS_rt_sigqueueinfo,
+              {static_cast<uint64_t>(task.pid), static_cast<uint64_t>(info.si_signo), region.put_value(info)});
+  }
+}
+
+}  // namespace migrate

@@ -1,0 +1,169 @@
+#include "core/restore/tree_order.h"
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+
+#include "core/image/magic.h"
+#include "images/core.pb.h"
+#include "images/pstree.pb.h"
+
+namespace migrate {
+namespace {
+
+constexpr uint32_t kMaxPid = 1 << 22;  // PID_MAX_LIMIT on 64-bit
+constexpr uint32_t kTaskDead = 2;      // CRIU's task states
+constexpr uint32_t kTaskZombie = 6;
+constexpr uint32_t kTaskStopped = 3;
+constexpr uint32_t kTaskAlive = 1;
+
+std::string task_name(pid_t pid) { return "task " + std::to_string(pid); }
+
+pid_t checked_pid(uint32_t value, bool zero_ok) {
+  if (value > kMaxPid || (value == 0 && !zero_ok)) throw Corrupt("pstree.img", "a pid is out of range");
+  return static_cast<pid_t>(value);
+}
+
+TaskNode node_of(const img::pstree_entry& e) {
+  TaskNode n;
+  n.pid = checked_pid(e.pid(), false);
+  n.ppid = checked_pid(e.ppid(), true);
+  n.pgid = checked_pid(e.pgid(), true);
+  n.sid = checked_pid(e.sid(), true);
+  for (const uint32_t tid : e.threads()) n.threads.push_back(checked_pid(tid, false));
+  const auto leader = std::find(n.threads.begin(), n.threads.end(), n.pid);
+  if (leader != n.threads.end()) {
+    std::rotate(n.threads.begin(), leader, leader + 1);
+  } else {
+    n.threads.insert(n.threads.begin(), n.pid);
+  }
+  return n;
+}
+
+uint32_t state_of(const ImageSet& images, pid_t pid) {
+  const std::string name = image_name("core", static_cast<uint64_t>(pid));
+  img::core_entry core;
+  images.need(name, magic::kCore, core);
+  if (!core.has_tc()) throw Corrupt(name, "the task part is missing");
+  const uint32_t state = core.tc().task_state();
+  if (state == kTaskZombie) return kTaskDead;
+  if (state != kTaskAlive && state != kTaskDead && state != kTaskStopped) throw Corrupt(name, "unknown task state");
+  return state;
+}
+
+/// Works out sessions from the leaves up.
+class SessionPlanner {
+ public:
+  SessionPlanner(std::vector<TaskNode>& tasks, bool inherit_outside) : tasks_(tasks), born_(tasks.size()) {
+    for (const TaskNode& t : tasks_) pids_.insert(t.pid);
+    // Sessions of our own surroundings: nothing has to be done to be in them.
+    const TaskNode& root = tasks_.front();
+    if (inherit_outside && !pids_.contains(root.sid)) outside_ = root.sid;
+    if (inherit_outside && !pids_.contains(root.pgid)) outside_group_ = root.pgid;
+  }
+
+  void run() {
+    for (size_t i = tasks_.size(); i-- > 0;) plan_children(tasks_[i], i);
+    plan_root();
+    plan_groups();
+  }
+
+ private:
+  bool outside(pid_t sid) const { return sid == 0 || (outside_ && *outside_ == sid); }
+
+  /// Decides for each child when it is forked, and with that in which session `t` itself must be born.
+  void plan_children(TaskNode& t, size_t index) {
+    t.new_session = t.sid == t.pid;
+    std::optional<pid_t> birth;
+    if (!t.new_session) birth = t.sid;
+    for (const int c : t.children) {
+      TaskNode& child = tasks_[static_cast<size_t>(c)];
+      const std::optional<pid_t> wanted = born_[static_cast<size_t>(c)];
+      if (!wanted || *wanted == t.sid) continue;
+      if (t.new_session && (!birth || *birth == *wanted) && !needs_helper(*wanted)) {
+        birth = wanted;
+        child.before_setsid = true;
+      } else {
+        use_helper(child, *wanted, t.pid);
+      }
+    }
+    born_[index] = birth;
+  }
+
+  bool needs_helper(pid_t session) const { return !pids_.contains(session) && !outside(session); }
+
+  void use_helper(TaskNode& child, pid_t session, pid_t parent) {
+    if (!needs_helper(session)) {
+      throw Refusal(task_name(child.pid) + " is in session " + std::to_string(session) +
+                        ", which neither its parent nor a task that has ended can have led it into",
+                    "such a tree cannot be restored yet");
+    }
+    const auto [it, fresh] = helper_parent_.emplace(session, parent);
+    if (!fresh && it->second != parent) {
+      throw Refusal("the tasks of session " + std::to_string(session) + " (whose leader has ended) have several parents",
+                    "such a tree cannot be restored yet");
+    }
+    child.session_helper = session;
+  }
+
+  void plan_root() {
+    TaskNode& root = tasks_.front();
+    const std::optional<pid_t> birth = born_.front();
+    if (!birth || outside(*birth)) return;
+    use_helper(root, *birth, 0);
+  }
+
+  void plan_groups() {
+    std::set<pid_t> helped;
+    for (TaskNode& t : tasks_) {
+      if (t.pgid == t.pid) {
+        t.new_group = !t.new_session;
+        continue;
+      }
+      if (t.pgid == 0 || (outside_group_ && *outside_group_ == t.pgid)) continue;
+      t.join_group = t.pgid;
+      const bool led = pids_.contains(t.pgid) || helper_parent_.contains(t.pgid);
+      if (!led && helped.insert(t.pgid).second) t.group_helper = t.pgid;
+    }
+  }
+
+  std::vector<TaskNode>& tasks_;
+  std::vector<std::optional<pid_t>> born_;  ///< session each must be born in; nullopt: any
+  std::set<pid_t> pids_;
+  std::map<pid_t, pid_t> helper_parent_;
+  std::optional<pid_t> outside_, outside_group_;
+};
+
+}  // namespace
+
+std::vector<TaskNode> read_tree(const ImageSet& images) {
+  auto reader = images.read("pstree.img", magic::kPstree);
+  if (!reader) throw Corrupt("the image folder", "pstree.img is missing");
+  std::vector<TaskNode> tasks;
+  std::map<pid_t, int> index;
+  std::set<pid_t> ids;
+  for (img::pstree_entry e; reader->next(e); e.Clear()) {
+    TaskNode n = node_of(e);
+    for (const pid_t tid : n.threads)
+      if (!ids.insert(tid).second) throw Corrupt("pstree.img", "id " + std::to_string(tid) + " is used twice");
+    if (!tasks.empty()) {
+      const auto parent = index.find(n.ppid);
+      if (parent == index.end()) throw Corrupt("pstree.img", task_name(n.pid) + " comes before its parent");
+      n.parent = parent->second;
+      tasks[static_cast<size_t>(n.parent)].children.push_back(static_cast<int>(tasks.size()));
+    }
+    n.zombie = state_of(images, n.pid) == kTaskDead;
+    index.emplace(n.pid, static_cast<int>(tasks.size()));
+    tasks.push_back(std::move(n));
+  }
+  if (tasks.empty()) throw Corrupt("pstree.img", "it names no task");
+  for (const TaskNode& t : tasks)
+    if (t.zombie && !t.children.empty()) throw Corrupt("pstree.img", "a dead task has children");
+  return tasks;
+}
+
+void plan_tree(std::vector<TaskNode>& tasks, bool inherit_outside) { SessionPlanner(tasks, inherit_outside).run(); }
+
+}  // namespace migrate

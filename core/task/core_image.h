@@ -1,0 +1,76 @@
+// core-TID.img: what belongs to a thread (registers, credentials, scheduling, pending signals), and for leaders what
+// belongs to the whole task (dispositions, timers, limits). Everything is read from outside, from stopped threads; what
+// only the task can tell comes from its harvest.
+//
+// ptrace(2) calls: only on the tracer's thread.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/base/procfs.h"
+#include "core/freeze/stopped_tree.h"
+#include "core/inject/harvest.h"
+#include "core/task/proc_text.h"
+#include "core/task/restart.h"
+#include "ext/ext.pb.h"
+#include "images/core.pb.h"
+
+namespace migrate {
+
+/// Pids as the images number them: as the tree's own (innermost) pid namespace does.
+class ImagePids {
+ public:
+  /// From NSpid of every task and thread. Throws Refusal if the tree spans pid namespaces.
+  explicit ImagePids(const std::vector<StoppedTask>& tasks);
+  /// 0 for a task that is not in the tree.
+  pid_t of(pid_t pid) const;
+
+ private:
+  std::map<pid_t, pid_t> numbers_;
+};
+
+/// The last number of a list as NSpid, NSpgid and NSsid of /proc/PID/status hold it; 0 for an empty one.
+pid_t innermost(const std::string& list);
+
+/// The restartable sequence of a thread. The kernel forgets the critical section as soon as the thread returns to user
+/// mode elsewhere.
+struct RseqState {
+  uint64_t pointer = 0;  ///< 0: not registered
+  uint32_t size = 0;
+  uint32_t signature = 0;
+  uint64_t critical_section = 0;
+  std::optional<uint64_t> abort_ip;  ///< the thread is inside: it must go on at its abort handler
+};
+
+/// What must be read of a stopped thread before anything is run in it.
+struct EarlyThread {
+  RseqState rseq;
+  std::map<std::string, std::string> status;  ///< /proc/TID/status: its switches and pending signals
+};
+EarlyThread read_early(const StoppedThread& thread, const ProcDir& proc, int mem_fd);
+
+/// What thread images are made of.
+struct ThreadInputs {
+  const StoppedThread& thread;
+  const ProcDir& proc;  ///< of the thread
+  const ThreadHarvest& harvest;
+  const EarlyThread& early;
+  const SleepSample* sleep = nullptr;
+  pid_t image_tid = 0;
+  int mem_fd = -1;  ///< of the task
+};
+
+/// Fills mtype, thread_info and thread_core; returns what goes into migrate-ext.img. Throws Refusal, naming the thread.
+ext::ThreadExt describe_thread(const ThreadInputs& in, img::core_entry& core);
+
+/// Fills tc of a living task's leader.
+void describe_task(const StoppedTask& task, const TaskHarvest& harvest, const std::vector<PosixTimer>& timers,
+                   const ImagePids& pids, img::core_entry& core);
+/// The core image of a zombie.
+void describe_zombie(const StoppedTask& task, img::core_entry& core);
+
+}  // namespace migrate

@@ -1,0 +1,246 @@
+#include "core/task/restart.h"
+
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <time.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstring>
+
+namespace migrate {
+namespace {
+
+// Kernel-internal results of interrupted calls (include/linux/errno.h).
+constexpr int64_t kRestartSys = -512, kRestartNoIntr = -513, kRestartNoHand = -514, kRestartBlock = -516;
+constexpr size_t kSyscallBytes = 2;  // length of the `syscall` instruction
+
+uint64_t voluntary_switches(std::string_view status) {
+  constexpr std::string_view kKey = "\nvoluntary_ctxt_switches:\t";
+  uint64_t value = 0;
+  const size_t at = status.find(kKey);
+  if (at == std::string_view::npos) return value;
+  const std::string_view rest = status.substr(at + kKey.size());
+  std::from_chars(rest.data(), rest.data() + rest.size(), value);
+  return value;
+}
+
+/// The scheduler's clock runs per CPU, without stolen and interrupt time: its distance from CLOCK_MONOTONIC is measured
+/// on each CPU that matters, by our own exec_start right after a switch.
+class SchedulerClock {
+ public:
+  SchedulerClock() {
+    CPU_ZERO(&before_);
+    known_ = ::sched_getaffinity(0, sizeof before_, &before_) == 0;
+  }
+  SchedulerClock(const SchedulerClock&) = delete;
+  SchedulerClock& operator=(const SchedulerClock&) = delete;
+  ~SchedulerClock() {
+    if (known_) ::sched_setaffinity(0, sizeof before_, &before_);
+  }
+
+  /// To be added to an exec_start of `cpu`.
+  int64_t offset(int cpu) {
+    const auto it = offsets_.find(cpu);
+    if (it != offsets_.end()) return it->second;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(static_cast<size_t>(cpu), &one);
+    ::sched_setaffinity(0, sizeof one, &one);  // refused: measured where we are
+    ::sched_yield();
+    const int64_t now = monotonic_ns();
+    const auto start = parse_exec_start(read_file_at(AT_FDCWD, "/proc/thread-self/sched"));
+    return offsets_[cpu] = start ? now - *start : 0;
+  }
+
+ private:
+  cpu_set_t before_;
+  bool known_ = false;
+  std::map<int, int64_t> offsets_;
+};
+
+/// Field 39 of /proc/TID/stat.
+int last_cpu(std::string_view stat) {
+  size_t at = stat.rfind(')');
+  for (int field = 2; field < 39 && at != std::string_view::npos; ++field) at = stat.find(' ', at + 1);
+  int cpu = 0;
+  if (at != std::string_view::npos) std::from_chars(stat.data() + at + 1, stat.data() + stat.size(), cpu);
+  return cpu;
+}
+
+std::optional<SleepSample> sample_thread(const ProcDir& thread, SchedulerClock& clock) {
+  const auto call = parse_syscall(thread.read("syscall"));
+  if (!call) return std::nullopt;
+  SleepSample s;
+  s.call = *call;
+  s.voluntary_switches = voluntary_switches(thread.read("status"));
+  const auto start = parse_exec_start(thread.read("sched"));
+  s.since_ns = start ? *start + clock.offset(last_cpu(thread.read("stat"))) : monotonic_ns();
+  // restart_syscall(2) hides which call it goes on with.
+  if (call->nr == SYS_restart_syscall) s.wchan = thread.read("wchan");
+  // Awake in between: not one sleep.
+  if (voluntary_switches(thread.read("status")) != s.voluntary_switches) return std::nullopt;
+  return s;
+}
+
+/// The call that restart_syscall(2) goes on with, by the function it waits in. The kernel's restart block holds one of
+/// four (nanosleep, clock_nanosleep, poll, futex); nanosleep and clock_nanosleep wait in the same function.
+std::optional<long> restarted_call(const SleepSample& sample, const user_regs_struct& regs) {
+  if (sample.wchan.find("poll") != std::string::npos) return SYS_poll;
+  if (sample.wchan.find("futex") != std::string::npos) return SYS_futex;
+  if (sample.wchan.find("nanosleep") == std::string::npos) return std::nullopt;
+  // clock_nanosleep's first argument is a small clock number, nanosleep's an address.
+  return regs.rdi < 4096 ? SYS_clock_nanosleep : SYS_nanosleep;
+}
+
+/// Calls that return EINTR, not a restart code, when a stop wakes them (signal(7): never restarted).
+bool never_restarted(uint64_t nr) {
+  switch (nr) {
+    case SYS_epoll_wait:
+    case SYS_epoll_pwait:
+    case SYS_epoll_pwait2:
+    case SYS_semop:
+    case SYS_semtimedop:
+    case SYS_rt_sigtimedwait:
+    case SYS_io_getevents:
+    case SYS_io_pgetevents:
+      return true;
+    default:
+      return false;
+  }
+}
+
+class Converter {
+ public:
+  Converter(const user_regs_struct& regs, const RestartFacts& facts) : facts_(facts) {
+    out_.regs = regs;
+    asleep_ = facts.sample != nullptr && facts.sample->call.sp == regs.rsp && facts.sample->call.ip == regs.rip &&
+              facts.sample->call.nr == static_cast<long>(regs.orig_rax) &&
+              facts.voluntary_switches == facts.sample->voluntary_switches + 1;  // it woke once: for our stop
+  }
+
+  ImageRegisters convert() {
+    const auto nr = static_cast<int64_t>(out_.regs.orig_rax);
+    if (nr < 0) return std::move(out_);
+    const auto result = static_cast<int64_t>(out_.regs.rax);
+    if (result == kRestartSys || result == kRestartNoIntr || result == kRestartNoHand) {
+      reissue(nr, result);
+    } else if (result == kRestartBlock) {
+      from_restart_block(nr);
+    } else if (result == -EINTR && never_restarted(out_.regs.orig_rax) && asleep_ && !facts_.signal_pending) {
+      reissue(nr, kRestartNoHand);
+      shorten_wait(nr);
+    }
+    return std::move(out_);
+  }
+
+ private:
+  void reissue(int64_t nr, int64_t code) {
+    out_.regs.rax = static_cast<uint64_t>(nr);
+    out_.regs.orig_rax = UINT64_MAX;
+    out_.regs.rip -= kSyscallBytes;
+    out_.restart.emplace();
+    out_.restart->set_nr(static_cast<uint32_t>(nr));
+    out_.restart->set_restart_code(static_cast<int32_t>(code));
+  }
+
+  void from_restart_block(int64_t nr) {
+    if (nr == SYS_restart_syscall) {
+      const auto inner = facts_.sample != nullptr ? restarted_call(*facts_.sample, out_.regs) : std::nullopt;
+      if (!inner) {  // as CRIU: the call ends with EINTR
+        out_.regs.rax = static_cast<uint64_t>(-EINTR);
+        return;
+      }
+      nr = *inner;
+    }
+    reissue(nr, kRestartNoHand);
+    shorten_wait(nr);
+  }
+
+  void shorten_wait(int64_t nr) {
+    user_regs_struct& r = out_.regs;
+    switch (nr) {
+      // On interruption the kernel has stored the remaining time where the caller asked for it.
+      case SYS_nanosleep:
+        return r.rsi != 0 ? void(r.rdi = r.rsi) : timespec_argument(0, r.rdi);
+      case SYS_clock_nanosleep:
+        return r.r10 != 0 ? void(r.rdx = r.r10) : timespec_argument(2, r.rdx);
+      case SYS_poll:
+        return milliseconds(r.rdx);
+      case SYS_epoll_wait:
+      case SYS_epoll_pwait:
+        return milliseconds(r.r10);
+      case SYS_epoll_pwait2:
+      case SYS_semtimedop:
+        return timespec_argument(3, r.r10);
+      case SYS_rt_sigtimedwait:
+        return timespec_argument(2, r.rdx);
+      case SYS_io_getevents:
+      case SYS_io_pgetevents:
+        return timespec_argument(4, r.r8);
+      case SYS_futex:
+        // FUTEX_WAIT counts from now, FUTEX_WAIT_BITSET up to a point in time.
+        if ((r.rsi & static_cast<uint64_t>(FUTEX_CMD_MASK)) == FUTEX_WAIT) timespec_argument(3, r.r10);
+        return;
+      default:
+        return;
+    }
+  }
+
+  /// Not known since when it slept: it waits its whole time again, never too short.
+  int64_t slept_ns() const { return asleep_ ? std::max<int64_t>(facts_.now_ns - facts_.sample->since_ns, 0) : 0; }
+
+  void milliseconds(unsigned long long& argument) const {
+    const auto timeout = static_cast<int32_t>(argument);
+    if (timeout > 0) argument = static_cast<uint64_t>(std::max<int64_t>(timeout - slept_ns() / 1'000'000, 0));
+  }
+
+  void timespec_argument(uint32_t index, uint64_t address) {
+    struct timespec wait {};
+    if (address == 0 || ::pread(facts_.mem_fd, &wait, sizeof wait, static_cast<off_t>(address)) != sizeof wait) return;
+    constexpr int64_t kLongest = INT64_MAX / 1'000'000'000 - 1;
+    if (wait.tv_sec < 0 || wait.tv_sec > kLongest) return;
+    const int64_t asked = wait.tv_sec * 1'000'000'000 + wait.tv_nsec;
+    out_.restart->set_timespec_arg(index);
+    out_.restart->set_remaining_ns(static_cast<uint64_t>(std::max<int64_t>(asked - slept_ns(), 0)));
+  }
+
+  const RestartFacts& facts_;
+  ImageRegisters out_;
+  bool asleep_ = false;
+};
+
+}  // namespace
+
+int64_t monotonic_ns() {
+  struct timespec now {};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1'000'000'000 + now.tv_nsec;
+}
+
+SleepSurvey::SleepSurvey(const std::vector<ProcDir>& tasks) {
+  SchedulerClock clock;
+  for (const ProcDir& task : tasks) {
+    try {
+      for (const pid_t tid : task.threads()) {
+        try {
+          if (auto sample = sample_thread(task.thread(tid), clock)) samples_.emplace(tid, std::move(*sample));
+        } catch (const Error&) {  // ended meanwhile, or not readable: without a sample it waits its whole time again
+        }
+      }
+    } catch (const Error&) {
+    }
+  }
+}
+
+const SleepSample* SleepSurvey::find(pid_t tid) const {
+  const auto it = samples_.find(tid);
+  return it == samples_.end() ? nullptr : &it->second;
+}
+
+ImageRegisters image_registers(const user_regs_struct& regs, const RestartFacts& facts) {
+  return Converter(regs, facts).convert();
+}
+
+}  // namespace migrate

@@ -1,0 +1,56 @@
+// Threads that were stopped inside a system call: the registers that make a restored thread go on with it, with what is
+// left of its time. Nothing here touches a thread; the source goes on by the kernel's own restart.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/base/procfs.h"
+#include "core/freeze/stopped_tree.h"
+#include "core/task/proc_text.h"
+#include "ext/ext.pb.h"
+
+namespace migrate {
+
+/// Since when, and in which call, a thread was asleep. Taken while it runs: stopping it overwrites both.
+struct SleepSample {
+  BlockedCall call;
+  std::string wchan;  ///< the kernel function it waits in
+  uint64_t voluntary_switches = 0;
+  int64_t since_ns = 0;  ///< CLOCK_MONOTONIC of the reader
+};
+
+/// Sleep samples of all threads of running tasks.
+class SleepSurvey {
+ public:
+  SleepSurvey() = default;
+  explicit SleepSurvey(const std::vector<ProcDir>& tasks);
+  const SleepSample* find(pid_t tid) const;
+
+ private:
+  std::map<pid_t, SleepSample> samples_;
+};
+
+struct ImageRegisters {
+  user_regs_struct regs{};  ///< a call is issued again, as in CRIU's images
+  std::optional<ext::RestartCall> restart;
+};
+
+/// What decides about a restart, besides the registers.
+struct RestartFacts {
+  const SleepSample* sample = nullptr;  ///< of this thread, from before the stop
+  uint64_t voluntary_switches = 0;      ///< now
+  bool signal_pending = false;          ///< an unblocked signal waits for the thread
+  int64_t now_ns = 0;                   ///< CLOCK_MONOTONIC
+  int mem_fd = -1;                      ///< /proc/PID/mem
+};
+
+ImageRegisters image_registers(const user_regs_struct& regs, const RestartFacts& facts);
+
+/// CLOCK_MONOTONIC of the caller, ns.
+int64_t monotonic_ns();
+
+}  // namespace migrate

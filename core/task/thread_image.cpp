@@ -1,0 +1,234 @@
+#include <linux/ioprio.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+
+#include <cstring>
+#include <sstream>
+
+#include "core/task/core_image.h"
+#include "core/task/signal_queue.h"
+#include "core/task/xsave.h"
+
+namespace migrate {
+namespace {
+
+/// struct sched_attr of sched_setattr(2), its first version; glibc has none and linux/sched/types.h does not go with
+/// it.
+struct SchedAttr {
+  uint32_t size, sched_policy;
+  uint64_t sched_flags;
+  int32_t sched_nice;
+  uint32_t sched_priority;
+  uint64_t sched_runtime, sched_deadline, sched_period;
+};
+
+using Status = std::map<std::string, std::string>;
+
+std::string name_of(const StoppedThread& thread) { return "thread " + std::to_string(thread.tid.get()); }
+
+const std::string& field(const Status& status, const std::string& key) {
+  const auto it = status.find(key);
+  if (it == status.end()) throw Corrupt("/proc/PID/status", key + " is missing");
+  return it->second;
+}
+
+void fill_registers(const user_regs_struct& r, img::user_x86_regs_entry& out) {
+  out.set_r15(r.r15);
+  out.set_r14(r.r14);
+  out.set_r13(r.r13);
+  out.set_r12(r.r12);
+  out.set_bp(r.rbp);
+  out.set_bx(r.rbx);
+  out.set_r11(r.r11);
+  out.set_r10(r.r10);
+  out.set_r9(r.r9);
+  out.set_r8(r.r8);
+  out.set_ax(r.rax);
+  out.set_cx(r.rcx);
+  out.set_dx(r.rdx);
+  out.set_si(r.rsi);
+  out.set_di(r.rdi);
+  out.set_orig_ax(r.orig_rax);
+  out.set_ip(r.rip);
+  out.set_cs(r.cs);
+  out.set_flags(r.eflags);
+  out.set_sp(r.rsp);
+  out.set_ss(r.ss);
+  out.set_fs_base(r.fs_base);
+  out.set_gs_base(r.gs_base);
+  out.set_ds(r.ds);
+  out.set_es(r.es);
+  out.set_fs(r.fs);
+  out.set_gs(r.gs);
+  out.set_mode(img::NATIVE);
+}
+
+/// "0000003fffffffff" as two words, the low one first.
+void fill_capabilities(const std::string& hex, google::protobuf::RepeatedField<uint32_t>* out) {
+  const uint64_t mask = std::stoull(hex, nullptr, 16);
+  out->Add(static_cast<uint32_t>(mask));
+  out->Add(static_cast<uint32_t>(mask >> 32));
+}
+
+void fill_creds(const Status& status, const ThreadHarvest& harvest, img::creds_entry& out) {
+  std::istringstream uids(field(status, "Uid")), gids(field(status, "Gid")), groups(field(status, "Groups"));
+  uint32_t u[4] = {}, g[4] = {};  // real, effective, saved, file system
+  for (uint32_t& id : u) uids >> id;
+  for (uint32_t& id : g) gids >> id;
+  if (!uids || !gids) throw Corrupt("/proc/PID/status", "user ids are missing");
+  out.set_uid(u[0]);
+  out.set_euid(u[1]);
+  out.set_suid(u[2]);
+  out.set_fsuid(u[3]);
+  out.set_gid(g[0]);
+  out.set_egid(g[1]);
+  out.set_sgid(g[2]);
+  out.set_fsgid(g[3]);
+  for (uint32_t group; groups >> group;) out.add_groups(group);
+  fill_capabilities(field(status, "CapInh"), out.mutable_cap_inh());
+  fill_capabilities(field(status, "CapPrm"), out.mutable_cap_prm());
+  fill_capabilities(field(status, "CapEff"), out.mutable_cap_eff());
+  fill_capabilities(field(status, "CapBnd"), out.mutable_cap_bnd());
+  fill_capabilities(field(status, "CapAmb"), out.mutable_cap_amb());
+  out.set_secbits(harvest.securebits);
+  out.set_no_new_privs(static_cast<uint32_t>(harvest.no_new_privs));
+}
+
+void fill_scheduling(const StoppedThread& thread, img::thread_core_entry& out) {
+  SchedAttr attr{};
+  check(::syscall(SYS_sched_getattr, thread.tid.get(), &attr, sizeof attr, 0), "read the scheduling of",
+        name_of(thread));
+  constexpr uint32_t kOther = 0, kFifo = 1, kRoundRobin = 2, kBatch = 3, kIdle = 5;
+  switch (attr.sched_policy) {
+    case kOther:
+    case kBatch:
+    case kIdle:
+      out.set_sched_nice(attr.sched_nice);
+      break;
+    case kFifo:
+    case kRoundRobin:
+      out.set_sched_prio(attr.sched_priority);
+      break;
+    default:
+      throw Refusal(name_of(thread) + " runs under scheduling policy " + std::to_string(attr.sched_policy) +
+                        " (deadline or extensible)",
+                    "give it another policy with chrt(1) first");
+  }
+  out.set_sched_policy(attr.sched_policy);
+}
+
+/// Pending for the thread or its task and not blocked.
+bool unblocked_pending(const Status& status, uint64_t blocked) {
+  const auto mask = [&](const char* key) { return std::stoull(field(status, key), nullptr, 16); };
+  return ((mask("SigPnd") | mask("ShdPnd")) & ~blocked) != 0;
+}
+
+ext::ThreadExt describe_extras(const ThreadInputs& in) {
+  ext::ThreadExt out;
+  out.set_tid(static_cast<uint32_t>(in.image_tid));
+  const pid_t tid = in.thread.tid.get();
+  std::string mask(1024, '\0');  // 8,192 CPUs, the most a kernel can be built for
+  const long bytes = check(::syscall(SYS_sched_getaffinity, tid, mask.size(), mask.data()), "read the affinity of",
+                           name_of(in.thread));
+  mask.resize(static_cast<size_t>(bytes));
+  out.set_affinity(mask);
+  const long ioprio = ::syscall(SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid);
+  if (ioprio > 0) out.set_ioprio(static_cast<uint32_t>(ioprio));
+  try {  // of the thread, but only listed in /proc/TID
+    out.set_timerslack_ns(std::stoull(read_file_at(AT_FDCWD, "/proc/" + std::to_string(tid) + "/timerslack_ns")));
+  } catch (const Error&) {  // not permitted: it keeps the default
+  }
+  return out;
+}
+
+RseqState read_rseq(const StoppedThread& thread, int mem_fd) {
+  struct __ptrace_rseq_configuration config {};
+  RseqState state;
+  if (::ptrace(PTRACE_GET_RSEQ_CONFIGURATION, thread.tid.get(), sizeof config, &config) < 0 ||
+      config.rseq_abi_pointer == 0)
+    return state;
+  state.pointer = config.rseq_abi_pointer;
+  state.size = config.rseq_abi_size;
+  state.signature = config.signature;
+  constexpr off_t kRseqCsAt = 8;  // struct rseq: cpu_id_start, cpu_id, rseq_cs
+  uint64_t descriptor = 0;
+  if (::pread(mem_fd, &descriptor, sizeof descriptor, static_cast<off_t>(state.pointer) + kRseqCsAt) !=
+          sizeof descriptor ||
+      descriptor == 0)
+    return state;
+  struct {
+    uint32_t version, flags;
+    uint64_t start_ip, post_commit_offset, abort_ip;
+  } section{};
+  if (::pread(mem_fd, &section, sizeof section, static_cast<off_t>(descriptor)) != sizeof section) return state;
+  state.critical_section = descriptor;
+  if (thread.regs.rip - section.start_ip < section.post_commit_offset) state.abort_ip = section.abort_ip;
+  return state;
+}
+
+}  // namespace
+
+EarlyThread read_early(const StoppedThread& thread, const ProcDir& proc, int mem_fd) {
+  return {.rseq = read_rseq(thread, mem_fd), .status = proc.status()};
+}
+
+ext::ThreadExt describe_thread(const ThreadInputs& in, img::core_entry& core) {
+  constexpr uint64_t kUserCode64 = 0x33;  // selector of 64-bit user code
+  if (in.thread.regs.cs != kUserCode64)
+    throw Refusal(name_of(in.thread) + " runs 32-bit code", "only 64-bit programs can be moved");
+  const Status& status = in.early.status;
+  if (const auto seccomp = status.find("Seccomp"); seccomp != status.end() && seccomp->second != "0")
+    throw Refusal(name_of(in.thread) + " runs under a seccomp filter",
+                  "this cannot be dumped yet; start the program without seccomp");
+  ext::ThreadExt extras = describe_extras(in);
+
+  RestartFacts facts;
+  facts.sample = in.sleep;
+  facts.voluntary_switches = std::stoull(field(status, "voluntary_ctxt_switches"));
+  facts.signal_pending = unblocked_pending(status, in.thread.sigmask);
+  facts.now_ns = monotonic_ns();
+  facts.mem_fd = in.mem_fd;
+  ImageRegisters registers = image_registers(in.thread.regs, facts);
+  if (registers.restart) *extras.mutable_restart() = *registers.restart;
+  if (in.early.rseq.abort_ip) registers.regs.rip = *in.early.rseq.abort_ip;
+
+  core.set_mtype(img::core_entry::X86_64);
+  img::thread_info_x86& info = *core.mutable_thread_info();
+  info.set_clear_tid_addr(in.harvest.clear_child_tid);
+  fill_registers(registers.regs, *info.mutable_gpregs());
+  std::string unknown;
+  if (!pack_xsave(in.thread.xsave, *info.mutable_fpregs(), unknown))
+    throw Refusal(name_of(in.thread) + " uses " + unknown + " state, which the image format cannot hold",
+                  "run the program without it");
+
+  img::thread_core_entry& out = *core.mutable_thread_core();
+  uint64_t robust_list = 0;
+  size_t robust_len = 0;
+  check(::syscall(SYS_get_robust_list, in.thread.tid.get(), &robust_list, &robust_len), "read the robust list of",
+        name_of(in.thread));
+  out.set_futex_rla(robust_list);
+  out.set_futex_rla_len(static_cast<uint32_t>(robust_len));
+  fill_scheduling(in.thread, out);
+  out.set_blk_sigset(in.thread.sigmask);
+  out.mutable_sas()->set_ss_sp(reinterpret_cast<uint64_t>(in.harvest.altstack.ss_sp));
+  out.mutable_sas()->set_ss_size(in.harvest.altstack.ss_size);
+  out.mutable_sas()->set_ss_flags(static_cast<uint32_t>(in.harvest.altstack.ss_flags));
+  if (in.harvest.pdeath_signal != 0) out.set_pdeath_sig(static_cast<uint32_t>(in.harvest.pdeath_signal));
+  read_signal_queue(in.thread.tid, false, *out.mutable_signals_p());
+  fill_creds(status, in.harvest, *out.mutable_creds());
+  out.set_seccomp_mode(img::disabled);
+  std::string comm = in.proc.read("comm");
+  comm.pop_back();  // the kernel's newline; a name may end in one of its own
+  out.set_comm(comm);
+  out.set_cg_set(1);
+  if (in.early.rseq.pointer != 0) {
+    img::rseq_entry& rseq = *out.mutable_rseq_entry();
+    rseq.set_rseq_abi_pointer(in.early.rseq.pointer);
+    rseq.set_rseq_abi_size(in.early.rseq.size);
+    rseq.set_signature(in.early.rseq.signature);
+    if (in.early.rseq.critical_section != 0) rseq.set_rseq_cs_pointer(in.early.rseq.critical_section);
+  }
+  return extras;
+}
+
+}  // namespace migrate

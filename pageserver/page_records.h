@@ -1,0 +1,45 @@
+// The bytes of page streams: preface and records. README.md shows the layout. For .cpp files of this folder and tests.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "core/memory/page_io.h"
+#include "pageserver/page_stream.h"
+
+namespace migrate {
+
+inline constexpr uint32_t kPageMagic = 0x5047494d;  // "MIGP"
+inline constexpr uint16_t kPageVersion = 1;
+inline constexpr size_t kPagePrefaceSize = 32;
+inline constexpr size_t kPageRecordSize = 32;
+/// User addresses end below 2^56 also with five-level page tables; offsets in shared objects stay below it as well.
+inline constexpr uint64_t kMaxPageAddress = uint64_t{1} << 56;
+
+struct PageRecord {
+  enum class Kind : uint8_t { pages = 1, end = 2, ack = 3 } kind = Kind::pages;
+  // pages
+  MemoryId memory;
+  uint64_t address = 0;
+  uint32_t pages = 0;
+  uint64_t sequence = 0;
+  // end, ack: totals of this stream in this pass
+  uint64_t total_records = 0;
+  uint64_t total_pages = 0;
+  uint64_t digest = 0;
+};
+
+void encode_record(const PageRecord& record, std::span<std::byte, kPageRecordSize> out);
+/// Throws Corrupt (naming `from`) on anything that encode_record cannot have made from sane values.
+PageRecord decode_record(std::span<const std::byte, kPageRecordSize> in, const std::string& from);
+
+/// Totals of one stream in one pass; the digest covers every byte of the headers.
+struct StreamTotals {
+  uint64_t records = 0;
+  uint64_t pages = 0;
+  uint64_t digest = 0;
+  void add(std::span<const std::byte, kPageRecordSize> header, uint32_t record_pages);
+  bool operator==(const StreamTotals&) const = default;
+};
+
+}  // namespace migrate

@@ -1,0 +1,97 @@
+// Pages over N parallel streams. Byte layout: pageserver/README.md.
+//
+// One *pass* carries a set of pages: the sender calls send(), the receiver receive(); both return when every page of
+// the pass has arrived and was written to the sink (each stream's END record is acknowledged with the receiver's
+// totals). The same streams carry any number of passes (pre-copy rounds), one after the other.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "core/memory/page_io.h"
+#include "pageserver/stream.h"
+
+namespace migrate {
+
+using SessionId = std::array<std::byte, 16>;
+
+/// Says to which session a fresh connection belongs and which of its page streams it is.
+struct PagePreface {
+  SessionId session{};
+  uint16_t index = 0;
+  uint16_t count = 1;  ///< 1..kMaxPageStreams
+};
+inline constexpr uint16_t kMaxPageStreams = 64;
+inline constexpr uint32_t kMaxRecordPages = 256;
+
+/// The client of the page connection sends; the server reads. Corrupt on anything else.
+void send_page_preface(Stream& stream, const PagePreface& preface, Deadline deadline);
+PagePreface read_page_preface(Stream& stream, Deadline deadline);
+
+/// What one pass moved.
+struct PageTotals {
+  uint64_t records = 0;
+  uint64_t pages = 0;       ///< sent with contents
+  uint64_t zero_pages = 0;  ///< left out because they read as zero (known to the sender only)
+  auto operator<=>(const PageTotals&) const = default;
+};
+
+/// Running figures, readable by any thread while a pass runs.
+struct PageCounters {
+  std::atomic<uint64_t> pages{0};       ///< contents sent or received
+  std::atomic<uint64_t> zero_pages{0};  ///< looked at and left out
+  uint64_t bytes() const { return pages.load(std::memory_order_relaxed) * kPageSize; }
+};
+
+/// Sends pages; owns its streams. One thread calls send() at a time; cancel() and counters() from any.
+class PageSender {
+ public:
+  explicit PageSender(std::vector<std::unique_ptr<Stream>> streams);
+  ~PageSender();
+  /// Reads all runs of all sources and sends them over all streams, a thread each; memories take turns, 256 pages each.
+  /// Returns when the receiver has acknowledged everything. Any failure (the task is gone, a stream was cut, cancel())
+  /// stops all threads and is thrown once; the streams are then unusable.
+  PageTotals send(std::span<const PageSource> sources);
+  void cancel() noexcept { stop_.trigger(); }
+  const PageCounters& counters() const { return counters_; }
+  /// Says goodbye on all streams.
+  void finish();
+  size_t streams() const { return streams_.size(); }
+
+ private:
+  std::vector<std::unique_ptr<Stream>> streams_;
+  std::vector<uint64_t> sequence_;  ///< next record's number, per stream
+  PageCounters counters_;
+  StopEvent stop_;
+};
+
+struct ReceiveLimits {
+  uint64_t max_pages = UINT64_MAX;  ///< in one pass, over all streams; more is Corrupt
+};
+
+/// Receives pages; owns its streams. Like PageSender. The sink is called by one thread a stream, at the same time, for
+/// different pages; it must refuse memories and addresses that it does not know (records are checked for form only).
+class PageReceiver {
+ public:
+  PageReceiver(std::vector<std::unique_ptr<Stream>> streams, PageSink& sink, ReceiveLimits limits = {});
+  ~PageReceiver();
+  /// One pass. Throws Corrupt, Disconnected, TimedOut, Cancelled, or what the sink threw (first error of any thread).
+  /// Nothing is acknowledged after a failure.
+  PageTotals receive();
+  void cancel() noexcept { stop_.trigger(); }
+  const PageCounters& counters() const { return counters_; }
+
+ private:
+  std::vector<std::unique_ptr<Stream>> streams_;
+  std::vector<uint64_t> sequence_;
+  PageSink& sink_;
+  ReceiveLimits limits_;
+  PageCounters counters_;
+  StopEvent stop_;
+};
+
+}  // namespace migrate

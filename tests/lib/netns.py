@@ -1,0 +1,97 @@
+"""Network namespaces that stand for hosts, joined by a bridge in one of their own. Nothing outside them is touched."""
+import ctypes
+import os
+import subprocess
+import threading
+
+CLONE_NEWNET = 0x40000000
+
+
+def ip(*args, ns=None, check=True):
+    command = ["ip", *(["-n", ns] if ns else []), *map(str, args)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if check and result.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}: {result.stderr.strip()}")
+    return result
+
+
+def call_in(ns, function):
+    """Runs `function` in a thread inside the network namespace `ns` (None: here) and gives its result."""
+    if ns is None:
+        return function()
+    result = {}
+
+    def body():
+        try:
+            fd = os.open(f"/run/netns/{ns}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if ctypes.CDLL(None, use_errno=True).setns(fd, CLONE_NEWNET) != 0:
+                    raise OSError(ctypes.get_errno(), "setns")
+            finally:
+                os.close(fd)
+            result["value"] = function()
+        except BaseException as e:  # handed to the caller
+            result["error"] = e
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    if "error" in result:
+        raise result["error"]
+    return result["value"]
+
+
+class Network:
+    """`hosts`: {name: address/prefix}. Namespaces are called PREFIX-NAME and go away with close()."""
+
+    def __init__(self, prefix, hosts):
+        self.prefix = prefix
+        self.hosts = dict(hosts)
+        self.created = []
+        try:
+            self._make()
+        except BaseException:
+            self.close()
+            raise
+
+    def _make(self):
+        switch = self._add("switch")
+        ip("link", "add", "br0", "type", "bridge", ns=switch)
+        ip("link", "set", "br0", "up", ns=switch)
+        for name, address in self.hosts.items():
+            ns = self._add(name)
+            ip("link", "add", "eth0", "type", "veth", "peer", "name", f"to-{name}"[:15], "netns", switch, ns=ns)
+            ip("link", "set", f"to-{name}"[:15], "master", "br0", "up", ns=switch)
+            ip("addr", "add", address, "dev", "eth0", ns=ns)
+            ip("link", "set", "eth0", "up", ns=ns)
+            ip("link", "set", "lo", "up", ns=ns)
+
+    def _add(self, name):
+        full = f"{self.prefix}-{name}"
+        ip("netns", "add", full)
+        self.created.append(full)
+        return full
+
+    def address(self, name):
+        return self.hosts[name].split("/")[0]
+
+    def enter(self, name):
+        """Command prefix that runs something on that host. The mount namespace stays ours, so that mounts are seen."""
+        return ["nsenter", f"--net=/run/netns/{self.prefix}-{name}"]
+
+    def cut(self, name, up=False):
+        """Pulls (or plugs) the cable of a host."""
+        ip("link", "set", f"to-{name}"[:15], "up" if up else "down", ns=f"{self.prefix}-switch")
+
+    def call(self, name, function):
+        """Calls `function` in a thread that is on that host; sockets made there stay there."""
+        return call_in(f"{self.prefix}-{name}", function)
+
+    def close(self):
+        for ns in reversed(self.created):
+            ip("netns", "del", ns, check=False)
+        self.created = []
+
+
+# The source's clocks run ahead of the destination's, as on real hosts.
+OTHER_CLOCKS = ["unshare", "-T", "--monotonic", "100000", "--boottime", "100000"]

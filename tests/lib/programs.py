@@ -1,0 +1,295 @@
+"""The programs that are moved. Each can be started, asked whether it is well, and found again."""
+import http.client
+import os
+import sys
+
+from . import redis
+from .netns import call_in
+from .process import descendants, exists, innermost_pid, kill_all, read, spawn, wait_for
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+class Unwell(Exception):
+    """A program says, or shows, that it is not what it was."""
+
+
+class Program:
+    """One started program. `folder` is its own; `ns`: the network namespace it is in now (None: ours)."""
+    name = "program"
+    exact_maps = True
+    churn = False      # tasks come and go
+    ignore = ()        # facts that change while it runs
+    ignore_live = (r"thread \d+ status\.(Cpus|Mems)_allowed",)
+    dump_options = ()
+
+    def __init__(self, folder, prefix=(), ns=None):
+        self.folder = folder
+        self.ns = ns
+        self.tokens = 0
+        os.makedirs(folder, exist_ok=True)
+        os.chmod(folder, 0o777)
+        self.process = spawn(self.command(), log=os.path.join(folder, "output"), prefix=prefix, cwd=folder,
+                             env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LANG": "C.UTF-8", "HOME": folder,
+                                  "PYTHONDONTWRITEBYTECODE": "1"}, clean_env=True)
+        self.pid = self.process.pid
+        self.inner = self.pid
+        self.everybody = {self.pid}
+
+    def command(self):
+        raise NotImplementedError
+
+    def ready(self):
+        """Waits until it is set up."""
+
+    def check(self):
+        """Raises Unwell unless it is as it should be."""
+
+    def settle(self):
+        """Called before a dump: no connection of ours may be open."""
+
+    def alive_or_raise(self):
+        if self.process is not None and self.process.poll() is not None and not exists(self.pid):
+            raise Unwell(f"{self.name} has ended ({self.process.returncode}): {read(self.folder + '/output')[-500:]}")
+
+    def comm(self):
+        return read(f"/proc/{self.pid}/comm").rstrip("\n")
+
+    def remember(self):
+        self.everybody |= set(descendants(self.pid))
+
+    def moved_to(self, pid, ns):
+        self.pid, self.ns = pid, ns
+        self.remember()
+
+    def reap_old(self):
+        """After a dump killed it: it was our child."""
+        if self.process is not None:
+            self.process.wait(timeout=10)
+            self.process = None
+
+    def end(self):
+        """Ends it wherever it is now. Numbers are only used while they are its own."""
+        if exists(self.pid) or self.process is not None:
+            kill_all(descendants(self.pid))
+        if self.process is not None:
+            try:
+                self.process.wait(timeout=5)
+            except Exception:
+                pass
+        mine = [p for p in os.listdir("/proc") if p.isdigit() and int(p) != os.getpid()
+                and self.folder.encode() in environment(p) and innermost_pid(p) is not None]
+        kill_all([int(p) for p in mine])
+
+
+def environment(pid):
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as f:
+            return f.read()
+    except OSError:
+        return b""
+
+
+class Asked(Program):
+    """A program that follows the contract of tests/workloads/README.md."""
+
+    def ready(self):
+        def there():
+            self.alive_or_raise()
+            return read(os.path.join(self.folder, "status")).startswith("READY")
+        wait_for(there, f"{self.name} to be ready", 40)
+
+    def check(self):
+        self.tokens += 1
+        token = f"{os.getpid()}-{self.tokens}"
+        new = os.path.join(self.folder, "check.driver")
+        with open(new, "w") as f:
+            f.write(token)
+        os.rename(new, os.path.join(self.folder, "check"))
+
+        def answer():
+            text = read(os.path.join(self.folder, "result"))
+            if text.startswith(token + " "):
+                return text
+            if not exists(self.pid):
+                raise Unwell(f"{self.name} (process {self.pid}) is dead: {read(self.folder + '/output')[-500:]}")
+            return None
+        text = wait_for(answer, f"{self.name} (process {self.pid}) to answer", 45)
+        if not text.split(" ", 1)[1].startswith("PASS"):
+            raise Unwell(f"{self.name}: {text.split(' ', 1)[1].strip()}")
+
+
+class Workload(Asked):
+    """One of tests/workloads."""
+
+    def __init__(self, name, binary, arguments, folder, prefix=(), ns=None):
+        self.name = name
+        self.line = [binary, folder, *arguments]
+        base = os.path.basename(binary)
+        if base in ("timers", "signals", "events"):
+            self.ignore = (r"status\.(SigPnd|ShdPnd)$", r" fd \d+$") if base == "timers" else (r"status\.SigQ",)
+        if base in ("creds", "tree", "pipes"):
+            self.exact_maps = True
+        super().__init__(folder, prefix, ns)
+
+    def command(self):
+        return self.line
+
+
+class Python(Asked):
+    name = "python"
+    exact_maps = False
+    ignore = (r"status\.(SigBlk|SigPnd|ShdPnd)",)
+
+    def command(self):
+        return ["/usr/bin/python3", os.path.join(HERE, "moved_program.py"), self.folder]
+
+
+class Redis(Program):
+    name = "redis"
+    exact_maps = False
+    port = 6390
+
+    def command(self):
+        return ["redis-server", "--port", self.port, "--bind", "0.0.0.0", "--save", "", "--appendonly", "no", "--dir", self.folder,
+                "--enable-debug-command", "yes", "--daemonize", "no", "--protected-mode", "no", "--io-threads", "2"]
+
+    def client(self):
+        return call_in(self.ns, lambda: redis.Client("127.0.0.1", self.port))
+
+    def ask(self, *command):
+        client = wait_for(lambda: quietly(self.client), "redis-server to answer", 20)
+        try:
+            return client.command(*command)
+        finally:
+            client.close()
+
+    def ready(self):
+        self.ask("PING")
+        client = self.client()
+        for start in range(0, 20000, 1000):
+            client.batch([("SET", f"key:{i}", f"value {i} " + "x" * (i % 300)) for i in range(start, start + 1000)])
+        client.batch([("RPUSH", "list", i) for i in range(500)] + [("ZADD", "zset", i * 1.5, f"m{i}") for i in range(500)])
+        client.close()
+        self.digest = self.ask("DEBUG", "DIGEST")
+        self.run_id = self.info("run_id")
+        self.uptime = int(self.info("uptime_in_seconds"))
+
+    def info(self, field):
+        for line in self.ask("INFO").decode().splitlines():
+            if line.startswith(field + ":"):
+                return line.split(":", 1)[1]
+        return None
+
+    def check(self):
+        if self.ask("DEBUG", "DIGEST") != self.digest:
+            raise Unwell("redis-server's data changed")
+        if self.info("run_id") != self.run_id:
+            raise Unwell("another redis-server answers")
+        if int(self.info("uptime_in_seconds")) < self.uptime:
+            raise Unwell("redis-server's uptime went back")
+        self.uptime = int(self.info("uptime_in_seconds"))
+        if self.ask("SET", "probe", "1", "PX", "60000") != b"OK" or self.ask("GET", "probe") != b"1" or self.ask("DEL", "probe") != 1:
+            raise Unwell("redis-server does not take writes")
+
+    def settle(self):
+        wait_for(lambda: not established(self.pid, self.port), "connections to redis-server to end", 10)
+
+
+class Nginx(Program):
+    name = "nginx"
+    exact_maps = False
+    port = 6391
+
+    def command(self):
+        conf = os.path.join(self.folder, "nginx.conf")
+        for d in ("body", "fastcgi", "proxy", "scgi", "uwsgi"):
+            os.makedirs(os.path.join(self.folder, d), exist_ok=True)
+        with open(os.path.join(self.folder, "page"), "w") as f:
+            f.write("page " * 10000)
+        temporary = "\n".join(f"{n}_temp_path {self.folder}/{d};" for n, d in
+                              (("client_body", "body"), ("fastcgi", "fastcgi"), ("proxy", "proxy"), ("scgi", "scgi"), ("uwsgi", "uwsgi")))
+        with open(conf, "w") as f:
+            f.write(f"""daemon off; master_process on; worker_processes 2; user root; pid {self.folder}/pid;
+error_log {self.folder}/error.log info;
+events {{ worker_connections 64; }}
+http {{ access_log {self.folder}/access.log; {temporary}
+server {{ listen 0.0.0.0:{self.port}; keepalive_timeout 0; root {self.folder};
+location /pid {{ return 200 "$pid"; }} }} }}
+""")
+        return ["nginx", "-c", conf, "-p", self.folder, "-e", os.path.join(self.folder, "error.log")]
+
+    def get(self, path):
+        def request():
+            c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+            try:
+                c.request("GET", path)
+                r = c.getresponse()
+                return r.status, r.read()
+            finally:
+                c.close()
+        return call_in(self.ns, request)
+
+    def ready(self):
+        wait_for(lambda: quietly(lambda: self.get("/page")), "nginx to answer", 20)
+        wait_for(lambda: len(descendants(self.pid)) == 3, "nginx's two workers", 10)
+        self.inner_pids = sorted(innermost_pid(p) for p in descendants(self.pid))
+
+    def check(self):
+        status, body = wait_for(lambda: quietly(lambda: self.get("/page")), "nginx to answer", 20)
+        if status != 200 or body != b"page " * 10000:
+            raise Unwell(f"nginx gave status {status} and {len(body)} bytes")
+        if sorted(innermost_pid(p) for p in descendants(self.pid)) != self.inner_pids:
+            raise Unwell("nginx's processes are others")
+        for _ in range(10):
+            worker = int(self.get("/pid")[1])
+            if worker not in self.inner_pids:
+                raise Unwell(f"worker {worker} was none before")
+
+    def settle(self):
+        wait_for(lambda: not established(self.pid, self.port), "connections to nginx to end", 10)
+
+
+class Pipeline(Program):
+    name = "pipeline"
+    exact_maps = False
+    churn = True
+    ignore = (r"status\.(SigBlk|SigPnd|ShdPnd|SigIgn|SigCgt)", r" fd \d+", r" maps", r"auxv|cmdline|environ|exe|comm|stat\.")
+
+    def command(self):
+        self.checked = 0
+        return ["bash", "-c", "i=0; while :; do echo $((++i)); sleep 0.01; done | sed -u 's/^/x /' | "
+                              "while read -r x n; do echo $n >>out; done"]
+
+    def numbers(self):
+        return [int(x) for x in read(os.path.join(self.folder, "out")).split("\n")[:-1]]
+
+    def ready(self):
+        wait_for(lambda: len(self.numbers()) > 20, "the pipeline to flow", 20)
+
+    def check(self):
+        seen = len(self.numbers())
+        wait_for(lambda: len(self.numbers()) > seen + 10, "the pipeline to flow on", 20)
+        numbers = self.numbers()
+        if numbers != list(range(1, len(numbers) + 1)):
+            wrong = next(i for i, n in enumerate(numbers) if n != i + 1)
+            raise Unwell(f"line {wrong + 1} of the pipeline's output is {numbers[wrong]}")
+
+
+def quietly(function):
+    """None instead of a connection error."""
+    try:
+        return function()
+    except (OSError, redis.RedisError, http.client.HTTPException):
+        return None
+
+
+def established(pid, port):
+    """True if the namespace of `pid` has an established connection at `port` (its server side)."""
+    needle = f":{port:04X}"
+    return any(parts[1].endswith(needle) and parts[3] in ("01", "08") for line in read(f"/proc/{pid}/net/tcp").splitlines()[1:]
+               if len(parts := line.split()) > 3)
+
+
+if __name__ == "__main__":
+    sys.exit("not a program")

@@ -1,0 +1,191 @@
+"""What is moved, and how: the rows and columns of the migration tests."""
+import os
+import shutil
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from lib import netns, programs, remains, snapshot, tool  # noqa: E402
+from lib.process import exists, find_moved, kill_tree, wait_for  # noqa: E402
+
+# name: (program, arguments)
+WORKLOADS = {
+    "threads": ("threads", ["256"]), "registers": ("registers", []), "signals": ("signals", []), "timers": ("timers", []),
+    "sleep_restart": ("sleep_restart", []), "creds": ("creds", []), "mm": ("mm", []), "tree": ("tree", []),
+    "pipes": ("pipes", []), "files": ("files", []), "events": ("events", []), "unixsock": ("unixsock", []),
+    "tcp": ("tcp", []), "udp": ("udp", []), "identity": ("identity", []), "clocks": ("clocks", []),
+    "sequence": ("sequence", []), "many_vmas": ("many_vmas", ["5000"]), "many_fds": ("many_fds", ["5000"]),
+    "memory": ("memory", ["256"]),
+}
+PROGRAMS = {"redis": programs.Redis, "nginx": programs.Nginx, "python": programs.Python, "pipeline": programs.Pipeline}
+NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3"}
+MODES = ("inplace", "leave-running", "live")
+
+
+class Skip(Exception):
+    """The case cannot run here; says why and how to enable it."""
+
+
+class Context:
+    """What a case needs to know about the run."""
+
+    def __init__(self, binary, workloads, top, send_args=(), receive_args=(), shared=False):
+        self.binary, self.workloads, self.top = binary, workloads, top
+        self.send_args, self.receive_args = send_args, receive_args
+        self.shared = shared  # others run at the same time: what is left behind cannot be told apart
+
+
+def start(context, name, folder, prefix=(), ns=None):
+    if name in PROGRAMS:
+        needed = NEEDS.get(name)
+        if needed and not shutil.which(needed):
+            raise Skip(f"{needed} is not installed (scripts/install-deps installs it)")
+        program = PROGRAMS[name](folder, prefix, ns)
+    else:
+        file, arguments = WORKLOADS[name]
+        binary = os.path.join(context.workloads, file)
+        if not os.access(binary, os.X_OK):
+            raise Skip(f"{binary} is not built (scripts/build)")
+        program = programs.Workload(name, binary, arguments, folder, prefix, ns)
+    return program
+
+
+def facts(program):
+    program.settle()
+    return snapshot.tree_facts(program.pid, program.exact_maps)
+
+
+def compare(program, before, what, ignore=()):
+    after = facts(program)
+    found = snapshot.differences(before, after, (*program.ignore, *ignore))
+    if program.churn:
+        found = [d for d in found if not d.endswith((" is missing", " is new"))]
+    traced = [f"task {pid} has tracer {f['tracer']}" for pid, f in after.items() if f.get("tracer", "0") != "0"]
+    if found or traced:
+        raise programs.Unwell(f"{what}: /proc differs:\n  " + "\n  ".join(found + traced))
+
+
+def in_place(context, name, folder):
+    """Killed by the dump, restored, three times in a row."""
+    t = tool.Tool(context.binary, folder)
+    program = start(context, name, os.path.join(folder, "program"))
+    try:
+        program.ready()
+        program.check()
+        before = facts(program)
+        program.remember()
+        for n in (1, 2, 3):
+            images = os.path.join(folder, f"images-{n}")
+            program.settle()
+            old = program.pid
+            t.dump(old, images, *program.dump_options)
+            program.reap_old()
+            wait_for(lambda: not exists(program.pid), "the dumped tree to be gone", 10)
+            pid = t.restore(images, *program.dump_options)
+            program.moved_to(pid, None)
+            if pid != old:
+                raise programs.Unwell(f"round {n}: pid {old} came back as {pid}")
+            try:
+                program.check()
+                compare(program, before, f"round {n}")
+            except Exception:
+                keep_log(images)
+                raise
+            shutil.rmtree(images)
+    finally:
+        program.end()
+
+
+def keep_log(images):
+    """Images can be large; their logs are what one reads."""
+    for file in os.listdir(images):
+        if file.startswith("pages-"):
+            os.unlink(os.path.join(images, file))
+
+
+def leave_running(context, name, folder):
+    """Dumped twice, running on; the images are readable by crit."""
+    t = tool.Tool(context.binary, folder)
+    program = start(context, name, os.path.join(folder, "program"))
+    try:
+        program.ready()
+        program.check()
+        before = facts(program)
+        for n in (1, 2):
+            images = os.path.join(folder, f"images-{n}")
+            program.settle()
+            t.dump(program.pid, images, "-R", *program.dump_options)
+            program.alive_or_raise()
+            program.check()
+            compare(program, before, f"after dump {n}")
+            decode(images)
+            shutil.rmtree(images)
+    finally:
+        program.end()
+
+
+def decode(images):
+    crit = shutil.which("crit")
+    if not crit:
+        return
+    for file in sorted(os.listdir(images)):
+        if not file.endswith(".img") or file.startswith("pages-"):
+            continue
+        # Debian's script, with Debian's Python: another one first in PATH lacks its modules.
+        result = subprocess.run(["/usr/bin/python3", crit, "decode", "-i", os.path.join(images, file)], capture_output=True,
+                                text=True, timeout=60)
+        if result.returncode != 0:
+            raise programs.Unwell(f"crit cannot decode {file}: {result.stderr.strip()[-300:]}")
+
+
+def live(context, name, folder):
+    """Sent between two hosts; the source's clocks are 100,000 s ahead."""
+    short = f"m{os.getpid()}"
+    program = receiver = None
+    network = netns.Network(short, {"source": "10.77.1.1/24", "destination": "10.77.1.2/24"})
+    try:
+        t = tool.Tool(context.binary, folder, context.send_args, context.receive_args)
+        keys = tool.Keys(context.binary, os.path.join(folder, "keys"), ["source", "destination"])
+        program = start(context, name, os.path.join(folder, "program"), [*network.enter("source"), *netns.OTHER_CLOCKS],
+                        f"{short}-source")
+        program.ready()
+        program.check()
+        before = facts(program)
+        program.remember()
+        receiver = t.receive(network, "destination", keys)
+        old, comm = program.pid, program.comm()
+        code, seen, out = t.send(network, "source", "destination", keys, old)
+        if code != 0:
+            raise tool.Failed(f"send exited {code}:\n{out.strip()[-1500:]}\nreceive said:\n{tool.tail(folder + '/receive.log')}")
+        program.reap_old()
+        pid = wait_for(lambda: find_moved(program.inner, comm), "the tree at the destination", 10)
+        program.moved_to(pid, f"{short}-destination")
+        program.check()
+        compare(program, before, "after the move", program.ignore_live)
+        if wait_for(lambda: receiver.poll() is not None, "migrate receive --once to end", 15) and receiver.returncode != 0:
+            raise tool.Failed(f"receive exited {receiver.returncode}:\n{tool.tail(folder + '/receive.log')}")
+    finally:
+        if program is not None:
+            program.end()
+        if receiver is not None and receiver.poll() is None:
+            kill_tree(receiver.pid)
+            receiver.wait(timeout=5)
+        network.close()
+
+
+RUN = {"inplace": in_place, "leave-running": leave_running, "live": live}
+
+
+def run_case(context, mode, name, folder):
+    """Runs one case; raises what went wrong."""
+    os.makedirs(folder)
+    os.chmod(folder, 0o755)
+    before = remains.snapshot()
+    RUN[mode](context, name, folder)
+    if context.shared:
+        return
+    try:
+        wait_for(lambda: not remains.new_since(before, (context.top,)), "clean-up", 8, 0.1)
+    except Exception:
+        raise programs.Unwell("left behind: " + "; ".join(remains.new_since(before, (context.top,)))) from None

@@ -1,0 +1,230 @@
+#include "migrate/session/journal.h"
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "core/base/error.h"
+#include "tests/session/temp_dir.h"
+
+namespace migrate {
+namespace {
+
+constexpr State kAll[] = {State::preparing, State::frozen,    State::committed, State::receiving,
+                          State::prepared,  State::gate_open, State::aborted,   State::done};
+
+JournalEntry source_entry() {
+  JournalEntry e;
+  e.id = new_session_id();
+  e.role = Role::source;
+  e.label = "pid:1 (x)";
+  e.peer = "host:1";
+  return e;
+}
+
+/// Runs `body` in another process; its result is the exit status.
+template <class Body>
+int in_child(Body body) {
+  const pid_t pid = ::fork();
+  if (pid == 0) ::_exit(body());
+  int status = 0;
+  ::waitpid(pid, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+TEST(States, NothingLeavesAFinalState) {
+  for (const Role role : {Role::source, Role::destination}) {
+    for (const State from : {State::aborted, State::done}) {
+      for (const State to : kAll) EXPECT_FALSE(legal_step(role, from, to, static_cast<Authority>(15)));
+    }
+  }
+}
+
+TEST(States, OneSideAloneNeverDecidesAfterCommitOrPrepared) {
+  for (const State to : kAll) {
+    EXPECT_FALSE(legal_step(Role::source, State::committed, to, kOwn));
+    EXPECT_FALSE(legal_step(Role::destination, State::prepared, to, kOwn));
+  }
+  EXPECT_TRUE(legal_step(Role::destination, State::prepared, State::gate_open, kPeer));
+  EXPECT_FALSE(legal_step(Role::source, State::preparing, State::committed, kOwn));
+  EXPECT_FALSE(legal_step(Role::source, State::prepared, State::gate_open, kPeer));
+}
+
+TEST(States, NamesGoBothWays) {
+  for (const State s : kAll) EXPECT_EQ(state_named(name_of(s)), s);
+  EXPECT_FALSE(state_named("frozen"));
+}
+
+TEST(SessionId, Hex) {
+  const SessionId id = new_session_id();
+  EXPECT_EQ(session_from_hex(to_hex(id)), id);
+  EXPECT_FALSE(session_from_hex(to_hex(id) + "0"));
+  EXPECT_FALSE(session_from_hex("../../../../../../etc/passwd0000"));
+}
+
+TEST(Journal, KeepsEveryField) {
+  JournalEntry e = source_entry();
+  e.epoch = 7;
+  e.peer_epoch = 3;
+  e.boot_id = "boot";
+  e.peer_name = "b.example";
+  e.tasks = {{12, 34}, {56, 78}};
+  e.init = TaskId{9, 10};
+  e.cgroup = FreezerCgroup::Record{false, {"/sys/fs/cgroup/x"}, {{12, "/sys/fs/cgroup"}}};
+  e.peer_settled = false;
+  e.reason = "because \"of\"\n\xff";
+  const JournalEntry back = JournalEntry::from_json(e.to_json(), "x");
+  EXPECT_EQ(back.id, e.id);
+  EXPECT_EQ(back.epoch, 7u);
+  EXPECT_EQ(back.peer_epoch, 3u);
+  EXPECT_EQ(back.peer_name, "b.example");
+  EXPECT_EQ(back.tasks, e.tasks);
+  EXPECT_EQ(back.init, e.init);
+  EXPECT_EQ(back.cgroup->folders, e.cgroup->folders);
+  EXPECT_EQ(back.cgroup->came_from, e.cgroup->came_from);
+  EXPECT_FALSE(back.cgroup->v2);
+  EXPECT_FALSE(back.peer_settled);
+}
+
+TEST(Journal, DamagedTextIsCorrupt) {
+  const std::string good = source_entry().to_json();
+  for (size_t cut = 0; cut + 3 < good.size(); cut += 7) {
+    EXPECT_THROW(JournalEntry::from_json(good.substr(0, cut), "x"), Corrupt) << cut;
+  }
+}
+
+TEST(Journal, StepsAreDurableAndChecked) {
+  const TempDir dir;
+  JournalStore store(dir.path());
+  struct stat st {};
+  ASSERT_EQ(::stat(dir.path().c_str(), &st), 0);
+  EXPECT_EQ(st.st_mode & 0777, 0700u);
+  Journal j = store.create(source_entry());
+  EXPECT_EQ(j.state(), State::preparing);
+  EXPECT_THROW(j.step(State::committed, kOwn), Refusal);
+  j.step(State::frozen, kOwn, "held");
+  EXPECT_EQ(store.peek(j.id(), Role::source)->state, State::frozen);
+  EXPECT_EQ(store.peek(j.id(), Role::source)->reason, "held");
+  EXPECT_FALSE(store.peek(j.id(), Role::destination));
+  EXPECT_FALSE(std::filesystem::exists(dir.path() + "/" + to_hex(j.id()) + ".source.journal.new"));
+}
+
+TEST(Journal, AFailedWriteLeavesTheOldState) {
+  const TempDir dir;
+  JournalStore store(dir.path());
+  Journal j = store.create(source_entry());
+  j.step(State::frozen, kOwn);
+  std::filesystem::create_directory(dir.path() + "/" + to_hex(j.id()) + ".source.journal.new");
+  EXPECT_THROW(j.step(State::committed, kOwn), Error);
+  EXPECT_EQ(j.state(), State::frozen);
+  EXPECT_EQ(store.peek(j.id(), Role::source)->state, State::frozen);
+}
+
+TEST(Journal, ASessionIsUsedOnce) {
+  const TempDir dir;
+  JournalStore store(dir.path());
+  const JournalEntry e = source_entry();
+  {
+    Journal j = store.create(e);
+    j.step(State::aborted, kOwn);
+  }
+  EXPECT_THROW(store.create(e), Refusal);
+}
+
+TEST(Journal, OneOwnerAndTakingOverRaisesTheEpoch) {
+  const TempDir dir;
+  JournalStore store(dir.path());
+  const JournalEntry e = source_entry();
+  {
+    Journal j = store.create(e);
+    EXPECT_EQ(in_child([&] {
+                JournalStore other(dir.path());
+                if (other.owner(e.id, Role::source) != ::getppid()) return 1;
+                return other.take_over(e.id, Role::source) ? 2 : 0;
+              }),
+              0);
+    // A child that was forked while we own it does not keep the lock.
+    EXPECT_EQ(j.entry().epoch, 1u);
+  }
+  EXPECT_EQ(in_child([&] {
+              JournalStore other(dir.path());
+              auto j = other.take_over(e.id, Role::source);
+              return j && j->entry().epoch == 2 ? 0 : 1;
+            }),
+            0);
+  EXPECT_EQ(store.owner(e.id, Role::source), 0);
+  EXPECT_EQ(store.peek(e.id, Role::source)->epoch, 2u);
+}
+
+TEST(Journal, ATreeIsMovedOnceAtATime) {
+  const TempDir dir;
+  JournalStore store(dir.path());
+  JournalEntry e = source_entry();
+  e.tasks = {*TaskId::of(::getpid())};
+  std::optional<Journal> j = store.create(e);
+  JournalEntry second = source_entry();
+  second.tasks = e.tasks;
+  const auto refused = [&] {
+    return in_child([&] {
+      JournalStore other(dir.path());
+      try {
+        other.create(second);
+      } catch (const Refusal&) {
+        return 0;
+      }
+      return 1;
+    });
+  };
+  EXPECT_EQ(refused(), 0);
+  j->step(State::frozen, kOwn);
+  j.reset();  // the owner died: the tree is still held
+  EXPECT_EQ(refused(), 0);
+  j = store.take_over(e.id, Role::source);
+  j->step(State::aborted, kOwn);
+  j.reset();
+  EXPECT_EQ(refused(), 1);
+}
+
+TEST(Journal, AFolderOfAnotherModeIsProtected) {
+  const TempDir dir;
+  std::filesystem::permissions(dir.path(), std::filesystem::perms::all);
+  JournalStore store(dir.path() + "/a/b");
+  struct stat st {};
+  ASSERT_EQ(::stat((dir.path() + "/a/b").c_str(), &st), 0);
+  EXPECT_EQ(st.st_mode & 0777, 0700u);
+}
+
+TEST(Journal, ListNamesDamagedOnes) {
+  const TempDir dir;
+  JournalStore store(dir.path());
+  { Journal j = store.create(source_entry()); }
+  std::ofstream(dir.path() + "/x.source.journal") << "{";
+  std::vector<std::string> damaged;
+  EXPECT_EQ(store.list(&damaged).size(), 1u);
+  EXPECT_EQ(damaged.size(), 1u);
+}
+
+TEST(TaskId, LivesUntilItDies) {
+  const pid_t pid = ::fork();
+  if (pid == 0) {
+    ::pause();
+    ::_exit(0);
+  }
+  const std::optional<TaskId> task = TaskId::of(pid);
+  ASSERT_TRUE(task);
+  EXPECT_TRUE(task->lives());
+  EXPECT_FALSE((TaskId{pid, task->start_time + 1}).lives());
+  ::kill(pid, SIGKILL);
+  siginfo_t info{};
+  ::waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED | WNOWAIT);
+  EXPECT_FALSE(task->lives());  // a zombie
+  ::waitpid(pid, nullptr, 0);
+  EXPECT_FALSE(task->lives());
+}
+
+}  // namespace
+}  // namespace migrate

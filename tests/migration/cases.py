@@ -158,7 +158,7 @@ def live(context, name, folder):
         code, seen, out = t.send(network, "source", "destination", keys, old)
         if code != 0:
             raise tool.Failed(f"send exited {code}:\n{out.strip()[-1500:]}\nreceive said:\n{tool.tail(folder + '/receive.log')}")
-        program.reap_old()
+        program.reap_old(receiver.pid)
         pid = wait_for(lambda: find_moved(program.inner, comm), "the tree at the destination", 10)
         program.moved_to(pid, f"{short}-destination")
         program.check()

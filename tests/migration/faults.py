@@ -231,7 +231,7 @@ class Case:
     def look_at_survivor(self, where):
         if where == "destination":
             pid = wait_for(self.find, "the moved program", 5)
-            self.program.reap_old()
+            self.program.reap_old(self.sender.pid, self.receiver.pid, *[p.pid for p in self.extra])
             self.program.moved_to(pid, f"{self.short}-destination")
         self.program.check()
         facts = snapshot.tree_facts(self.program.pid)

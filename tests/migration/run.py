@@ -6,6 +6,7 @@
 One line a case; the log of a failed one is kept and its end printed. Closes with the counts."""
 import argparse
 import concurrent.futures
+import glob
 import multiprocessing
 import os
 import re
@@ -65,8 +66,9 @@ def one(arguments):
 
 def kept_logs(folder):
     text = f"\n  kept: {folder}"
-    for file in ("commands.log", "receive.log", "program/output"):
-        path = os.path.join(folder, file)
+    paths = [os.path.join(folder, f) for f in ("commands.log", "receive.log", "program/output")]
+    for path in paths + sorted(glob.glob(f"{folder}/images-*/*.log")):
+        file = os.path.relpath(path, folder)
         if os.path.exists(path) and os.path.getsize(path):
             text += f"\n  --- {file}\n" + "\n".join("  " + line for line in tool.tail(path, 12).splitlines())
     return text

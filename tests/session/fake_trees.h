@@ -1,0 +1,176 @@
+// Trees that are a few numbers on a board in shared memory, so that guardians in processes of their own, killed at any
+// point, leave behind what can be checked.
+#pragma once
+
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <filesystem>
+#include <new>
+
+#include "migrate/session/guardian.h"
+
+namespace migrate {
+
+/// A copy of the program: at the source or at the destination.
+struct FakeCopy {
+  std::atomic<bool> exists{false};
+  std::atomic<bool> running{false};
+  std::atomic<bool> ever_ran{false};
+  std::atomic<bool> in_our_cgroup{false};
+};
+
+struct Board {
+  FakeCopy source, destination;
+  std::atomic<bool> stop_fails{false}, finish_fails{false}, disk_full_after_hold{false};
+};
+
+class SharedBoard {
+ public:
+  SharedBoard()
+      : board_(new(::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) Board) {
+    board_->source.exists = board_->source.running = true;
+  }
+  ~SharedBoard() { ::munmap(board_, sizeof(Board)); }
+  SharedBoard(const SharedBoard&) = delete;
+  SharedBoard& operator=(const SharedBoard&) = delete;
+  Board* operator->() const { return board_; }
+  Board& operator*() const { return *board_; }
+
+ private:
+  Board* board_;
+};
+
+class FakeHeldTree final : public HeldTree {
+ public:
+  FakeHeldTree(Board& board, std::string state_dir) : board_(board), state_dir_(std::move(state_dir)) {
+    images_.adopt("inventory.img", {std::byte{7}});
+    PageSource source;
+    source.memory = {MemoryId::Kind::task, 1};
+    source.runs = {{0x1000, 2}};
+    source.fd = memory_file(std::vector<std::byte>(0x3000), "fake");
+    memories_.push_back(std::move(source));
+  }
+  void stop() override {
+    if (board_.stop_fails) throw Refusal("the fake cannot be stopped", "let it be");
+  }
+  FreezerCgroup::Record hold(const std::string& name) override {
+    board_.source.in_our_cgroup = true;
+    board_.source.running = false;
+    if (board_.disk_full_after_hold) {
+      for (const auto& file : std::filesystem::directory_iterator(state_dir_)) {
+        if (file.path().extension() == ".journal") std::filesystem::create_directory(file.path().string() + ".new");
+      }
+    }
+    return {true, {"/fake/" + name}, {}};
+  }
+  void run_on() override {
+    board_.source.running = true;
+    board_.source.in_our_cgroup = false;
+  }
+  std::vector<TaskId> tasks() const override { return {*TaskId::of(::getppid())}; }
+  const ImageSet& images() const override { return images_; }
+  std::vector<PageSource>& memories() override { return memories_; }
+  std::chrono::microseconds freezing_time() const override { return {}; }
+
+ private:
+  Board& board_;
+  std::string state_dir_;
+  ImageSet images_;
+  std::vector<PageSource> memories_;
+};
+
+class FakeRestoredTree final : public RestoredTree {
+ public:
+  explicit FakeRestoredTree(Board& board) : board_(board) {}
+  ~FakeRestoredTree() override {
+    if (!opened_) discard();
+  }
+  FreezerCgroup::Record make_gate(const std::string& name) override {
+    board_.destination.in_our_cgroup = true;
+    return {true, {"/fake/" + name}, {}};
+  }
+  std::vector<FillTarget> prepare(const ImageSet& images) override {
+    if (!images.has("inventory.img")) throw Corrupt("images", "no inventory");
+    board_.destination.exists = true;
+    FillTarget target;
+    target.memory = {MemoryId::Kind::task, 1};
+    target.ranges = {{0x1000, 0x2000, 0x1000, false}};
+    target.mem = memory_file({}, "fake");
+    std::vector<FillTarget> targets;
+    targets.push_back(std::move(target));
+    return targets;
+  }
+  void finish() override {
+    if (board_.finish_fails) throw Error("finish the fake", "tree", ENOMEM);
+  }
+  void open_gate() override {
+    opened_ = true;
+    board_.destination.running = board_.destination.ever_ran = true;
+  }
+  void discard() override {
+    board_.destination.exists = board_.destination.running = board_.destination.in_our_cgroup = false;
+  }
+  std::vector<TaskId> tasks() const override { return {TaskId{1, 1}}; }
+  std::optional<TaskId> init() const override { return TaskId{2, 2}; }
+
+ private:
+  Board& board_;
+  bool opened_ = false;
+};
+
+class FakeKeeper final : public TreeKeeper {
+ public:
+  explicit FakeKeeper(Board& board) : board_(board) {}
+  bool lives(const JournalEntry& e) override {
+    if (e.boot_id != boot_id()) return false;
+    return e.role == Role::source ? board_.source.exists.load() : board_.destination.exists.load();
+  }
+  void run_on(const JournalEntry& e) override {
+    if (e.boot_id != boot_id() || !board_.source.exists) return;
+    board_.source.running = true;
+    board_.source.in_our_cgroup = false;
+  }
+  void kill(const JournalEntry&) override { board_.source.exists = board_.source.running = board_.source.in_our_cgroup = false; }
+  void open_gate(const JournalEntry&) override {
+    if (board_.destination.exists) board_.destination.running = board_.destination.ever_ran = true;
+  }
+  void discard(const JournalEntry&) override {
+    board_.destination.exists = board_.destination.running = board_.destination.in_our_cgroup = false;
+  }
+  void leave_gate(const JournalEntry&) override { board_.destination.in_our_cgroup = false; }
+
+ private:
+  Board& board_;
+};
+
+inline GuardianParts fake_parts(Board& board, const std::string& state_dir) {
+  GuardianParts parts;
+  parts.held_tree = [&board, state_dir](const DumpOptions&) { return std::make_unique<FakeHeldTree>(board, state_dir); };
+  parts.restored_tree = [&board](RestoreOptions) { return std::make_unique<FakeRestoredTree>(board); };
+  parts.keeper = std::make_shared<FakeKeeper>(board);
+  return parts;
+}
+
+/// A guardian in a forked process, with a fault.
+inline Guardian::Spawn fork_guardian(Role role, Board& board, const std::string& state_dir, const std::string& fault) {
+  return [role, &board, state_dir, fault](Fd end) {
+    const pid_t pid = ::fork();
+    if (pid != 0) return pid;
+    ::setenv("MIGRATE_FAULT", fault.c_str(), 1);
+    // As exec would: the agent's end must not stay open here.
+    for (int fd = 3; fd < 256; ++fd) {
+      if (fd != end.get()) ::close(fd);
+    }
+    LoggerPtr log = null_logger();
+    const GuardianParts parts = fake_parts(board, state_dir);
+    PacketSocket agent(Fd(end.release()));
+    ::_exit(role == Role::source ? serve_source_guardian(std::move(agent), parts, *log)
+                                 : serve_destination_guardian(std::move(agent), parts, *log));
+  };
+}
+
+}  // namespace migrate

@@ -19,7 +19,8 @@
 namespace migrate {
 namespace {
 
-/// kcmp(2): the kernel orders objects by an obfuscated address, so that many can be sorted instead of compared pairwise.
+/// kcmp(2): the kernel orders objects by an obfuscated address, so that many can be sorted instead of compared
+/// pairwise.
 int compare_objects(pid_t a, pid_t b, int type, unsigned long x, unsigned long y) {
   const long r = check(::syscall(SYS_kcmp, a, b, type, x, y), "compare objects of task", std::to_string(a));
   return r == 1 ? -1 : r == 2 ? 1 : static_cast<int>(r);
@@ -118,8 +119,16 @@ struct FileDumper::Impl {
   std::map<PathKey, uint32_t> paths;
 
   Impl(const std::vector<StoppedTask>& t, const FileDumpOptions& o, ImageSet& i, Logger& l)
-      : tasks(t), options(o), images(i), log(l), context{options, images, log}, regular(context), pipes(context),
-        memfds(context), unix_sockets(context), epolls(context) {
+      : tasks(t),
+        options(o),
+        images(i),
+        log(l),
+        context{options, images, log},
+        regular(context),
+        pipes(context),
+        memfds(context),
+        unix_sockets(context),
+        epolls(context) {
     assign_tables();
   }
 
@@ -183,19 +192,28 @@ struct FileDumper::Impl {
 
   img::fd_types describe(const OpenFile& file) {
     switch (kinds.classify(file, options)) {
-      case FileKind::regular: return regular.dump(file), img::fd_types::REG;
-      case FileKind::pipe: return pipes.dump_pipe(file), img::fd_types::PIPE;
+      case FileKind::regular:
+        return regular.dump(file), img::fd_types::REG;
+      case FileKind::pipe:
+        return pipes.dump_pipe(file), img::fd_types::PIPE;
       case FileKind::fifo:
         // An O_PATH descriptor of a FIFO is only its path.
         if ((file.info.flags & O_PATH) != 0) return regular.dump(file), img::fd_types::REG;
         return pipes.dump_fifo(file, regular), img::fd_types::FIFO;
-      case FileKind::eventfd: return dump_eventfd(file, context), img::fd_types::EVENTFD;
-      case FileKind::epoll: return epolls.collect(file), img::fd_types::EVENTPOLL;
-      case FileKind::timerfd: return dump_timerfd(file, context), img::fd_types::TIMERFD;
-      case FileKind::signalfd: return dump_signalfd(file, context), img::fd_types::SIGNALFD;
-      case FileKind::memfd: return memfds.dump(file), img::fd_types::MEMFD;
-      case FileKind::unix_socket: return unix_sockets.dump(file), img::fd_types::UNIXSK;
-      case FileKind::inet_socket: return dump_inet_socket(file, context), img::fd_types::INETSK;
+      case FileKind::eventfd:
+        return dump_eventfd(file, context), img::fd_types::EVENTFD;
+      case FileKind::epoll:
+        return epolls.collect(file), img::fd_types::EVENTPOLL;
+      case FileKind::timerfd:
+        return dump_timerfd(file, context), img::fd_types::TIMERFD;
+      case FileKind::signalfd:
+        return dump_signalfd(file, context), img::fd_types::SIGNALFD;
+      case FileKind::memfd:
+        return memfds.dump(file), img::fd_types::MEMFD;
+      case FileKind::unix_socket:
+        return unix_sockets.dump(file), img::fd_types::UNIXSK;
+      case FileKind::inet_socket:
+        return dump_inet_socket(file, context), img::fd_types::INETSK;
     }
     throw Corrupt("the table of file kinds", "a kind is missing");
   }
@@ -234,7 +252,8 @@ struct FileDumper::Impl {
   }
 };
 
-FileDumper::FileDumper(const std::vector<StoppedTask>& tasks, const FileDumpOptions& options, ImageSet& images, Logger& log)
+FileDumper::FileDumper(const std::vector<StoppedTask>& tasks, const FileDumpOptions& options, ImageSet& images,
+                       Logger& log)
     : impl_(std::make_unique<Impl>(tasks, options, images, log)) {}
 FileDumper::~FileDumper() = default;
 

@@ -16,7 +16,8 @@ bool parse_target(const std::string& line, img::eventpoll_tfd_entry& out) {
   unsigned events, dev;
   unsigned long long data, ino;
   long long pos;
-  if (std::sscanf(line.c_str(), "tfd: %d events: %x data: %llx pos:%lli ino:%llx sdev:%x", &tfd, &events, &data, &pos, &ino, &dev) != 6)
+  if (std::sscanf(line.c_str(), "tfd: %d events: %x data: %llx pos:%lli ino:%llx sdev:%x", &tfd, &events, &data, &pos,
+                  &ino, &dev) != 6)
     return false;
   out.set_tfd(static_cast<uint32_t>(tfd));
   out.set_events(events);
@@ -65,7 +66,8 @@ void EpollDumper::finish(const std::function<std::vector<Holder>(uint32_t)>& hol
         if (has(h.files_id, tfd) && (owner == nullptr || h.files_id < owner->files_id)) owner = &h;
       bool good = owner != nullptr && n == 0;
       // kcmp walks the whole interest list: asked only where the inode does not tell.
-      if (good && (inode(owner->files_id, tfd) != target.inode() || shared(target.inode()))) good = is_target(*owner, tfd, n);
+      if (good && (inode(owner->files_id, tfd) != target.inode() || shared(target.inode())))
+        good = is_target(*owner, tfd, n);
       if (!good)
         throw Refusal(epoll.who + ", an epoll that watches a file under number " + std::to_string(tfd) +
                           ", where it is no longer open",

@@ -25,7 +25,8 @@ class EpollDumper {
   /// Emits the entries. `holders` gives who has an epoll (by file id), `has` whether a table has a number in use, and
   /// `shared` whether several descriptions have that inode number.
   void finish(const std::function<std::vector<Holder>(uint32_t file_id)>& holders,
-              const std::function<bool(uint32_t files_id, int fd)>& has, const std::function<bool(uint64_t ino)>& shared,
+              const std::function<bool(uint32_t files_id, int fd)>& has,
+              const std::function<bool(uint64_t ino)>& shared,
               const std::function<uint64_t(uint32_t files_id, int fd)>& inode);
 
  private:

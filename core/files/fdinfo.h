@@ -13,8 +13,8 @@ struct FdInfo {
   uint32_t flags = 0;  ///< open flags without O_CLOEXEC
   bool cloexec = false;
   int mnt_id = -1;
-  uint64_t ino = 0;   ///< 0 before Linux 5.14
-  std::string text;   ///< all lines, for what only one kind has
+  uint64_t ino = 0;  ///< 0 before Linux 5.14
+  std::string text;  ///< all lines, for what only one kind has
 };
 
 /// Throws Corrupt.

@@ -25,20 +25,30 @@ Common common(bool has, const Entry& e) {
 
 Common common_of(const img::file_entry& e) {
   switch (e.type()) {
-    case img::fd_types::REG: return common(e.has_reg(), e.reg());
-    case img::fd_types::PIPE: return common(e.has_pipe(), e.pipe());
-    case img::fd_types::INETSK: return common(e.has_isk(), e.isk());
-    case img::fd_types::UNIXSK: return common(e.has_usk(), e.usk());
-    case img::fd_types::EVENTFD: return common(e.has_efd(), e.efd());
-    case img::fd_types::EVENTPOLL: return common(e.has_epfd(), e.epfd());
-    case img::fd_types::SIGNALFD: return common(e.has_sgfd(), e.sgfd());
-    case img::fd_types::TIMERFD: return common(e.has_tfd(), e.tfd());
-    case img::fd_types::MEMFD: return common(e.has_memfd(), e.memfd());
+    case img::fd_types::REG:
+      return common(e.has_reg(), e.reg());
+    case img::fd_types::PIPE:
+      return common(e.has_pipe(), e.pipe());
+    case img::fd_types::INETSK:
+      return common(e.has_isk(), e.isk());
+    case img::fd_types::UNIXSK:
+      return common(e.has_usk(), e.usk());
+    case img::fd_types::EVENTFD:
+      return common(e.has_efd(), e.efd());
+    case img::fd_types::EVENTPOLL:
+      return common(e.has_epfd(), e.epfd());
+    case img::fd_types::SIGNALFD:
+      return common(e.has_sgfd(), e.sgfd());
+    case img::fd_types::TIMERFD:
+      return common(e.has_tfd(), e.tfd());
+    case img::fd_types::MEMFD:
+      return common(e.has_memfd(), e.memfd());
     case img::fd_types::FIFO:
       if (!e.has_fifo()) throw Corrupt("files.img", "an entry has no part of its type");
       return {e.fifo().id(), 0, nullptr};
     default:
-      throw Refusal("the images hold a file of type " + img::fd_types_Name(e.type()), "this kind cannot be restored yet");
+      throw Refusal("the images hold a file of type " + img::fd_types_Name(e.type()),
+                    "this kind cannot be restored yet");
   }
 }
 
@@ -52,7 +62,8 @@ std::map<uint32_t, img::file_entry> read_file_entries(const ImageSet& images) {
   while (reader->next(entry)) {
     if (common_of(entry).id != entry.id()) throw Corrupt("files.img", "an entry has two ids");
     const uint32_t id = entry.id();
-    if (!entries.emplace(id, std::move(entry)).second) throw Corrupt("files.img", "id " + std::to_string(id) + " stands twice");
+    if (!entries.emplace(id, std::move(entry)).second)
+      throw Corrupt("files.img", "id " + std::to_string(id) + " stands twice");
     entry.Clear();
   }
   return entries;

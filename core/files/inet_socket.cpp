@@ -48,7 +48,8 @@ void put_words(Address& a, Words* out) {
 Address get_address(const img::inet_sk_entry& e, bool source) {
   const auto& words = source ? e.src_addr() : e.dst_addr();
   const uint32_t port = source ? e.src_port() : e.dst_port();
-  if (port > 65535 || words.size() < (e.family() == AF_INET6 ? 4 : 1)) throw Corrupt("files.img", "a socket address is incomplete");
+  if (port > 65535 || words.size() < (e.family() == AF_INET6 ? 4 : 1))
+    throw Corrupt("files.img", "a socket address is incomplete");
   Address a;
   a.raw.ss_family = static_cast<sa_family_t>(e.family());
   if (e.family() == AF_INET) {
@@ -71,7 +72,8 @@ bool peer_of(int fd, Address& out) { return ::getpeername(fd, out.get(), &out.le
 tcp_info tcp_state(const OpenFile& file) {
   tcp_info info{};
   socklen_t length = sizeof info;
-  check(::getsockopt(file.ours.get(), IPPROTO_TCP, TCP_INFO, &info, &length), "read the TCP state of socket:", file.who());
+  check(::getsockopt(file.ours.get(), IPPROTO_TCP, TCP_INFO, &info, &length),
+        "read the TCP state of socket:", file.who());
   return info;
 }
 
@@ -90,7 +92,9 @@ void describe_ip_options(const OpenFile& file, bool v6, img::ip_opts_entry& out)
 }
 
 void describe_tcp_options(const OpenFile& file, img::inet_sk_entry& e) {
-  const auto get = [&](int name) { return static_cast<uint32_t>(socket_option(file.ours.get(), IPPROTO_TCP, name, file.who())); };
+  const auto get = [&](int name) {
+    return static_cast<uint32_t>(socket_option(file.ours.get(), IPPROTO_TCP, name, file.who()));
+  };
   img::tcp_opts_entry& t = *e.mutable_tcp_opts();
   t.set_cork(get(TCP_CORK) != 0);
   t.set_nodelay(get(TCP_NODELAY) != 0);
@@ -110,7 +114,9 @@ void check_inet_socket(const OpenFile& file, const FileDumpOptions& options) {
   const int proto = socket_option(fd, SOL_SOCKET, SO_PROTOCOL, file.who());
   if (type == SOCK_DGRAM && proto == IPPROTO_UDP) return;
   if (type != SOCK_STREAM || proto != IPPROTO_TCP) {
-    const std::string what = proto == 262 ? "an MPTCP socket" : type == SOCK_RAW ? "a raw socket" : "a socket of protocol " + std::to_string(proto);
+    const std::string what = proto == 262       ? "an MPTCP socket"
+                             : type == SOCK_RAW ? "a raw socket"
+                                                : "a socket of protocol " + std::to_string(proto);
     throw Refusal(file.who() + ", " + what, "close it first");
   }
   const tcp_info info = tcp_state(file);
@@ -118,13 +124,15 @@ void check_inet_socket(const OpenFile& file, const FileDumpOptions& options) {
   if (info.tcpi_state == kListen) {
     // For a listening socket tcpi_unacked is the number of connections nobody has accepted yet (tcp_get_info).
     if (info.tcpi_unacked == 0) return;
-    throw Refusal(file.who() + ", a listening TCP socket with " + std::to_string(info.tcpi_unacked) + " connections not accepted yet",
+    throw Refusal(file.who() + ", a listening TCP socket with " + std::to_string(info.tcpi_unacked) +
+                      " connections not accepted yet",
                   "try again, or use --tcp-close to drop them");
   }
   Address peer;
   const std::string to = peer_of(fd, peer) ? " to " + peer.text() : "";
-  throw Refusal(file.who() + (info.tcpi_state == kEstablished ? ", an established TCP connection" : ", a TCP connection") + to,
-                "close it first, or use --tcp-close to drop it");
+  throw Refusal(
+      file.who() + (info.tcpi_state == kEstablished ? ", an established TCP connection" : ", a TCP connection") + to,
+      "close it first, or use --tcp-close to drop it");
 }
 
 void dump_inet_socket(const OpenFile& file, DumpContext& context) {
@@ -149,7 +157,8 @@ void dump_inet_socket(const OpenFile& file, DumpContext& context) {
     if (info.tcpi_state == kListen) {
       e.set_state(kListen);
       e.set_backlog(info.tcpi_sacked);  // the backlog, likewise
-      if (info.tcpi_unacked > 0) context.log.warn("{}: {} connections not accepted yet are dropped", file.who(), info.tcpi_unacked);
+      if (info.tcpi_unacked > 0)
+        context.log.warn("{}: {} connections not accepted yet are dropped", file.who(), info.tcpi_unacked);
     } else if (info.tcpi_state != kClose) {
       context.log.warn("{}: its TCP connection is dropped (--tcp-close)", file.who());
       // Nothing to bind: a dropped connection must not take the port of its listener.
@@ -211,8 +220,9 @@ void check_entry(const img::inet_sk_entry& e) {
   const bool tcp = e.type() == SOCK_STREAM && e.proto() == IPPROTO_TCP;
   const bool udp = e.type() == SOCK_DGRAM && e.proto() == IPPROTO_UDP;
   if ((e.family() != AF_INET && e.family() != AF_INET6) || (!tcp && !udp))
-    throw Refusal("the images hold a socket of family " + std::to_string(e.family()) + ", protocol " + std::to_string(e.proto()),
-                  "only TCP and UDP can be restored");
+    throw Refusal(
+        "the images hold a socket of family " + std::to_string(e.family()) + ", protocol " + std::to_string(e.proto()),
+        "only TCP and UDP can be restored");
 }
 
 }  // namespace
@@ -220,13 +230,18 @@ void check_entry(const img::inet_sk_entry& e) {
 Fd InetRestorer::open(const img::inet_sk_entry& e) {
   check_entry(e);
   const std::string who = name_of(e);
-  Fd fd(check(::socket(static_cast<int>(e.family()), static_cast<int>(e.type()) | SOCK_CLOEXEC, static_cast<int>(e.proto())), "make", who));
+  Fd fd(check(
+      ::socket(static_cast<int>(e.family()), static_cast<int>(e.type()) | SOCK_CLOEXEC, static_cast<int>(e.proto())),
+      "make", who));
   apply_socket_options(fd.get(), e.opts(), who);
   apply_ip_options(fd.get(), e, who);
   const bool tcp = e.proto() == IPPROTO_TCP;
   if (tcp) apply_tcp_options(fd.get(), e, who);
   const bool listening = tcp && e.state() == kListen;
-  if (tcp && !listening && e.state() != kClose) return fd;  // --tcp-close of images that still hold the connection
+  if (tcp && !listening && e.state() != kClose) {
+    if (tcp_close_) return fd;
+    throw Refusal("the images hold a TCP connection of " + who, "use --tcp-close to restore it closed");
+  }
   if (hold_ && e.src_port() != 0) attach_deaf_filter(fd.get(), who);
   if (!hold_) attach_own_filter(fd.get(), e.opts(), who);
   if (e.src_port() != 0) {
@@ -234,7 +249,8 @@ Fd InetRestorer::open(const img::inet_sk_entry& e) {
     if (tcp) set_socket_option(fd.get(), SOL_SOCKET, SO_REUSEADDR, 1, who);
     Address source = get_address(e, true);
     check(::bind(fd.get(), source.get(), source.length), "bind", who);
-    if (listening) check(::listen(fd.get(), static_cast<int>(std::min<uint32_t>(e.backlog(), INT32_MAX))), "listen on", who);
+    if (listening)
+      check(::listen(fd.get(), static_cast<int>(std::min<uint32_t>(e.backlog(), INT32_MAX))), "listen on", who);
     if (tcp) set_socket_option(fd.get(), SOL_SOCKET, SO_REUSEADDR, e.opts().reuseaddr(), who);
   }
   if (!tcp && e.state() == kEstablished) {

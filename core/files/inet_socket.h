@@ -18,7 +18,7 @@ void dump_inet_socket(const OpenFile& file, DumpContext& context);
 /// receives nothing, but the tree's own calls on them work from its first instruction.
 class InetRestorer {
  public:
-  InetRestorer(bool hold, Logger& log) : hold_(hold), log_(log) {}
+  InetRestorer(bool hold, bool tcp_close, Logger& log) : hold_(hold), tcp_close_(tcp_close), log_(log) {}
   Fd open(const img::inet_sk_entry& entry);
   /// `fd` must stay open until release().
   void remember(const img::inet_sk_entry& entry, int fd);
@@ -31,6 +31,7 @@ class InetRestorer {
     int fd;
   };
   bool hold_;
+  bool tcp_close_;
   Logger& log_;
   std::vector<Held> held_;
 };

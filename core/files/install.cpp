@@ -50,7 +50,8 @@ void place(Fd fetched, int number, bool cloexec) {
 }
 
 /// Whether a lower table has both the epoll and the number: then that one adds the target (see EpollDumper).
-bool added_elsewhere(const std::vector<std::pair<std::set<uint32_t>, std::set<uint32_t>>>& lower, uint32_t epoll, uint32_t tfd) {
+bool added_elsewhere(const std::vector<std::pair<std::set<uint32_t>, std::set<uint32_t>>>& lower, uint32_t epoll,
+                     uint32_t tfd) {
   for (const auto& [ids, numbers] : lower)
     if (ids.contains(epoll) && numbers.contains(tfd)) return true;
   return false;
@@ -80,7 +81,8 @@ void fill_epolls(const ImageSet& images, uint32_t files_id, const std::vector<im
       epoll_event event{};
       event.events = t.events();
       event.data.u64 = t.data();
-      check(::epoll_ctl(epfd, EPOLL_CTL_ADD, static_cast<int>(t.tfd()), &event), "add to an epoll descriptor", std::to_string(t.tfd()));
+      check(::epoll_ctl(epfd, EPOLL_CTL_ADD, static_cast<int>(t.tfd()), &event), "add to an epoll descriptor",
+            std::to_string(t.tfd()));
     }
 }
 
@@ -90,7 +92,8 @@ void restore_owner(const img::file_entry& entry, int fd, Logger& log) {
   if (owner->signum() != 0 && ::fcntl(fd, F_SETSIG, static_cast<int>(owner->signum())) != 0)
     log.warn("descriptor {}: its signal cannot be set: {}", fd, std::strerror(errno));
   if (owner->pid() != 0) {
-    const f_owner_ex wanted{static_cast<decltype(f_owner_ex::type)>(owner->pid_type()), static_cast<pid_t>(owner->pid())};
+    const f_owner_ex wanted{static_cast<decltype(f_owner_ex::type)>(owner->pid_type()),
+                            static_cast<pid_t>(owner->pid())};
     // The owner may be outside of the tree, or gone.
     if (::fcntl(fd, F_SETOWN_EX, &wanted) != 0) log.warn("descriptor {}: its owner {} is not there", fd, owner->pid());
   }

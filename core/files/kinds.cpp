@@ -51,7 +51,6 @@ FileKind classify_socket(const OpenFile& file) {
   throw Refusal(file.who() + ", " + what, "close it first");
 }
 
-
 }  // namespace
 
 bool stateless_device(uint32_t major, uint32_t minor) {

@@ -73,7 +73,8 @@ Fd MemfdRestorer::open(const img::memfd_file_entry& entry, int flags) const {
 
 void MemfdRestorer::seal(bool last) const {
   for (const auto& [id, inode] : inodes_) {
-    int seals = inode.seals & (F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE | F_SEAL_EXEC);
+    int seals =
+        inode.seals & (F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE | F_SEAL_EXEC);
     // F_SEAL_FUTURE_WRITE leaves writable mappings alone that exist already; they are made after the first round.
     const bool late = (seals & F_SEAL_FUTURE_WRITE) != 0;
     if (last && !late) continue;

@@ -8,9 +8,7 @@
 
 namespace migrate {
 
-std::string OpenFile::who() const {
-  return "task " + std::to_string(proc->pid()) + " has fd " + std::to_string(fd);
-}
+std::string OpenFile::who() const { return "task " + std::to_string(proc->pid()) + " has fd " + std::to_string(fd); }
 
 InodeKey inode_of(const struct statx& st) { return {st.stx_dev_major, st.stx_dev_minor, st.stx_ino}; }
 

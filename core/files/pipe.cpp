@@ -65,9 +65,11 @@ void PipeDumper::dump_fifo(const OpenFile& file, RegularDumper& regular) {
 void PipeDumper::check_ends() const {
   for (const auto& [inode, seen] : pipes_) {
     if ((seen.reader && seen.writer) || !seen.other_side) continue;
-    throw Refusal(seen.who + ", " + (seen.reader ? "the read end of a pipe whose write end" : "the write end of a pipe whose read end") +
-                      " is held by a process outside of the tree",
-                  "redirect it to a file or /dev/null, or move the other process along");
+    throw Refusal(
+        seen.who + ", " +
+            (seen.reader ? "the read end of a pipe whose write end" : "the write end of a pipe whose read end") +
+            " is held by a process outside of the tree",
+        "redirect it to a file or /dev/null, or move the other process along");
   }
 }
 
@@ -90,7 +92,8 @@ void PipeDumper::dump_data(const OpenFile& file, uint32_t pipe_id, const char* i
     // tee(2) duplicates buffers one by one: as many slots as the original are enough for all of it.
     if (::fcntl(in.get(), F_SETPIPE_SZ, size) < 0)
       throw Refusal(file.who() + ", a pipe of " + std::to_string(size) + " bytes", "raise fs.pipe-max-size");
-    const Fd reader = file.access() == O_RDONLY ? file.ours.dup() : reopen(file.ours.get(), O_RDONLY | O_NONBLOCK, file.who());
+    const Fd reader =
+        file.access() == O_RDONLY ? file.ours.dup() : reopen(file.ours.get(), O_RDONLY | O_NONBLOCK, file.who());
     const ssize_t n = ::tee(reader.get(), in.get(), data.size(), SPLICE_F_NONBLOCK);
     if (n != queued) throw Error("copy the data in a pipe:", file.who(), n < 0 ? errno : EIO);
     read_full(out.get(), data, file.who());

@@ -10,7 +10,8 @@ PipeRestorer::PipeRestorer(const ImageSet& images)
     : pipe_data_(read_data(images, "pipes-data.img", magic::kPipesData)),
       fifo_data_(read_data(images, "fifo-data.img", magic::kFifoData)) {}
 
-std::map<uint32_t, PipeRestorer::Data> PipeRestorer::read_data(const ImageSet& images, const char* name, uint32_t magic) {
+std::map<uint32_t, PipeRestorer::Data> PipeRestorer::read_data(const ImageSet& images, const char* name,
+                                                               uint32_t magic) {
   std::map<uint32_t, Data> all;
   auto reader = images.read(name, magic);
   img::pipe_data_entry entry;
@@ -24,7 +25,8 @@ std::map<uint32_t, PipeRestorer::Data> PipeRestorer::read_data(const ImageSet& i
 void PipeRestorer::fill(int fd, const Data& data) {
   if (data.size > INT32_MAX) throw Corrupt("pipes-data.img", "a pipe has an impossible size");
   // A pipe larger than fs.pipe-max-size cannot be had; smaller is fine as long as the data fit.
-  if (data.size != 0 && ::fcntl(fd, F_GETPIPE_SZ) != static_cast<int>(data.size)) ::fcntl(fd, F_SETPIPE_SZ, static_cast<int>(data.size));
+  if (data.size != 0 && ::fcntl(fd, F_GETPIPE_SZ) != static_cast<int>(data.size))
+    ::fcntl(fd, F_SETPIPE_SZ, static_cast<int>(data.size));
   size_t done = 0;
   while (done < data.bytes.size()) {
     const ssize_t n = ::write(fd, data.bytes.data() + done, data.bytes.size() - done);

@@ -12,7 +12,8 @@ namespace migrate {
 namespace {
 
 /// Flags that open(2) may see: nothing that creates or empties.
-constexpr uint32_t kOpenFlags = O_ACCMODE | O_APPEND | O_NONBLOCK | O_DSYNC | O_SYNC | O_DIRECT | O_NOATIME | O_PATH | O_DIRECTORY;
+constexpr uint32_t kOpenFlags =
+    O_ACCMODE | O_APPEND | O_NONBLOCK | O_DSYNC | O_SYNC | O_DIRECT | O_NOATIME | O_PATH | O_DIRECTORY;
 
 void write_chunks(ImageReader& reader, int fd, uint64_t size, const std::string& what) {
   img::ghost_chunk_entry chunk;
@@ -34,7 +35,8 @@ RegularRestorer::RegularRestorer(const ImageSet& images, const std::map<uint32_t
   while (reader && reader->next(remap)) {
     // Old images mark ghosts by the top bit of the id.
     constexpr uint32_t kOldGhostBit = uint32_t{1} << 31;
-    const bool ghost = remap.has_remap_type() ? remap.remap_type() == img::remap_type::GHOST : (remap.remap_id() & kOldGhostBit) != 0;
+    const bool ghost =
+        remap.has_remap_type() ? remap.remap_type() == img::remap_type::GHOST : (remap.remap_id() & kOldGhostBit) != 0;
     if (remap.has_remap_type() && remap.remap_type() == img::remap_type::PROCFS)
       throw Refusal("the images hold an open /proc file of a dead process", "it cannot be restored");
     remaps_[remap.orig_id()] = {remap.has_remap_type() ? remap.remap_id() : remap.remap_id() & ~kOldGhostBit, ghost};
@@ -89,13 +91,15 @@ Fd RegularRestorer::make_ghost(uint32_t ghost_id, const std::string& path) {
   img::ghost_file_entry g;
   if (!reader || !reader->next(g)) throw Corrupt("the image folder", std::string(image) + " is missing or empty");
   const mode_t type = g.mode() & S_IFMT;
-  if (type != S_IFREG && type != S_IFIFO) throw Refusal("the deleted file " + path, "only regular files and FIFOs can be restored");
+  if (type != S_IFREG && type != S_IFIFO)
+    throw Refusal("the deleted file " + path, "only regular files and FIFOs can be restored");
   const SplitPath split = split_path(path);
   const Fd folder = open_below(root_.get(), split.folder, O_PATH | O_DIRECTORY);
   std::string name = split.name;
   const auto create = [&] {
-    return type == S_IFREG ? ::openat(folder.get(), name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600)
-                           : ::mknodat(folder.get(), name.c_str(), S_IFIFO | 0600, 0);
+    return type == S_IFREG
+               ? ::openat(folder.get(), name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600)
+               : ::mknodat(folder.get(), name.c_str(), S_IFIFO | 0600, 0);
   };
   int made = create();
   for (int n = 0; made < 0 && errno == EEXIST && n < 100; ++n) {
@@ -122,8 +126,9 @@ Fd RegularRestorer::make_ghost(uint32_t ghost_id, const std::string& path) {
   const std::string self = "/proc/self/fd/" + std::to_string(fd.get());
   check(::fchownat(AT_FDCWD, self.c_str(), g.uid(), g.gid(), 0), "set the owner of", path);
   check(::chmod(self.c_str(), g.mode() & 07777), "set the mode of", path);
-  const timespec times[2] = {{static_cast<time_t>(g.atim().tv_sec()), static_cast<long>(g.atim().tv_usec() % 1'000'000 * 1000)},
-                             {static_cast<time_t>(g.mtim().tv_sec()), static_cast<long>(g.mtim().tv_usec() % 1'000'000 * 1000)}};
+  const timespec times[2] = {
+      {static_cast<time_t>(g.atim().tv_sec()), static_cast<long>(g.atim().tv_usec() % 1'000'000 * 1000)},
+      {static_cast<time_t>(g.mtim().tv_sec()), static_cast<long>(g.mtim().tv_usec() % 1'000'000 * 1000)}};
   if (g.has_mtim()) ::utimensat(AT_FDCWD, self.c_str(), times, 0);
   return fd;
 }

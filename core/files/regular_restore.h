@@ -14,7 +14,8 @@ namespace migrate {
 class RegularRestorer {
  public:
   /// `entries` must outlive this.
-  RegularRestorer(const ImageSet& images, const std::map<uint32_t, img::file_entry>& entries, const FileRestoreOptions& options);
+  RegularRestorer(const ImageSet& images, const std::map<uint32_t, img::file_entry>& entries,
+                  const FileRestoreOptions& options);
   /// What the path leads to, checked against the entry, as an O_PATH descriptor.
   Fd find(const img::reg_file_entry& entry);
   /// Opens with `flags` (only those that a description keeps).

@@ -1,5 +1,6 @@
 #include "core/files/restore_files.h"
 
+#include <sys/epoll.h>
 #include <sys/resource.h>
 
 #include "core/files/anonymous.h"
@@ -12,8 +13,6 @@
 #include "core/files/unix_restore.h"
 #include "core/files/unix_socket.h"
 
-#include <sys/epoll.h>
-
 namespace migrate {
 namespace {
 
@@ -24,7 +23,8 @@ void set_status_flags(int fd, uint32_t flags, const std::string& what) {
   const int now = check(::fcntl(fd, F_GETFL), "read the flags of", what);
   if ((now & O_PATH) != 0) return;
   const int wanted = static_cast<int>(flags) & kStatusFlags;
-  if ((now & kStatusFlags) != wanted) check(::fcntl(fd, F_SETFL, (now & ~kStatusFlags) | wanted), "set the flags of", what);
+  if ((now & kStatusFlags) != wanted)
+    check(::fcntl(fd, F_SETFL, (now & ~kStatusFlags) | wanted), "set the flags of", what);
 }
 
 void set_position(int fd, uint64_t pos, const std::string& what) {
@@ -48,8 +48,15 @@ struct FileRestorer::Impl {
   std::map<uint32_t, int> numbers;
 
   Impl(const ImageSet& i, const FileRestoreOptions& o, Logger& l)
-      : images(i), options(o), log(l), entries(read_file_entries(i)), memfds(i), regular(i, entries, options), pipes(i),
-        inet(o.hold_outside, l), unix_sockets(i, regular.root(), o.hold_outside, l) {}
+      : images(i),
+        options(o),
+        log(l),
+        entries(read_file_entries(i)),
+        memfds(i),
+        regular(i, entries, options),
+        pipes(i),
+        inet(o.hold_outside, o.tcp_close, l),
+        unix_sockets(i, regular.root(), o.hold_outside, l) {}
 
   /// Ids of all files that some table uses.
   std::map<uint32_t, img::fd_types> used() const {
@@ -57,8 +64,10 @@ struct FileRestorer::Impl {
     for (const uint32_t table : table_ids(images))
       for (const img::fdinfo_entry& e : read_table(images, table)) {
         const auto it = entries.find(e.id());
-        if (it == entries.end()) throw Corrupt(image_name("fdinfo", table), "fd " + std::to_string(e.fd()) + " has no file in files.img");
-        if (it->second.type() != e.type()) throw Corrupt(image_name("fdinfo", table), "fd " + std::to_string(e.fd()) + " is of another type");
+        if (it == entries.end())
+          throw Corrupt(image_name("fdinfo", table), "fd " + std::to_string(e.fd()) + " has no file in files.img");
+        if (it->second.type() != e.type())
+          throw Corrupt(image_name("fdinfo", table), "fd " + std::to_string(e.fd()) + " is of another type");
         ids.emplace(e.id(), e.type());
       }
     return ids;
@@ -73,7 +82,8 @@ struct FileRestorer::Impl {
 
   Fd open_fifo(const img::fifo_entry& e) {
     const auto path = entries.find(e.regf_id());
-    if (path == entries.end() || path->second.type() != img::fd_types::REG) throw Corrupt("files.img", "a FIFO has no path");
+    if (path == entries.end() || path->second.type() != img::fd_types::REG)
+      throw Corrupt("files.img", "a FIFO has no path");
     Fd fd = pipes.open_fifo(e, regular.find(path->second.reg()), path->second.reg().flags());
     set_status_flags(fd.get(), path->second.reg().flags(), path->second.reg().name());
     return fd;
@@ -87,22 +97,33 @@ struct FileRestorer::Impl {
 
   Fd open_entry(const img::file_entry& e) {
     switch (e.type()) {
-      case img::fd_types::REG: return open_regular(e.reg());
-      case img::fd_types::FIFO: return open_fifo(e.fifo());
-      case img::fd_types::PIPE: return pipes.open_pipe(e.pipe());
-      case img::fd_types::EVENTFD: return restore_eventfd(e.efd());
-      case img::fd_types::TIMERFD: return restore_timerfd(e.tfd());
-      case img::fd_types::SIGNALFD: return restore_signalfd(e.sgfd());
-      case img::fd_types::MEMFD: return open_memfd(e.memfd());
-      case img::fd_types::EVENTPOLL: return Fd(check(::epoll_create1(EPOLL_CLOEXEC), "make", "an epoll"));
-      case img::fd_types::INETSK: return inet.open(e.isk());
-      default: throw Corrupt("files.img", "a file is of an unknown type");
+      case img::fd_types::REG:
+        return open_regular(e.reg());
+      case img::fd_types::FIFO:
+        return open_fifo(e.fifo());
+      case img::fd_types::PIPE:
+        return pipes.open_pipe(e.pipe());
+      case img::fd_types::EVENTFD:
+        return restore_eventfd(e.efd());
+      case img::fd_types::TIMERFD:
+        return restore_timerfd(e.tfd());
+      case img::fd_types::SIGNALFD:
+        return restore_signalfd(e.sgfd());
+      case img::fd_types::MEMFD:
+        return open_memfd(e.memfd());
+      case img::fd_types::EVENTPOLL:
+        return Fd(check(::epoll_create1(EPOLL_CLOEXEC), "make", "an epoll"));
+      case img::fd_types::INETSK:
+        return inet.open(e.isk());
+      default:
+        throw Corrupt("files.img", "a file is of an unknown type");
     }
   }
 
   void keep(uint32_t id, Fd fd) {
     const img::file_entry& e = entries.at(id);
-    if (e.type() != img::fd_types::REG && e.type() != img::fd_types::FIFO) set_status_flags(fd.get(), flags_of(e), "a restored file");
+    if (e.type() != img::fd_types::REG && e.type() != img::fd_types::FIFO)
+      set_status_flags(fd.get(), flags_of(e), "a restored file");
     if (e.type() == img::fd_types::INETSK) inet.remember(e.isk(), fd.get());
     numbers[id] = fd.get();
     files[id] = std::move(fd);
@@ -113,8 +134,10 @@ struct FileRestorer::Impl {
     const auto ids = used();
     memfds.seal(false);
     for (const auto& [id, type] : ids) {
-      if (type == img::fd_types::UNIXSK) unix_sockets.add(entries.at(id).usk());
-      else keep(id, open_entry(entries.at(id)));
+      if (type == img::fd_types::UNIXSK)
+        unix_sockets.add(entries.at(id).usk());
+      else
+        keep(id, open_entry(entries.at(id)));
     }
     for (const auto& [id, entry] : entries)
       if (entry.type() == img::fd_types::UNIXSK && (entry.usk().uflags() & kUnixExternal) != 0 && !ids.contains(id))
@@ -155,7 +178,8 @@ Fd FileRestorer::open_file(uint32_t file_id, int flags) {
   const img::file_entry& e = it->second;
   const uint32_t wanted = flags == -1 ? flags_of(e) : static_cast<uint32_t>(flags);
   if (e.type() == img::fd_types::MEMFD) return impl_->memfds.open(e.memfd(), static_cast<int>(wanted) & O_ACCMODE);
-  if (e.type() != img::fd_types::REG) throw Corrupt("files.img", "file " + std::to_string(file_id) + " is not one that has a path");
+  if (e.type() != img::fd_types::REG)
+    throw Corrupt("files.img", "file " + std::to_string(file_id) + " is not one that has a path");
   return impl_->regular.open(e.reg(), wanted);
 }
 

@@ -16,7 +16,9 @@ namespace migrate {
 struct FileRestoreOptions {
   bool tcp_close = false;
   bool shell_job = false;
-  bool hold_outside = true;  ///< nothing visible outside before after_gate(): no listen, no published names
+  /// Until after_gate(), sockets are bound and listening but deaf (a drop-all filter; Unix names hidden), so that the
+  /// tree's own accept(2) works from its first instruction and nobody outside gets an answer.
+  bool hold_outside = true;
   int root_fd = -1;          ///< paths are resolved below this folder (openat2 RESOLVE_IN_ROOT); -1: our own root
 };
 
@@ -35,7 +37,8 @@ class FileRestorer {
   void open_all();
   /// file id → descriptor number in this process, for install_descriptors.
   const std::map<uint32_t, int>& opened() const;
-  /// What the outside may see: listen(2), Unix socket names, … Never throws: what fails is logged and returned as text.
+  /// What the outside may see: ends the deafness, publishes Unix socket names. Never throws: what fails is logged and
+  /// returned as text. Must come soon after the gate opens.
   std::vector<std::string> after_gate();
 
  private:

@@ -14,8 +14,7 @@ void dump_signalfd(const OpenFile& file, DumpContext& context) {
 
 Fd restore_signalfd(const img::signalfd_entry& entry) {
   const uint64_t mask = entry.sigmask();
-  return Fd(static_cast<int>(
-      check(::syscall(SYS_signalfd4, -1, &mask, sizeof mask, O_CLOEXEC), "make", "a signalfd")));
+  return Fd(static_cast<int>(check(::syscall(SYS_signalfd4, -1, &mask, sizeof mask, O_CLOEXEC), "make", "a signalfd")));
 }
 
 }  // namespace migrate

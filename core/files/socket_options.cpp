@@ -52,7 +52,8 @@ void describe_filter(int fd, const std::string& who, img::sk_opts_entry& out) {
 /// The privileged option first, which goes beyond the system's limits.
 void apply_buffer(int fd, int forced, int plain, uint32_t doubled, const std::string& who) {
   const int value = static_cast<int>(std::min<uint32_t>(doubled, INT_MAX) / 2);  // the kernel doubles what is set
-  if (::setsockopt(fd, SOL_SOCKET, forced, &value, sizeof value) != 0) set_socket_option(fd, SOL_SOCKET, plain, value, who);
+  if (::setsockopt(fd, SOL_SOCKET, forced, &value, sizeof value) != 0)
+    set_socket_option(fd, SOL_SOCKET, plain, value, who);
 }
 
 }  // namespace
@@ -80,7 +81,8 @@ void describe_socket_options(int fd, const std::string& who, img::sk_opts_entry&
   const auto flag = [&](int name) { return get(name) != 0; };
   out.set_so_sndbuf(get(SO_SNDBUF));
   out.set_so_rcvbuf(get(SO_RCVBUF));
-  if (const auto lock = try_socket_option(fd, SOL_SOCKET, SO_BUF_LOCK)) out.set_so_buf_lock(static_cast<uint32_t>(*lock));
+  if (const auto lock = try_socket_option(fd, SOL_SOCKET, SO_BUF_LOCK))
+    out.set_so_buf_lock(static_cast<uint32_t>(*lock));
   uint64_t sec, usec;
   describe_timeout(fd, SO_SNDTIMEO, who, sec, usec);
   out.set_so_snd_tmo_sec(sec);
@@ -112,7 +114,9 @@ void describe_socket_options(int fd, const std::string& who, img::sk_opts_entry&
 }
 
 void apply_socket_options(int fd, const img::sk_opts_entry& o, const std::string& who) {
-  const auto set = [&](int name, uint32_t value) { set_socket_option(fd, SOL_SOCKET, name, static_cast<int>(value), who); };
+  const auto set = [&](int name, uint32_t value) {
+    set_socket_option(fd, SOL_SOCKET, name, static_cast<int>(value), who);
+  };
   // Zero is what most options are already: only differences cost a call.
   const auto differ = [&](int name, uint32_t value) {
     if (try_socket_option(fd, SOL_SOCKET, name).value_or(0) != static_cast<int>(value)) set(name, value);
@@ -141,7 +145,8 @@ void apply_socket_options(int fd, const img::sk_opts_entry& o, const std::string
     check(::setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof l), "set the linger time of", who);
   }
   if (!o.so_bound_dev().empty())
-    check(::setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, o.so_bound_dev().data(), static_cast<socklen_t>(o.so_bound_dev().size())),
+    check(::setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, o.so_bound_dev().data(),
+                       static_cast<socklen_t>(o.so_bound_dev().size())),
           "bind to device " + o.so_bound_dev() + " the", who);
 }
 
@@ -158,7 +163,8 @@ void attach_own_filter(int fd, const img::sk_opts_entry& options, const std::str
       throw Error("detach the filter of", who, errno);
     return;
   }
-  if (static_cast<size_t>(options.so_filter_size()) > kMaxFilter) throw Corrupt("files.img", "a socket filter is too long");
+  if (static_cast<size_t>(options.so_filter_size()) > kMaxFilter)
+    throw Corrupt("files.img", "a socket filter is too long");
   std::vector<sock_filter> code(static_cast<size_t>(options.so_filter_size()));
   for (size_t i = 0; i < code.size(); ++i) {
     const uint64_t packed = options.so_filter(static_cast<int>(i));

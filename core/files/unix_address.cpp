@@ -16,7 +16,8 @@ namespace migrate {
 
 UnixAddress::UnixAddress(const std::string& bytes) {
   const std::string name = clean_name(bytes);
-  if (name.empty() || name.size() > sizeof raw.sun_path || (!abstract_name(name) && name.find('\0') != std::string::npos))
+  if (name.empty() || name.size() > sizeof raw.sun_path ||
+      (!abstract_name(name) && name.find('\0') != std::string::npos))
     throw Corrupt("files.img", "the name of a Unix socket is impossible");
   raw.sun_family = AF_UNIX;
   std::memcpy(raw.sun_path, name.data(), name.size());

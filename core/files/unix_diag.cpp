@@ -19,9 +19,12 @@ constexpr uint8_t kListen = 10;
 
 /// A diag socket in the task's network namespace, made by a thread that goes there: ours stays where it is.
 Fd diag_socket(const ProcDir* task) {
-  const auto make = [] { return Fd(check(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG), "open", "a diag socket")); };
+  const auto make = [] {
+    return Fd(check(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG), "open", "a diag socket"));
+  };
   if (task == nullptr) return make();
-  struct stat theirs{}, ours{};
+  struct stat theirs {
+  }, ours{};
   check(::fstatat(task->fd(), "ns/net", &theirs, 0), "stat", "a network namespace");
   check(::stat("/proc/self/ns/net", &ours), "stat", "a network namespace");
   if (theirs.st_ino == ours.st_ino) return make();
@@ -49,9 +52,15 @@ void parse_attribute(const rtattr& a, UnixSocketInfo& out) {
     return value;
   };
   switch (a.rta_type) {
-    case UNIX_DIAG_NAME: out.name.assign(data, length); break;
-    case UNIX_DIAG_VFS: out.file_ino = word(0); break;
-    case UNIX_DIAG_PEER: out.peer = word(0); break;
+    case UNIX_DIAG_NAME:
+      out.name.assign(data, length);
+      break;
+    case UNIX_DIAG_VFS:
+      out.file_ino = word(0);
+      break;
+    case UNIX_DIAG_PEER:
+      out.peer = word(0);
+      break;
     case UNIX_DIAG_ICONS:
       for (size_t i = 0; i < length / sizeof(uint32_t); ++i) out.waiting.push_back(word(i));
       break;
@@ -61,7 +70,8 @@ void parse_attribute(const rtattr& a, UnixSocketInfo& out) {
     case UNIX_DIAG_SHUTDOWN:
       if (length >= 1) out.shutdown = static_cast<uint8_t>(*data);
       break;
-    default: break;
+    default:
+      break;
   }
 }
 
@@ -72,7 +82,8 @@ UnixSocketInfo parse_message(const nlmsghdr& header) {
   info.type = m.udiag_type;
   info.state = m.udiag_state;
   int left = static_cast<int>(header.nlmsg_len - NLMSG_LENGTH(sizeof m));
-  for (auto* a = reinterpret_cast<const rtattr*>(&m + 1); RTA_OK(a, left); a = RTA_NEXT(a, left)) parse_attribute(*a, info);
+  for (auto* a = reinterpret_cast<const rtattr*>(&m + 1); RTA_OK(a, left); a = RTA_NEXT(a, left))
+    parse_attribute(*a, info);
   return info;
 }
 

@@ -43,7 +43,8 @@ void bind_backstage(int fd, const img::unix_sk_entry& e) {
 
 }  // namespace
 
-UnixRestorer::UnixRestorer(const ImageSet& images, int root, bool hold, Logger& log) : root_(root), hold_(hold), log_(log) {
+UnixRestorer::UnixRestorer(const ImageSet& images, int root, bool hold, Logger& log)
+    : root_(root), hold_(hold), log_(log) {
   auto reader = images.read("sk-queues.img", magic::kSkQueues);
   img::sk_packet_entry packet;
   while (reader && reader->next(packet)) {
@@ -74,13 +75,17 @@ void UnixRestorer::check_entries() {
   for (const auto& [ino, s] : sockets_) {
     const Entry& e = *s.entry;
     const bool datagram = e.type() == SOCK_DGRAM;
-    if (!datagram && e.type() != SOCK_STREAM && e.type() != SOCK_SEQPACKET) throw Corrupt("files.img", "a Unix socket has an unknown type");
+    if (!datagram && e.type() != SOCK_STREAM && e.type() != SOCK_SEQPACKET)
+      throw Corrupt("files.img", "a Unix socket has an unknown type");
     if (!e.name().empty()) UnixAddress{e.name()};
     if (e.peer() == 0) continue;
     const Socket* peer = by_inode(e.peer());
-    if (peer == nullptr && !(datagram && external_.contains(e.peer()))) throw Corrupt("files.img", who_is(e) + " has no peer");
-    if (peer != nullptr && peer->entry->type() != e.type()) throw Corrupt("files.img", who_is(e) + " has a peer of another type");
-    if (!datagram && (peer->entry->peer() != ino || e.peer() == ino)) throw Corrupt("files.img", who_is(e) + " is not its peer's peer");
+    if (peer == nullptr && !(datagram && external_.contains(e.peer())))
+      throw Corrupt("files.img", who_is(e) + " has no peer");
+    if (peer != nullptr && peer->entry->type() != e.type())
+      throw Corrupt("files.img", who_is(e) + " has a peer of another type");
+    if (!datagram && (peer->entry->peer() != ino || e.peer() == ino))
+      throw Corrupt("files.img", who_is(e) + " is not its peer's peer");
   }
 }
 
@@ -95,7 +100,8 @@ std::map<uint32_t, Fd> UnixRestorer::open_all() {
   widows_.clear();
   std::map<uint32_t, Fd> result;
   for (auto& [ino, s] : sockets_)
-    if (!result.emplace(s.entry->id(), std::move(s.fd)).second) throw Corrupt("files.img", "a Unix socket stands twice");
+    if (!result.emplace(s.entry->id(), std::move(s.fd)).second)
+      throw Corrupt("files.img", "a Unix socket stands twice");
   if (!hold_) {
     std::vector<std::string> failures;
     publish(failures);
@@ -123,7 +129,8 @@ void UnixRestorer::make_pair(Socket& a, Socket& b) {
   const bool named = !a.entry->name().empty() || !b.entry->name().empty();
   if (!named || a.entry->type() == SOCK_DGRAM) {
     int fds[2];
-    check(::socketpair(AF_UNIX, static_cast<int>(a.entry->type()) | SOCK_CLOEXEC, 0, fds), "make a pair for", who_is(*a.entry));
+    check(::socketpair(AF_UNIX, static_cast<int>(a.entry->type()) | SOCK_CLOEXEC, 0, fds), "make a pair for",
+          who_is(*a.entry));
     a.fd.reset(fds[0]);
     b.fd.reset(fds[1]);
     if (!a.entry->name().empty()) bind_name(a);
@@ -145,7 +152,8 @@ void UnixRestorer::make_pair(Socket& a, Socket& b) {
     client->fd = new_socket(*client->entry);
     const UnixAddress address(server->entry->name());
     check(::connect(client->fd.get(), address.get(), address.length), "connect to", who_is(*server->entry));
-    server->fd.reset(check(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC), "accept on", who_is(*server->entry)));
+    server->fd.reset(
+        check(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC), "accept on", who_is(*server->entry)));
     if (!client->entry->name().empty()) bind_backstage(client->fd.get(), *client->entry);
   });
 }
@@ -162,8 +170,10 @@ void UnixRestorer::make_single(Socket& a) {
   a.fd = new_socket(*a.entry);
   if (!a.entry->name().empty()) bind_name(a);
   if (a.entry->state() != kSocketListen) return;
-  if (a.entry->type() == SOCK_DGRAM || a.entry->name().empty()) throw Corrupt("files.img", who_is(*a.entry) + " cannot listen");
-  check(::listen(a.fd.get(), static_cast<int>(std::min<uint32_t>(a.entry->backlog(), INT32_MAX))), "listen on", who_is(*a.entry));
+  if (a.entry->type() == SOCK_DGRAM || a.entry->name().empty())
+    throw Corrupt("files.img", who_is(*a.entry) + " cannot listen");
+  check(::listen(a.fd.get(), static_cast<int>(std::min<uint32_t>(a.entry->backlog(), INT32_MAX))), "listen on",
+        who_is(*a.entry));
 }
 
 void UnixRestorer::bind_name(Socket& a) {
@@ -175,7 +185,8 @@ void UnixRestorer::bind_name(Socket& a) {
   }
   if (a.entry->deleted()) return backstage([&] { bind_backstage(a.fd.get(), *a.entry); });
   const bool relative = path.front() != '/';
-  if (relative && !a.entry->name_dir().starts_with("/")) throw Corrupt("files.img", who_is(*a.entry) + " has no folder");
+  if (relative && !a.entry->name_dir().starts_with("/"))
+    throw Corrupt("files.img", who_is(*a.entry) + " has no folder");
   const SplitPath split = split_path(path);
   with_root(root_, [&] {
     if (relative) check(::chdir(a.entry->name_dir().c_str()), "enter", a.entry->name_dir());
@@ -189,7 +200,7 @@ void UnixRestorer::bind_path(Socket& a, const std::string& folder, const std::st
   const Fd dir = open_path(folder, O_PATH | O_DIRECTORY);
   const std::string mark = ".migrate-" + std::to_string(::getpid()) + "-" + std::to_string(++serial_);
   const std::string hidden = mark, aside = mark + ".old";
-  struct stat st{};
+  struct stat st {};
   const bool taken = ::fstatat(dir.get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0;
   if (taken) {
     if (!S_ISSOCK(st.st_mode)) throw Error("bind", who_is(*a.entry) + ", where another file is", EEXIST);
@@ -227,7 +238,9 @@ void UnixRestorer::connect_datagram(Socket& a) {
   const auto external = external_.find(peer);
   if (external != external_.end()) {
     const UnixAddress address(external->second->name());
-    return with_root(root_, [&] { check(::connect(a.fd.get(), address.get(), address.length), "connect to", who_is(*external->second)); });
+    return with_root(root_, [&] {
+      check(::connect(a.fd.get(), address.get(), address.length), "connect to", who_is(*external->second));
+    });
   }
   const Socket* b = by_inode(peer);
   if (b != &a && b->entry->peer() == a.entry->ino()) return;  // a pair already
@@ -254,8 +267,10 @@ void UnixRestorer::fill_queue(Socket& a) {
     sender = own.get();
   }
   // Room for data and the kernel's overhead; the right size is set afterwards.
-  const int room = static_cast<int>(std::min<size_t>(total * 4 + queue->second.size() * 4096 + (1 << 20), INT32_MAX / 2));
-  if (::setsockopt(sender, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room) != 0) ::setsockopt(sender, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
+  const int room =
+      static_cast<int>(std::min<size_t>(total * 4 + queue->second.size() * 4096 + (1 << 20), INT32_MAX / 2));
+  if (::setsockopt(sender, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room) != 0)
+    ::setsockopt(sender, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
   for (auto packet : queue->second) {
     do {
       const ssize_t n = ::send(sender, packet.data(), packet.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -272,13 +287,16 @@ void UnixRestorer::settle(Socket& a) {
     // shutdown(2) counts from 0 what the image counts from 1.
     const int how = static_cast<int>(a.entry->shutdown());
     const bool connected = a.entry->state() == kSocketEstablished || a.entry->peer() != 0;
-    if (how != 0 && connected && widows_.count(a.entry->ino()) == 0) check(::shutdown(a.fd.get(), how - 1), "shut down", who);
+    if (how != 0 && connected && widows_.count(a.entry->ino()) == 0)
+      check(::shutdown(a.fd.get(), how - 1), "shut down", who);
   }
   const auto hidden = hidden_.find(a.entry->ino());
   if (a.entry->type() == SOCK_DGRAM && hold_ && !a.entry->name().empty()) {
     attach_deaf_filter(a.fd.get(), who);
-    if (hidden == hidden_.end()) hidden_.emplace(a.entry->ino(), Hidden{Fd(), "", "", a.fd.get(), a.entry});
-    else hidden->second.socket = a.fd.get();
+    if (hidden == hidden_.end())
+      hidden_.emplace(a.entry->ino(), Hidden{Fd(), "", "", a.fd.get(), a.entry});
+    else
+      hidden->second.socket = a.fd.get();
   } else if (a.entry->opts().so_filter_size() != 0) {
     attach_own_filter(a.fd.get(), a.entry->opts(), who);
   }

@@ -59,11 +59,11 @@ class UnixRestorer {
   int root_;
   bool hold_;
   Logger& log_;
-  std::map<uint32_t, Socket> sockets_;                                    ///< by inode
-  std::map<uint32_t, const Entry*> external_;                             ///< likewise
-  std::map<uint32_t, Fd> widows_;                                         ///< by inode: the closed peer, until queues are filled
-  std::map<uint32_t, std::vector<std::span<const std::byte>>> queues_;    ///< by file id
-  std::map<uint32_t, Hidden> hidden_;                                     ///< by inode
+  std::map<uint32_t, Socket> sockets_;         ///< by inode
+  std::map<uint32_t, const Entry*> external_;  ///< likewise
+  std::map<uint32_t, Fd> widows_;              ///< by inode: the closed peer, until queues are filled
+  std::map<uint32_t, std::vector<std::span<const std::byte>>> queues_;  ///< by file id
+  std::map<uint32_t, Hidden> hidden_;                                   ///< by inode
   int serial_ = 0;
 };
 

@@ -94,7 +94,8 @@ void UnixDumper::describe_name(const OpenFile& file, const UnixSocketInfo& info,
   if (full.ends_with(" (deleted)") && st.stx_nlink == 0) full.resize(full.size() - 10);
   const std::string name = printable(info.name);
   if (!full.ends_with("/" + name))
-    throw Refusal(file.who() + ", the Unix socket " + name + ", which was moved since it was bound", "restart it with an absolute path");
+    throw Refusal(file.who() + ", the Unix socket " + name + ", which was moved since it was bound",
+                  "restart it with an absolute path");
   out.set_name_dir(full.size() == name.size() + 1 ? "/" : full.substr(0, full.size() - name.size() - 1));
 }
 
@@ -110,7 +111,9 @@ void UnixDumper::dump_packet(const OpenFile& file, std::span<const std::byte> da
 void UnixDumper::dump_queue(const OpenFile& file, const UnixSocketInfo& info) {
   const int fd = file.ours.get();
   std::vector<std::byte> buffer(64 << 10);
-  const auto peek = [&](int extra) { return ::recv(fd, buffer.data(), buffer.size(), MSG_PEEK | MSG_DONTWAIT | extra); };
+  const auto peek = [&](int extra) {
+    return ::recv(fd, buffer.data(), buffer.size(), MSG_PEEK | MSG_DONTWAIT | extra);
+  };
   int queued = 0;
   if (info.type == SOCK_STREAM) {
     if (::ioctl(fd, FIONREAD, &queued) != 0 || queued <= 0) return;
@@ -128,7 +131,8 @@ void UnixDumper::dump_queue(const OpenFile& file, const UnixSocketInfo& info) {
     if (n == 0 && info.type != SOCK_DGRAM) return;  // end of file
     const auto length = static_cast<size_t>(n);
     if (length > buffer.size())
-      throw Refusal(file.who() + ", a Unix socket with a message of " + std::to_string(n) + " bytes in its queue", "let it be read first");
+      throw Refusal(file.who() + ", a Unix socket with a message of " + std::to_string(n) + " bytes in its queue",
+                    "let it be read first");
     dump_packet(file, std::span(buffer).first(length));
     // An empty datagram: a peek would give it for ever, since the offset stands still.
     if (n == 0) return;

@@ -75,6 +75,7 @@ void shorten_timeout(const TaskImage& task, size_t thread, int mem, user_regs_st
   const auto extra = task.extra.find(task.tids[thread]);
   if (extra == task.extra.end() || !extra->second.has_restart()) return;
   const ext::RestartCall& call = extra->second.restart();
+  if (!call.has_timespec_arg() || !call.has_remaining_ns()) return;
   const uint64_t at = (regs.rsp - kRedZone - 64) & ~uint64_t{15};
   for (const ImageVma& v : task.vmas) {
     if (at < v.start || at + 16 > v.end || (v.prot & PROT_WRITE) == 0) continue;

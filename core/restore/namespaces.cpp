@@ -9,6 +9,7 @@
 
 #include <sstream>
 
+#include "core/base/deadline.h"
 #include "core/image/magic.h"
 #include "images/timens.pb.h"
 
@@ -74,7 +75,13 @@ pid_t fork_with_pid(pid_t pid, uint64_t parent_flag) {
     args.set_tid = reinterpret_cast<uint64_t>(&pid);
     args.set_tid_size = 1;
   }
-  const long child = ::syscall(SYS_clone3, &args, sizeof args);
+  // A tree that was killed a moment ago keeps its ids until all its zombies are reaped, groups and sessions included.
+  long child;
+  const Deadline deadline = Deadline::in(std::chrono::milliseconds(500));
+  do {
+    child = ::syscall(SYS_clone3, &args, sizeof args);
+    if (child < 0 && errno == EEXIST) ::usleep(2000);
+  } while (child < 0 && errno == EEXIST && !deadline.passed());
   if (child < 0 && errno == EEXIST)
     throw Error("pid " + std::to_string(pid) + " is taken on this host; end that process, or restore into a pid namespace");
   if (child < 0) throw Error("fork the shell of", "task " + std::to_string(pid), errno);

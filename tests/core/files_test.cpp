@@ -48,7 +48,8 @@ constexpr int kReport = 900;
 /// A child without descriptors of ours that runs `work`, then stops itself, then runs `later`.
 class Child {
  public:
-  explicit Child(const Work& work, const Work& later = [] {}) {
+  explicit Child(
+      const Work& work, const Work& later = [] {}) {
     int ends[2];
     check(::pipe2(ends, O_CLOEXEC), "make", "a pipe");
     report_.reset(ends[0]);
@@ -143,7 +144,8 @@ class Files : public testing::Test {
     return images;
   }
   /// Installs in a child; there `check_all` runs after the gate opened and the coordinator is gone.
-  void restore(const ImageSet& images, const Work& check_all, const Work& before_gate = [] {}) {
+  void restore(
+      const ImageSet& images, const Work& check_all, const Work& before_gate = [] {}) {
     auto restorer = std::make_unique<FileRestorer>(images, FileRestoreOptions{}, *log);
     restorer->open_all();
     const pid_t us = ::getpid();
@@ -185,7 +187,9 @@ std::string read_some(int fd) {
   s.resize(n < 0 ? 0 : static_cast<size_t>(n));
   return s;
 }
-void say(int fd, const std::string& text) { MUST(::write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size())); }
+void say(int fd, const std::string& text) {
+  MUST(::write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size()));
+}
 void place_at(int fd, int number, int flags = 0) {
   if (fd == number) return;
   MUST(::dup3(fd, number, flags) == number);
@@ -239,7 +243,7 @@ TEST_F(Files, DeletedFilesBecomeGhosts) {
     MUST(read_some(4) == "ghost");
     say(3, "s");
     MUST(read_some(4) == "s");
-    struct stat st{};
+    struct stat st {};
     MUST(::fstat(3, &st) == 0 && st.st_nlink == 0 && (st.st_mode & 07777) == 0640);
     char end[4] = {};
     MUST(::pread(5, end, 3, 50 << 20) == 3 && std::string(end) == "end");
@@ -247,11 +251,13 @@ TEST_F(Files, DeletedFilesBecomeGhosts) {
     MUST(link_of(6) == at("real (deleted)"));
   });
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir), {}), 2);
-  refused([&] {
-    place_at(::open(at("big").c_str(), O_RDWR | O_CREAT, 0600), 3);
-    say(3, std::string(2 << 20, 'x'));
-    ::unlink(at("big").c_str());
-  }, "raise --ghost-limit");
+  refused(
+      [&] {
+        place_at(::open(at("big").c_str(), O_RDWR | O_CREAT, 0600), 3);
+        say(3, std::string(2 << 20, 'x'));
+        ::unlink(at("big").c_str());
+      },
+      "raise --ghost-limit");
 }
 
 TEST_F(Files, RemovedNamesOfLivingFilesNeedLinkRemap) {
@@ -332,7 +338,8 @@ TEST_F(Files, EventTimerSignalDescriptors) {
     MUST(::read(3, &n, 8) == 8 && n == 41);
     MUST(::read(4, &n, 8) == 8 && n == 1);
     itimerspec t{};
-    MUST(::timerfd_gettime(5, &t) == 0 && t.it_interval.tv_sec == 500 && t.it_value.tv_sec > 900 && t.it_value.tv_sec <= 1000);
+    MUST(::timerfd_gettime(5, &t) == 0 && t.it_interval.tv_sec == 500 && t.it_value.tv_sec > 900 &&
+         t.it_value.tv_sec <= 1000);
     MUST(::timerfd_gettime(6, &t) == 0 && t.it_value.tv_sec > 900 && t.it_value.tv_sec <= 1001);
     MUST(::read(8, &n, 8) == 8 && n == 1);
     sigset_t set;
@@ -368,15 +375,17 @@ TEST_F(Files, EpollKeepsItsInterestList) {
     MUST(::epoll_ctl(9, EPOLL_CTL_DEL, 11, nullptr) == 0);
     MUST(::epoll_ctl(9, EPOLL_CTL_DEL, 11, nullptr) == -1 && errno == ENOENT);
   });
-  refused([] {
-    place_at(::epoll_create1(0), 9);
-    place_at(::eventfd(0, 0), 10);
-    epoll_event e{};
-    MUST(::epoll_ctl(9, EPOLL_CTL_ADD, 10, &e) == 0);
-    MUST(::dup2(10, 12) == 12);
-    place_at(::eventfd(0, 0), 11);
-    MUST(::dup2(11, 10) == 10);
-  }, "under number 10");
+  refused(
+      [] {
+        place_at(::epoll_create1(0), 9);
+        place_at(::eventfd(0, 0), 10);
+        epoll_event e{};
+        MUST(::epoll_ctl(9, EPOLL_CTL_ADD, 10, &e) == 0);
+        MUST(::dup2(10, 12) == 12);
+        place_at(::eventfd(0, 0), 11);
+        MUST(::dup2(11, 10) == 10);
+      },
+      "under number 10");
 }
 
 TEST_F(Files, MemfdsKeepNameSealsAndSize) {
@@ -391,13 +400,13 @@ TEST_F(Files, MemfdsKeepNameSealsAndSize) {
   ASSERT_EQ(objects.size(), 1U);
   EXPECT_EQ(objects[0].shmid, 1U);
   restore(images, [] {
-    struct stat st{};
+    struct stat st {};
     MUST(::fstat(3, &st) == 0 && st.st_size == 12345);
     MUST(::fcntl(3, F_GET_SEALS) == (F_SEAL_SHRINK | F_SEAL_GROW));
     MUST(::lseek(4, 0, SEEK_CUR) == 77 && ::lseek(5, 0, SEEK_CUR) == 0);
     MUST(link_of(3) == "/memfd:a (deleted) (deleted)");
     MUST((::fcntl(5, F_GETFL) & O_ACCMODE) == O_RDONLY);
-    struct stat other{};
+    struct stat other {};
     MUST(::fstat(5, &other) == 0 && other.st_ino == st.st_ino);
   });
 }
@@ -454,7 +463,8 @@ TEST_F(Files, TcpListensOnlyAfterTheGate) {
         MUST((::fcntl(4, F_GETFL) & O_NONBLOCK) != 0);
         tcp_info info{};
         length = sizeof info;
-        MUST(::getsockopt(3, IPPROTO_TCP, TCP_INFO, &info, &length) == 0 && info.tcpi_state == 10 && info.tcpi_sacked == 17);
+        MUST(::getsockopt(3, IPPROTO_TCP, TCP_INFO, &info, &length) == 0 && info.tcpi_state == 10 &&
+             info.tcpi_sacked == 17);
         MUST(port_of(3) == port);
         const Fd client(::socket(AF_INET, SOCK_STREAM, 0));
         MUST(connect_to(client.get(), port) == 0);
@@ -599,7 +609,7 @@ TEST_F(Files, UnixServersListenAndKeepConnections) {
         const Fd client(unix_at(path, SOCK_STREAM, true));
         MUST(client.get() >= 0);
         MUST(Fd(::accept(3, nullptr, nullptr)).get() >= 0);
-        struct stat st{};
+        struct stat st {};
         MUST(::stat(path.c_str(), &st) == 0 && (st.st_mode & 07777) == 0640);
         MUST(read_some(10) == "line");
         say(11, "next");
@@ -720,10 +730,12 @@ TEST_F(Files, UnixConnectionsOutOfTheTreeAreRefused) {
   ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
   const Fd ours(pair[0]), theirs(pair[1]);
   const pid_t us = ::getpid();
-  refused([&] {
-    const Fd pidfd = std::move(*open_pidfd(us));
-    place_at(get_remote_fd(pidfd.get(), theirs.get()).release(), 30);
-  }, "has fd 30, a Unix socket connected to a process outside of the tree");
+  refused(
+      [&] {
+        const Fd pidfd = std::move(*open_pidfd(us));
+        place_at(get_remote_fd(pidfd.get(), theirs.get()).release(), 30);
+      },
+      "has fd 30, a Unix socket connected to a process outside of the tree");
   const Fd log_server(unix_at(at("devlog"), SOCK_DGRAM, false));
   const Work setup = [&] { place_at(unix_at(at("devlog"), SOCK_DGRAM, true), 3); };
   refused(setup, "--ext-unix-sk");
@@ -779,28 +791,32 @@ TEST_F(Files, RefusalsNameTheDescriptor) {
   refused([] { place_at(::inotify_init1(0), 7); }, "has fd 7, an inotify instance");
   refused([] { place_at(::socket(AF_NETLINK, SOCK_RAW, 0), 7); }, "a netlink socket");
   refused([] { place_at(::open("/proc/self/ns/net", O_RDONLY), 7); }, "network namespace");
-  refused([&] {
-    place_at(::open(at("locked").c_str(), O_RDWR | O_CREAT, 0600), 7);
-    MUST(::flock(7, LOCK_EX) == 0);
-  }, "with a lock");
-  refused([] {
-    int p[2];
-    MUST(::socketpair(AF_UNIX, SOCK_STREAM, 0, p) == 0);
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-    char byte = 'x';
-    iovec iov{&byte, 1};
-    msghdr m{};
-    m.msg_iov = &iov;
-    m.msg_iovlen = 1;
-    m.msg_control = control;
-    m.msg_controllen = sizeof control;
-    cmsghdr* c = CMSG_FIRSTHDR(&m);
-    c->cmsg_level = SOL_SOCKET;
-    c->cmsg_type = SCM_RIGHTS;
-    c->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(c), &p[0], sizeof(int));
-    MUST(::sendmsg(p[0], &m, 0) == 1);
-  }, "SCM_RIGHTS");
+  refused(
+      [&] {
+        place_at(::open(at("locked").c_str(), O_RDWR | O_CREAT, 0600), 7);
+        MUST(::flock(7, LOCK_EX) == 0);
+      },
+      "with a lock");
+  refused(
+      [] {
+        int p[2];
+        MUST(::socketpair(AF_UNIX, SOCK_STREAM, 0, p) == 0);
+        alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+        char byte = 'x';
+        iovec iov{&byte, 1};
+        msghdr m{};
+        m.msg_iov = &iov;
+        m.msg_iovlen = 1;
+        m.msg_control = control;
+        m.msg_controllen = sizeof control;
+        cmsghdr* c = CMSG_FIRSTHDR(&m);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(sizeof(int));
+        std::memcpy(CMSG_DATA(c), &p[0], sizeof(int));
+        MUST(::sendmsg(p[0], &m, 0) == 1);
+      },
+      "SCM_RIGHTS");
 }
 
 TEST_F(Files, PipesToTheOutsideAreRefused) {
@@ -866,7 +882,8 @@ TEST_F(Files, DamagedImagesThrow) {
     for (const auto& [name, bytes] : good.images()) {
       auto copy = bytes;
       if (victim-- == 0 && copy.size() > 8)
-        for (unsigned n = 1 + random() % 3; n > 0; --n) copy[8 + random() % (copy.size() - 8)] = static_cast<std::byte>(random());
+        for (unsigned n = 1 + random() % 3; n > 0; --n)
+          copy[8 + random() % (copy.size() - 8)] = static_cast<std::byte>(random());
       bad.adopt(name, std::move(copy));
     }
     try {

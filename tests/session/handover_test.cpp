@@ -116,7 +116,7 @@ struct DestinationAgent {
     guardian->send(prepare);
     ImageSet images;
     images.adopt("inventory.img", {std::byte{7}});
-    guardian->socket().send_blob(pack_images(images));
+    guardian->socket().send_blob(encode_images(images));
     guardian->await(soon());
     receive_targets(guardian->socket(), soon());
     GuardianRequest finish;

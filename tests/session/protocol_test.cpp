@@ -123,19 +123,19 @@ TEST(PackedImages, RoundTripAndDamage) {
   ImageSet images;
   images.adopt("core-1.img", {std::byte{1}, std::byte{2}});
   images.adopt("inventory.img", {});
-  const std::vector<std::byte> packed = pack_images(images);
-  EXPECT_EQ(unpack_images(packed).images(), images.images());
+  const std::vector<std::byte> packed = encode_images(images);
+  EXPECT_EQ(decode_images(packed).images(), images.images());
   // Cut anywhere but between two images it is damaged.
   for (size_t cut = 1; cut < packed.size(); ++cut) {
     if (cut == 4 + 10 + 8 + 2) continue;
-    EXPECT_THROW(unpack_images(std::span(packed).first(cut)), Corrupt) << cut;
+    EXPECT_THROW(decode_images(std::span(packed).first(cut)), Corrupt) << cut;
   }
   std::vector<std::byte> long_name = packed;
   long_name[3] = std::byte{0xff};
-  EXPECT_THROW(unpack_images(long_name), Corrupt);
+  EXPECT_THROW(decode_images(long_name), Corrupt);
   std::vector<std::byte> long_image = packed;
   long_image[4 + 10 + 7] = std::byte{0xff};
-  EXPECT_THROW(unpack_images(long_image), Corrupt);
+  EXPECT_THROW(decode_images(long_image), Corrupt);
 }
 
 TEST(HostFacts, AHostFitsItself) {

@@ -1,0 +1,88 @@
+#include "migrate/session/events.h"
+
+#include <time.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+namespace migrate {
+namespace {
+
+constexpr std::chrono::milliseconds kProgressPeriod{100};
+
+void put(int fd, const std::string& text) {
+  size_t done = 0;
+  while (done < text.size()) {
+    const ssize_t n = ::write(fd, text.data() + done, text.size() - done);
+    if (n <= 0) return;  // nobody reads: the migration goes on
+    done += static_cast<size_t>(n);
+  }
+}
+
+double realtime() {
+  timespec t{};
+  ::clock_gettime(CLOCK_REALTIME, &t);
+  return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) / 1e9;
+}
+
+}  // namespace
+
+PrintedEvents::PrintedEvents(ReportFormat format, std::string side)
+    : format_(format), side_(std::move(side)), tty_(format == ReportFormat::automatic && ::isatty(2) == 1) {}
+
+PrintedEvents::~PrintedEvents() {
+  if (live_) put(2, "\n");
+}
+
+void PrintedEvents::clear_live() {
+  if (live_) put(2, "\r\x1b[K");
+  live_ = false;
+}
+
+void PrintedEvents::print_json(std::string_view name, const std::string& sentence, const EventFields& fields) {
+  nlohmann::json j = {{"event", name}, {"side", side_}, {"time", realtime()}, {"text", sentence}};
+  for (const auto& [key, value] : fields) {
+    std::visit([&j, &k = key](const auto& v) { j[k] = v; }, value);
+  }
+  put(1, j.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+}
+
+void PrintedEvents::event(std::string_view name, const std::string& sentence, EventFields fields) {
+  if (format_ == ReportFormat::json) {
+    print_json(name, sentence, fields);
+    return;
+  }
+  clear_live();
+  put(2, side_ + ": " + sentence + "\n");
+}
+
+void PrintedEvents::progress(std::string_view name, const std::string& sentence, EventFields fields) {
+  const auto now = std::chrono::steady_clock::now();
+  const auto period = tty_ ? kProgressPeriod : std::chrono::milliseconds(1000);
+  if (now - last_progress_ < period) return;
+  last_progress_ = now;
+  if (format_ == ReportFormat::json) {
+    print_json(name, sentence, fields);
+  } else if (tty_) {
+    put(2, "\r\x1b[K" + side_ + ": " + sentence);
+    live_ = true;
+  } else {
+    put(2, side_ + ": " + sentence + "\n");
+  }
+}
+
+std::string human_bytes(uint64_t bytes) {
+  char text[32];
+  const auto b = static_cast<double>(bytes);
+  if (bytes >= (uint64_t{1} << 30)) {
+    std::snprintf(text, sizeof text, "%.2f GiB", b / (1 << 30));
+  } else if (bytes >= (1 << 20)) {
+    std::snprintf(text, sizeof text, "%.1f MiB", b / (1 << 20));
+  } else {
+    std::snprintf(text, sizeof text, "%.1f KiB", b / 1024);
+  }
+  return text;
+}
+
+}  // namespace migrate

@@ -1,0 +1,50 @@
+// What a migration tells people: named events with values. On a terminal one live line a phase, otherwise plain lines
+// on standard error; with --json one object a line on standard output.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "migrate/session/options.h"
+
+namespace migrate {
+
+using EventValue = std::variant<int64_t, double, bool, std::string>;
+using EventFields = std::vector<std::pair<std::string, EventValue>>;
+
+class Events {
+ public:
+  virtual ~Events() = default;
+  /// A step that happened. `sentence` is for people, `fields` for programs.
+  virtual void event(std::string_view name, const std::string& sentence, EventFields fields = {}) = 0;
+  /// How far the running phase is; shown as a live line, at most ten times a second.
+  virtual void progress(std::string_view name, const std::string& sentence, EventFields fields = {}) = 0;
+};
+
+/// Never throws for a closed output.
+class PrintedEvents final : public Events {
+ public:
+  PrintedEvents(ReportFormat format, std::string side);
+  ~PrintedEvents() override;
+  void event(std::string_view name, const std::string& sentence, EventFields fields) override;
+  void progress(std::string_view name, const std::string& sentence, EventFields fields) override;
+
+ private:
+  void clear_live();
+  void print_json(std::string_view name, const std::string& sentence, const EventFields& fields);
+  ReportFormat format_;
+  std::string side_;
+  bool tty_;
+  bool live_ = false;
+  std::chrono::steady_clock::time_point last_progress_{};
+};
+
+std::string human_bytes(uint64_t bytes);
+
+}  // namespace migrate

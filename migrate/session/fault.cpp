@@ -1,0 +1,72 @@
+#include "migrate/session/fault.h"
+
+#include <signal.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "core/base/error.h"
+#include "migrate/session/session.h"
+
+namespace migrate {
+namespace {
+
+constexpr std::array<std::string_view, 33> kPoints = {
+    "source-agent.connected",           "source-agent.checked",
+    "source-agent.begun",               "source-agent.frozen",
+    "source-agent.images-sent",         "source-agent.pages-sent",
+    "source-agent.ready",               "source-agent.committed",
+    "source-agent.commit-sent",         "source-agent.gate-open",
+    "source-agent.killed",              "source-guardian.started",
+    "source-guardian.stopped",          "source-guardian.held",
+    "source-guardian.frozen",           "source-guardian.before-commit",
+    "source-guardian.committed",        "source-guardian.before-kill",
+    "source-guardian.killed",           "destination-agent.begun",
+    "destination-agent.images-received", "destination-agent.prepared-shells",
+    "destination-agent.pages-received", "destination-agent.prepared",
+    "destination-agent.ready-sent",     "destination-agent.commit-received",
+    "destination-agent.gate-open",      "destination-guardian.started",
+    "destination-guardian.shells",      "destination-guardian.finished",
+    "destination-guardian.prepared",    "destination-guardian.gate-journaled",
+    "destination-guardian.gate-open",
+};
+
+std::string_view action_for(std::string_view name) {
+  const char* env = ::getenv("MIGRATE_FAULT");
+  std::string_view rest = env != nullptr ? env : "";
+  while (!rest.empty()) {
+    const std::string_view one = rest.substr(0, rest.find(','));
+    rest.remove_prefix(std::min(rest.size(), one.size() + 1));
+    const size_t colon = one.find(':');
+    if (colon != std::string_view::npos && one.substr(0, colon) == name) return one.substr(colon + 1);
+  }
+  return {};
+}
+
+}  // namespace
+
+std::span<const std::string_view> fault_points() { return kPoints; }
+
+std::vector<std::string> fault_point_names() { return {kPoints.begin(), kPoints.end()}; }
+
+void fault_point(std::string_view name) {
+  if (std::find(kPoints.begin(), kPoints.end(), name) == kPoints.end()) throw std::logic_error(std::string(name));
+  const std::string_view action = action_for(name);
+  if (action.empty()) return;
+  if (action == "kill-self") ::kill(::getpid(), SIGKILL);
+  if (action == "stop-self") ::kill(::getpid(), SIGSTOP);
+  if (action == "exit-error") ::_exit(70);
+  if (action == "fail") throw Error("reach", name, EIO);
+  if (action == "sleep") {
+    const timespec five{5, 0};
+    ::nanosleep(&five, nullptr);
+  }
+}
+
+}  // namespace migrate

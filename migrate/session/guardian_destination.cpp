@@ -1,0 +1,258 @@
+// The destination's guardian: builds the tree, holds it behind its gate and opens the gate. From PREPARED on it also
+// listens on a socket in the state folder, for agents that come after its own died.
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstring>
+
+#include "migrate/session/fault.h"
+#include "migrate/session/guardian.h"
+
+namespace migrate {
+namespace {
+
+using std::chrono::milliseconds;
+using wire::GuardianReply;
+using wire::GuardianRequest;
+
+class DestinationGuardian {
+ public:
+  DestinationGuardian(PacketSocket agent, const GuardianParts& parts, Logger& log)
+      : agent_(std::move(agent)), parts_(parts), log_(log) {}
+
+  int run() {
+    try {
+      if (!start()) return 0;
+      while (serve_one()) {
+      }
+    } catch (const std::exception& e) {
+      log_.error("the destination's guardian: {}", e.what());
+      discard(kOwn, e.what());
+    }
+    if (store_ && journal_) ::unlink(store_->socket_path(journal_->id()).c_str());
+    return 0;
+  }
+
+ private:
+  bool start() {
+    GuardianRequest request;
+    if (agent_->receive(request, Deadline::in(milliseconds(30'000))) != PacketSocket::Outcome::message) return false;
+    const GuardianRequest::StartDestination& s = request.start_destination();
+    try {
+      const auto id = session_from_hex(s.session());
+      if (!id) throw Error("start", "a session without an id", EINVAL);
+      options_.own_namespaces = true;
+      options_.shell_job = s.shell_job();
+      options_.tcp_close = s.tcp_close();
+      options_.root = s.root();
+      options_.timeout = milliseconds(s.timeout_ms());
+      options_.clocks = RestoreOptions::Clocks{s.monotonic_ns(), s.boottime_ns(), s.at_local_monotonic_ns()};
+      JournalEntry entry;
+      entry.id = *id;
+      entry.role = Role::destination;
+      entry.label = s.label();
+      entry.peer = s.peer();
+      entry.peer_name = s.peer_name();
+      entry.peer_epoch = s.peer_epoch();
+      store_.emplace(s.state_dir());
+      journal_.emplace(store_->create(std::move(entry)));
+    } catch (const Error& e) {
+      reply_failed(e);
+      return false;
+    }
+    fault_point("destination-guardian.started");
+    GuardianReply reply;
+    reply.set_started(journal_->entry().epoch);
+    agent_->send(reply);
+    return true;
+  }
+
+  /// Waits for the agent, or, when there is none, for one that connects.
+  bool serve_one() {
+    std::array<pollfd, 2> p{pollfd{agent_ ? agent_->fd() : -1, POLLIN, 0}, pollfd{listener_.get(), POLLIN, 0}};
+    if (::poll(p.data(), p.size(), -1) < 0) {
+      if (errno == EINTR) return true;
+      throw Error("wait for", "an agent", errno);
+    }
+    if (p[1].revents != 0) {
+      Fd next(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+      if (next) agent_.emplace(std::move(next));
+      return true;
+    }
+    GuardianRequest request;
+    if (agent_->receive(request, Deadline::in(milliseconds(0))) == PacketSocket::Outcome::closed) return agent_gone();
+    try {
+      return serve(request);
+    } catch (const GuardianGone&) {
+      return agent_gone();
+    }
+  }
+
+  bool serve(const GuardianRequest& request) {
+    try {
+      switch (request.body_case()) {
+        case GuardianRequest::kAlive: return true;
+        case GuardianRequest::kPrepare: prepare(); return true;
+        case GuardianRequest::kFinish: finish(); return true;
+        case GuardianRequest::kOpen: return open(request.open());
+        case GuardianRequest::kAbort: return abort(request.abort());
+        case GuardianRequest::kDone: return done();
+        default: throw Error("serve", "an unknown request of the agent", EPROTO);
+      }
+    } catch (const GuardianGone&) {
+      throw;
+    } catch (const Error& e) {
+      // Before it was prepared a failure ends the session. Later the journal says how it stands, and the agent may ask.
+      if (journal_->state() == State::receiving) discard(kOwn, e.what());
+      reply_failed(e);
+      return !is_final(journal_->state());
+    }
+  }
+
+  void prepare() {
+    images_ = decode_images(agent_->receive_blob(Deadline::in(options_.timeout)));
+    tree_ = parts_.restored_tree(options_);
+    const FreezerCgroup::Record gate = tree_->make_gate(cgroup_name(journal_->id(), Role::destination));
+    journal_->update([&](JournalEntry& e) { e.cgroup = gate; });
+    const std::vector<FillTarget> targets = tree_->prepare(images_);
+    fault_point("destination-guardian.shells");
+    GuardianReply reply;
+    reply.set_targets(true);
+    agent_->send(reply);
+    send_targets(*agent_, targets);
+  }
+
+  void finish() {
+    tree_->finish();
+    fault_point("destination-guardian.finished");
+    journal_->step_with(State::prepared, kOwn, "complete, behind its gate", [this](JournalEntry& e) {
+      e.tasks = tree_->tasks();
+      e.init = tree_->init();
+    });
+    fault_point("destination-guardian.prepared");
+    listen_for_agents();
+    GuardianReply reply;
+    reply.set_prepared(static_cast<uint32_t>(journal_->entry().tasks.size()));
+    agent_->send(reply);
+  }
+
+  /// Also repeated by a later agent, whose source did not hear the first answer.
+  bool open(uint64_t peer_epoch) {
+    if (peer_epoch < journal_->entry().peer_epoch) {
+      throw Refusal("the source's order to open the gate of session " + to_hex(journal_->id()) + " is out of date",
+                    "see `migrate resolve`");
+    }
+    if (journal_->state() == State::prepared) {
+      if (!parts_.keeper->lives(journal_->entry())) {
+        discard(kTreeGone, "it died behind its gate");
+        throw Error("the copy died behind its gate; it never ran");
+      }
+      journal_->step_with(State::gate_open, kPeer, "the source committed",
+                          [&](JournalEntry& e) { e.peer_epoch = peer_epoch; });
+      fault_point("destination-guardian.gate-journaled");
+      thaw();
+      fault_point("destination-guardian.gate-open");
+    }
+    if (journal_->state() != State::gate_open) throw Refusal("the session is over", "start a new one");
+    GuardianReply reply;
+    reply.set_opened(journal_->entry().tasks.empty() ? 0 : static_cast<uint32_t>(journal_->entry().tasks[0].pid));
+    agent_->send(reply);
+    return true;
+  }
+
+  /// From here on the copy is the program: nothing may discard it, also not a failure to open in the good way.
+  void thaw() {
+    RestoredTree* tree = tree_.release();
+    try {
+      tree->open_gate();
+    } catch (const std::exception& e) {
+      log_.error("opening the gate: {}; thawing it", e.what());
+      parts_.keeper->open_gate(journal_->entry());
+    }
+  }
+
+  bool abort(const std::string& reason) {
+    discard(kPeer, reason);
+    GuardianReply reply;
+    reply.set_aborted(journal_->state() == State::aborted);
+    agent_->send(reply);
+    return !is_final(journal_->state());
+  }
+
+  bool done() {
+    if (journal_->state() == State::gate_open) journal_->step(State::done, kPeer, "the source tree is gone");
+    parts_.keeper->leave_gate(journal_->entry());
+    GuardianReply reply;
+    reply.set_done(true);
+    agent_->send(reply);
+    return false;
+  }
+
+  /// Before PREPARED nobody can have been told that it is ready; after it, only the source or the operator decides.
+  bool agent_gone() {
+    agent_.reset();
+    if (journal_->state() == State::receiving) discard(kOwn, "its agent went away");
+    return journal_->state() == State::prepared && listener_;
+  }
+
+  void discard(Authority authority, const std::string& reason) {
+    if (!journal_ || !legal_step(Role::destination, journal_->state(), State::aborted, authority)) return;
+    try {
+      journal_->step(State::aborted, authority, reason);
+    } catch (const std::exception& e) {
+      // The old state stays on disk; a later agent finds the tree dead, which says the same.
+      log_.error("the abort of session {} could not be written: {}", to_hex(journal_->id()), e.what());
+    }
+    try {
+      if (tree_) tree_->discard();
+    } catch (const std::exception& e) {
+      log_.error("discarding the copy: {}", e.what());
+    }
+    try {
+      parts_.keeper->discard(journal_->entry());
+    } catch (const std::exception& e) {
+      log_.error("discarding the copy: {}", e.what());
+    }
+    tree_.reset();
+  }
+
+  void listen_for_agents() {
+    const std::string path = store_->socket_path(journal_->id());
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    if (path.size() >= sizeof address.sun_path) throw Error("listen on", path, ENAMETOOLONG);
+    std::memcpy(address.sun_path, path.c_str(), path.size());
+    ::unlink(path.c_str());
+    listener_.reset(check(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), "make", "a socket"));
+    check(::bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), "bind", path);
+    check(::listen(listener_.get(), 4), "listen on", path);
+  }
+
+  void reply_failed(const Error& e) {
+    GuardianReply reply;
+    reply.mutable_failed()->set_sentence(e.what());
+    reply.mutable_failed()->set_refusal(dynamic_cast<const Refusal*>(&e) != nullptr);
+    agent_->send(reply);
+  }
+
+  std::optional<PacketSocket> agent_;
+  const GuardianParts& parts_;
+  Logger& log_;
+  RestoreOptions options_;
+  std::optional<JournalStore> store_;
+  std::optional<Journal> journal_;
+  ImageSet images_;
+  std::unique_ptr<RestoredTree> tree_;
+  Fd listener_;
+};
+
+}  // namespace
+
+int serve_destination_guardian(PacketSocket agent, const GuardianParts& parts, Logger& log) {
+  return DestinationGuardian(std::move(agent), parts, log).run();
+}
+
+}  // namespace migrate

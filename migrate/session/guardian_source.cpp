@@ -1,0 +1,207 @@
+// The source's guardian: tracer while the tree is stopped, then the one who may let it run, or be killed.
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#include "migrate/session/fault.h"
+#include "migrate/session/guardian.h"
+
+namespace migrate {
+namespace {
+
+using std::chrono::milliseconds;
+using wire::GuardianReply;
+using wire::GuardianRequest;
+
+class SourceGuardian {
+ public:
+  SourceGuardian(PacketSocket agent, const GuardianParts& parts, Logger& log)
+      : agent_(std::move(agent)), parts_(parts), log_(log) {}
+
+  int run() {
+    try {
+      if (!start()) return 0;
+      while (serve_one()) {
+      }
+    } catch (const std::exception& e) {
+      log_.debug("source guardian: {}", e.what());
+      settle_alone(e.what());
+    }
+    return 0;
+  }
+
+ private:
+  /// The first request makes the journal; nothing is touched before it is durable.
+  bool start() {
+    GuardianRequest request;
+    if (agent_.receive(request, Deadline::in(milliseconds(30'000))) != PacketSocket::Outcome::message) return false;
+    const GuardianRequest::StartSource& s = request.start_source();
+    silence_ = milliseconds(s.silence_ms());
+    bound_sends();
+    try {
+      const auto id = session_from_hex(s.session());
+      if (!id) throw Error("start", "a session without an id", EINVAL);
+      dump_.root = Pid(s.dump().root());
+      dump_.shell_job = s.dump().shell_job();
+      dump_.tcp_close = s.dump().tcp_close();
+      dump_.timeout = milliseconds(s.dump().timeout_ms());
+      const auto root = TaskId::of(dump_.root.get());
+      if (!root) throw Refusal("there is no task " + std::to_string(dump_.root.get()), "look up its pid again");
+      JournalEntry entry;
+      entry.id = *id;
+      entry.role = Role::source;
+      entry.label = s.label();
+      entry.peer = s.peer();
+      entry.tasks = {*root};
+      entry.peer_settled = false;
+      store_.emplace(s.state_dir());
+      journal_.emplace(store_->create(std::move(entry)));
+    } catch (const Error& e) {
+      reply_failed(e);
+      return false;
+    }
+    fault_point("source-guardian.started");
+    GuardianReply reply;
+    reply.set_started(journal_->entry().epoch);
+    agent_.send(reply);
+    return true;
+  }
+
+  /// False when the session is settled or left to a later agent.
+  bool serve_one() {
+    GuardianRequest request;
+    switch (agent_.receive(request, Deadline::in(silence_))) {
+      case PacketSocket::Outcome::closed: settle_alone("its agent went away"); return false;
+      case PacketSocket::Outcome::timeout: settle_alone("its agent said nothing for too long"); return false;
+      case PacketSocket::Outcome::message: break;
+    }
+    switch (request.body_case()) {
+      case GuardianRequest::kAlive: return true;
+      case GuardianRequest::kFreeze: return freeze();
+      case GuardianRequest::kCommit: return commit();
+      case GuardianRequest::kKill: return kill();
+      case GuardianRequest::kAbort: return abort(request.abort());
+      default: throw Error("serve", "an unknown request of the agent", EPROTO);
+    }
+  }
+
+  bool freeze() {
+    try {
+      tree_ = parts_.held_tree(dump_);
+      tree_->stop();
+      fault_point("source-guardian.stopped");
+      record_ = tree_->hold(cgroup_name(journal_->id(), Role::source));
+      fault_point("source-guardian.held");
+      GuardianReply reply;
+      reply.set_frozen(true);
+      agent_.send(reply);
+      agent_.send_blob(encode_images(tree_->images()));
+      send_sources(agent_, tree_->memories());
+      // The agent sends already; this must be durable only before the commit. Until then the cgroup's name tells a
+      // later agent whose it is.
+      journal_->step_with(State::frozen, kOwn, "held for the move", [this](JournalEntry& e) {
+        e.tasks = tree_->tasks();
+        e.cgroup = record_;
+      });
+      fault_point("source-guardian.frozen");
+      return true;
+    } catch (const Error& e) {
+      settle_alone(e.what());
+      reply_failed(e);
+      return false;
+    }
+  }
+
+  bool commit() {
+    try {
+      fault_point("source-guardian.before-commit");
+      journal_->step(State::committed, kOwn, "the destination is ready");
+    } catch (const Error& e) {
+      settle_alone(e.what());
+      reply_failed(e);
+      return false;
+    }
+    fault_point("source-guardian.committed");
+    GuardianReply reply;
+    reply.set_committed(true);
+    agent_.send(reply);
+    return true;
+  }
+
+  bool kill() {
+    if (journal_->state() != State::committed) throw Error("kill", "a tree that is not committed", EPROTO);
+    fault_point("source-guardian.before-kill");
+    parts_.keeper->kill(journal_->entry());
+    journal_->step(State::done, kPeer, "it runs at the destination");
+    fault_point("source-guardian.killed");
+    GuardianReply reply;
+    reply.set_killed(true);
+    agent_.send(reply);
+    return false;
+  }
+
+  bool abort(const std::string& reason) {
+    settle_alone(reason);
+    GuardianReply reply;
+    reply.set_aborted(journal_->state() == State::aborted);
+    agent_.send(reply);
+    return false;
+  }
+
+  /// Not committed: the tree runs on, whatever else fails. Committed: stays frozen for a later agent.
+  void settle_alone(const std::string& reason) {
+    if (!journal_ || journal_->state() == State::committed || is_final(journal_->state())) return;
+    try {
+      journal_->step_with(State::aborted, kOwn, reason, [this](JournalEntry& e) {
+        ++e.epoch;
+        if (!record_.folders.empty()) e.cgroup = record_;
+      });
+    } catch (const std::exception& e) {
+      log_.error("the abort of session {} could not be written ({}); the session is forgotten", to_hex(journal_->id()),
+                 e.what());
+      store_->forget(journal_->id(), Role::source);
+    }
+    try {
+      if (tree_) tree_->run_on();
+    } catch (const std::exception& e) {
+      log_.error("letting the tree run on: {}", e.what());
+      parts_.keeper->run_on(journal_->entry());
+    }
+    tree_.reset();
+  }
+
+  void reply_failed(const Error& e) {
+    GuardianReply reply;
+    reply.mutable_failed()->set_sentence(e.what());
+    reply.mutable_failed()->set_refusal(dynamic_cast<const Refusal*>(&e) != nullptr);
+    try {
+      agent_.send(reply);
+    } catch (const GuardianGone&) {
+      // The agent is gone; all is settled already.
+    }
+  }
+
+  /// A stopped agent must not keep us, and with us a frozen tree, in a send for ever.
+  void bound_sends() {
+    const timeval limit{silence_.count() / 1000, (silence_.count() % 1000) * 1000};
+    ::setsockopt(agent_.fd(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+  }
+
+  PacketSocket agent_;
+  const GuardianParts& parts_;
+  Logger& log_;
+  milliseconds silence_{30'000};
+  DumpOptions dump_;
+  std::optional<JournalStore> store_;
+  std::optional<Journal> journal_;
+  std::unique_ptr<HeldTree> tree_;
+  FreezerCgroup::Record record_;
+};
+
+}  // namespace
+
+int serve_source_guardian(PacketSocket agent, const GuardianParts& parts, Logger& log) {
+  return SourceGuardian(std::move(agent), parts, log).run();
+}
+
+}  // namespace migrate

@@ -1,0 +1,28 @@
+// SIGINT and SIGTERM as a StopEvent.
+#pragma once
+
+#include <thread>
+
+#include "core/base/fd.h"
+#include "pageserver/stop_event.h"
+
+namespace migrate {
+
+/// While it lives the two signals are blocked in this thread (make it before other threads) and trigger stop().
+class InterruptWatch {
+ public:
+  InterruptWatch();
+  ~InterruptWatch();
+  InterruptWatch(const InterruptWatch&) = delete;
+  InterruptWatch& operator=(const InterruptWatch&) = delete;
+  const StopEvent& stop() const { return stop_; }
+  bool interrupted() const { return stop_.stopped(); }
+
+ private:
+  StopEvent stop_;
+  StopEvent quit_;
+  Fd signals_;
+  std::thread thread_;
+};
+
+}  // namespace migrate

@@ -1,0 +1,42 @@
+// What a running tree needs from its host, seen from outside and without touching it: the source's side of the checks.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/base/fd.h"
+#include "core/base/types.h"
+#include "migration.pb.h"
+
+namespace migrate {
+
+struct Inventory {
+  wire::Check check;
+  std::vector<std::string> writable_files;  ///< for syncing
+};
+
+/// Reads /proc of the tree of `root`.
+Inventory take_inventory(Pid root);
+
+/// Files of ours beside the files that the tree writes, so that the destination can tell whether it sees the same file
+/// system. They are gone when this object is.
+class FileProbes {
+ public:
+  /// Adds probes to `check`. A folder where none can be made is left without (and the destination refuses the file).
+  explicit FileProbes(wire::Check& check);
+  ~FileProbes();
+  FileProbes(const FileProbes&) = delete;
+  FileProbes& operator=(const FileProbes&) = delete;
+
+ private:
+  std::vector<std::string> made_;
+};
+
+/// Makes what the tree has written durable on the file systems.
+void sync_files(const std::vector<std::string>& paths);
+
+/// Refusal if moving the tree of `root` away would be undone or noticed: we descend from it, or it has a parent or a
+/// supervisor that would see it exit. `may_notice`: the operator knows; `shell_job`: a shell's job may go.
+void check_supervisor(Pid root, bool shell_job, bool may_notice);
+
+}  // namespace migrate

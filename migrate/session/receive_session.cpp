@@ -1,0 +1,412 @@
+#include "migrate/session/receive_session.h"
+
+#include <poll.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <exception>
+#include <thread>
+
+#include "migrate/session/clocks.h"
+#include "migrate/session/destination_checks.h"
+#include "migrate/session/fault.h"
+#include "migrate/session/session.h"
+#include "pageserver/page_stream.h"
+
+namespace migrate {
+namespace {
+
+using std::chrono::milliseconds;
+using wire::GuardianReply;
+using wire::GuardianRequest;
+using wire::Message;
+
+constexpr uint64_t kImagesLimit = uint64_t{1} << 30;
+
+class ReceiveSession {
+ public:
+  ReceiveSession(const ReceiveContext& context, ControlChannel& channel)
+      : c_(context), options_(context.options), channel_(channel) {}
+
+  int run(Message first) {
+    try {
+      const Message begin = answer_questions(std::move(first));
+      if (begin.body_case() != Message::kBegin) return kRefused;
+      start(begin);
+      accept_streams(begin.begin().streams());
+      receive_images();
+      prepare();
+      receive_pages();
+      finish();
+    } catch (const std::exception& e) {
+      return give_up(e);
+    }
+    // From PREPARED on, failures leave the session to the source's word.
+    try {
+      say_ready();
+      return await_decision();
+    } catch (const std::exception& e) {
+      return in_doubt(e);
+    }
+  }
+
+ private:
+  Deadline answer_by() const { return Deadline::in(options_.timeouts.answer); }
+
+  /// Clock questions and checks, until the source begins; anything else ends the conversation.
+  Message answer_questions(Message message) {
+    for (int i = 0; i < 1000; ++i) {
+      if (message.body_case() == Message::kBegin) {
+        if (!checked_) throw Corrupt("a message of the peer", "it begins before the checks");
+        return message;
+      }
+      if (message.body_case() == Message::kClockPing) {
+        Message pong;
+        pong.mutable_clock_pong()->set_number(message.clock_ping().number());
+        pong.mutable_clock_pong()->set_monotonic_ns(monotonic_now_ns());
+        channel_.send(std::move(pong));
+      } else if (message.body_case() == Message::kCheck) {
+        Message reply;
+        for (const std::string& reason : what_is_in_the_way(message.check(), options_)) {
+          reply.mutable_check_reply()->add_refusals(reason);
+          c_.events.event("refused", reason);
+        }
+        reply.mutable_check_reply();
+        checked_ = reply.check_reply().refusals_size() == 0;
+        channel_.send(std::move(reply));
+      } else {
+        throw Corrupt("a message of the peer", "it is out of turn");
+      }
+      message = channel_.receive(Deadline::in(options_.timeouts.answer));
+    }
+    throw Corrupt("the peer", "it asks without end");
+  }
+
+  void start(const Message& message) {
+    if (message.session().size() != id_.size()) throw Corrupt("a message of the peer", "a session without an id");
+    std::memcpy(id_.data(), message.session().data(), id_.size());
+    peer_epoch_ = message.epoch();
+    label_ = message.begin().label();
+    std::replace_if(label_.begin(), label_.end(), [](unsigned char ch) { return ch < 32 || ch == 127; }, '?');
+    channel_.set_session(id_, peer_epoch_);
+    guardian_.emplace(c_.spawn);
+    GuardianRequest request;
+    GuardianRequest::StartDestination* s = request.mutable_start_destination();
+    s->set_state_dir(options_.state_dir);
+    s->set_session(to_hex(id_));
+    s->set_peer(channel_.stream().peer());
+    s->set_peer_name(channel_.stream().peer_name());
+    s->set_label(label_);
+    s->set_root(options_.root);
+    s->set_shell_job(message.begin().shell_job());
+    s->set_tcp_close(message.begin().tcp_close());
+    s->set_monotonic_ns(message.begin().monotonic_ns());
+    s->set_boottime_ns(message.begin().boottime_ns());
+    s->set_at_local_monotonic_ns(message.begin().at_destination_ns());
+    s->set_peer_epoch(peer_epoch_);
+    s->set_timeout_ms(static_cast<uint32_t>(options_.timeouts.restore.count()));
+    guardian_->ask(request, answer_by());
+    Message begun;
+    begun.mutable_begun();
+    channel_.send(std::move(begun));
+    c_.events.event("begin", "receiving " + label_ + " from " + channel_.stream().peer(),
+                    {{"session", to_hex(id_)}, {"label", label_}});
+    fault_point("destination-agent.begun");
+  }
+
+  void accept_streams(uint32_t count) {
+    std::vector<std::unique_ptr<Stream>> streams(count);
+    const Deadline deadline = Deadline::in(options_.timeouts.connect);
+    for (uint32_t got = 0; got < count;) {
+      std::optional<Fd> socket = c_.listener.accept(&c_.stop, deadline);
+      if (!socket) throw Cancelled(std::string("interrupted"));
+      try {
+        std::unique_ptr<Stream> stream = c_.connector.accept(std::move(*socket), deadline, &c_.stop);
+        const PagePreface preface = read_page_preface(*stream, deadline);
+        if (preface.session != id_ || preface.index >= count || streams[preface.index] ||
+            stream->peer_name() != channel_.stream().peer_name()) {
+          continue;  // somebody else's
+        }
+        streams[preface.index] = std::move(stream);
+        ++got;
+      } catch (const Cancelled&) {
+        throw;
+      } catch (const Error& e) {
+        c_.log.debug("a connection that is no page stream: {}", e.what());
+      }
+    }
+    streams_ = std::move(streams);
+  }
+
+  void receive_images() {
+    images_.reset(check(::memfd_create("migrate-images", MFD_CLOEXEC), "make", "a memory file"));
+    uint64_t bytes = 0;
+    for (;;) {
+      const Message message = channel_.receive(Deadline::in(options_.timeouts.freeze + options_.timeouts.answer));
+      if (message.body_case() == Message::kAbort) throw Error("the source gave up: " + message.abort().reason());
+      if (message.body_case() == Message::kImagesEnd) {
+        if (message.images_end().bytes() != bytes) throw Corrupt("the images from the peer", "some are missing");
+        break;
+      }
+      if (message.body_case() != Message::kImagesPart) throw Corrupt("a message of the peer", "it is out of turn");
+      const std::string& data = message.images_part().data();
+      bytes += data.size();
+      if (bytes > kImagesLimit) throw Corrupt("the images from the peer", "they are too large");
+      write_full(images_.get(), as_bytes_of(data), "the images");
+    }
+    c_.events.event("restore-may-begin", "images are here: " + human_bytes(bytes), {{"bytes", static_cast<int64_t>(bytes)}});
+    signal_status(options_.status_fd);
+    fault_point("destination-agent.images-received");
+  }
+
+  void prepare() {
+    GuardianRequest request;
+    request.set_prepare(true);
+    guardian_->send(request);
+    guardian_->socket().send_file(images_.get());
+    const Deadline deadline = Deadline::in(options_.timeouts.restore);
+    const GuardianReply reply = guardian_->await(deadline);
+    if (reply.body_case() != GuardianReply::kTargets) throw Error("prepare", "the copy", EPROTO);
+    sink_.emplace(receive_targets(guardian_->socket(), deadline));
+    images_.reset();
+    Message ready;
+    ready.mutable_fill_ready();
+    channel_.send(std::move(ready));
+    fault_point("destination-agent.prepared-shells");
+  }
+
+  void receive_pages() {
+    PageReceiver receiver(std::move(streams_), *sink_);
+    std::exception_ptr failure;
+    std::atomic<bool> finished{false};
+    PageTotals totals;
+    std::thread worker([&] {
+      try {
+        totals = receiver.receive();
+      } catch (...) {
+        failure = std::current_exception();
+      }
+      finished = true;
+    });
+    std::optional<Message> said;
+    try {
+      while (!finished) {
+        watch(milliseconds(20));
+        if (!said && peer_speaks()) said = channel_.receive(answer_by());
+        if (said && said->body_case() == Message::kAbort) throw Error("the source gave up: " + said->abort().reason());
+        c_.events.progress("progress", "pages " + human_bytes(receiver.counters().bytes()) + " received",
+                           {{"bytes", static_cast<int64_t>(receiver.counters().bytes())}});
+      }
+    } catch (...) {
+      receiver.cancel();
+      worker.join();
+      throw;
+    }
+    worker.join();
+    if (failure) std::rethrow_exception(failure);
+    const Message done = said ? *said : channel_.expect(Message::kPagesDone, answer_by());
+    if (done.body_case() != Message::kPagesDone || done.pages_done().pages() != totals.pages) {
+      throw Corrupt("the pages from the peer", "not as many came as were sent");
+    }
+    c_.events.event("pages", human_bytes(totals.pages * kPageSize) + " received",
+                    {{"bytes", static_cast<int64_t>(totals.pages * kPageSize)}});
+    fault_point("destination-agent.pages-received");
+  }
+
+  void finish() {
+    sink_.reset();
+    GuardianRequest request;
+    request.set_finish(true);
+    finishing_ = true;
+    const GuardianReply reply = guardian_->ask(request, Deadline::in(options_.timeouts.restore));
+    tasks_ = reply.prepared();
+    fault_point("destination-agent.prepared");
+  }
+
+  void say_ready() {
+    Message ready;
+    ready.mutable_ready()->set_tasks(tasks_);
+    channel_.send(std::move(ready));
+    signal_status(options_.status_fd);
+    c_.events.event("ready", label_ + " is complete behind its gate: " + std::to_string(tasks_) + " tasks",
+                    {{"tasks", int64_t{tasks_}}, {"session", to_hex(id_)}});
+    fault_point("destination-agent.ready-sent");
+  }
+
+  int await_decision() {
+    const Message decision = channel_.receive(Deadline::in(options_.timeouts.restore));
+    if (decision.epoch() < peer_epoch_) throw StaleEpoch(std::string("the source's decision is of an older epoch"));
+    if (decision.body_case() == Message::kAbort) {
+      c_.sessions.discard(id_, decision.epoch(), kPeer, decision.abort().reason());
+      return aborted(decision.abort().reason());
+    }
+    if (decision.body_case() != Message::kCommit) throw Corrupt("a message of the peer", "it is out of turn");
+    fault_point("destination-agent.commit-received");
+    const uint32_t root = open_gate(decision.epoch());
+    Message open;
+    open.mutable_gate_open()->set_root(root);
+    channel_.send(std::move(open));
+    c_.events.event("gate-open", label_ + " runs here, as pid " + std::to_string(root),
+                    {{"pid", int64_t{root}}, {"session", to_hex(id_)}});
+    fault_point("destination-agent.gate-open");
+    return await_done();
+  }
+
+  /// Through our guardian, or, should that have died, by its journal.
+  uint32_t open_gate(uint64_t epoch) {
+    try {
+      GuardianRequest request;
+      request.set_open(epoch);
+      return guardian_->ask(request, answer_by()).opened();
+    } catch (const GuardianGone& e) {
+      c_.log.debug("{}", e.what());
+      guardian_.reset();
+    }
+    const std::optional<JournalEntry> entry = c_.sessions.open(id_, epoch, kPeer);
+    if (!entry || (entry->state != State::gate_open && entry->state != State::done)) {
+      throw Error("the copy of " + label_ + " died with its guardian before the gate opened; it never ran");
+    }
+    return entry->tasks.empty() ? 0 : static_cast<uint32_t>(entry->tasks.front().pid);
+  }
+
+  /// The tree runs here whatever happens to this conversation.
+  int await_done() {
+    try {
+      channel_.expect(Message::kDone, Deadline::in(options_.timeouts.restore));
+      GuardianRequest request;
+      request.set_done(true);
+      bool told = false;
+      if (guardian_) {
+        try {
+          guardian_->ask(request, answer_by());
+          guardian_->leave(answer_by());
+          guardian_.reset();
+          told = true;
+        } catch (const GuardianGone&) {
+          guardian_.reset();
+        }
+      }
+      if (!told) c_.sessions.finish(id_, peer_epoch_);
+      Message done;
+      done.mutable_done();
+      channel_.send(std::move(done));
+      channel_.finish();
+    } catch (const std::exception& e) {
+      c_.log.debug("the source's goodbye: {}", e.what());
+    }
+    c_.events.event("done", "received " + label_, {{"session", to_hex(id_)}});
+    return kMoved;
+  }
+
+  bool peer_speaks() const {
+    pollfd p{channel_.fd(), POLLIN, 0};
+    return channel_.buffered() || ::poll(&p, 1, 0) > 0;
+  }
+
+  void watch(milliseconds time) {
+    if (c_.stop.stopped()) throw Cancelled(std::string("interrupted"));
+    pollfd p{guardian_->death_fd(), POLLIN, 0};
+    ::poll(&p, 1, static_cast<int>(time.count()));
+    guardian_->check_alive();
+  }
+
+  int aborted(const std::string& reason) {
+    Message reply;
+    reply.mutable_aborted();
+    try {
+      channel_.send(std::move(reply));
+      channel_.finish();
+    } catch (const std::exception&) {
+      // The source asks again if it needs to know.
+    }
+    c_.events.event("failed", "the copy of " + label_ + " was discarded: " + reason, {{"session", to_hex(id_)}});
+    return kFailed;
+  }
+
+  /// Before ready was said nobody counts on us, so the copy goes.
+  int give_up(const std::exception& e) {
+    const bool refusal = dynamic_cast<const Refusal*>(&e) != nullptr && !guardian_;
+    if (guardian_) {
+      try {
+        GuardianRequest request;
+        request.set_abort(e.what());
+        guardian_->send(request);
+        guardian_->leave(Deadline::in(options_.timeouts.restore));
+      } catch (const std::exception& again) {
+        c_.log.debug("the guardian at the abort: {}", again.what());
+      }
+      guardian_.reset();
+      settle_without_guardian(e.what());
+    }
+    channel_.refuse(e.what());
+    c_.events.event(refusal ? "refused" : "failed", e.what());
+    return refusal ? kRefused : kFailed;
+  }
+
+  void settle_without_guardian(const std::string& reason) noexcept {
+    try {
+      // Ready was not said: PREPARED, if it came to that, is ours to take back.
+      c_.sessions.discard(id_, peer_epoch_, finishing_ ? kPeer : kOwn, reason);
+    } catch (const std::exception& e) {
+      c_.log.warn("discarding session {}: {}", to_hex(id_), e.what());
+    }
+  }
+
+  int in_doubt(const std::exception& e) {
+    c_.log.debug("session {} after ready: {}", to_hex(id_), e.what());
+    if (guardian_) guardian_->let_go();
+    guardian_.reset();
+    std::optional<JournalEntry> entry;
+    try {
+      entry = c_.sessions.look(id_);
+    } catch (const std::exception& again) {
+      c_.log.warn("{}", again.what());
+    }
+    if (entry && entry->state == State::aborted) {
+      channel_.refuse(entry->reason);
+      c_.events.event("failed", "the copy of " + label_ + " is gone: " + entry->reason, {{"session", to_hex(id_)}});
+      return kFailed;
+    }
+    if (entry && (entry->state == State::gate_open || entry->state == State::done)) {
+      c_.events.event("done", label_ + " runs here (" + e.what() + ")", {{"session", to_hex(id_)}});
+      return kMoved;
+    }
+    c_.events.event("in-doubt",
+                    label_ + " waits behind its gate, and the source does not say whether it may run (" + e.what() +
+                        "); run `migrate resolve " + to_hex(id_) + "` at the source",
+                    {{"session", to_hex(id_)}});
+    return kInDoubt;
+  }
+
+  const ReceiveContext& c_;
+  const ReceiveOptions& options_;
+  ControlChannel& channel_;
+  SessionId id_{};
+  uint64_t peer_epoch_ = 0;
+  std::string label_;
+  bool checked_ = false;
+  bool finishing_ = false;
+  uint32_t tasks_ = 0;
+  std::optional<Guardian> guardian_;
+  std::vector<std::unique_ptr<Stream>> streams_;
+  Fd images_;
+  std::optional<StagingSink> sink_;
+};
+
+}  // namespace
+
+int serve_migration(const ReceiveContext& context, ControlChannel& channel, Message first) {
+  return ReceiveSession(context, channel).run(std::move(first));
+}
+
+void signal_status(int fd) noexcept {
+  if (fd < 0) return;
+  const char nul = 0;
+  if (::write(fd, &nul, 1) != 1) return;  // nobody listens: not our business
+}
+
+}  // namespace migrate

@@ -1,0 +1,115 @@
+// HeldTree over Dump, RestoredTree over Restore.
+#include "migrate/session/trees.h"
+
+namespace migrate {
+namespace {
+
+using std::chrono::milliseconds;
+
+class DumpedTree final : public HeldTree {
+ public:
+  DumpedTree(DumpOptions options, Logger& log) : options_(options), log_(log) {}
+
+  void stop() override {
+    dump_.emplace(options_, log_);
+    for (const StoppedTask& task : dump_->tree().tasks()) {
+      pids_.push_back(task.pid);
+      if (const auto id = TaskId::of(task.pid.get())) tasks_.push_back(*id);
+    }
+  }
+
+  FreezerCgroup::Record hold(const std::string& cgroup_name) override {
+    std::vector<Pid> living;
+    for (const StoppedTask& task : dump_->tree().tasks()) {
+      if (task.state != TaskState::zombie) living.push_back(task.pid);
+    }
+    held_.emplace(FreezerCgroup::hold(living, cgroup_name));
+    try {
+      held_->freeze(options_.timeout);
+    } catch (...) {
+      held_->dissolve();
+      held_.reset();
+      throw;
+    }
+    dump_->tree().release();
+    return held_->record();
+  }
+
+  void run_on() override {
+    if (held_) held_->dissolve();
+    held_.reset();
+    dump_.reset();
+  }
+
+  std::vector<TaskId> tasks() const override { return tasks_; }
+  const ImageSet& images() const override { return dump_->images(); }
+  std::vector<PageSource>& memories() override { return dump_->memories(); }
+  std::chrono::microseconds freezing_time() const override {
+    return std::chrono::microseconds(dump_->stats().freezing_time);
+  }
+
+ private:
+  DumpOptions options_;
+  Logger& log_;
+  mutable std::optional<Dump> dump_;
+  std::optional<FreezerCgroup> held_;
+  std::vector<Pid> pids_;
+  std::vector<TaskId> tasks_;
+};
+
+class BuiltTree final : public RestoredTree {
+ public:
+  BuiltTree(RestoreOptions options, Logger& log) : restore_(std::move(options), log) {}
+
+  FreezerCgroup::Record make_gate(const std::string& cgroup_name) override {
+    gate_.emplace(FreezerCgroup::create(cgroup_name));
+    return gate_->record();
+  }
+
+  std::vector<FillTarget> prepare(const ImageSet& images) override {
+    images_ = &images;
+    restore_.prepare(images, gate_ ? &*gate_ : nullptr);
+    return restore_.take_fill_targets();
+  }
+
+  void finish() override { restore_.finish(*images_); }
+  void open_gate() override { restore_.open_gate(); }
+
+  void discard() override {
+    restore_.discard();
+    if (gate_) {
+      gate_->kill_all(milliseconds(10'000));
+      gate_->dissolve();
+    }
+    gate_.reset();
+  }
+
+  std::vector<TaskId> tasks() const override {
+    std::vector<TaskId> ids;
+    for (const Pid pid : restore_.tasks()) {
+      if (const auto id = TaskId::of(pid.get())) ids.push_back(*id);
+    }
+    return ids;
+  }
+
+  std::optional<TaskId> init() const override {
+    return restore_.init().get() > 0 ? TaskId::of(restore_.init().get()) : std::nullopt;
+  }
+
+ private:
+  Restore restore_;
+  const ImageSet* images_ = nullptr;
+  std::optional<FreezerCgroup> gate_;
+};
+
+}  // namespace
+
+std::unique_ptr<HeldTree> dump_tree(DumpOptions options, Logger& log) {
+  return std::make_unique<DumpedTree>(options, log);
+}
+
+std::unique_ptr<RestoredTree> restore_tree(RestoreOptions options, Logger& log) {
+  return std::make_unique<BuiltTree>(std::move(options), log);
+}
+
+}  // namespace migrate

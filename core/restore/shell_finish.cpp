@@ -55,6 +55,15 @@ FolderFds folders(const ShellContext& context, const TaskImage& task) {
   return fds;
 }
 
+/// -1 (leave it) if the task runs the same file as we do: the kernel refuses (EBUSY) while the old file is mapped.
+int executable(const ShellContext& context, const TaskImage& task) {
+  const int fd = context.files.at({task.mm.exe_file_id(), O_RDONLY});
+  struct stat wanted{}, own{};
+  check(::fstat(fd, &wanted), "stat", "the executable of a task");
+  check(::stat("/proc/self/exe", &own), "stat", "/proc/self/exe");
+  return wanted.st_dev == own.st_dev && wanted.st_ino == own.st_ino ? -1 : fd;
+}
+
 /// The kernel writes to a registered area whenever the thread is moved; ours is about to be unmapped.
 void unregister_rseq() {
   const uint64_t area = reinterpret_cast<uint64_t>(__builtin_thread_pointer()) + static_cast<uint64_t>(__rseq_offset);
@@ -81,7 +90,7 @@ Entry build_region(const ShellContext& context, const TaskImage& task, const Sta
                  if (v.has_file()) return context.files.at({v.object, v.open_flags});
                  return v.has(kVmaAnonShared) ? context.shared_memory.at(v.object) : -1;
                },
-               context.files.at({task.mm.exe_file_id(), O_RDONLY})},
+               executable(context, task)},
               region, list);
   plan_folders(task, folders(context, task), region, list);
   plan_signal_actions(task, region, list);

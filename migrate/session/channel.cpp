@@ -102,6 +102,7 @@ wire::Message ControlChannel::receive(const Deadline& deadline) {
     if (message.body_case() != frame->type) throw Corrupt("a message of the peer", "its frame is of another kind");
     if (message.body_case() == wire::Message::kRefused) {
       const std::string sentence = "the peer " + stream().peer() + " refuses: " + message.refused().sentence();
+      peer_refused_ = !message.refused().stale();
       if (message.refused().stale()) throw StaleEpoch(sentence);
       throw Refusal(sentence, "nothing was changed there");
     }

@@ -36,6 +36,8 @@ class ControlChannel {
   void refuse(const std::string& sentence, bool stale = false) noexcept;
   void finish() noexcept;
 
+  /// The peer sent `refused`: it ended the session on its side, and holds nothing of it.
+  bool peer_refused() const { return peer_refused_; }
   int fd() const { return frames_.stream().fd(); }
   bool buffered() const { return frames_.buffered(); }
   Stream& stream() { return frames_.stream(); }
@@ -44,6 +46,7 @@ class ControlChannel {
   FrameChannel frames_;
   std::optional<SessionId> session_;
   uint64_t epoch_ = 0;
+  bool peer_refused_ = false;
 };
 
 /// Throws Corrupt if a count or length in a peer's message is impossible.

@@ -22,7 +22,8 @@ constexpr size_t kMaxReasons = 50;
 /// Opens a peer's path below the root folder, without magic links; blocking files are not waited for.
 Fd open_inside(int root, const std::string& path, int flags) {
   open_how how{};
-  how.flags = static_cast<uint64_t>(flags) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
+  // openat2(2) refuses flags that O_PATH would ignore.
+  how.flags = static_cast<uint64_t>(flags | O_CLOEXEC | ((flags & O_PATH) != 0 ? 0 : O_NONBLOCK | O_NOCTTY));
   how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
   return Fd(static_cast<int>(::syscall(SYS_openat2, root, path.c_str(), &how, sizeof how)));
 }

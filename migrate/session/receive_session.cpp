@@ -78,6 +78,7 @@ class ReceiveSession {
         reply.mutable_check_reply();
         checked_ = reply.check_reply().refusals_size() == 0;
         channel_.send(std::move(reply));
+        if (!checked_) return message;  // the source ends it here
       } else {
         throw Corrupt("a message of the peer", "it is out of turn");
       }
@@ -342,7 +343,9 @@ class ReceiveSession {
       guardian_.reset();
       settle_without_guardian(e.what());
     }
-    channel_.refuse(e.what());
+    // A refusal tells the source that nothing of the session is left here.
+    const std::optional<JournalEntry> left = c_.store.peek(id_, Role::destination);
+    if (!left || is_final(left->state)) channel_.refuse(e.what());
     c_.events.event(refusal ? "refused" : "failed", e.what());
     return refusal ? kRefused : kFailed;
   }

@@ -391,10 +391,12 @@ class SendSession {
       if (channel_ && !begun_) channel_->refuse(reason);
       if (!begun_) return;
       try {
-        Message message;
-        message.mutable_abort()->set_reason(reason.substr(0, 1000));
-        channel_->send(std::move(message));
-        channel_->expect(Message::kAborted, Deadline::in(options_.timeouts.settle));
+        if (!channel_->peer_refused()) {
+          Message message;
+          message.mutable_abort()->set_reason(reason.substr(0, 1000));
+          channel_->send(std::move(message));
+          await_aborted();
+        }
         if (auto journal = store_.take_over(id_, Role::source, false)) {
           journal->update([](JournalEntry& entry) { entry.peer_settled = true; });
         }
@@ -410,6 +412,17 @@ class SendSession {
       }
     } catch (const std::exception& e) {
       log_.debug("telling the peer about the abort: {}", e.what());
+    }
+  }
+
+  /// Either answer says that the destination holds nothing of the session. Earlier messages may be on their way still.
+  void await_aborted() {
+    const Deadline deadline = Deadline::in(options_.timeouts.settle);
+    try {
+      while (channel_->receive(deadline).body_case() != Message::kAborted) {
+      }
+    } catch (const Refusal&) {
+      if (!channel_->peer_refused()) throw;
     }
   }
 

@@ -1,7 +1,16 @@
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
 
+#include <cstdlib>
+#include <filesystem>
+
+#include "core/base/deadline.h"
+#include "core/dump/dump.h"
 #include "core/restore/address_space.h"
+#include "core/restore/restore.h"
 #include "core/restore/tree_order.h"
 
 namespace migrate {
@@ -100,6 +109,72 @@ TEST(RestoreImages, HostileMappingsAreThrownOut) {
   mm.mutable_vmas(1)->set_start(kUserEnd);
   mm.mutable_vmas(1)->set_end(kUserEnd + 0x1000);
   EXPECT_THROW(read_vmas(mm, 42), Corrupt);
+}
+
+/// Appends a byte to `path` every few milliseconds, for ever.
+[[noreturn]] void grow(const std::string& path) {
+  ::setsid();
+  const int null = ::open("/dev/null", O_RDWR);
+  for (int fd = 0; fd <= 2; ++fd) ::dup2(null, fd);
+  ::close_range(3, ~0u, 0);
+  const int file = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600);
+  for (;;) {
+    if (::write(file, "x", 1) != 1) ::_exit(1);
+    ::usleep(2000);
+  }
+}
+
+bool grows_beyond(const std::string& path, uint64_t bytes) {
+  const Deadline deadline = Deadline::in(std::chrono::seconds(10));
+  while (!deadline.passed()) {
+    struct stat st{};
+    if (::stat(path.c_str(), &st) == 0 && static_cast<uint64_t>(st.st_size) > bytes) return true;
+    ::usleep(1000);
+  }
+  return false;
+}
+
+TEST(RestoreEndToEnd, ProcessGoesOnInPlace) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  std::string folder = "/tmp/migrate-restore-XXXXXX";
+  ASSERT_NE(::mkdtemp(folder.data()), nullptr);
+  const std::string path = folder + "/growing";
+  const pid_t child = ::fork();
+  if (child == 0) grow(path);
+  pid_t alive = child;
+  ASSERT_TRUE(grows_beyond(path, 5));
+  const auto log = null_logger();
+  try {
+    const Fd dir = open_path(folder, O_RDONLY | O_DIRECTORY);
+    {
+      DumpOptions options;
+      options.root = Pid(child);
+      Dump dump(options, *log);
+      write_page_images(dump, dir.get());
+      dump.images().save(dir.get());
+      dump.tree().kill();
+    }
+    ::waitpid(child, nullptr, 0);
+    alive = 0;
+    const uint64_t before = std::filesystem::file_size(path);
+    const ImageSet images = ImageSet::load(dir.get());
+    Restore restore(RestoreOptions{}, *log);
+    restore.prepare(images, nullptr);
+    restore.fill_from(dir.get());
+    restore.finish(images);
+    EXPECT_EQ(std::filesystem::file_size(path), before) << "it ran before the gate opened";
+    restore.open_gate();
+    alive = restore.root().get();
+    EXPECT_EQ(alive, child);
+    EXPECT_TRUE(grows_beyond(path, before + 5));
+  } catch (const std::exception& e) {
+    ADD_FAILURE() << e.what();
+  }
+  if (alive > 0) {
+    ::kill(alive, SIGKILL);
+    ::waitpid(alive, nullptr, 0);
+  }
+  std::filesystem::remove_all(folder);
 }
 
 }  // namespace

@@ -17,9 +17,7 @@ void require(bool good, const char* why) {
   if (!good) throw Corrupt("a message of the peer", why);
 }
 
-void check_text(const std::string& text) {
-  require(text.size() <= kMaxText, "a text is too long");
-}
+void check_text(const std::string& text) { require(text.size() <= kMaxText, "a text is too long"); }
 
 void check_hello(const wire::Hello& hello) {
   require(hello.features_size() <= 256 && hello.needs_size() <= 256 && hello.cpu_flags_size() <= 4096,
@@ -27,7 +25,8 @@ void check_hello(const wire::Hello& hello) {
   for (const auto* list : {&hello.features(), &hello.needs(), &hello.cpu_flags()}) {
     for (const std::string& text : *list) require(text.size() <= 64, "the name of a feature is too long");
   }
-  for (const std::string* text : {&hello.program(), &hello.host(), &hello.machine(), &hello.kernel(), &hello.boot_id()}) {
+  for (const std::string* text :
+       {&hello.program(), &hello.host(), &hello.machine(), &hello.kernel(), &hello.boot_id()}) {
     require(text->size() <= 256, "a name in the greeting is too long");
   }
 }
@@ -43,7 +42,8 @@ void check_check(const wire::Check& check) {
             "a path holds a zero byte");
   }
   for (const auto& port : check.ports()) {
-    require(port.port() <= 65535 && (port.address().size() == 4 || port.address().size() == 16), "an address is no address");
+    require(port.port() <= 65535 && (port.address().size() == 4 || port.address().size() == 16),
+            "an address is no address");
   }
 }
 
@@ -52,23 +52,30 @@ void check_check(const wire::Check& check) {
 void check_bounds(const wire::Message& message) {
   require(!message.has_session() || message.session().size() == 16, "a session id is not 16 bytes long");
   switch (message.body_case()) {
-    case wire::Message::kHello: return check_hello(message.hello());
-    case wire::Message::kCheck: return check_check(message.check());
+    case wire::Message::kHello:
+      return check_hello(message.hello());
+    case wire::Message::kCheck:
+      return check_check(message.check());
     case wire::Message::kCheckReply:
       require(message.check_reply().refusals_size() <= 1000, "too many refusals");
       for (const std::string& r : message.check_reply().refusals()) check_text(r);
       return;
-    case wire::Message::kRefused: return check_text(message.refused().sentence());
-    case wire::Message::kAbort: return check_text(message.abort().reason());
-    case wire::Message::kAnswer: return check_text(message.answer().reason());
+    case wire::Message::kRefused:
+      return check_text(message.refused().sentence());
+    case wire::Message::kAbort:
+      return check_text(message.abort().reason());
+    case wire::Message::kAnswer:
+      return check_text(message.answer().reason());
     case wire::Message::kBegin:
       check_text(message.begin().label());
       return require(message.begin().streams() >= 1 && message.begin().streams() <= kMaxPageStreams,
                      "an impossible number of streams");
     case wire::Message::kImagesPart:
       return require(message.images_part().data().size() <= (1 << 20), "a part of the images is too long");
-    case wire::Message::BODY_NOT_SET: throw Corrupt("a message of the peer", "it is of an unknown kind");
-    default: return;
+    case wire::Message::BODY_NOT_SET:
+      throw Corrupt("a message of the peer", "it is of an unknown kind");
+    default:
+      return;
   }
 }
 
@@ -106,9 +113,9 @@ wire::Message ControlChannel::receive(const Deadline& deadline) {
       if (message.refused().stale()) throw StaleEpoch(sentence);
       throw Refusal(sentence, "nothing was changed there");
     }
-    if (session_ && !std::equal(session_->begin(), session_->end(),
-                                reinterpret_cast<const std::byte*>(message.session().data()),
-                                reinterpret_cast<const std::byte*>(message.session().data()) + message.session().size())) {
+    if (session_ &&
+        !std::equal(session_->begin(), session_->end(), reinterpret_cast<const std::byte*>(message.session().data()),
+                    reinterpret_cast<const std::byte*>(message.session().data()) + message.session().size())) {
       throw Corrupt("a message of the peer", "it belongs to another session");
     }
     return message;
@@ -154,9 +161,11 @@ Connector::Connector(const LinkOptions& options) : options_(options) {
 
 std::unique_ptr<Stream> Connector::connect(const HostPort& to, const Deadline& deadline, const StopEvent* stop) const {
   Fd socket = connect_tcp(to, deadline, stop);
-  if (tls_) return tls_->connect(std::move(socket), options_.tls_name.empty() ? to.host : options_.tls_name, deadline, stop);
+  if (tls_)
+    return tls_->connect(std::move(socket), options_.tls_name.empty() ? to.host : options_.tls_name, deadline, stop);
   if (!options_.insecure_forced && !is_loopback_connection(socket.get())) {
-    throw Refusal("--insecure over " + to.text() + " would show all memory of the program to the network", "use certificates");
+    throw Refusal("--insecure over " + to.text() + " would show all memory of the program to the network",
+                  "use certificates");
   }
   return connect_plain(std::move(socket), deadline, stop);
 }

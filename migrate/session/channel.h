@@ -28,7 +28,8 @@ class ControlChannel {
   void set_session(const SessionId& id, uint64_t epoch);
 
   void send(wire::Message message);
-  /// The next message. A `refused` is thrown as Refusal (StaleEpoch if it says so); a peer that closed, as Disconnected.
+  /// The next message. A `refused` is thrown as Refusal (StaleEpoch if it says so); a peer that closed, as
+  /// Disconnected.
   wire::Message receive(const Deadline& deadline);
   /// As receive, but only a body of this kind is legal (Corrupt otherwise).
   wire::Message expect(wire::Message::BodyCase kind, const Deadline& deadline);

@@ -47,11 +47,12 @@ ClockOffsets tree_clock_offsets(Pid task) {
   return {theirs.monotonic_ns - own.monotonic_ns, theirs.boottime_ns - own.boottime_ns};
 }
 
-TreeClocks estimate_clocks(const std::vector<ClockSample>& samples, ClockOffsets tree, int64_t boottime_minus_monotonic_ns) {
+TreeClocks estimate_clocks(const std::vector<ClockSample>& samples, ClockOffsets tree,
+                           int64_t boottime_minus_monotonic_ns) {
   if (samples.empty()) throw Error("compare the clocks: no answers");
-  const ClockSample best = *std::min_element(samples.begin(), samples.end(), [](const ClockSample& a, const ClockSample& b) {
-    return a.after_ns - a.before_ns < b.after_ns - b.before_ns;
-  });
+  const ClockSample best = *std::min_element(
+      samples.begin(), samples.end(),
+      [](const ClockSample& a, const ClockSample& b) { return a.after_ns - a.before_ns < b.after_ns - b.before_ns; });
   TreeClocks clocks;
   clocks.at_destination_ns = best.peer_ns;
   clocks.uncertainty_ns = best.after_ns - best.before_ns;

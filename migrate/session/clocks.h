@@ -30,6 +30,7 @@ ClockOffsets tree_clock_offsets(Pid task);
 
 /// From the sample with the shortest round trip. Of the possible values the latest is taken, so that the tree never
 /// sees time go backwards.
-TreeClocks estimate_clocks(const std::vector<ClockSample>& samples, ClockOffsets tree, int64_t boottime_minus_monotonic_ns);
+TreeClocks estimate_clocks(const std::vector<ClockSample>& samples, ClockOffsets tree,
+                           int64_t boottime_minus_monotonic_ns);
 
 }  // namespace migrate

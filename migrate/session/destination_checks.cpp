@@ -30,13 +30,20 @@ Fd open_inside(int root, const std::string& path, int flags) {
 
 std::string type_name(uint32_t type) {
   switch (type) {
-    case S_IFREG: return "a regular file";
-    case S_IFDIR: return "a folder";
-    case S_IFCHR: return "a character device";
-    case S_IFBLK: return "a block device";
-    case S_IFIFO: return "a FIFO";
-    case S_IFSOCK: return "a socket";
-    default: return "something else";
+    case S_IFREG:
+      return "a regular file";
+    case S_IFDIR:
+      return "a folder";
+    case S_IFCHR:
+      return "a character device";
+    case S_IFBLK:
+      return "a block device";
+    case S_IFIFO:
+      return "a FIFO";
+    case S_IFSOCK:
+      return "a socket";
+    default:
+      return "something else";
   }
 }
 
@@ -112,7 +119,8 @@ void check_policy(const wire::Check& check, const ReceiveOptions& options, std::
   for (const uint32_t uid : check.uids()) {
     const auto& allowed = options.allow_uids;
     if (!allowed.empty() && std::find(allowed.begin(), allowed.end(), uid) == allowed.end()) {
-      reasons.push_back("a task runs as uid " + std::to_string(uid) + ", which the receiver does not allow (--allow-uid)");
+      reasons.push_back("a task runs as uid " + std::to_string(uid) +
+                        ", which the receiver does not allow (--allow-uid)");
     }
   }
   if ((check.capabilities() & options.deny_capabilities) != 0) {
@@ -127,8 +135,9 @@ std::vector<std::string> what_is_in_the_way(const wire::Check& check, const Rece
   check_policy(check, options, reasons);
   const wire::Hello here = host_facts();
   if (check.memory() > here.memory_available()) {
-    reasons.push_back("the program has " + std::to_string(check.memory() >> 20) + " MiB in memory and the destination " +
-                      std::to_string(here.memory_available() >> 20) + " MiB free");
+    reasons.push_back("the program has " + std::to_string(check.memory() >> 20) +
+                      " MiB in memory and the destination " + std::to_string(here.memory_available() >> 20) +
+                      " MiB free");
   }
   for (const uint32_t pid : check.pids()) {
     if (pid >= here.pid_max()) {

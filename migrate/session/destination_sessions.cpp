@@ -33,9 +33,12 @@ bool DestinationSessions::ask_guardian(const SessionId& id, const GuardianReques
     socket.send(request);
     GuardianReply reply;
     switch (socket.receive(reply, Deadline::in(timeouts_.restore))) {
-      case PacketSocket::Outcome::closed: return false;
-      case PacketSocket::Outcome::timeout: throw Error("ask", "the guardian of session " + to_hex(id), ETIMEDOUT);
-      case PacketSocket::Outcome::message: break;
+      case PacketSocket::Outcome::closed:
+        return false;
+      case PacketSocket::Outcome::timeout:
+        throw Error("ask", "the guardian of session " + to_hex(id), ETIMEDOUT);
+      case PacketSocket::Outcome::message:
+        break;
     }
     if (reply.body_case() == GuardianReply::kFailed) throw Error(reply.failed().sentence());
     return true;
@@ -53,7 +56,8 @@ void DestinationSessions::refuse_stale(const JournalEntry& entry, uint64_t peer_
 
 Journal DestinationSessions::own(const SessionId& id, uint64_t peer_epoch) {
   std::optional<Journal> journal = store_.take_over(id, Role::destination);
-  if (!journal) throw Error("session " + to_hex(id) + " is in the hands of another process that does not answer; try again");
+  if (!journal)
+    throw Error("session " + to_hex(id) + " is in the hands of another process that does not answer; try again");
   if (peer_epoch > journal->entry().peer_epoch) journal->update([&](JournalEntry& e) { e.peer_epoch = peer_epoch; });
   return std::move(*journal);
 }
@@ -61,6 +65,7 @@ Journal DestinationSessions::own(const SessionId& id, uint64_t peer_epoch) {
 std::optional<JournalEntry> DestinationSessions::look(const SessionId& id) {
   std::optional<JournalEntry> entry = store_.peek(id, Role::destination);
   if (!entry) return entry;
+  if (entry->state == State::gate_open) let_run(*entry);
   const bool gone = entry->state == State::prepared && !keeper_.lives(*entry);
   if (entry->state != State::receiving && !gone) return entry;
   std::optional<Journal> journal = store_.take_over(id, Role::destination);
@@ -74,6 +79,13 @@ std::optional<JournalEntry> DestinationSessions::look(const SessionId& id) {
   return journal->entry();
 }
 
+/// Journaled, but whoever did that may have died before it thawed the gate or took it away.
+void DestinationSessions::let_run(const JournalEntry& entry) {
+  if (!keeper_.lives(entry)) return;
+  keeper_.open_gate(entry);
+  keeper_.leave_gate(entry);
+}
+
 std::optional<JournalEntry> DestinationSessions::open(const SessionId& id, uint64_t peer_epoch, Authority authority) {
   std::optional<JournalEntry> entry = look(id);
   if (!entry) return entry;
@@ -84,11 +96,9 @@ std::optional<JournalEntry> DestinationSessions::open(const SessionId& id, uint6
     if (ask_guardian(id, request)) return store_.peek(id, Role::destination);
     Journal journal = own(id, peer_epoch);
     if (journal.state() == State::prepared) journal.step(State::gate_open, authority, "the source committed");
-    if (journal.state() == State::gate_open) keeper_.open_gate(journal.entry());
+    if (journal.state() == State::gate_open) let_run(journal.entry());
     return journal.entry();
   }
-  // Journaled, but whoever did it may have died before it thawed the gate.
-  if (entry->state == State::gate_open && keeper_.lives(*entry)) keeper_.open_gate(*entry);
   return entry;
 }
 
@@ -118,7 +128,6 @@ std::optional<JournalEntry> DestinationSessions::finish(const SessionId& id, uin
   if (ask_guardian(id, request)) return store_.peek(id, Role::destination);
   Journal journal = own(id, peer_epoch);
   if (journal.state() == State::gate_open) journal.step(State::done, kPeer, "the source tree is gone");
-  keeper_.leave_gate(journal.entry());
   return journal.entry();
 }
 

@@ -20,9 +20,7 @@ Guardian::Guardian(const Spawn& spawn) : socket_(Fd()) {
   socket_ = std::move(ours);
 }
 
-Guardian::~Guardian() {
-  let_go();
-}
+Guardian::~Guardian() { let_go(); }
 
 bool Guardian::dead() const {
   pollfd p{pidfd_.get(), POLLIN, 0};
@@ -55,9 +53,12 @@ wire::GuardianReply Guardian::await(const Deadline& deadline) {
     if ((p[0].revents & POLLIN) != 0) {
       wire::GuardianReply reply;
       switch (socket_.receive(reply, deadline)) {
-        case PacketSocket::Outcome::message: return checked(std::move(reply));
-        case PacketSocket::Outcome::closed: throw GuardianGone(std::string("the guardian died"));
-        case PacketSocket::Outcome::timeout: continue;
+        case PacketSocket::Outcome::message:
+          return checked(std::move(reply));
+        case PacketSocket::Outcome::closed:
+          throw GuardianGone(std::string("the guardian died"));
+        case PacketSocket::Outcome::timeout:
+          continue;
       }
     }
     if (p[1].revents != 0 || (p[0].revents & (POLLHUP | POLLERR)) != 0) {

@@ -94,13 +94,22 @@ class DestinationGuardian {
   bool serve(const GuardianRequest& request) {
     try {
       switch (request.body_case()) {
-        case GuardianRequest::kAlive: return true;
-        case GuardianRequest::kPrepare: prepare(); return true;
-        case GuardianRequest::kFinish: finish(); return true;
-        case GuardianRequest::kOpen: return open(request.open());
-        case GuardianRequest::kAbort: return abort(request.abort());
-        case GuardianRequest::kDone: return done();
-        default: throw Error("serve", "an unknown request of the agent", EPROTO);
+        case GuardianRequest::kAlive:
+          return true;
+        case GuardianRequest::kPrepare:
+          prepare();
+          return true;
+        case GuardianRequest::kFinish:
+          finish();
+          return true;
+        case GuardianRequest::kOpen:
+          return open(request.open());
+        case GuardianRequest::kAbort:
+          return abort(request.abort());
+        case GuardianRequest::kDone:
+          return done();
+        default:
+          throw Error("serve", "an unknown request of the agent", EPROTO);
       }
     } catch (const GuardianGone&) {
       throw;
@@ -160,6 +169,7 @@ class DestinationGuardian {
     GuardianReply reply;
     reply.set_opened(journal_->entry().tasks.empty() ? 0 : static_cast<uint32_t>(journal_->entry().tasks[0].pid));
     agent_->send(reply);
+    parts_.keeper->leave_gate(journal_->entry());
     return true;
   }
 
@@ -184,7 +194,6 @@ class DestinationGuardian {
 
   bool done() {
     if (journal_->state() == State::gate_open) journal_->step(State::done, kPeer, "the source tree is gone");
-    parts_.keeper->leave_gate(journal_->entry());
     GuardianReply reply;
     reply.set_done(true);
     agent_->send(reply);

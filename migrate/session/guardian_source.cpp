@@ -71,17 +71,28 @@ class SourceGuardian {
   bool serve_one() {
     GuardianRequest request;
     switch (agent_.receive(request, Deadline::in(silence_))) {
-      case PacketSocket::Outcome::closed: settle_alone("its agent went away"); return false;
-      case PacketSocket::Outcome::timeout: settle_alone("its agent said nothing for too long"); return false;
-      case PacketSocket::Outcome::message: break;
+      case PacketSocket::Outcome::closed:
+        settle_alone("its agent went away");
+        return false;
+      case PacketSocket::Outcome::timeout:
+        settle_alone("its agent said nothing for too long");
+        return false;
+      case PacketSocket::Outcome::message:
+        break;
     }
     switch (request.body_case()) {
-      case GuardianRequest::kAlive: return true;
-      case GuardianRequest::kFreeze: return freeze();
-      case GuardianRequest::kCommit: return commit();
-      case GuardianRequest::kKill: return kill();
-      case GuardianRequest::kAbort: return abort(request.abort());
-      default: throw Error("serve", "an unknown request of the agent", EPROTO);
+      case GuardianRequest::kAlive:
+        return true;
+      case GuardianRequest::kFreeze:
+        return freeze();
+      case GuardianRequest::kCommit:
+        return commit();
+      case GuardianRequest::kKill:
+        return kill();
+      case GuardianRequest::kAbort:
+        return abort(request.abort());
+      default:
+        throw Error("serve", "an unknown request of the agent", EPROTO);
     }
   }
 

@@ -81,6 +81,7 @@ class DestinationSessions {
  private:
   /// True if a guardian answered.
   bool ask_guardian(const SessionId& id, const wire::GuardianRequest& request);
+  void let_run(const JournalEntry& entry);
   void refuse_stale(const JournalEntry& entry, uint64_t peer_epoch) const;
   Journal own(const SessionId& id, uint64_t peer_epoch);
 

@@ -56,11 +56,12 @@ uint64_t xcr0() {
 /// Flags of /proc/cpuinfo that a program can see and use. The rest (power, virtualisation, bugs, kernel policy) differ
 /// between hosts without harm.
 bool usable_flag(const std::string& flag) {
-  static constexpr std::array kPrefixes = {"sse", "ssse", "avx", "amx", "fma", "aes", "vaes", "pclmul", "vpclmul",
-                                           "bmi", "sha",  "gfni", "adx", "xsave"};
-  static constexpr std::array kNames = {"popcnt", "movbe",   "f16c",   "rdrand",  "rdseed", "lzcnt",    "abm",
-                                        "erms",   "fsrm",    "rdpid",  "rdtscp",  "cx16",   "clflushopt", "clwb",
-                                        "cldemote", "movdiri", "movdir64b", "pku", "serialize", "waitpkg", "fsgsbase"};
+  static constexpr std::array kPrefixes = {"sse",    "ssse",    "avx", "amx", "fma",  "aes", "vaes",
+                                           "pclmul", "vpclmul", "bmi", "sha", "gfni", "adx", "xsave"};
+  static constexpr std::array kNames = {"popcnt",     "movbe",   "f16c",     "rdrand",  "rdseed",    "lzcnt",
+                                        "abm",        "erms",    "fsrm",     "rdpid",   "rdtscp",    "cx16",
+                                        "clflushopt", "clwb",    "cldemote", "movdiri", "movdir64b", "pku",
+                                        "serialize",  "waitpkg", "fsgsbase"};
   return std::any_of(kPrefixes.begin(), kPrefixes.end(), [&](const char* p) { return flag.starts_with(p); }) ||
          std::find(kNames.begin(), kNames.end(), flag) != kNames.end();
 }
@@ -89,8 +90,8 @@ wire::Hello host_facts() {
 
 void check_hello_version(const wire::Hello& peer) {
   if (peer.version() != kProtocolVersion) {
-    throw Refusal("the peer speaks version " + std::to_string(peer.version()) + " of the migration protocol, we speak " +
-                      std::to_string(kProtocolVersion),
+    throw Refusal("the peer speaks version " + std::to_string(peer.version()) +
+                      " of the migration protocol, we speak " + std::to_string(kProtocolVersion),
                   "install the same version of migrate on both hosts");
   }
   for (const std::string& need : peer.needs()) {

@@ -199,7 +199,8 @@ FileProbes::FileProbes(wire::Check& check) {
     auto [it, fresh] = by_folder.try_emplace(folder);
     if (fresh) {
       std::array<unsigned char, 16> random{};
-      if (::getrandom(random.data(), random.size(), 0) != static_cast<ssize_t>(random.size())) throw Error("get", "random bytes", errno);
+      if (::getrandom(random.data(), random.size(), 0) != static_cast<ssize_t>(random.size()))
+        throw Error("get", "random bytes", errno);
       std::string content;
       for (const unsigned char c : random) content += "0123456789abcdef"[c & 15];
       const std::string path = folder + kProbeName + content.substr(0, 8);

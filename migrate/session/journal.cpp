@@ -96,7 +96,8 @@ int64_t own_boottime_offset_ticks() {
 
 SessionId new_session_id() {
   SessionId id{};
-  if (::getrandom(id.data(), id.size(), 0) != static_cast<ssize_t>(id.size())) throw Error("get", "random bytes", errno);
+  if (::getrandom(id.data(), id.size(), 0) != static_cast<ssize_t>(id.size()))
+    throw Error("get", "random bytes", errno);
   return id;
 }
 
@@ -162,21 +163,10 @@ bool TaskId::lives() const {
 std::string JournalEntry::to_json() const {
   json tasks_json = json::array();
   for (const TaskId& task : tasks) tasks_json.push_back(task_to_json(task));
-  json j = {{"version", 1},
-            {"session", to_hex(id)},
-            {"role", name_of(role)},
-            {"state", name_of(state)},
-            {"epoch", epoch},
-            {"peer_epoch", peer_epoch},
-            {"boot_id", boot_id},
-            {"label", label},
-            {"peer", peer},
-            {"peer_name", peer_name},
-            {"tasks", tasks_json},
-            {"peer_settled", peer_settled},
-            {"reason", reason},
-            {"created_ns", created_ns},
-            {"updated_ns", updated_ns}};
+  json j = {{"version", 1},     {"session", to_hex(id)},    {"role", name_of(role)},   {"state", name_of(state)},
+            {"epoch", epoch},   {"peer_epoch", peer_epoch}, {"boot_id", boot_id},      {"label", label},
+            {"peer", peer},     {"peer_name", peer_name},   {"tasks", tasks_json},     {"peer_settled", peer_settled},
+            {"reason", reason}, {"created_ns", created_ns}, {"updated_ns", updated_ns}};
   if (init) j["init"] = task_to_json(*init);
   if (cgroup) j["cgroup"] = record_to_json(*cgroup);
   return j.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
@@ -243,7 +233,8 @@ JournalStore::JournalStore(const std::string& path) : path_(path) {
   dir_ = open_path(path, O_RDONLY | O_DIRECTORY);
   struct stat st {};
   check(::fstat(dir_.get(), &st), "look at", path);
-  if (st.st_uid != ::geteuid()) throw Refusal("the state folder " + path + " belongs to another user", "choose another");
+  if (st.st_uid != ::geteuid())
+    throw Refusal("the state folder " + path + " belongs to another user", "choose another");
   if ((st.st_mode & 077) != 0) check(::fchmod(dir_.get(), 0700), "protect", path);
 }
 
@@ -252,7 +243,8 @@ Journal JournalStore::create(JournalEntry entry) {
   Fd tree_lock;
   if (entry.role == Role::source && !entry.tasks.empty()) {
     const TaskId root = entry.tasks.front();
-    tree_lock = lock_file(dir_.get(), "tree-" + std::to_string(root.pid) + "-" + std::to_string(root.start_time) + ".lock");
+    tree_lock =
+        lock_file(dir_.get(), "tree-" + std::to_string(root.pid) + "-" + std::to_string(root.start_time) + ".lock");
     if (!tree_lock) throw Refusal(entry.label + " is being moved already", "wait for that, or see `migrate resolve`");
     for (const JournalEntry& other : list()) {
       if (is_final(other.state) || other.boot_id != boot_id() || other.role != Role::source) continue;

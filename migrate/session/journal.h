@@ -1,9 +1,9 @@
 // Journals: one file a session in the state folder, which tells any later process of ours how the session stands.
 //
-// SESSION.SIDE.journal is JSON, replaced as a whole (written, synced, renamed, folder synced); SESSION.SIDE.lock is locked by the
-// one process that may change it (its *owner*); tree-PID-START.lock keeps a tree from being moved twice at a time.
-// Locks are POSIX record locks: they end with the process and, unlike flock(2), are not inherited by the children that
-// a guardian forks. A process must therefore open a lock file only once.
+// SESSION.SIDE.journal is JSON, replaced as a whole (written, synced, renamed, folder synced); SESSION.SIDE.lock is
+// locked by the one process that may change it (its *owner*); tree-PID-START.lock keeps a tree from being moved twice
+// at a time. Locks are POSIX record locks: they end with the process and, unlike flock(2), are not inherited by the
+// children that a guardian forks. A process must therefore open a lock file only once.
 #pragma once
 
 #include <chrono>
@@ -48,14 +48,14 @@ struct JournalEntry {
   uint64_t epoch = 1;       ///< raised by whoever takes the session over
   uint64_t peer_epoch = 0;  ///< newest epoch heard from the other side (destination)
   std::string boot_id;
-  std::string label;        ///< "pid:42 (redis-server)"
-  std::string peer;         ///< where the other side is: HOST:PORT as typed (source), its address (destination)
-  std::string peer_name;    ///< destination: the name in the source's certificate; nobody else may settle the session
+  std::string label;          ///< "pid:42 (redis-server)"
+  std::string peer;           ///< where the other side is: HOST:PORT as typed (source), its address (destination)
+  std::string peer_name;      ///< destination: the name in the source's certificate; nobody else may settle the session
   std::vector<TaskId> tasks;  ///< the root first
-  std::optional<TaskId> init; ///< of a received tree's namespaces
+  std::optional<TaskId> init;  ///< of a received tree's namespaces
   std::optional<FreezerCgroup::Record> cgroup;
-  bool peer_settled = true;   ///< source: the destination knows about the abort, or never knew the session
-  std::string reason;         ///< of the last step, for people
+  bool peer_settled = true;                ///< source: the destination knows about the abort, or never knew the session
+  std::string reason;                      ///< of the last step, for people
   int64_t created_ns = 0, updated_ns = 0;  ///< CLOCK_REALTIME
 
   std::string to_json() const;

@@ -28,22 +28,22 @@ struct Timeouts {
 /// How the connection is protected.
 struct LinkOptions {
   std::optional<TlsConfig> tls;
-  std::string tls_name;         ///< name that the server's certificate must carry; empty: the host that was typed
-  bool insecure = false;        ///< plain TCP, on loopback only
-  bool insecure_forced = false; ///< ... also elsewhere
+  std::string tls_name;          ///< name that the server's certificate must carry; empty: the host that was typed
+  bool insecure = false;         ///< plain TCP, on loopback only
+  bool insecure_forced = false;  ///< ... also elsewhere
 };
 
 enum class ReportFormat { automatic, lines, json };
 
 struct SendOptions {
-  std::string address;          ///< HOST:PORT of the receiver
-  std::string target;           ///< "pid:N"
+  std::string address;  ///< HOST:PORT of the receiver
+  std::string target;   ///< "pid:N"
   LinkOptions link;
   int streams = 2;
-  bool tcp_close = false;       ///< established TCP connections are dropped
-  bool shell_job = false;       ///< the tree was started from a shell that may notice that it goes
+  bool tcp_close = false;          ///< established TCP connections are dropped
+  bool shell_job = false;          ///< the tree was started from a shell that may notice that it goes
   bool parent_may_notice = false;  ///< go on although the tree's parent or supervisor will see it exit
-  bool files_shared = false;    ///< the operator knows that files the tree writes are the same on both hosts
+  bool files_shared = false;       ///< the operator knows that files the tree writes are the same on both hosts
   ReportFormat report = ReportFormat::automatic;
   std::string state_dir = kDefaultStateDir;
   Timeouts timeouts;
@@ -51,22 +51,22 @@ struct SendOptions {
 
 struct ReceiveOptions {
   std::string listen = "0.0.0.0:7400";  ///< port 0: a free one, told by the `listening` event
-  bool once = false;            ///< serve one migration, then exit with its code
-  LinkOptions link;             ///< accepted names are in link.tls->accepted_peers
-  std::string root;             ///< folder that all paths of received trees are under
-  std::vector<uint32_t> allow_uids;    ///< empty: any
-  uint64_t deny_capabilities = 0;      ///< bits of capabilities(7) that no received task may have
-  int status_fd = -1;           ///< one NUL byte when listening, one when a restore may begin, one when ready
+  bool once = false;                    ///< serve one migration, then exit with its code
+  LinkOptions link;                     ///< accepted names are in link.tls->accepted_peers
+  std::string root;                     ///< folder that all paths of received trees are under
+  std::vector<uint32_t> allow_uids;     ///< empty: any
+  uint64_t deny_capabilities = 0;       ///< bits of capabilities(7) that no received task may have
+  int status_fd = -1;                   ///< one NUL byte when listening, one when a restore may begin, one when ready
   ReportFormat report = ReportFormat::automatic;
   std::string state_dir = kDefaultStateDir;
   Timeouts timeouts;
 };
 
 struct ResolveOptions {
-  std::string session;          ///< empty: all
+  std::string session;  ///< empty: all
   enum class Force { none, run, kill } force = Force::none;
-  std::string typed_session;    ///< must equal the session's whole id for `force`
-  std::string address;          ///< of the other side; empty: as the journal says
+  std::string typed_session;  ///< must equal the session's whole id for `force`
+  std::string address;        ///< of the other side; empty: as the journal says
   LinkOptions link;
   ReportFormat report = ReportFormat::automatic;
   std::string state_dir = kDefaultStateDir;

@@ -111,8 +111,10 @@ std::vector<Fd> PacketSocket::receive_descriptors(size_t count, const Deadline& 
     if (!readable(deadline)) throw Error("wait for", "descriptors from the guardian", ETIMEDOUT);
     std::vector<std::byte> bytes;
     std::vector<Fd> some;
-    if (!recv_fds(socket_.get(), bytes, some, 16)) throw GuardianGone("the guardian died while handing over descriptors");
-    if (some.empty() || all.size() + some.size() > count) throw Error("receive", "descriptors from the guardian", EPROTO);
+    if (!recv_fds(socket_.get(), bytes, some, 16))
+      throw GuardianGone("the guardian died while handing over descriptors");
+    if (some.empty() || all.size() + some.size() > count)
+      throw Error("receive", "descriptors from the guardian", EPROTO);
     for (Fd& fd : some) all.push_back(std::move(fd));
   }
   return all;
@@ -194,6 +196,7 @@ void send_sources(PacketSocket& socket, const std::vector<PageSource>& sources) 
       wire::Memories::Range* r = m->add_ranges();
       r->set_address(run.address);
       r->set_bytes(run.pages * kPageSize);
+      r->set_zero_ok(run.zero_ok);
     }
     fds.push_back(source.fd.get());
   }
@@ -208,7 +211,7 @@ std::vector<PageSource> receive_sources(PacketSocket& socket, const Deadline& de
     const wire::Memories::Memory& m = memories.memories(i);
     PageSource source;
     source.memory = {static_cast<MemoryId::Kind>(m.kind()), m.id()};
-    for (const auto& r : m.ranges()) source.runs.push_back({r.address(), r.bytes() / kPageSize});
+    for (const auto& r : m.ranges()) source.runs.push_back({r.address(), r.bytes() / kPageSize, r.zero_ok()});
     source.fd = std::move(fds[static_cast<size_t>(i)]);
     sources.push_back(std::move(source));
   }
@@ -247,7 +250,8 @@ std::vector<FillTarget> receive_targets(PacketSocket& socket, const Deadline& de
   for (const auto& m : memories.memories()) {
     FillTarget target;
     target.memory = {static_cast<MemoryId::Kind>(m.kind()), m.id()};
-    for (const auto& r : m.ranges()) target.ranges.push_back({r.address(), r.bytes(), r.staging(), r.copy_by_userfault()});
+    for (const auto& r : m.ranges())
+      target.ranges.push_back({r.address(), r.bytes(), r.staging(), r.copy_by_userfault()});
     if (m.with_userfaultfd()) target.userfaultfd = std::move(fds[next++]);
     if (m.with_mem()) target.mem = std::move(fds[next++]);
     targets.push_back(std::move(target));

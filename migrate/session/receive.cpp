@@ -58,8 +58,9 @@ class ReceiveAgent {
         return std::nullopt;
       }
       events_.event("connect", "connected: " + channel->stream().peer(), {{"peer", channel->stream().peer()}});
-      const ReceiveContext context{options_, events_,  interrupt_.stop(), listener_, connector_,
-                                   store_,   sessions_, exec_guardian("guardian-destination"), log_};
+      const ReceiveContext context{options_,   events_, interrupt_.stop(), listener_,
+                                   connector_, store_,  sessions_,         exec_guardian("guardian-destination"),
+                                   log_};
       const int code = serve_migration(context, *channel, std::move(first));
       return code == kRefused ? std::nullopt : std::optional(code);
     } catch (const std::exception& e) {

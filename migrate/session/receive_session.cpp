@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cstring>
 #include <exception>
 #include <thread>
@@ -92,7 +91,8 @@ class ReceiveSession {
     std::memcpy(id_.data(), message.session().data(), id_.size());
     peer_epoch_ = message.epoch();
     label_ = message.begin().label();
-    std::replace_if(label_.begin(), label_.end(), [](unsigned char ch) { return ch < 32 || ch == 127; }, '?');
+    std::replace_if(
+        label_.begin(), label_.end(), [](unsigned char ch) { return ch < 32 || ch == 127; }, '?');
     channel_.set_session(id_, peer_epoch_);
     guardian_.emplace(c_.spawn);
     GuardianRequest request;
@@ -159,7 +159,8 @@ class ReceiveSession {
       if (bytes > kImagesLimit) throw Corrupt("the images from the peer", "they are too large");
       write_full(images_.get(), as_bytes_of(data), "the images");
     }
-    c_.events.event("restore-may-begin", "images are here: " + human_bytes(bytes), {{"bytes", static_cast<int64_t>(bytes)}});
+    c_.events.event("restore-may-begin", "images are here: " + human_bytes(bytes),
+                    {{"bytes", static_cast<int64_t>(bytes)}});
     signal_status(options_.status_fd);
     fault_point("destination-agent.images-received");
   }
@@ -183,7 +184,7 @@ class ReceiveSession {
   void receive_pages() {
     PageReceiver receiver(std::move(streams_), *sink_);
     std::exception_ptr failure;
-    std::atomic<bool> finished{false};
+    StopEvent finished;
     PageTotals totals;
     std::thread worker([&] {
       try {
@@ -191,12 +192,12 @@ class ReceiveSession {
       } catch (...) {
         failure = std::current_exception();
       }
-      finished = true;
+      finished.trigger();
     });
     std::optional<Message> said;
     try {
-      while (!finished) {
-        watch(milliseconds(20));
+      while (!finished.stopped()) {
+        watch(milliseconds(50), finished.fd());
         if (!said && peer_speaks()) said = channel_.receive(answer_by());
         if (said && said->body_case() == Message::kAbort) throw Error("the source gave up: " + said->abort().reason());
         c_.events.progress("progress", "pages " + human_bytes(receiver.counters().bytes()) + " received",
@@ -308,10 +309,11 @@ class ReceiveSession {
     return channel_.buffered() || ::poll(&p, 1, 0) > 0;
   }
 
-  void watch(milliseconds time) {
+  /// Waits up to `time`, or until `wake` is readable; throws if the user or the guardian's death ends it.
+  void watch(milliseconds time, int wake) {
     if (c_.stop.stopped()) throw Cancelled(std::string("interrupted"));
-    pollfd p{guardian_->death_fd(), POLLIN, 0};
-    ::poll(&p, 1, static_cast<int>(time.count()));
+    std::array<pollfd, 2> p{pollfd{guardian_->death_fd(), POLLIN, 0}, pollfd{wake, POLLIN, 0}};
+    ::poll(p.data(), p.size(), static_cast<int>(time.count()));
     guardian_->check_alive();
   }
 

@@ -26,8 +26,8 @@ struct ReceiveContext {
   Logger& log;
 };
 
-/// After the greeting: serves clock questions, the checks and, if they pass, the migration. `first` is the first message
-/// behind the greeting. Returns an exit code; failures are reported as events.
+/// After the greeting: serves clock questions, the checks and, if they pass, the migration. `first` is the first
+/// message behind the greeting. Returns an exit code; failures are reported as events.
 int serve_migration(const ReceiveContext& context, ControlChannel& channel, wire::Message first);
 
 /// Writes one NUL byte to the status descriptor, if there is one.

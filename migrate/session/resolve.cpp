@@ -22,7 +22,7 @@ class Resolver {
     size_t open = 0;
     for (const JournalEntry& entry : store_.list()) {
       if (!options_.session.empty() && to_hex(entry.id) != options_.session) continue;
-      if (is_final(entry.state) && (entry.state == State::done || entry.peer_settled)) continue;
+      if (is_final(entry.state) && entry.peer_settled) continue;
       ++open;
       try {
         in_doubt |= !(entry.role == Role::source ? settle_here(entry) : settle_there(entry));
@@ -38,17 +38,20 @@ class Resolver {
  private:
   void check_words() const {
     if (!options_.session.empty() && !session_from_hex(options_.session)) {
-      throw Refusal("\"" + options_.session + "\" is no session id", "give all 32 digits, as `migrate resolve` lists them");
+      throw Refusal("\"" + options_.session + "\" is no session id",
+                    "give all 32 digits, as `migrate resolve` lists them");
     }
     if (options_.force == ResolveOptions::Force::none) return;
     if (options_.session.empty() || options_.typed_session != options_.session) {
-      throw Refusal("forcing needs the session's id, typed again", "say which session, and its id behind the force option");
+      throw Refusal("forcing needs the session's id, typed again",
+                    "say which session, and its id behind the force option");
     }
   }
 
   void tell(const char* event, const JournalEntry& entry, const std::string& sentence) {
-    events_.event(event, to_hex(entry.id) + " " + std::string(name_of(entry.role)) + " " + std::string(name_of(entry.state)) +
-                             " " + entry.label + ", peer " + entry.peer + ": " + sentence,
+    events_.event(event,
+                  to_hex(entry.id) + " " + std::string(name_of(entry.role)) + " " + std::string(name_of(entry.state)) +
+                      " " + entry.label + ", peer " + entry.peer + ": " + sentence,
                   {{"session", to_hex(entry.id)},
                    {"role", std::string(name_of(entry.role))},
                    {"state", std::string(name_of(entry.state))},
@@ -73,9 +76,10 @@ class Resolver {
   /// False: in doubt.
   bool settle_here(const JournalEntry& seen) {
     const AskDestination ask = asker(seen);
-    if (seen.state == State::aborted) {
-      if (tell_abort(store_, seen.id, ask, log_)) return true;
-      tell("untold", seen, "runs on here; the destination could not be told yet");
+    if (is_final(seen.state)) {
+      const std::string where = seen.state == State::done ? "runs at the destination" : "runs on here";
+      const bool told = tell_outcome(store_, seen.id, ask, log_);
+      tell(told ? "resolved" : "untold", seen, where + (told ? "" : "; the destination could not be told yet"));
       return true;
     }
     std::optional<Journal> journal = store_.take_over(seen.id, Role::source);
@@ -89,7 +93,7 @@ class Resolver {
     tell(good ? "resolved" : "in-doubt", journal->entry(), settled.sentence);
     const JournalEntry now = journal->entry();
     journal.reset();
-    if (now.state == State::aborted) tell_abort(store_, now.id, ask, log_);
+    if (is_final(now.state)) tell_outcome(store_, now.id, ask, log_);
     return good;
   }
 
@@ -116,7 +120,8 @@ class Resolver {
       keeper_->kill(journal.entry());
       journal.step(State::done, kOperator, "the operator killed it");
     }
-    tell("resolved", journal.entry(), run ? "runs on here, on the operator's word" : "killed here, on the operator's word");
+    tell("resolved", journal.entry(),
+         run ? "runs on here, on the operator's word" : "killed here, on the operator's word");
     return true;
   }
 
@@ -139,7 +144,6 @@ class Resolver {
       return false;
     }
     if (!rebooted) {
-      if (keeper_->lives(*entry)) sessions_.open(seen.id, entry->peer_epoch, kPeer);
       tell("resolved", *entry, "runs here; the source has not said yet that its copy is gone");
       return true;
     }

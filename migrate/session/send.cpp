@@ -3,7 +3,6 @@
 #include <time.h>
 
 #include <array>
-#include <atomic>
 #include <cmath>
 #include <exception>
 #include <thread>
@@ -154,10 +153,12 @@ class SendSession {
     }
     // Most of what was written is on the disk before the tree stops, so that the rest is little.
     sync_files(inventory_.writable_files);
-    events_.event("checks", "checked: " + std::to_string(inventory_.check.files_size()) + " files, " +
-                                std::to_string(inventory_.check.ports_size()) + " ports, " +
-                                std::to_string(inventory_.check.pids_size()) + " tasks",
-                  {{"files", int64_t{inventory_.check.files_size()}}, {"tasks", int64_t{inventory_.check.pids_size()}}});
+    events_.event(
+        "checks",
+        "checked: " + std::to_string(inventory_.check.files_size()) + " files, " +
+            std::to_string(inventory_.check.ports_size()) + " ports, " + std::to_string(inventory_.check.pids_size()) +
+            " tasks",
+        {{"files", int64_t{inventory_.check.files_size()}}, {"tasks", int64_t{inventory_.check.pids_size()}}});
     fault_point("source-agent.checked");
   }
 
@@ -208,9 +209,11 @@ class SendSession {
     images_ = std::move(frozen.images);
     memories_ = std::move(frozen.memories);
     for (const PageSource& memory : memories_) pages_total_ += memory.pages();
-    events_.event("freeze", "frozen in " + text_ms(ms_between(freeze_began_, frozen_)) + ": " +
-                                human_bytes(pages_total_ * kPageSize) + " in " + std::to_string(memories_.size()) + " memories",
-                  {{"freeze_ms", rounded(ms_between(freeze_began_, frozen_))}, {"pages", static_cast<int64_t>(pages_total_)}});
+    events_.event(
+        "freeze",
+        "frozen in " + text_ms(ms_between(freeze_began_, frozen_)) + ": " + human_bytes(pages_total_ * kPageSize) +
+            " in " + std::to_string(memories_.size()) + " memories",
+        {{"freeze_ms", rounded(ms_between(freeze_began_, frozen_))}, {"pages", static_cast<int64_t>(pages_total_)}});
     fault_point("source-agent.frozen");
   }
 
@@ -230,7 +233,7 @@ class SendSession {
 
   void send_pages() {
     std::exception_ptr failure;
-    std::atomic<bool> finished{false};
+    StopEvent finished;
     PageTotals totals;
     std::thread worker([&] {
       try {
@@ -239,11 +242,11 @@ class SendSession {
       } catch (...) {
         failure = std::current_exception();
       }
-      finished = true;
+      finished.trigger();
     });
     try {
-      while (!finished) {
-        watch(milliseconds(20));
+      while (!finished.stopped()) {
+        watch(milliseconds(100), finished.fd());
         show_progress();
       }
     } catch (...) {
@@ -258,8 +261,9 @@ class SendSession {
     done.mutable_pages_done()->set_pages(totals.pages);
     channel_->send(std::move(done));
     pages_sent_ = Clock::now();
-    events_.event("pages", human_bytes(bytes_sent_) + " sent in " + text_ms(ms_between(shells_ready_, pages_sent_)),
-                  {{"bytes", static_cast<int64_t>(bytes_sent_)}, {"zero_pages", static_cast<int64_t>(totals.zero_pages)}});
+    events_.event(
+        "pages", human_bytes(bytes_sent_) + " sent in " + text_ms(ms_between(shells_ready_, pages_sent_)),
+        {{"bytes", static_cast<int64_t>(bytes_sent_)}, {"zero_pages", static_cast<int64_t>(totals.zero_pages)}});
     fault_point("source-agent.pages-sent");
   }
 
@@ -299,6 +303,7 @@ class SendSession {
       done.mutable_done();
       channel_->send(std::move(done));
       channel_->expect(Message::kDone, answer_by());
+      note_peer_settled();
       channel_->finish();
       sender_->finish();
     } catch (const Error& e) {
@@ -311,10 +316,11 @@ class SendSession {
     const double downtime = ms_between(freeze_began_, opened_);
     events_.event("done",
                   "moved " + label_ + ": downtime " + text_ms(downtime) + " (freeze " +
-                      text_ms(ms_between(freeze_began_, frozen_)) + ", shells " + text_ms(ms_between(frozen_, shells_ready_)) +
-                      ", pages " + text_ms(ms_between(shells_ready_, pages_sent_)) + ", restore " +
-                      text_ms(ms_between(pages_sent_, ready_)) + ", hand-over " + text_ms(ms_between(ready_, opened_)) + "), " +
-                      human_bytes(bytes_sent_) + " sent",
+                      text_ms(ms_between(freeze_began_, frozen_)) + ", shells " +
+                      text_ms(ms_between(frozen_, shells_ready_)) + ", pages " +
+                      text_ms(ms_between(shells_ready_, pages_sent_)) + ", restore " +
+                      text_ms(ms_between(pages_sent_, ready_)) + ", hand-over " + text_ms(ms_between(ready_, opened_)) +
+                      "), " + human_bytes(bytes_sent_) + " sent",
                   {{"session", to_hex(id_)},
                    {"downtime_ms", rounded(downtime)},
                    {"freeze_ms", rounded(ms_between(freeze_began_, frozen_))},
@@ -328,16 +334,16 @@ class SendSession {
   Deadline answer_by() const { return Deadline::in(options_.timeouts.answer); }
 
   /// Waits up to `time` for the peer, telling the guardian that we live; throws if the guardian, the peer or the user
-  /// ends it. Returns whether the peer has something to say.
-  bool watch(milliseconds time) {
+  /// ends it, or until `wake` is readable. Returns whether the peer has something to say.
+  bool watch(milliseconds time, int wake = -1) {
     if (Clock::now() - last_heartbeat_ > kHeartbeat) {
       hold_.alive();
       last_heartbeat_ = Clock::now();
     }
     if (interrupt_.interrupted()) throw Cancelled(std::string("interrupted"));
     if (channel_->buffered()) return true;
-    std::array<pollfd, 3> p{pollfd{channel_->fd(), POLLIN, 0}, pollfd{interrupt_.stop().fd(), POLLIN, 0},
-                            pollfd{hold_.death_fd().value_or(-1), POLLIN, 0}};
+    std::array<pollfd, 4> p{pollfd{channel_->fd(), POLLIN, 0}, pollfd{interrupt_.stop().fd(), POLLIN, 0},
+                            pollfd{hold_.death_fd().value_or(-1), POLLIN, 0}, pollfd{wake, POLLIN, 0}};
     ::poll(p.data(), p.size(), static_cast<int>(time.count()));
     if (p[2].revents != 0) hold_.alive();
     if (p[0].revents == 0) return false;
@@ -345,15 +351,21 @@ class SendSession {
     return true;
   }
 
-  bool sending_pages() const { return sender_ && pages_sent_ == Clock::time_point{} && shells_ready_ != Clock::time_point{}; }
+  bool sending_pages() const {
+    return sender_ && pages_sent_ == Clock::time_point{} && shells_ready_ != Clock::time_point{};
+  }
 
   /// While pages flow the peer has only bad news.
-  void throw_peer_news() { channel_->expect(Message::kReady, answer_by()); throw Corrupt("a message of the peer", "it is ready too early"); }
+  void throw_peer_news() {
+    channel_->expect(Message::kReady, answer_by());
+    throw Corrupt("a message of the peer", "it is ready too early");
+  }
 
   Message wait_for(Message::BodyCase kind, milliseconds time) {
     const Deadline deadline = Deadline::in(time);
     while (!watch(kHeartbeat)) {
-      if (deadline.passed()) throw TimedOut("the destination did not answer for " + std::to_string(time.count() / 1000) + " s");
+      if (deadline.passed())
+        throw TimedOut("the destination did not answer for " + std::to_string(time.count() / 1000) + " s");
     }
     return channel_->expect(kind, answer_by());
   }
@@ -361,10 +373,11 @@ class SendSession {
   void show_progress() {
     const uint64_t bytes = sender_->counters().bytes();
     const double seconds = std::max(1e-3, ms_between(shells_ready_, Clock::now()) / 1000);
-    events_.progress("progress",
-                     "pages " + human_bytes(bytes) + " of " + human_bytes(pages_total_ * kPageSize) + ", " +
-                         human_bytes(static_cast<uint64_t>(static_cast<double>(bytes) / seconds)) + "/s",
-                     {{"bytes", static_cast<int64_t>(bytes)}, {"total", static_cast<int64_t>(pages_total_ * kPageSize)}});
+    events_.progress(
+        "progress",
+        "pages " + human_bytes(bytes) + " of " + human_bytes(pages_total_ * kPageSize) + ", " +
+            human_bytes(static_cast<uint64_t>(static_cast<double>(bytes) / seconds)) + "/s",
+        {{"bytes", static_cast<int64_t>(bytes)}, {"total", static_cast<int64_t>(pages_total_ * kPageSize)}});
   }
 
   /// Before commit: the tree runs on, and the destination is told.
@@ -380,8 +393,8 @@ class SendSession {
     if (!runs) return in_doubt(e.what());
     if (sender_) sender_->cancel();
     tell_peer(e.what());
-    events_.event(refused ? "refused" : "failed", std::string(e.what()) + (touched_ ? "; " + label_ + " runs on here" : ""),
-                  {{"touched", touched_}});
+    events_.event(refused ? "refused" : "failed",
+                  std::string(e.what()) + (touched_ ? "; " + label_ + " runs on here" : ""), {{"touched", touched_}});
     return refused ? kRefused : kFailed;
   }
 
@@ -397,21 +410,25 @@ class SendSession {
           channel_->send(std::move(message));
           await_aborted();
         }
-        if (auto journal = store_.take_over(id_, Role::source, false)) {
-          journal->update([](JournalEntry& entry) { entry.peer_settled = true; });
-        }
+        note_peer_settled();
         return;
       } catch (const std::exception& e) {
         log_.debug("telling the peer about the abort: {}", e.what());
       }
       channel_.reset();
       sender_.reset();
-      if (!tell_abort(store_, id_, ask_, log_)) {
+      if (!tell_outcome(store_, id_, ask_, log_)) {
         events_.event("untold", "the destination could not be told; `migrate resolve` does that later",
                       {{"session", to_hex(id_)}});
       }
     } catch (const std::exception& e) {
       log_.debug("telling the peer about the abort: {}", e.what());
+    }
+  }
+
+  void note_peer_settled() {
+    if (auto journal = store_.take_over(id_, Role::source, false)) {
+      journal->update([](JournalEntry& entry) { entry.peer_settled = true; });
     }
   }
 
@@ -445,9 +462,11 @@ class SendSession {
       case Settled::Outcome::runs_here:
         events_.event("failed", settled.sentence, {{"session", to_hex(id_)}});
         return kFailed;
-      case Settled::Outcome::in_doubt: break;
+      case Settled::Outcome::in_doubt:
+        break;
     }
-    events_.event("in-doubt", settled.sentence + "; see `migrate resolve " + to_hex(id_) + "`", {{"session", to_hex(id_)}});
+    events_.event("in-doubt", settled.sentence + "; see `migrate resolve " + to_hex(id_) + "`",
+                  {{"session", to_hex(id_)}});
     return kInDoubt;
   }
 

@@ -11,7 +11,8 @@ namespace {
 using wire::Answer;
 using wire::Resolve;
 
-void settle_one_source(JournalStore& store, TreeKeeper& keeper, const JournalEntry& entry, Events& events, Logger& log) {
+void settle_one_source(JournalStore& store, TreeKeeper& keeper, const JournalEntry& entry, Events& events,
+                       Logger& log) {
   const bool same_boot = entry.boot_id == boot_id();
   if (entry.state == State::aborted) {
     // Whoever wrote ABORTED may have died before it let the tree go.
@@ -19,13 +20,15 @@ void settle_one_source(JournalStore& store, TreeKeeper& keeper, const JournalEnt
     return;
   }
   if (entry.state != State::preparing && entry.state != State::frozen) return;
-  if (!same_boot && entry.state == State::frozen) return;  // the destination may hold the only copy: see settle_source
+  // Rebooted or dead while it was frozen: the destination may hold the only copy, see settle_source.
+  if (entry.state == State::frozen && !keeper.lives(entry)) return;
   abort_source(store, keeper, entry, "its agent and guardian died", log);
   events.event("settled", "session " + to_hex(entry.id) + " was not committed: " + entry.label + " runs on here",
                {{"session", to_hex(entry.id)}});
 }
 
-Settled after_answer(Journal& journal, TreeKeeper& keeper, const Answer& answer, const AskDestination& ask, Logger& log) {
+Settled after_answer(Journal& journal, TreeKeeper& keeper, const Answer& answer, const AskDestination& ask,
+                     Logger& log) {
   const std::string name = journal.entry().label;
   const std::string session = to_hex(journal.id());
   switch (answer.state()) {
@@ -34,12 +37,14 @@ Settled after_answer(Journal& journal, TreeKeeper& keeper, const Answer& answer,
       if (answer.rebooted()) {
         return {Settled::Outcome::in_doubt,
                 "the destination opened the gate for " + name + " and was restarted since; only you can say whether " +
-                    "the frozen copy here may run: migrate resolve --force-run, or --force-kill, with --session " + session};
+                    "the frozen copy here may run: migrate resolve --force-run, or --force-kill, with --session " +
+                    session};
       }
       keeper.kill(journal.entry());
       journal.step(State::done, kPeer, "it runs at the destination");
       try {
         ask(journal.id(), journal.entry().epoch, Resolve::FINISH);
+        journal.update([](JournalEntry& e) { e.peer_settled = true; });
       } catch (const Error& e) {
         log.debug("telling the destination that the source is gone: {}", e.what());
       }
@@ -48,7 +53,8 @@ Settled after_answer(Journal& journal, TreeKeeper& keeper, const Answer& answer,
       journal.step_with(State::aborted, kPeer, "the destination aborted: " + answer.reason(),
                         [](JournalEntry& e) { e.peer_settled = true; });
       keeper.run_on(journal.entry());
-      return {Settled::Outcome::runs_here, name + " runs on here; the destination's copy never ran (" + answer.reason() + ")"};
+      return {Settled::Outcome::runs_here,
+              name + " runs on here; the destination's copy never ran (" + answer.reason() + ")"};
     case Answer::UNKNOWN:
       return {Settled::Outcome::in_doubt, "the destination does not know session " + session};
     default:
@@ -115,18 +121,20 @@ Settled settle_source(Journal& journal, TreeKeeper& keeper, const AskDestination
   }
 }
 
-bool tell_abort(JournalStore& store, const SessionId& id, const AskDestination& ask, Logger& log) {
+bool tell_outcome(JournalStore& store, const SessionId& id, const AskDestination& ask, Logger& log) {
   const std::optional<JournalEntry> entry = store.peek(id, Role::source);
-  if (!entry || entry->state != State::aborted || entry->peer_settled) return true;
+  if (!entry || !is_final(entry->state) || entry->peer_settled) return true;
+  const bool aborted = entry->state == State::aborted;
   try {
-    const Answer answer = ask(id, entry->epoch, Resolve::DISCARD);
-    if (answer.state() != Answer::ABORTED && answer.state() != Answer::UNKNOWN) return false;
+    const Answer answer = ask(id, entry->epoch, aborted ? Resolve::DISCARD : Resolve::FINISH);
+    const bool heard = answer.state() == Answer::UNKNOWN || (answer.state() == Answer::ABORTED) == aborted;
+    if (!heard) return false;
     if (std::optional<Journal> journal = store.take_over(id, Role::source, false)) {
       journal->update([](JournalEntry& e) { e.peer_settled = true; });
     }
     return true;
   } catch (const Error& e) {
-    log.debug("telling {} about the abort: {}", entry->peer, e.what());
+    log.debug("telling {} how session {} ended: {}", entry->peer, to_hex(id), e.what());
     return false;
   }
 }
@@ -143,18 +151,36 @@ Answer answer_resolve(DestinationSessions& sessions, const wire::Message& messag
                   "ask with that host's certificate");
   }
   switch (message.resolve().want()) {
-    case Resolve::ASK: break;
-    case Resolve::OPEN: entry = sessions.open(id, message.epoch(), kPeer); break;
-    case Resolve::DISCARD: entry = sessions.discard(id, message.epoch(), kPeer, "the source aborted"); break;
-    case Resolve::FINISH: entry = sessions.finish(id, message.epoch()); break;
+    case Resolve::ASK:
+      break;
+    case Resolve::OPEN:
+      entry = sessions.open(id, message.epoch(), kPeer);
+      break;
+    case Resolve::DISCARD:
+      entry = sessions.discard(id, message.epoch(), kPeer, "the source aborted");
+      break;
+    case Resolve::FINISH:
+      entry = sessions.finish(id, message.epoch());
+      break;
   }
   switch (entry->state) {
-    case State::receiving: answer.set_state(Answer::RECEIVING); break;
-    case State::prepared: answer.set_state(Answer::PREPARED); break;
-    case State::aborted: answer.set_state(Answer::ABORTED); break;
-    case State::gate_open: answer.set_state(Answer::GATE_OPEN); break;
-    case State::done: answer.set_state(Answer::DONE); break;
-    default: break;
+    case State::receiving:
+      answer.set_state(Answer::RECEIVING);
+      break;
+    case State::prepared:
+      answer.set_state(Answer::PREPARED);
+      break;
+    case State::aborted:
+      answer.set_state(Answer::ABORTED);
+      break;
+    case State::gate_open:
+      answer.set_state(Answer::GATE_OPEN);
+      break;
+    case State::done:
+      answer.set_state(Answer::DONE);
+      break;
+    default:
+      break;
   }
   answer.set_rebooted(entry->boot_id != boot_id());
   answer.set_reason(entry->reason);

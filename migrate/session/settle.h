@@ -27,8 +27,8 @@ struct Settled {
 
 /// Settles a source session that we own: not committed → runs here; committed → as the destination says.
 Settled settle_source(Journal& journal, TreeKeeper& keeper, const AskDestination& ask, Logger& log);
-/// Makes sure that the destination knows about an abort; false: it could not be reached.
-bool tell_abort(JournalStore& store, const SessionId& id, const AskDestination& ask, Logger& log);
+/// Makes sure that the destination knows how a session ended here (ABORTED or DONE); false: it could not be told.
+bool tell_outcome(JournalStore& store, const SessionId& id, const AskDestination& ask, Logger& log);
 
 /// The destination's answer to a later source agent (`Resolve`). Refusal if the peer is not the session's.
 wire::Answer answer_resolve(DestinationSessions& sessions, const wire::Message& message, const std::string& peer_name);

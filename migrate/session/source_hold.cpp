@@ -146,7 +146,8 @@ void abort_source(JournalStore& store, TreeKeeper& keeper, const JournalEntry& s
       throw;
     } catch (const Error& e) {
       // Whatever the disk says, the tree runs on. An unknown session is in doubt at the destination, never resumed.
-      log.error("the abort of session {} could not be written ({}); the session is forgotten", to_hex(seen.id), e.what());
+      log.error("the abort of session {} could not be written ({}); the session is forgotten", to_hex(seen.id),
+                e.what());
       store.forget(seen.id, Role::source);
     }
   }

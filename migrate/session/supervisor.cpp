@@ -9,9 +9,9 @@
 namespace migrate {
 namespace {
 
-constexpr std::array kSupervisors = {"systemd",   "supervisord", "runsv",  "s6-supervise", "monit", "daemontools",
-                                     "supervise", "circusd",     "god",    "pm2",          "immortal", "perpd",
-                                     "containerd-shim", "conmon", "docker-init", "start-stop-daem"};
+constexpr std::array kSupervisors = {
+    "systemd", "supervisord", "runsv", "s6-supervise",    "monit",  "daemontools", "supervise",      "circusd", "god",
+    "pm2",     "immortal",    "perpd", "containerd-shim", "conmon", "docker-init", "start-stop-daem"};
 constexpr std::array kShells = {"sh", "bash", "dash", "zsh", "fish", "ksh", "mksh", "tcsh", "csh", "ash", "busybox"};
 
 template <class List>

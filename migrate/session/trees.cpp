@@ -1,10 +1,37 @@
 // HeldTree over Dump, RestoredTree over Restore.
 #include "migrate/session/trees.h"
 
+#include <algorithm>
+#include <sstream>
+
 namespace migrate {
 namespace {
 
 using std::chrono::milliseconds;
+
+/// Where a task has its [vdso]; empty: nowhere. `mem` is its open /proc/PID/mem.
+RemoteRange vdso_of(int mem) {
+  std::string path = read_link_at(AT_FDCWD, "/proc/self/fd/" + std::to_string(mem));
+  path = path.substr(0, path.rfind('/')) + "/maps";
+  std::istringstream lines(read_file_at(AT_FDCWD, path, 256 << 20));
+  for (std::string line; std::getline(lines, line);) {
+    if (!line.ends_with("[vdso]")) continue;
+    char* end = nullptr;
+    const uint64_t start = std::strtoull(line.c_str(), &end, 16);
+    return {RemoteAddr(start), RemoteAddr(std::strtoull(end + 1, nullptr, 16))};
+  }
+  return {};
+}
+
+/// The code of the vdso belongs into image files. A migration does not carry it: the destination maps its own kernel's,
+/// and refuses one that is laid out differently.
+void drop_vdso(std::vector<PageSource>& memories) {
+  for (PageSource& source : memories) {
+    if (source.memory.kind != MemoryId::Kind::task) continue;
+    const RemoteRange vdso = vdso_of(source.fd.get());
+    std::erase_if(source.runs, [&](const PageRun& run) { return vdso.contains(RemoteAddr(run.address)); });
+  }
+}
 
 class DumpedTree final : public HeldTree {
  public:
@@ -16,6 +43,7 @@ class DumpedTree final : public HeldTree {
       pids_.push_back(task.pid);
       if (const auto id = TaskId::of(task.pid.get())) tasks_.push_back(*id);
     }
+    drop_vdso(dump_->memories());
   }
 
   FreezerCgroup::Record hold(const std::string& cgroup_name) override {

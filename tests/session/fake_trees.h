@@ -31,7 +31,7 @@ struct Board {
 class SharedBoard {
  public:
   SharedBoard()
-      : board_(new(::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) Board) {
+      : board_(new (::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) Board) {
     board_->source.exists = board_->source.running = true;
   }
   ~SharedBoard() { ::munmap(board_, sizeof(Board)); }
@@ -134,7 +134,9 @@ class FakeKeeper final : public TreeKeeper {
     board_.source.running = true;
     board_.source.in_our_cgroup = false;
   }
-  void kill(const JournalEntry&) override { board_.source.exists = board_.source.running = board_.source.in_our_cgroup = false; }
+  void kill(const JournalEntry&) override {
+    board_.source.exists = board_.source.running = board_.source.in_our_cgroup = false;
+  }
   void open_gate(const JournalEntry&) override {
     if (board_.destination.exists) board_.destination.running = board_.destination.ever_ran = true;
   }
@@ -149,7 +151,9 @@ class FakeKeeper final : public TreeKeeper {
 
 inline GuardianParts fake_parts(Board& board, const std::string& state_dir) {
   GuardianParts parts;
-  parts.held_tree = [&board, state_dir](const DumpOptions&) { return std::make_unique<FakeHeldTree>(board, state_dir); };
+  parts.held_tree = [&board, state_dir](const DumpOptions&) {
+    return std::make_unique<FakeHeldTree>(board, state_dir);
+  };
   parts.restored_tree = [&board](RestoreOptions) { return std::make_unique<FakeRestoredTree>(board); };
   parts.keeper = std::make_shared<FakeKeeper>(board);
   return parts;

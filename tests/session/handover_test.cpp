@@ -74,14 +74,14 @@ struct Hosts {
     settle_local(destination_store, keeper, short_times(), events, *log);
     const State state = source_state();
     if (state == State::aborted) {
-      tell_abort(source_store, id, ask(), *log);
+      tell_outcome(source_store, id, ask(), *log);
       return {Settled::Outcome::runs_here, ""};
     }
     std::optional<Journal> journal = source_store.take_over(id, Role::source);
     if (!journal) return {Settled::Outcome::in_doubt, "owned"};
     const Settled settled = settle_source(*journal, keeper, ask(), *log);
     journal.reset();
-    tell_abort(source_store, id, ask(), *log);
+    tell_outcome(source_store, id, ask(), *log);
     return settled;
   }
   /// The promise.
@@ -277,7 +277,7 @@ TEST(Handover, AFailingRestoreLeavesTheSourceRunning) {
   EXPECT_THROW(destination.prepare(), Error);
   EXPECT_TRUE(source.abort("restore failed"));
   EXPECT_EQ(h.destination_state(), State::aborted);
-  tell_abort(h.source_store, h.id, h.ask(), *h.log);
+  tell_outcome(h.source_store, h.id, h.ask(), *h.log);
   EXPECT_TRUE(h.source_store.peek(h.id, Role::source)->peer_settled);
   h.expect_one_running("restore failed");
 }

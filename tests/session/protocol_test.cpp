@@ -1,10 +1,10 @@
 // What a hostile peer can send, and the small calculations around the conversation.
 #include <gtest/gtest.h>
 
+#include <sys/socket.h>
 #include <array>
 #include <random>
 #include <set>
-#include <sys/socket.h>
 #include <thread>
 
 #include "migrate/session/channel.h"

@@ -5,6 +5,7 @@
 
 #include "core/files/paths.h"
 #include "core/image/magic.h"
+#include "ext/ext.pb.h"
 #include "images/pipe-data.pb.h"
 
 namespace migrate {
@@ -14,6 +15,56 @@ short poll_now(int fd) {
   pollfd p{fd, POLLIN | POLLOUT, 0};
   check(::poll(&p, 1, 0), "poll", "a pipe");
   return p.revents;
+}
+
+int fill_of(int fd) {
+  int bytes = 0;
+  check(::ioctl(fd, FIONREAD, &bytes), "ask the fill of", "a pipe");
+  return bytes;
+}
+
+struct Queue {
+  std::vector<std::byte> bytes;
+  std::vector<uint32_t> packets;  ///< their lengths; none: a stream
+};
+
+/// A copy of what is queued, in a pipe of our own; returns its read end. tee(2) duplicates buffers one by one, with the
+/// mark that makes them packets: as many slots as the original are enough for all of it.
+Fd copy_queue(const OpenFile& file, int reader, size_t bytes, int size) {
+  int ends[2];
+  check(::pipe2(ends, O_CLOEXEC | O_NONBLOCK), "make", "a pipe");
+  Fd out(ends[0]);
+  const Fd in(ends[1]);
+  if (::fcntl(in.get(), F_SETPIPE_SZ, size) < 0)
+    throw Refusal(file.who() + ", a pipe of " + std::to_string(size) + " bytes", "raise fs.pipe-max-size");
+  const ssize_t n = ::tee(reader, in.get(), bytes, SPLICE_F_NONBLOCK);
+  if (n != static_cast<ssize_t>(bytes)) throw Error("copy the data in a pipe:", file.who(), n < 0 ? errno : EIO);
+  return out;
+}
+
+/// A read stops behind a packet and drops what did not fit of it (pipe_read in the kernel): that tells packets apart.
+Queue read_queue(const OpenFile& file, size_t bytes, int size) {
+  const Fd reader =
+      file.access() == O_RDONLY ? file.ours.dup() : reopen(file.ours.get(), O_RDONLY | O_NONBLOCK, file.who());
+  const Fd copy = copy_queue(file, reader.get(), bytes, size);
+  Queue queue;
+  queue.bytes.resize(bytes);
+  for (size_t done = 0; done < bytes;) {
+    const ssize_t n = ::read(copy.get(), queue.bytes.data() + done, bytes - done);
+    if (n <= 0) throw Error("read the data in a pipe:", file.who(), n < 0 ? errno : EIO);
+    queue.packets.push_back(static_cast<uint32_t>(n));
+    done += static_cast<size_t>(n);
+  }
+  const Fd probe = copy_queue(file, reader.get(), bytes, size);
+  std::byte first;
+  read_full(probe.get(), {&first, 1}, file.who());
+  const int dropped = static_cast<int>(bytes) - fill_of(probe.get());
+  // A packet of one byte looks like a stream here: then the flag decides.
+  const bool packet = dropped > 1 || (queue.packets.front() == 1 && (file.info.flags & O_DIRECT) != 0);
+  if (!packet && queue.packets.size() > 1 && queue.packets.front() != 1)
+    throw Refusal(file.who() + ", a pipe with packets (O_DIRECT) behind ordinary data", "let the reader empty it first");
+  if (!packet && queue.packets.size() == 1) queue.packets.clear();
+  return queue;
 }
 
 }  // namespace
@@ -78,29 +129,24 @@ void PipeDumper::dump_data(const OpenFile& file, uint32_t pipe_id, const char* i
   int queued = 0;
   check(::ioctl(file.ours.get(), FIONREAD, &queued), "ask the fill of a pipe:", file.who());
   const int size = check(::fcntl(file.ours.get(), F_GETPIPE_SZ), "ask the size of a pipe:", file.who());
-  if (queued > 0 && (file.info.flags & O_DIRECT) != 0)
-    throw Refusal(file.who() + ", a pipe in packet mode (O_DIRECT) with data in it", "let the reader empty it first");
   img::pipe_data_entry entry;
   entry.set_pipe_id(pipe_id);
   entry.set_bytes(static_cast<uint32_t>(queued));
   entry.set_size(static_cast<uint32_t>(size));
-  std::vector<std::byte> data(static_cast<size_t>(queued));
-  if (queued > 0) {
-    int ends[2];
-    check(::pipe2(ends, O_CLOEXEC | O_NONBLOCK), "make", "a pipe");
-    const Fd out(ends[0]), in(ends[1]);
-    // tee(2) duplicates buffers one by one: as many slots as the original are enough for all of it.
-    if (::fcntl(in.get(), F_SETPIPE_SZ, size) < 0)
-      throw Refusal(file.who() + ", a pipe of " + std::to_string(size) + " bytes", "raise fs.pipe-max-size");
-    const Fd reader =
-        file.access() == O_RDONLY ? file.ours.dup() : reopen(file.ours.get(), O_RDONLY | O_NONBLOCK, file.who());
-    const ssize_t n = ::tee(reader.get(), in.get(), data.size(), SPLICE_F_NONBLOCK);
-    if (n != queued) throw Error("copy the data in a pipe:", file.who(), n < 0 ? errno : EIO);
-    read_full(out.get(), data, file.who());
-  }
+  Queue queue;
+  if (queued > 0) queue = read_queue(file, static_cast<size_t>(queued), size);
   ImageWriter writer = context_.images.write(image, magic);
   writer.entry(entry);
-  writer.raw(data);
+  writer.raw(queue.bytes);
+  if (!queue.packets.empty()) dump_packets(pipe_id, magic == magic::kFifoData, queue.packets);
+}
+
+void PipeDumper::dump_packets(uint32_t pipe_id, bool fifo, const std::vector<uint32_t>& lengths) {
+  ext::PipePackets packets;
+  packets.set_pipe_id(pipe_id);
+  packets.set_fifo(fifo);
+  for (const uint32_t n : lengths) packets.add_lengths(n);
+  context_.images.write(kPipePacketsImage, kPipePacketsMagic).entry(packets);
 }
 
 }  // namespace migrate

@@ -9,6 +9,10 @@
 
 namespace migrate {
 
+/// Where packets end: an image of our own (proto/ext/ext.proto, PipePackets).
+inline constexpr char kPipePacketsImage[] = "migrate-pipes.img";
+inline constexpr uint32_t kPipePacketsMagic = 0x4d494750;
+
 class PipeDumper {
  public:
   explicit PipeDumper(DumpContext& context) : context_(context) {}
@@ -27,6 +31,7 @@ class PipeDumper {
   };
   Seen& see(const OpenFile& file, const char* image, uint32_t magic);
   void dump_data(const OpenFile& file, uint32_t pipe_id, const char* image, uint32_t magic);
+  void dump_packets(uint32_t pipe_id, bool fifo, const std::vector<uint32_t>& lengths);
 
   DumpContext& context_;
   std::map<InodeKey, Seen> pipes_;

@@ -1,14 +1,26 @@
 #include "core/files/pipe_restore.h"
 
+#include <limits.h>
+
 #include "core/files/paths.h"
+#include "core/files/pipe.h"
 #include "core/image/magic.h"
+#include "ext/ext.pb.h"
 #include "images/pipe-data.pb.h"
 
 namespace migrate {
+namespace {
+
+/// O_LARGEFILE as the kernel has it; the C library's is 0 on 64-bit machines.
+constexpr uint32_t kLargeFile = 0100000;
+
+}  // namespace
 
 PipeRestorer::PipeRestorer(const ImageSet& images)
     : pipe_data_(read_data(images, "pipes-data.img", magic::kPipesData)),
-      fifo_data_(read_data(images, "fifo-data.img", magic::kFifoData)) {}
+      fifo_data_(read_data(images, "fifo-data.img", magic::kFifoData)) {
+  read_packets(images);
+}
 
 std::map<uint32_t, PipeRestorer::Data> PipeRestorer::read_data(const ImageSet& images, const char* name,
                                                                uint32_t magic) {
@@ -17,9 +29,26 @@ std::map<uint32_t, PipeRestorer::Data> PipeRestorer::read_data(const ImageSet& i
   img::pipe_data_entry entry;
   while (reader && reader->next(entry)) {
     const auto bytes = reader->raw(entry.bytes());
-    if (!all.emplace(entry.pipe_id(), Data{bytes, entry.size()}).second) throw Corrupt(name, "a pipe stands twice");
+    if (!all.emplace(entry.pipe_id(), Data{bytes, entry.size(), {}}).second) throw Corrupt(name, "a pipe stands twice");
   }
   return all;
+}
+
+void PipeRestorer::read_packets(const ImageSet& images) {
+  auto reader = images.read(kPipePacketsImage, kPipePacketsMagic);
+  ext::PipePackets packets;
+  while (reader && reader->next(packets)) {
+    auto& pipes = packets.fifo() ? fifo_data_ : pipe_data_;
+    const auto it = pipes.find(packets.pipe_id());
+    if (it == pipes.end()) throw Corrupt(kPipePacketsImage, "it names a pipe without data");
+    uint64_t sum = 0;
+    for (const uint32_t n : packets.lengths()) {
+      if (n == 0 || n > PIPE_BUF) throw Corrupt(kPipePacketsImage, "a packet has an impossible length");
+      sum += n;
+    }
+    if (sum != it->second.bytes.size()) throw Corrupt(kPipePacketsImage, "packets and data differ in length");
+    it->second.packets.assign(packets.lengths().begin(), packets.lengths().end());
+  }
 }
 
 void PipeRestorer::fill(int fd, const Data& data) {
@@ -28,9 +57,12 @@ void PipeRestorer::fill(int fd, const Data& data) {
   if (data.size != 0 && ::fcntl(fd, F_GETPIPE_SZ) != static_cast<int>(data.size))
     ::fcntl(fd, F_SETPIPE_SZ, static_cast<int>(data.size));
   size_t done = 0;
+  size_t packet = 0;
+  if (!data.packets.empty()) check(::fcntl(fd, F_SETFL, O_NONBLOCK | O_DIRECT), "set the flags of", "a pipe");
   while (done < data.bytes.size()) {
-    const ssize_t n = ::write(fd, data.bytes.data() + done, data.bytes.size() - done);
-    if (n < 0 && errno == EINTR) continue;
+    // Up to PIPE_BUF a write is all or nothing, so that packets stay whole.
+    const size_t want = data.packets.empty() ? data.bytes.size() - done : data.packets[packet++];
+    const ssize_t n = ::write(fd, data.bytes.data() + done, want);
     if (n <= 0) throw Error("put the data back into", "a pipe (raise fs.pipe-max-size)", n < 0 ? errno : ENOSPC);
     done += static_cast<size_t>(n);
   }
@@ -49,6 +81,13 @@ Fd PipeRestorer::open_pipe(const img::pipe_entry& entry) {
   }
   const int access = static_cast<int>(entry.flags()) & O_ACCMODE;
   if (access == O_ACCMODE) throw Corrupt("files.img", "a pipe has an impossible access mode");
+  // What pipe2 made has no O_LARGEFILE, unlike what open(2) makes: the program sees it with F_GETFL.
+  const bool opened_by_path = (entry.flags() & kLargeFile) != 0;
+  bool& given = access == O_RDONLY ? ends.read_given : ends.write_given;
+  if (access != O_RDWR && !opened_by_path && !given) {
+    given = true;
+    return (access == O_RDONLY ? ends.read : ends.write).dup();
+  }
   return reopen(ends.read.get(), access | O_NONBLOCK, "a pipe");
 }
 

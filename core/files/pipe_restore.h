@@ -3,6 +3,7 @@
 
 #include <map>
 #include <span>
+#include <vector>
 
 #include "core/files/open_file.h"
 
@@ -21,11 +22,14 @@ class PipeRestorer {
   struct Data {
     std::span<const std::byte> bytes;
     uint32_t size = 0;
+    std::vector<uint32_t> packets;  ///< lengths that add up to the bytes; none: a stream
   };
   static std::map<uint32_t, Data> read_data(const ImageSet& images, const char* name, uint32_t magic);
+  void read_packets(const ImageSet& images);
   static void fill(int fd, const Data& data);
   struct Ends {
     Fd read, write;
+    bool read_given = false, write_given = false;
   };
   std::map<uint32_t, Data> pipe_data_, fifo_data_;
   std::map<uint32_t, Ends> pipes_;

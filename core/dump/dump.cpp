@@ -54,7 +54,7 @@ struct Dump::Impl {
   void stop();
   void visit();
   void describe_task_images(size_t index, MemoryDumper& memory);
-  void describe_core(const StoppedTask& task, uint32_t ordinal);
+  std::vector<ext::ThreadExt> describe_core(const StoppedTask& task, uint32_t ordinal);
 
   DumpOptions options;
   Logger& log;
@@ -97,10 +97,11 @@ void Dump::Impl::visit() {
   }
 }
 
-void Dump::Impl::describe_core(const StoppedTask& task, uint32_t ordinal) {
+/// One a thread, the leader's first.
+std::vector<ext::ThreadExt> Dump::Impl::describe_core(const StoppedTask& task, uint32_t ordinal) {
   const TaskHarvest& harvested = harvests.at(task.pid);
   const uint32_t cg_set = cgroups.add(task.proc);
-  ImageWriter extras = images.write("migrate-ext.img", magic::kMigrateExt);
+  std::vector<ext::ThreadExt> extras;
   for (size_t i = 0; i < task.threads.size(); ++i) {
     const StoppedThread& thread = task.threads[i];
     const pid_t image_tid = pids->of(thread.tid.get());
@@ -109,7 +110,7 @@ void Dump::Impl::describe_core(const StoppedTask& task, uint32_t ordinal) {
     if (of_thread == harvested.threads.end())
       throw Error("collect the state of thread", std::to_string(thread.tid.get()), ESRCH);
     img::core_entry core;
-    extras.entry(describe_thread({.thread = thread,
+    extras.push_back(describe_thread({.thread = thread,
                                   .proc = task.proc.thread(thread.tid.get()),
                                   .harvest = *of_thread,
                                   .early = early.at(thread.tid),
@@ -127,6 +128,7 @@ void Dump::Impl::describe_core(const StoppedTask& task, uint32_t ordinal) {
     }
     images.put(image_name("core", static_cast<uint64_t>(image_tid)), magic::kCore, core);
   }
+  return extras;
 }
 
 void Dump::Impl::describe_task_images(size_t index, MemoryDumper& memory) {
@@ -138,11 +140,13 @@ void Dump::Impl::describe_task_images(size_t index, MemoryDumper& memory) {
     images.put(image_name("core", static_cast<uint64_t>(image_pid)), magic::kCore, core);
     return;
   }
-  describe_core(task, static_cast<uint32_t>(index + 1));
+  std::vector<ext::ThreadExt> extras = describe_core(task, static_cast<uint32_t>(index + 1));
   write_fs(task, image_pid, *files, images);
   const auto start = Clock::now();
-  memory.add_task(task, harvests.at(task.pid), image_pid);
+  memory.add_task(task, harvests.at(task.pid), image_pid, *extras.front().mutable_task());
   stats.memdump_time += microseconds_since(start);
+  ImageWriter writer = images.write("migrate-ext.img", magic::kMigrateExt);
+  for (const ext::ThreadExt& extra : extras) writer.entry(extra);
 }
 
 void Dump::Impl::run() {
@@ -166,7 +170,9 @@ void Dump::Impl::run() {
   for (const PageSource& source : memories) stats.pages_scanned += source.pages();
 }
 
-void Dump::preflight(const DumpOptions& options, Logger& log) {
+namespace {
+
+void preflight_once(const DumpOptions& options, Logger& log) {
   const std::vector<ProcDir> tasks = collect_tree(options.root);
   if (is_zombie(tasks.front()))
     throw Refusal("task " + std::to_string(options.root.get()) + " is a zombie", "there is nothing left to dump");
@@ -175,6 +181,20 @@ void Dump::preflight(const DumpOptions& options, Logger& log) {
   check_sharing(tasks);
   check_mappings(tasks);
   FileDumper::preflight(tasks, file_options(options), log);
+}
+
+}  // namespace
+
+void Dump::preflight(const DumpOptions& options, Logger& log) {
+  constexpr int kTries = 5;
+  for (int tries = 1;; ++tries) {
+    try {
+      return preflight_once(options, log);
+    } catch (const Error& e) {
+      // Members of a running tree come and go: what was looked at may have ended.
+      if ((e.code() != ESRCH && e.code() != ENOENT) || tries == kTries || !open_pidfd(options.root.get())) throw;
+    }
+  }
 }
 
 Dump::Dump(const DumpOptions& options, Logger& log) : impl_(std::make_unique<Impl>(options, log)) { impl_->run(); }

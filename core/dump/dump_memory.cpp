@@ -138,7 +138,8 @@ void check_mapping(pid_t pid, const Vma& vma) {
 MemoryDumper::MemoryDumper(FileDumper& files, ImageSet& images, Logger& log)
     : files_(files), images_(images), log_(log), shm_device_(internal_shm_device()) {}
 
-void MemoryDumper::add_task(const StoppedTask& task, const TaskHarvest& harvest, pid_t image_pid) {
+void MemoryDumper::add_task(const StoppedTask& task, const TaskHarvest& harvest, pid_t image_pid,
+                            ext::TaskExt& extra) {
   const std::vector<Vma> vmas = parse_smaps(task.proc.read("smaps"));
   img::mm_entry mm;
   fill_areas(task, harvest, mm);
@@ -146,6 +147,11 @@ void MemoryDumper::add_task(const StoppedTask& task, const TaskHarvest& harvest,
   for (const Vma& vma : vmas) {
     check_mapping(task.pid.get(), vma);
     *mm.add_vmas() = describe(task, vma);
+    if (vma.has(VmFlag::lock_on_fault)) extra.add_lock_on_fault(vma.range.start.get());
+  }
+  try {
+    extra.set_coredump_filter(static_cast<uint32_t>(std::stoul(task.proc.read("coredump_filter"), nullptr, 16)));
+  } catch (const Error&) {  // kernels without core dumps have none
   }
   sources_.push_back(task_pages(task, image_pid, vmas));
   images_.put(image_name("mm", static_cast<uint64_t>(image_pid)), magic::kMm, mm);

@@ -13,6 +13,7 @@
 #include "core/inject/harvest.h"
 #include "core/memory/page_io.h"
 #include "core/memory/vma.h"
+#include "ext/ext.pb.h"
 #include "images/mm.pb.h"
 
 namespace migrate {
@@ -26,7 +27,8 @@ class MemoryDumper {
   MemoryDumper(FileDumper& files, ImageSet& images, Logger& log);
 
   /// Describes the address space of one stopped task as mm-<image_pid>.img and looks for its pages.
-  void add_task(const StoppedTask& task, const TaskHarvest& harvest, pid_t image_pid);
+  /// What CRIU's format cannot hold goes into `extra`.
+  void add_task(const StoppedTask& task, const TaskHarvest& harvest, pid_t image_pid, ext::TaskExt& extra);
   /// All memories; after the last task, and after the files have described all descriptors.
   std::vector<PageSource> finish();
 

@@ -47,7 +47,45 @@ void check_pid_namespace(const ProcDir& root) {
 
 pid_t parent_of(pid_t pid) { return ProcDir(pid).stat().ppid; }
 
+/// Whether a read of /proc failed because the task had ended.
+bool ended(const Error& e) { return e.code() == ESRCH || e.code() == ENOENT; }
+
+/// Calls `check` for each living task. Members of a running tree come and go: one that ends meanwhile is passed over,
+/// but for the root.
+template <class Check>
+void for_living(const std::vector<ProcDir>& tasks, Check check) {
+  for (const ProcDir& task : tasks) {
+    try {
+      if (!is_zombie(task)) check(task);
+    } catch (const Error& e) {
+      if (!ended(e) || &task == &tasks.front()) throw;
+    }
+  }
+}
+
+/// False for kernel threads and for what is on its way out: kcmp(2) finds the missing memory (files, ...) of any two
+/// of them equal. A task loses its memory first, so one that has it now had the rest a moment ago.
+bool has_memory(pid_t task) {
+  try {
+    return !read_file_at(AT_FDCWD, "/proc/" + std::to_string(task) + "/statm").starts_with("0 ");
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+/// Whether a task that was not listed is a new descendant of one that was.
+bool descends(pid_t pid, const std::set<pid_t>& from) {
+  try {
+    while (pid > 0 && !from.contains(pid)) pid = parent_of(pid);
+  } catch (const Error&) {
+    return true;  // ended meanwhile
+  }
+  return pid > 0;
+}
+
 long compare(pid_t a, pid_t b, int what) { return ::syscall(SYS_kcmp, a, b, what, 0, 0); }
+bool shares(pid_t a, pid_t b, int what) { return compare(a, b, what) == 0 && has_memory(a) && has_memory(b); }
+bool differs(pid_t a, pid_t b, int what) { return compare(a, b, what) > 0 && has_memory(a) && has_memory(b); }
 
 std::vector<Vma> read_mappings(const ProcDir& task) { return parse_smaps(task.read("smaps")); }
 
@@ -101,9 +139,15 @@ std::vector<ProcDir> collect_tree(Pid root) {
     std::vector<pid_t> children;
     try {
       children = tasks[i].children();
-      for (const pid_t child : children) tasks.emplace_back(child);
     } catch (const Error& e) {
-      if (e.code() != ENOENT && e.code() != ESRCH) throw;
+      if (!ended(e)) throw;
+    }
+    for (const pid_t child : children) {
+      try {
+        tasks.emplace_back(child);
+      } catch (const Error& e) {
+        if (!ended(e)) throw;
+      }
     }
   }
   return tasks;
@@ -119,76 +163,78 @@ void check_namespaces(const std::vector<ProcDir>& tasks) {
   if (ns_link(root, "mnt") != ns_link(self, "mnt") && mounts(root) != mounts(self))
     throw Refusal(task_name(root) + " is in a mount namespace with mounts of its own", "this cannot be dumped yet");
   if (ns_link(root, "pid") != ns_link(self, "pid")) check_pid_namespace(root);
-  for (const ProcDir& task : tasks) {
-    if (is_zombie(task)) continue;
+  for_living(tasks, [&](const ProcDir& task) {
     for (const char* kind : {"net", "uts", "ipc", "user", "cgroup", "mnt", "pid", "time"})
-      if (ns_link(task, kind) != ns_link(root, kind))
+      if (const std::string link = ns_link(task, kind); link != ns_link(root, kind) && !link.empty())
         throw Refusal(task_name(task) + " is in another " + kind + " namespace than the root of its tree",
                       "trees that span namespaces cannot be dumped yet");
     for (const std::string kind : {"pid", "time"})
-      if (ns_link(task, kind + "_for_children") != ns_link(task, kind))
+      if (ns_link(task, kind + "_for_children") != ns_link(task, kind) && has_memory(task.pid()))
         throw Refusal(task_name(task) + " has unshared the " + kind + " namespace of its future children",
                       "trees that span namespaces cannot be dumped yet");
-  }
+  });
 }
 
 void check_threads(const std::vector<ProcDir>& tasks) {
-  for (const ProcDir& task : tasks) {
-    if (is_zombie(task)) continue;
+  for_living(tasks, [](const ProcDir& task) {
     for (const pid_t tid : task.threads()) {
-      auto status = task.thread(tid).status();
+      std::map<std::string, std::string> status;
+      try {
+        status = task.thread(tid).status();
+      } catch (const Error& e) {
+        if (!ended(e)) throw;
+        continue;
+      }
       if (status["Seccomp"] != "0" && !status["Seccomp"].empty())
         throw Refusal("thread " + std::to_string(tid) + " of " + task_name(task) + " runs under a seccomp filter",
                       "this cannot be dumped yet; start the program without seccomp");
       if (status["TracerPid"] != "0")
         throw Refusal(task_name(task) + " is traced by task " + status["TracerPid"], "detach the debugger first");
     }
-  }
+  });
 }
 
 void check_sessions(const std::vector<ProcDir>& tasks) {
   std::set<pid_t> inside;
   for (const ProcDir& task : tasks) inside.insert(task.pid());
-  for (const ProcDir& task : tasks) {
+  for_living(tasks, [&](const ProcDir& task) {
     const pid_t sid = task.stat().sid;
     // A session whose leader has ended is rebuilt without one.
-    if (sid == 0 || inside.contains(sid) || !open_pidfd(sid)) continue;
+    if (sid == 0 || inside.contains(sid) || !open_pidfd(sid)) return;
     throw Refusal(task_name(task) + " belongs to session " + std::to_string(sid) + ", whose leader is outside the tree",
                   "start it with setsid, or use --shell-job");
-  }
+  });
 }
 
 void check_mappings(const std::vector<ProcDir>& tasks) {
   Objects objects;
   std::set<pid_t> inside;
-  for (const ProcDir& task : tasks) {
-    inside.insert(task.pid());
-    if (is_zombie(task)) continue;
+  for (const ProcDir& task : tasks) inside.insert(task.pid());
+  for_living(tasks, [&](const ProcDir& task) {
     for (const Vma& vma : read_mappings(task)) {
       check_mapping(task.pid(), vma);
       if (is_private_object(vma)) objects.emplace(vma.device, vma.inode);
     }
-  }
+  });
   if (!objects.empty()) check_outside_mappers(objects, inside);
 }
 
 void check_sharing(const std::vector<ProcDir>& tasks) {
   std::set<pid_t> inside;
+  for (const ProcDir& task : tasks) inside.insert(task.pid());
   std::vector<pid_t> living;
-  for (const ProcDir& task : tasks) {
-    inside.insert(task.pid());
-    if (!is_zombie(task)) living.push_back(task.pid());
-  }
-  for (const ProcDir& task : tasks)
+  for_living(tasks, [&](const ProcDir& task) {
+    living.push_back(task.pid());
     for (const pid_t tid : task.threads())
       for (const auto& [what, name] : {std::pair(KCMP_FS, "working folder"), std::pair(KCMP_FILES, "descriptor table")})
-        if (tid != task.pid() && compare(task.pid(), tid, what) > 0)
+        if (tid != task.pid() && differs(task.pid(), tid, what))
           throw Refusal("thread " + std::to_string(tid) + " of " + task_name(task) + " has a " + name + " of its own",
                         "this cannot be dumped yet");
+  });
   for (size_t i = 0; i < living.size(); ++i)
     for (size_t j = 0; j < i; ++j)
       for (const auto& [what, name] : {std::pair(KCMP_VM, "memory"), std::pair(KCMP_FS, "working folder")})
-        if (compare(living[i], living[j], what) == 0)
+        if (shares(living[i], living[j], what))
           throw Refusal(
               "tasks " + std::to_string(living[j]) + " and " + std::to_string(living[i]) + " share their " + name,
               "try again when a vfork(2) has ended; other sharing cannot be dumped yet");
@@ -196,7 +242,7 @@ void check_sharing(const std::vector<ProcDir>& tasks) {
     if (inside.contains(pid)) continue;
     for (const pid_t member : living)
       for (const auto& [what, name] : {std::pair(KCMP_VM, "memory"), std::pair(KCMP_FILES, "descriptor table")})
-        if (compare(member, pid, what) == 0)
+        if (shares(member, pid, what) && !descends(pid, inside))
           throw Refusal("task " + std::to_string(pid) + ", outside the tree, shares the " + name + " of task " +
                             std::to_string(member),
                         "dump a tree that holds both");

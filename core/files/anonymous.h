@@ -11,8 +11,8 @@ void dump_signalfd(const OpenFile& file, DumpContext& context);
 
 /// Live objects again. Hostile entries end in Corrupt or Error.
 Fd restore_eventfd(const img::eventfd_file_entry& entry);
-/// Armed with what was left; the clock runs from here on.
-Fd restore_timerfd(const img::timerfd_entry& entry);
+/// Armed with what was left at the dump less `elapsed_ns`, the time that passed since on the tree's CLOCK_MONOTONIC.
+Fd restore_timerfd(const img::timerfd_entry& entry, uint64_t elapsed_ns);
 Fd restore_signalfd(const img::signalfd_entry& entry);
 
 }  // namespace migrate

@@ -49,45 +49,7 @@ PreKey pre_key(const FdInfo& info) {
   return {info.ino, info.mnt_id, info.flags, info.pos, eventfd};
 }
 
-OpenFile open_for_check(const ProcDir& task, int fd, int pidfd) {
-  OpenFile file;
-  file.proc = &task;
-  file.fd = fd;
-  const std::string number = std::to_string(fd);
-  file.link = task.link("fd/" + number);
-  if (file.link.starts_with("/")) {
-    file.info = parse_fdinfo(task.read("fdinfo/" + number));
-    file.st = stat_cached(task.fd(), "fd/" + number, 0, file.who());
-  } else if (file.link.starts_with("socket:")) {
-    file.ours = get_remote_fd(pidfd, fd);
-  }
-  return file;
-}
-
 }  // namespace
-
-void FileDumper::preflight(const std::vector<ProcDir>& tasks, const FileDumpOptions& options, Logger&) {
-  const KindTable kinds;
-  for (const ProcDir& task : tasks) {
-    const auto pidfd = open_pidfd(task.pid());
-    if (!pidfd) continue;
-    std::vector<int> fds;
-    try {
-      fds = task.descriptors();
-    } catch (const Error&) {
-      continue;  // it ended meanwhile
-    }
-    for (const int fd : fds) {
-      OpenFile file;
-      try {
-        file = open_for_check(task, fd, pidfd->get());
-      } catch (const Error&) {
-        continue;  // closed meanwhile
-      }
-      if (kinds.classify(file, options) == FileKind::inet_socket) check_inet_socket(file, options);
-    }
-  }
-}
 
 struct FileDumper::Impl {
   struct Table {

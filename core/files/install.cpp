@@ -57,6 +57,40 @@ bool added_elsewhere(const std::vector<std::pair<std::set<uint32_t>, std::set<ui
   return false;
 }
 
+/// Whether no other table has this epoll.
+bool only_in(const ImageSet& images, uint32_t files_id, uint32_t epoll) {
+  for (const uint32_t id : table_ids(images)) {
+    if (id == files_id) continue;
+    for (const img::fdinfo_entry& e : read_table(images, id))
+      if (e.id() == epoll) return false;
+  }
+  return true;
+}
+
+void change_epoll(int epfd, int operation, const img::eventpoll_tfd_entry& target, uint32_t events) {
+  epoll_event event{};
+  event.events = events;
+  event.data.u64 = target.data();
+  check(::epoll_ctl(epfd, operation, static_cast<int>(target.tfd()), &event), "add to an epoll descriptor",
+        std::to_string(target.tfd()));
+}
+
+/// A one-shot entry that was delivered: the kernel took all its events away, EPOLLERR and EPOLLHUP too.
+bool disarmed(const img::eventpoll_tfd_entry& target) {
+  constexpr uint32_t kModes = EPOLLONESHOT | EPOLLET | EPOLLWAKEUP;
+  return (target.events() & EPOLLONESHOT) != 0 && (target.events() & ~kModes) == 0;
+}
+
+/// epoll_ctl(2) always arms for EPOLLERR and EPOLLHUP; only a delivery disarms. So one is provoked, for whatever the
+/// file is ready for now. A file that is ready for nothing stays armed for those two.
+void add_disarmed(int epfd, const img::eventpoll_tfd_entry& target, bool alone) {
+  constexpr uint32_t kAnything = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDNORM | EPOLLWRNORM;
+  change_epoll(epfd, EPOLL_CTL_ADD, target, alone ? target.events() | kAnything : target.events());
+  if (!alone) return;
+  epoll_event event{};
+  if (::epoll_wait(epfd, &event, 1, 0) == 0) change_epoll(epfd, EPOLL_CTL_MOD, target, target.events());
+}
+
 void fill_epolls(const ImageSet& images, uint32_t files_id, const std::vector<img::fdinfo_entry>& table,
                  const std::map<uint32_t, img::file_entry>& entries) {
   std::map<uint32_t, int> epolls;
@@ -75,15 +109,18 @@ void fill_epolls(const ImageSet& images, uint32_t files_id, const std::vector<im
       if (e.type() == img::fd_types::EVENTPOLL) ids.insert(e.id());
     }
   }
-  for (const auto& [id, epfd] : epolls)
-    for (const img::eventpoll_tfd_entry& t : entries.at(id).epfd().tfd()) {
-      if (!numbers.contains(t.tfd()) || added_elsewhere(lower, id, t.tfd())) continue;
-      epoll_event event{};
-      event.events = t.events();
-      event.data.u64 = t.data();
-      check(::epoll_ctl(epfd, EPOLL_CTL_ADD, static_cast<int>(t.tfd()), &event), "add to an epoll descriptor",
-            std::to_string(t.tfd()));
-    }
+  for (const auto& [id, epfd] : epolls) {
+    const auto mine = [&, epoll = id](const img::eventpoll_tfd_entry& t) {
+      return numbers.contains(t.tfd()) && !added_elsewhere(lower, epoll, t.tfd());
+    };
+    const auto& targets = entries.at(id).epfd().tfd();
+    // While the list holds nothing armed, a wait reports nothing but what is to be disarmed.
+    const bool alone = only_in(images, files_id, id);
+    for (const img::eventpoll_tfd_entry& t : targets)
+      if (mine(t) && disarmed(t)) add_disarmed(epfd, t, alone);
+    for (const img::eventpoll_tfd_entry& t : targets)
+      if (mine(t) && !disarmed(t)) change_epoll(epfd, EPOLL_CTL_ADD, t, t.events());
+  }
 }
 
 void restore_owner(const img::file_entry& entry, int fd, Logger& log) {

@@ -1,7 +1,10 @@
 #include "core/files/pipe.h"
 
+#include <limits.h>
 #include <poll.h>
 #include <sys/ioctl.h>
+
+#include <algorithm>
 
 #include "core/files/paths.h"
 #include "core/image/magic.h"
@@ -17,6 +20,8 @@ short poll_now(int fd) {
   return p.revents;
 }
 
+constexpr std::byte kNothing{};
+
 int fill_of(int fd) {
   int bytes = 0;
   check(::ioctl(fd, FIONREAD, &bytes), "ask the fill of", "a pipe");
@@ -29,8 +34,9 @@ struct Queue {
 };
 
 /// A copy of what is queued, in a pipe of our own; returns its read end. tee(2) duplicates buffers one by one, with the
-/// mark that makes them packets: as many slots as the original are enough for all of it.
-Fd copy_queue(const OpenFile& file, int reader, size_t bytes, int size) {
+/// mark that makes them packets: as many slots as the original are enough for all of it. `one_more`: a byte of a stream
+/// behind it.
+Fd copy_queue(const OpenFile& file, int reader, size_t bytes, int size, bool one_more = false) {
   int ends[2];
   check(::pipe2(ends, O_CLOEXEC | O_NONBLOCK), "make", "a pipe");
   Fd out(ends[0]);
@@ -39,7 +45,15 @@ Fd copy_queue(const OpenFile& file, int reader, size_t bytes, int size) {
     throw Refusal(file.who() + ", a pipe of " + std::to_string(size) + " bytes", "raise fs.pipe-max-size");
   const ssize_t n = ::tee(reader, in.get(), bytes, SPLICE_F_NONBLOCK);
   if (n != static_cast<ssize_t>(bytes)) throw Error("copy the data in a pipe:", file.who(), n < 0 ? errno : EIO);
+  if (one_more) write_full(in.get(), {&kNothing, 1}, "a pipe");
   return out;
+}
+
+/// Whether the only byte in a pipe is a packet: a read of two then ends behind it.
+bool is_packet(const OpenFile& file, int reader, int size) {
+  const Fd copy = copy_queue(file, reader, 1, size, true);
+  std::byte two[2];
+  return ::read(copy.get(), two, sizeof two) == 1;
 }
 
 /// A read stops behind a packet and drops what did not fit of it (pipe_read in the kernel): that tells packets apart.
@@ -59,11 +73,13 @@ Queue read_queue(const OpenFile& file, size_t bytes, int size) {
   std::byte first;
   read_full(probe.get(), {&first, 1}, file.who());
   const int dropped = static_cast<int>(bytes) - fill_of(probe.get());
-  // A packet of one byte looks like a stream here: then the flag decides.
-  const bool packet = dropped > 1 || (queue.packets.front() == 1 && (file.info.flags & O_DIRECT) != 0);
-  if (!packet && queue.packets.size() > 1 && queue.packets.front() != 1)
-    throw Refusal(file.who() + ", a pipe with packets (O_DIRECT) behind ordinary data", "let the reader empty it first");
+  // A packet of one byte, alone, looks like a stream here: what comes behind tells.
+  const bool packet = dropped > 1 || (bytes == 1 && is_packet(file, reader.get(), size));
   if (!packet && queue.packets.size() == 1) queue.packets.clear();
+  const bool mixed = (!packet && !queue.packets.empty() && queue.packets.front() != 1) ||
+                     std::any_of(queue.packets.begin(), queue.packets.end(), [](uint32_t n) { return n > PIPE_BUF; });
+  if (mixed)
+    throw Refusal(file.who() + ", a pipe with packets (O_DIRECT) among ordinary data", "let the reader empty it first");
   return queue;
 }
 

@@ -40,6 +40,18 @@ void set_time(img::timeval& out, const statx_timestamp& t) {
 
 }  // namespace
 
+void check_ghost(const OpenFile& file, const FileDumpOptions& options) {
+  if (file.st.stx_nlink != 0) return;
+  if (file.type() == S_IFDIR)
+    throw Refusal(file.who() + ", the deleted folder " + file.link, "make the program leave it first");
+  if (file.type() != S_IFREG && file.type() != S_IFIFO)
+    throw Refusal(file.who() + ", the deleted device " + file.link, "close it first");
+  const uint64_t bytes = std::min<uint64_t>(file.st.stx_size, file.st.stx_blocks * 512);
+  if (file.type() == S_IFREG && bytes > options.ghost_limit)
+    throw Refusal(file.who() + ", the deleted file " + file.link + " of " + std::to_string(file.st.stx_size) + " bytes",
+                  "raise --ghost-limit to carry its content along");
+}
+
 RegularDumper::~RegularDumper() {
   for (const auto& [folder, name] : links_) ::unlinkat(folder.get(), name.c_str(), 0);
 }
@@ -116,12 +128,7 @@ void RegularDumper::add_ghost(const OpenFile& file) {
 
 void RegularDumper::write_ghost(const OpenFile& file, uint32_t ghost_id) {
   const struct statx& st = file.st;
-  if (file.type() != S_IFREG && file.type() != S_IFIFO)
-    throw Refusal(file.who() + ", the deleted device " + file.link, "close it first");
-  const uint64_t bytes = std::min<uint64_t>(st.stx_size, st.stx_blocks * 512);
-  if (file.type() == S_IFREG && bytes > context_.options.ghost_limit)
-    throw Refusal(file.who() + ", the deleted file " + file.link + " of " + std::to_string(st.stx_size) + " bytes",
-                  "raise --ghost-limit to carry its content along");
+  check_ghost(file, context_.options);
   img::ghost_file_entry ghost;
   ghost.set_uid(st.stx_uid);
   ghost.set_gid(st.stx_gid);

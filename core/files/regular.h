@@ -12,6 +12,9 @@
 
 namespace migrate {
 
+/// Throws Refusal for deleted files that cannot travel with the images. Needs link and st only.
+void check_ghost(const OpenFile& file, const FileDumpOptions& options);
+
 class RegularDumper {
  public:
   explicit RegularDumper(DumpContext& context) : context_(context) {}

@@ -5,7 +5,6 @@
 #include "core/files/kinds.h"
 #include "core/files/paths.h"
 #include "core/image/magic.h"
-#include "images/ghost-file.pb.h"
 #include "images/remap-file-path.pb.h"
 
 namespace migrate {
@@ -14,6 +13,47 @@ namespace {
 /// Flags that open(2) may see: nothing that creates or empties.
 constexpr uint32_t kOpenFlags =
     O_ACCMODE | O_APPEND | O_NONBLOCK | O_DSYNC | O_SYNC | O_DIRECT | O_NOATIME | O_PATH | O_DIRECTORY;
+
+/// O_TMPFILE holds O_DIRECTORY too, and both stay in the flags of the description.
+constexpr uint32_t kTmpfile = O_TMPFILE;
+
+bool made_as_tmpfile(uint32_t flags) { return (flags & kTmpfile) == kTmpfile; }
+
+int open_flags(uint32_t flags) {
+  // O_NONBLOCK: no waiting for the other end of a FIFO; the caller sets the wanted status flags afterwards.
+  const uint32_t kept = made_as_tmpfile(flags) ? flags & ~static_cast<uint32_t>(O_DIRECTORY) : flags;
+  return static_cast<int>(kept & kOpenFlags) | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
+}
+
+/// Folders of a path that are gone, there again for as long as this lives.
+class Folders {
+ public:
+  Folders(int root, const std::string& path) { last_ = reach(root, path); }
+  ~Folders() {
+    for (auto it = made_.rbegin(); it != made_.rend(); ++it)
+      ::unlinkat(it->first.get(), it->second.c_str(), AT_REMOVEDIR);
+  }
+  Folders(const Folders&) = delete;
+  Folders& operator=(const Folders&) = delete;
+  int get() const { return last_.get(); }
+
+ private:
+  Fd reach(int root, const std::string& path) {
+    Fd there = try_open_below(root, path, O_PATH | O_DIRECTORY);
+    if (there || errno != ENOENT || path == "/" || path == ".") {
+      check(there.get(), "open", path);
+      return there;
+    }
+    const SplitPath split = split_path(path);
+    Fd above = reach(root, split.folder);
+    check(::mkdirat(above.get(), split.name.c_str(), 0700), "make the deleted folder", path);
+    const int folder = above.get();
+    made_.emplace_back(std::move(above), split.name);
+    return Fd(check(::openat(folder, split.name.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), "open", path));
+  }
+  std::vector<std::pair<Fd, std::string>> made_;
+  Fd last_;
+};
 
 void write_chunks(ImageReader& reader, int fd, uint64_t size, const std::string& what) {
   img::ghost_chunk_entry chunk;
@@ -40,6 +80,7 @@ RegularRestorer::RegularRestorer(const ImageSet& images, const std::map<uint32_t
     if (remap.has_remap_type() && remap.remap_type() == img::remap_type::PROCFS)
       throw Refusal("the images hold an open /proc file of a dead process", "it cannot be restored");
     remaps_[remap.orig_id()] = {remap.has_remap_type() ? remap.remap_id() : remap.remap_id() & ~kOldGhostBit, ghost};
+    if (ghost) by_ghost_.emplace(remaps_[remap.orig_id()].id, remap.orig_id());
   }
 }
 
@@ -73,9 +114,22 @@ Fd RegularRestorer::find(const img::reg_file_entry& entry) {
 
 Fd RegularRestorer::open(const img::reg_file_entry& entry, uint32_t flags) {
   Fd found = find(entry);
-  if ((flags & O_PATH) != 0) return found;
-  // O_NONBLOCK: no waiting for the other end of a FIFO; the caller sets the wanted status flags afterwards.
-  return reopen(found.get(), static_cast<int>(flags & kOpenFlags) | O_NONBLOCK | O_NOCTTY, entry.name());
+  if (flags == entry.flags())
+    if (auto ready = prepared_.extract(entry.id()); !ready.empty()) return std::move(ready.mapped());
+  const bool nofollow = (flags & O_NOFOLLOW) != 0;
+  // O_NOFOLLOW stays in the flags of a description, and nothing opened through /proc/self/fd can have it.
+  if ((flags & O_PATH) != 0) {
+    const auto remap = remaps_.find(entry.id());
+    if (nofollow && (remap == remaps_.end() || !remap->second.ghost)) return found;
+    return reopen(found.get(), static_cast<int>(flags & (O_PATH | O_DIRECTORY)), entry.name());
+  }
+  if (nofollow && !remaps_.contains(entry.id())) {
+    Fd named = try_open_below(root_.get(), entry.name(), open_flags(flags) | O_NOFOLLOW);
+    if (named && inode_of(stat_cached(named.get(), "", AT_EMPTY_PATH, entry.name())) ==
+                     inode_of(stat_cached(found.get(), "", AT_EMPTY_PATH, entry.name())))
+      return named;
+  }
+  return reopen(found.get(), open_flags(flags), entry.name());
 }
 
 const Fd& RegularRestorer::ghost(uint32_t ghost_id, const std::string& path) {
@@ -94,35 +148,10 @@ Fd RegularRestorer::make_ghost(uint32_t ghost_id, const std::string& path) {
   if (type != S_IFREG && type != S_IFIFO)
     throw Refusal("the deleted file " + path, "only regular files and FIFOs can be restored");
   const SplitPath split = split_path(path);
-  const Fd folder = open_below(root_.get(), split.folder, O_PATH | O_DIRECTORY);
-  std::string name = split.name;
-  const auto create = [&] {
-    return type == S_IFREG
-               ? ::openat(folder.get(), name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600)
-               : ::mknodat(folder.get(), name.c_str(), S_IFIFO | 0600, 0);
-  };
-  int made = create();
-  for (int n = 0; made < 0 && errno == EEXIST && n < 100; ++n) {
-    // The name was taken again: any name will do, since it goes at once.
-    name = ".migrate-ghost-" + std::to_string(::getpid()) + "-" + std::to_string(n);
-    made = create();
-  }
-  check(made, "make the deleted file", path);
-  Fd fd = type == S_IFREG ? Fd(made) : Fd(::openat(folder.get(), name.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
-  // Without a name from here on: whoever opens it does so through /proc/self/fd.
-  ::unlinkat(folder.get(), name.c_str(), 0);
-  check(fd.get(), "open the deleted file", path);
-  if (type == S_IFREG) {
-    const auto size = static_cast<uint64_t>(g.size());
-    if (g.chunks()) {
-      if (size > INT64_MAX) throw Corrupt(image, "its size is impossible");
-      write_chunks(*reader, fd.get(), size, image);
-      check(::ftruncate(fd.get(), static_cast<off_t>(size)), "set the size of", path);
-    } else {
-      const auto rest = reader->rest();
-      write_full(fd.get(), rest, path);
-    }
-  }
+  const Folders folder(root_.get(), split.folder);
+  Fd fd = type == S_IFREG ? make_tmpfile(ghost_id, folder.get()) : Fd();
+  if (!fd) fd = make_named(ghost_id, type, folder.get(), split.name);
+  if (type == S_IFREG) fill_ghost(fd.get(), g, *reader, path);
   const std::string self = "/proc/self/fd/" + std::to_string(fd.get());
   check(::fchownat(AT_FDCWD, self.c_str(), g.uid(), g.gid(), 0), "set the owner of", path);
   check(::chmod(self.c_str(), g.mode() & 07777), "set the mode of", path);
@@ -130,6 +159,61 @@ Fd RegularRestorer::make_ghost(uint32_t ghost_id, const std::string& path) {
       {static_cast<time_t>(g.atim().tv_sec()), static_cast<long>(g.atim().tv_usec() % 1'000'000 * 1000)},
       {static_cast<time_t>(g.mtim().tv_sec()), static_cast<long>(g.mtim().tv_usec() % 1'000'000 * 1000)}};
   if (g.has_mtim()) ::utimensat(AT_FDCWD, self.c_str(), times, 0);
+  return fd;
+}
+
+void RegularRestorer::fill_ghost(int fd, const img::ghost_file_entry& g, ImageReader& reader, const std::string& path) {
+  // By offset: the description may be the task's own, whose position must stay.
+  if (!g.chunks()) return pwrite_full(fd, reader.rest(), 0, path);
+  const auto size = static_cast<uint64_t>(g.size());
+  if (size > INT64_MAX) throw Corrupt("the image of the deleted file " + path, "its size is impossible");
+  write_chunks(reader, fd, size, path);
+  check(::ftruncate(fd, static_cast<off_t>(size)), "set the size of", path);
+}
+
+Fd RegularRestorer::make_tmpfile(uint32_t ghost_id, int folder) {
+  const auto [from, to] = by_ghost_.equal_range(ghost_id);
+  for (auto it = from; it != to; ++it) {
+    const auto entry = entries_.find(it->second);
+    if (entry == entries_.end() || entry->second.type() != img::fd_types::REG) continue;
+    const uint32_t flags = entry->second.reg().flags();
+    if (!made_as_tmpfile(flags) || (flags & O_PATH) != 0 || (flags & O_ACCMODE) == O_RDONLY) continue;
+    // The rest is set when the content is in: appending or aligned writes would not put it in its place.
+    const uint32_t kept = flags & (O_ACCMODE | O_SYNC | O_NOATIME | kTmpfile | O_NOFOLLOW);
+    // Not every file system has it.
+    Fd fd(::openat(folder, ".", static_cast<int>(kept) | O_CLOEXEC, 0600));
+    if (fd) prepared_[it->second] = fd.dup();
+    return fd;
+  }
+  return {};
+}
+
+Fd RegularRestorer::make_named(uint32_t ghost_id, mode_t type, int folder, const std::string& wanted) {
+  std::string name = wanted;
+  const auto create = [&] {
+    return type == S_IFREG ? ::openat(folder, name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600)
+                           : ::mknodat(folder, name.c_str(), S_IFIFO | 0600, 0);
+  };
+  int made = create();
+  for (int n = 0; made < 0 && errno == EEXIST && n < 100; ++n) {
+    // The name was taken again: any name will do, since it goes at once.
+    name = ".migrate-ghost-" + std::to_string(::getpid()) + "-" + std::to_string(n);
+    made = create();
+  }
+  check(made, "make the deleted file", wanted);
+  Fd fd = type == S_IFREG ? Fd(made) : Fd(::openat(folder, name.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+  const auto [from, to] = by_ghost_.equal_range(ghost_id);
+  for (auto it = from; type == S_IFREG && it != to; ++it) {
+    const auto entry = entries_.find(it->second);
+    if (entry == entries_.end() || entry->second.type() != img::fd_types::REG) continue;
+    const uint32_t flags = entry->second.reg().flags();
+    if ((flags & O_NOFOLLOW) == 0) continue;
+    const int how = (flags & O_PATH) != 0 ? O_PATH | O_CLOEXEC : open_flags(flags);
+    if (Fd named(::openat(folder, name.c_str(), how | O_NOFOLLOW)); named) prepared_[it->second] = std::move(named);
+  }
+  // Without a name from here on: whoever opens it does so through /proc/self/fd.
+  ::unlinkat(folder, name.c_str(), 0);
+  check(fd.get(), "open the deleted file", wanted);
   return fd;
 }
 

@@ -8,6 +8,7 @@
 
 #include "core/files/open_file.h"
 #include "core/files/restore_files.h"
+#include "images/ghost-file.pb.h"
 
 namespace migrate {
 
@@ -31,6 +32,10 @@ class RegularRestorer {
   };
   const Fd& ghost(uint32_t ghost_id, const std::string& path);
   Fd make_ghost(uint32_t ghost_id, const std::string& path);
+  /// With O_TMPFILE, as the description in `prepared_` for the entry that was opened so; empty if it is none of those.
+  Fd make_tmpfile(uint32_t ghost_id, int folder);
+  Fd make_named(uint32_t ghost_id, mode_t type, int folder, const std::string& name);
+  void fill_ghost(int fd, const img::ghost_file_entry& g, ImageReader& reader, const std::string& path);
   Fd find_linked(const img::reg_file_entry& entry, uint32_t remap_id);
   void check_found(const img::reg_file_entry& entry, const struct statx& st) const;
 
@@ -40,6 +45,9 @@ class RegularRestorer {
   Fd root_;
   std::map<uint32_t, Remap> remaps_;
   std::map<uint32_t, Fd> ghosts_;
+  std::multimap<uint32_t, uint32_t> by_ghost_;  ///< ghost id → file ids
+  /// Descriptions with flags that only an open by name (O_NOFOLLOW) or of the folder (O_TMPFILE) gives, by file id.
+  std::map<uint32_t, Fd> prepared_;
   std::map<uint32_t, std::string> links_;
 };
 

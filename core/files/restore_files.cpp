@@ -2,6 +2,9 @@
 
 #include <sys/epoll.h>
 #include <sys/resource.h>
+#include <time.h>
+
+#include <algorithm>
 
 #include "core/files/anonymous.h"
 #include "core/files/image_tables.h"
@@ -12,6 +15,8 @@
 #include "core/files/regular_restore.h"
 #include "core/files/unix_restore.h"
 #include "core/files/unix_socket.h"
+#include "core/image/magic.h"
+#include "images/timens.pb.h"
 
 namespace migrate {
 namespace {
@@ -95,6 +100,21 @@ struct FileRestorer::Impl {
     return fd;
   }
 
+  /// How long ago the dump was, on the CLOCK_MONOTONIC of the time namespace that we and the tree are in.
+  uint64_t elapsed_ns() const {
+    for (const auto& [name, bytes] : images.images()) {
+      img::timens_entry e;
+      if (!name.starts_with("timens-") || !images.get(name, magic::kTimens, e)) continue;
+      timespec now{};
+      check(::clock_gettime(CLOCK_MONOTONIC, &now), "read", "CLOCK_MONOTONIC");
+      constexpr uint64_t kNs = 1'000'000'000, kMaxSeconds = uint64_t{1} << 33;
+      const uint64_t dumped = std::min<uint64_t>(e.monotonic().tv_sec(), kMaxSeconds) * kNs + e.monotonic().tv_nsec() % kNs;
+      const uint64_t here = static_cast<uint64_t>(now.tv_sec) * kNs + static_cast<uint64_t>(now.tv_nsec);
+      return here > dumped ? here - dumped : 0;
+    }
+    return 0;
+  }
+
   Fd open_entry(const img::file_entry& e) {
     switch (e.type()) {
       case img::fd_types::REG:
@@ -106,7 +126,7 @@ struct FileRestorer::Impl {
       case img::fd_types::EVENTFD:
         return restore_eventfd(e.efd());
       case img::fd_types::TIMERFD:
-        return restore_timerfd(e.tfd());
+        return restore_timerfd(e.tfd(), elapsed_ns());
       case img::fd_types::SIGNALFD:
         return restore_signalfd(e.sgfd());
       case img::fd_types::MEMFD:

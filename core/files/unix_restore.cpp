@@ -243,6 +243,7 @@ void UnixRestorer::connect_datagram(Socket& a) {
     });
   }
   const Socket* b = by_inode(peer);
+  if (b == nullptr) throw Corrupt("files.img", "a Unix socket's peer is missing");
   if (b != &a && b->entry->peer() == a.entry->ino()) return;  // a pair already
   const UnixAddress address(reachable_name(*b->entry));
   check(::connect(a.fd.get(), address.get(), address.length), "connect to", who_is(*b->entry));

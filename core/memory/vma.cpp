@@ -12,7 +12,7 @@
 namespace migrate {
 namespace {
 
-constexpr std::array<std::pair<std::string_view, VmFlag>, 23> kFlagNames{{
+constexpr std::array<std::pair<std::string_view, VmFlag>, 24> kFlagNames{{
     {"mw", VmFlag::may_write},
     {"sh", VmFlag::shared},
     {"gd", VmFlag::grows_down},
@@ -36,6 +36,7 @@ constexpr std::array<std::pair<std::string_view, VmFlag>, 23> kFlagNames{{
     {"sl", VmFlag::sealed},
     {"dp", VmFlag::droppable},
     {"mt", VmFlag::memory_tagging},
+    {"lf", VmFlag::lock_on_fault},
 }};
 
 /// Takes numbers and separators off the front of a line.

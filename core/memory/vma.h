@@ -36,7 +36,8 @@ enum class VmFlag : uint32_t {
   shadow_stack = 1 << 19,   // ss
   sealed = 1 << 20,         // sl
   droppable = 1 << 21,      // dp
-  memory_tagging = 1 << 22  // mt
+  memory_tagging = 1 << 22,  // mt
+  lock_on_fault = 1 << 23,  // lf
 };
 
 /// One line of maps with its VmFlags.

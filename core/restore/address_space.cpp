@@ -16,6 +16,7 @@ namespace {
 
 constexpr uint64_t kLowest = 1 << 30;  // leave the low addresses (mmap_min_addr, 32-bit mappings) to the task
 constexpr uint64_t kGap = kHugePageSize;
+constexpr uint64_t kVast = uint64_t{1} << 40;  // a reservation: not staged unless it is known to have pages
 constexpr uint32_t kInParent = 1, kPresent = 4;  // pagemap_entry.flags
 
 void check_kind(const ImageVma& v, pid_t pid) {
@@ -141,11 +142,12 @@ std::vector<StagedRange> plan_staging(const std::vector<ImageVma>& vmas,
     if (runs) {
       while (run < runs->size() && (*runs)[run].end <= v.start) ++run;
       if (run == runs->size() || (*runs)[run].start >= v.end) continue;
-    } else if (v.prot == PROT_NONE) {
+    } else if (v.prot == PROT_NONE && v.bytes() > kVast) {
       continue;
     }
     if (!v.is_private()) continue;
-    staged.push_back({i, v.start, v.bytes(), picker.pick(v.bytes(), v.start), v.has(kVmaFilePrivate)});
+    staged.push_back({i, v.start, v.bytes(), picker.pick(v.bytes(), v.start), v.has(kVmaFilePrivate),
+                      !runs && v.prot == PROT_NONE});
   }
   return staged;
 }

@@ -70,12 +70,13 @@ struct StagedRange {
   size_t vma = 0;  ///< index into the mappings
   uint64_t final_start = 0, bytes = 0, staging = 0;
   bool file = false;
+  bool no_access = false;  ///< mapped PROT_NONE, which commits no memory; filled by UFFDIO_COPY or through mem only
 };
 
 /// The pages of a memory: [start, end) runs from its pagemap image, ascending; nullopt if there is none.
 std::optional<std::vector<AddressRange>> pagemap_runs(const ImageSet& images, const std::string& name);
 
-/// Stages each private mapping that `runs` touch (without runs: each that is accessible).
+/// Stages each private mapping that `runs` touch (without runs: all, but for vast reservations).
 std::vector<StagedRange> plan_staging(const std::vector<ImageVma>& vmas,
                                       const std::optional<std::vector<AddressRange>>& runs, AddressPicker& picker);
 

@@ -43,8 +43,13 @@ const char* step_name(restorer::Tag tag) {
 
 class Coordinator {
  public:
-  Coordinator(const ImageSet& images, const RestoreOptions& options, bool userfault, Fd launcher)
-      : options_(options), launcher_(std::move(launcher)), log_(socket_logger(launcher_.get())), context_{images, {}} {
+  Coordinator(const ImageSet& images, const RestoreOptions& options, bool userfault, Fd launcher,
+              std::optional<GateWatch> gate)
+      : options_(options),
+        launcher_(std::move(launcher)),
+        gate_(std::move(gate)),
+        log_(socket_logger(launcher_.get())),
+        context_{images, {}} {
     context_.own_namespaces = options.own_namespaces;
     context_.userfault = userfault;
   }
@@ -59,12 +64,22 @@ class Coordinator {
       // The launcher discards everything; wait for that, so that it reads the message first.
       if (!self_sufficient_) wait_for_hangup();
     }
-    if (!self_sufficient_) kill_shells();
-    if (self_sufficient_ && options_.own_namespaces) stay_as_init();
+    if (self_sufficient_) go_on_alone();
+    kill_shells();
     ::_exit(0);
   }
 
  private:
+  /// Without the launcher: whoever thaws the gate does not know what has to be done then.
+  [[noreturn]] void go_on_alone() {
+    try {
+      if (files_ && (!gate_ || gate_->wait() == GateWatch::Outcome::open)) (void)files_->after_gate();
+    } catch (...) {
+      // Nobody is left to be told.
+    }
+    end_or_stay();
+  }
+
   void wait_for_hangup() noexcept {
     try {
       while (receive_message(launcher_.get())) {
@@ -76,14 +91,19 @@ class Coordinator {
   /// Gives up what came from the launcher, and dies with it until the tree can do without.
   void settle() {
     if (!options_.sibling) ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-    const Fd null = open_path("/dev/null", O_RDWR);
-    for (int fd = 0; fd <= 2; ++fd) check(::dup2(null.get(), fd), "redirect", "the standard descriptors");
-    constexpr int kLauncher = 3;
-    const Fd high = move_above(std::move(launcher_), 100);
+    const int null = open_path("/dev/null", O_RDWR).release();  // closed below with what we inherited
+    for (int fd = 0; fd <= 2; ++fd) check(::dup2(null, fd), "redirect", "the standard descriptors");
+    constexpr int kHigh = 100;
+    const Fd launcher = move_above(std::move(launcher_), kHigh);
+    const Fd gate = gate_ ? move_above(std::move(gate_->file()), launcher.get() + 1) : Fd();
     log_.reset();
-    check(::close_range(kLauncher, static_cast<unsigned>(high.get()) - 1, 0), "close", "inherited descriptors");
-    ::close_range(static_cast<unsigned>(high.get()) + 1, ~0u, 0);
-    launcher_ = high.dup();
+    const auto first = static_cast<unsigned>(launcher.get());
+    const unsigned last = gate ? static_cast<unsigned>(gate.get()) : first;
+    check(::close_range(3, first - 1, 0), "close", "inherited descriptors");
+    if (last > first + 1) ::close_range(first + 1, last - 1, 0);
+    ::close_range(last + 1, ~0u, 0);
+    launcher_ = launcher.dup();
+    if (gate) gate_->file() = gate.dup();
     log_ = socket_logger(launcher_.get());
     rlimit files{};
     ::getrlimit(RLIMIT_NOFILE, &files);
@@ -325,12 +345,18 @@ class Coordinator {
 
   void after_gate() {
     std::string text;
-    for (const std::string& failure : files_->after_gate()) text += failure + "\n";
+    const std::unique_ptr<FileRestorer> files = std::move(files_);  // once, whatever happens
+    for (const std::string& failure : files->after_gate()) text += failure + "\n";
     send_text(launcher_.get(), Msg::ok, 0, text);
+    end_or_stay();
+  }
+
+  [[noreturn]] void end_or_stay() {
     files_.reset();
     context_.coordinator_ends.clear();
     context_.files.clear();
     kept_.clear();
+    gate_.reset();
     if (!options_.own_namespaces) ::_exit(0);
     stay_as_init();
   }
@@ -357,6 +383,7 @@ class Coordinator {
 
   RestoreOptions options_;
   Fd launcher_;
+  std::optional<GateWatch> gate_;
   LoggerPtr log_;
   ShellContext context_;
   std::vector<Fd> kept_;
@@ -372,8 +399,9 @@ class Coordinator {
 
 }  // namespace
 
-void run_coordinator(const ImageSet& images, const RestoreOptions& options, bool userfault, Fd launcher) {
-  Coordinator(images, options, userfault, std::move(launcher)).run();
+void run_coordinator(const ImageSet& images, const RestoreOptions& options, bool userfault, Fd launcher,
+                     std::optional<GateWatch> gate) {
+  Coordinator(images, options, userfault, std::move(launcher), std::move(gate)).run();
 }
 
 }  // namespace migrate

@@ -4,6 +4,7 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <set>
 
 #include "core/base/kernel_abi.h"
 #include "core/base/procfs.h"
@@ -76,11 +77,17 @@ void map_fresh(const ImageVma& v, int fd, OpList& list) {
             kResultIsArg0);
 }
 
-void plan_attributes(const ImageVma& v, OpList& list) {
+/// What was resident is there already. A sparse area locked on fault must not be filled; another one had every page that
+/// it could have, so that locking fills what is all zeros, and fails where it always did.
+void plan_lock(const ImageVma& v, bool on_fault, OpList& list) {
+  list.call(Tag::lock_memory, SYS_mlock2, {v.start, v.bytes(), MLOCK_ONFAULT});
+  if (!on_fault) list.call(Tag::lock_memory, SYS_mlock, {v.start, v.bytes()}, restorer::kMayFail);
+}
+
+void plan_attributes(const ImageVma& v, bool on_fault, OpList& list) {
   for (uint64_t advice = 0; advice < 64; ++advice)
     if ((v.madvise & kLastingAdvice) >> advice & 1) list.call(Tag::advise, SYS_madvise, {v.start, v.bytes(), advice});
-  // On fault only: what was resident is there already, and a sparse reservation must not be filled.
-  if ((v.flags & MAP_LOCKED) != 0) list.call(Tag::lock_memory, SYS_mlock2, {v.start, v.bytes(), MLOCK_ONFAULT});
+  if ((v.flags & MAP_LOCKED) != 0) plan_lock(v, on_fault, list);
 }
 
 void plan_layout(const MmPlanInput& in, Region& region, OpList& list) {
@@ -152,11 +159,13 @@ void plan_memory(const MmPlanInput& in, Region& region, OpList& list) {
     placed[s.vma] = true;
   }
   place_kernel_mappings(in, list);
+  const auto& locked = in.task.task_extra().lock_on_fault();
+  const std::set<uint64_t> on_fault(locked.begin(), locked.end());
   for (size_t i = 0; i < in.task.vmas.size(); ++i) {
     const ImageVma& v = in.task.vmas[i];
     if (v.kernel_made()) continue;
     if (!placed[i]) map_fresh(v, in.descriptor_of(v), list);
-    plan_attributes(v, list);
+    plan_attributes(v, on_fault.contains(v.start), list);
   }
   for (const ImageVma& g : in.task.guards)
     list.call(Tag::advise, SYS_madvise, {g.start, g.bytes(), static_cast<uint64_t>(kMadvGuardInstall)});

@@ -69,13 +69,15 @@ void Restore::Impl::start(const ImageSet& images) {
   const pid_t maker = fork_with_pid(0, options.sibling ? CLONE_PARENT : 0);
   if (maker == 0) {
     pair.first.reset();
+    std::optional<GateWatch> watch;
     try {
+      if (gate != nullptr) watch.emplace(gate->record());
       enter_namespaces(images, options);
     } catch (...) {
       send_current_exception(pair.second.get(), 0);
       ::_exit(1);
     }
-    run_coordinator(images, options, true, std::move(pair.second));
+    run_coordinator(images, options, true, std::move(pair.second), std::move(watch));
   }
   coordinator = std::move(pair.first);
   pair.second.reset();

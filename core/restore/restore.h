@@ -41,7 +41,7 @@ struct FillTarget {
   struct Range {
     uint64_t address = 0;  ///< final address (tasks) or offset (shmem)
     uint64_t bytes = 0;
-    uint64_t staging = 0;  ///< address in the shell; for shmem equal to `address`
+    uint64_t staging = 0;  ///< address in the shell, 0: pages may come but are dropped (vdso); for shmem: `address`
     bool copy_by_userfault = false;  ///< else pwrite to `mem` at `staging`
   };
   std::vector<Range> ranges;  ///< ascending, disjoint

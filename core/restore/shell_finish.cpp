@@ -43,6 +43,13 @@ void set_oom_score(const TaskImage& task) {
   write_full(file.get(), as_bytes_of(wanted), "oom_score_adj of task " + std::to_string(task.pid));
 }
 
+void set_coredump_filter(const TaskImage& task) {
+  if (!task.task_extra().has_coredump_filter()) return;
+  const Fd file = open_path("/proc/self/coredump_filter", O_WRONLY);
+  write_full(file.get(), as_bytes_of(std::to_string(task.task_extra().coredump_filter())),
+             "coredump_filter of task " + std::to_string(task.pid));
+}
+
 FolderFds folders(const ShellContext& context, const TaskImage& task) {
   FolderFds fds;
   fds.cwd = context.files.at({task.fs.cwd_id(), O_RDONLY});
@@ -135,6 +142,7 @@ void finish_shell(const ShellContext& context, const TaskNode& node, const Image
   check_same_layout(task, staged_task);
   staging.unregister();
   set_oom_score(task);
+  set_coredump_filter(task);
 
   check(::close_range(0, static_cast<unsigned>(context.floor) - 1, 0), "close", "our own descriptors");
   install_descriptors(images, task.ids.files_id(), context.coordinator_pidfd, opened, *null_logger());

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/memory/page_files.h"
@@ -29,7 +30,7 @@ void map_staging(const ShellContext& context, const ImageVma& v, const StagedRan
   } else {
     flags |= MAP_ANONYMOUS;
   }
-  const void* at = ::mmap(local(s.staging), s.bytes, PROT_READ | PROT_WRITE, static_cast<int>(flags), fd,
+  const void* at = ::mmap(local(s.staging), s.bytes, s.no_access ? PROT_NONE : PROT_READ | PROT_WRITE, static_cast<int>(flags), fd,
                           s.file ? static_cast<off_t>(v.pgoff) : 0);
   if (at == MAP_FAILED) throw Error("stage", v.describe(), errno);
   constexpr uint64_t kHuge = 1u << MADV_HUGEPAGE, kNoHuge = 1u << MADV_NOHUGEPAGE;
@@ -46,6 +47,8 @@ Staging::Staging(const ShellContext& context, const TaskImage& task) : pid_(task
   const MemoryId memory{MemoryId::Kind::task, static_cast<uint64_t>(task.pid)};
   ranges_ = plan_staging(task.vmas, pagemap_runs(context.images, pagemap_name(memory)), picker);
   for (const StagedRange& s : ranges_) map_staging(context, task.vmas[s.vma], s);
+  for (const ImageVma& v : task.vmas)
+    if (v.kernel_made()) kernel_made_.push_back({v.start, v.end});
 }
 
 FillTarget Staging::make_target() {
@@ -61,6 +64,9 @@ FillTarget Staging::make_target() {
     }
     target.ranges.push_back({s.final_start, s.bytes, s.staging, !s.file});
   }
+  for (const AddressRange& r : kernel_made_) target.ranges.push_back({r.start, r.end - r.start, 0, false});
+  std::sort(target.ranges.begin(), target.ranges.end(),
+            [](const FillTarget::Range& a, const FillTarget::Range& b) { return a.address < b.address; });
   target.userfaultfd = userfaultfd_.dup();
   target.mem = open_path("/proc/self/mem", O_RDWR);
   return target;

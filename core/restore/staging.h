@@ -26,6 +26,7 @@ class Staging {
  private:
   pid_t pid_;
   std::vector<StagedRange> ranges_;
+  std::vector<AddressRange> kernel_made_;
   Fd userfaultfd_;
 };
 

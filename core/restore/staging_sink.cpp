@@ -64,7 +64,9 @@ void StagingSink::write(MemoryId memory, uint64_t address, std::span<const std::
     const FillTarget::Range& r = *(after - 1);
     const uint64_t inside = address - r.address;
     const size_t n = static_cast<size_t>(std::min<uint64_t>(data.size(), r.bytes - inside));
-    if (r.copy_by_userfault) {
+    if (memory.kind == MemoryId::Kind::task && r.staging == 0) {
+      // Nothing to do: this kernel has its own.
+    } else if (r.copy_by_userfault) {
       copy_by_userfault(target, r.staging + inside, data.first(n));
     } else {
       pwrite_full(target.mem.get(), data.first(n), r.staging + inside, memory_name(memory));

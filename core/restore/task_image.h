@@ -24,6 +24,11 @@ struct TaskImage {
   std::map<pid_t, ext::ThreadExt> extra;  ///< for threads that have one
 
   const img::core_entry& core() const { return cores.front(); }
+  /// Empty if the image has none.
+  const ext::TaskExt& task_extra() const {
+    const auto it = extra.find(pid);
+    return it == extra.end() ? ext::TaskExt::default_instance() : it->second.task();
+  }
 };
 
 /// `node` must not be a zombie. Throws Corrupt, or Refusal for what cannot be restored.

@@ -45,7 +45,9 @@ uint64_t left(uint64_t seconds, uint64_t nanoseconds, uint64_t elapsed_ns) {
 }
 
 void plan_itimer(int which, const img::itimer_entry& e, uint64_t elapsed_ns, Region& region, OpList& list) {
-  const uint64_t ns = left(e.vsec(), e.vusec() * 1000, elapsed_ns);
+  uint64_t ns = left(e.vsec(), e.vusec() * 1000, elapsed_ns);
+  // A periodic ITIMER_REAL whose SIGALRM is queued reads as 0: the kernel re-arms it only when that signal is taken.
+  if (ns == 0 && which == ITIMER_REAL && (e.isec() != 0 || e.iusec() != 0)) ns = e.isec() * kNsPerSecond + e.iusec() * 1000;
   if (ns == 0) return;
   const uint64_t us = std::max<uint64_t>(1, ns / 1000);
   const itimerval value{{static_cast<time_t>(e.isec()), static_cast<suseconds_t>(e.iusec())},
@@ -106,7 +108,10 @@ void plan_timers(const TaskImage& task, uint64_t elapsed_ns, Region& region, OpL
   plan_itimer(ITIMER_PROF, tc.timers().prof(), 0, region, list);
   if (tc.timers().posix().empty()) return;
   list.call(Tag::timer, SYS_prctl, {PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0}, kMayFail);
-  for (const img::posix_timer_entry& e : tc.timers().posix()) {
+  // The kernel lists the newest first, and where ids cannot be chosen they only count up.
+  const auto& timers = tc.timers().posix();
+  for (auto it = timers.rbegin(); it != timers.rend(); ++it) {
+    const img::posix_timer_entry& e = *it;
     const bool cpu_clock = e.clock_id() == CLOCK_PROCESS_CPUTIME_ID || e.clock_id() == CLOCK_THREAD_CPUTIME_ID ||
                            static_cast<int32_t>(e.clock_id()) < 0;
     plan_posix_timer(e, cpu_clock ? 0 : elapsed_ns, region, list);

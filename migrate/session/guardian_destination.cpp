@@ -10,6 +10,7 @@
 
 #include "migrate/session/fault.h"
 #include "migrate/session/guardian.h"
+#include "migrate/session/identity_policy.h"
 
 namespace migrate {
 namespace {
@@ -48,6 +49,8 @@ class DestinationGuardian {
       options_.shell_job = s.shell_job();
       options_.tcp_close = s.tcp_close();
       options_.root = s.root();
+      policy_.allow_uids.assign(s.allow_uids().begin(), s.allow_uids().end());
+      policy_.deny_capabilities = s.deny_capabilities();
       options_.timeout = milliseconds(s.timeout_ms());
       options_.clocks = RestoreOptions::Clocks{s.monotonic_ns(), s.boottime_ns(), s.at_local_monotonic_ns()};
       JournalEntry entry;
@@ -59,7 +62,12 @@ class DestinationGuardian {
       entry.peer_epoch = s.peer_epoch();
       store_.emplace(s.state_dir());
       journal_.emplace(store_->create(std::move(entry)));
+      // Already here, while the source runs, since it has to be durable before anything is put into it.
+      tree_ = parts_.restored_tree(options_);
+      const FreezerCgroup::Record gate = tree_->make_gate(cgroup_name(journal_->id(), Role::destination));
+      journal_->update([&](JournalEntry& e) { e.cgroup = gate; });
     } catch (const Error& e) {
+      discard(kOwn, e.what());
       reply_failed(e);
       return false;
     }
@@ -123,9 +131,7 @@ class DestinationGuardian {
 
   void prepare() {
     images_ = decode_images(agent_->receive_blob(Deadline::in(options_.timeout)));
-    tree_ = parts_.restored_tree(options_);
-    const FreezerCgroup::Record gate = tree_->make_gate(cgroup_name(journal_->id(), Role::destination));
-    journal_->update([&](JournalEntry& e) { e.cgroup = gate; });
+    enforce_identity(policy_, images_);
     const std::vector<FillTarget> targets = tree_->prepare(images_);
     fault_point("destination-guardian.shells");
     GuardianReply reply;
@@ -161,7 +167,6 @@ class DestinationGuardian {
       }
       journal_->step_with(State::gate_open, kPeer, "the source committed",
                           [&](JournalEntry& e) { e.peer_epoch = peer_epoch; });
-      fault_point("destination-guardian.gate-journaled");
       thaw();
       fault_point("destination-guardian.gate-open");
     }
@@ -169,7 +174,11 @@ class DestinationGuardian {
     GuardianReply reply;
     reply.set_opened(journal_->entry().tasks.empty() ? 0 : static_cast<uint32_t>(journal_->entry().tasks[0].pid));
     agent_->send(reply);
-    parts_.keeper->leave_gate(journal_->entry());
+    try {
+      parts_.keeper->leave_gate(journal_->entry());
+    } catch (const Error& e) {
+      log_.warn("leaving the gate's cgroup: {}", e.what());  // answered already, and the tree runs
+    }
     return true;
   }
 
@@ -177,6 +186,7 @@ class DestinationGuardian {
   void thaw() {
     RestoredTree* tree = tree_.release();
     try {
+      fault_point("destination-guardian.gate-journaled");
       tree->open_gate();
     } catch (const std::exception& e) {
       log_.error("opening the gate: {}; thawing it", e.what());
@@ -251,6 +261,7 @@ class DestinationGuardian {
   const GuardianParts& parts_;
   Logger& log_;
   RestoreOptions options_;
+  IdentityPolicy policy_;
   std::optional<JournalStore> store_;
   std::optional<Journal> journal_;
   ImageSet images_;

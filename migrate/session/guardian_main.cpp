@@ -5,6 +5,7 @@
 
 #include "migrate/session/guardian.h"
 #include "migrate/session/session.h"
+#include "migrate/session/watch.h"
 
 namespace migrate {
 
@@ -17,10 +18,11 @@ GuardianParts real_guardian_parts(Logger& log) {
 }
 
 int run_guardian(int argc, char** argv) {
-  if (argc != 3) return kRefused;
   Logger log("guardian", std::make_shared<spdlog::sinks::stderr_sink_st>());
   log.set_pattern("%n: %v");
   log.set_level(::getenv("MIGRATE_DEBUG") != nullptr ? spdlog::level::debug : spdlog::level::warn);
+  if (argc > 1 && std::strcmp(argv[1], "guardian-watch") == 0) return run_watch(argc, argv, log);
+  if (argc != 3) return kRefused;
   const bool source = std::strcmp(argv[1], "guardian-source") == 0;
   if (!source && std::strcmp(argv[1], "guardian-destination") != 0) return kRefused;
   PacketSocket agent(Fd(std::atoi(argv[2])));

@@ -29,4 +29,9 @@ InterruptWatch::~InterruptWatch() {
   thread_.join();
 }
 
+bool InterruptWatch::interrupted() const {
+  pollfd p{signals_.get(), POLLIN, 0};
+  return stop_.stopped() || ::poll(&p, 1, 0) > 0;
+}
+
 }  // namespace migrate

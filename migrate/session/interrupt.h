@@ -16,7 +16,8 @@ class InterruptWatch {
   InterruptWatch(const InterruptWatch&) = delete;
   InterruptWatch& operator=(const InterruptWatch&) = delete;
   const StopEvent& stop() const { return stop_; }
-  bool interrupted() const { return stop_.stopped(); }
+  /// Also of a signal that the thread has not seen yet.
+  bool interrupted() const;
 
  private:
   StopEvent stop_;

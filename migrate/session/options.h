@@ -25,6 +25,10 @@ struct Timeouts {
   std::chrono::milliseconds settle{5'000};    ///< for telling the peer about an abort, before leaving it to resolve
 };
 
+/// The same, changed by MIGRATE_TEST_TIMEOUTS ("answer=1000,silence=500", milliseconds) so that tests need not wait.
+/// Refusal if that cannot be read.
+Timeouts with_test_timeouts(Timeouts timeouts);
+
 /// How the connection is protected.
 struct LinkOptions {
   std::optional<TlsConfig> tls;

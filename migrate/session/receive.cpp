@@ -97,7 +97,9 @@ int run_receive(const ReceiveOptions& options, Logger& log) {
   Events& events = printed;
   try {
     const InterruptWatch interrupt;
-    return ReceiveAgent(options, events, interrupt, log).run();
+    ReceiveOptions adjusted = options;
+    adjusted.timeouts = with_test_timeouts(options.timeouts);
+    return ReceiveAgent(adjusted, events, interrupt, log).run();
   } catch (const Error& e) {
     events.event("refused", e.what());
     return kRefused;

@@ -14,6 +14,7 @@
 #include "migrate/session/destination_checks.h"
 #include "migrate/session/fault.h"
 #include "migrate/session/session.h"
+#include "migrate/session/watch.h"
 #include "pageserver/page_stream.h"
 
 namespace migrate {
@@ -103,6 +104,8 @@ class ReceiveSession {
     s->set_peer_name(channel_.stream().peer_name());
     s->set_label(label_);
     s->set_root(options_.root);
+    for (const uint32_t uid : options_.allow_uids) s->add_allow_uids(uid);
+    s->set_deny_capabilities(options_.deny_capabilities);
     s->set_shell_job(message.begin().shell_job());
     s->set_tcp_close(message.begin().tcp_close());
     s->set_monotonic_ns(message.begin().monotonic_ns());
@@ -111,6 +114,7 @@ class ReceiveSession {
     s->set_peer_epoch(peer_epoch_);
     s->set_timeout_ms(static_cast<uint32_t>(options_.timeouts.restore.count()));
     guardian_->ask(request, answer_by());
+    watch_.emplace(options_.state_dir, id_, Role::destination, guardian_->death_fd());
     Message begun;
     begun.mutable_begun();
     channel_.send(std::move(begun));
@@ -397,6 +401,7 @@ class ReceiveSession {
   bool finishing_ = false;
   uint32_t tasks_ = 0;
   std::optional<Guardian> guardian_;
+  std::optional<SessionWatch> watch_;
   std::vector<std::unique_ptr<Stream>> streams_;
   Fd images_;
   std::optional<StagingSink> sink_;

@@ -179,7 +179,9 @@ int run_resolve(const ResolveOptions& options, Logger& log) {
   PrintedEvents printed(options.report, "resolve");
   Events& events = printed;
   try {
-    return Resolver(options, events, log).run();
+    ResolveOptions adjusted = options;
+    adjusted.timeouts = with_test_timeouts(options.timeouts);
+    return Resolver(adjusted, events, log).run();
   } catch (const Error& e) {
     events.event("refused", e.what());
     return kRefused;

@@ -20,7 +20,7 @@ int run_send(const SendOptions& options, Logger& log);
 int run_receive(const ReceiveOptions& options, Logger& log);
 /// `migrate resolve [SESSION]`.
 int run_resolve(const ResolveOptions& options, Logger& log);
-/// The hidden verbs `guardian-source FD` and `guardian-destination FD` (argv[1], argv[2]): the program is executed
+/// The hidden verbs `guardian-source FD`, `guardian-destination FD` and `guardian-watch …`: the program is executed
 /// again, so that a guardian is a fresh, single-threaded process.
 int run_guardian(int argc, char** argv);
 /// Every fault point (`migrate fault-points`), see fault.h.

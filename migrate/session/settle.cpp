@@ -64,21 +64,23 @@ Settled after_answer(Journal& journal, TreeKeeper& keeper, const Answer& answer,
 
 }  // namespace
 
+void settle_session(JournalStore& store, TreeKeeper& keeper, const JournalEntry& entry, Timeouts timeouts,
+                    Events& events, Logger& log) {
+  if (store.owner(entry.id, entry.role) != 0) return;
+  try {
+    if (entry.role == Role::source) {
+      settle_one_source(store, keeper, entry, events, log);
+    } else {
+      DestinationSessions(store, keeper, timeouts, log).look(entry.id);
+    }
+  } catch (const Error& e) {
+    log.warn("session {}: {}", to_hex(entry.id), e.what());
+  }
+}
+
 void settle_local(JournalStore& store, TreeKeeper& keeper, Timeouts timeouts, Events& events, Logger& log) {
   std::vector<std::string> damaged;
-  DestinationSessions destination(store, keeper, timeouts, log);
-  for (const JournalEntry& entry : store.list(&damaged)) {
-    if (store.owner(entry.id, entry.role) != 0) continue;
-    try {
-      if (entry.role == Role::source) {
-        settle_one_source(store, keeper, entry, events, log);
-      } else {
-        destination.look(entry.id);
-      }
-    } catch (const Error& e) {
-      log.warn("session {}: {}", to_hex(entry.id), e.what());
-    }
-  }
+  for (const JournalEntry& entry : store.list(&damaged)) settle_session(store, keeper, entry, timeouts, events, log);
   for (const std::string& sentence : damaged) log.warn("{}", sentence);
 }
 

@@ -20,6 +20,10 @@ using AskDestination = std::function<wire::Answer(const SessionId&, uint64_t epo
 /// Connects anew for each question.
 AskDestination ask_over(const Connector& connector, const std::string& address, Timeouts timeouts);
 
+/// The same for one session that nobody owns.
+void settle_session(JournalStore& store, TreeKeeper& keeper, const JournalEntry& entry, Timeouts timeouts,
+                    Events& events, Logger& log);
+
 struct Settled {
   enum class Outcome { runs_here, runs_there, in_doubt } outcome = Outcome::in_doubt;
   std::string sentence;

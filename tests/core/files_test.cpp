@@ -840,6 +840,140 @@ TEST_F(Files, PreflightRefusesWithoutStopping) {
   EXPECT_THROW(FileDumper::preflight(tasks, {}, *log), Refusal);
 }
 
+TEST_F(Files, FlagsThatOnlyAnOpenGives) {
+  const auto remember = [&] {
+    std::string text;
+    for (int fd = 3; fd < 10; ++fd) text += std::to_string(::fcntl(fd, F_GETFL)) + " ";
+    return text;
+  };
+  std::filesystem::create_directory(at("gone"));
+  const auto images = dump([&] {
+    ::close(::open(at("f").c_str(), O_CREAT | O_WRONLY, 0600));
+    place_at(::open(at("f").c_str(), O_PATH), 3);
+    place_at(::open(at("").c_str(), O_TMPFILE | O_RDWR | O_EXCL | O_NOFOLLOW, 0600), 4);
+    say(4, "nameless");
+    place_at(::open("/proc/self/fd/4", O_RDONLY), 5);
+    place_at(::open(at("gone/x").c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_APPEND, 0600), 6);
+    say(6, "folderless");
+    place_at(::open(at("named").c_str(), O_WRONLY | O_CREAT | O_NOFOLLOW, 0600), 7);
+    int p[2];
+    MUST(::pipe(p) == 0);
+    place_at(p[1], 9);
+    place_at(p[0], 8);
+    place_at(::open(at("flags").c_str(), O_WRONLY | O_CREAT, 0600), 20);
+    const std::string text = remember();
+    MUST(::write(20, text.data(), text.size()) == static_cast<ssize_t>(text.size()));
+    ::unlink(at("gone/x").c_str());
+    ::rmdir(at("gone").c_str());
+  });
+  restore(images, [&] {
+    MUST(remember() == read_file_at(AT_FDCWD, at("flags")));
+    MUST(read_some(5) == "nameless");
+    MUST(::lseek(4, 0, SEEK_CUR) == 8);
+    char text[11] = {};
+    MUST(::pread(6, text, 10, 0) == 10 && std::string(text) == "folderless");
+    MUST(::access(at("gone").c_str(), F_OK) != 0);
+  });
+}
+
+TEST_F(Files, PacketsStayApart) {
+  const auto images = dump([] {
+    int p[2];
+    MUST(::pipe2(p, O_DIRECT) == 0);  // 0, 1
+    for (const size_t n : {1, 10, 4096, 7}) say(1, std::string(n, 'p'));
+    MUST(::pipe2(p, O_DIRECT) == 0);  // 2, 3
+    say(3, "x");
+    MUST(::pipe(p) == 0);  // 4, 5
+    say(5, "abc");
+    say(5, "def");
+  });
+  restore(images, [] {
+    for (const size_t n : {1, 10, 4096, 7}) MUST(read_some(0).size() == n);
+    MUST((::fcntl(1, F_GETFL) & O_DIRECT) != 0 && (::fcntl(5, F_GETFL) & O_DIRECT) == 0);
+    say(3, "y");
+    MUST(read_some(2) == "x" && read_some(2) == "y");
+    MUST(read_some(4) == "abcdef");
+  });
+  refused(
+      [] {
+        int p[2];
+        MUST(::pipe(p) == 0);
+        say(p[1], std::string(4096, 's'));  // a full page: nothing is merged into it
+        MUST(::fcntl(p[1], F_SETFL, O_DIRECT) == 0);
+        say(p[1], "packet");
+        say(p[1], "packet");
+      },
+      "among ordinary data");
+}
+
+TEST_F(Files, DeliveredOneShotStaysDisarmed) {
+  const auto images = dump([] {
+    place_at(::eventfd(1, 0), 3);
+    place_at(::epoll_create1(0), 4);
+    epoll_event event{};
+    event.events = EPOLLIN | EPOLLONESHOT;
+    event.data.u64 = 7;
+    MUST(::epoll_ctl(4, EPOLL_CTL_ADD, 3, &event) == 0);
+    MUST(::epoll_wait(4, &event, 1, 0) == 1);
+  });
+  restore(images, [] {
+    epoll_event event{};
+    MUST(::epoll_wait(4, &event, 1, 0) == 0);
+    MUST(read_file_at(AT_FDCWD, "/proc/self/fdinfo/4").find("events: 40000000 data:                7") !=
+         std::string::npos);
+  });
+}
+
+TEST_F(Files, ExpiredPeriodicTimersGoOn) {
+  const auto images = dump([] {
+    place_at(::timerfd_create(CLOCK_MONOTONIC, 0), 3);
+    const itimerspec often{{0, 5'000'000}, {0, 5'000'000}};
+    MUST(::timerfd_settime(3, 0, &often, nullptr) == 0);
+    pollfd p{3, POLLIN, 0};
+    MUST(::poll(&p, 1, 10'000) == 1);
+  });
+  restore(images, [] {
+    MUST(read_some(3).size() == 8);
+    pollfd p{3, POLLIN, 0};
+    MUST(::poll(&p, 1, 10'000) == 1);
+  });
+}
+
+TEST_F(Files, PreflightFindsWhoIsOutside) {
+  const auto refusal = [&](pid_t pid, const FileDumpOptions& options) -> std::string {
+    std::vector<ProcDir> tasks;
+    tasks.emplace_back(pid);
+    try {
+      FileDumper::preflight(tasks, options, *log);
+    } catch (const Refusal& e) {
+      return e.what();
+    }
+    return "";
+  };
+  int pipe_ends[2], pair[2];
+  ASSERT_EQ(::pipe2(pipe_ends, O_CLOEXEC), 0);
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+  const auto only = [us = ::getpid()](int fd) {
+    place_at(get_remote_fd(open_pidfd(us)->get(), fd).release(), 5);
+    ::close(kReport);
+  };
+  Child reader([&] { only(pipe_ends[0]); });
+  Child writer([&] { only(pipe_ends[1]); });
+  Child left([&] { only(pair[0]); });
+  Child right([&] { only(pair[1]); });
+  Child ghost([&] {
+    ::close(kReport);
+    place_at(::open(at("").c_str(), O_TMPFILE | O_RDWR, 0600), 3);
+    say(3, std::string(8192, 'x'));
+  });
+  for (Child* c : {&reader, &writer, &left, &right, &ghost}) ASSERT_TRUE(c->stopped());
+  for (const int fd : {pipe_ends[0], pipe_ends[1], pair[0], pair[1]}) ::close(fd);
+  EXPECT_NE(refusal(reader.pid(), {}).find("is held by process " + std::to_string(writer.pid())), std::string::npos);
+  EXPECT_NE(refusal(left.pid(), {}).find("connected to process " + std::to_string(right.pid())), std::string::npos);
+  EXPECT_NE(refusal(ghost.pid(), {.ghost_limit = 4096}).find("raise --ghost-limit"), std::string::npos);
+  EXPECT_EQ(refusal(ghost.pid(), {}), "");
+}
+
 TEST_F(Files, FiveThousandDescriptors) {
   rlimit limit{};
   ::getrlimit(RLIMIT_NOFILE, &limit);

@@ -4,11 +4,15 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
+#include <functional>
 
 #include "core/base/deadline.h"
 #include "core/dump/dump.h"
+#include "core/image/magic.h"
+#include "images/core.pb.h"
 #include "core/restore/address_space.h"
 #include "core/restore/restore.h"
 #include "core/restore/tree_order.h"
@@ -173,6 +177,88 @@ TEST(RestoreEndToEnd, ProcessGoesOnInPlace) {
   if (alive > 0) {
     ::kill(alive, SIGKILL);
     ::waitpid(alive, nullptr, 0);
+  }
+  std::filesystem::remove_all(folder);
+}
+
+/// A dump of `grow`, which is dead afterwards.
+ImageSet dumped(const std::string& folder, pid_t& pid) {
+  const auto log = null_logger();
+  pid = ::fork();
+  if (pid == 0) grow(folder + "/growing");
+  EXPECT_TRUE(grows_beyond(folder + "/growing", 5));
+  const Fd dir = open_path(folder, O_RDONLY | O_DIRECTORY);
+  {
+    Dump dump({.root = Pid(pid)}, *log);
+    write_page_images(dump, dir.get());
+    dump.images().save(dir.get());
+    dump.tree().kill();
+  }
+  ::waitpid(pid, nullptr, 0);
+  return ImageSet::load(dir.get());
+}
+
+template <class Entry>
+void change(ImageSet& images, const std::string& name, uint32_t type, const std::function<void(Entry&)>& how) {
+  Entry entry;
+  images.need(name, type, entry);
+  how(entry);
+  ImageSet fresh;
+  fresh.put(name, type, entry);
+  images.adopt(name, fresh.images().at(name));
+}
+
+/// Each failing in another stage.
+std::vector<std::pair<const char*, std::function<void(ImageSet&, const std::string&)>>> damages() {
+  const auto mm = [](std::function<void(img::mm_entry&)> how) {
+    return [how](ImageSet& i, const std::string& pid) { change<img::mm_entry>(i, "mm-" + pid + ".img", magic::kMm, how); };
+  };
+  const auto core = [](std::function<void(img::core_entry&)> how) {
+    return [how](ImageSet& i, const std::string& pid) {
+      change<img::core_entry>(i, "core-" + pid + ".img", magic::kCore, how);
+    };
+  };
+  return {
+      {"the executable is no file of the images", mm([](auto& e) { e.set_exe_file_id(987654); })},
+      {"the blob: a layout the kernel refuses", mm([](auto& e) { e.set_mm_start_code(e.mm_end_code() + 4096); })},
+      {"the blob: a robust list of wrong length", core([](auto& e) {
+         e.mutable_thread_core()->set_futex_rla(4096);
+         e.mutable_thread_core()->set_futex_rla_len(7);
+       })},
+      {"the last step: registers", core([](auto& e) { e.mutable_thread_info()->mutable_fpregs()->clear_st_space(); })},
+  };
+}
+
+TEST(RestoreFailure, ComesBackAtOnceAndLeavesNothing) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  std::string folder = "/tmp/migrate-restore-XXXXXX";
+  ASSERT_NE(::mkdtemp(folder.data()), nullptr);
+  const auto log = null_logger();
+  pid_t pid = 0;
+  const ImageSet good = dumped(folder, pid);
+  const Fd dir = open_path(folder, O_RDONLY | O_DIRECTORY);
+  for (const bool own : {false, true}) {
+    for (const auto& [what, damage] : damages()) {
+      SCOPED_TRACE(what);
+      ImageSet images;
+      for (const auto& [name, bytes] : good.images()) images.adopt(name, bytes);
+      damage(images, std::to_string(pid));
+      FreezerCgroup gate = FreezerCgroup::create("migrate-test-" + std::to_string(::getpid()));
+      const auto start = std::chrono::steady_clock::now();
+      EXPECT_THROW(
+          {
+            Restore restore({.own_namespaces = own}, *log);
+            restore.prepare(images, &gate);
+            restore.fill_from(dir.get());
+            restore.finish(images);
+          },
+          Error);
+      EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(3));
+      EXPECT_TRUE(gate.members().empty());
+      EXPECT_TRUE(own || ::kill(pid, 0) != 0);
+      EXPECT_EQ(::waitpid(-1, nullptr, WNOHANG), -1) << "a child is left";
+      gate.dissolve();
+    }
   }
   std::filesystem::remove_all(folder);
 }

@@ -55,6 +55,8 @@ class Names:
         self.seen = {}
 
     def of(self, target):
+        # A file made with O_TMPFILE shows its inode number.
+        target = re.sub(r"/#\d+ \(deleted\)$", "/#N (deleted)", target)
         match = re.match(r"^(pipe|socket):\[(\d+)\]$", target)
         return f"{match[1]} {self.seen.setdefault(target, len(self.seen))}" if match else target
 
@@ -80,7 +82,13 @@ def fd_facts(pid, names):
                 value = " ".join(value.split())
                 if key == "tfd":
                     value = " ".join(value.split(" ino:")[0].split())
-                info[key] = f"{info[key]}; {value}" if key in info else value
+                    # epoll_ctl always arms for errors and hang-ups: a one-shot entry that was delivered comes back
+                    # disarmed only if its file is ready for something at the restore.
+                    value = value.replace(" events: 40000018 ", " events: 40000000 ")
+                    value = "; ".join(sorted(filter(None, [*info.get(key, "").split("; "), value])))
+                    info[key] = value
+                else:
+                    info[key] = value
         if int(info.get("flags", "0"), 8) & os.O_APPEND:
             info.pop("pos", None)  # follows what was written last
         facts[n] = (names.of(target), tuple(sorted(info.items())))

@@ -79,12 +79,12 @@ class Tool:
             raise Failed(f"restore wrote no pid to its pidfile: {text!r}")
         return int(text)
 
-    def receive(self, network, host, keys, port=7400, env=None, options=()):
-        """Starts a destination on `host`; returns once it listens."""
+    def receive(self, network, host, keys, port=7400, env=None, options=(), prefix=()):
+        """Starts a destination on `host`, through `prefix`; returns once it listens."""
         log = os.path.join(self.folder, "receive.log")
         p = spawn([self.binary, "receive", "--listen", f"{network.address(host)}:{port}", "--once", *keys.options(host),
                    "--state-dir", os.path.join(self.folder, f"state-{host}"), *self.receive_args, *options],
-                  log=log, prefix=network.enter(host), env=self.environment(host, env))
+                  log=log, prefix=[*network.enter(host), *prefix], env=self.environment(host, env))
         needle = f":{port:04X} "
 
         def listening():

@@ -9,25 +9,41 @@ from lib import netns, programs, remains, snapshot, tool
 from lib.process import Deadline, all_pids, descendants, exists, find_moved, kill_all, kill_tree, read, run, stat_fields, wait_for
 
 EXPECTED = (tool.Failed, Deadline, programs.Unwell)
-SEND_LIMIT = 100  # seconds in which send must have ended, whatever happens
+SEND_LIMIT = 60  # seconds in which send must have ended, whatever happens
+# Time-outs for actions that have to wait for them, in ms; long enough for a busy machine.
+TIMEOUTS = "connect=2500,answer=2500,freeze=4000,restore=3500,silence=1500,settle=1000"
+PAST_TIMEOUTS = 7
+BEFORE_COMMIT = ("source-agent.connected", "source-agent.checked", "source-agent.begun", "source-agent.frozen",
+                 "source-agent.images-sent", "source-agent.pages-sent", "source-agent.ready", "source-guardian.started",
+                 "source-guardian.stopped", "source-guardian.held")
 
 
 class NotReached(Exception):
     """The fault point is not on the way of this migration."""
 
 
-def kill_self(case):
-    """The process at the fault point dies there (by MIGRATE_FAULT itself)."""
+def await_send(case, seconds=PAST_TIMEOUTS + 5):
+    end = time.monotonic() + seconds
+    wait_for(lambda: case.sender.poll() is not None or time.monotonic() > end, "send or time-outs", seconds + 5, 0.05)
 
 
 def cut(case):
+    """The cable is pulled for a second; TCP gets over it."""
     case.network.cut("source")
     case.resume()
-    time.sleep(3)
+    time.sleep(1)
     case.network.cut("source", up=True)
 
 
-def kill_both(case):
+def cut_off(case):
+    """The cable stays pulled until send has given up."""
+    case.network.cut("source")
+    case.resume()
+    await_send(case, 20)
+    case.network.cut("source", up=True)
+
+
+def kill_agents(case):
     case.kill(case.sender.pid, case.receiver.pid)
     case.resume()
 
@@ -38,15 +54,22 @@ def kill_peer(case):
 
 
 def kill_guardians(case):
-    case.kill(*[p for p in case.ours() if p not in (case.sender.pid, case.receiver.pid)])
+    case.kill(*case.guardians())
+    case.resume()
+
+
+def kill_side(case):
+    """Agent and guardian of one host at the same moment; only the watch is left."""
+    host = case.point.split("-")[0]
+    case.kill(case.agent(host).pid, *case.guardians(host))
     case.resume()
 
 
 def silent_peer(case):
     victim = case.receiver.pid if case.point.startswith("source") else case.sender.pid
     os.kill(victim, signal.SIGSTOP)
-    case.resume()
-    wait_for(lambda: case.sender.poll() is not None or time.monotonic() > case.started + 75, "time-outs to pass", 90, 0.2)
+    case.resume(victim)
+    await_send(case)
     if exists(victim):
         os.kill(victim, signal.SIGCONT)
 
@@ -61,13 +84,17 @@ def reboot_source(case):
 
 
 def reboot(case, host):
-    agent = case.sender if host == "source" else case.receiver
+    agent = case.agent(host)
     victims = [p for p in case.ours() if case.host_of(p) == host]
     tree = descendants(case.old) if host == "source" else descendants(m) if (m := case.find()) else []
+    # All at once, as power goes: the guardian must not see its agent die.
+    for p in case.guardians(host):
+        os.kill(p, signal.SIGSTOP)
     case.kill(agent.pid)
     agent.wait(timeout=10)
-    case.resume()
     kill_all([*victims, *tree])
+    case.resume()
+    case.forget_cgroups(host)
     case.tool.boot[host] = str(uuid.uuid4())
     case.rebooted = host
     if host == "destination":
@@ -75,22 +102,62 @@ def reboot(case, host):
 
 
 def stopped(case):
-    time.sleep(45)
+    """SIGSTOP past every time-out, then SIGCONT."""
+    time.sleep(PAST_TIMEOUTS)
     case.resume()
 
 
-# name: (slow, what happens while the process at the fault point is stopped there; None: it does it itself)
+def journal_full(case):
+    case.fill_disk(case.point.split("-")[0])
+    case.resume()
+
+
+def out_of_memory(case):
+    """Whatever the destination does from here on does not fit into its memory."""
+    case.limit_memory([p for p in case.ours() if case.host_of(p) == "destination"], 1 << 20)
+    case.resume()
+
+
+def interrupt(case):
+    case.agent(case.point.split("-")[0]).send_signal(signal.SIGINT)
+    case.resume()
+
+
+class Action:
+    """`function`: what happens while the process at the fault point is stopped there; None: it does it itself.
+    `points`: where it is tried by default; None: everywhere. `timed`: time-outs have to pass."""
+
+    def __init__(self, function, points=None, timed=False):
+        self.function, self.points, self.timed = function, points, timed
+
+
+def points(*names):
+    long = {"sa": "source-agent", "sg": "source-guardian", "da": "destination-agent", "dg": "destination-guardian"}
+    return [f"{long[n.split('.')[0]]}.{n.split('.')[1]}" for n in names]
+
+
 ACTIONS = {
-    "kill-self": (False, None),
-    "fail": (False, None),
-    "cut": (False, cut),
-    "kill-both": (False, kill_both),
-    "kill-peer": (True, kill_peer),
-    "kill-guardians": (True, kill_guardians),
-    "reboot-destination": (True, reboot_destination),
-    "reboot-source": (True, reboot_source),
-    "stop-self": (True, stopped),
-    "silent-peer": (True, silent_peer),
+    "kill-self": Action(None),
+    "fail": Action(None),
+    "kill-agents": Action(kill_agents, points("sa.frozen", "sa.ready", "sa.commit-sent", "sg.held", "da.prepared", "dg.gate-journaled")),
+    "kill-guardians": Action(kill_guardians, points("sa.frozen", "sa.ready", "sa.commit-sent", "da.prepared-shells", "da.ready-sent",
+                                                    "da.gate-open")),
+    "kill-side": Action(kill_side, points("sa.begun", "sa.frozen", "sa.ready", "sg.held", "da.prepared-shells", "da.ready-sent")),
+    "kill-peer": Action(kill_peer, points("sa.begun", "sa.pages-sent", "sa.commit-sent", "da.images-received", "da.gate-open")),
+    "cut": Action(cut, points("sa.frozen", "sa.committed", "da.pages-received")),
+    "cut-off": Action(cut_off, points("sa.begun", "sa.frozen", "sa.ready", "sa.commit-sent", "da.ready-sent"), True),
+    "silent-peer": Action(silent_peer, points("sa.frozen", "sa.pages-sent", "sa.commit-sent", "da.prepared-shells"), True),
+    "stop-self": Action(stopped, points("sa.frozen", "sa.ready", "sa.committed", "sg.held", "sg.before-commit", "da.ready-sent",
+                                        "dg.shells"), True),
+    "reboot-destination": Action(reboot_destination, points("sa.frozen", "sa.ready", "sa.commit-sent", "sa.gate-open",
+                                                            "dg.gate-journaled"), True),
+    "reboot-source": Action(reboot_source, points("sa.frozen", "sa.ready", "sa.commit-sent", "sa.gate-open"), True),
+    "journal-full": Action(journal_full, points("sa.begun", "sa.ready", "sg.held", "sg.before-commit", "da.begun", "dg.finished",
+                                                "da.commit-received")),
+    "out-of-memory": Action(out_of_memory, points("da.begun", "da.images-received", "dg.shells")),
+    "interrupt": Action(interrupt, points("sa.connected", "sa.checked", "sa.begun", "sa.frozen", "sa.images-sent", "sa.pages-sent",
+                                          "sa.ready", "sg.stopped", "sa.commit-sent", "da.begun", "da.prepared-shells",
+                                          "da.pages-received", "da.ready-sent")),
 }
 
 
@@ -100,12 +167,15 @@ class Case:
         self.program = self.sender = self.receiver = self.network = None
         self.extra = []
         self.rebooted = None
+        self.mounts, self.memory_group = {}, None
         self.started = time.monotonic()
         os.makedirs(folder)
         os.chmod(folder, 0o755)
         self.short = f"h{os.getpid()}"
         self.network = netns.Network(self.short, {"source": "10.77.2.1/24", "destination": "10.77.2.2/24"})
         self.tool = tool.Tool(binary, folder)
+        if action == "journal-full":
+            self.mount_state(point.split("-")[0])
         self.keys = tool.Keys(binary, os.path.join(folder, "keys"), ["source", "destination"])
         self.program = programs.Workload("sequence", os.path.join(workloads, "sequence"), [], os.path.join(folder, "program"),
                                          [*self.network.enter("source"), *netns.OTHER_CLOCKS], f"{self.short}-source")
@@ -119,13 +189,14 @@ class Case:
         wait_for(lambda: len(self.lines()) > 50, "the program to count", 10)
         self.comm = self.program.comm()
         self.program.remember()
-        rendezvous = ACTIONS.get(self.action, (False, None))[1]
+        action = ACTIONS.get(self.action, Action(None))
+        rendezvous = action.function
         what = "stop-self" if rendezvous else self.action
         env = {"MIGRATE_FAULT": f"{self.point}:{what}"} if self.action != "none" else {}
+        times = {"MIGRATE_TEST_TIMEOUTS": TIMEOUTS} if action.timed else {}
         source = self.point.startswith("source")
-        self.receiver = self.tool.receive(self.network, "destination", self.keys, env={} if source else env)
-        self.sender = self.tool.send(self.network, "source", "destination", self.keys, self.old, env=env if source else {},
-                                     wait=False)
+        self.receiver = self.tool.receive(self.network, "destination", self.keys, env=times if source else {**times, **env})
+        self.sender = self.tool.send(self.network, "source", "destination", self.keys, self.old, env={**times, **env} if source else times, wait=False)
         if rendezvous:
             wait_for(lambda: self.stopped_ones() or self.sender.poll() is not None, "the fault point", 40, 0.05)
             if not self.stopped_ones():
@@ -139,7 +210,13 @@ class Case:
         code = self.sender.returncode
         where = self.wait_where(8 if code in (0, 1) else 3)
         resolved = ""
-        if where == "nowhere" or code not in (0, 1, 2):
+        if where != "source" and self.point in BEFORE_COMMIT and not self.rebooted and self.action in ("kill-side", "kill-agents"):
+            raise programs.Unwell(f"nobody let the program run on after {self.action} (it runs: {where})")
+        if self.action == "interrupt" and self.point in BEFORE_COMMIT and self.point.startswith("source-agent") and code != 1:
+            raise programs.Unwell(f"an interrupted send exited {code}")
+        self.make_room()
+        # The operator acts when told to, or when nobody is left to tell.
+        if where == "nowhere" or code not in (0, 1, 2) or '"untold"' in read(os.path.join(self.folder, "send.log")):
             resolved = self.resolve()
             where = self.wait_where(8)
         self.expect_single(where)
@@ -154,6 +231,8 @@ class Case:
         if code in (1, 2) and not self.rebooted and where != "source":
             raise programs.Unwell(f"send exited {code}, but the program runs on the {where}")
         self.look_at_survivor(where)
+        if probes := [n for n in os.listdir(os.path.join(self.folder, "program")) if n.startswith(".migrate")]:
+            raise programs.Unwell(f"left behind: {probes}")
         gap = self.check_numbers()
         status = f"exit {code}" if code >= 0 else signal.Signals(-code).name
         return f"{'runs on' if where == 'source' else 'moved'} ({status}{', after resolve' if resolved else ''}, {gap:.0f} ms)"
@@ -172,6 +251,61 @@ class Case:
     def restart_receiver(self):
         if all(p.poll() is not None for p in [self.receiver, *self.extra]):
             self.extra.append(self.tool.receive(self.network, "destination", self.keys))
+
+    def agent(self, host):
+        return self.sender if host == "source" else self.receiver
+
+    def guardians(self, host=None):
+        verbs = [f"guardian-{h}" for h in ("source", "destination") if host in (None, h)]
+        found = [p for p in self.ours() if read(f"/proc/{p}/cmdline").split("\0")[1:2] in [[v] for v in verbs]]
+        # What they forked looks like them; the copy's init is as much the copy as its tasks.
+        return [p for p in found if (f := stat_fields(p)) and int(f[1]) not in found and self.in_our_pid_namespace(p)]
+
+    @staticmethod
+    def in_our_pid_namespace(pid):
+        try:
+            return os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")
+        except OSError:
+            return False
+
+    def mount_state(self, host):
+        folder = os.path.join(self.folder, f"state-{host}")
+        os.makedirs(folder)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k,mode=700", "hand-over", folder], check=True)
+        self.mounts[host] = folder
+
+    def fill_disk(self, host):
+        """Not a byte is left where the host has its journals."""
+        with open(os.path.join(self.mounts[host], "filler"), "wb", buffering=0) as f:
+            try:
+                while f.write(b"x" * 4096):
+                    pass
+            except OSError:
+                pass
+
+    def forget_cgroups(self, host):
+        """A reboot takes cgroups away."""
+        sessions = {n[:8] for n in os.listdir(os.path.join(self.folder, f"state-{host}")) if n.endswith(".journal")}
+        names = {f"migrate-{s}" + ("-in" if host == "destination" else "") for s in sessions}
+        for folder in [c.split(" ", 1)[1] for c in remains.cgroups() if os.path.basename(c) in names]:
+            wait_for(lambda f=folder: not read(f"{f}/cgroup.procs"), f"{folder} to empty", 5)
+            os.rmdir(folder)
+
+    def make_room(self):
+        for folder in self.mounts.values():
+            if os.path.exists(f"{folder}/filler"):
+                os.unlink(f"{folder}/filler")
+
+    def limit_memory(self, pids, limit):
+        top = next((line.split()[1] for line in read("/proc/mounts").splitlines() if line.split()[2] == "cgroup"
+                    and "memory" in line.split()[3].split(",")), None)
+        if top is None:
+            raise NotReached("there is no memory cgroup (v1) to be short of")
+        self.memory_group = os.path.join(top, self.short)
+        os.makedirs(self.memory_group, exist_ok=True)
+        for name, value in [("memory.limit_in_bytes", limit), *[("cgroup.procs", p) for p in pids]]:
+            with open(os.path.join(self.memory_group, name), "w") as f:
+                f.write(str(value))
 
     def host_of(self, pid):
         """The host whose network namespace the process is in, or None."""
@@ -276,9 +410,10 @@ class Case:
     def stopped_ones(self):
         return [p for p in self.ours() if (f := stat_fields(p)) and f[0] == "T"]
 
-    def resume(self):
+    def resume(self, but=None):
         for p in self.stopped_ones():
-            os.kill(p, signal.SIGCONT)
+            if p != but:
+                os.kill(p, signal.SIGCONT)
 
     @staticmethod
     def kill(*pids):
@@ -297,6 +432,23 @@ class Case:
         except Deadline:
             raise programs.Unwell("left behind: " + "; ".join(remains.new_since(before, (top,)))) from None
         return ""
+
+    def unmount(self):
+        for folder in self.mounts.values():
+            subprocess.run(["umount", "-l", folder], check=False)
+        self.mounts = {}
+        if self.memory_group:
+            group, self.memory_group = self.memory_group, None
+
+            def removed():
+                try:
+                    os.rmdir(group)
+                except FileNotFoundError:
+                    return True
+                except OSError:
+                    return False
+                return True
+            wait_for(removed, "the memory cgroup to empty", 10, 0.05)
 
     def close(self):
         """The tree is ended first, wherever it is; then agents that serve on."""
@@ -318,3 +470,4 @@ class Case:
             self.network.close()
             self.network = None
         self.program = None
+        self.unmount()

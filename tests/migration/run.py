@@ -93,7 +93,7 @@ def parse():
 
 def main():
     options = parse()
-    wanted = [(m, n) for m in (options.mode or cases.MODES) for n in [*cases.WORKLOADS, *cases.PROGRAMS]
+    wanted = [(m, n) for m in (options.mode or cases.MODES) for n in cases.names(m)
               if not options.only or any(re.search(o, f"{m}/{n}") for o in options.only)]
     if options.list:
         print("\n".join(f"{m}/{n}" for m, n in wanted))

@@ -1,0 +1,173 @@
+// What can be refused while the tree still runs. All of it is checked again when the tree is stopped; here a doubt is
+// no refusal, since tasks come and go and close what was just seen.
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <set>
+
+#include "core/files/inet_socket.h"
+#include "core/files/kinds.h"
+#include "core/files/regular.h"
+#include "core/files/unix_socket.h"
+
+namespace migrate {
+namespace {
+
+class Preflight {
+ public:
+  Preflight(const std::vector<ProcDir>& tasks, const FileDumpOptions& options) : options_(options) {
+    for (const ProcDir& task : tasks) pids_.insert(task.pid());
+  }
+
+  void look_at(const ProcDir& task) {
+    const auto pidfd = open_pidfd(task.pid());
+    if (!pidfd) return;
+    try {
+      netns_ = stat_cached(task.fd(), "ns/net", 0, "a network namespace").stx_ino;
+      for (const int fd : task.descriptors()) look_at(task, fd, pidfd->get());
+    } catch (const Refusal&) {
+      throw;
+    } catch (const Error&) {
+      // It ended meanwhile.
+    }
+  }
+
+  void finish() {
+    for (const auto& [link, pipe] : pipes_) {
+      if ((pipe.reader && pipe.writer) || !pipe.other_side) continue;
+      const std::optional<std::string> holder = outside_holder(link);
+      if (holder) throw pipe_to_outside(pipe.who, pipe.reader, *holder);
+    }
+    for (const auto& [ino, socket] : sockets_)
+      if (socket.info.peer != 0 && !sockets_.contains(socket.info.peer)) check_peer(socket);
+  }
+
+ private:
+  struct Pipe {
+    bool reader = false, writer = false, other_side = false;
+    std::string who;
+  };
+  struct Socket {
+    UnixSocketInfo info;
+    std::string who;
+    uint64_t netns;
+  };
+
+  void look_at(const ProcDir& task, int fd, int pidfd) {
+    OpenFile file;
+    file.proc = &task;
+    file.fd = fd;
+    const std::string number = std::to_string(fd);
+    try {
+      file.link = task.link("fd/" + number);
+      const bool socket = file.link.starts_with("socket:");
+      if (file.link.starts_with("/") || file.link.starts_with("pipe:")) {
+        file.info = parse_fdinfo(task.read("fdinfo/" + number));
+        file.st = stat_cached(task.fd(), "fd/" + number, 0, file.who());
+      }
+      const bool path_only = (file.info.flags & O_PATH) != 0;
+      if (socket || (file.type() == S_IFIFO && !path_only)) file.ours = get_remote_fd(pidfd, fd);
+      if (socket) file.st = stat_cached(file.ours.get(), "", AT_EMPTY_PATH, file.who());
+    } catch (const Error&) {
+      return;  // closed meanwhile
+    }
+    switch (kinds_.classify(file, options_)) {
+      case FileKind::regular:
+        return check_ghost(file, options_);
+      case FileKind::pipe:
+      case FileKind::fifo:
+        return see_pipe(file);
+      case FileKind::inet_socket:
+        return check_inet_socket(file, options_);
+      case FileKind::unix_socket:
+        return see_socket(file);
+      default:
+        return;
+    }
+  }
+
+  void see_pipe(const OpenFile& file) {
+    if (!file.ours) return;
+    const auto [it, fresh] = pipes_.try_emplace(file.link);
+    Pipe& pipe = it->second;
+    if (fresh) {
+      pollfd p{file.ours.get(), POLLIN | POLLOUT, 0};
+      check(::poll(&p, 1, 0), "poll", "a pipe");
+      // As in PipeDumper: what a single kind of end tells about the other.
+      pipe.other_side = (p.revents & (file.access() == O_RDONLY ? POLLHUP : POLLERR)) == 0;
+      pipe.who = file.who();
+    }
+    pipe.reader |= file.access() != O_WRONLY;
+    pipe.writer |= file.access() != O_RDONLY;
+  }
+
+  void see_socket(const OpenFile& file) {
+    auto [all, fresh] = unix_.try_emplace(netns_);
+    if (fresh) all->second = list_unix_sockets(file.proc);
+    const auto it = all->second.find(static_cast<uint32_t>(file.st.stx_ino));
+    if (it != all->second.end()) sockets_.try_emplace(it->first, Socket{it->second, file.who(), netns_});
+  }
+
+  void check_peer(const Socket& socket) const {
+    const auto& all = unix_.at(socket.netns);
+    const auto peer = all.find(socket.info.peer);
+    // Made after the list was read, or both ends belong to a task that just came.
+    if (peer == all.end()) return;
+    const bool named = socket.info.type == SOCK_DGRAM && !peer->second.name.empty();
+    if (named && options_.ext_unix_sk) return;
+    const std::string link = "socket:[" + std::to_string(socket.info.peer) + "]";
+    if (const auto holder = outside_holder(link))
+      throw Refusal(socket.who + ", a Unix socket connected to " + *holder + " outside of the tree",
+                    named ? "close it first, or use --ext-unix-sk to connect it again by name" : "close it first");
+  }
+
+  static Refusal pipe_to_outside(const std::string& who, bool reader, const std::string& holder) {
+    return {who + (reader ? ", the read end of a pipe whose write end" : ", the write end of a pipe whose read end") +
+                " is held by " + holder + " outside of the tree",
+            "redirect it to a file or /dev/null, or move the other process along"};
+  }
+
+  /// Children that came since the tree was listed belong to it.
+  bool inside(pid_t pid) const {
+    for (int depth = 0; pid > 1 && depth < 64; ++depth) {
+      if (pids_.contains(pid)) return true;
+      pid = ProcDir(pid).stat().ppid;
+    }
+    return false;
+  }
+
+  /// "process 42 (cat)", if a process outside of the tree has a descriptor with that link.
+  std::optional<std::string> outside_holder(const std::string& link) const {
+    for (const int pid : numeric_entries(AT_FDCWD, "/proc")) {
+      if (pids_.contains(pid) || pid == ::getpid()) continue;
+      try {
+        const ProcDir other(pid);
+        for (const int fd : other.descriptors())
+          if (other.link("fd/" + std::to_string(fd)) == link && !inside(pid))
+            return "process " + std::to_string(pid) + " (" + other.stat().comm + ")";
+      } catch (const Error&) {
+        continue;  // it ended, or closed something, meanwhile
+      }
+    }
+    return std::nullopt;
+  }
+
+  const FileDumpOptions& options_;
+  const KindTable kinds_;
+  std::set<pid_t> pids_;
+  std::map<std::string, Pipe> pipes_;                            ///< by link
+  std::map<uint32_t, Socket> sockets_;                           ///< by inode
+  std::map<uint64_t, std::map<uint32_t, UnixSocketInfo>> unix_;  ///< by network namespace
+  uint64_t netns_ = 0;                                           ///< of the task looked at
+};
+
+}  // namespace
+
+void FileDumper::preflight(const std::vector<ProcDir>& tasks, const FileDumpOptions& options, Logger&) {
+  Preflight preflight(tasks, options);
+  for (const ProcDir& task : tasks) preflight.look_at(task);
+  preflight.finish();
+}
+
+}  // namespace migrate

@@ -1,0 +1,227 @@
+"""A program that holds one thing which cannot be moved, and counts meanwhile.
+
+    stubborn.py FOLDER KIND [ARGUMENT...]
+
+Writes "READY PID DETAIL" to FOLDER/status and a growing number to FOLDER/beat; ends when FOLDER is gone."""
+import ctypes
+import fcntl
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+FOLDER, KIND, ARGUMENTS = sys.argv[1], sys.argv[2], sys.argv[3:]
+SYS_IO_URING_SETUP, SYS_SECCOMP, SYS_PIDFD_OPEN, SYS_USERFAULTFD = 425, 317, 434, 323
+
+
+def checked(result, what):
+    if result < 0:
+        raise OSError(ctypes.get_errno(), what)
+    return result
+
+
+def tcp():
+    """A connection with itself would be inside the tree: the driver accepts."""
+    s = socket.create_connection((ARGUMENTS[0], int(ARGUMENTS[1])))
+    return s, s.fileno()
+
+
+def tcp_backlog():
+    s = socket.socket()
+    s.bind(("127.0.0.1", 0))
+    s.listen(5)
+    with open(os.path.join(FOLDER, "port"), "w") as f:
+        f.write(str(s.getsockname()[1]))
+    return s, s.fileno()
+
+
+def listener():
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind(("0.0.0.0", int(ARGUMENTS[0])))
+    s.listen(5)
+    return s, s.fileno()
+
+
+def netlink():
+    s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+    return s, s.fileno()
+
+
+def packet():
+    s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    return s, s.fileno()
+
+
+def raw_ip():
+    s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    return s, s.fileno()
+
+
+def unix_outside():
+    s = socket.socket(socket.AF_UNIX)
+    s.connect(ARGUMENTS[0])
+    return s, s.fileno()
+
+
+def descriptors_on_their_way():
+    a, b = socket.socketpair()
+    socket.send_fds(a, [b"x"], [0])
+    return (a, b), b.fileno()
+
+
+def inotify():
+    fd = checked(LIBC.inotify_init1(os.O_CLOEXEC), "inotify_init1")
+    return None, fd
+
+
+def terminal():
+    master, slave = os.openpty()
+    return None, slave
+
+
+def io_uring():
+    fd = LIBC.syscall(SYS_IO_URING_SETUP, 4, ctypes.create_string_buffer(120))
+    if fd < 0:
+        return "impossible", f"io_uring_setup(2): {os.strerror(ctypes.get_errno())}"
+    return None, fd
+
+
+def userfaultfd():
+    fd = LIBC.syscall(SYS_USERFAULTFD, os.O_CLOEXEC)
+    if fd < 0:
+        return "impossible", f"userfaultfd(2): {os.strerror(ctypes.get_errno())}"
+    return None, fd
+
+
+def pidfd():
+    return None, checked(LIBC.syscall(SYS_PIDFD_OPEN, os.getpid(), 0), "pidfd_open")
+
+
+def device():
+    for path in ("/dev/kmsg", "/dev/fuse", "/dev/net/tun", "/dev/mem"):
+        try:
+            return None, os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError:
+            continue
+    return "impossible", "no device node can be opened here"
+
+
+def flock():
+    f = open(os.path.join(FOLDER, "locked"), "w")
+    fcntl.flock(f, fcntl.LOCK_EX)
+    return f, f.fileno()
+
+
+def posix_lock():
+    f = open(os.path.join(FOLDER, "locked"), "w")
+    fcntl.lockf(f, fcntl.LOCK_EX)
+    return f, f.fileno()
+
+
+def lease():
+    f = open(os.path.join(FOLDER, "locked"), "w")
+    fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    return f, f.fileno()
+
+
+def sysv_shm():
+    identifier = checked(LIBC.shmget(0, 8192, 0o1600), "shmget")
+    LIBC.shmat.restype = ctypes.c_void_p
+    address = LIBC.shmat(identifier, None, 0)
+    LIBC.shmctl(identifier, 0, None)  # IPC_RMID: gone with the last user
+    return address, f"{address:x}"
+
+
+def outside_pipe():
+    """ARGUMENTS: the number of an inherited descriptor."""
+    return None, int(ARGUMENTS[0])
+
+
+def seccomp():
+    class Filter(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_char_p)]
+    allow = struct.pack("HBBI", 0x06, 0, 0, 0x7fff0000)
+    checked(LIBC.prctl(38, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
+    checked(LIBC.prctl(22, 2, ctypes.byref(Filter(1, allow)), 0, 0), "PR_SET_SECCOMP")
+    return None, os.getpid()
+
+
+def deleted_big_file():
+    f = open(os.path.join(FOLDER, "big"), "w+b")
+    f.write(os.urandom(1 << 20) * 3)
+    f.flush()
+    os.unlink(f.name)
+    return f, f.fileno()
+
+
+def writable_file():
+    f = open(ARGUMENTS[0], "a")
+    return f, f.fileno()
+
+
+def mapped_file():
+    import mmap
+    f = open(ARGUMENTS[0], "rb")
+    return mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE), f.fileno()
+
+
+def own_thread_files():
+    """A thread with a descriptor table of its own."""
+    result = []
+
+    def run():
+        result.append(LIBC.unshare(0x400))
+        while True:
+            time.sleep(1)
+    threading.Thread(target=run, daemon=True).start()
+    while not result:
+        time.sleep(0.01)
+    return None, os.getpid()
+
+
+def zombie_root():
+    os._exit(0)
+
+
+def shared_memory_outside():
+    """The driver maps the same memfd."""
+    import mmap
+    fd = int(ARGUMENTS[0])
+    return mmap.mmap(fd, 4096), fd
+
+
+def plain():
+    return None, 0
+
+
+def child():
+    return subprocess.Popen(["sleep", "1000"]), 0
+
+
+KINDS = {f.__name__.replace("_", "-"): f for f in (
+    tcp, tcp_backlog, listener, netlink, packet, raw_ip, unix_outside, descriptors_on_their_way, inotify, terminal, io_uring,
+    userfaultfd, pidfd, device, flock, posix_lock, lease, sysv_shm, outside_pipe, seccomp, deleted_big_file, writable_file,
+    mapped_file, own_thread_files, zombie_root, shared_memory_outside, plain, child)}
+
+
+def main():
+    beat = os.open(os.path.join(FOLDER, "beat"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    held, detail = KINDS[KIND]()
+    status = os.path.join(FOLDER, "status")
+    with open(status + ".new", "w") as f:
+        f.write(f"{'IMPOSSIBLE' if held == 'impossible' else 'READY'} {os.getpid()} {detail}")
+    os.rename(status + ".new", status)
+    n, end = 0, time.monotonic() + 600
+    while os.path.isdir(FOLDER) and time.monotonic() < end:
+        n += 1
+        os.pwrite(beat, b"%12d" % n, 0)
+        time.sleep(0.005)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,442 @@
+#!/usr/bin/env python3
+"""What cannot be moved is refused by name: the sentence, exit code 2, the program untouched, nothing left behind.
+
+    refusals.py [--build DIR] [--only REGEX] [--list]
+
+dump/...: refused by `migrate dump`. send/...: by `migrate send`, by either side. tls/...: connections that are refused, told
+on both sides (tls_refusals.py)."""
+import ctypes
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import tls_refusals  # noqa: E402
+from lib import netns, programs, snapshot, suite, tool  # noqa: E402
+from lib.process import descendants, exists, kill_all, read, run, spawn, stat_fields, wait_for  # noqa: E402
+from lib.suite import Skip, expect  # noqa: E402
+
+LIB = os.path.join(suite.ROOT, "tests", "lib")
+PTRACE_SEIZE = 0x4206
+
+
+class Stubborn(programs.Program):
+    """lib/stubborn.py with its one thing."""
+    name = "stubborn"
+    exact_maps = True
+
+    def __init__(self, folder, kind, *arguments, prefix=(), pass_fds=(), own_session=True):
+        self.folder, self.ns, self.kind = folder, None, kind
+        os.makedirs(folder)
+        with open(os.path.join(folder, "output"), "ab") as out:
+            self.process = subprocess.Popen([*prefix, "/usr/bin/python3", os.path.join(LIB, "stubborn.py"), folder, kind,
+                                             *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                                            pass_fds=pass_fds, start_new_session=own_session)
+        self.pid = self.inner = self.process.pid
+        self.everybody = {self.pid}
+        self.detail = None
+
+    def ready(self):
+        def there():
+            self.alive_or_raise()
+            return read(os.path.join(self.folder, "status"))
+        word, pid, self.detail = wait_for(there, f"{self.kind} to be set up", 20).split(" ", 2)
+        if word == "IMPOSSIBLE":
+            raise Skip(self.detail)
+        self.pid = self.inner = int(pid)
+
+    def beat(self):
+        return read(os.path.join(self.folder, "beat"))
+
+    def check(self):
+        seen = self.beat()
+        wait_for(lambda: self.beat() != seen, f"process {self.pid} to run on", 10)
+
+
+class Untouched:
+    """Checks that a program is afterwards what it was."""
+
+    def __init__(self, program):
+        self.program, self.pid = program, program.pid
+        program.check()
+        self.facts = snapshot.tree_facts(self.pid)
+        self.cgroup = read(f"/proc/{self.pid}/cgroup")
+        self.start = stat_fields(self.pid)[19]
+
+    def expect(self):
+        expect(exists(self.pid) and stat_fields(self.pid)[19] == self.start, f"process {self.pid} is gone")
+        self.program.check()
+        expect(read(f"/proc/{self.pid}/cgroup") == self.cgroup, f"process {self.pid} is in another cgroup")
+        found = snapshot.differences(self.facts, snapshot.tree_facts(self.pid), (r"SigBlk|SigPnd|ShdPnd",))
+        expect(not found, "/proc differs:\n  " + "\n  ".join(found))
+
+
+def expect_sentence(text, patterns, values):
+    for pattern in patterns:
+        full = pattern.format(**{k: re.escape(str(v)) for k, v in values.items()})
+        expect(re.search(full, text), f"nothing matches {full!r} in: {text.strip()[-600:]}")
+
+
+def dump_refused(context, folder, pid, patterns, values, options=()):
+    images = os.path.join(folder, "images")
+    os.makedirs(images, exist_ok=True)
+    code, out = run([context.binary, "dump", "-t", pid, "-D", images, *options], log=os.path.join(folder, "commands.log"))
+    expect(code == 2, f"dump exited {code}, not 2: {out.strip()[-600:]}")
+    expect_sentence(out, patterns, values)
+    sentences = [x for x in out.strip().splitlines() if x.startswith("migrate: ")]
+    expect(len(sentences) == 1 and "; " in sentences[0], f"not one sentence with what to do: {out.strip()[-600:]}")
+    expect(not os.listdir(images), f"left in the image folder: {os.listdir(images)}")
+
+
+def holding(kind, *patterns, arguments=(), prefix=(), options=(), set_up=None):
+    """`set_up`: gives (arguments, descriptors to pass, things to keep, values of the patterns)."""
+    def case(context, folder):
+        more, fds, kept, values = set_up(folder) if set_up else ((), (), None, {})
+        program = Stubborn(os.path.join(folder, "program"), kind, *arguments, *more, prefix=prefix, pass_fds=fds)
+        try:
+            program.ready()
+            untouched = Untouched(program)
+            for attempt in range(2):
+                dump_refused(context, folder, program.pid, patterns, {"pid": program.pid, "detail": program.detail, **values}, options)
+            untouched.expect()
+        finally:
+            program.end()
+            del kept
+    return case
+
+
+def accepting(folder):
+    server = socket.create_server(("127.0.0.1", 0))
+    port = server.getsockname()[1]
+    return ("127.0.0.1", port), (), server, {"peer": f"127.0.0.1:{port}"}
+
+
+def unix_listener(folder):
+    path = os.path.join(folder, "outside")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(path)
+    server.listen()
+    accepted = []
+    threading.Thread(target=lambda: accepted.append(server.accept()), daemon=True).start()
+    return (path,), (), (server, accepted), {}
+
+
+def pipe_from_here(folder):
+    r, w = os.pipe()
+    return (w,), (w,), os.fdopen(r), {"fd": w}
+
+
+def memfd_from_here(folder):
+    import mmap
+    fd = os.memfd_create("outside")
+    os.ftruncate(fd, 4096)
+    return (fd,), (fd,), mmap.mmap(fd, 4096), {"outside": os.getpid()}
+
+
+def waiting_connection(context, folder):
+    program = Stubborn(os.path.join(folder, "program"), "tcp-backlog")
+    try:
+        program.ready()
+        port = int(read(os.path.join(program.folder, "port")))
+        with socket.create_connection(("127.0.0.1", port)):
+            untouched = Untouched(program)
+            dump_refused(context, folder, program.pid, ["task {pid} has fd {fd}", "not accepted yet"],
+                         {"pid": program.pid, "fd": program.detail})
+            untouched.expect()
+    finally:
+        program.end()
+
+
+def traced(context, folder):
+    program = Stubborn(os.path.join(folder, "program"), "plain")
+    program.ready()
+    r, w = os.pipe()
+    tracer = os.fork()
+    if tracer == 0:
+        ok = ctypes.CDLL(None, use_errno=True).ptrace(PTRACE_SEIZE, program.pid, 0, 0) == 0
+        os.write(w, b"y" if ok else b"n")
+        while True:
+            signal.pause()
+    try:
+        expect(os.read(r, 1) == b"y", "the tracer could not seize")
+        untouched = Untouched(program)
+        dump_refused(context, folder, program.pid, ["task {pid} is traced by task {tracer}"], {"pid": program.pid, "tracer": tracer})
+        untouched.expect()
+    finally:
+        kill_all([tracer])
+        program.end()
+
+
+def outside_session(context, folder):
+    program = Stubborn(os.path.join(folder, "program"), "plain", own_session=False)
+    try:
+        program.ready()
+        untouched = Untouched(program)
+        dump_refused(context, folder, program.pid, ["session {sid}, whose leader is outside", "--shell-job"], {"sid": os.getsid(0)})
+        untouched.expect()
+    finally:
+        program.end()
+
+
+def own_ancestor(context, folder):
+    dump_refused(context, folder, os.getpid(), ["task {pid} is this process or an ancestor of it"], {"pid": os.getpid()})
+
+
+def no_such_task(context, folder):
+    free = subprocess.Popen(["true"])
+    free.wait()
+    dump_refused(context, folder, free.pid, ["there is no task {pid}"], {"pid": free.pid})
+
+
+def zombie(context, folder):
+    dead = subprocess.Popen(["true"], start_new_session=True)
+    wait_for(lambda: stat_fields(dead.pid)[0] == "Z", "a zombie", 10)
+    try:
+        dump_refused(context, folder, dead.pid, ["task {pid} is a zombie"], {"pid": dead.pid})
+    finally:
+        dead.wait()
+
+
+def pid_taken(context, folder):
+    """Restored in place while the original runs."""
+    program = Stubborn(os.path.join(folder, "program"), "plain")
+    try:
+        program.ready()
+        t, images = tool.Tool(context.binary, folder), os.path.join(folder, "images")
+        t.dump(program.pid, images, "-R")
+        untouched = Untouched(program)
+        code, out = run([context.binary, "restore", "-D", images, "-d"], log=t.log)
+        expect(code in (1, 2), f"restore exited {code}")
+        expect_sentence(out, ["{pid}", "(?i)pid|in use|exists|taken"], {"pid": program.pid})
+        untouched.expect()
+    finally:
+        program.end()
+
+
+# send
+
+class Hosts:
+    """Two hosts, a receiver, keys; ends everything."""
+
+    def __init__(self, context, folder):
+        self.folder, self.receiver, self.program = folder, None, None
+        self.tool = tool.Tool(context.binary, folder)
+        self.keys = tool.Keys(context.binary, os.path.join(folder, "keys"), ["source", "destination"])
+        self.network = netns.Network(f"r{os.getpid()}", {"source": "10.77.3.1/24", "destination": "10.77.3.2/24"})
+
+    def __enter__(self):
+        return self
+
+    def start(self, kind, *arguments, **named):
+        self.program = Stubborn(os.path.join(self.folder, "program"), kind, *arguments, prefix=self.network.enter("source"), **named)
+        self.program.ready()
+        return self.program
+
+    def receive(self, *options, env=None):
+        self.receiver = self.tool.receive(self.network, "destination", self.keys, options=options, env=env)
+
+    def send(self, pid, *options, may_notice=True):
+        """Gives (exit code, output of the sender, output of the receiver)."""
+        command = [self.tool.binary, "send", f"{self.network.address('destination')}:7400", f"pid:{pid}", "--tls-name", "destination",
+                   *self.keys.options("source"), "--state-dir", os.path.join(self.folder, "state-source"), *options]
+        code, out = run([*command, *(["--parent-may-notice"] if may_notice else [])], log=self.tool.log, timeout=60,
+                        prefix=self.network.enter("source"), env=self.tool.environment("source"))
+        return code, out, read(os.path.join(self.folder, "receive.log"))
+
+    def refused(self, pid, patterns, values, *options, both=False, **named):
+        code, out, there = self.send(pid, *options, **named)
+        expect(code == 2, f"send exited {code}, not 2: {out.strip()[-600:]}\nreceive said: {there.strip()[-300:]}")
+        expect_sentence(out, patterns, values)
+        if both:
+            expect_sentence(there, patterns[-1:], values)
+        for host in ("source", "destination"):
+            left = [f for d, _, names in os.walk(os.path.join(self.folder, f"state-{host}")) for f in names if "lock" not in f]
+            expect(not left, f"left in the state folder of the {host}: {left}")
+
+    def __exit__(self, *_):
+        if self.program:
+            self.program.end()
+        if self.receiver:
+            kill_all(descendants(self.receiver.pid))
+            self.receiver.wait(timeout=5)
+        self.network.close()
+
+
+def send_refuses(kind, *patterns, arguments=(), send=(), receive=(), before=None, both=False):
+    def case(context, folder):
+        with Hosts(context, folder) as hosts:
+            values = before(hosts, folder) if before else {}
+            program = hosts.start(kind, *arguments, *values.get("arguments", ()))
+            values |= {"pid": program.pid, "detail": program.detail}
+            hosts.receive(*receive, *values.get("receive", ()))
+            untouched = Untouched(program)
+            hosts.refused(program.pid, patterns, values, *send, both=both)
+            untouched.expect()
+            expect(hosts.receiver.poll() is None, "the receiver ended, though nothing was moved")
+    return case
+
+
+def taken_port(hosts, folder):
+    hosts.taken = hosts.network.call("destination", lambda: socket.create_server(("0.0.0.0", 7500)))
+    return {}
+
+
+def root_folder(prepare):
+    """A destination whose files are below another folder."""
+    def before(hosts, folder):
+        root = os.path.join(folder, "root")
+        os.makedirs(root)
+        return {"receive": ("--root", root), **prepare(hosts, folder, root)}
+    return before
+
+
+def empty_root(hosts, folder, root):
+    return {}
+
+
+def own_parent(context, folder):
+    with Hosts(context, folder) as hosts:
+        hosts.receive()
+        hosts.refused(os.getpid(), ["task {pid} is an ancestor of this command"], {"pid": os.getpid()})
+
+
+def parent_notices(context, folder):
+    with Hosts(context, folder) as hosts:
+        program = hosts.start("plain")
+        hosts.receive()
+        untouched = Untouched(program)
+        hosts.refused(program.pid, ["task {pid} has the parent", r"pid {parent}", "--parent-may-notice"],
+                      {"pid": program.pid, "parent": os.getpid()}, may_notice=False)
+        untouched.expect()
+
+
+def supervised(name, pattern):
+    """A parent that starts its child again."""
+    def case(context, folder):
+        with Hosts(context, folder) as hosts:
+            where = os.path.join(folder, "program")
+            os.makedirs(where)
+            boss = spawn(["/usr/bin/python3", os.path.join(LIB, "supervisor.py"), name, "setsid", "/usr/bin/python3",
+                          os.path.join(LIB, "stubborn.py"), where, "plain"], log=os.path.join(folder, "boss.log"),
+                         prefix=hosts.network.enter("source"))
+            try:
+                pid = int(wait_for(lambda: read(os.path.join(where, "status")), "the supervised program", 20).split()[1])
+                hosts.receive()
+                beat = read(os.path.join(where, "beat"))
+                hosts.refused(pid, [pattern], {"pid": pid, "boss": boss.pid}, may_notice=False)
+                expect(exists(pid), "the supervised program ended")
+                wait_for(lambda: read(os.path.join(where, "beat")) != beat, "the supervised program to run on", 10)
+                expect(int(read(os.path.join(where, "status")).split()[1]) == pid, "it was started again")
+            finally:
+                kill_all(descendants(boss.pid))
+                boss.wait(timeout=5)
+    return case
+
+
+def unshared_file(context, folder):
+    """A file that the program writes is on a file system which the destination does not see."""
+    with Hosts(context, folder) as hosts:
+        root = os.path.join(folder, "root")
+        os.makedirs(root)
+        wrapper = os.path.join(folder, "migrate-elsewhere")
+        with open(wrapper, "w") as f:
+            f.write(f"#!/bin/sh\nmount --make-rprivate /\nmount -t tmpfs none {folder}/program\n"
+                    f": >{folder}/program/beat\n: >{folder}/program/output\nexec {context.binary} \"$@\"\n")
+        os.chmod(wrapper, 0o755)
+        program = hosts.start("plain")
+        hosts.tool.binary = wrapper
+        original = hosts.network.enter
+        hosts.network.enter = lambda name: [*original(name), *(["unshare", "-m"] if name == "destination" else [])]
+        hosts.receive()
+        hosts.tool.binary, hosts.network.enter = context.binary, original
+        untouched = Untouched(program)
+        hosts.refused(program.pid, ["{folder}/program/(beat|output) is written by the program and is not shown to be the same"],
+                      {"folder": folder}, both=True)
+        untouched.expect()
+
+
+def other_file(context, folder):
+    """A mapped file has another content at the destination."""
+    with Hosts(context, folder) as hosts:
+        mapped, other = os.path.join(folder, "library"), os.path.join(folder, "library.other")
+        for path, byte in ((mapped, b"a"), (other, b"b")):
+            with open(path, "wb") as f:
+                f.write(byte * 8192)
+        wrapper = os.path.join(folder, "migrate-elsewhere")
+        with open(wrapper, "w") as f:
+            f.write(f"#!/bin/sh\nmount --make-rprivate /\nmount --bind {other} {mapped}\nexec {context.binary} \"$@\"\n")
+        os.chmod(wrapper, 0o755)
+        program = hosts.start("mapped-file", mapped)
+        hosts.tool.binary = wrapper
+        original = hosts.network.enter
+        hosts.network.enter = lambda name: [*original(name), *(["unshare", "-m"] if name == "destination" else [])]
+        hosts.receive()
+        hosts.tool.binary, hosts.network.enter = context.binary, original
+        untouched = Untouched(program)
+        hosts.refused(program.pid, ["{file} has another content at the destination"], {"file": mapped}, both=True)
+        untouched.expect()
+
+
+HAS_FD = "task {pid} has fd {detail}"
+CASES = {
+    "dump/tcp-connection": holding("tcp", HAS_FD + ", an established TCP connection to {peer}", "--tcp-close", set_up=accepting),
+    "dump/tcp-not-accepted": waiting_connection,
+    "dump/netlink": holding("netlink", HAS_FD + ", a netlink socket"),
+    "dump/packet-socket": holding("packet", HAS_FD + ", a packet socket"),
+    "dump/raw-socket": holding("raw-ip", HAS_FD),
+    "dump/unix-socket-to-outside": holding("unix-outside", HAS_FD + ", a Unix socket connected to .*outside of the tree", set_up=unix_listener),
+    "dump/descriptors-on-their-way": holding("descriptors-on-their-way", HAS_FD, "SCM_RIGHTS"),
+    "dump/inotify": holding("inotify", HAS_FD + ", an inotify instance"),
+    "dump/terminal": holding("terminal", "task {pid} has fd [0-9]+, the terminal /dev/"),
+    "dump/io_uring": holding("io-uring", HAS_FD + ", an io_uring instance"),
+    "dump/userfaultfd": holding("userfaultfd", HAS_FD + ", a userfaultfd"),
+    "dump/pidfd": holding("pidfd", HAS_FD + ", a pidfd"),
+    "dump/device": holding("device", HAS_FD + ", the device /dev/"),
+    "dump/flock": holding("flock", HAS_FD, "with a lock or lease on it"),
+    "dump/posix-lock": holding("posix-lock", HAS_FD, "with a lock or lease on it"),
+    "dump/lease": holding("lease", HAS_FD, "with a lock or lease on it"),
+    "dump/sysv-shm": holding("sysv-shm", "task {pid} has System V shared memory attached: mapping {detail}-"),
+    "dump/pipe-to-outside": holding("outside-pipe", "task {pid} has fd {fd}, the write end of a pipe whose read end", set_up=pipe_from_here),
+    "dump/seccomp": holding("seccomp", "task {pid} runs under a seccomp filter"),
+    "dump/deleted-big-file": holding("deleted-big-file", HAS_FD, "--ghost-limit", options=("--ghost-limit", "1M")),
+    "dump/thread-with-own-descriptors": holding("own-thread-files", "task {pid} has a (descriptor table|working folder) of its own"),
+    "dump/memory-shared-with-outside": holding("shared-memory-outside", "{outside}", "shares memory", set_up=memfd_from_here),
+    "dump/own-net-namespace": holding("plain", "task {pid} is in a net namespace of its own", prefix=("unshare", "-n")),
+    "dump/own-uts-namespace": holding("plain", "task {pid} is in a uts namespace of its own", prefix=("unshare", "-u")),
+    "dump/own-ipc-namespace": holding("plain", "task {pid} is in a ipc namespace of its own", prefix=("unshare", "-i")),
+    "dump/own-mounts": holding("plain", "task {pid} is in a mount namespace with mounts of its own",
+                               prefix=("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /mnt && exec "$@"', "sh")),
+    "dump/traced": traced,
+    "dump/session-leader-outside": outside_session,
+    "dump/own-ancestor": own_ancestor,
+    "dump/no-such-task": no_such_task,
+    "dump/zombie": zombie,
+    "restore/pid-taken": pid_taken,
+    "send/netlink": send_refuses("netlink", HAS_FD + ", a netlink socket"),
+    "send/flock": send_refuses("flock", HAS_FD, "with a lock or lease on it"),
+    "send/own-ancestor": own_parent,
+    "send/parent-notices": parent_notices,
+    "send/restarting-parent": supervised("watcher", "task {pid} has the parent watcher \\(pid {boss}\\)"),
+    "send/supervisord": supervised("supervisord", "task {pid} is supervised by supervisord \\(pid {boss}\\)"),
+    "send/runsv": supervised("runsv", "task {pid} is supervised by runsv \\(pid {boss}\\)"),
+    "send/port-taken": send_refuses("listener", "TCP port 7500 cannot be used at the destination", arguments=(7500,),
+                                    before=taken_port, both=True),
+    "send/file-missing": send_refuses("plain", "does not exist at the destination", before=root_folder(empty_root), both=True),
+    "send/file-differs": other_file,
+    "send/file-not-shared": unshared_file,
+    "send/uid-not-allowed": send_refuses("plain", "a task runs as uid 0, which the receiver does not allow",
+                                         receive=("--allow-uid", "12345"), both=True),
+    "send/capability-denied": send_refuses("plain", "a task has capabilities that the receiver denies",
+                                           receive=("--deny-caps", "chown"), both=True),
+    **tls_refusals.CASES,
+}
+
+if __name__ == "__main__":
+    sys.exit(suite.main(suite.arguments(__doc__), CASES, "mrefuse-"))

@@ -220,11 +220,12 @@ class Case:
             resolved = self.resolve()
             where = self.wait_where(8)
         self.expect_single(where)
-        if where == "nowhere" and self.rebooted and not self.find():
+        if where == "nowhere" and self.rebooted and not self.find() and not exists(self.old):
             return f"lost with its host, which rebooted (exit {code})"
         if where == "nowhere":
             if not self.session_named(resolved):
                 raise programs.Unwell(f"send exited {code}, no copy runs, and resolve does not say why: {resolved.strip()[-600:]}")
+            self.operators_word()
             return f"held, resolve tells (exit {code})"
         if code == 0 and not self.rebooted and where != "destination":
             raise programs.Unwell("send exited 0, but the program runs on the source")
@@ -247,6 +248,15 @@ class Case:
             code, out = self.tool.resolve(self.network, host, other, self.keys, pid=pid)
             text += f"{host} (exit {code}): {out}\n"
         return text
+
+    def operators_word(self):
+        """A copy that is held at the source runs on once the operator types the session's id."""
+        state = os.path.join(self.folder, "state-source")
+        session = next(n.split(".")[0] for n in os.listdir(state) if n.endswith(".source.journal"))
+        code, out = self.tool.resolve(self.network, "source", "destination", self.keys, "--force-run", session, pid=self.old)
+        where = self.wait_where(8)
+        if where != "source":
+            raise programs.Unwell(f"resolve --force-run exited {code}, and the program runs: {where}\n{out.strip()[-600:]}")
 
     def restart_receiver(self):
         if all(p.poll() is not None for p in [self.receiver, *self.extra]):

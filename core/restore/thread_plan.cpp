@@ -1,5 +1,4 @@
 #include <linux/capability.h>
-#include <linux/ioprio.h>
 #include <linux/sched.h>
 #include <linux/securebits.h>
 #include <sched.h>
@@ -14,6 +13,9 @@
 
 namespace migrate {
 namespace {
+
+// linux/ioprio.h has it, but newer ones of Debian 12 do not compile as C++.
+constexpr int kIoprioWhoProcess = 1;
 
 using restorer::kMayFail;
 using restorer::Op;
@@ -91,7 +93,7 @@ void plan_scheduling(const TaskImage& task, size_t thread, Region& region, OpLis
     mask.resize((mask.size() + 7) / 8 * 8);
     list.call(Tag::scheduling, SYS_sched_setaffinity, {0, mask.size(), region.put(as_bytes_of(mask))}, kMayFail);
   }
-  if (e.has_ioprio()) list.call(Tag::scheduling, SYS_ioprio_set, {IOPRIO_WHO_PROCESS, 0, e.ioprio()}, kMayFail);
+  if (e.has_ioprio()) list.call(Tag::scheduling, SYS_ioprio_set, {uint64_t{kIoprioWhoProcess}, 0, e.ioprio()}, kMayFail);
   if (e.has_timerslack_ns() && e.timerslack_ns() != 0)
     list.call(Tag::scheduling, SYS_prctl, {PR_SET_TIMERSLACK, e.timerslack_ns(), 0, 0, 0});
 }

@@ -1,4 +1,3 @@
-#include <linux/ioprio.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 
@@ -11,6 +10,9 @@
 
 namespace migrate {
 namespace {
+
+// linux/ioprio.h has it, but newer ones of Debian 12 do not compile as C++.
+constexpr int kIoprioWhoProcess = 1;
 
 /// struct sched_attr of sched_setattr(2), its first version; glibc has none and linux/sched/types.h does not go with
 /// it.
@@ -132,7 +134,7 @@ ext::ThreadExt describe_extras(const ThreadInputs& in) {
                            name_of(in.thread));
   mask.resize(static_cast<size_t>(bytes));
   out.set_affinity(mask);
-  const long ioprio = ::syscall(SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid);
+  const long ioprio = ::syscall(SYS_ioprio_get, kIoprioWhoProcess, tid);
   if (ioprio > 0) out.set_ioprio(static_cast<uint32_t>(ioprio));
   try {  // of the thread, but only listed in /proc/TID
     out.set_timerslack_ns(std::stoull(read_file_at(AT_FDCWD, "/proc/" + std::to_string(tid) + "/timerslack_ns")));

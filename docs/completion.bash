@@ -4,18 +4,23 @@ _migrate() {
   local core="--tree --images-dir --work-dir --log-file --verbosity --leave-running --leave-stopped --restore-detached
     --restore-sibling --shell-job --tcp-close --ext-unix-sk --link-remap --file-locks --display-stats --log-pid
     --ghost-limit --timeout --pidfile --status-fd --action-script --root --config --no-default-config"
+  local pages="--prev-images-dir --track-mem --track-timeout --page-server --address --port --ps-socket --tls --tls-cacert
+    --tls-cacrl --tls-cert --tls-key --tls-no-cn-verify --insecure"
   local tls="--cacert --cert --key --crl --insecure --state-dir --json"
   if [ "$COMP_CWORD" = 1 ]; then
-    mapfile -t COMPREPLY < <(compgen -W "send receive resolve keys dump restore check --version --help" -- "$cur")
+    mapfile -t COMPREPLY < <(compgen -W "send receive resolve keys dump pre-dump untrack page-server restore check --version --help" -- "$cur")
     return
   fi
   case $prev in
-    -D|--images-dir|-W|--work-dir|--dir|--state-dir|-r|--root) mapfile -t COMPREPLY < <(compgen -d -- "$cur"); return;;
-    -o|--log-file|--cacert|--cert|--key|--crl|--pidfile|--config|--action-script) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return;;
+    -D|--images-dir|--prev-images-dir|-W|--work-dir|--dir|--state-dir|-r|--root) mapfile -t COMPREPLY < <(compgen -d -- "$cur"); return;;
+    -o|--log-file|--tls-cacert|--tls-cacrl|--tls-cert|--tls-key|--cacert|--cert|--key|--crl|--pidfile|--config|--action-script) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return;;
     -t|--tree) mapfile -t COMPREPLY < <(compgen -W "$(ps -eo pid=)" -- "$cur"); return;;
   esac
   case $verb in
-    dump|restore) mapfile -t COMPREPLY < <(compgen -W "$core" -- "$cur");;
+    dump|pre-dump) mapfile -t COMPREPLY < <(compgen -W "$core $pages" -- "$cur");;
+    page-server) mapfile -t COMPREPLY < <(compgen -W "$core $pages --daemon" -- "$cur");;
+    untrack) mapfile -t COMPREPLY < <(compgen -W "--tree" -- "$cur");;
+    restore) mapfile -t COMPREPLY < <(compgen -W "$core" -- "$cur");;
     check) mapfile -t COMPREPLY < <(compgen -W "--feature --all" -- "$cur");;
     send) mapfile -t COMPREPLY < <(compgen -W "$tls --streams --tcp-close --shell-job --files-shared" -- "$cur");;
     receive) mapfile -t COMPREPLY < <(compgen -W "$tls --listen --once --accept --allow-uid --deny-caps --root --status-fd" -- "$cur");;

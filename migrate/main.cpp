@@ -2,6 +2,7 @@
 //
 // Exit codes of the low-level verbs: 0 done, 1 failed. Of send, receive and resolve: see migrate/session/README.md.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <iostream>
 
 #include "migrate/cli/commands.h"
@@ -16,7 +17,23 @@ using Run = std::function<int()>;
 void add_core_verbs(CLI::App& app, CoreOptions& options, Run& run) {
   CLI::App* dump = app.add_subcommand("dump", "write a tree's state into a folder of images");
   add_core_options(*dump, options);
+  add_page_options(*dump, options);
   dump->callback([&] { run = [&] { return run_dump(options); }; });
+
+  CLI::App* pre_dump = app.add_subcommand("pre-dump", "store the memory of a running tree ahead of its dump");
+  add_core_options(*pre_dump, options);
+  add_page_options(*pre_dump, options);
+  pre_dump->callback([&] { run = [&] { return run_pre_dump(options); }; });
+
+  CLI::App* page_server = app.add_subcommand("page-server", "store pages of a dump on another machine");
+  add_core_options(*page_server, options);
+  add_page_options(*page_server, options);
+  page_server->add_flag("--daemon", options.daemon, "return once it listens");
+  page_server->callback([&] { run = [&] { return run_page_server(options); }; });
+
+  CLI::App* untrack = app.add_subcommand("untrack", "end the tracking that a pre-dump has left behind");
+  add_core_options(*untrack, options);
+  untrack->callback([&] { run = [&] { return run_untrack(options); }; });
 
   CLI::App* restore = app.add_subcommand("restore", "start a tree from a folder of images");
   add_core_options(*restore, options);
@@ -41,7 +58,8 @@ int main_checked(int argc, char** argv) {
   SessionCommands session(app, run);
 
   std::vector<std::string> arguments(argv + 1, argv + argc);
-  const bool low_level = !arguments.empty() && (arguments[0] == "dump" || arguments[0] == "restore" || arguments[0] == "check");
+  static constexpr std::string_view kLowLevel[] = {"dump", "pre-dump", "restore", "page-server", "untrack", "check"};
+  const bool low_level = !arguments.empty() && std::ranges::find(kLowLevel, arguments[0]) != std::end(kLowLevel);
   try {
     if (low_level) arguments = expand_arguments(std::move(arguments));
     std::reverse(arguments.begin(), arguments.end());  // CLI11 parses a vector from its back
@@ -57,8 +75,9 @@ int main_checked(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   try {
-    // Guardians are this program executed again; their arguments are not for people.
+    // Guardians and keepers are this program executed again; their arguments are not for people.
     if (argc >= 2 && std::string_view(argv[1]).starts_with("guardian-")) return migrate::run_guardian(argc, argv);
+    if (argc == 4 && std::string_view(argv[1]) == "track-keeper") return migrate::cli::run_track_keeper(argv);
     return migrate::cli::main_checked(argc, argv);
   } catch (const std::exception& e) {
     std::cerr << "migrate: " << e.what() << "\n";

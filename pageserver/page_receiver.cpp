@@ -7,7 +7,7 @@ namespace migrate {
 namespace {
 
 /// Handed to the sink in pieces that are still in the cache.
-constexpr size_t kPieceBytes = 256 << 10;
+constexpr size_t kPieceBytes = 128 << 10;
 
 /// One stream's thread.
 class ReceiveWorker {

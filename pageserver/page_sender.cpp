@@ -7,7 +7,9 @@
 namespace migrate {
 namespace {
 
-constexpr uint64_t kItemPages = kMaxRecordPages;
+/// Read, encrypted and sent while they are in the core's cache (measured: 128 KiB costs a tenth less than 1 MiB).
+constexpr uint64_t kItemPages = 32;
+static_assert(kItemPages <= kMaxRecordPages);
 
 /// Up to kItemPages pages of one source, starting `offset` pages into run `run`.
 struct Item {
@@ -100,10 +102,18 @@ class SendWorker {
   void send_run(const PageSource& source, uint64_t address, uint64_t pages, bool zero_ok) {
     const size_t size = pages * kPageSize;
     const std::string what = memory_text(source.memory);
-    if (pread_full(source.fd.get(), {page(0), size}, address, what) != size)
+    vanished_.assign(pages, false);
+    if (source.may_vanish) {
+      read_existing(source, address, pages, what);
+    } else if (pread_full(source.fd.get(), {page(0), size}, address, what) != size) {
       throw Error("read pages of " + what + ": it ended meanwhile");
+    }
     uint64_t i = 0;
     while (i < pages) {
+      if (vanished_[i]) {
+        ++i;
+        continue;
+      }
       if (zero_ok && is_zero(page(i))) {
         ++i;
         ++zero_pages_;
@@ -111,9 +121,26 @@ class SendWorker {
         continue;
       }
       uint64_t end = i + 1;
-      while (end < pages && !(zero_ok && is_zero(page(end)))) ++end;
+      while (end < pages && !vanished_[end] && !(zero_ok && is_zero(page(end)))) ++end;
       send_record(source.memory, address + i * kPageSize, i, static_cast<uint32_t>(end - i));
       i = end;
+    }
+  }
+
+  /// Reads what a running task still has; marks the rest as vanished.
+  void read_existing(const PageSource& source, uint64_t address, uint64_t pages, const std::string& what) {
+    for (uint64_t i = 0; i < pages;) {
+      const ssize_t n = ::pread(source.fd.get(), page(i), (pages - i) * kPageSize,
+                                static_cast<off_t>(address + i * kPageSize));
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0 && errno != EIO && errno != EFAULT) throw Error("read", what, errno);
+      if (n == 0) {  // of a memory that its task has left
+        std::fill(vanished_.begin() + static_cast<std::ptrdiff_t>(i), vanished_.end(), true);
+        return;
+      }
+      const uint64_t whole = n < 0 ? 0 : static_cast<uint64_t>(n) / kPageSize;
+      i += whole;
+      if (whole == 0) vanished_[i++] = true;
     }
   }
 
@@ -131,6 +158,7 @@ class SendWorker {
   uint64_t& sequence_;
   PageCounters& counters_;
   std::vector<std::byte> buffer_;
+  std::vector<bool> vanished_;  ///< of the run in buffer_
   StreamTotals totals_;
   uint64_t zero_pages_ = 0;
 };

@@ -52,7 +52,7 @@ class PageSender {
  public:
   explicit PageSender(std::vector<std::unique_ptr<Stream>> streams);
   ~PageSender();
-  /// Reads all runs of all sources and sends them over all streams, a thread each; memories take turns, 256 pages each.
+  /// Reads all runs of all sources and sends them over all streams, a thread each; memories take turns, 32 pages each.
   /// Returns when the receiver has acknowledged everything. Any failure (the task is gone, a stream was cut, cancel())
   /// stops all threads and is thrown once; the streams are then unusable.
   PageTotals send(std::span<const PageSource> sources);

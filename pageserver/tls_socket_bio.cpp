@@ -2,7 +2,9 @@
 
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstring>
 
 namespace migrate {
 namespace {
@@ -12,11 +14,15 @@ SocketBuffer& buffer_of(BIO* bio) { return *static_cast<SocketBuffer*>(BIO_get_d
 int bio_write(BIO* bio, const char* data, size_t size, size_t* written) {
   SocketBuffer& buffer = buffer_of(bio);
   BIO_clear_retry_flags(bio);
-  if (buffer.out.size() + size > SocketBuffer::kSize && !buffer.flush()) {
-    if (buffer.error == 0) BIO_set_retry_write(bio);
-    return 0;
+  if (buffer.end + size > buffer.out.size()) {
+    if (!buffer.flush()) {
+      if (buffer.error == 0) BIO_set_retry_write(bio);
+      return 0;
+    }
+    size = std::min(size, buffer.out.size());
   }
-  buffer.out.insert(buffer.out.end(), data, data + size);
+  std::memcpy(buffer.out.data() + buffer.end, data, size);
+  buffer.end += size;
   *written = size;
   return 1;
 }
@@ -53,7 +59,7 @@ long bio_ctrl(BIO* bio, int command, long, void*) {
     case BIO_CTRL_EOF:
       return buffer.eof ? 1 : 0;
     case BIO_CTRL_WPENDING:
-      return static_cast<long>(buffer.out.size() - buffer.begin);
+      return static_cast<long>(buffer.end - buffer.begin);
     default:
       return 0;
   }
@@ -62,8 +68,8 @@ long bio_ctrl(BIO* bio, int command, long, void*) {
 }  // namespace
 
 bool SocketBuffer::flush() {
-  while (begin < out.size()) {
-    const ssize_t n = ::send(fd, out.data() + begin, out.size() - begin, MSG_NOSIGNAL);
+  while (begin < end) {
+    const ssize_t n = ::send(fd, out.data() + begin, end - begin, MSG_NOSIGNAL);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0 && errno == EAGAIN) return false;
     if (n < 0) {
@@ -72,8 +78,7 @@ bool SocketBuffer::flush() {
     }
     begin += static_cast<size_t>(n);
   }
-  out.clear();
-  begin = 0;
+  begin = end = 0;
   return true;
 }
 
@@ -88,7 +93,6 @@ BioMethodPtr make_socket_bio_method() {
 BioPtr make_socket_bio(const BIO_METHOD* method, SocketBuffer& buffer) {
   BioPtr bio(BIO_new(method));
   openssl_check(bio != nullptr, "set up", "TLS");
-  buffer.out.reserve(SocketBuffer::kSize);
   BIO_set_data(bio.get(), &buffer);
   BIO_set_init(bio.get(), 1);
   return bio;

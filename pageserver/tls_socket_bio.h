@@ -13,9 +13,9 @@ namespace migrate {
 struct SocketBuffer {
   static constexpr size_t kSize = 64 << 10;  // measured: larger ones fall out of the cache
   int fd = -1;
-  std::vector<unsigned char> out;
-  size_t begin = 0;  ///< of the bytes in `out` not yet sent
-  int error = 0;     ///< errno of the last failed call
+  std::vector<char> out = std::vector<char>(kSize);
+  size_t begin = 0, end = 0;  ///< of the bytes in `out` not yet sent
+  int error = 0;              ///< errno of the last failed call
   bool eof = false;
 
   /// Sends what it can; false if something is left because the socket is full, or on an error (then `error` is set).

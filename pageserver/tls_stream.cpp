@@ -69,6 +69,7 @@ Stream::Step TlsStream::try_read(std::span<std::byte> out) {
     const int result = SSL_read_ex(ssl_.get(), out.data() + total, out.size() - total, &n);
     if (result == 1) {
       total += n;
+      if (shared_->config.bare) greeted_ = true;
       continue;
     }
     if (total > 0) break;  // whatever it is, it comes again with the next call
@@ -136,6 +137,7 @@ void TlsStream::finish() {
 }
 
 void TlsStream::refuse_plain_peer(Deadline deadline) {
+  if (shared_->config.bare) throw Refusal(peer() + " speaks plain text instead of TLS", "give it --tls");
   const auto verdict = encode_verdict(
       "this side wants TLS 1.3 with certificates; give --cacert, --cert and --key, or --insecure on both sides");
   [[maybe_unused]] const ssize_t n = ::send(fd(), verdict.data(), verdict.size(), MSG_NOSIGNAL);
@@ -173,7 +175,7 @@ std::string TlsStream::peer_refusal(const std::string& server_name) const {
   X509* certificate = SSL_get0_peer_certificate(ssl_.get());
   if (certificate == nullptr) return "no certificate was shown";
   if (!server_) {
-    if (certificate_has_name(certificate, server_name)) return {};
+    if (shared_->config.any_server_name || certificate_has_name(certificate, server_name)) return {};
     return "the server's certificate is for " + seen_name_ + ", not for " + printable(server_name);
   }
   const auto& accepted = shared_->config.accepted_peers;
@@ -189,7 +191,7 @@ void TlsStream::handshake(const std::string& server_name, Deadline deadline) {
     run_handshake(deadline);
     set_peer(peer() + " (" + seen_name_ + ")", seen_name_);
     refusal = peer_refusal(server_name);
-    exchange_verdicts(*this, refusal, deadline);
+    if (!shared_->config.bare) exchange_verdicts(*this, refusal, deadline);
   } catch (const Refusal&) {
     socket_.flush();
     linger_close(fd(), Deadline::in(std::chrono::seconds(1)));
@@ -201,7 +203,7 @@ void TlsStream::handshake(const std::string& server_name, Deadline deadline) {
                                                           ? "give --accept " + seen_name_ + " if it may send here"
                                                           : "connect by a name in its certificate, or give --tls-name");
   }
-  greeted_ = true;
+  greeted_ = !shared_->config.bare;
 }
 
 }  // namespace migrate

@@ -47,3 +47,11 @@ struct pm_scan_arg {
 #ifndef PAGE_IS_GUARD  // 6.16
 #define PAGE_IS_GUARD (1 << 8)
 #endif
+
+#ifndef UFFD_FEATURE_WP_UNPOPULATED  // 6.4
+#define UFFD_FEATURE_WP_UNPOPULATED (1 << 13)
+#endif
+
+#ifndef UFFD_FEATURE_WP_ASYNC  // 6.7
+#define UFFD_FEATURE_WP_ASYNC (1 << 15)
+#endif

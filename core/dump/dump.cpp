@@ -1,10 +1,12 @@
 #include "core/dump/dump.h"
 
 #include <algorithm>
+#include <future>
 #include <map>
 
 #include "core/dump/dump_memory.h"
 #include "core/dump/preflight.h"
+#include "core/dump/task_memory.h"
 #include "core/dump/tree_images.h"
 #include "core/files/dump_files.h"
 #include "core/image/magic.h"
@@ -27,6 +29,7 @@ FileDumpOptions file_options(const DumpOptions& o) {
           .ext_unix_sk = o.ext_unix_sk,
           .link_remap = o.link_remap,
           .shell_job = o.shell_job,
+          .file_locks = o.file_locks,
           .ghost_limit = o.ghost_limit};
 }
 
@@ -51,7 +54,9 @@ struct Dump::Impl {
   Impl(const DumpOptions& o, Logger& l) : options(o), log(l) {}
 
   void run();
+  void foresee();
   void stop();
+  void look_again();
   void visit();
   void describe_task_images(size_t index, MemoryDumper& memory);
   std::vector<ext::ThreadExt> describe_core(const StoppedTask& task, uint32_t ordinal);
@@ -62,6 +67,9 @@ struct Dump::Impl {
   ImageSet images;
   SleepSurvey survey;
   Clock::time_point frozen_since;
+  std::map<pid_t, std::vector<Vma>> foreseen;
+  std::vector<std::pair<ProcDir, std::vector<Vma>>> believed;  ///< of `foreseen`, what the images rely on
+  std::future<void> second_look;  // destroyed, and waited for, after the tree was let go
   std::unique_ptr<StoppedTree> tree;  // before what needs the tree stopped: destroyed after it
   std::unique_ptr<ImagePids> pids;
   std::map<Pid, TaskHarvest> harvests;
@@ -73,8 +81,28 @@ struct Dump::Impl {
   std::vector<PageSource> memories;
 };
 
+void Dump::Impl::foresee() {
+  if (!options.foresee_mappings) return;
+  for (const ProcDir& task : collect_tree(options.root)) foreseen[task.pid()] = foresee_mappings(task);
+}
+
+/// A thread of ours compares the flags that were believed with what smaps tells now.
+void Dump::Impl::look_again() {
+  if (believed.empty()) return;
+  const uint32_t ignored = options.tracked ? static_cast<uint32_t>(VmFlag::uffd_wp) : 0;
+  second_look = std::async(std::launch::async, [believed = std::move(believed), ignored] {
+    for (const auto& [proc, then] : believed) {
+      const Vma* changed = changed_flags(then, parse_smaps(proc.read("smaps")), ignored);
+      if (changed != nullptr)
+        throw Error("task " + std::to_string(proc.pid()) + " changed the flags of its " + changed->describe() +
+                    " while it was being stopped; try again");
+    }
+  });
+}
+
 void Dump::Impl::stop() {
   survey = SleepSurvey(collect_tree(options.root));
+  if (options.earlier_sleeps) survey.recall(*options.earlier_sleeps);
   const auto start = Clock::now();
   tree = std::make_unique<StoppedTree>(options.root, StoppedTree::Options{.timeout = options.timeout}, log);
   frozen_since = Clock::now();
@@ -93,7 +121,7 @@ void Dump::Impl::visit() {
     std::vector<PosixTimer>& listed = timers[task.pid] = parse_timers(task.proc.read("timers"));
     std::vector<int> ids;
     for (const PosixTimer& timer : listed) ids.push_back(timer.id);
-    harvests.emplace(task.pid, harvest(task, ids, log));
+    harvests.emplace(task.pid, harvest(task, ids, log, options.visit_hook));
   }
 }
 
@@ -143,13 +171,16 @@ void Dump::Impl::describe_task_images(size_t index, MemoryDumper& memory) {
   std::vector<ext::ThreadExt> extras = describe_core(task, static_cast<uint32_t>(index + 1));
   write_fs(task, image_pid, *files, images);
   const auto start = Clock::now();
-  memory.add_task(task, harvests.at(task.pid), image_pid, *extras.front().mutable_task());
+  std::vector<Vma>& vmas = foreseen[task.pid.get()];
+  if (memory.add_task(task, harvests.at(task.pid), vmas, image_pid, *extras.front().mutable_task()))
+    believed.emplace_back(ProcDir(task.pid.get()), std::move(vmas));
   stats.memdump_time += microseconds_since(start);
   ImageWriter writer = images.write("migrate-ext.img", magic::kMigrateExt);
   for (const ext::ThreadExt& extra : extras) writer.entry(extra);
 }
 
 void Dump::Impl::run() {
+  foresee();
   stop();
   if (!alive(tree->root()))
     throw Refusal("task " + std::to_string(options.root.get()) + " is a zombie", "there is nothing left to dump");
@@ -158,9 +189,10 @@ void Dump::Impl::run() {
   files = std::make_unique<FileDumper>(tree->tasks(), file_options(options), images, log);
   files->dump_descriptors();
   log.debug("descriptors described after {} us", microseconds_since(frozen_since));
-  MemoryDumper memory(*files, images, log);
+  MemoryDumper memory(*files, images, options.tracked, log);
   for (size_t i = 0; i < tree->tasks().size(); ++i) describe_task_images(i, memory);
   memories = memory.finish();
+  look_again();
   log.debug("described after {} us", microseconds_since(frozen_since));
   files->finish();
   write_pstree(tree->tasks(), *pids, images);
@@ -179,11 +211,15 @@ void preflight_once(const DumpOptions& options, Logger& log) {
   check_tree(tasks, options);
   check_threads(tasks);
   check_sharing(tasks);
-  check_mappings(tasks);
+  check_mappings(tasks, options.tracked);
   FileDumper::preflight(tasks, file_options(options), log);
 }
 
 }  // namespace
+
+std::shared_ptr<const SleepSurvey> Dump::survey_sleeps(Pid root) {
+  return std::make_shared<SleepSurvey>(collect_tree(root));
+}
 
 void Dump::preflight(const DumpOptions& options, Logger& log) {
   constexpr int kTries = 5;
@@ -204,6 +240,10 @@ Dump::Dump(Dump&&) noexcept = default;
 StoppedTree& Dump::tree() { return *impl_->tree; }
 ImageSet& Dump::images() { return impl_->images; }
 std::vector<PageSource>& Dump::memories() { return impl_->memories; }
+
+void Dump::check_foreseen() {
+  if (impl_->second_look.valid()) impl_->second_look.get();
+}
 
 DumpStats& Dump::stats() {
   impl_->stats.frozen_time = microseconds_since(impl_->frozen_since);
@@ -226,7 +266,7 @@ void write_dump_stats(const DumpStats& stats, int dirfd) {
   out.set_memdump_time(clamp(stats.memdump_time));
   out.set_memwrite_time(clamp(stats.memwrite_time));
   out.set_pages_scanned(stats.pages_scanned);
-  out.set_pages_skipped_parent(0);
+  out.set_pages_skipped_parent(stats.pages_in_parent);
   out.set_pages_written(stats.pages_written);
   out.set_pages_lazy(0);
   ImageSet images;

@@ -14,6 +14,8 @@
 
 namespace migrate {
 
+class SleepSurvey;
+
 struct DumpOptions {
   Pid root;
   bool shell_job = false;              ///< -j: the tree's session or terminal may be outside of it
@@ -21,15 +23,23 @@ struct DumpOptions {
   bool tcp_close = false;              ///< established TCP connections are dropped (restored closed)
   bool ext_unix_sk = false;
   bool link_remap = false;
-  bool file_locks = false;
+  bool file_locks = true;  ///< -l: locks on files are dumped instead of refused
   uint64_t ghost_limit = 1 << 20;
+  /// Taken by Dump::survey_sleeps() before visits that stop threads (DirtyTracker), so that time-outs that began before
+  /// them end when they should.
+  std::shared_ptr<const SleepSurvey> earlier_sleeps;
+  bool tracked = false;  ///< write protection by userfaultfd that is found is our own (DirtyTracker)
+  /// The flags of large tasks' mappings are read before the tree is stopped, for a shorter freeze; then the images may be
+  /// relied on only after check_foreseen().
+  bool foresee_mappings = false;
   std::chrono::milliseconds timeout{10'000};
+  std::function<void(const char* stage)> visit_hook;  ///< for tests: FaultHook of core/inject/harvest.h; must not throw
 };
 
 /// Times in microseconds, counts in pages; written to stats-dump.
 struct DumpStats {
   uint64_t freezing_time = 0, frozen_time = 0, memdump_time = 0, memwrite_time = 0;
-  uint64_t pages_scanned = 0, pages_written = 0;
+  uint64_t pages_scanned = 0, pages_written = 0, pages_in_parent = 0;
 };
 
 /// A tree, stopped and described. The calling thread is its tracer (see StoppedTree). Destroying it lets the tree run
@@ -38,6 +48,8 @@ class Dump {
  public:
   /// Looks at the running tree and throws Refusal for what can be seen not to work, without touching anything.
   static void preflight(const DumpOptions& options, Logger& log);
+  /// Which threads of the running tree sleep in which calls, and since when.
+  static std::shared_ptr<const SleepSurvey> survey_sleeps(Pid root);
   /// Stops, harvests and describes the tree. Throws Refusal or Error with the tree running on untouched.
   Dump(const DumpOptions& options, Logger& log);
   ~Dump();
@@ -50,6 +62,10 @@ class Dump {
   /// thread.
   std::vector<PageSource>& memories();
   DumpStats& stats();
+  /// With `foresee_mappings`: waits for the second look at the mappings, which began when the tree was described, and
+  /// throws Error if their flags (madvise, mlock) changed between the first and the stop. Any thread, once; the tree must
+  /// still be stopped or frozen. Else it does nothing.
+  void check_foreseen();
 
  private:
   struct Impl;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/dump/task_memory.h"
 #include "core/image/magic.h"
 #include "core/memory/page_scan.h"
 
@@ -16,10 +17,8 @@ namespace {
 // vma_entry.status
 constexpr uint32_t kRegular = 1 << 0, kStack = 1 << 1, kVsyscall = 1 << 2, kVdso = 1 << 3, kHeap = 1 << 5,
                    kFilePrivate = 1 << 6, kFileShared = 1 << 7, kAnonShared = 1 << 8, kAnonPrivate = 1 << 9,
-                   kVvar = 1 << 12, kMemfd = 1 << 14;
+                   kVvar = 1 << 12, kMemfd = 1 << 14, kGuard = 1 << 16;
 
-bool is_vvar(const Vma& vma) { return vma.name == "[vvar]" || vma.name == "[vvar_vclock]"; }
-bool is_kernel_made(const Vma& vma) { return is_vvar(vma) || vma.name == "[vdso]" || vma.name == "[vsyscall]"; }
 bool is_memfd(const Vma& vma, dev_t shm_device) { return vma.device == shm_device && vma.name.starts_with("/memfd:"); }
 
 /// Shared anonymous memory: "/dev/zero (deleted)", or "[anon_shmem:NAME]" if it was named.
@@ -67,25 +66,19 @@ uint32_t anonymous_status(const Vma& vma) {
   return status;
 }
 
-/// A page of zeros may be left out of private anonymous memory only. Splits runs where that changes.
-std::vector<PageRun> mark_zero_ok(const std::vector<PageRun>& runs, const std::vector<const Vma*>& vmas) {
-  std::vector<PageRun> out;
-  size_t at = 0;
-  for (const PageRun& run : runs) {
-    const uint64_t end = run.address + run.pages * kPageSize;
-    for (uint64_t from = run.address; from < end;) {
-      while (vmas[at]->range.end.get() <= from) ++at;
-      const bool zero_ok = !vmas[at]->has_file();
-      const uint64_t to = std::min(end, vmas[at]->range.end.get());
-      if (!out.empty() && out.back().zero_ok == zero_ok && out.back().address + out.back().pages * kPageSize == from) {
-        out.back().pages += (to - from) / kPageSize;
-      } else {
-        out.push_back({from, (to - from) / kPageSize, zero_ok});
-      }
-      from = to;
-    }
+/// Guard regions (MADV_GUARD_INSTALL) are markers in page tables, not mappings: entries of their own tell about them.
+void add_guards(const std::vector<PageRun>& guards, img::mm_entry& mm) {
+  for (const PageRun& run : guards) {
+    img::vma_entry& entry = *mm.add_vmas();
+    entry.set_start(run.address);
+    entry.set_end(run.address + run.pages * kPageSize);
+    entry.set_pgoff(0);
+    entry.set_shmid(0);
+    entry.set_prot(PROT_NONE);
+    entry.set_flags(MAP_PRIVATE | MAP_ANONYMOUS);
+    entry.set_status(kGuard);
+    entry.set_fd(-1);
   }
-  return out;
 }
 
 void fill_areas(const StoppedTask& task, const TaskHarvest& harvest, img::mm_entry& mm) {
@@ -135,12 +128,15 @@ void check_mapping(pid_t pid, const Vma& vma) {
   if (vma.has(VmFlag::pfn_map) || vma.has(VmFlag::io)) refuse("device memory mapped", kUnmap);
 }
 
-MemoryDumper::MemoryDumper(FileDumper& files, ImageSet& images, Logger& log)
-    : files_(files), images_(images), log_(log), shm_device_(internal_shm_device()) {}
+MemoryDumper::MemoryDumper(FileDumper& files, ImageSet& images, bool tracked, Logger& log)
+    : files_(files), images_(images), tracked_(tracked), log_(log), shm_device_(internal_shm_device()) {}
 
-void MemoryDumper::add_task(const StoppedTask& task, const TaskHarvest& harvest, pid_t image_pid,
-                            ext::TaskExt& extra) {
-  const std::vector<Vma> vmas = parse_smaps(task.proc.read("smaps"));
+bool MemoryDumper::add_task(const StoppedTask& task, const TaskHarvest& harvest, const std::vector<Vma>& foreseen,
+                            pid_t image_pid, ext::TaskExt& extra) {
+  TaskMemory memory = read_task_memory(task.proc, foreseen);
+  std::vector<Vma>& vmas = memory.vmas;
+  if (tracked_)
+    for (Vma& vma : vmas) vma.flags &= ~static_cast<uint32_t>(VmFlag::uffd_wp);
   img::mm_entry mm;
   fill_areas(task, harvest, mm);
   mm.set_exe_file_id(files_.add_path(task.proc, "exe", O_RDONLY));
@@ -149,13 +145,17 @@ void MemoryDumper::add_task(const StoppedTask& task, const TaskHarvest& harvest,
     *mm.add_vmas() = describe(task, vma);
     if (vma.has(VmFlag::lock_on_fault)) extra.add_lock_on_fault(vma.range.start.get());
   }
+  add_guards(memory.guards, mm);
   try {
     extra.set_coredump_filter(static_cast<uint32_t>(std::stoul(task.proc.read("coredump_filter"), nullptr, 16)));
   } catch (const Error&) {  // kernels without core dumps have none
   }
-  sources_.push_back(task_pages(task, image_pid, vmas));
+  sources_.push_back({.memory = {MemoryId::Kind::task, static_cast<uint64_t>(image_pid)},
+                      .runs = std::move(memory.pages),
+                      .fd = task.proc.open("mem", O_RDONLY)});
   images_.put(image_name("mm", static_cast<uint64_t>(image_pid)), magic::kMm, mm);
   log_.debug("task {}: {} mappings, {} pages", task.pid.get(), vmas.size(), sources_.back().pages());
+  return memory.foreseen;
 }
 
 img::vma_entry MemoryDumper::describe(const StoppedTask& task, const Vma& vma) {
@@ -183,7 +183,7 @@ void MemoryDumper::describe_file(const StoppedTask& task, const Vma& vma, img::v
   if (is_anonymous_shared(vma, shm_device_)) {
     auto [it, fresh] = anonymous_shmids_.try_emplace(vma.inode);
     if (fresh) {
-      it->second = files_.next_shmid();
+      it->second = vma.inode;
       PageSource source{.memory = {MemoryId::Kind::shmem, it->second}, .fd = task.proc.open(link, O_RDONLY)};
       source.runs = scan_object_pages(source.fd.get());
       for (PageRun& run : source.runs) run.zero_ok = true;
@@ -202,30 +202,6 @@ void MemoryDumper::describe_file(const StoppedTask& task, const Vma& vma, img::v
   entry.set_status(kRegular | (vma.shared ? kFileShared : kFilePrivate) | (memfd ? kMemfd : 0));
   entry.set_shmid(it->second);
   entry.set_fdflags(flags);
-}
-
-PageSource MemoryDumper::task_pages(const StoppedTask& task, pid_t image_pid, const std::vector<Vma>& vmas) {
-  PageSource source{.memory = {MemoryId::Kind::task, static_cast<uint64_t>(image_pid)},
-                    .fd = task.proc.open("mem", O_RDONLY)};
-  std::vector<RemoteRange> wanted;
-  std::vector<const Vma*> wanted_vmas;
-  std::vector<PageRun> vdso;
-  for (const Vma& vma : vmas) {
-    // The vdso's code is needed where another kernel has another one. Its pages are the kernel's, not anonymous ones.
-    if (vma.name == "[vdso]") vdso.push_back({vma.range.start.get(), vma.range.pages()});
-    if (vma.shared || is_kernel_made(vma)) continue;
-    wanted.push_back(vma.range);
-    wanted_vmas.push_back(&vma);
-  }
-  const Fd pagemap = task.proc.open("pagemap", O_RDONLY);
-  source.runs = mark_zero_ok(scan_private_pages(pagemap.get(), wanted), wanted_vmas);
-  if (!scan_guard_pages(pagemap.get(), wanted).empty())
-    throw Refusal("task " + std::to_string(task.pid.get()) + " has guard regions (MADV_GUARD_INSTALL)",
-                  "they cannot be moved yet; make the program use PROT_NONE guards");
-  source.runs.insert(source.runs.end(), vdso.begin(), vdso.end());
-  std::sort(source.runs.begin(), source.runs.end(),
-            [](const PageRun& a, const PageRun& b) { return a.address < b.address; });
-  return source;
 }
 
 std::vector<PageSource> MemoryDumper::finish() {

@@ -23,19 +23,20 @@ void check_mapping(pid_t pid, const Vma& vma);
 
 class MemoryDumper {
  public:
-  /// `files` is used until finish().
-  MemoryDumper(FileDumper& files, ImageSet& images, Logger& log);
+  /// `files` is used until finish(). `tracked`: write protection by userfaultfd is ours (DirtyTracker), not the tree's.
+  MemoryDumper(FileDumper& files, ImageSet& images, bool tracked, Logger& log);
 
   /// Describes the address space of one stopped task as mm-<image_pid>.img and looks for its pages.
   /// What CRIU's format cannot hold goes into `extra`.
-  void add_task(const StoppedTask& task, const TaskHarvest& harvest, pid_t image_pid, ext::TaskExt& extra);
+  /// `foreseen`: foresee_mappings() of the task before it was stopped. True if it was used and must be checked.
+  bool add_task(const StoppedTask& task, const TaskHarvest& harvest, const std::vector<Vma>& foreseen, pid_t image_pid,
+                ext::TaskExt& extra);
   /// All memories; after the last task, and after the files have described all descriptors.
   std::vector<PageSource> finish();
 
  private:
   img::vma_entry describe(const StoppedTask& task, const Vma& vma);
   void describe_file(const StoppedTask& task, const Vma& vma, img::vma_entry& entry);
-  PageSource task_pages(const StoppedTask& task, pid_t image_pid, const std::vector<Vma>& vmas);
 
   struct FileKey {
     dev_t device;
@@ -46,6 +47,7 @@ class MemoryDumper {
 
   FileDumper& files_;
   ImageSet& images_;
+  bool tracked_;
   Logger& log_;
   dev_t shm_device_;  ///< of the kernel's internal tmpfs: memfds and shared anonymous memory
   std::map<FileKey, uint32_t> file_ids_;

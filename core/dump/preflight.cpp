@@ -199,19 +199,23 @@ void check_sessions(const std::vector<ProcDir>& tasks) {
   for (const ProcDir& task : tasks) inside.insert(task.pid());
   for_living(tasks, [&](const ProcDir& task) {
     const pid_t sid = task.stat().sid;
+    constexpr const char* kRemedy = "start it with setsid, or use --shell-job";
+    // Its leader is outside of our pid namespace, so nobody here can make that session again.
+    if (sid == 0) throw Refusal(task_name(task) + " belongs to a session of another pid namespace", kRemedy);
     // A session whose leader has ended is rebuilt without one.
-    if (sid == 0 || inside.contains(sid) || !open_pidfd(sid)) return;
+    if (inside.contains(sid) || !open_pidfd(sid)) return;
     throw Refusal(task_name(task) + " belongs to session " + std::to_string(sid) + ", whose leader is outside the tree",
-                  "start it with setsid, or use --shell-job");
+                  kRemedy);
   });
 }
 
-void check_mappings(const std::vector<ProcDir>& tasks) {
+void check_mappings(const std::vector<ProcDir>& tasks, bool tracked) {
   Objects objects;
   std::set<pid_t> inside;
   for (const ProcDir& task : tasks) inside.insert(task.pid());
   for_living(tasks, [&](const ProcDir& task) {
-    for (const Vma& vma : read_mappings(task)) {
+    for (Vma& vma : read_mappings(task)) {
+      if (tracked) vma.flags &= ~static_cast<uint32_t>(VmFlag::uffd_wp);
       check_mapping(task.pid(), vma);
       if (is_private_object(vma)) objects.emplace(vma.device, vma.inode);
     }

@@ -8,6 +8,7 @@
 
 #include "core/files/anonymous.h"
 #include "core/files/epoll.h"
+#include "core/files/file_locks.h"
 #include "core/files/inet_socket.h"
 #include "core/files/kinds.h"
 #include "core/files/memfd.h"
@@ -68,6 +69,7 @@ struct FileDumper::Impl {
   MemfdDumper memfds;
   UnixDumper unix_sockets;
   EpollDumper epolls;
+  LockDumper locks;
   std::map<pid_t, uint32_t> ids_of_tasks;
   std::map<uint32_t, Table> tables;
   struct Known {
@@ -90,7 +92,8 @@ struct FileDumper::Impl {
         pipes(context),
         memfds(context),
         unix_sockets(context),
-        epolls(context) {
+        epolls(context),
+        locks(context) {
     assign_tables();
   }
 
@@ -122,7 +125,14 @@ struct FileDumper::Impl {
       file.info = parse_fdinfo(read_file_at(folder.get(), std::to_string(fd), 64 << 20));
       const bool cloexec = file.info.cloexec;
       table.inodes.emplace(fd, file.info.ino);
+      const bool locked = fdinfo_field(file.info, "lock:").has_value();
+      const FdInfo info = locked ? file.info : FdInfo();
+      if (locked) {
+        file.link = task.proc.link("fd/" + std::to_string(fd));
+        check_file_locks(file, options);
+      }
       const Known known = describe_once(task, files_id, std::move(file));
+      if (locked) locks.add(task.proc, fd, files_id, known.id, info);
       img::fdinfo_entry entry;
       entry.set_id(known.id);
       entry.set_flags(cloexec ? FD_CLOEXEC : 0);
@@ -244,7 +254,6 @@ uint32_t FileDumper::add_memfd(const ProcDir& task, const std::string& link, uin
 
 std::vector<SharedObject> FileDumper::take_shared_objects() { return impl_->memfds.take_objects(); }
 
-uint64_t FileDumper::next_shmid() { return impl_->memfds.next_shmid(); }
 
 void FileDumper::finish() {
   impl_->images.write("files.img", magic::kFiles);  // present even without a single file

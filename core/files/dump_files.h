@@ -20,6 +20,7 @@ struct FileDumpOptions {
   bool ext_unix_sk = false;
   bool link_remap = false;
   bool shell_job = false;
+  bool file_locks = false;  ///< -l: locks are dumped instead of refused
   uint64_t ghost_limit = 1 << 20;
 };
 
@@ -47,10 +48,9 @@ class FileDumper {
   uint32_t add_path(const ProcDir& task, const std::string& link, uint32_t flags);
   /// Same for a memfd behind a mapping; returns the id of a MEMFD file entry.
   uint32_t add_memfd(const ProcDir& task, const std::string& link, uint32_t flags);
-  /// Every memfd seen, each once. The ids are unique over the tree; anonymous shared mappings must not use them
-  /// (memory takes ids from `next_shmid`).
+  /// Every memfd seen, each once. The id is its inode number on the kernel's internal tmpfs, as that of anonymous shared
+  /// memory: unique over the tree, and known before the tree is stopped.
   std::vector<SharedObject> take_shared_objects();
-  uint64_t next_shmid();
   /// Writes files.img, pipes-data, sk-queues, … into the ImageSet.
   void finish();
 

@@ -6,6 +6,8 @@
 #include <array>
 #include <utility>
 
+#include "core/files/file_locks.h"
+
 namespace migrate {
 namespace {
 
@@ -81,9 +83,7 @@ FileKind KindTable::classify(const OpenFile& file, const FileDumpOptions& option
 }
 
 FileKind KindTable::classify_path(const OpenFile& file, const FileDumpOptions& options) const {
-  if (fdinfo_field(file.info, "lock:"))
-    throw Refusal(file.who() + ", the file " + file.link + ", with a lock or lease on it",
-                  "file locks cannot be moved yet: release it first");
+  check_file_locks(file, options);
   switch (file.type()) {
     case S_IFREG: {
       const bool internal = file.st.stx_dev_major == memfd_fs_.major && file.st.stx_dev_minor == memfd_fs_.minor;

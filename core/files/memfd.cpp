@@ -22,7 +22,7 @@ uint32_t MemfdDumper::inode_id(const OpenFile& file) {
   Fd readable = reopen(file.ours.get(), O_RDONLY, file.link);
   std::string name = file.link.substr(kPrefix.size());
   if (name.ends_with(kSuffix)) name.resize(name.size() - kSuffix.size());  // the kernel adds it to every memfd
-  const uint64_t shmid = next_shmid();
+  const uint64_t shmid = file.st.stx_ino;  // unique among all unnamed objects, and known before the dump
   img::memfd_inode_entry inode;
   inode.set_name(name);
   inode.set_uid(file.st.stx_uid);

@@ -13,14 +13,12 @@ class MemfdDumper {
   explicit MemfdDumper(DumpContext& context) : context_(context) {}
   void dump(const OpenFile& file);
   std::vector<SharedObject> take_objects() { return std::move(objects_); }
-  uint64_t next_shmid() { return ++last_shmid_; }
 
  private:
   uint32_t inode_id(const OpenFile& file);
   DumpContext& context_;
   std::map<InodeKey, uint32_t> inodes_;
   std::vector<SharedObject> objects_;
-  uint64_t last_shmid_ = 0;
 };
 
 /// Live memfds by the id of their inode, made from memfd.img.

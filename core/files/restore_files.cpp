@@ -2,7 +2,6 @@
 
 #include <sys/epoll.h>
 #include <sys/resource.h>
-#include <time.h>
 
 #include <algorithm>
 
@@ -16,7 +15,6 @@
 #include "core/files/unix_restore.h"
 #include "core/files/unix_socket.h"
 #include "core/image/magic.h"
-#include "images/timens.pb.h"
 
 namespace migrate {
 namespace {
@@ -61,7 +59,7 @@ struct FileRestorer::Impl {
         regular(i, entries, options),
         pipes(i),
         inet(o.hold_outside, o.tcp_close, l),
-        unix_sockets(i, regular.root(), o.hold_outside, l) {}
+        unix_sockets(i, regular.root(), o.hold_outside, o.mark, l) {}
 
   /// Ids of all files that some table uses.
   std::map<uint32_t, img::fd_types> used() const {
@@ -100,22 +98,7 @@ struct FileRestorer::Impl {
     return fd;
   }
 
-  /// How long ago the dump was, on the CLOCK_MONOTONIC of the time namespace that we and the tree are in.
-  uint64_t elapsed_ns() const {
-    for (const auto& [name, bytes] : images.images()) {
-      img::timens_entry e;
-      if (!name.starts_with("timens-") || !images.get(name, magic::kTimens, e)) continue;
-      timespec now{};
-      check(::clock_gettime(CLOCK_MONOTONIC, &now), "read", "CLOCK_MONOTONIC");
-      constexpr uint64_t kNs = 1'000'000'000, kMaxSeconds = uint64_t{1} << 33;
-      const uint64_t dumped = std::min<uint64_t>(e.monotonic().tv_sec(), kMaxSeconds) * kNs + e.monotonic().tv_nsec() % kNs;
-      const uint64_t here = static_cast<uint64_t>(now.tv_sec) * kNs + static_cast<uint64_t>(now.tv_nsec);
-      return here > dumped ? here - dumped : 0;
-    }
-    return 0;
-  }
-
-  Fd open_entry(const img::file_entry& e) {
+  Fd open_entry(const img::file_entry& e, uint64_t elapsed_ns) {
     switch (e.type()) {
       case img::fd_types::REG:
         return open_regular(e.reg());
@@ -126,7 +109,7 @@ struct FileRestorer::Impl {
       case img::fd_types::EVENTFD:
         return restore_eventfd(e.efd());
       case img::fd_types::TIMERFD:
-        return restore_timerfd(e.tfd(), elapsed_ns());
+        return restore_timerfd(e.tfd(), elapsed_ns);
       case img::fd_types::SIGNALFD:
         return restore_signalfd(e.sgfd());
       case img::fd_types::MEMFD:
@@ -149,7 +132,7 @@ struct FileRestorer::Impl {
     files[id] = std::move(fd);
   }
 
-  void open_all() {
+  void open_all(uint64_t elapsed_ns) {
     raise_limit();
     const auto ids = used();
     memfds.seal(false);
@@ -157,7 +140,7 @@ struct FileRestorer::Impl {
       if (type == img::fd_types::UNIXSK)
         unix_sockets.add(entries.at(id).usk());
       else
-        keep(id, open_entry(entries.at(id)));
+        keep(id, open_entry(entries.at(id), elapsed_ns));
     }
     for (const auto& [id, entry] : entries)
       if (entry.type() == img::fd_types::UNIXSK && (entry.usk().uflags() & kUnixExternal) != 0 && !ids.contains(id))
@@ -204,7 +187,7 @@ Fd FileRestorer::open_file(uint32_t file_id, int flags) {
 }
 
 const std::map<uint64_t, Fd>& FileRestorer::shared_objects() { return impl_->memfds.objects(); }
-void FileRestorer::open_all() { impl_->open_all(); }
+void FileRestorer::open_all(uint64_t elapsed_ns) { impl_->open_all(elapsed_ns); }
 const std::map<uint32_t, int>& FileRestorer::opened() const { return impl_->numbers; }
 std::vector<std::string> FileRestorer::after_gate() { return impl_->after_gate(); }
 

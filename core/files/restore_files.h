@@ -19,6 +19,7 @@ struct FileRestoreOptions {
   /// Until after_gate(), sockets are bound and listening but deaf (a drop-all filter; Unix names hidden), so that the
   /// tree's own accept(2) works from its first instruction and nobody outside gets an answer.
   bool hold_outside = true;
+  std::string mark = ".migrate";  ///< hidden names begin with it (core/files/hidden_sockets.h)
   int root_fd = -1;          ///< paths are resolved below this folder (openat2 RESOLVE_IN_ROOT); -1: our own root
 };
 
@@ -33,8 +34,9 @@ class FileRestorer {
   Fd open_file(uint32_t file_id, int flags = -1);
   /// Makes every memfd and gives its object by shmid, so that memory can fill it.
   const std::map<uint64_t, Fd>& shared_objects();
-  /// Opens all descriptions. Everything that can fail fails here or in open_file, before the gate.
-  void open_all();
+  /// Opens all descriptions. Everything that can fail fails here or in open_file, before the gate. `elapsed_ns`: since
+  /// the dump, on the tree's CLOCK_MONOTONIC; timers have so much less left.
+  void open_all(uint64_t elapsed_ns = 0);
   /// file id → descriptor number in this process, for install_descriptors.
   const std::map<uint32_t, int>& opened() const;
   /// What the outside may see: ends the deafness, publishes Unix socket names. Never throws: what fails is logged and

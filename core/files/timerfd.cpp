@@ -3,6 +3,7 @@
 
 #include <cstdio>
 
+#include "core/base/time_left.h"
 #include "core/files/anonymous.h"
 
 namespace migrate {
@@ -10,6 +11,7 @@ namespace {
 
 constexpr unsigned long kSetTicks = _IOW('T', 0, uint64_t);  // TFD_IOC_SET_TICKS, linux/timerfd.h
 constexpr uint64_t kMaxSeconds = uint64_t{1} << 62;
+constexpr uint64_t kNsPerSecond = 1'000'000'000;
 
 /// "(seconds, nanoseconds)"
 std::pair<uint64_t, uint64_t> pair_field(const FdInfo& info, std::string_view key) {
@@ -21,7 +23,7 @@ std::pair<uint64_t, uint64_t> pair_field(const FdInfo& info, std::string_view ke
 }
 
 timespec to_timespec(uint64_t sec, uint64_t nsec) {
-  if (sec > kMaxSeconds || nsec >= 1'000'000'000) throw Corrupt("files.img", "a timerfd has an impossible time");
+  if (sec > kMaxSeconds || nsec >= kNsPerSecond) throw Corrupt("files.img", "a timerfd has an impossible time");
   return {static_cast<time_t>(sec), static_cast<long>(nsec)};
 }
 
@@ -53,26 +55,6 @@ void dump_timerfd(const OpenFile& file, DumpContext& context) {
   context.emit(entry);
 }
 
-namespace {
-
-/// What is left of an armed timer after `elapsed_ns` more; at least a nanosecond, since 0 would disarm it.
-timespec less_elapsed(timespec value, uint64_t elapsed_ns) {
-  constexpr uint64_t kNs = 1'000'000'000;
-  const uint64_t seconds = elapsed_ns / kNs;
-  if (static_cast<uint64_t>(value.tv_sec) < seconds) return {0, 1};
-  value.tv_sec -= static_cast<time_t>(seconds);
-  value.tv_nsec -= static_cast<long>(elapsed_ns % kNs);
-  if (value.tv_nsec < 0) {
-    if (value.tv_sec == 0) return {0, 1};
-    --value.tv_sec;
-    value.tv_nsec += static_cast<long>(kNs);
-  }
-  if (value.tv_sec == 0 && value.tv_nsec == 0) value.tv_nsec = 1;
-  return value;
-}
-
-}  // namespace
-
 Fd restore_timerfd(const img::timerfd_entry& entry, uint64_t elapsed_ns) {
   Fd fd(check(::timerfd_create(static_cast<int>(entry.clockid()), TFD_CLOEXEC), "make", "a timerfd"));
   itimerspec value{};
@@ -80,7 +62,13 @@ Fd restore_timerfd(const img::timerfd_entry& entry, uint64_t elapsed_ns) {
   value.it_interval = to_timespec(entry.isec(), entry.insec());
   int flags = static_cast<int>(entry.settime_flags() & (TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET));
   const bool armed = value.it_value.tv_sec != 0 || value.it_value.tv_nsec != 0;
-  if (armed) value.it_value = less_elapsed(value.it_value, elapsed_ns);
+  uint64_t ticks = entry.ticks();
+  if (armed) {
+    const PeriodicTimer left = periodic_time_left(time_left_ns(entry.vsec(), entry.vnsec(), 0),
+                                                  time_left_ns(entry.isec(), entry.insec(), 0), elapsed_ns);
+    ticks += left.missed;
+    value.it_value = {static_cast<time_t>(left.next_ns / kNsPerSecond), static_cast<long>(left.next_ns % kNsPerSecond)};
+  }
   if ((flags & TFD_TIMER_ABSTIME) != 0 && armed) {
     timespec now{};
     check(::clock_gettime(static_cast<clockid_t>(entry.clockid()), &now), "read the clock of", "a timerfd");
@@ -92,7 +80,6 @@ Fd restore_timerfd(const img::timerfd_entry& entry, uint64_t elapsed_ns) {
     }
   }
   check(::timerfd_settime(fd.get(), flags, &value, nullptr), "arm", "a timerfd");
-  const uint64_t ticks = entry.ticks();
   if (ticks != 0) check(::ioctl(fd.get(), kSetTicks, &ticks), "set the expirations of", "a timerfd");
   return fd;
 }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "core/files/hidden_sockets.h"
 #include "core/files/paths.h"
 #include "core/files/socket_options.h"
 #include "core/files/unix_address.h"
@@ -43,8 +44,8 @@ void bind_backstage(int fd, const img::unix_sk_entry& e) {
 
 }  // namespace
 
-UnixRestorer::UnixRestorer(const ImageSet& images, int root, bool hold, Logger& log)
-    : root_(root), hold_(hold), log_(log) {
+UnixRestorer::UnixRestorer(const ImageSet& images, int root, bool hold, std::string mark, Logger& log)
+    : root_(root), hold_(hold), mark_(std::move(mark)), log_(log) {
   auto reader = images.read("sk-queues.img", magic::kSkQueues);
   img::sk_packet_entry packet;
   while (reader && reader->next(packet)) {
@@ -194,28 +195,26 @@ void UnixRestorer::bind_name(Socket& a) {
   });
 }
 
-/// In a thread whose working folder and root are right for the name. What stood there before stands there again
-/// afterwards: the new file is hidden beside it.
+/// In a thread whose working folder and root are right for the name. The name itself may be the running source's, on a
+/// shared file system: it is bound below a folder of ours and hidden beside where it belongs.
 void UnixRestorer::bind_path(Socket& a, const std::string& folder, const std::string& name) {
   const Fd dir = open_path(folder, O_PATH | O_DIRECTORY);
-  const std::string mark = ".migrate-" + std::to_string(::getpid()) + "-" + std::to_string(++serial_);
-  const std::string hidden = mark, aside = mark + ".old";
+  const std::string hidden = mark_ + "-" + std::to_string(++serial_), stage = hidden + ".d";
   struct stat st {};
-  const bool taken = ::fstatat(dir.get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0;
-  if (taken) {
+  if (::fstatat(dir.get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0) {
     if (!S_ISSOCK(st.st_mode)) throw Error("bind", who_is(*a.entry) + ", where another file is", EEXIST);
     for (const auto& [ino, info] : list_unix_sockets(nullptr))
       if (info.file_ino == static_cast<uint32_t>(st.st_ino) && clean_name(info.name) == clean_name(a.entry->name()))
         throw Error("bind", who_is(*a.entry) + ", which another process uses", EADDRINUSE);
-    check(::renameat(dir.get(), name.c_str(), dir.get(), aside.c_str()), "move aside the old", who_is(*a.entry));
   }
-  const UnixAddress address(a.entry->name());
-  const int bound = ::bind(a.fd.get(), address.get(), address.length);
-  const int err = errno;
-  const int moved = bound == 0 ? ::renameat(dir.get(), name.c_str(), dir.get(), hidden.c_str()) : -1;
-  if (taken) ::renameat(dir.get(), aside.c_str(), dir.get(), name.c_str());
-  if (bound != 0) throw Error("bind", who_is(*a.entry), err);
-  check(moved, "hide", who_is(*a.entry));
+  check(::mkdirat(dir.get(), stage.c_str(), 0700), "make a folder beside", who_is(*a.entry));
+  const Fd stage_dir(check(::openat(dir.get(), stage.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC), "open", stage));
+  with_root(stage_dir.get(), [&] {
+    bind_backstage(a.fd.get(), *a.entry);
+    const std::string path = clean_name(a.entry->name());
+    check(::renameat(AT_FDCWD, path.c_str(), dir.get(), hidden.c_str()), "hide", who_is(*a.entry));
+  });
+  remove_tree_at(dir.get(), stage);
   hidden_.emplace(a.entry->ino(), Hidden{dir.dup(), hidden, name, -1, a.entry});
   if (!a.entry->has_file_perms()) return;
   const img::file_perms_entry& perms = a.entry->file_perms();

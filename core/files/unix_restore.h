@@ -17,8 +17,8 @@ namespace migrate {
 
 class UnixRestorer {
  public:
-  /// `root`: where paths begin; must stay open.
-  UnixRestorer(const ImageSet& images, int root, bool hold, Logger& log);
+  /// `root`: where paths begin; must stay open. `mark`: hidden names begin with it (core/files/hidden_sockets.h).
+  UnixRestorer(const ImageSet& images, int root, bool hold, std::string mark, Logger& log);
   /// Removes hidden files that were not published.
   ~UnixRestorer();
   UnixRestorer(const UnixRestorer&) = delete;
@@ -58,6 +58,7 @@ class UnixRestorer {
 
   int root_;
   bool hold_;
+  std::string mark_;
   Logger& log_;
   std::map<uint32_t, Socket> sockets_;         ///< by inode
   std::map<uint32_t, const Entry*> external_;  ///< likewise

@@ -40,33 +40,33 @@ bool has_word(std::string_view list, std::string_view word) {
 
 }  // namespace
 
-std::optional<CgroupMount> find_cgroup_mount(std::string_view mountinfo, bool v2) {
+std::optional<CgroupMount> find_cgroup_mount(std::string_view mountinfo, bool v2, std::string_view controller) {
   for (const std::string& line : split(mountinfo, '\n')) {
     const auto fields = split(line, ' ');
     const auto dash = std::find(fields.begin(), fields.end(), "-");
     if (fields.size() < 6 || fields.end() - dash < 4) continue;
-    const bool match = v2 ? dash[1] == "cgroup2" : dash[1] == "cgroup" && has_word(dash[3], "freezer");
+    const bool match = v2 ? dash[1] == "cgroup2" : dash[1] == "cgroup" && has_word(dash[3], controller);
     if (match) return CgroupMount{unescape(fields[4]), unescape(fields[3])};
   }
   return std::nullopt;
 }
 
-std::optional<std::string> find_cgroup_path(std::string_view cgroup_file, bool v2) {
+std::optional<std::string> find_cgroup_path(std::string_view cgroup_file, bool v2, std::string_view controller) {
   for (const std::string& line : split(cgroup_file, '\n')) {
     const size_t first = line.find(':');
     const size_t second = first == std::string::npos ? first : line.find(':', first + 1);
     if (second == std::string::npos) continue;
     const std::string controllers = line.substr(first + 1, second - first - 1);
-    if (v2 ? controllers.empty() && line.starts_with("0:") : has_word(controllers, "freezer")) {
+    if (v2 ? controllers.empty() && line.starts_with("0:") : has_word(controllers, controller)) {
       return line.substr(second + 1);
     }
   }
   return std::nullopt;
 }
 
-std::string cgroup_folder(const CgroupMount& mount, pid_t pid, bool v2) {
+std::string cgroup_folder(const CgroupMount& mount, pid_t pid, bool v2, std::string_view controller) {
   const std::string who = "task " + std::to_string(pid);
-  const auto path = find_cgroup_path(read_file_at(AT_FDCWD, "/proc/" + std::to_string(pid) + "/cgroup"), v2);
+  const auto path = find_cgroup_path(read_file_at(AT_FDCWD, "/proc/" + std::to_string(pid) + "/cgroup"), v2, controller);
   if (!path || !path->starts_with('/')) throw Error(who + " is in no cgroup of the hierarchy at " + mount.point);
   std::string inside = *path;
   if (mount.root != "/") {

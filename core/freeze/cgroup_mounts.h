@@ -1,4 +1,4 @@
-// Where the hierarchies that can freeze are mounted, and where a task is in them.
+// Where the hierarchies that can freeze (or hold back) tasks are mounted, and where a task is in them.
 #pragma once
 
 #include <sys/types.h>
@@ -15,13 +15,15 @@ struct CgroupMount {
   std::string root;   ///< the cgroup that is seen there ("/" for the whole hierarchy)
 };
 
-/// In the text of /proc/PID/mountinfo: the v2 hierarchy (`v2`), or the v1 one with the freezer controller.
-std::optional<CgroupMount> find_cgroup_mount(std::string_view mountinfo, bool v2);
+/// In the text of /proc/PID/mountinfo: the v2 hierarchy (`v2`), or the v1 one with `controller`.
+std::optional<CgroupMount> find_cgroup_mount(std::string_view mountinfo, bool v2,
+                                             std::string_view controller = "freezer");
 
 /// In the text of /proc/PID/cgroup: the task's path in that hierarchy.
-std::optional<std::string> find_cgroup_path(std::string_view cgroup_file, bool v2);
+std::optional<std::string> find_cgroup_path(std::string_view cgroup_file, bool v2,
+                                            std::string_view controller = "freezer");
 
 /// The folder of a task in the mounted hierarchy; throws Error naming the task if it cannot be seen there.
-std::string cgroup_folder(const CgroupMount& mount, pid_t pid, bool v2);
+std::string cgroup_folder(const CgroupMount& mount, pid_t pid, bool v2, std::string_view controller = "freezer");
 
 }  // namespace migrate

@@ -102,6 +102,11 @@ FreezerCgroup::Record FreezerCgroup::plan(const std::vector<Pid>& pids, const st
   return record;
 }
 
+std::string FreezerCgroup::own_folder(CgroupVersion version) {
+  const Hierarchy hierarchy = find_hierarchy(version);
+  return cgroup_folder(hierarchy.mount, ::getpid(), hierarchy.v2);
+}
+
 FreezerCgroup::Record FreezerCgroup::plan_create(const std::string& name, CgroupVersion version) {
   Record record = plan({Pid(::getpid())}, name, version);
   record.came_from.clear();

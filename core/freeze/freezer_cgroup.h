@@ -26,6 +26,8 @@ class FreezerCgroup {
 
   /// What hold() would make, without making it: for a journal that must name the folders before they exist.
   static Record plan(const std::vector<Pid>& pids, const std::string& name, CgroupVersion version = CgroupVersion::any);
+  /// Our own cgroup in the hierarchy that hold() would use.
+  static std::string own_folder(CgroupVersion version = CgroupVersion::any);
   /// Likewise for create().
   static Record plan_create(const std::string& name, CgroupVersion version = CgroupVersion::any);
   /// Carries out a plan. On failure everything is moved back and removed.

@@ -16,6 +16,8 @@ namespace {
 
 // Restart codes of the kernel (include/linux/errno.h), seen in rax of a call that was interrupted.
 constexpr int64_t kErestartnohand = -514;
+/// While a thread does not stop.
+constexpr std::chrono::milliseconds kReapEvery{20};
 
 std::string task_name(pid_t pid) { return "task " + std::to_string(pid); }
 
@@ -110,6 +112,8 @@ struct StoppedTree::Impl {
   [[noreturn]] void explain_seize_failure(const StoppedTask& task, pid_t tid, int err);
   void collect_stops(const Deadline& deadline);
   void collect_stop(pid_t tid, const Deadline& deadline);
+  void reap_killed_threads();
+  void reap_thread(pid_t tid);
   bool add_children(const Deadline& deadline);
   void read_threads();
   void drop_ended_tasks();
@@ -127,7 +131,7 @@ void StoppedTree::Impl::stop_all(Pid root) {
     for (StoppedTask& task : tasks) found |= seize_new_threads(task);
     collect_stops(deadline);
     // With every thread stopped no child is added any more: one listing is enough.
-    if (!found) found = add_children(deadline);
+    if (!found && options.descendants) found = add_children(deadline);
   }
   drop_ended_tasks();
   read_threads();
@@ -239,7 +243,11 @@ void StoppedTree::Impl::collect_stops(const Deadline& deadline) {
 
 void StoppedTree::Impl::collect_stop(pid_t tid, const Deadline& deadline) {
   for (;;) {
-    const auto stop = tracee::wait(Tid(tid), deadline);
+    const auto stop = tracee::wait(Tid(tid), Deadline::in(kReapEvery));
+    if (!stop && !deadline.passed()) {
+      reap_killed_threads();
+      continue;
+    }
     if (!stop) {
       throw Refusal("thread " + std::to_string(tid) + " of " + task_name(task_of[tid]) +
                         " does not stop (it may be in an uninterruptible sleep)",
@@ -258,6 +266,14 @@ void StoppedTree::Impl::collect_stop(pid_t tid, const Deadline& deadline) {
     // instruction. The interrupt has to be set before it is continued, and again since any stop clears it.
     tracee::interrupt(Tid(tid));
     tracee::resume(Tid(tid), PTRACE_CONT, stop->signal_delivery() ? stop->signal() : 0);
+  }
+}
+
+// A thread that executes a program waits until all others of its task, which it has killed, were waited for by us.
+void StoppedTree::Impl::reap_killed_threads() {
+  for (auto& [tid, state] : threads) {
+    if (state != ThreadState::stopped) continue;
+    if (const auto stop = tracee::poll(Tid(tid)); stop && stop->ended) state = ThreadState::ended;
   }
 }
 
@@ -327,8 +343,15 @@ void StoppedTree::Impl::detach() {
         log.warn("{}", e.what());
       }
     }
-    tracee::resume(Tid(tid), PTRACE_DETACH);
+    if (!tracee::resume(Tid(tid), PTRACE_DETACH) && tid != task_of[tid]) reap_thread(tid);
   }
+}
+
+/// One that was killed while it was stopped: it, and so its task, stays until its tracer has waited for it.
+void StoppedTree::Impl::reap_thread(pid_t tid) {
+  const Deadline deadline = Deadline::in(std::chrono::seconds(2));
+  for (auto stop = tracee::wait(Tid(tid), deadline); stop && !stop->ended; stop = tracee::wait(Tid(tid), deadline))
+    tracee::resume(Tid(tid), PTRACE_DETACH);
 }
 
 StoppedTree::StoppedTree(Pid root, const Options& options, Logger& log) : impl_(std::make_unique<Impl>(options, log)) {

@@ -50,6 +50,7 @@ class StoppedTree {
   struct Options {
     std::chrono::milliseconds timeout{10'000};  ///< for all to stop
     bool suspend_seccomp = true;
+    bool descendants = true;  ///< false: `root` alone is stopped
   };
   /// Seizes and stops `root` and all its descendants. Repeats until no new thread or child appears. Throws Refusal
   /// (a task is traced by somebody else, is a kernel thread, an uninterruptible task does not stop in time) with

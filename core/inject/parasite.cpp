@@ -1,8 +1,10 @@
 // The code that runs inside the visited task. Freestanding; general registers only; lives in M and uses a stack in M.
 #include <asm/unistd.h>
 #include <linux/futex.h>
+#include <linux/ioctl.h>
 #include <linux/prctl.h>
 #include <linux/time.h>
+#include <linux/userfaultfd.h>
 
 #include "core/inject/parasite_protocol.h"
 
@@ -27,6 +29,7 @@ constexpr unsigned kFutex2Size32 = 2;
 constexpr long kEverybody = 0x7fffffff;
 constexpr long kEtimedout = 110;
 constexpr long kEnosys = 38;
+constexpr long kCloseOnExec = 02000000;
 constexpr long kNsecPerSec = 1'000'000'000;
 
 long call(long number, long a = 0, long b = 0, long c = 0, long d = 0, long e = 0) {
@@ -74,31 +77,61 @@ void collect_thread(Thread* t) {
   t->no_new_privs = call(__NR_prctl, PR_GET_NO_NEW_PRIVS);
 }
 
+/// Waits until the tracer is gone, the time is up (both: false), or `proceed` is set where `or_proceed` is.
 /// futex_waitv has no restart block, unlike a futex wait with a time-out: that of the interrupted call survives.
-void wait_for_cure(Area* area) {
+bool wait_for_tracer(Area* area, bool or_proceed) {
   struct {
     __u64 value, address;
     __u32 flags, reserved;
-  } waiter = {area->stay_value, static_cast<__u64>(address(&area->stay)), kFutex2Size32, 0};
+  } waiters[2] = {{area->stay_value, static_cast<__u64>(address(&area->stay)), kFutex2Size32, 0},
+                  {0, static_cast<__u64>(address(&area->proceed)), kFutex2Size32, 0}};
   Timespec until = area->monotonic;
   until.nsec += area->stay_nsec;
   until.sec += until.nsec / kNsecPerSec;
   until.nsec %= kNsecPerSec;
   for (;;) {
-    const long result = call(__NR_futex_waitv, address(&waiter), 1, 0, address(&until), CLOCK_MONOTONIC);
-    if (result == -kEtimedout || result == -kEnosys) return;
+    const long result =
+        call(__NR_futex_waitv, address(waiters), or_proceed ? 2 : 1, 0, address(&until), CLOCK_MONOTONIC);
+    if (result == -kEtimedout || result == -kEnosys) return false;
     if (__atomic_load_n(&area->stay, __ATOMIC_ACQUIRE) != area->stay_value) break;
+    if (or_proceed && __atomic_load_n(&area->proceed, __ATOMIC_ACQUIRE) != 0) return true;
   }
   // The tracer's death wakes one waiter only.
   call(__NR_futex, address(&area->stay), FUTEX_WAKE, kEverybody);
+  return false;
+}
+
+void count_up(Area* area) {
+  __atomic_add_fetch(&area->done, 1, __ATOMIC_RELEASE);
+  call(__NR_futex, address(&area->done), FUTEX_WAKE, 1);
+}
+
+/// Returns whether the tracer is still there.
+bool lend_userfaultfd(Area* area) {
+  call(__NR_clock_gettime, CLOCK_MONOTONIC, address(&area->monotonic));
+  const long fd = call(__NR_userfaultfd, kCloseOnExec | UFFD_USER_MODE_ONLY);
+  long result = fd;
+  if (fd >= 0) {
+    uffdio_api api = {UFFD_API, area->uffd_features, 0};
+    const long error = call(__NR_ioctl, fd, UFFDIO_API, address(&api));
+    if (error < 0) result = error;
+  }
+  area->uffd = result;
+  count_up(area);
+  const bool stays = wait_for_tracer(area, true);
+  if (fd >= 0) call(__NR_close, fd);
+  return stays;
 }
 
 }  // namespace
 
 extern "C" __attribute__((used, visibility("hidden"))) void parasite_main(Area* area) {
-  collect_task(area);
-  collect_thread(&area->leader);
-  __atomic_add_fetch(&area->done, 1, __ATOMIC_RELEASE);
-  call(__NR_futex, address(&area->done), FUTEX_WAKE, 1);
-  wait_for_cure(area);
+  if (area->purpose == kUserfaultfd) {
+    if (!lend_userfaultfd(area)) return;
+  } else {
+    collect_task(area);
+    collect_thread(&area->leader);
+  }
+  count_up(area);
+  wait_for_tracer(area, false);
 }

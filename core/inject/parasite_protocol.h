@@ -46,16 +46,24 @@ struct Thread {
   __s64 altstack_result, tid_address_result, pdeath_result, securebits, no_new_privs;
 };
 
+/// What the parasite is sent for.
+enum Purpose : __u32 {
+  kHarvest = 0,      ///< tell everything, wait for the cure
+  kUserfaultfd = 1,  ///< make a userfaultfd, count `done` up, wait for `proceed`, close it, count up, wait for the cure
+};
+
 /// M starts with this, then `timer_count` Timers, then the parasite's code, then its stack at the end.
 struct Area {
   __u64 leave;  ///< address of the code that unmaps M and goes back; the blob's entry reads it at offset 0
   __u32 done;   ///< futex: visits that have finished
   __u32 stay;   ///< futex: parasite and slots wait while it has `stay_value` (DeathNotice)
   __u32 stay_value;
-  __u32 pad0;
+  __u32 proceed;    ///< futex: no longer 0 when the tracer has taken the descriptor, or gives up
   __s64 stay_nsec;  ///< they wait at most so long
   __u32 timer_count;
-  __u32 pad;
+  __u32 purpose;
+  __u64 uffd_features;  ///< wanted
+  __s64 uffd;           ///< the descriptor's number while `done` is 1, or a negative errno
   Sigaction sigactions[64];
   __s64 first_error;  ///< of the calls that cannot fail
   Itimer itimers[3];

@@ -178,6 +178,8 @@ void Visit::start_parasite() {
   area->stay_nsec = kStayNsec;
   // Should we die, the parasite leaves at once, not only after its time-out.
   area->stay_value = death_notice_.emplace(&area->stay).value();
+  area->purpose = purpose_;
+  area->uffd_features = uffd_features_;
   area->timer_count = static_cast<uint32_t>(timer_ids_.size());
   for (size_t i = 0; i < timer_ids_.size(); ++i) parasite::timers_of(area)[i].id = timer_ids_[i];
   const size_t code = code_offset(timer_ids_.size());
@@ -194,6 +196,7 @@ void Visit::start_parasite() {
   stage("registers at the parasite");
   if (!tracee::resume(leader.tid, PTRACE_CONT)) throw Error("task " + std::to_string(task_.pid.get()) + " died");
   leader_ = Leader::running;
+  uffd_lent_ = purpose_ == parasite::kUserfaultfd;
   stage("parasite running");
   wait_for_done(leader.tid, 1);
   stage("parasite done");
@@ -282,7 +285,27 @@ ThreadSlotResults Visit::run_thread(StoppedThread& thread) {
   return results;
 }
 
+void Visit::run_leader_for_userfaultfd(uint64_t features) {
+  purpose_ = parasite::kUserfaultfd;
+  uffd_features_ = features;
+  run_leader();
+}
+
+void Visit::return_userfaultfd() {
+  if (!std::exchange(uffd_lent_, false)) return;
+  uint32_t* proceed = &area_view()->proceed;
+  __atomic_store_n(proceed, 1, __ATOMIC_RELEASE);
+  ::syscall(SYS_futex, proceed, FUTEX_WAKE, 1, nullptr, nullptr, 0);
+  wait_for_done(task_.threads.front().tid, 2);
+  stage("userfaultfd closed");
+}
+
 void Visit::cure() {
+  try {
+    return_userfaultfd();
+  } catch (const Error& e) {  // it leaves by itself then, and closes it before
+    log_.warn("visiting task {}: {}", task_.pid.get(), e.what());
+  }
   if (leader_ == Leader::stopped || leader_ == Leader::running) cure_leader();
   clear_slots();
 }

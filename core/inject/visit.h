@@ -1,4 +1,4 @@
-// One parasite visit: the mechanics (core/inject/README.md). harvest() is the only user.
+// One parasite visit: the mechanics (core/inject/README.md). Used by harvest() and make_userfaultfd().
 #pragma once
 
 #include <functional>
@@ -47,6 +47,11 @@ class Visit {
 
   /// Maps M in the task, runs the parasite and waits until it has told all.
   void run_leader();
+  /// The same for a userfaultfd with these features: what the task sees of it afterwards is area().uffd, a descriptor of
+  /// the task until return_userfaultfd().
+  void run_leader_for_userfaultfd(uint64_t features);
+  /// Lets the parasite close it.
+  void return_userfaultfd();
   /// Runs the slot's calls in `thread` (not the leader); it is cured again on return. The result is in area().thread
   /// but for return values, which are given.
   ThreadSlotResults run_thread(StoppedThread& thread);
@@ -91,6 +96,9 @@ class Visit {
   Leader leader_ = Leader::untouched;
   bool thread_lost_ = false;  ///< a thread ran on by itself: it may come back to its slot (from a signal handler)
   bool slots_written_ = false;
+  parasite::Purpose purpose_ = parasite::kHarvest;
+  uint64_t uffd_features_ = 0;
+  bool uffd_lent_ = false;  ///< the parasite has it open, and waits
 };
 
 }  // namespace migrate

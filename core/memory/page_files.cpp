@@ -5,8 +5,6 @@
 #include <memory>
 
 #include "core/base/types.h"
-#include "core/image/magic.h"
-#include "images/pagemap.pb.h"
 
 namespace migrate {
 namespace {
@@ -21,79 +19,74 @@ std::string subject(MemoryId memory, uint64_t address) {
          std::to_string(memory.id) + " at " + hex;
 }
 
-/// Writes one memory: its pages to `out`, its pagemap to the images.
+/// Carries one memory into a store.
 class MemoryWriter {
  public:
-  MemoryWriter(const PageSource& source, ImageSet& images, int out, uint32_t pages_id)
-      : source_(source), pagemap_(images.write(pagemap_name(source.memory), magic::kPagemap)), out_(out) {
-    img::pagemap_head head;
-    head.set_pages_id(pages_id);
-    pagemap_.entry(head);
-  }
+  MemoryWriter(const PageSource& source, PageStore& store) : source_(source), store_(store) {}
 
-  uint64_t write(std::span<std::byte> buffer) {
-    for (const PageRun& run : source_.runs) {
-      for (uint64_t done = 0; done < run.pages;) {
-        const uint64_t pages = std::min(run.pages - done, buffer.size() / kPageSize);
-        piece(run.address + done * kPageSize, buffer.first(pages * kPageSize), run.zero_ok);
-        done += pages;
-      }
+  void write(const PageRun& run, std::span<std::byte> buffer) {
+    for (uint64_t done = 0; done < run.pages;) {
+      const uint64_t pages = std::min(run.pages - done, buffer.size() / kPageSize);
+      piece(run.address + done * kPageSize, buffer.first(pages * kPageSize), run.zero_ok);
+      done += pages;
     }
-    flush();
-    return written_;
   }
+  void in_parent(const PageRun& run) {
+    store_.in_parent(run.address, run.pages);
+    append_run(stored_, {run.address, run.pages});
+  }
+  uint64_t written() const { return written_; }
+  std::vector<PageRun>& stored() { return stored_; }
 
  private:
   void piece(uint64_t address, std::span<std::byte> data, bool zero_ok) {
-    const size_t got = pread_full(source_.fd.get(), data, address, subject(source_.memory, address));
-    if (got != data.size()) {
+    const size_t got = read(data, address);
+    if (got == data.size()) return store(address, data, zero_ok);
+    if (source_.memory.kind == MemoryId::Kind::shmem && data.size() - got < kPageSize) {
       // The last page of an object may reach beyond its end.
-      if (source_.memory.kind != MemoryId::Kind::shmem || data.size() - got >= kPageSize)
-        throw Error("read", subject(source_.memory, address + got), EIO);
       std::fill(data.begin() + static_cast<std::ptrdiff_t>(got), data.end(), std::byte{0});
+      return store(address, data, zero_ok);
     }
+    if (!source_.may_vanish) throw Error("read", subject(source_.memory, address + got), EIO);
+    // A hole in a running task; what lies behind it may still be there.
+    const size_t whole = static_cast<size_t>(page_floor(got));
+    store(address, data.first(whole), zero_ok);
+    const size_t next = whole + kPageSize;
+    if (next < data.size()) piece(address + next, data.subspan(next), zero_ok);
+  }
+
+  /// Short where the memory ends. Of a running task that ended, nothing is left.
+  size_t read(std::span<std::byte> data, uint64_t address) {
+    try {
+      return pread_full(source_.fd.get(), data, address, subject(source_.memory, address));
+    } catch (const Error& e) {
+      if (!source_.may_vanish || (e.code() != EIO && e.code() != EFAULT && e.code() != ESRCH)) throw;
+    }
+    size_t got = 0;  // an error in the middle hides how far it came
+    for (; got < data.size(); got += kPageSize) {
+      const ssize_t n = ::pread(source_.fd.get(), data.data() + got, kPageSize, static_cast<off_t>(address + got));
+      if (n != static_cast<ssize_t>(kPageSize)) break;
+    }
+    return got;
+  }
+
+  void store(uint64_t address, std::span<const std::byte> data, bool zero_ok) {
     for (size_t from = 0; from < data.size();) {
       size_t to = from;
       while (to < data.size() && (!zero_ok || !all_zero(data.subspan(to, kPageSize)))) to += kPageSize;
       if (to > from) {
-        write_full(out_, data.subspan(from, to - from), "pages image");
-        extend(address + from, (to - from) / kPageSize);
+        store_.write(address + from, data.subspan(from, to - from));
+        append_run(stored_, {address + from, (to - from) / kPageSize});
+        written_ += (to - from) / kPageSize;
       }
       from = to == from ? from + kPageSize : to;
     }
   }
 
-  void extend(uint64_t address, uint64_t pages) {
-    written_ += pages;
-    if (entry_pages_ != 0 && entry_address_ + entry_pages_ * kPageSize == address) {
-      entry_pages_ += pages;
-      return;
-    }
-    flush();
-    entry_address_ = address;
-    entry_pages_ = pages;
-  }
-
-  void flush() {
-    constexpr uint32_t kPresent = 4;  // CRIU's PE_PRESENT
-    while (entry_pages_ != 0) {
-      const uint64_t pages = std::min<uint64_t>(entry_pages_, UINT32_MAX);  // compat_nr_pages has 32 bits
-      img::pagemap_entry entry;
-      entry.set_vaddr(entry_address_);
-      entry.set_compat_nr_pages(static_cast<uint32_t>(pages));
-      entry.set_flags(kPresent);
-      entry.set_nr_pages(pages);
-      pagemap_.entry(entry);
-      entry_address_ += pages * kPageSize;
-      entry_pages_ -= pages;
-    }
-  }
-
   const PageSource& source_;
-  ImageWriter pagemap_;
-  int out_;
-  uint64_t entry_address_ = 0, entry_pages_ = 0;
+  PageStore& store_;
   uint64_t written_ = 0;
+  std::vector<PageRun> stored_;
 };
 
 }  // namespace
@@ -107,17 +100,34 @@ bool all_zero(std::span<const std::byte> bytes) {
          (bytes[0] == std::byte{0} && std::memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) == 0);
 }
 
-uint64_t write_pages(std::span<PageSource> memories, ImageSet& images, int dirfd) {
+WrittenPages write_pages(std::span<const PageSource> memories, const PagesByMemory& in_parent, PageStore& store) {
   const std::unique_ptr<std::byte[]> buffer(new std::byte[kPiece]);
-  uint64_t written = 0;
-  uint32_t pages_id = 1;
+  const std::vector<PageRun> none;
+  WrittenPages result;
   for (const PageSource& source : memories) {
-    const std::string name = image_name("pages", pages_id);
-    ::unlinkat(dirfd, name.c_str(), 0);
-    const Fd out = open_at(dirfd, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0600);
-    written += MemoryWriter(source, images, out.get(), pages_id++).write(std::span(buffer.get(), kPiece));
+    const auto of_parent = in_parent.find(source.memory);
+    const std::vector<PageRun>& unchanged = of_parent == in_parent.end() ? none : of_parent->second;
+    if (!store.open(source.memory) && !unchanged.empty())
+      throw Refusal(pagemap_name(source.memory) + " has no parent where its pages go",
+                    "give --prev-images-dir there too, or dump without it");
+    MemoryWriter writer(source, store);
+    size_t at = 0;
+    for (const PageRun& run : source.runs) {
+      for (; at < unchanged.size() && unchanged[at].address < run.address; ++at) writer.in_parent(unchanged[at]);
+      writer.write(run, std::span(buffer.get(), kPiece));
+    }
+    for (; at < unchanged.size(); ++at) writer.in_parent(unchanged[at]);
+    result.written += writer.written();
+    result.in_parent += count_pages(unchanged);
+    result.stored.emplace(source.memory, std::move(writer.stored()));
   }
-  return written;
+  store.finish();
+  return result;
+}
+
+uint64_t write_pages(std::span<PageSource> memories, ImageSet& images, int dirfd) {
+  PageFolder folder(dirfd, images, false);
+  return write_pages(memories, {}, folder).written;
 }
 
 }  // namespace migrate

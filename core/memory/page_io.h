@@ -42,11 +42,13 @@ struct PageRun {
 
 /// The pages of one memory, and the descriptor to pread(2) them from at their address (`/proc/PID/mem`, or the shared
 /// object itself). Plain data and a descriptor, so that it can be handed to another process. Reading never stops or
-/// changes the task; short reads mean that the task is gone.
+/// changes the task; short reads mean that the task is gone, unless `may_vanish`.
 struct PageSource {
   MemoryId memory;
   std::vector<PageRun> runs;  ///< ascending, disjoint
   Fd fd;
+  /// The task runs: pages that cannot be read (EIO, short reads) have vanished and are left out.
+  bool may_vanish = false;
   uint64_t pages() const {
     uint64_t n = 0;
     for (const PageRun& run : runs) n += run.pages;

@@ -19,12 +19,16 @@ void append(std::vector<PageRun>& runs, uint64_t start, uint64_t end) {
   }
 }
 
-/// Adds [start, end) cut to `wanted`; `at` remembers how far `wanted` was used, since both ascend.
+/// Adds [start, end) cut to `wanted`; `at` remembers how far `wanted` was used, since both ascend. What was added before
+/// is left out: PAGEMAP_SCAN may tell a region twice (seen on 6.18 with more than 512 of them).
 void append_clipped(std::vector<PageRun>& runs, uint64_t start, uint64_t end, std::span<const RemoteRange> wanted,
                     size_t& at) {
   while (at < wanted.size() && wanted[at].end.get() <= start) ++at;
-  for (size_t i = at; i < wanted.size() && wanted[i].start.get() < end; ++i)
-    append(runs, std::max(start, wanted[i].start.get()), std::min(end, wanted[i].end.get()));
+  if (!runs.empty()) start = std::max(start, runs.back().address + runs.back().pages * kPageSize);
+  for (size_t i = at; i < wanted.size() && wanted[i].start.get() < end; ++i) {
+    const uint64_t from = std::max(start, wanted[i].start.get()), to = std::min(end, wanted[i].end.get());
+    if (from < to) append(runs, from, to);
+  }
 }
 
 struct Categories {
@@ -65,11 +69,11 @@ std::optional<std::vector<PageRun>> scan(int pagemap, std::span<const RemoteRang
 
 }  // namespace
 
-std::vector<PageRun> scan_private_pages(int pagemap, std::span<const RemoteRange> wanted) {
-  Categories which{.none_of = PAGE_IS_FILE | PAGE_IS_PFNZERO | PAGE_IS_GUARD,
-                   .any_of = PAGE_IS_PRESENT | PAGE_IS_SWAPPED};
+std::vector<PageRun> scan_private_pages(int pagemap, std::span<const RemoteRange> wanted, bool anonymous) {
+  const uint64_t foreign = (anonymous ? 0 : PAGE_IS_FILE) | PAGE_IS_PFNZERO;
+  Categories which{.none_of = foreign | PAGE_IS_GUARD, .any_of = PAGE_IS_PRESENT | PAGE_IS_SWAPPED};
   if (auto runs = scan(pagemap, wanted, which)) return std::move(*runs);
-  which.none_of = PAGE_IS_FILE | PAGE_IS_PFNZERO;
+  which.none_of = foreign;
   if (auto runs = scan(pagemap, wanted, which)) return std::move(*runs);
   return scan_private_pages_by_words(pagemap, wanted);
 }

@@ -16,14 +16,14 @@ namespace {
 
 constexpr uint64_t kLowest = 1 << 30;  // leave the low addresses (mmap_min_addr, 32-bit mappings) to the task
 constexpr uint64_t kGap = kHugePageSize;
-constexpr uint64_t kVast = uint64_t{1} << 40;  // a reservation: not staged unless it is known to have pages
+constexpr uint64_t kVast = uint64_t{1} << 40;    // a reservation: not staged unless it is known to have pages
 constexpr uint32_t kInParent = 1, kPresent = 4;  // pagemap_entry.flags
 
 void check_kind(const ImageVma& v, pid_t pid) {
-  const char* what = v.has(kVmaSysvIpc)       ? "System V shared memory"
-                     : v.has(kVmaSocket)      ? "a packet socket's ring"
-                     : v.has(kVmaAioRing)     ? "a ring of asynchronous I/O"
-                     : v.has(kVmaShadowStack) ? "a shadow stack"
+  const char* what = v.has(kVmaSysvIpc)             ? "System V shared memory"
+                     : v.has(kVmaSocket)            ? "a packet socket's ring"
+                     : v.has(kVmaAioRing)           ? "a ring of asynchronous I/O"
+                     : v.has(kVmaShadowStack)       ? "a shadow stack"
                      : (v.flags & MAP_HUGETLB) != 0 ? "huge pages of hugetlbfs"
                                                     : nullptr;
   if (what != nullptr) {
@@ -46,7 +46,8 @@ ImageVma checked(const img::vma_entry& e, const std::string& image) {
   if ((v.flags & MAP_TYPE) == MAP_PRIVATE) v.open_flags = O_RDONLY;
   if (v.start >= v.end || v.start % kPageSize != 0 || v.end % kPageSize != 0 || v.end > kUserEnd)
     throw Corrupt(image, "a mapping's range is not possible");
-  if (v.pgoff % kPageSize != 0 || v.pgoff > uint64_t{1} << 62) throw Corrupt(image, "a mapping's offset is not possible");
+  if (v.pgoff % kPageSize != 0 || v.pgoff > uint64_t{1} << 62)
+    throw Corrupt(image, "a mapping's offset is not possible");
   if ((v.prot & ~uint32_t{PROT_READ | PROT_WRITE | PROT_EXEC}) != 0) throw Corrupt(image, "unknown protection bits");
   return v;
 }
@@ -109,7 +110,8 @@ uint64_t AddressPicker::pick(uint64_t bytes, uint64_t like) {
       cursor_ = at + bytes + kGap;
       return at;
     }
-    if (next_ >= busy_.size()) throw Error("the address space has no room to stage " + std::to_string(bytes) + " bytes");
+    if (next_ >= busy_.size())
+      throw Error("the address space has no room to stage " + std::to_string(bytes) + " bytes");
     cursor_ = std::max(cursor_, busy_[next_].end + kGap);
     ++next_;
   }
@@ -133,21 +135,20 @@ std::optional<std::vector<AddressRange>> pagemap_runs(const ImageSet& images, co
   return runs;
 }
 
-std::vector<StagedRange> plan_staging(const std::vector<ImageVma>& vmas,
-                                      const std::optional<std::vector<AddressRange>>& runs, AddressPicker& picker) {
-  std::vector<StagedRange> staged;
+std::vector<size_t> mappings_to_stage(const std::vector<ImageVma>& vmas,
+                                      const std::optional<std::vector<AddressRange>>& runs) {
+  std::vector<size_t> staged;
   size_t run = 0;
   for (size_t i = 0; i < vmas.size(); ++i) {
     const ImageVma& v = vmas[i];
+    if (!v.is_private()) continue;
     if (runs) {
       while (run < runs->size() && (*runs)[run].end <= v.start) ++run;
       if (run == runs->size() || (*runs)[run].start >= v.end) continue;
     } else if (v.prot == PROT_NONE && v.bytes() > kVast) {
       continue;
     }
-    if (!v.is_private()) continue;
-    staged.push_back({i, v.start, v.bytes(), picker.pick(v.bytes(), v.start), v.has(kVmaFilePrivate),
-                      !runs && v.prot == PROT_NONE});
+    staged.push_back(i);
   }
   return staged;
 }

@@ -17,9 +17,20 @@ inline constexpr uint64_t kUserEnd = 0x7ffffffff000;
 
 /// Bits of vma_entry.status (CRIU's).
 enum VmaStatus : uint32_t {
-  kVmaStack = 1 << 1, kVmaVsyscall = 1 << 2, kVmaVdso = 1 << 3, kVmaHeap = 1 << 5, kVmaFilePrivate = 1 << 6,
-  kVmaFileShared = 1 << 7, kVmaAnonShared = 1 << 8, kVmaAnonPrivate = 1 << 9, kVmaSysvIpc = 1 << 10,
-  kVmaSocket = 1 << 11, kVmaVvar = 1 << 12, kVmaAioRing = 1 << 13, kVmaMemfd = 1 << 14, kVmaShadowStack = 1 << 15,
+  kVmaStack = 1 << 1,
+  kVmaVsyscall = 1 << 2,
+  kVmaVdso = 1 << 3,
+  kVmaHeap = 1 << 5,
+  kVmaFilePrivate = 1 << 6,
+  kVmaFileShared = 1 << 7,
+  kVmaAnonShared = 1 << 8,
+  kVmaAnonPrivate = 1 << 9,
+  kVmaSysvIpc = 1 << 10,
+  kVmaSocket = 1 << 11,
+  kVmaVvar = 1 << 12,
+  kVmaAioRing = 1 << 13,
+  kVmaMemfd = 1 << 14,
+  kVmaShadowStack = 1 << 15,
   kVmaGuard = 1 << 16,
 };
 
@@ -65,7 +76,7 @@ class AddressPicker {
   size_t next_ = 0;
 };
 
-/// Where the private pages of one mapping wait.
+/// Where the private pages of one mapping, or of a part of it, wait.
 struct StagedRange {
   size_t vma = 0;  ///< index into the mappings
   uint64_t final_start = 0, bytes = 0, staging = 0;
@@ -76,8 +87,9 @@ struct StagedRange {
 /// The pages of a memory: [start, end) runs from its pagemap image, ascending; nullopt if there is none.
 std::optional<std::vector<AddressRange>> pagemap_runs(const ImageSet& images, const std::string& name);
 
-/// Stages each private mapping that `runs` touch (without runs: all, but for vast reservations).
-std::vector<StagedRange> plan_staging(const std::vector<ImageVma>& vmas,
-                                      const std::optional<std::vector<AddressRange>>& runs, AddressPicker& picker);
+/// Indices of the private mappings that must be staged: those that `runs` touch (without runs: all, but for vast
+/// reservations).
+std::vector<size_t> mappings_to_stage(const std::vector<ImageVma>& vmas,
+                                      const std::optional<std::vector<AddressRange>>& runs);
 
 }  // namespace migrate

@@ -22,42 +22,39 @@
 #include "core/restore/messages.h"
 #include "core/restore/namespaces.h"
 #include "core/restore/restorer/protocol.h"
-#include "core/restore/shell.h"
+#include "core/restore/shared_memory.h"
+#include "core/restore/shells.h"
 #include "core/restore/staging.h"
 
 namespace migrate {
 namespace {
 
-constexpr int kLowestFloor = 64;
-
 const char* step_name(restorer::Tag tag) {
   static constexpr std::array<const char*, static_cast<size_t>(restorer::Tag::count)> kNames{
-      "unmap the shell's memory", "move memory into place", "map memory", "protect memory", "advise about memory",
-      "lock memory", "place the vdso", "set the memory layout", "change folders", "set a signal action",
-      "start a thread", "restore a timer", "set credentials", "set capabilities", "set a resource limit",
-      "set scheduling", "set the name", "set the personality", "set the robust list", "set the signal stack",
-      "register the restartable sequence", "set the tid address", "queue a pending signal",
-      "set the parent-death signal", "set process flags", "register for membarrier"};
+      "unmap the shell's memory", "move memory into place", "map memory",
+      "protect memory",           "advise about memory",    "lock memory",
+      "place the vdso",           "set the memory layout",  "change folders",
+      "set a signal action",      "start a thread",         "restore a timer",
+      "set credentials",          "set capabilities",       "set a resource limit",
+      "set scheduling",           "set the name",           "set the personality",
+      "set the robust list",      "set the signal stack",   "register the restartable sequence",
+      "set the tid address",      "queue a pending signal", "set the parent-death signal",
+      "set process flags",        "register for membarrier"};
   return tag < restorer::Tag::count ? kNames[static_cast<size_t>(tag)] : "finish";
 }
 
 class Coordinator {
  public:
-  Coordinator(const ImageSet& images, const RestoreOptions& options, bool userfault, Fd launcher,
-              std::optional<GateWatch> gate)
+  Coordinator(const RestoreOptions& options, Fd launcher, std::optional<GateWatch> gate)
       : options_(options),
         launcher_(std::move(launcher)),
         gate_(std::move(gate)),
-        log_(socket_logger(launcher_.get())),
-        context_{images, {}} {
-    context_.own_namespaces = options.own_namespaces;
-    context_.userfault = userfault;
-  }
+        log_(socket_logger(launcher_.get())) {}
 
   [[noreturn]] void run() {
     try {
       settle();
-      prepare();
+      make_ready();
       while (auto m = receive_message(launcher_.get())) handle(*m);
     } catch (...) {
       send_current_exception(launcher_.get(), 0);
@@ -65,7 +62,7 @@ class Coordinator {
       if (!self_sufficient_) wait_for_hangup();
     }
     if (self_sufficient_) go_on_alone();
-    kill_shells();
+    if (shells_) shells_->kill();
     ::_exit(0);
   }
 
@@ -73,11 +70,19 @@ class Coordinator {
   /// Without the launcher: whoever thaws the gate does not know what has to be done then.
   [[noreturn]] void go_on_alone() {
     try {
-      if (files_ && (!gate_ || gate_->wait() == GateWatch::Outcome::open)) (void)files_->after_gate();
+      if (files_ && (!gate_ || gate_->wait() == GateWatch::Outcome::open || root_lives())) (void)files_->after_gate();
     } catch (...) {
       // Nobody is left to be told.
     }
     end_or_stay();
+  }
+
+  /// With its gate gone: it was opened, and taken away at once.
+  bool root_lives() const {
+    siginfo_t info{};
+    return ::waitid(P_PID, static_cast<id_t>(shells_->tasks().front().pid), &info,
+                    WEXITED | WNOHANG | WNOWAIT | __WALL) == 0 &&
+           info.si_pid == 0;
   }
 
   void wait_for_hangup() noexcept {
@@ -113,71 +118,176 @@ class Coordinator {
     ::sigemptyset(&none);
     ::sigprocmask(SIG_SETMASK, &none, nullptr);
     for (int signal = 1; signal < NSIG; ++signal) ::signal(signal, SIG_DFL);
-    if (options_.own_namespaces) set_up_mounts(options_.root);
+    if (!options_.own_namespaces) return;
+    // Tasks whose session and group were outside of their pid namespace share ours: those must not be the launcher's,
+    // or the tree's kill(0, ...) would reach it.
+    check(::setsid(), "start", "a session");
+    set_up_mounts(options_.root);
   }
 
-  void prepare() {
+  void make_ready() {
+    pidfd_ = move_above(std::move(open_pidfd(::getpid()).value()), kLowestFloor);
+    shells_launcher_ = move_above(launcher_.dup(), kLowestFloor);
+    shells_.emplace(shells_launcher_.get(), pidfd_.get(), options_);
     send_message(launcher_.get(), Msg::hello, 0);
-    expect(Msg::go);
-    context_.tasks = read_tree(context_.images);
-    plan_tree(context_.tasks, options_.shell_job && !options_.own_namespaces);
-    if (!options_.own_namespaces && context_.tasks.front().session_helper != 0) {
-      throw Refusal("task " + std::to_string(context_.tasks.front().pid) + " belongs to a session that began outside of the tree",
-                    "use --shell-job to restore it into the session you run in");
+  }
+
+  /// The tasks that there are now: from a layout while the source runs, or from the final images.
+  void take_tree(Message& m) {
+    if (m.fds.empty()) throw Error("receive", "the tree", EBADMSG);
+    final_ = !m.body.empty();
+    if (final_) {
+      packed_images_ = std::move(m.fds[0]);
+      images_ = unpack_images(packed_images_.get());
+      if (shells_->exist()) check_clocks();
+    } else {
+      layout_ = unpack_layout(m.fds[0].get());
     }
-    read_tasks();
-    open_files();
-    make_sockets();
-    context_.launcher = above(launcher_.dup());
-    fork_shells(context_, {0}, false, options_.own_namespaces ? 0 : CLONE_PARENT);
-    for (Fd& fd : context_.shell_ends) fd.reset();
-    await_all();
-    for (const Msg step : {Msg::lead_groups, Msg::join_groups, Msg::let_helpers_go}) order_all(step, false);
+    std::vector<TaskNode> tasks = final_ ? read_tree(images_) : read_tree(layout_);
+    if (shells_->exist()) {
+      shells_->follow(std::move(tasks));
+    } else {
+      shells_->build(std::move(tasks));
+    }
     send_message(launcher_.get(), Msg::forked, 0);
-    expect(Msg::go);
-    order_all(Msg::stage, true);
-    if (context_.userfault) offer_shared_memory();
-    send_message(launcher_.get(), Msg::prepared, 0);
   }
 
-  void expect(Msg wanted) {
-    const auto m = receive_message(launcher_.get(), Deadline::in(options_.timeout));
-    if (!m || m->type != wanted) throw Error("the launcher of the restore is gone");
+  /// Clocks that were set before the images were made must not go backwards.
+  void check_clocks() {
+    const auto dumped = dumped_monotonic_ns(images_);
+    if (!dumped) return;
+    constexpr int64_t kSecond = 1'000'000'000;
+    const int64_t ahead = clock_ns(CLOCK_MONOTONIC) - *dumped;
+    if (ahead < -kSecond / 5 || (!options_.clocks && ahead > 10 * kSecond))
+      throw Error("the clocks of the shells do not go on from those of the source");
+    if (ahead < 0) ::usleep(static_cast<useconds_t>(-ahead / 1000 + 1));
   }
 
-  /// Keeps a descriptor for us and the shells, numbered above the floor.
-  int above(Fd fd) {
-    kept_.push_back(move_above(std::move(fd), context_.floor));
-    return kept_.back().get();
+  /// Staging memory and shared objects, as the tree taken last wants them.
+  void stage() {
+    std::vector<MemoryId> cold = final_ ? stage_final() : stage_layout();
+    const Fd packed = pack_memories(cold);
+    const std::array<int, 1> fds{packed.get()};
+    send_message(launcher_.get(), Msg::prepared, 0, {}, fds);
   }
 
-  void read_tasks() {
-    int highest = -1;
-    for (const TaskNode& node : context_.tasks) {
-      if (node.zombie) continue;
-      images_of_.push_back(read_task(context_.images, node));
-      highest = std::max(highest, highest_fd(context_.images, images_of_.back().ids.files_id()));
+  static Shells::Answered collect(std::vector<MemoryId>& cold) {
+    return [&cold](const TaskNode& task, const Message& m) {
+      if (!m.body.empty()) cold.push_back({MemoryId::Kind::task, static_cast<uint64_t>(task.pid)});
+    };
+  }
+
+  std::vector<MemoryId> stage_layout() {
+    std::vector<MemoryId> cold;
+    for (size_t i = 0; i < layout_.tasks.size(); ++i) {
+      const Fd areas = pack_areas(layout_.tasks[i].areas);
+      const std::array<int, 1> fds{areas.get()};
+      shells_->send(shells_->tasks()[i], Msg::areas, fds);
     }
-    context_.floor = std::max(kLowestFloor, highest + 1);
-    context_.coordinator_pidfd = above(std::move(open_pidfd(::getpid()).value()));
+    const auto answered = collect(cold);
+    for (const TaskNode& task : shells_->tasks()) answered(task, shells_->answer(task));
+    std::map<uint64_t, uint64_t> sizes;
+    for (const TreeLayout::Object& o : layout_.objects) sizes[o.id] = std::max(sizes[o.id], page_ceil(o.bytes));
+    for (const uint64_t id : shared_.follow(sizes)) cold.push_back({MemoryId::Kind::shmem, id});
+    for (const SharedMemory::Object& o : shared_.objects()) offer(o.id, o.bytes, o.fd.get());
+    return cold;
+  }
+
+  std::vector<MemoryId> stage_final() {
+    const int floor = read_tasks();
+    std::vector<MemoryId> cold;
+    for (const uint64_t id : open_files()) cold.push_back({MemoryId::Kind::shmem, id});
+    shells_->end_zombies(packed_images_.get());
+    resources_.floor = floor;
+    const Fd resources = pack_resources(resources_);
+    for (const TaskNode& task : shells_->tasks()) {
+      if (task.zombie) continue;
+      const Fd threads = pack_threads(task.threads);
+      const std::array<int, 3> fds{packed_images_.get(), resources.get(), threads.get()};
+      shells_->send(task, Msg::stage, fds);
+    }
+    const auto answered = collect(cold);
+    for (const TaskNode& task : shells_->tasks())
+      if (!task.zombie) answered(task, shells_->answer(task));
+    for (const SharedMemory::Object& o : shared_.objects()) offer(o.id, o.bytes, o.fd.get());
+    for (const auto& [id, fd] : files_->shared_objects()) {
+      offer(id, size_of(fd.get()), fd.get());
+      cold.push_back({MemoryId::Kind::shmem, id});
+    }
+    return cold;
+  }
+
+  static uint64_t size_of(int fd) {
+    struct stat st {};
+    check(::fstat(fd, &st), "stat", "a memory file");
+    return static_cast<uint64_t>(st.st_size);
+  }
+
+  void offer(uint64_t id, uint64_t bytes, int fd) {
+    FillTarget target;
+    target.memory = {MemoryId::Kind::shmem, id};
+    target.mem = Fd(check(::fcntl(fd, F_DUPFD_CLOEXEC, 0), "duplicate", "a memory file"));
+    target.ranges.push_back({0, page_ceil(bytes), 0, false});
+    send_target(launcher_.get(), target);
+  }
+
+  void discard(const Message& m) {
+    if (m.fds.empty()) throw Error("receive", "pages to give back", EBADMSG);
+    std::map<pid_t, std::vector<TreeLayout::Area>> of_tasks;
+    for (const PageDiscard& d : unpack_discards(m.fds[0].get())) {
+      const uint64_t start = std::min(d.address, kUserEnd);
+      const uint64_t end = start + std::min(d.pages, (kUserEnd - start) / kPageSize) * kPageSize;
+      if (start % kPageSize != 0) throw Corrupt("pages to give back", "an address is not possible");
+      if (start == end) continue;
+      if (d.memory.kind == MemoryId::Kind::shmem) {
+        shared_.discard(d.memory.id, start, end - start);
+      } else {
+        of_tasks[static_cast<pid_t>(d.memory.id)].push_back({start, end});
+      }
+    }
+    std::vector<const TaskNode*> asked;
+    for (const TaskNode& task : shells_->tasks()) {
+      const auto it = of_tasks.find(task.pid);
+      if (it == of_tasks.end() || task.zombie) continue;
+      const Fd areas = pack_areas(it->second);
+      const std::array<int, 1> fds{areas.get()};
+      shells_->send(task, Msg::discard, fds);
+      asked.push_back(&task);
+    }
+    for (const TaskNode* task : asked) shells_->answer(*task);
+    send_message(launcher_.get(), Msg::ok, 0);
+  }
+
+  /// Returns the floor.
+  int read_tasks() {
+    int highest = -1;
+    for (const TaskNode& node : shells_->tasks()) {
+      if (node.zombie) continue;
+      images_of_.push_back(read_task(images_, node));
+      highest = std::max(highest, highest_fd(images_, images_of_.back().ids.files_id()));
+    }
+    return std::max(kLowestFloor, highest + 1);
   }
 
   void open_mapped(uint64_t id, int access) {
     const MappedFile key{id, access};
-    if (context_.files.contains(key)) return;
+    if (resources_.files.contains(key)) return;
     if (id == 0 || id > UINT32_MAX) throw Corrupt("the memory images", "a file id is out of range");
-    context_.files.emplace(key, above(files_->open_file(static_cast<uint32_t>(id), access)));
+    kept_.push_back(files_->open_file(static_cast<uint32_t>(id), access));
+    resources_.files.emplace(key, kept_.back().get());
   }
 
-  void open_files() {
+  /// Returns the shared objects that are new.
+  std::vector<uint64_t> open_files() {
     FileRestoreOptions file_options;
     file_options.tcp_close = options_.tcp_close;
     file_options.shell_job = options_.shell_job;
+    file_options.mark = options_.mark;
     if (!options_.root.empty() && !options_.own_namespaces) {
       root_ = open_path(options_.root, O_PATH | O_DIRECTORY);
       file_options.root_fd = root_.get();
     }
-    files_ = std::make_unique<FileRestorer>(context_.images, file_options, *log_);
+    files_ = std::make_unique<FileRestorer>(images_, file_options, *log_);
     std::map<uint64_t, uint64_t> shared_sizes;
     for (const TaskImage& task : images_of_) {
       open_mapped(task.mm.exe_file_id(), O_RDONLY);
@@ -189,92 +299,14 @@ class Coordinator {
           shared_sizes[v.object] = std::max(shared_sizes[v.object], v.pgoff + v.bytes());
       }
     }
-    for (const auto& [id, bytes] : shared_sizes) make_shared_memory(id, bytes);
-  }
-
-  /// Shared anonymous memory (shown as /dev/zero) has a descriptor only through map_files.
-  void make_shared_memory(uint64_t id, uint64_t bytes) {
-    void* at = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (at == MAP_FAILED) throw Error("make shared memory of bytes", std::to_string(bytes), errno);
-    const auto start = reinterpret_cast<uint64_t>(at);
-    std::array<char, 96> link;
-    std::snprintf(link.data(), link.size(), "/proc/self/map_files/%lx-%lx", start, start + bytes);
-    context_.shared_memory.emplace(id, above(open_path(link.data(), O_RDWR)));
-    ::munmap(at, bytes);
-    shared_.push_back({id, bytes, context_.shared_memory.at(id)});
-  }
-
-  void make_sockets() {
-    for (size_t i = 0; i < context_.tasks.size(); ++i) {
-      SocketPair pair = SocketPair::make();
-      context_.coordinator_ends.push_back(move_above(std::move(pair.first), context_.floor));
-      context_.shell_ends.push_back(move_above(std::move(pair.second), context_.floor));
-    }
-  }
-
-  /// The answer of one shell; a failure of the shell is thrown.
-  Message answer(size_t i) {
-    auto m = receive_message(context_.coordinator_ends[i].get(), Deadline::in(options_.timeout));
-    const pid_t pid = context_.tasks[i].pid;
-    if (!m) throw Error("the shell of task " + std::to_string(pid) + " died");
-    rethrow_failure(*m);
-    return std::move(*m);
-  }
-
-  void await_all() {
-    for (size_t i = 0; i < context_.tasks.size(); ++i) answer(i);
-  }
-
-  void order_all(Msg order, bool living, std::span<const int> fds = {}) {
-    for (size_t i = 0; i < context_.tasks.size(); ++i)
-      if (!living || !context_.tasks[i].zombie) send_message(context_.coordinator_ends[i].get(), order, 0, {}, fds);
-    if (order == Msg::finish) return;
-    for (size_t i = 0; i < context_.tasks.size(); ++i)
-      if (!living || !context_.tasks[i].zombie) answer(i);
-  }
-
-  struct Shared {
-    uint64_t id, bytes;
-    int fd;
-  };
-
-  std::vector<Shared> all_shared_memory() {
-    std::vector<Shared> all = shared_;
-    for (const auto& [id, fd] : files_->shared_objects()) {
-      struct stat st{};
-      check(::fstat(fd.get(), &st), "stat", "a memory file");
-      all.push_back({id, static_cast<uint64_t>(st.st_size), fd.get()});
-    }
-    return all;
-  }
-
-  void offer_shared_memory() {
-    for (const Shared& s : all_shared_memory()) {
-      FillTarget target;
-      target.memory = {MemoryId::Kind::shmem, s.id};
-      target.mem = Fd(check(::fcntl(s.fd, F_DUPFD_CLOEXEC, 0), "duplicate", "a memory file"));
-      target.ranges.push_back({0, page_ceil(s.bytes), 0, false});
-      send_target(launcher_.get(), target);
-    }
+    std::vector<uint64_t> fresh = shared_.follow(shared_sizes);
+    for (const SharedMemory::Object& o : shared_.objects()) resources_.shared_memory.emplace(o.id, o.fd.get());
+    return fresh;
   }
 
   void fill_shared_memory(PageImages& pages) {
-    std::vector<std::byte> buffer(1 << 20);
-    for (const Shared& s : all_shared_memory()) {
-      for (StoredPages run : pages.locate(pagemap_name({MemoryId::Kind::shmem, s.id}))) {
-        if (run.address + run.bytes > page_ceil(s.bytes)) throw Corrupt("the pagemap of shared memory", "it is too long");
-        while (run.bytes != 0) {
-          const size_t n = std::min<uint64_t>(run.bytes, buffer.size());
-          const std::span<std::byte> part(buffer.data(), n);
-          if (pread_full(run.fd, part, run.offset, "a pages image") != n)
-            throw Corrupt("the pages image of shared memory", "it is too short");
-          // The last page of a memory file may be partly behind its end.
-          const size_t inside = std::min<uint64_t>(n, s.bytes > run.address ? s.bytes - run.address : 0);
-          pwrite_full(s.fd, part.first(inside), run.address, "shared memory");
-          run = {run.address + n, run.bytes - n, run.fd, run.offset + n};
-        }
-      }
-    }
+    for (const SharedMemory::Object& o : shared_.objects()) fill_object(pages, o.id, o.fd.get(), o.bytes);
+    for (const auto& [id, fd] : files_->shared_objects()) fill_object(pages, id, fd.get(), size_of(fd.get()));
   }
 
   void handle(Message& m) {
@@ -282,18 +314,28 @@ class Coordinator {
       case Msg::fill: {
         if (m.fds.empty()) throw Error("receive", "the image folder", EBADMSG);
         const std::array<int, 1> fds{m.fds[0].get()};
-        order_all(Msg::fill, true, fds);
+        shells_->order_living(Msg::fill, fds);
         PageImages pages(m.fds[0].get());
         fill_shared_memory(pages);
         return send_message(launcher_.get(), Msg::ok, 0);
       }
-      case Msg::finish: return finish(m);
+      case Msg::tree:
+        return take_tree(m);
+      case Msg::stage:
+        return stage();
+      case Msg::discard:
+        return discard(m);
+      case Msg::finish:
+        return finish(m);
       case Msg::detach:
         detach();
         return send_message(launcher_.get(), Msg::ok, 0);
-      case Msg::open: return open(!m.body.empty());
-      case Msg::go: return after_gate();
-      default: throw Error("the coordinator got a message that it does not know");
+      case Msg::open:
+        return open(!m.body.empty());
+      case Msg::go:
+        return after_gate();
+      default:
+        throw Error("the coordinator got a message that it does not know");
     }
   }
 
@@ -301,27 +343,30 @@ class Coordinator {
     if (m.fds.empty()) throw Error("receive", "the final images", EBADMSG);
     final_images_ = unpack_images(m.fds[0].get());
     images_of_.clear();
-    for (const TaskNode& node : context_.tasks)
+    for (const TaskNode& node : shells_->tasks())
       if (!node.zombie) images_of_.push_back(read_task(final_images_, node));
-    files_->open_all();
+    files_->open_all(elapsed_since_dump_ns(final_images_));
     const Fd table = pack_table(files_->opened());
     const std::array<int, 2> fds{m.fds[0].get(), table.get()};
-    order_all(Msg::finish, true, fds);
+    for (const TaskNode& node : shells_->tasks())
+      if (!node.zombie) shells_->send(node, Msg::finish, fds);
     size_t next = 0;
-    for (size_t i = 0; i < context_.tasks.size(); ++i)
-      if (!context_.tasks[i].zombie) waiting_.push_back(await_blob(i, images_of_[next++]));
-    for (const WaitingTask& task : waiting_) set_final_state(task, options_.timeout, *log_);
+    for (const TaskNode& node : shells_->tasks())
+      if (!node.zombie) waiting_.push_back(await_blob(node, images_of_[next++]));
+    for (WaitingTask& task : waiting_) {
+      task.elapsed_ns = elapsed_since_dump_ns(final_images_);
+      set_final_state(task, options_.timeout, *log_);
+    }
     traced_ = true;
     send_message(launcher_.get(), Msg::standing, 0);
   }
 
-  WaitingTask await_blob(size_t i, const TaskImage& image) {
-    const Message m = answer(i);
+  WaitingTask await_blob(const TaskNode& node, const TaskImage& image) {
+    const Message m = shells_->answer(node);
     restorer::BlobMessage blob{};
     if (m.body.size() + 8 != sizeof blob) throw Error("receive", "the restorer's report", EBADMSG);
     std::memcpy(reinterpret_cast<std::byte*>(&blob) + 8, m.body.data(), m.body.size());
-    if (static_cast<uint32_t>(m.type) == restorer::kBlobReady)
-      return {&image, blob.arg0, blob.arg1, context_.floor};
+    if (static_cast<uint32_t>(m.type) == restorer::kBlobReady) return {&image, blob.arg0, blob.arg1, resources_.floor};
     std::array<char, 96> where;
     std::snprintf(where.data(), where.size(), " in thread %d (arguments %lx, %lx)", m.pid, blob.arg0, blob.arg1);
     throw Error(step_name(blob.tag), "of task " + std::to_string(image.pid) + where.data(), blob.error);
@@ -353,24 +398,21 @@ class Coordinator {
 
   [[noreturn]] void end_or_stay() {
     files_.reset();
-    context_.coordinator_ends.clear();
-    context_.files.clear();
+    shells_->forget();
     kept_.clear();
+    packed_images_.reset();
+    shared_ = {};
+    pidfd_.reset();
+    shells_launcher_.reset();
     gate_.reset();
     if (!options_.own_namespaces) ::_exit(0);
     stay_as_init();
   }
 
-  void kill_shells() {
-    for (const TaskNode& node : context_.tasks)
-      if (shells_exist()) ::kill(node.pid, SIGKILL);
-  }
-  bool shells_exist() const { return !context_.coordinator_ends.empty(); }
-
   /// Reaps until the last process of the namespace is gone; ends as the root task ended.
   [[noreturn]] void stay_as_init() {
     launcher_.reset();
-    const pid_t root = context_.tasks.front().pid;
+    const pid_t root = shells_->tasks().front().pid;
     int root_status = 0;
     for (;;) {
       int status = 0;
@@ -385,12 +427,18 @@ class Coordinator {
   Fd launcher_;
   std::optional<GateWatch> gate_;
   LoggerPtr log_;
-  ShellContext context_;
+  Fd pidfd_, shells_launcher_;  ///< inherited by the shells
+  std::optional<Shells> shells_;
+  bool final_ = false;  ///< the tree taken last is that of the final images
+  TreeLayout layout_;
+  Fd packed_images_;
+  ImageSet images_;  ///< those staged for
+  Resources resources_;
+  SharedMemory shared_;
   std::vector<Fd> kept_;
   Fd root_;
   std::unique_ptr<FileRestorer> files_;
   std::vector<TaskImage> images_of_;  ///< of the living tasks, in order
-  std::vector<Shared> shared_;
   ImageSet final_images_;
   std::vector<WaitingTask> waiting_;
   bool traced_ = false;
@@ -399,9 +447,8 @@ class Coordinator {
 
 }  // namespace
 
-void run_coordinator(const ImageSet& images, const RestoreOptions& options, bool userfault, Fd launcher,
-                     std::optional<GateWatch> gate) {
-  Coordinator(images, options, userfault, std::move(launcher), std::move(gate)).run();
+void run_coordinator(const RestoreOptions& options, Fd launcher, std::optional<GateWatch> gate) {
+  Coordinator(options, std::move(launcher), std::move(gate)).run();
 }
 
 }  // namespace migrate

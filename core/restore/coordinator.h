@@ -4,7 +4,6 @@
 #include <optional>
 
 #include "core/base/fd.h"
-#include "core/image/image_set.h"
 #include "core/restore/gate_watch.h"
 #include "core/restore/restore.h"
 
@@ -12,7 +11,6 @@ namespace migrate {
 
 /// Everything the coordinator does, from just after its fork; never returns. `launcher` is its socket to the launcher.
 /// Should that hang up while the tree stands frozen in `gate`, the coordinator watches the gate itself.
-[[noreturn]] void run_coordinator(const ImageSet& images, const RestoreOptions& options, bool userfault, Fd launcher,
-                                  std::optional<GateWatch> gate);
+[[noreturn]] void run_coordinator(const RestoreOptions& options, Fd launcher, std::optional<GateWatch> gate);
 
 }  // namespace migrate

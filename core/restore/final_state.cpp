@@ -1,11 +1,14 @@
 #include "core/restore/final_state.h"
 
+#include <fcntl.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 
 #include "core/base/procfs.h"
+#include "core/files/file_locks.h"
 #include "core/freeze/tracee.h"
 #include "core/inject/remote_call.h"
 #include "core/task/xsave.h"
@@ -34,6 +37,9 @@ uint64_t syscall_offset() {
     if (p[0] == 0x0f && p[1] == 0x05) return static_cast<uint64_t>(p - restorer_blob_start);
   throw Error("the restorer blob has no system call");
 }
+
+/// Behind the blob's code its lists begin, which are done with.
+uint64_t spent_offset() { return (static_cast<uint64_t>(restorer_blob_end - restorer_blob_start) + 15) & ~uint64_t{15}; }
 
 user_regs_struct final_registers(const img::user_x86_regs_entry& g) {
   user_regs_struct r{};
@@ -70,16 +76,35 @@ user_regs_struct final_registers(const img::user_x86_regs_entry& g) {
   return r;
 }
 
-/// Points the time-out argument of an interrupted call at what is left of it, below the thread's stack.
-void shorten_timeout(const TaskImage& task, size_t thread, int mem, user_regs_struct& regs) {
+/// Where 16 bytes can be written that the thread does not use while it is in a call. Without an alternate signal stack
+/// that is below the red zone, where the kernel would put a signal's frame. Programs whose stacks have no room there (Go's
+/// goroutines) must have an alternate one; while nobody is on it, it is free, and a handler that comes to use it ends the
+/// call first.
+uint64_t spare_bytes(const img::core_entry& core, uint64_t rsp) {
+  constexpr uint64_t kDisabled = SS_DISABLE;
+  const img::thread_sas_entry& stack = core.thread_core().sas();
+  const uint64_t start = (stack.ss_sp() + 15) & ~uint64_t{15};
+  const bool usable = stack.ss_size() >= 1024 && (stack.ss_flags() & kDisabled) == 0;
+  if (usable && rsp - stack.ss_sp() > stack.ss_size()) return start;
+  return (rsp - kRedZone - 64) & ~uint64_t{15};
+}
+
+/// Points the time-out argument of an interrupted call at what is left of it.
+void shorten_timeout(const WaitingTask& waiting, size_t thread, int mem, user_regs_struct& regs) {
+  const TaskImage& task = *waiting.image;
   const auto extra = task.extra.find(task.tids[thread]);
   if (extra == task.extra.end() || !extra->second.has_restart()) return;
   const ext::RestartCall& call = extra->second.restart();
+  if (call.nr() == SYS_poll) {
+    const auto left = static_cast<int32_t>(regs.rdx);
+    const uint64_t elapsed_ms = waiting.elapsed_ns / 1'000'000;
+    if (left > 0) regs.rdx = static_cast<uint64_t>(left) > elapsed_ms ? static_cast<uint64_t>(left) - elapsed_ms : 0;
+  }
   if (!call.has_timespec_arg() || !call.has_remaining_ns()) return;
-  const uint64_t at = (regs.rsp - kRedZone - 64) & ~uint64_t{15};
+  const uint64_t at = spare_bytes(task.cores[thread], regs.rsp);
   for (const ImageVma& v : task.vmas) {
     if (at < v.start || at + 16 > v.end || (v.prot & PROT_WRITE) == 0) continue;
-    const uint64_t ns = call.remaining_ns();
+    const uint64_t ns = call.remaining_ns() - std::min<uint64_t>(call.remaining_ns(), waiting.elapsed_ns);
     const timespec left{static_cast<time_t>(ns / 1'000'000'000), static_cast<long>(ns % 1'000'000'000)};
     pwrite_full(mem, std::as_bytes(std::span(&left, 1)), at, thread_name(task.tids[thread]));
     const std::array<unsigned long long*, 6> arguments{&regs.rdi, &regs.rsi, &regs.rdx, &regs.r10, &regs.r8, &regs.r9};
@@ -88,11 +113,46 @@ void shorten_timeout(const TaskImage& task, size_t thread, int mem, user_regs_st
   }
 }
 
-void set_thread(const TaskImage& task, size_t i, int mem) {
+/// Takes the task's file locks, by calls of its leader; `scratch`: memory in the task for a struct flock. After all else
+/// that closes descriptors: closing any descriptor of a file drops the POSIX locks on it.
+void take_locks(const TaskImage& task, RemoteCalls& leader, int mem, uint64_t scratch) {
+  for (const img::file_lock_entry& lock : task.locks) {
+    const bool exclusive = lock.type() == F_WRLCK;
+    if (!exclusive && lock.type() != F_RDLCK) throw Corrupt("filelocks.img", "a lock of an unknown type");
+    int64_t result;
+    if (lock.flag() == kLockFlock) {
+      const uint64_t operation = (exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB;
+      result = leader.call(SYS_flock, {static_cast<uint64_t>(lock.fd()), operation});
+    } else if (lock.flag() == kLockPosix || lock.flag() == kLockDescription) {
+      struct flock range {};
+      range.l_type = static_cast<short>(lock.type());
+      range.l_whence = SEEK_SET;
+      range.l_start = lock.start();
+      range.l_len = lock.len();
+      pwrite_full(mem, std::as_bytes(std::span(&range, 1)), scratch, "the restorer's memory");
+      const uint64_t command = lock.flag() == kLockPosix ? F_SETLK : F_OFD_SETLK;
+      result = leader.call(SYS_fcntl, {static_cast<uint64_t>(lock.fd()), command, scratch});
+    } else {
+      throw Refusal("task " + std::to_string(task.pid) + " has a lock of kind " + std::to_string(lock.flag()) +
+                        " through fd " + std::to_string(lock.fd()),
+                    "only POSIX, flock and open file description locks can be restored");
+    }
+    if (result == -EAGAIN || result == -EACCES)
+      throw Refusal("task " + std::to_string(task.pid) + " had a lock through fd " + std::to_string(lock.fd()) +
+                        " that another process holds now",
+                    "end that process; on a file that source and destination share, let the program give up its lock");
+    if (result < 0)
+      throw Error("take the lock on fd " + std::to_string(lock.fd()) + " of", "task " + std::to_string(task.pid),
+                  static_cast<int>(-result));
+  }
+}
+
+void set_thread(const WaitingTask& waiting, size_t i, int mem) {
+  const TaskImage& task = *waiting.image;
   const Tid tid(task.tids[i]);
   const img::core_entry& core = task.cores[i];
   user_regs_struct regs = final_registers(core.thread_info().gpregs());
-  shorten_timeout(task, i, mem, regs);
+  shorten_timeout(waiting, i, mem, regs);
   // Being inside a restartable sequence: the kernel forgot it when the area was registered.
   const img::rseq_entry& rseq = core.thread_core().rseq_entry();
   if (rseq.rseq_abi_pointer() != 0 && rseq.rseq_cs_pointer() != 0) {
@@ -120,10 +180,11 @@ void set_final_state(const WaitingTask& waiting, std::chrono::milliseconds timeo
   {
     RemoteCalls leader(Tid(task.pid), RemoteAddr(waiting.region + syscall_offset()), timeout);
     leader.checked("close our descriptors in", SYS_close_range, {static_cast<uint64_t>(waiting.floor), ~0u, 0});
+    take_locks(task, leader, mem.get(), waiting.region + spent_offset());
     leader.checked("unmap the restorer of", SYS_munmap, {waiting.region, waiting.region_bytes});
     leader.give_back();
   }
-  for (size_t i = 0; i < task.tids.size(); ++i) set_thread(task, i, mem.get());
+  for (size_t i = 0; i < task.tids.size(); ++i) set_thread(waiting, i, mem.get());
   if (task.core().tc().task_state() == kTaskStopped) check(::kill(task.pid, SIGSTOP), "stop", "task " + std::to_string(task.pid));
 }
 

@@ -13,6 +13,7 @@ struct WaitingTask {
   const TaskImage* image = nullptr;
   uint64_t region = 0, region_bytes = 0;  ///< the blob's, to be unmapped
   int floor = 0;                          ///< descriptors from here on are ours, to be closed
+  uint64_t elapsed_ns = 0;                ///< since the dump, on the tree's clock: time-outs have so much less left
 };
 
 /// Seizes all threads of `task` (they die with us until let go) and leaves them stopped with their final registers,

@@ -16,9 +16,30 @@
 namespace migrate {
 
 enum class Msg : uint32_t {
-  hello = 1, go, forked, target, prepared, fill, finish, standing, detach, open, ok, log,
-  error, refusal, corrupt,  // a failure and its kind; the body is the sentence
-  lead_groups, join_groups, let_helpers_go, stage,
+  hello = 1,
+  go,
+  forked,
+  target,
+  prepared,
+  fill,
+  finish,
+  standing,
+  detach,
+  open,
+  ok,
+  log,
+  error,
+  refusal,
+  corrupt,  // a failure and its kind; the body is the sentence
+  lead_groups,
+  join_groups,
+  let_helpers_go,
+  stage,
+  tree,       // the tasks that must exist: to the coordinator (layout, or images with body "i"), to a shell its part
+  areas,      // stage these, the source runs
+  discard,    // give back these pages
+  end_child,  // the task `pid`, a child of the receiver, is gone
+  end_as_zombie,
 };
 
 struct Message {

@@ -39,7 +39,8 @@ void move(OpList& list, Tag tag, uint64_t from, uint64_t to, uint64_t bytes) {
   list.call(tag, SYS_mremap, {from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to});
 }
 
-/// Moves our kernel mappings out of the way of what comes, keeping their distances: code in [vdso] finds [vvar] by them.
+/// Moves our kernel mappings out of the way of what comes, keeping their distances: code in [vdso] finds [vvar] by
+/// them.
 void park_kernel_mappings(const MmPlanInput& in, OpList& list) {
   for (const AddressRange& r : in.kernel)
     move(list, Tag::vdso, r.start, in.parking + (r.start - in.kernel.front().start), r.end - r.start);
@@ -77,8 +78,8 @@ void map_fresh(const ImageVma& v, int fd, OpList& list) {
             kResultIsArg0);
 }
 
-/// What was resident is there already. A sparse area locked on fault must not be filled; another one had every page that
-/// it could have, so that locking fills what is all zeros, and fails where it always did.
+/// What was resident is there already. A sparse area locked on fault must not be filled; another one had every page
+/// that it could have, so that locking fills what is all zeros, and fails where it always did.
 void plan_lock(const ImageVma& v, bool on_fault, OpList& list) {
   list.call(Tag::lock_memory, SYS_mlock2, {v.start, v.bytes(), MLOCK_ONFAULT});
   if (!on_fault) list.call(Tag::lock_memory, SYS_mlock, {v.start, v.bytes()}, restorer::kMayFail);
@@ -147,15 +148,15 @@ void plan_memory(const MmPlanInput& in, Region& region, OpList& list) {
   park_kernel_mappings(in, list);
   std::vector<AddressRange> kept{in.region};
   for (const StagedRange& s : in.staged) kept.push_back({s.staging, s.staging + s.bytes});
-  if (!in.kernel.empty())
-    kept.push_back({in.parking, in.parking + (in.kernel.back().end - in.kernel.front().start)});
+  if (!in.kernel.empty()) kept.push_back({in.parking, in.parking + (in.kernel.back().end - in.kernel.front().start)});
   unmap_all_but(std::move(kept), list);
 
   std::vector<bool> placed(in.task.vmas.size());
   for (const StagedRange& s : in.staged) {
     const ImageVma& v = in.task.vmas[s.vma];
-    move(list, Tag::move_memory, s.staging, v.start, v.bytes());
-    if (v.prot != (PROT_READ | PROT_WRITE)) list.call(Tag::protect, SYS_mprotect, {v.start, v.bytes(), v.prot});
+    move(list, Tag::move_memory, s.staging, s.final_start, s.bytes);
+    const uint32_t prot = s.no_access ? PROT_NONE : PROT_READ | PROT_WRITE;
+    if (v.prot != prot) list.call(Tag::protect, SYS_mprotect, {s.final_start, s.bytes, v.prot});
     placed[s.vma] = true;
   }
   place_kernel_mappings(in, list);
@@ -165,10 +166,12 @@ void plan_memory(const MmPlanInput& in, Region& region, OpList& list) {
     const ImageVma& v = in.task.vmas[i];
     if (v.kernel_made()) continue;
     if (!placed[i]) map_fresh(v, in.descriptor_of(v), list);
-    plan_attributes(v, on_fault.contains(v.start), list);
   }
+  // Before the locks: guards are not installed in locked memory, but stay when it is locked later.
   for (const ImageVma& g : in.task.guards)
     list.call(Tag::advise, SYS_madvise, {g.start, g.bytes(), static_cast<uint64_t>(kMadvGuardInstall)});
+  for (const ImageVma& v : in.task.vmas)
+    if (!v.kernel_made()) plan_attributes(v, on_fault.contains(v.start), list);
   plan_layout(in, region, list);
 }
 

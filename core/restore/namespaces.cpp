@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 
+#include <algorithm>
 #include <sstream>
 
 #include "core/base/deadline.h"
@@ -30,7 +31,8 @@ std::optional<img::timens_entry> read_timens(const ImageSet& images) {
 
 int64_t to_ns(const img::timespec& t) {
   constexpr uint64_t kMaxSeconds = uint64_t{1} << 32;
-  if (t.tv_sec() > kMaxSeconds || t.tv_nsec() >= kNsPerSecond) throw Corrupt("the timens image", "a clock is out of range");
+  if (t.tv_sec() > kMaxSeconds || t.tv_nsec() >= kNsPerSecond)
+    throw Corrupt("the timens image", "a clock is out of range");
   return static_cast<int64_t>(t.tv_sec()) * kNsPerSecond + static_cast<int64_t>(t.tv_nsec());
 }
 
@@ -83,7 +85,8 @@ pid_t fork_with_pid(pid_t pid, uint64_t parent_flag) {
     if (child < 0 && errno == EEXIST) ::usleep(2000);
   } while (child < 0 && errno == EEXIST && !deadline.passed());
   if (child < 0 && errno == EEXIST)
-    throw Error("pid " + std::to_string(pid) + " is taken on this host; end that process, or restore into a pid namespace");
+    throw Error("pid " + std::to_string(pid) +
+                " is taken on this host; end that process, or restore into a pid namespace");
   if (child < 0) throw Error("fork the shell of", "task " + std::to_string(pid), errno);
   return static_cast<pid_t>(child);
 }
@@ -102,6 +105,11 @@ std::optional<int64_t> dumped_monotonic_ns(const ImageSet& images) {
   const auto e = read_timens(images);
   if (!e) return std::nullopt;
   return to_ns(e->monotonic());
+}
+
+uint64_t elapsed_since_dump_ns(const ImageSet& images) {
+  const auto e = read_timens(images);
+  return e ? static_cast<uint64_t>(std::max<int64_t>(0, clock_ns(CLOCK_MONOTONIC) - to_ns(e->monotonic()))) : 0;
 }
 
 void enter_namespaces(const ImageSet& images, const RestoreOptions& options) {

@@ -19,8 +19,11 @@ struct TreeClocks {
   int64_t monotonic_ns, boottime_ns;
 };
 std::optional<TreeClocks> wanted_clocks(const ImageSet& images, const RestoreOptions& options);
-/// CLOCK_MONOTONIC that the images were made at, for what is left of timers.
+/// CLOCK_MONOTONIC at which the images were made, by the tree's clock; nullopt if they do not say.
 std::optional<int64_t> dumped_monotonic_ns(const ImageSet& images);
+/// How long ago the dump was, by CLOCK_MONOTONIC in the tree's time namespace, which the caller must be in: timers have
+/// so much less left. 0 if the images do not say when they were made.
+uint64_t elapsed_since_dump_ns(const ImageSet& images);
 int64_t clock_ns(clockid_t clock);
 
 /// Runs in a child that ends afterwards: unshares what `options` ask for, sets the clocks, and forks the coordinator as

@@ -11,6 +11,7 @@ namespace {
 class Packer {
  public:
   void number(uint64_t value) { bytes(std::as_bytes(std::span(&value, 1))); }
+  void small(int value) { number(static_cast<uint64_t>(static_cast<int64_t>(value))); }
   void bytes(std::span<const std::byte> b) { out_.insert(out_.end(), b.begin(), b.end()); }
   Fd seal(const char* name) const {
     Fd fd(check(::memfd_create(name, MFD_CLOEXEC), "make", "a memory file"));
@@ -25,7 +26,7 @@ class Packer {
 class Unpacker {
  public:
   explicit Unpacker(int fd) {
-    struct stat st{};
+    struct stat st {};
     check(::fstat(fd, &st), "stat", "a memory file");
     in_.resize(static_cast<size_t>(st.st_size));
     if (pread_full(fd, in_, 0, "a memory file") != in_.size()) throw Error("read", "a memory file", EIO);
@@ -38,6 +39,13 @@ class Unpacker {
     std::memcpy(&value, b.data(), sizeof value);
     return value;
   }
+  int small() { return static_cast<int>(static_cast<int64_t>(number())); }
+  /// A count of things of at least one number each, so that it is bounded by what is there.
+  uint64_t count() {
+    const uint64_t n = number();
+    if (n > rest_.size() / sizeof(uint64_t)) throw Corrupt("a packed table", "it is cut short");
+    return n;
+  }
   std::span<const std::byte> bytes(uint64_t n) {
     if (n > rest_.size()) throw Corrupt("a packed table", "it is cut short");
     const auto taken = rest_.first(n);
@@ -49,6 +57,33 @@ class Unpacker {
   std::vector<std::byte> in_;
   std::span<const std::byte> rest_;
 };
+
+constexpr uint64_t kHugePages = 1, kNoHugePages = 2, kGrowsDown = 4, kNoReserve = 8;  // flags of an area
+constexpr uint64_t kNewSession = 1, kNewGroup = 2, kZombie = 4;                       // flags of a task
+
+void put_areas(Packer& p, const std::vector<TreeLayout::Area>& areas) {
+  p.number(areas.size());
+  for (const TreeLayout::Area& a : areas) {
+    p.number(a.start);
+    p.number(a.end);
+    p.number((a.huge_pages ? kHugePages : 0) | (a.no_huge_pages ? kNoHugePages : 0) | (a.grows_down ? kGrowsDown : 0) |
+             (a.no_reserve ? kNoReserve : 0));
+  }
+}
+
+std::vector<TreeLayout::Area> get_areas(Unpacker& u) {
+  std::vector<TreeLayout::Area> areas(u.count());
+  for (TreeLayout::Area& a : areas) {
+    a.start = u.number();
+    a.end = u.number();
+    const uint64_t flags = u.number();
+    a.huge_pages = (flags & kHugePages) != 0;
+    a.no_huge_pages = (flags & kNoHugePages) != 0;
+    a.grows_down = (flags & kGrowsDown) != 0;
+    a.no_reserve = (flags & kNoReserve) != 0;
+  }
+  return areas;
+}
 
 }  // namespace
 
@@ -88,6 +123,168 @@ std::map<uint32_t, int> unpack_table(int fd) {
     table.emplace(static_cast<uint32_t>(entry >> 32), static_cast<int>(entry & 0xffffffff));
   }
   return table;
+}
+
+Fd pack_areas(const std::vector<TreeLayout::Area>& areas) {
+  Packer p;
+  put_areas(p, areas);
+  return p.seal("migrate-areas");
+}
+
+std::vector<TreeLayout::Area> unpack_areas(int fd) {
+  Unpacker u(fd);
+  return get_areas(u);
+}
+
+Fd pack_layout(const TreeLayout& layout) {
+  Packer p;
+  p.number(layout.tasks.size());
+  for (const TreeLayout::Task& t : layout.tasks) {
+    for (const pid_t id : {t.pid, t.ppid, t.pgid, t.sid}) p.small(id);
+    put_areas(p, t.areas);
+  }
+  p.number(layout.objects.size());
+  for (const TreeLayout::Object& o : layout.objects) {
+    p.number(o.id);
+    p.number(o.bytes);
+  }
+  return p.seal("migrate-layout");
+}
+
+TreeLayout unpack_layout(int fd) {
+  Unpacker u(fd);
+  TreeLayout layout;
+  layout.tasks.resize(u.count());
+  for (TreeLayout::Task& t : layout.tasks) {
+    for (pid_t* id : {&t.pid, &t.ppid, &t.pgid, &t.sid}) *id = u.small();
+    t.areas = get_areas(u);
+  }
+  layout.objects.resize(u.count());
+  for (TreeLayout::Object& o : layout.objects) {
+    o.id = u.number();
+    o.bytes = u.number();
+  }
+  return layout;
+}
+
+Fd pack_resources(const Resources& resources) {
+  Packer p;
+  p.small(resources.floor);
+  p.number(resources.files.size());
+  for (const auto& [file, fd] : resources.files) {
+    p.number(file.id);
+    p.small(file.access);
+    p.small(fd);
+  }
+  p.number(resources.shared_memory.size());
+  for (const auto& [id, fd] : resources.shared_memory) {
+    p.number(id);
+    p.small(fd);
+  }
+  return p.seal("migrate-resources");
+}
+
+Resources unpack_resources(int fd) {
+  Unpacker u(fd);
+  Resources r;
+  r.floor = u.small();
+  for (uint64_t n = u.count(); n > 0; --n) {
+    MappedFile file;
+    file.id = u.number();
+    file.access = u.small();
+    r.files.emplace(file, u.small());
+  }
+  for (uint64_t n = u.count(); n > 0; --n) {
+    const uint64_t id = u.number();
+    r.shared_memory.emplace(id, u.small());
+  }
+  return r;
+}
+
+Fd pack_discards(std::span<const PageDiscard> discards) {
+  Packer p;
+  p.number(discards.size());
+  for (const PageDiscard& d : discards)
+    for (const uint64_t value : {static_cast<uint64_t>(d.memory.kind), d.memory.id, d.address, d.pages})
+      p.number(value);
+  return p.seal("migrate-discards");
+}
+
+std::vector<PageDiscard> unpack_discards(int fd) {
+  Unpacker u(fd);
+  std::vector<PageDiscard> discards(u.count());
+  for (PageDiscard& d : discards) {
+    d.memory.kind = static_cast<MemoryId::Kind>(u.number());
+    d.memory.id = u.number();
+    d.address = u.number();
+    d.pages = u.number();
+  }
+  return discards;
+}
+
+Fd pack_memories(const std::vector<MemoryId>& memories) {
+  Packer p;
+  p.number(memories.size());
+  for (const MemoryId& m : memories) {
+    p.number(static_cast<uint64_t>(m.kind));
+    p.number(m.id);
+  }
+  return p.seal("migrate-memories");
+}
+
+std::vector<MemoryId> unpack_memories(int fd) {
+  Unpacker u(fd);
+  std::vector<MemoryId> memories(u.count());
+  for (MemoryId& m : memories) {
+    m.kind = static_cast<MemoryId::Kind>(u.number());
+    m.id = u.number();
+  }
+  return memories;
+}
+
+Fd pack_threads(const std::vector<pid_t>& threads) {
+  Packer p;
+  p.number(threads.size());
+  for (const pid_t tid : threads) p.small(tid);
+  return p.seal("migrate-threads");
+}
+
+std::vector<pid_t> unpack_threads(int fd) {
+  Unpacker u(fd);
+  std::vector<pid_t> threads(u.count());
+  for (pid_t& tid : threads) tid = u.small();
+  return threads;
+}
+
+Fd pack_nodes(const std::vector<TaskNode>& tasks, const std::vector<int>& ends) {
+  Packer p;
+  p.number(tasks.size());
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    const TaskNode& t = tasks[i];
+    for (const int value : {t.pid, t.ppid, t.pgid, t.sid, t.parent, t.join_group, t.group_helper, ends[i]})
+      p.small(value);
+    p.number((t.new_session ? kNewSession : 0) | (t.new_group ? kNewGroup : 0) | (t.zombie ? kZombie : 0));
+  }
+  return p.seal("migrate-tasks");
+}
+
+std::vector<TaskNode> unpack_nodes(int fd, std::vector<int>& ends) {
+  Unpacker u(fd);
+  std::vector<TaskNode> tasks(u.count());
+  ends.assign(tasks.size(), -1);
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    TaskNode& t = tasks[i];
+    for (int* value : {&t.pid, &t.ppid, &t.pgid, &t.sid, &t.parent, &t.join_group, &t.group_helper, &ends[i]})
+      *value = u.small();
+    const uint64_t flags = u.number();
+    t.new_session = (flags & kNewSession) != 0;
+    t.new_group = (flags & kNewGroup) != 0;
+    t.zombie = (flags & kZombie) != 0;
+    t.threads = {t.pid};
+    if (t.parent >= static_cast<int>(i)) throw Corrupt("a packed table", "a task comes before its parent");
+    if (t.parent >= 0) tasks[static_cast<size_t>(t.parent)].children.push_back(static_cast<int>(i));
+  }
+  return tasks;
 }
 
 }  // namespace migrate

@@ -6,7 +6,9 @@
 #include <sys/wait.h>
 
 #include <map>
+#include <set>
 
+#include "core/files/hidden_sockets.h"
 #include "core/restore/coordinator.h"
 #include "core/restore/messages.h"
 #include "core/restore/namespaces.h"
@@ -24,9 +26,13 @@ struct Restore::Impl {
   std::vector<pid_t> order;     ///< tasks in the order of the tree, in its own numbers
   std::map<pid_t, pid_t> pids;  ///< the tree's number → ours
   std::vector<FillTarget> targets;
+  std::vector<MemoryId> cold;
+  std::vector<std::string> socket_folders;
   bool opened = false;
 
-  Impl(RestoreOptions o, Logger& l) : options(std::move(o)), log(l) {}
+  Impl(RestoreOptions o, Logger& l) : options(std::move(o)), log(l) {
+    if (options.mark.empty()) options.mark = ".migrate-" + std::to_string(::getpid());
+  }
 
   /// The next message that is not log, hello or target; failures are thrown.
   Message next(const Deadline& deadline) {
@@ -52,13 +58,17 @@ struct Restore::Impl {
     return m;
   }
 
-  Message order_and_expect(Msg order_type, Msg answer, std::span<const std::byte> body = {}, std::span<const int> fds = {}) {
+  Message order_and_expect(Msg order_type, Msg answer, std::span<const std::byte> body = {},
+                           std::span<const int> fds = {}) {
     send_message(coordinator.get(), order_type, 0, body, fds);
     return expect(answer);
   }
 
   void start(const ImageSet& images);
   void leave_gate(pid_t pid);
+  void advance(const ImageSet& images, const Fd& tree, bool final);
+  void follow(const std::vector<TaskNode>& tasks, const ImageSet& images, const Fd& tree, bool final);
+  void discard();
 };
 
 /// A short-lived child makes the namespaces, so that we stay in ours; the coordinator is its sibling, our child.
@@ -77,7 +87,7 @@ void Restore::Impl::start(const ImageSet& images) {
       send_current_exception(pair.second.get(), 0);
       ::_exit(1);
     }
-    run_coordinator(images, options, true, std::move(pair.second), std::move(watch));
+    run_coordinator(options, std::move(pair.second), std::move(watch));
   }
   coordinator = std::move(pair.first);
   pair.second.reset();
@@ -86,6 +96,11 @@ void Restore::Impl::start(const ImageSet& images) {
 }
 
 Restore::Restore(RestoreOptions options, Logger& log) : impl_(std::make_unique<Impl>(std::move(options), log)) {}
+
+void Restore::leave_alone() noexcept {
+  impl_->opened = true;
+  impl_->coordinator.reset();
+}
 
 Restore::~Restore() {
   if (!impl_->opened) discard();
@@ -99,17 +114,68 @@ void Restore::Impl::leave_gate(pid_t pid) {
   }
 }
 
-void Restore::prepare(const ImageSet& images, FreezerCgroup* gate) {
-  Impl& r = *impl_;
-  r.gate = gate;
-  for (const TaskNode& node : read_tree(images)) r.order.push_back(node.pid);
-  try {
-    r.start(images);
+/// Makes shells and staging memory what `tree` (packed images or layout) wants.
+void Restore::Impl::advance(const ImageSet& images, const Fd& tree, bool final) {
+  const bool fresh = coordinator_pid == 0;
+  targets.clear();
+  if (fresh) {
+    start(images);
     // Shells are born in the gate because their forefather is there; it leaves before it matters.
-    if (gate != nullptr) gate->add(Pid(r.coordinator_pid));
-    r.order_and_expect(Msg::go, Msg::forked);
-    if (gate != nullptr) r.leave_gate(r.coordinator_pid);
-    r.order_and_expect(Msg::go, Msg::prepared);
+    if (gate != nullptr) gate->add(Pid(coordinator_pid));
+  }
+  const std::array<int, 1> fds{tree.get()};
+  order_and_expect(Msg::tree, Msg::forked, as_bytes_of(final ? "i" : ""), fds);
+  if (fresh && gate != nullptr) leave_gate(coordinator_pid);
+  const Message m = order_and_expect(Msg::stage, Msg::prepared);
+  if (m.fds.empty()) throw Error("receive", "what is cold", EBADMSG);
+  cold = unpack_memories(m.fds[0].get());
+}
+
+void Restore::Impl::follow(const std::vector<TaskNode>& tasks, const ImageSet& images, const Fd& tree, bool final) {
+  const bool fresh = coordinator_pid == 0;
+  order.clear();
+  for (const TaskNode& task : tasks) order.push_back(task.pid);
+  try {
+    try {
+      advance(images, tree, final);
+    } catch (const Error& e) {
+      // Only what the shells could not do may be done by others.
+      const bool final_word =
+          dynamic_cast<const Refusal*>(&e) != nullptr || dynamic_cast<const Corrupt*>(&e) != nullptr;
+      if (fresh || final_word) throw;
+      log.info("the copy's processes are made anew, and all memory is sent again: {}", e.what());
+      discard();
+      advance(images, tree, final);
+    }
+  } catch (...) {
+    discard();
+    throw;
+  }
+  // Numbers of tasks that are gone may soon be those of others.
+  const std::set<pid_t> living(order.begin(), order.end());
+  std::erase_if(pids, [&](const auto& entry) { return !living.contains(entry.first); });
+}
+
+std::vector<MemoryId> Restore::warm(const TreeLayout& layout, FreezerCgroup* gate) {
+  impl_->gate = gate;
+  impl_->follow(read_tree(layout), ImageSet{}, pack_layout(layout), false);
+  return impl_->cold;
+}
+
+void Restore::prepare(const ImageSet& images, FreezerCgroup* gate) {
+  impl_->gate = gate;
+  impl_->socket_folders = unix_socket_folders(images);
+  impl_->follow(read_tree(images), images, pack_images(images), true);
+}
+
+const std::vector<MemoryId>& Restore::cold() const { return impl_->cold; }
+
+void Restore::discard_pages(std::span<const PageDiscard> discards) {
+  if (discards.empty()) return;
+  const Fd packed = pack_discards(discards);
+  const std::array<int, 1> fds{packed.get()};
+  try {
+    impl_->order_and_expect(Msg::discard, Msg::ok, {}, fds);
   } catch (...) {
     discard();
     throw;
@@ -160,25 +226,27 @@ void Restore::open_gate(bool leave_stopped) {
   if (!r.options.own_namespaces && !r.options.sibling) ::waitpid(r.coordinator_pid, nullptr, 0);
 }
 
-void Restore::discard() {
-  Impl& r = *impl_;
-  r.targets.clear();
+void Restore::discard() { impl_->discard(); }
+
+void Restore::Impl::discard() {
+  targets.clear();
   std::vector<pid_t> ours;
-  for (const auto& [inside, outside] : r.pids) ours.push_back(outside);
-  if (r.coordinator_pid != 0) ours.push_back(r.coordinator_pid);
+  for (const auto& [inside, outside] : pids) ours.push_back(outside);
+  if (coordinator_pid != 0) ours.push_back(coordinator_pid);
   // The coordinator last: until then it is the tracer, and in a pid namespace the one who reaps.
   for (const pid_t pid : ours) ::kill(pid, SIGKILL);
-  if (r.gate != nullptr && !ours.empty()) {
+  if (gate != nullptr && !ours.empty()) {
     try {
-      r.gate->kill_all(r.options.timeout);
+      gate->kill_all(options.timeout);
     } catch (const Error& e) {
-      r.log.warn("{}", e.what());
+      log.warn("{}", e.what());
     }
   }
-  r.coordinator.reset();
+  coordinator.reset();
   for (const pid_t pid : ours) ::waitpid(pid, nullptr, 0);
-  r.pids.clear();
-  r.coordinator_pid = 0;
+  remove_hidden_sockets(socket_folders, options.root, options.mark);
+  pids.clear();
+  coordinator_pid = 0;
 }
 
 Pid Restore::root() const { return impl_->order.empty() ? Pid() : Pid(impl_->pids.at(impl_->order.front())); }

@@ -1,5 +1,5 @@
-// Restoring a tree: prepare → fill → finish → gate (core/DESIGN.md). Used by the `restore` command and by the
-// destination's guardian. The calling process must be single-threaded: it forks.
+// Restoring a tree: [warm → fill →]* prepare → fill → finish → gate (core/DESIGN.md). Used by the `restore` command and
+// by the destination's guardian. The calling process must be single-threaded: it forks.
 #pragma once
 
 #include <chrono>
@@ -14,6 +14,7 @@
 #include "core/freeze/freezer_cgroup.h"
 #include "core/image/image_set.h"
 #include "core/memory/page_io.h"
+#include "core/memory/tree_layout.h"
 
 namespace migrate {
 
@@ -21,8 +22,9 @@ struct RestoreOptions {
   bool own_namespaces = false;  ///< new pid, mount and time namespaces with an init of ours, instead of in place
   bool shell_job = false;
   bool tcp_close = false;
-  bool sibling = false;         ///< -S: the root becomes a child of our parent
-  std::string root;             ///< -r: root folder for all paths; empty: ours
+  bool sibling = false;  ///< -S: the root becomes a child of our parent
+  std::string root;      ///< -r: root folder for all paths; empty: ours
+  std::string mark;      ///< hidden names of files begin with it; empty: one of our own
   std::chrono::milliseconds timeout{30'000};
   /// Where the clocks of the moved tree must continue: value of CLOCK_MONOTONIC / CLOCK_BOOTTIME (ns) that the tree
   /// should read at the local CLOCK_MONOTONIC time `at`. Empty: the values in the images, at the time of prepare.
@@ -36,7 +38,7 @@ struct RestoreOptions {
 /// values and descriptors.
 struct FillTarget {
   MemoryId memory;
-  Fd userfaultfd;  ///< for tasks: of the shell's address space, registered over the anonymous staging ranges
+  Fd userfaultfd;  ///< for tasks: of the shell's address space, registered over the ranges with copy_by_userfault
   Fd mem;          ///< for tasks: /proc/SHELL/mem, writable (file-private staging); for shmem: the object itself
   struct Range {
     uint64_t address = 0;  ///< final address (tasks) or offset (shmem)
@@ -65,10 +67,23 @@ class Restore {
   Restore(RestoreOptions options, Logger& log);
   ~Restore();  ///< discards, unless opened
 
+  /// Warm fill, while the source still runs. The first call forks the coordinator and a shell a task and makes staging
+  /// memory for the layout's areas and objects; later calls follow the tree as it changes, keeping what was filled.
+  /// Shells that cannot follow are made anew (root() and init() are then others). Returns the memories that hold
+  /// nothing yet or no more: all their pages must come (again). Set RestoreOptions::clocks: there are no images to ask.
+  /// File-private memory is not part of it. `gate` as below, the same each time. Any failure discards everything.
+  std::vector<MemoryId> warm(const TreeLayout& layout, FreezerCgroup* gate);
   /// Forks the coordinator and the task shells with their pids and reserves the staging memory. `gate` is the freezer
-  /// cgroup the tasks are put in (nullptr: none).
+  /// cgroup the tasks are put in (nullptr: none). After warm(): keeps what was filled, cuts it to the final mappings,
+  /// adds the rest.
   void prepare(const ImageSet& images, FreezerCgroup* gate);
-  /// For fillers in other processes. Each target once.
+  /// After prepare(): the memories that hold nothing of what warm() and fillers brought; without warm(): all.
+  const std::vector<MemoryId>& cold() const;
+  /// Gives pages back, in staging memory that no filler is writing to: they read as if never written. What is not
+  /// staged is passed over: [0, 2^47) empties a memory (an exec, a pid used again). After warm() or prepare().
+  void discard_pages(std::span<const PageDiscard> discards);
+  /// For fillers in other processes: all targets as the last warm() or prepare() left them. Each can be taken once;
+  /// earlier ones are void.
   std::vector<FillTarget> take_fill_targets();
   /// Fills from pages-*.img in an image folder.
   void fill_from(int image_dirfd);
@@ -77,6 +92,9 @@ class Restore {
   void finish(const ImageSet& images);
   /// Lets the tree run (thaw or detach), then does what the outside may see: listening and the like.
   void open_gate(bool leave_stopped = false);
+  /// After finish(), when open_gate() failed: hangs up. Whoever thaws the gate lets the tree run, and its init does
+  /// what the outside may see then.
+  void leave_alone() noexcept;
   /// Kills everything made so far; nothing stays behind.
   void discard();
 

@@ -4,7 +4,9 @@
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <memory>
@@ -21,24 +23,37 @@
 namespace migrate {
 namespace {
 
+/// Closes all other descriptors: a shell must not keep sockets of others open, whose hanging up means something.
+void keep_only(std::vector<int> kept) {
+  std::sort(kept.begin(), kept.end());
+  unsigned at = 0;
+  for (const int fd : kept) {
+    if (fd < 0) continue;
+    const auto number = static_cast<unsigned>(fd);
+    if (number > at) ::close_range(at, number - 1, 0);
+    at = std::max(at, number + 1);
+  }
+  ::close_range(at, ~0u, 0);
+}
+
 /// The life of one shell. It ends in the blob, or when its control socket hangs up.
 class Shell {
  public:
-  Shell(ShellContext& context, size_t index) : context_(context), node_(context.tasks[index]), index_(index) {}
+  Shell(ShellContext& context, size_t index)
+      : context_(context), node_(context.tasks[index]), index_(index), staging_(node_.pid) {}
 
   [[noreturn]] void run() {
+    control_ = context_.shell_ends[index_].get();
     try {
-      control_ = context_.shell_ends[index_].get();
-      context_.coordinator_ends.clear();
+      close_inherited();
       fork_children();
-      for (size_t i = 0; i < context_.shell_ends.size(); ++i)
-        if (i != index_) context_.shell_ends[i].reset();
+      forget_ends();
       send_message(context_.launcher, Msg::hello, node_.pid);
       send_message(control_, Msg::ok, node_.pid);
       while (auto m = receive_message(control_)) {
-        handle(*m);
-        send_message(control_, Msg::ok, node_.pid);
-        if (node_.zombie && m->type == Msg::let_helpers_go) end_as_zombie();
+        const bool cold = handle(*m);
+        send_message(control_, Msg::ok, node_.pid, as_bytes_of(cold ? "c" : ""));
+        if (m->type == Msg::end_as_zombie) end_as_zombie();
       }
     } catch (...) {
       send_current_exception(control_, node_.pid);
@@ -47,22 +62,61 @@ class Shell {
   }
 
  private:
+  void close_inherited() {
+    std::vector<int> kept{0, 1, 2, context_.launcher, context_.coordinator_pidfd};
+    for (const Fd& fd : context_.shell_ends) kept.push_back(fd.get());
+    keep_only(std::move(kept));
+  }
+
   void fork_children() {
     fork_shells(context_, node_.children, true, 0);
-    if (node_.new_session) check(::setsid(), "start the session of task", std::to_string(node_.pid));
+    if (node_.new_session) start_session();
     fork_shells(context_, node_.children, false, 0);
   }
 
-  void handle(Message& m) {
-    switch (m.type) {
-      case Msg::lead_groups: return lead_groups();
-      case Msg::join_groups: return join_groups();
-      case Msg::let_helpers_go: return let_helpers_go();
-      case Msg::stage: return stage();
-      case Msg::fill: return fill(m);
-      case Msg::finish: return finish(m);
-      default: throw Error("a task shell got a message that it does not know");
+  void start_session() { check(::setsid(), "start the session of task", std::to_string(node_.pid)); }
+
+  /// The control sockets of shells that we forked.
+  void forget_ends() {
+    for (size_t i = 0; i < context_.shell_ends.size(); ++i) {
+      if (context_.shell_ends[i].get() == control_) (void)context_.shell_ends[i].release();
+      context_.shell_ends[i].reset();
     }
+  }
+
+  /// True where memory was staged that holds nothing yet, or no more.
+  bool handle(Message& m) {
+    switch (m.type) {
+      case Msg::lead_groups:
+        return lead_groups(), false;
+      case Msg::join_groups:
+        return join_groups(), false;
+      case Msg::let_helpers_go:
+        return let_helpers_go(), false;
+      case Msg::tree:
+        return follow_tree(m), false;
+      case Msg::end_child:
+        return end_child(m.pid), false;
+      case Msg::areas:
+        return follow_areas(m);
+      case Msg::discard:
+        return discard(m), false;
+      case Msg::stage:
+        return stage(m);
+      case Msg::end_as_zombie:
+        return images_ = unpack_images(fd_of(m, 0)), false;
+      case Msg::fill:
+        return fill(m), false;
+      case Msg::finish:
+        finish(m);
+      default:
+        throw Error("a task shell got a message that it does not know");
+    }
+  }
+
+  static int fd_of(const Message& m, size_t i) {
+    if (i >= m.fds.size()) throw Error("receive", "a message of the coordinator", EBADMSG);
+    return m.fds[i].get();
   }
 
   void lead_groups() {
@@ -89,9 +143,46 @@ class Shell {
     helper_ = 0;
   }
 
+  /// The tree has changed: `m` brings all tasks with what each must do. Forks those children that are new.
+  void follow_tree(const Message& m) {
+    std::vector<int> ends;
+    context_.tasks = unpack_nodes(fd_of(m, 0), ends);
+    const auto self = std::find_if(context_.tasks.begin(), context_.tasks.end(),
+                                   [this](const TaskNode& t) { return t.pid == node_.pid; });
+    if (self == context_.tasks.end()) throw Error("receive", "the changed tree", EBADMSG);
+    index_ = static_cast<size_t>(self - context_.tasks.begin());
+    std::erase_if(self->children, [&](int c) { return ends[static_cast<size_t>(c)] < 0; });
+    node_ = *self;
+    context_.shell_ends.clear();
+    context_.shell_ends.resize(context_.tasks.size());
+    fetch_ends(node_.children, ends);
+    fork_children();
+    forget_ends();
+  }
+
+  void fetch_ends(const std::vector<int>& which, const std::vector<int>& ends) {
+    for (const int i : which) {
+      const auto at = static_cast<size_t>(i);
+      context_.shell_ends[at] = fetch(ends[at], std::max(kLowestFloor, context_.floor));
+      fetch_ends(context_.tasks[at].children, ends);
+    }
+  }
+
+  /// A descriptor of the coordinator's, numbered `floor` or higher here.
+  Fd fetch(int number, int floor) {
+    Fd fd(static_cast<int>(check(::syscall(SYS_pidfd_getfd, context_.coordinator_pidfd, number, 0),
+                                 "fetch a descriptor of the coordinator for task", std::to_string(node_.pid))));
+    return move_above(std::move(fd), floor);
+  }
+
+  void end_child(pid_t pid) {
+    ::kill(pid, SIGKILL);
+    check(::waitpid(pid, nullptr, 0), "wait for the end of task", std::to_string(pid));
+  }
+
   [[noreturn]] void end_as_zombie() {
     img::core_entry core;
-    context_.images.need(image_name("core", static_cast<uint64_t>(node_.pid)), magic::kCore, core);
+    images_.need(image_name("core", static_cast<uint64_t>(node_.pid)), magic::kCore, core);
     ::prctl(PR_SET_NAME, core.tc().comm().c_str());
     const int status = static_cast<int>(core.tc().exit_code());
     if (!WIFSIGNALED(status)) ::_exit(WEXITSTATUS(status));
@@ -105,37 +196,83 @@ class Shell {
     ::_exit(128 + WTERMSIG(status));
   }
 
-  void stage() {
-    task_ = std::make_unique<TaskImage>(read_task(context_.images, node_));
+  bool follow_areas(const Message& m) {
+    const bool cold = staging_.follow(unpack_areas(fd_of(m, 0)));
+    send_target(context_.launcher, staging_.make_target());
+    return cold;
+  }
+
+  void discard(const Message& m) {
+    std::vector<AddressRange> ranges;
+    for (const TreeLayout::Area& a : unpack_areas(fd_of(m, 0))) ranges.push_back({a.start, a.end});
+    staging_.discard(ranges);
+  }
+
+  bool stage(Message& m) {
+    images_ = unpack_images(fd_of(m, 0));
+    const Resources resources = unpack_resources(fd_of(m, 1));
+    node_.threads = unpack_threads(fd_of(m, 2));
+    m.fds.clear();
+    lift_descriptors(resources.floor);
+    task_ = std::make_unique<TaskImage>(read_task(images_, node_));
+    fetch_resources(resources);
     check_privileges(*task_);
     check_kernel_mappings(*task_, own_kernel_mappings());
-    staging_ = std::make_unique<Staging>(context_, *task_);
-    if (context_.userfault) send_target(context_.launcher, staging_->make_target());
+    const bool cold = staging_.settle(context_, *task_, images_);
+    send_target(context_.launcher, staging_.make_target());
+    return cold;
+  }
+
+  void lift_descriptors(int floor) {
+    context_.floor = floor;
+    for (int* fd : {&control_, &context_.launcher, &context_.coordinator_pidfd})
+      if (*fd < floor) *fd = move_above(Fd(*fd), floor).release();
+  }
+
+  void fetch_file(const Resources& from, uint64_t id, int access) {
+    const MappedFile key{id, access};
+    if (context_.files.contains(key)) return;
+    const auto it = from.files.find(key);
+    if (it == from.files.end()) throw Corrupt("the memory images", "a mapping's file is unknown");
+    context_.files.emplace(key, fetch(it->second, context_.floor).release());
+  }
+
+  void fetch_resources(const Resources& from) {
+    fetch_file(from, task_->mm.exe_file_id(), O_RDONLY);
+    fetch_file(from, task_->fs.cwd_id(), O_RDONLY);
+    if (task_->fs.root_id() != 0) fetch_file(from, task_->fs.root_id(), O_RDONLY);
+    for (const ImageVma& v : task_->vmas) {
+      if (v.has_file()) {
+        fetch_file(from, v.object, v.open_flags);
+      } else if (v.has(kVmaAnonShared) && !context_.shared_memory.contains(v.object)) {
+        const int fd = fetch(from.shared_memory.at(v.object), context_.floor).release();
+        context_.shared_memory.emplace(v.object, fd);
+      }
+    }
   }
 
   void fill(Message& m) {
-    if (m.fds.empty() || !staging_) throw Error("receive", "the image folder", EBADMSG);
-    // Image files are read into the memory itself: a registered range would make that read wait for us.
-    staging_->unregister();
-    PageImages pages(m.fds[0].get());
-    staging_->fill_from(pages);
+    if (!task_) throw Error("receive", "the image folder", EBADMSG);
+    PageImages pages(fd_of(m, 0));
+    staging_.fill_from(*task_, pages);
   }
 
-  void finish(Message& m) {
-    if (m.fds.size() != 2 || !staging_) throw Error("receive", "the final images", EBADMSG);
-    const ImageSet images = unpack_images(m.fds[0].get());
-    const std::map<uint32_t, int> opened = unpack_table(m.fds[1].get());
+  [[noreturn]] void finish(Message& m) {
+    if (!task_) throw Error("receive", "the final images", EBADMSG);
+    const ImageSet images = unpack_images(fd_of(m, 0));
+    const std::map<uint32_t, int> opened = unpack_table(fd_of(m, 1));
     m.fds.clear();
-    finish_shell(context_, node_, images, opened, *staging_, *task_, control_);
+    finish_shell(context_, node_, images, opened, staging_, *task_, control_);
   }
 
   ShellContext& context_;
-  const TaskNode& node_;
+  TaskNode node_;
   size_t index_;
   int control_ = -1;
   pid_t helper_ = 0;
+  ImageSet images_;
   std::unique_ptr<TaskImage> task_;
-  std::unique_ptr<Staging> staging_;
+  Staging staging_;
 };
 
 void fork_shell(ShellContext& context, int index, uint64_t parent_flag) {
@@ -175,9 +312,8 @@ void fork_shells(ShellContext& context, const std::vector<int>& which, bool earl
       fork_shell(context, i, parent_flag);
     } else if (helped.insert(node.session_helper).second) {
       std::vector<int> members;
-      std::copy_if(which.begin(), which.end(), std::back_inserter(members), [&](int m) {
-        return context.tasks[static_cast<size_t>(m)].session_helper == node.session_helper;
-      });
+      std::copy_if(which.begin(), which.end(), std::back_inserter(members),
+                   [&](int m) { return context.tasks[static_cast<size_t>(m)].session_helper == node.session_helper; });
       fork_by_session_helper(context, node.session_helper, members);
     }
   }

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <map>
+#include <span>
 #include <vector>
 
 #include "core/base/fd.h"
 #include "core/image/image_set.h"
+#include "core/memory/tree_layout.h"
 #include "core/restore/restore.h"
 #include "core/restore/tree_order.h"
 
@@ -18,21 +20,29 @@ struct MappedFile {
   auto operator<=>(const MappedFile&) const = default;
 };
 
-/// What the coordinator prepares and every shell inherits by fork. All descriptors in it are numbered `floor` or higher,
-/// above every number that a task uses, and live in this process and in all shells.
-struct ShellContext {
-  const ImageSet& images;
-  std::vector<TaskNode> tasks;
-  bool own_namespaces = false;
-  bool userfault = true;             ///< for fillers in other processes
-  int floor = 0;
-  int launcher = -1;                 ///< socket, shared by all
-  int coordinator_pidfd = -1;
-  std::vector<Fd> coordinator_ends;  ///< control sockets, by task index
-  std::vector<Fd> shell_ends;
+/// Descriptors that the coordinator opened for the final images, by its own numbers.
+struct Resources {
+  int floor = 0;  ///< above every number that a task uses
   std::map<MappedFile, int> files;
   std::map<uint64_t, int> shared_memory;  ///< anonymous shared objects by shmid
 };
+
+/// What a shell inherits by fork.
+struct ShellContext {
+  std::vector<TaskNode> tasks;  ///< with their plan
+  std::vector<Fd> shell_ends;   ///< control sockets by task index; none for shells that exist already
+  bool own_namespaces = false;
+  int launcher = -1;  ///< socket, shared by all
+  int coordinator_pidfd = -1;
+
+  // Of this process, from when the final images came.
+  int floor = 0;
+  std::map<MappedFile, int> files;
+  std::map<uint64_t, int> shared_memory;
+};
+
+/// Our own descriptors start here until the tasks' are known.
+inline constexpr int kLowestFloor = 64;
 
 /// Forks the shells of `which` (indices of tasks with one parent: this process), with session helpers as planned; only
 /// those with `before_setsid` equal to `early`. They fork their own children.
@@ -41,10 +51,25 @@ void fork_shells(ShellContext& context, const std::vector<int>& which, bool earl
 /// fcntl(2) F_DUPFD: moves a descriptor above the floor.
 Fd move_above(Fd fd, int floor);
 
-/// An ImageSet and a table of descriptors packed into sealed memory, to be handed to other processes.
+/// An ImageSet and tables packed into sealed memory, to be handed to other processes.
 Fd pack_images(const ImageSet& images);
 ImageSet unpack_images(int fd);
 Fd pack_table(const std::map<uint32_t, int>& table);
 std::map<uint32_t, int> unpack_table(int fd);
+Fd pack_layout(const TreeLayout& layout);
+TreeLayout unpack_layout(int fd);
+Fd pack_areas(const std::vector<TreeLayout::Area>& areas);
+std::vector<TreeLayout::Area> unpack_areas(int fd);
+Fd pack_resources(const Resources& resources);
+Resources unpack_resources(int fd);
+Fd pack_discards(std::span<const PageDiscard> discards);
+std::vector<PageDiscard> unpack_discards(int fd);
+Fd pack_memories(const std::vector<MemoryId>& memories);
+std::vector<MemoryId> unpack_memories(int fd);
+Fd pack_threads(const std::vector<pid_t>& threads);
+std::vector<pid_t> unpack_threads(int fd);
+/// Tasks with their plan for a change, and the coordinator's number of the control socket of each that is new, else -1.
+Fd pack_nodes(const std::vector<TaskNode>& tasks, const std::vector<int>& ends);
+std::vector<TaskNode> unpack_nodes(int fd, std::vector<int>& ends);
 
 }  // namespace migrate

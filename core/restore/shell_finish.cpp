@@ -55,7 +55,8 @@ FolderFds folders(const ShellContext& context, const TaskImage& task) {
   fds.cwd = context.files.at({task.fs.cwd_id(), O_RDONLY});
   if (task.fs.root_id() == 0) return fds;
   fds.root = context.files.at({task.fs.root_id(), O_RDONLY});
-  struct stat wanted{}, own{};
+  struct stat wanted {
+  }, own{};
   check(::fstat(fds.root, &wanted), "stat", "the root folder of a task");
   check(::stat("/", &own), "stat", "/");
   fds.change_root = wanted.st_dev != own.st_dev || wanted.st_ino != own.st_ino;
@@ -65,7 +66,8 @@ FolderFds folders(const ShellContext& context, const TaskImage& task) {
 /// -1 (leave it) if the task runs the same file as we do: the kernel refuses (EBUSY) while the old file is mapped.
 int executable(const ShellContext& context, const TaskImage& task) {
   const int fd = context.files.at({task.mm.exe_file_id(), O_RDONLY});
-  struct stat wanted{}, own{};
+  struct stat wanted {
+  }, own{};
   check(::fstat(fd, &wanted), "stat", "the executable of a task");
   check(::stat("/proc/self/exe", &own), "stat", "/proc/self/exe");
   return wanted.st_dev == own.st_dev && wanted.st_ino == own.st_ino ? -1 : fd;
@@ -85,14 +87,15 @@ struct Entry {
   uint64_t base, header, list, stack_top;
 };
 
-Entry build_region(const ShellContext& context, const TaskImage& task, const Staging& staging, Region& region,
-                   AddressRange reserved, uint64_t parking, int control) {
+Entry build_region(const ShellContext& context, const ImageSet& images, const TaskImage& task,
+                   const std::vector<StagedRange>& staged, Region& region, AddressRange reserved, uint64_t parking,
+                   int control) {
   region.put(std::as_bytes(std::span(restorer_blob_start, restorer_blob_end)));
   Entry entry{};
   entry.base = region.base();
   entry.header = region.put_value(restorer::Header{static_cast<uint32_t>(control), 0});
   OpList list;
-  plan_memory({task, staging.ranges(), reserved, parking, own_kernel_mappings(),
+  plan_memory({task, staged, reserved, parking, own_kernel_mappings(),
                [&](const ImageVma& v) {
                  if (v.has_file()) return context.files.at({v.object, v.open_flags});
                  return v.has(kVmaAnonShared) ? context.shared_memory.at(v.object) : -1;
@@ -103,9 +106,7 @@ Entry build_region(const ShellContext& context, const TaskImage& task, const Sta
   plan_signal_actions(task, region, list);
   plan_clone_threads(task, region, list);
   plan_limits(task, region, list);
-  const auto dumped = dumped_monotonic_ns(context.images);
-  const int64_t elapsed = dumped ? std::max<int64_t>(0, clock_ns(CLOCK_MONOTONIC) - *dumped) : 0;
-  plan_timers(task, static_cast<uint64_t>(elapsed), region, list);
+  plan_timers(task, elapsed_since_dump_ns(images), region, list);
   plan_task_flags(task, list);
   plan_thread(task, 0, region, list);
   plan_shared_signals(task, region, list);
@@ -140,7 +141,7 @@ void finish_shell(const ShellContext& context, const TaskNode& node, const Image
                   const std::map<uint32_t, int>& opened, Staging& staging, const TaskImage& staged_task, int control) {
   const TaskImage task = read_task(images, node);
   check_same_layout(task, staged_task);
-  staging.unregister();
+  const std::vector<StagedRange> staged = staging.release();
   set_oom_score(task);
   set_coredump_filter(task);
 
@@ -152,11 +153,12 @@ void finish_shell(const ShellContext& context, const TaskNode& node, const Image
   AddressPicker picker(std::move(busy));
   const std::vector<AddressRange> kernel = own_kernel_mappings();
   const uint64_t parking = kernel.empty() ? 0 : picker.pick(kernel.back().end - kernel.front().start);
-  const uint64_t room = (16 << 20) + task.vmas.size() * 2048 + task.tids.size() * 65536;
+  const uint64_t room = (16 << 20) + (task.vmas.size() + staged.size()) * 2048 + task.tids.size() * 65536;
   const uint64_t base = picker.pick(room);
   Region region(base);
   // Its size is known only when it is built, so the list that spares it is made for all of the room.
-  const Entry entry = build_region(context, task, staging, region, {base, base + page_ceil(room)}, parking, control);
+  const Entry entry =
+      build_region(context, images, task, staged, region, {base, base + page_ceil(room)}, parking, control);
   if (region.bytes().size() > room) throw Error("build", "the restorer's lists", E2BIG);
   const void* at = ::mmap(local(base), page_ceil(region.bytes().size()), PROT_READ | PROT_WRITE | PROT_EXEC,
                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);

@@ -6,8 +6,8 @@
 
 namespace migrate {
 
-/// `images` are the final ones, `opened` the coordinator's descriptor table by file id. `control` must be numbered above
-/// the floor. Does not return; throws before anything that matters is given up.
+/// `images` are the final ones, `opened` the coordinator's descriptor table by file id. `control` must be numbered
+/// above the floor. Does not return; throws before anything that matters is given up.
 [[noreturn]] void finish_shell(const ShellContext& context, const TaskNode& node, const ImageSet& images,
                                const std::map<uint32_t, int>& opened, Staging& staging, const TaskImage& staged_task,
                                int control);

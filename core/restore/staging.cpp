@@ -1,9 +1,7 @@
 #include "core/restore/staging.h"
 
-#include <linux/userfaultfd.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
+#include <sys/prctl.h>
 
 #include <algorithm>
 #include <cstring>
@@ -22,67 +20,108 @@ struct TargetHeader {
 
 void* local(uint64_t address) { return reinterpret_cast<void*>(address); }  // NOLINT: an address of this process
 
-void map_staging(const ShellContext& context, const ImageVma& v, const StagedRange& s) {
-  int fd = -1;
-  uint64_t flags = MAP_PRIVATE | MAP_FIXED_NOREPLACE | (v.flags & (MAP_GROWSDOWN | MAP_NORESERVE));
-  if (s.file) {
-    fd = context.files.at({v.object, O_RDONLY});
-  } else {
-    flags |= MAP_ANONYMOUS;
-  }
-  const void* at = ::mmap(local(s.staging), s.bytes, s.no_access ? PROT_NONE : PROT_READ | PROT_WRITE, static_cast<int>(flags), fd,
-                          s.file ? static_cast<off_t>(v.pgoff) : 0);
+void map_file(const ShellContext& context, const ImageVma& v, const StagedRange& s) {
+  const int fd = context.files.at({v.object, O_RDONLY});
+  const int flags = MAP_PRIVATE | MAP_FIXED_NOREPLACE | static_cast<int>(v.flags & MAP_NORESERVE);
+  const void* at = ::mmap(local(s.staging), s.bytes, s.no_access ? PROT_NONE : PROT_READ | PROT_WRITE, flags, fd,
+                          static_cast<off_t>(v.pgoff));
   if (at == MAP_FAILED) throw Error("stage", v.describe(), errno);
-  constexpr uint64_t kHuge = 1u << MADV_HUGEPAGE, kNoHuge = 1u << MADV_NOHUGEPAGE;
-  if ((v.madvise & kHuge) != 0) ::madvise(local(s.staging), s.bytes, MADV_HUGEPAGE);
-  if ((v.madvise & kNoHuge) != 0) ::madvise(local(s.staging), s.bytes, MADV_NOHUGEPAGE);
 }
 
 }  // namespace
 
-Staging::Staging(const ShellContext& context, const TaskImage& task) : pid_(task.pid) {
-  std::vector<AddressRange> busy = own_mappings();
-  for (const ImageVma& v : task.vmas) busy.push_back({v.start, v.end});
-  AddressPicker picker(std::move(busy));
-  const MemoryId memory{MemoryId::Kind::task, static_cast<uint64_t>(task.pid)};
-  ranges_ = plan_staging(task.vmas, pagemap_runs(context.images, pagemap_name(memory)), picker);
-  for (const StagedRange& s : ranges_) map_staging(context, task.vmas[s.vma], s);
-  for (const ImageVma& v : task.vmas)
+/// A page that comes alone must not bring a huge one: memory here would exceed the source's.
+void Staging::set_up() {
+  if (!used_) check(::prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0), "turn off huge pages for", "task " + std::to_string(pid_));
+  used_ = true;
+}
+
+bool Staging::follow(const std::vector<TreeLayout::Area>& areas) {
+  const bool fresh = !used_;
+  set_up();
+  std::vector<StagedArea> wanted;
+  for (const TreeLayout::Area& a : areas) wanted.push_back({a.start, a.end, a.no_reserve, a.grows_down});
+  return areas_.follow(wanted, {}, {}, false) || fresh;
+}
+
+bool Staging::settle(const ShellContext& context, const TaskImage& task, const ImageSet& images) {
+  const bool fresh = !used_;
+  set_up();
+  const MemoryId memory{MemoryId::Kind::task, static_cast<uint64_t>(pid_)};
+  const auto runs = pagemap_runs(images, pagemap_name(memory));
+  std::vector<bool> staged(task.vmas.size());
+  for (const size_t i : mappings_to_stage(task.vmas, runs)) staged[i] = true;
+  std::vector<StagedArea> wanted;
+  std::vector<AddressRange> files, others;
+  for (size_t i = 0; i < task.vmas.size(); ++i) {
+    const ImageVma& v = task.vmas[i];
     if (v.kernel_made()) kernel_made_.push_back({v.start, v.end});
+    const bool anonymous = v.is_private() && !v.has(kVmaFilePrivate);
+    if (anonymous && areas_.contains({v.start, v.end})) staged[i] = true;
+    if (!staged[i]) {
+      others.push_back({v.start, v.end});
+      continue;
+    }
+    if (anonymous) {
+      wanted.push_back({v.start, v.end, (v.flags & MAP_NORESERVE) != 0, (v.flags & MAP_GROWSDOWN) != 0});
+    } else {
+      files.push_back({v.start, v.end});
+    }
+    ranges_.push_back({i, v.start, v.bytes(), 0, !anonymous, !anonymous && !runs && v.prot == PROT_NONE});
+  }
+  const bool lost = areas_.follow(wanted, files, others, true);
+  for (StagedRange& s : ranges_) {
+    s.staging = areas_.staging(s.final_start);
+    if (s.file) map_file(context, task.vmas[s.vma], s);
+  }
+  return lost || fresh;
 }
 
 FillTarget Staging::make_target() {
-  userfaultfd_ = Fd(static_cast<int>(check(::syscall(SYS_userfaultfd, O_CLOEXEC), "make", "a userfaultfd")));
-  uffdio_api api{UFFD_API, 0, 0};
-  check(::ioctl(userfaultfd_.get(), UFFDIO_API, &api), "set up", "a userfaultfd");
   FillTarget target;
   target.memory = {MemoryId::Kind::task, static_cast<uint64_t>(pid_)};
-  for (const StagedRange& s : ranges_) {
-    if (!s.file) {
-      uffdio_register reg{{s.staging, s.bytes}, UFFDIO_REGISTER_MODE_MISSING, 0};
-      check(::ioctl(userfaultfd_.get(), UFFDIO_REGISTER, &reg), "register staging memory of", std::to_string(pid_));
-    }
-    target.ranges.push_back({s.final_start, s.bytes, s.staging, !s.file});
-  }
+  for (const StagedArea& a : areas_.areas())
+    target.ranges.push_back({a.start, a.end - a.start, areas_.staging(a.start), a.registered});
+  for (const StagedRange& s : ranges_)
+    if (s.file) target.ranges.push_back({s.final_start, s.bytes, s.staging, false});
   for (const AddressRange& r : kernel_made_) target.ranges.push_back({r.start, r.end - r.start, 0, false});
   std::sort(target.ranges.begin(), target.ranges.end(),
             [](const FillTarget::Range& a, const FillTarget::Range& b) { return a.address < b.address; });
-  target.userfaultfd = userfaultfd_.dup();
+  target.userfaultfd = areas_.userfaultfd().dup();
   target.mem = open_path("/proc/self/mem", O_RDWR);
   return target;
 }
 
-void Staging::unregister() {
-  if (!userfaultfd_) return;
-  for (const StagedRange& s : ranges_) {
-    if (s.file) continue;
-    uffdio_range range{s.staging, s.bytes};
-    check(::ioctl(userfaultfd_.get(), UFFDIO_UNREGISTER, &range), "unregister staging memory of", std::to_string(pid_));
-  }
-  userfaultfd_.reset();
+void Staging::discard(const std::vector<AddressRange>& ranges) {
+  for (const AddressRange& r : ranges) areas_.discard(r);
 }
 
-void Staging::fill_from(PageImages& pages) {
+std::vector<StagedRange> Staging::release() {
+  areas_.unregister();
+  check(::prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0), "allow huge pages for", "task " + std::to_string(pid_));
+  const std::vector<AddressRange> own = own_mappings();
+  std::vector<StagedRange> parts;
+  for (const StagedRange& s : ranges_) {
+    for (const AddressRange& r : split_by_mappings({s.staging, s.staging + s.bytes}, own)) {
+      // Access differs between mappings, so that a part has one kind.
+      StagedRange part{s.vma, s.final_start + (r.start - s.staging), r.end - r.start, r.start, s.file, s.no_access};
+      if (!s.file) part.no_access = areas_.no_access(part.final_start);
+      parts.push_back(part);
+    }
+  }
+  return parts;
+}
+
+void Staging::fill_from(const TaskImage& task, PageImages& pages) {
+  // Image files are read into the memory itself: a registered range would make that read wait for us.
+  areas_.unregister();
+  ::prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);
+  constexpr uint64_t kHuge = 1u << MADV_HUGEPAGE, kNoHuge = 1u << MADV_NOHUGEPAGE;
+  for (const StagedRange& s : ranges_) {
+    const uint64_t advice = task.vmas[s.vma].madvise;
+    if ((advice & kHuge) != 0) ::madvise(local(s.staging), s.bytes, MADV_HUGEPAGE);
+    if ((advice & kNoHuge) != 0) ::madvise(local(s.staging), s.bytes, MADV_NOHUGEPAGE);
+  }
   size_t next = 0;
   const std::string name = pagemap_name({MemoryId::Kind::task, static_cast<uint64_t>(pid_)});
   for (StoredPages run : pages.locate(name)) {

@@ -4,30 +4,40 @@
 #include <vector>
 
 #include "core/base/fd.h"
-#include "core/restore/page_images.h"
+#include "core/memory/page_images.h"
+#include "core/memory/tree_layout.h"
 #include "core/restore/restore.h"
 #include "core/restore/shell.h"
+#include "core/restore/staged_areas.h"
 #include "core/restore/task_image.h"
 
 namespace migrate {
 
 class Staging {
  public:
-  /// Maps the staging memory in this process.
-  Staging(const ShellContext& context, const TaskImage& task);
-  /// What a filler in another process needs; registers a userfaultfd over the anonymous part.
+  explicit Staging(pid_t pid) : pid_(pid), areas_(pid) {}
+  /// While the source runs: makes this process's staging memory that of `areas`. Both return true if memory that was
+  /// filled before may be lost, and when called first.
+  bool follow(const std::vector<TreeLayout::Area>& areas);
+  /// Makes it that of the final images, with the file-private mappings; once.
+  bool settle(const ShellContext& context, const TaskImage& task, const ImageSet& images);
+  /// What a filler in another process needs.
   FillTarget make_target();
+  /// Gives back pages of the anonymous part.
+  void discard(const std::vector<AddressRange>& ranges);
   /// Reads the pages from image files itself.
-  void fill_from(PageImages& pages);
-  /// Ends the registration; call before the memory is moved.
-  void unregister();
-  const std::vector<StagedRange>& ranges() const { return ranges_; }
+  void fill_from(const TaskImage& task, PageImages& pages);
+  /// Call before the memory is moved: ends the registration, gives the ranges as single mappings.
+  std::vector<StagedRange> release();
 
  private:
+  void set_up();
+
   pid_t pid_;
-  std::vector<StagedRange> ranges_;
+  bool used_ = false;
+  StagedAreas areas_;
+  std::vector<StagedRange> ranges_;  ///< of the final mappings
   std::vector<AddressRange> kernel_made_;
-  Fd userfaultfd_;
 };
 
 /// Sends a target to the launcher, in pieces, and the receiving side's assembly.

@@ -41,6 +41,10 @@ TaskImage read_task(const ImageSet& images, const TaskNode& node) {
       if (std::find(t.tids.begin(), t.tids.end(), tid) != t.tids.end()) t.extra.emplace(tid, e);
     }
   }
+  if (auto reader = images.read("filelocks.img", magic::kFileLocks)) {
+    for (img::file_lock_entry e; reader->next(e); e.Clear())
+      if (e.pid() == t.pid) t.locks.push_back(e);
+  }
   return t;
 }
 

@@ -8,6 +8,7 @@
 #include "core/restore/tree_order.h"
 #include "ext/ext.pb.h"
 #include "images/core.pb.h"
+#include "images/file-lock.pb.h"
 #include "images/fs.pb.h"
 #include "images/mm.pb.h"
 
@@ -22,6 +23,7 @@ struct TaskImage {
   img::fs_entry fs;
   std::vector<ImageVma> vmas, guards;
   std::map<pid_t, ext::ThreadExt> extra;  ///< for threads that have one
+  std::vector<img::file_lock_entry> locks;  ///< to be taken through this task's descriptors
 
   const img::core_entry& core() const { return cores.front(); }
   /// Empty if the image has none.

@@ -4,10 +4,12 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <time.h>
 
 #include <array>
 #include <cstring>
 
+#include "core/base/time_left.h"
 #include "core/restore/plans.h"
 
 #ifndef PR_TIMER_CREATE_RESTORE_IDS  // 6.16
@@ -36,16 +38,8 @@ struct KernelSigevent {
 };
 static_assert(sizeof(KernelSigevent) == 64);
 
-/// What is left of an armed timer; a disarmed one stays so.
-uint64_t left(uint64_t seconds, uint64_t nanoseconds, uint64_t elapsed_ns) {
-  constexpr uint64_t kMaxSeconds = uint64_t{1} << 33;
-  const uint64_t ns = std::min(seconds, kMaxSeconds) * kNsPerSecond + std::min(nanoseconds, kNsPerSecond - 1);
-  if (ns == 0) return 0;
-  return ns > elapsed_ns ? ns - elapsed_ns : 1;
-}
-
 void plan_itimer(int which, const img::itimer_entry& e, uint64_t elapsed_ns, Region& region, OpList& list) {
-  uint64_t ns = left(e.vsec(), e.vusec() * 1000, elapsed_ns);
+  uint64_t ns = time_left_ns(e.vsec(), e.vusec() * 1000, elapsed_ns);
   // A periodic ITIMER_REAL whose SIGALRM is queued reads as 0: the kernel re-arms it only when that signal is taken.
   if (ns == 0 && which == ITIMER_REAL && (e.isec() != 0 || e.iusec() != 0)) ns = e.isec() * kNsPerSecond + e.iusec() * 1000;
   if (ns == 0) return;
@@ -59,11 +53,23 @@ void plan_posix_timer(const img::posix_timer_entry& e, uint64_t elapsed_ns, Regi
   KernelSigevent event{e.sival_ptr(), static_cast<int32_t>(e.si_signo()), static_cast<int32_t>(e.it_sigev_notify()), 0};
   if (event.notify == SIGEV_THREAD_ID) event.tid = e.notify_thread_id();
   list.add(restorer::Op::timer_create, Tag::timer, {e.clock_id(), region.put_value(event), e.it_id()});
-  const uint64_t ns = left(e.vsec(), e.vnsec(), elapsed_ns);
+  uint64_t ns = time_left_ns(e.vsec(), e.vnsec(), elapsed_ns);
   if (ns == 0) return;
+  const uint64_t full = time_left_ns(e.vsec(), e.vnsec(), 0), interval = time_left_ns(e.isec(), e.insec(), 0);
+  // Expirations were missed: armed at the point in time of the first, the kernel counts the others as overruns.
+  timespec now{};
+  uint64_t flags = 0;
+  if (elapsed_ns >= full && interval != 0 && ::clock_gettime(static_cast<clockid_t>(e.clock_id()), &now) == 0) {
+    const uint64_t here = static_cast<uint64_t>(now.tv_sec) * kNsPerSecond + static_cast<uint64_t>(now.tv_nsec);
+    const uint64_t late = elapsed_ns - full;
+    if (here > late) {
+      ns = here - late;
+      flags = TIMER_ABSTIME;
+    }
+  }
   const itimerspec value{{static_cast<time_t>(e.isec()), static_cast<long>(e.insec())},
                          {static_cast<time_t>(ns / kNsPerSecond), static_cast<long>(ns % kNsPerSecond)}};
-  list.call(Tag::timer, SYS_timer_settime, {e.it_id(), 0, region.put_value(value), 0});
+  list.call(Tag::timer, SYS_timer_settime, {e.it_id(), flags, region.put_value(value), 0});
 }
 
 }  // namespace

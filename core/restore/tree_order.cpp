@@ -7,6 +7,7 @@
 #include <string>
 
 #include "core/image/magic.h"
+#include "core/restore/address_space.h"
 #include "images/core.pb.h"
 #include "images/pstree.pb.h"
 
@@ -102,8 +103,9 @@ class SessionPlanner {
     }
     const auto [it, fresh] = helper_parent_.emplace(session, parent);
     if (!fresh && it->second != parent) {
-      throw Refusal("the tasks of session " + std::to_string(session) + " (whose leader has ended) have several parents",
-                    "such a tree cannot be restored yet");
+      throw Refusal(
+          "the tasks of session " + std::to_string(session) + " (whose leader has ended) have several parents",
+          "such a tree cannot be restored yet");
     }
     child.session_helper = session;
   }
@@ -161,6 +163,42 @@ std::vector<TaskNode> read_tree(const ImageSet& images) {
   if (tasks.empty()) throw Corrupt("pstree.img", "it names no task");
   for (const TaskNode& t : tasks)
     if (t.zombie && !t.children.empty()) throw Corrupt("pstree.img", "a dead task has children");
+  return tasks;
+}
+
+std::vector<TaskNode> read_tree(const TreeLayout& layout) {
+  constexpr std::string_view kWhere = "the layout of the tree";
+  std::vector<TaskNode> tasks;
+  std::map<pid_t, int> index;
+  for (const TreeLayout::Task& task : layout.tasks) {
+    TaskNode n;
+    const auto checked = [&](pid_t id, bool zero_ok) {
+      if (id < 0 || id > static_cast<pid_t>(kMaxPid) || (id == 0 && !zero_ok))
+        throw Corrupt(kWhere, "a pid is out of range");
+      return id;
+    };
+    n.pid = checked(task.pid, false);
+    n.ppid = checked(task.ppid, true);
+    n.pgid = checked(task.pgid, true);
+    n.sid = checked(task.sid, true);
+    n.threads = {n.pid};
+    if (!tasks.empty()) {
+      const auto parent = index.find(n.ppid);
+      if (parent == index.end()) throw Corrupt(kWhere, task_name(n.pid) + " comes before its parent");
+      n.parent = parent->second;
+      tasks[static_cast<size_t>(n.parent)].children.push_back(static_cast<int>(tasks.size()));
+    }
+    if (!index.emplace(n.pid, static_cast<int>(tasks.size())).second)
+      throw Corrupt(kWhere, task_name(n.pid) + " is there twice");
+    uint64_t last = 0;
+    for (const TreeLayout::Area& a : task.areas) {
+      if (a.start >= a.end || a.start < last || a.end > kUserEnd || a.start % kPageSize != 0 || a.end % kPageSize != 0)
+        throw Corrupt(kWhere, "an area of " + task_name(n.pid) + " is not possible");
+      last = a.end;
+    }
+    tasks.push_back(std::move(n));
+  }
+  if (tasks.empty()) throw Corrupt(kWhere, "it names no task");
   return tasks;
 }
 

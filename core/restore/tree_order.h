@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/image/image_set.h"
+#include "core/memory/tree_layout.h"
 
 namespace migrate {
 
@@ -15,8 +16,8 @@ struct TaskNode {
   pid_t pid = 0, ppid = 0, pgid = 0, sid = 0;
   std::vector<pid_t> threads;  ///< the leader's first
   bool zombie = false;
-  int parent = -1;             ///< index; -1 for the root
-  std::vector<int> children;   ///< indices
+  int parent = -1;            ///< index; -1 for the root
+  std::vector<int> children;  ///< indices
 
   // The plan.
   bool new_session = false;    ///< calls setsid(2)
@@ -30,9 +31,25 @@ struct TaskNode {
 /// Reads pstree.img: parents before children, the root first. Throws Corrupt.
 std::vector<TaskNode> read_tree(const ImageSet& images);
 
+/// The same from a layout, which may come from a peer: checked, its areas too. Throws Corrupt.
+std::vector<TaskNode> read_tree(const TreeLayout& layout);
+
 /// Fills in the plan. `inherit_outside`: a session and group that the root belongs to but that lies outside of the tree
 /// is replaced by the one we run in (--shell-job in place); otherwise a helper leads it. Throws Refusal naming the
 /// task for what cannot be built.
 void plan_tree(std::vector<TaskNode>& tasks, bool inherit_outside);
+
+/// What must be done so that shells which are the tree `have` become the tree `want`.
+struct TreeChange {
+  struct Gone {
+    pid_t parent, pid;
+  };
+  std::vector<Gone> gone;     ///< children before their parents
+  std::vector<bool> fresh;    ///< by index of `want`: is forked by its parent's shell
+  std::vector<int> affected;  ///< indices of `want` that exist and fork, or change session or group
+};
+/// Fills in the plan of `want` for it. Throws Error with the reason if shells cannot change so: parents are for ever, a
+/// session can only be begun, or inherited from the parent as it is now.
+TreeChange plan_change(const std::vector<TaskNode>& have, std::vector<TaskNode>& want);
 
 }  // namespace migrate

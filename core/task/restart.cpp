@@ -10,21 +10,6 @@
 #include <cstring>
 
 namespace migrate {
-namespace {
-
-// Kernel-internal results of interrupted calls (include/linux/errno.h).
-constexpr int64_t kRestartSys = -512, kRestartNoIntr = -513, kRestartNoHand = -514, kRestartBlock = -516;
-constexpr size_t kSyscallBytes = 2;  // length of the `syscall` instruction
-
-uint64_t voluntary_switches(std::string_view status) {
-  constexpr std::string_view kKey = "\nvoluntary_ctxt_switches:\t";
-  uint64_t value = 0;
-  const size_t at = status.find(kKey);
-  if (at == std::string_view::npos) return value;
-  const std::string_view rest = status.substr(at + kKey.size());
-  std::from_chars(rest.data(), rest.data() + rest.size(), value);
-  return value;
-}
 
 /// The scheduler's clock runs per CPU, without stolen and interrupt time: its distance from CLOCK_MONOTONIC is measured
 /// on each CPU that matters, by our own exec_start right after a switch.
@@ -48,7 +33,9 @@ class SchedulerClock {
     CPU_ZERO(&one);
     CPU_SET(static_cast<size_t>(cpu), &one);
     ::sched_setaffinity(0, sizeof one, &one);  // refused: measured where we are
-    ::sched_yield();
+    // Off the CPU and on it again: that is when the scheduler notes exec_start.
+    const timespec instant{0, 1};
+    ::nanosleep(&instant, nullptr);
     const int64_t now = monotonic_ns();
     const auto start = parse_exec_start(read_file_at(AT_FDCWD, "/proc/thread-self/sched"));
     return offsets_[cpu] = start ? now - *start : 0;
@@ -59,6 +46,22 @@ class SchedulerClock {
   bool known_ = false;
   std::map<int, int64_t> offsets_;
 };
+
+namespace {
+
+// Kernel-internal results of interrupted calls (include/linux/errno.h).
+constexpr int64_t kRestartSys = -512, kRestartNoIntr = -513, kRestartNoHand = -514, kRestartBlock = -516;
+constexpr size_t kSyscallBytes = 2;  // length of the `syscall` instruction
+
+uint64_t voluntary_switches(std::string_view status) {
+  constexpr std::string_view kKey = "\nvoluntary_ctxt_switches:\t";
+  uint64_t value = 0;
+  const size_t at = status.find(kKey);
+  if (at == std::string_view::npos) return value;
+  const std::string_view rest = status.substr(at + kKey.size());
+  std::from_chars(rest.data(), rest.data() + rest.size(), value);
+  return value;
+}
 
 /// Field 39 of /proc/TID/stat.
 int last_cpu(std::string_view stat) {
@@ -85,11 +88,13 @@ std::optional<SleepSample> sample_thread(const ProcDir& thread, SchedulerClock& 
 }
 
 /// The call that restart_syscall(2) goes on with, by the function it waits in. The kernel's restart block holds one of
-/// four (nanosleep, clock_nanosleep, poll, futex); nanosleep and clock_nanosleep wait in the same function.
+/// four (nanosleep, clock_nanosleep, poll, futex); nanosleep and clock_nanosleep wait in the same function, and once
+/// restarted in one that a tail call hides (seen on 6.18: "do_syscall_64").
 std::optional<long> restarted_call(const SleepSample& sample, const user_regs_struct& regs) {
+  if (sample.continued) return sample.continued;
   if (sample.wchan.find("poll") != std::string::npos) return SYS_poll;
   if (sample.wchan.find("futex") != std::string::npos) return SYS_futex;
-  if (sample.wchan.find("nanosleep") == std::string::npos) return std::nullopt;
+  if (sample.wchan.empty() || sample.wchan == "0") return std::nullopt;  // awake, or not to be known
   // clock_nanosleep's first argument is a small clock number, nanosleep's an address.
   return regs.rdi < 4096 ? SYS_clock_nanosleep : SYS_nanosleep;
 }
@@ -221,22 +226,57 @@ int64_t monotonic_ns() {
 
 SleepSurvey::SleepSurvey(const std::vector<ProcDir>& tasks) {
   SchedulerClock clock;
-  for (const ProcDir& task : tasks) {
-    try {
-      for (const pid_t tid : task.threads()) {
-        try {
-          if (auto sample = sample_thread(task.thread(tid), clock)) samples_.emplace(tid, std::move(*sample));
-        } catch (const Error&) {  // ended meanwhile, or not readable: without a sample it waits its whole time again
-        }
-      }
-    } catch (const Error&) {
-    }
+  // Threads that were stopped a moment ago are on their way back into their calls: they get some more chances.
+  constexpr int kTries = 5;
+  constexpr timespec kBetween{0, 2'000'000};
+  bool missing = true;
+  for (int tries = 0; tries < kTries && missing; ++tries) {
+    if (tries != 0) ::nanosleep(&kBetween, nullptr);
+    missing = false;
+    for (const ProcDir& task : tasks) missing |= !sample_task(task, clock);
   }
+}
+
+/// Whether all its threads have a sample. One that has none waits its whole time again.
+bool SleepSurvey::sample_task(const ProcDir& task, SchedulerClock& clock) {
+  bool all = true;
+  try {
+    for (const pid_t tid : task.threads()) {
+      if (samples_.contains(tid)) continue;
+      try {
+        auto sample = sample_thread(task.thread(tid), clock);
+        if (sample) samples_.emplace(tid, std::move(*sample));
+        all &= sample.has_value();
+      } catch (const Error&) {  // ended meanwhile, or not readable
+      }
+    }
+  } catch (const Error&) {
+  }
+  return all;
 }
 
 const SleepSample* SleepSurvey::find(pid_t tid) const {
   const auto it = samples_.find(tid);
   return it == samples_.end() ? nullptr : &it->second;
+}
+
+void SleepSurvey::recall(const SleepSurvey& earlier) {
+  for (auto& [tid, sample] : samples_) {
+    const SleepSample* before = earlier.find(tid);
+    if (sample.call.nr != SYS_restart_syscall || before == nullptr) continue;
+    if (before->call.sp != sample.call.sp || before->call.ip != sample.call.ip) continue;
+    switch (before->call.nr) {
+      case SYS_nanosleep:
+      case SYS_clock_nanosleep:
+      case SYS_poll:
+      case SYS_futex:
+        sample.continued = before->call.nr;
+        sample.since_ns = before->since_ns;
+        break;
+      default:
+        break;
+    }
+  }
 }
 
 ImageRegisters image_registers(const user_regs_struct& regs, const RestartFacts& facts) {

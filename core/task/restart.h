@@ -19,9 +19,12 @@ namespace migrate {
 struct SleepSample {
   BlockedCall call;
   std::string wchan;  ///< the kernel function it waits in
+  std::optional<long> continued;  ///< the call that restart_syscall(2) goes on with, if that was seen
   uint64_t voluntary_switches = 0;
   int64_t since_ns = 0;  ///< CLOCK_MONOTONIC of the reader
 };
+
+class SchedulerClock;
 
 /// Sleep samples of all threads of running tasks.
 class SleepSurvey {
@@ -29,8 +32,13 @@ class SleepSurvey {
   SleepSurvey() = default;
   explicit SleepSurvey(const std::vector<ProcDir>& tasks);
   const SleepSample* find(pid_t tid) const;
+  /// Adds what `earlier`, taken before a stop in between, knew about calls that go on since: which they are and when they
+  /// began. Stopping a thread hides both.
+  void recall(const SleepSurvey& earlier);
 
  private:
+  bool sample_task(const ProcDir& task, SchedulerClock& clock);
+
   std::map<pid_t, SleepSample> samples_;
 };
 

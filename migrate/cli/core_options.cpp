@@ -51,6 +51,29 @@ void add_core_options(CLI::App& verb, CoreOptions& o) {
   verb.add_option("-r,--root", o.root, "root folder of the restored tree");
 }
 
+void add_page_options(CLI::App& verb, CoreOptions& o) {
+  verb.add_option("--prev-images-dir", o.prev_images_dir, "folder of the dump before, relative to the images folder");
+  add_switch(verb, "--track-mem", "track-mem", o.track_mem, "leave out what was not written since the pre-dump before");
+  add_switch(verb, "--auto-dedup", "auto-dedup", o.auto_dedup, "not supported");
+  verb.add_option("--pre-dump-mode", o.pre_dump_mode, "accepted for compatibility")
+      ->check(CLI::IsMember({"splice", "read"}));
+  verb.add_option("--track-timeout", o.track_timeout_seconds, "seconds without a command until tracking ends")
+      ->check(CLI::Range(1, 30 * 86400));
+  add_switch(verb, "--page-server", "page-server", o.page_server,
+             "pages go to the page server at --address and --port");
+  verb.add_option("--address", o.address, "address of the page server");
+  verb.add_option("--port", o.port, "its port");
+  verb.add_option("--ps-socket", o.ps_socket, "a connected socket, in place of address and port");
+  add_switch(verb, "--tls", "tls", o.tls, "TLS with certificates on both sides");
+  verb.add_option("--tls-cacert", o.tls_cacert, "certificate of the CA (default: /etc/migrate/ca.crt)");
+  verb.add_option("--tls-cacrl", o.tls_cacrl, "revoked certificates");
+  verb.add_option("--tls-cert", o.tls_cert, "this host's certificate (default: /etc/migrate/host.crt)");
+  verb.add_option("--tls-key", o.tls_key, "its key (default: /etc/migrate/host.key)");
+  add_switch(verb, "--tls-no-cn-verify", "tls-no-cn-verify", o.tls_no_cn_verify,
+             "the server's certificate need not carry its address");
+  add_switch(verb, "--insecure", "insecure", o.insecure, "without TLS, also to and from other machines");
+}
+
 std::vector<std::string> parse_config(const std::string& text) {
   std::vector<std::string> words;
   std::istringstream lines(text);

@@ -39,11 +39,28 @@ struct CoreOptions {
   bool extra = false;
   bool experimental = false;
 
+  // dump, pre-dump and page-server
+  std::string prev_images_dir;  ///< relative to images_dir
+  bool track_mem = false;
+  bool auto_dedup = false;           ///< refused
+  std::string pre_dump_mode;         ///< accepted: there is one way only
+  int track_timeout_seconds = 3600;  ///< pre-dump: the tracking ends when no command came for so long
+  bool page_server = false;
+  std::string address;  ///< of the page server
+  uint16_t port = 0;
+  int ps_socket = -1;   ///< a connected socket in place of address and port
+  bool daemon = false;  ///< page-server: return once it listens
+  bool tls = false, tls_no_cn_verify = false, insecure = false;
+  std::string tls_cacert, tls_cacrl, tls_cert, tls_key;
+
   std::string effective_work_dir() const { return work_dir.empty() ? images_dir : work_dir; }
 };
 
 /// Registers them on a verb. `options` must outlive the parsing.
 void add_core_options(CLI::App& verb, CoreOptions& options);
+
+/// Those of dump, pre-dump and page-server about where pages go.
+void add_page_options(CLI::App& verb, CoreOptions& options);
 
 /// Rewrites what CLI11 cannot express: `-v`, `-vv`, `-v4`; and puts the options of CRIU's configuration files
 /// (/etc/criu/default.conf, $HOME/.criu/default.conf, $CRIU_CONFIG_FILE, --config FILE) before those of the command

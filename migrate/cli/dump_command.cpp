@@ -1,19 +1,36 @@
 // migrate dump -t PID -D DIR
 #include <chrono>
-#include <filesystem>
-#include <iostream>
+#include <optional>
 
 #include "core/dump/dump.h"
 #include "migrate/cli/action_script.h"
 #include "migrate/cli/commands.h"
+#include "migrate/cli/image_chain.h"
+#include "migrate/cli/page_output.h"
+#include "migrate/cli/track_client.h"
 
 namespace migrate::cli {
 namespace {
 
-void print_stats(const DumpStats& s) {
-  std::cout << "Displaying dump stats:\nFreezing time: " << s.freezing_time << " us\nFrozen time: " << s.frozen_time
-            << " us\nMemory dump time: " << s.memdump_time << " us\nMemory write time: " << s.memwrite_time
-            << " us\nMemory pages scanned: " << s.pages_scanned << "\nMemory pages written: " << s.pages_written << "\n";
+/// Stores the pages of a stopped tree; what the tracker knows to stand in the previous folder stays there.
+void store_pages(Dump& dump, PageOutput& output, std::optional<TrackClient>& tracker, const CoreOptions& o,
+                 Logger& log) {
+  TrackClient::Pages pages;
+  if (tracker && !o.prev_images_dir.empty()) {
+    pages = tracker->last(output.previous(), std::move(dump.memories()));
+  } else {
+    pages.sources = std::move(dump.memories());
+    pages.full = "no pre-dump tracks the tree";
+  }
+  if (!pages.full.empty() && !o.prev_images_dir.empty())
+    log.warn("all memory is stored, not only what was written since {}: {}", o.prev_images_dir, pages.full);
+  const auto start = std::chrono::steady_clock::now();
+  const WrittenPages written = output.write(pages.sources, pages.unchanged, dump.images());
+  DumpStats& stats = dump.stats();
+  stats.pages_written = written.written;
+  stats.pages_in_parent = written.in_parent;
+  stats.memwrite_time = static_cast<uint64_t>(
+      std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - start).count());
 }
 
 }  // namespace
@@ -22,10 +39,15 @@ int run_dump(const CoreOptions& o) {
   if (o.tree == 0) throw Refusal("dump needs a tree", "name its root with --tree PID");
   if (o.leave_running && o.leave_stopped)
     throw Refusal("--leave-running and --leave-stopped exclude each other", "give one of them");
+  check_page_options(o);
   const auto logger = make_logger(o);
   const Fd images = open_path(o.images_dir, O_RDONLY | O_DIRECTORY);
   const Fd work = open_path(o.effective_work_dir(), O_RDONLY | O_DIRECTORY);
   const ActionScripts scripts(o.action_scripts, o.images_dir, *logger);
+  PageOutput output(o, images.get());
+  std::optional<TrackClient> tracker = TrackClient::find(o.tree);
+  if (o.track_mem && o.leave_running)
+    logger->warn("--track-mem: the tracking ends with this dump; start a new chain with a pre-dump");
 
   DumpOptions d;
   d.root = Pid(o.tree);
@@ -35,12 +57,14 @@ int run_dump(const CoreOptions& o) {
   d.link_remap = o.link_remap;
   d.file_locks = o.file_locks;
   d.ghost_limit = o.ghost_limit;
+  d.tracked = tracker.has_value();
   d.timeout = std::chrono::seconds(o.timeout_seconds);
   Dump::preflight(d, *logger);
   scripts.run("pre-dump", o.tree);
 
   Dump dump(d, *logger);
-  write_page_images(dump, images.get());
+  store_pages(dump, output, tracker, o, *logger);
+  stamp_run_id(dump.images());
   dump.images().save(images.get());
   // A failing script ends the dump with the tree running on: it stands before the point of no return.
   scripts.run("post-dump", o.tree);
@@ -53,7 +77,9 @@ int run_dump(const CoreOptions& o) {
   } else {
     dump.tree().kill();
   }
-  if (o.display_stats) print_stats(stats);
+  // The tree is on its way; nobody tracks what is left of it.
+  if (tracker) tracker->end();
+  if (o.display_stats) print_dump_stats(stats);
   if (o.status_fd >= 0) write_full(o.status_fd, std::as_bytes(std::span("\0", 1)), "the status descriptor");
   logger->info("dumped the tree of {}: {} pages", o.tree, stats.pages_written);
   return 0;

@@ -4,6 +4,7 @@
 #include <sys/capability.h>
 
 #include <iostream>
+#include <map>
 
 #include "core/base/error.h"
 #include "migrate/session/session.h"
@@ -76,7 +77,13 @@ void SessionCommands::add_send(CLI::App& app, std::function<int()>& run) {
   verb->add_option("target", send_.target, "what moves: pid:N, N and all its descendants")->required();
   add_link(*verb, send_.state_dir);
   verb->add_option("--tls-name", link_.tls_name, "name that the receiver's certificate must carry (default: HOST)");
+  const std::map<std::string, SendMode> modes{{"precopy", SendMode::precopy}, {"stop-copy", SendMode::stop_copy}};
+  verb->add_option("--mode", send_.mode, "precopy: send memory while the program runs; stop-copy: stop it first")
+      ->transform(CLI::CheckedTransformer(modes))
+      ->default_str("precopy");
+  add_policy(*verb);
   verb->add_option("--streams", send_.streams, "parallel connections for pages")->check(CLI::Range(1, 64))->capture_default_str();
+  verb->add_option("--report", send_.report_file, "FILE.html: a picture of the migration's time line");
   verb->add_flag("--tcp-close", send_.tcp_close, "drop established TCP connections");
   verb->add_flag("-j,--shell-job", send_.shell_job, "the tree was started from a shell, which will see it go");
   verb->add_flag("--parent-may-notice", send_.parent_may_notice, "move although parent or supervisor will see the tree exit");
@@ -84,10 +91,29 @@ void SessionCommands::add_send(CLI::App& app, std::function<int()>& run) {
   verb->callback([this, &run] {
     run = [this] {
       send_.link = link_options();
+      send_.policy.max_downtime = max_downtime_ms_ / 1e3;
       send_.report = link_.json ? ReportFormat::json : ReportFormat::automatic;
       return run_send(send_, *session_logger(link_.verbose));
     };
   });
+}
+
+void SessionCommands::add_policy(CLI::App& verb) {
+  const std::map<std::string, OnNoConvergence> choices{
+      {"stop", OnNoConvergence::stop}, {"throttle", OnNoConvergence::throttle}, {"cancel", OnNoConvergence::cancel}};
+  verb.add_option("--max-downtime", max_downtime_ms_, "milliseconds that the program may stand still")
+      ->check(CLI::Range(0.0, 3600e3))
+      ->capture_default_str();
+  verb.add_option("--max-rounds", send_.policy.max_rounds, "rounds of pages while the program runs")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  verb.add_option("--max-total-time", send_.policy.max_total_time, "seconds that the rounds may take in all (0: any)")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  verb.add_option("--on-no-convergence", send_.policy.on_no_convergence,
+                  "when rounds do not bring the downtime below the limit: stop, throttle or cancel")
+      ->transform(CLI::CheckedTransformer(choices))
+      ->default_str("stop");
 }
 
 void SessionCommands::add_receive(CLI::App& app, std::function<int()>& run) {

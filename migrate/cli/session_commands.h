@@ -22,6 +22,7 @@ class SessionCommands {
   void add_link(CLI::App& verb, std::string& state_dir);
   LinkOptions link_options() const;
   void add_send(CLI::App& app, std::function<int()>& run);
+  void add_policy(CLI::App& verb);
   void add_receive(CLI::App& app, std::function<int()>& run);
   void add_resolve(CLI::App& app, std::function<int()>& run);
   void add_keys(CLI::App& app, std::function<int()>& run);
@@ -30,7 +31,7 @@ class SessionCommands {
   std::vector<std::string> accept_;
   std::vector<std::string> denied_capabilities_;
   std::string force_run_, force_kill_;
-  double key_days_ = 825;
+  double key_days_ = 825, max_downtime_ms_ = 50;
   SendOptions send_;
   ReceiveOptions receive_;
   ResolveOptions resolve_;

@@ -70,6 +70,12 @@ void check_bounds(const wire::Message& message) {
       check_text(message.begin().label());
       return require(message.begin().streams() >= 1 && message.begin().streams() <= kMaxPageStreams,
                      "an impossible number of streams");
+    case wire::Message::kLayout:
+      return require(message.layout().tasks_size() + message.layout().objects_size() <= kMaxPids, "too many tasks");
+    case wire::Message::kLayoutReady:
+      return require(message.layout_ready().cold_size() <= kMaxPids, "too many memories");
+    case wire::Message::kFillReady:
+      return require(message.fill_ready().cold_size() <= kMaxPids, "too many memories");
     case wire::Message::kImagesPart:
       return require(message.images_part().data().size() <= (1 << 20), "a part of the images is too long");
     case wire::Message::BODY_NOT_SET:

@@ -1,10 +1,14 @@
 #include "migrate/session/events.h"
 
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <cstdio>
 #include <nlohmann/json.hpp>
+
+#include "migrate/report/report.h"
+#include "migrate/report/text.h"
 
 namespace migrate {
 namespace {
@@ -26,7 +30,23 @@ double realtime() {
   return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) / 1e9;
 }
 
+size_t terminal_width() {
+  winsize size{};
+  if (::ioctl(2, TIOCGWINSZ, &size) != 0 || size.ws_col < 20) return 79;
+  return size.ws_col - 1u;  // a character in the last column makes some terminals go to the next line
+}
+
 }  // namespace
+
+void ReportedEvents::event(std::string_view name, const std::string& sentence, EventFields fields) {
+  report_.add(name, sentence, fields, realtime());
+  next_.event(name, sentence, std::move(fields));
+}
+
+void ReportedEvents::progress(std::string_view name, const std::string& sentence, EventFields fields) {
+  report_.add(name, sentence, fields, realtime());
+  next_.progress(name, sentence, std::move(fields));
+}
 
 PrintedEvents::PrintedEvents(ReportFormat format, std::string side)
     : format_(format), side_(std::move(side)), tty_(format == ReportFormat::automatic && ::isatty(2) == 1) {}
@@ -54,7 +74,7 @@ void PrintedEvents::event(std::string_view name, const std::string& sentence, Ev
     return;
   }
   clear_live();
-  put(2, side_ + ": " + sentence + "\n");
+  put(2, printable_text(side_ + ": " + sentence) + "\n");
 }
 
 void PrintedEvents::progress(std::string_view name, const std::string& sentence, EventFields fields) {
@@ -65,10 +85,10 @@ void PrintedEvents::progress(std::string_view name, const std::string& sentence,
   if (format_ == ReportFormat::json) {
     print_json(name, sentence, fields);
   } else if (tty_) {
-    put(2, "\r\x1b[K" + side_ + ": " + sentence);
+    put(2, "\r\x1b[K" + printable_text(side_ + ": " + sentence, terminal_width()));
     live_ = true;
   } else {
-    put(2, side_ + ": " + sentence + "\n");
+    put(2, printable_text(side_ + ": " + sentence) + "\n");
   }
 }
 

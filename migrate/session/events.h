@@ -15,6 +15,8 @@
 
 namespace migrate {
 
+class Report;
+
 using EventValue = std::variant<int64_t, double, bool, std::string>;
 using EventFields = std::vector<std::pair<std::string, EventValue>>;
 
@@ -27,7 +29,8 @@ class Events {
   virtual void progress(std::string_view name, const std::string& sentence, EventFields fields = {}) = 0;
 };
 
-/// Never throws for a closed output.
+/// Never throws for a closed output. What is not printable (names of tasks and peers are not ours) is replaced by '?'
+/// on standard error; a live line is cut to the terminal's width, so that it stays one line.
 class PrintedEvents final : public Events {
  public:
   PrintedEvents(ReportFormat format, std::string side);
@@ -43,6 +46,19 @@ class PrintedEvents final : public Events {
   bool tty_;
   bool live_ = false;
   std::chrono::steady_clock::time_point last_progress_{};
+};
+
+/// Passes everything on and keeps it for a report as well.
+class ReportedEvents final : public Events {
+ public:
+  /// Both must outlive this.
+  ReportedEvents(Events& next, Report& report) : next_(next), report_(report) {}
+  void event(std::string_view name, const std::string& sentence, EventFields fields) override;
+  void progress(std::string_view name, const std::string& sentence, EventFields fields) override;
+
+ private:
+  Events& next_;
+  Report& report_;
 };
 
 std::string human_bytes(uint64_t bytes);

@@ -17,10 +17,12 @@
 namespace migrate {
 namespace {
 
-constexpr std::array<std::string_view, 33> kPoints = {
+constexpr auto kPoints = std::to_array<std::string_view>({
     "source-agent.connected",
     "source-agent.checked",
     "source-agent.begun",
+    "source-agent.scanned",
+    "source-agent.round-sent",
     "source-agent.frozen",
     "source-agent.images-sent",
     "source-agent.pages-sent",
@@ -30,6 +32,31 @@ constexpr std::array<std::string_view, 33> kPoints = {
     "source-agent.gate-open",
     "source-agent.killed",
     "source-guardian.started",
+    // Stages of a parasite visit, in their order (core/inject/visit.cpp).
+    "source-guardian.inject-slot-written",
+    "source-guardian.inject-registers-borrowed",
+    "source-guardian.inject-signals-blocked",
+    "source-guardian.inject-at-the-entry-of-mmap",
+    "source-guardian.inject-mapped",
+    "source-guardian.inject-area-opened",
+    "source-guardian.inject-registers-at-the-parasite",
+    "source-guardian.inject-parasite-running",
+    "source-guardian.inject-parasite-done",
+    "source-guardian.inject-thread-slot-written",
+    "source-guardian.inject-thread-registers-borrowed",
+    "source-guardian.inject-thread-signals-blocked",
+    "source-guardian.inject-thread-running",
+    "source-guardian.inject-thread-done",
+    "source-guardian.inject-thread-stopped",
+    "source-guardian.inject-mask-given-back",
+    "source-guardian.inject-thread-cured",
+    "source-guardian.inject-leader-stopped",
+    "source-guardian.inject-leader-at-its-way-out",
+    "source-guardian.inject-at-the-entry-of-munmap",
+    "source-guardian.inject-unmapped",
+    "source-guardian.inject-leader-in-an-event-stop",
+    "source-guardian.inject-leader-cured",
+    "source-guardian.inject-slots-cleared",
     "source-guardian.stopped",
     "source-guardian.held",
     "source-guardian.frozen",
@@ -38,6 +65,8 @@ constexpr std::array<std::string_view, 33> kPoints = {
     "source-guardian.before-kill",
     "source-guardian.killed",
     "destination-agent.begun",
+    "destination-agent.layout-received",
+    "destination-agent.round-received",
     "destination-agent.images-received",
     "destination-agent.prepared-shells",
     "destination-agent.pages-received",
@@ -46,12 +75,13 @@ constexpr std::array<std::string_view, 33> kPoints = {
     "destination-agent.commit-received",
     "destination-agent.gate-open",
     "destination-guardian.started",
+    "destination-guardian.warm",
     "destination-guardian.shells",
     "destination-guardian.finished",
     "destination-guardian.prepared",
     "destination-guardian.gate-journaled",
     "destination-guardian.gate-open",
-};
+});
 
 std::string_view action_for(std::string_view name) {
   const char* env = ::getenv("MIGRATE_FAULT");
@@ -65,6 +95,8 @@ std::string_view action_for(std::string_view name) {
   return {};
 }
 
+constexpr std::string_view kInject = "source-guardian.inject-";
+
 }  // namespace
 
 std::span<const std::string_view> fault_points() { return kPoints; }
@@ -76,13 +108,26 @@ void fault_point(std::string_view name) {
   const std::string_view action = action_for(name);
   if (action.empty()) return;
   if (action == "kill-self") ::kill(::getpid(), SIGKILL);
-  if (action == "stop-self") ::kill(::getpid(), SIGSTOP);
+  if (action == "stop-self") {
+    ::unsetenv("MIGRATE_FAULT");  // once: whoever continues us waits for no second stop, in a loop say
+    ::kill(::getpid(), SIGSTOP);
+  }
   if (action == "exit-error") ::_exit(70);
   if (action == "fail") throw Error("reach", name, EIO);
   if (action == "sleep") {
     const timespec five{5, 0};
     ::nanosleep(&five, nullptr);
   }
+}
+
+std::function<void(const char*)> visit_fault_hook() {
+  const char* env = ::getenv("MIGRATE_FAULT");
+  if (env == nullptr || std::string_view(env).find(kInject) == std::string_view::npos) return {};
+  return [](const char* stage) {
+    std::string name = std::string(kInject) + stage;
+    std::replace(name.begin(), name.end(), ' ', '-');
+    fault_point(name);
+  };
 }
 
 }  // namespace migrate

@@ -11,6 +11,7 @@
 #include "migrate/session/packet.h"
 #include "migrate/session/trees.h"
 #include "migration.pb.h"
+#include "pageserver/stop_event.h"
 
 namespace migrate {
 
@@ -37,10 +38,11 @@ class Guardian {
 
   /// Sends `request` and waits for its reply; a `failed` reply is thrown as Error or Refusal. Throws GuardianGone when
   /// it dies, Error (ETIMEDOUT) at the deadline.
-  wire::GuardianReply ask(const wire::GuardianRequest& request, const Deadline& deadline);
+  /// Cancelled when `stop` is triggered; the reply comes all the same, and counts for the next await().
+  wire::GuardianReply ask(const wire::GuardianRequest& request, const Deadline& deadline, const StopEvent* stop = nullptr);
   void send(const wire::GuardianRequest& request) { socket_.send(request); }
   /// The second half of ask().
-  wire::GuardianReply await(const Deadline& deadline);
+  wire::GuardianReply await(const Deadline& deadline, const StopEvent* stop = nullptr);
   /// A `failed` reply that came on its own accord is thrown.
   void check_alive();
   PacketSocket& socket() { return socket_; }

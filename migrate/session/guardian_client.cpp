@@ -7,6 +7,7 @@
 #include <array>
 
 #include "core/base/procfs.h"
+#include "migrate/session/background.h"
 #include "migrate/session/guardian.h"
 
 namespace migrate {
@@ -37,14 +38,15 @@ wire::GuardianReply Guardian::checked(wire::GuardianReply reply) const {
   throw Error(sentence);
 }
 
-wire::GuardianReply Guardian::ask(const wire::GuardianRequest& request, const Deadline& deadline) {
+wire::GuardianReply Guardian::ask(const wire::GuardianRequest& request, const Deadline& deadline, const StopEvent* stop) {
   socket_.send(request);
-  return await(deadline);
+  return await(deadline, stop);
 }
 
-wire::GuardianReply Guardian::await(const Deadline& deadline) {
+wire::GuardianReply Guardian::await(const Deadline& deadline, const StopEvent* stop) {
   for (;;) {
-    std::array<pollfd, 2> p{pollfd{socket_.fd(), POLLIN, 0}, pollfd{pidfd_.get(), POLLIN, 0}};
+    std::array<pollfd, 3> p{pollfd{socket_.fd(), POLLIN, 0}, pollfd{pidfd_.get(), POLLIN, 0},
+                            pollfd{stop != nullptr ? stop->fd() : -1, POLLIN, 0}};
     const int n = ::poll(p.data(), p.size(), deadline.poll_timeout());
     if (n < 0 && errno != EINTR) throw Error("wait for", "the guardian", errno);
     if (n == 0 && deadline.passed()) throw Error("wait for", "the guardian's answer", ETIMEDOUT);
@@ -64,6 +66,7 @@ wire::GuardianReply Guardian::await(const Deadline& deadline) {
     if (p[1].revents != 0 || (p[0].revents & (POLLHUP | POLLERR)) != 0) {
       throw GuardianGone(std::string("the guardian died"));
     }
+    if (p[2].revents != 0) throw Cancelled(std::string("interrupted"));
   }
 }
 
@@ -111,23 +114,9 @@ Guardian::Spawn exec_guardian(const char* verb) {
   return [verb](Fd end) {
     const pid_t pid = check(::fork(), "start", "the guardian");
     if (pid != 0) return pid;
-    // Between fork and exec: async-signal-safe calls only.
-    ::setsid();
-    for (int sig : {SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGTSTP, SIGTTOU}) ::signal(sig, SIG_IGN);
-    sigset_t none;
-    ::sigemptyset(&none);
-    ::sigprocmask(SIG_SETMASK, &none, nullptr);
-    const int null = ::open("/dev/null", O_RDWR);
-    ::dup2(null, 0);
-    ::dup2(null, 1);
-    // Keep the socket clear of the number it moves to.
-    const int high = ::fcntl(end.get(), F_DUPFD, 10);
-    ::dup2(high, 3);
-    ::close_range(4, ~0U, 0);
     char name[] = "migrate", number[] = "3";
     std::array<char*, 4> argv{name, const_cast<char*>(verb), number, nullptr};
-    ::execv("/proc/self/exe", argv.data());
-    ::_exit(127);
+    execute_in_background({end.get()}, argv.data());
   };
 }
 

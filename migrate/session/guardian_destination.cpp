@@ -8,9 +8,12 @@
 #include <array>
 #include <cstring>
 
+#include "core/files/hidden_sockets.h"
 #include "migrate/session/fault.h"
 #include "migrate/session/guardian.h"
+#include "migrate/session/guardian_common.h"
 #include "migrate/session/identity_policy.h"
+#include "migrate/session/layout_wire.h"
 
 namespace migrate {
 namespace {
@@ -39,12 +42,11 @@ class DestinationGuardian {
 
  private:
   bool start() {
-    GuardianRequest request;
-    if (agent_->receive(request, Deadline::in(milliseconds(30'000))) != PacketSocket::Outcome::message) return false;
-    const GuardianRequest::StartDestination& s = request.start_destination();
+    const std::optional<GuardianRequest> request = await_start(*agent_);
+    if (!request) return false;
+    const GuardianRequest::StartDestination& s = request->start_destination();
     try {
-      const auto id = session_from_hex(s.session());
-      if (!id) throw Error("start", "a session without an id", EINVAL);
+      JournalEntry entry = first_entry(Role::destination, s);
       options_.own_namespaces = true;
       options_.shell_job = s.shell_job();
       options_.tcp_close = s.tcp_close();
@@ -53,28 +55,22 @@ class DestinationGuardian {
       policy_.deny_capabilities = s.deny_capabilities();
       options_.timeout = milliseconds(s.timeout_ms());
       options_.clocks = RestoreOptions::Clocks{s.monotonic_ns(), s.boottime_ns(), s.at_local_monotonic_ns()};
-      JournalEntry entry;
-      entry.id = *id;
-      entry.role = Role::destination;
-      entry.label = s.label();
-      entry.peer = s.peer();
       entry.peer_name = s.peer_name();
       entry.peer_epoch = s.peer_epoch();
       store_.emplace(s.state_dir());
       journal_.emplace(store_->create(std::move(entry)));
+      options_.mark = journal_->entry().hidden_mark();
       // Already here, while the source runs, since it has to be durable before anything is put into it.
       tree_ = parts_.restored_tree(options_);
       const FreezerCgroup::Record gate = tree_->make_gate(cgroup_name(journal_->id(), Role::destination));
       journal_->update([&](JournalEntry& e) { e.cgroup = gate; });
     } catch (const Error& e) {
       discard(kOwn, e.what());
-      reply_failed(e);
+      reply_failed(*agent_, e);
       return false;
     }
     fault_point("destination-guardian.started");
-    GuardianReply reply;
-    reply.set_started(journal_->entry().epoch);
-    agent_->send(reply);
+    reply_started(*agent_, journal_->entry().epoch);
     return true;
   }
 
@@ -104,6 +100,12 @@ class DestinationGuardian {
       switch (request.body_case()) {
         case GuardianRequest::kAlive:
           return true;
+        case GuardianRequest::kLayout:
+          warm();
+          return true;
+        case GuardianRequest::kDiscards:
+          discard_pages();
+          return true;
         case GuardianRequest::kPrepare:
           prepare();
           return true;
@@ -124,7 +126,7 @@ class DestinationGuardian {
     } catch (const Error& e) {
       // Before it was prepared a failure ends the session. Later the journal says how it stands, and the agent may ask.
       if (journal_->state() == State::receiving) discard(kOwn, e.what());
-      reply_failed(e);
+      if (!reply_failed(*agent_, e)) return agent_gone();
       return !is_final(journal_->state());
     }
   }
@@ -132,12 +134,50 @@ class DestinationGuardian {
   void prepare() {
     images_ = decode_images(agent_->receive_blob(Deadline::in(options_.timeout)));
     enforce_identity(policy_, images_);
-    const std::vector<FillTarget> targets = tree_->prepare(images_);
+    note_hidden_sockets();
+    const Room room = tree_->prepare(images_);
     fault_point("destination-guardian.shells");
+    reply_room(room);
+  }
+
+  /// While the tree runs at the source: shells and memory for what it has now.
+  void warm() {
+    LayoutParts parts;
+    if (!parts.add(receive_message<wire::Layout>())) throw Error("receive", "a layout of the agent", EPROTO);
+    const Room room = tree_->warm(parts.take());
+    fault_point("destination-guardian.warm");
+    reply_room(room);
+  }
+
+  void discard_pages() {
+    tree_->discard_pages(from_wire(receive_message<wire::Discards>()));
+    GuardianReply reply;
+    reply.set_discarded(true);
+    agent_->send(reply);
+  }
+
+  template <class M>
+  M receive_message() {
+    const std::vector<std::byte> bytes = agent_->receive_blob(Deadline::in(options_.timeout));
+    M message;
+    if (!message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())))
+      throw Corrupt("a message between agent and guardian", "it does not parse");
+    return message;
+  }
+
+  void reply_room(const Room& room) {
     GuardianReply reply;
     reply.set_targets(true);
     agent_->send(reply);
-    send_targets(*agent_, targets);
+    send_room(*agent_, room);
+  }
+
+  /// Before there are any: whoever discards the copy removes them.
+  void note_hidden_sockets() {
+    std::vector<std::string> folders = unix_socket_folders(images_);
+    for (std::string& folder : folders) folder.insert(0, options_.root);
+    if (folders == journal_->entry().socket_folders) return;
+    journal_->update([&](JournalEntry& e) { e.socket_folders = std::move(folders); });
   }
 
   void finish() {
@@ -190,6 +230,7 @@ class DestinationGuardian {
       tree->open_gate();
     } catch (const std::exception& e) {
       log_.error("opening the gate: {}; thawing it", e.what());
+      tree->leave_alone();
       parts_.keeper->open_gate(journal_->entry());
     }
   }
@@ -248,13 +289,6 @@ class DestinationGuardian {
     listener_.reset(check(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), "make", "a socket"));
     check(::bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), "bind", path);
     check(::listen(listener_.get(), 4), "listen on", path);
-  }
-
-  void reply_failed(const Error& e) {
-    GuardianReply reply;
-    reply.mutable_failed()->set_sentence(e.what());
-    reply.mutable_failed()->set_refusal(dynamic_cast<const Refusal*>(&e) != nullptr);
-    agent_->send(reply);
   }
 
   std::optional<PacketSocket> agent_;

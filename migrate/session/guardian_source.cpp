@@ -5,6 +5,7 @@
 
 #include "migrate/session/fault.h"
 #include "migrate/session/guardian.h"
+#include "migrate/session/guardian_common.h"
 
 namespace migrate {
 namespace {
@@ -33,37 +34,33 @@ class SourceGuardian {
  private:
   /// The first request makes the journal; nothing is touched before it is durable.
   bool start() {
-    GuardianRequest request;
-    if (agent_.receive(request, Deadline::in(milliseconds(30'000))) != PacketSocket::Outcome::message) return false;
-    const GuardianRequest::StartSource& s = request.start_source();
+    const std::optional<GuardianRequest> request = await_start(agent_);
+    if (!request) return false;
+    const GuardianRequest::StartSource& s = request->start_source();
     silence_ = milliseconds(s.silence_ms());
     bound_sends();
     try {
-      const auto id = session_from_hex(s.session());
-      if (!id) throw Error("start", "a session without an id", EINVAL);
+      JournalEntry entry = first_entry(Role::source, s);
       dump_.root = Pid(s.dump().root());
       dump_.shell_job = s.dump().shell_job();
       dump_.tcp_close = s.dump().tcp_close();
+      dump_.tracked = s.dump().tracked();
+      dump_.foresee_mappings = true;
       dump_.timeout = milliseconds(s.dump().timeout_ms());
+      dump_.visit_hook = visit_fault_hook();
       const auto root = TaskId::of(dump_.root.get());
       if (!root) throw Refusal("there is no task " + std::to_string(dump_.root.get()), "look up its pid again");
-      JournalEntry entry;
-      entry.id = *id;
-      entry.role = Role::source;
-      entry.label = s.label();
-      entry.peer = s.peer();
+      if (dump_.tracked) dump_.earlier_sleeps = Dump::survey_sleeps(dump_.root);
       entry.tasks = {*root};
       entry.peer_settled = false;
       store_.emplace(s.state_dir());
       journal_.emplace(store_->create(std::move(entry)));
     } catch (const Error& e) {
-      reply_failed(e);
+      reply_failed(agent_, e);
       return false;
     }
     fault_point("source-guardian.started");
-    GuardianReply reply;
-    reply.set_started(journal_->entry().epoch);
-    agent_.send(reply);
+    reply_started(agent_, journal_->entry().epoch);
     return true;
   }
 
@@ -118,7 +115,7 @@ class SourceGuardian {
       return true;
     } catch (const Error& e) {
       settle_alone(e.what());
-      reply_failed(e);
+      reply_failed(agent_, e);
       return false;
     }
   }
@@ -126,10 +123,11 @@ class SourceGuardian {
   bool commit() {
     try {
       fault_point("source-guardian.before-commit");
+      tree_->check();
       journal_->step(State::committed, kOwn, "the destination is ready");
     } catch (const Error& e) {
       settle_alone(e.what());
-      reply_failed(e);
+      reply_failed(agent_, e);
       return false;
     }
     fault_point("source-guardian.committed");
@@ -179,17 +177,6 @@ class SourceGuardian {
       parts_.keeper->run_on(journal_->entry());
     }
     tree_.reset();
-  }
-
-  void reply_failed(const Error& e) {
-    GuardianReply reply;
-    reply.mutable_failed()->set_sentence(e.what());
-    reply.mutable_failed()->set_refusal(dynamic_cast<const Refusal*>(&e) != nullptr);
-    try {
-      agent_.send(reply);
-    } catch (const GuardianGone&) {
-      // The agent is gone; all is settled already.
-    }
   }
 
   /// A stopped agent must not keep us, and with us a frozen tree, in a send for ever.

@@ -5,6 +5,7 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <set>
@@ -157,9 +158,32 @@ void describe_file(const std::string& path, const Need& need, wire::Check& check
   }
 }
 
+bool same_port(const wire::Check::Port& a, const wire::Check::Port& b) {
+  return a.family() == b.family() && a.type() == b.type() && a.address() == b.address() && a.port() == b.port();
+}
+
+/// Takes away what was checked before: files (unless they are written now), ports, users.
+void leave_out(const wire::Check& known, std::map<std::string, Need>& files, wire::Check& check) {
+  for (const auto& file : known.files()) {
+    const auto it = files.find(file.path());
+    if (it != files.end() && (file.writable() || !it->second.writable)) files.erase(it);
+  }
+  auto* ports = check.mutable_ports();
+  const auto known_port = [&](const wire::Check::Port& port) {
+    return std::any_of(known.ports().begin(), known.ports().end(), [&](const auto& k) { return same_port(k, port); });
+  };
+  ports->erase(std::remove_if(ports->begin(), ports->end(), known_port), ports->end());
+  const std::set<uint32_t> uids(known.uids().begin(), known.uids().end());
+  auto* now = check.mutable_uids();
+  now->erase(std::remove_if(now->begin(), now->end(), [&](uint32_t uid) { return uids.contains(uid); }), now->end());
+  check.set_capabilities(check.capabilities() & ~known.capabilities());
+  check.clear_pids();
+  check.clear_memory();
+}
+
 }  // namespace
 
-Inventory take_inventory(Pid root) {
+Inventory take_inventory(Pid root, const Inventory* known) {
   Inventory inventory;
   std::map<std::string, Need> files;
   std::set<uint64_t> sockets;
@@ -184,11 +208,17 @@ Inventory take_inventory(Pid root) {
   add_ports(ProcDir(root.get()), sockets, inventory.check);
   for (const uint32_t uid : uids) inventory.check.add_uids(uid);
   inventory.check.set_capabilities(capabilities);
+  if (known != nullptr) leave_out(known->check, files, inventory.check);
   for (const auto& [path, need] : files) {
     describe_file(path, need, inventory.check);
     if (need.writable) inventory.writable_files.push_back(path);
   }
   return inventory;
+}
+
+void extend_inventory(Inventory& known, const Inventory& news) {
+  known.check.MergeFrom(news.check);
+  known.writable_files.insert(known.writable_files.end(), news.writable_files.begin(), news.writable_files.end());
 }
 
 FileProbes::FileProbes(wire::Check& check) {

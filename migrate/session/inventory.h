@@ -15,8 +15,10 @@ struct Inventory {
   std::vector<std::string> writable_files;  ///< for syncing
 };
 
-/// Reads /proc of the tree of `root`.
-Inventory take_inventory(Pid root);
+/// Reads /proc of the tree of `root`. With `known`: only what is new since then.
+Inventory take_inventory(Pid root, const Inventory* known = nullptr);
+/// Adds what is new to `known`.
+void extend_inventory(Inventory& known, const Inventory& news);
 
 /// Files of ours beside the files that the tree writes, so that the destination can tell whether it sees the same file
 /// system. They are gone when this object is.

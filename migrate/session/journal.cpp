@@ -160,6 +160,8 @@ bool TaskId::lives() const {
   }
 }
 
+std::string JournalEntry::hidden_mark() const { return "." + cgroup_name(id, role); }
+
 std::string JournalEntry::to_json() const {
   json tasks_json = json::array();
   for (const TaskId& task : tasks) tasks_json.push_back(task_to_json(task));
@@ -168,6 +170,7 @@ std::string JournalEntry::to_json() const {
             {"peer", peer},     {"peer_name", peer_name},   {"tasks", tasks_json},     {"peer_settled", peer_settled},
             {"reason", reason}, {"created_ns", created_ns}, {"updated_ns", updated_ns}};
   if (init) j["init"] = task_to_json(*init);
+  if (!socket_folders.empty()) j["socket_folders"] = socket_folders;
   if (cgroup) j["cgroup"] = record_to_json(*cgroup);
   return j.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
 }
@@ -192,6 +195,7 @@ JournalEntry JournalEntry::from_json(const std::string& text, const std::string&
     e.peer_name = j.at("peer_name").get<std::string>();
     for (const json& task : j.at("tasks")) e.tasks.push_back(task_from_json(task));
     if (j.contains("init")) e.init = task_from_json(j.at("init"));
+    if (j.contains("socket_folders")) e.socket_folders = j.at("socket_folders").get<std::vector<std::string>>();
     if (j.contains("cgroup")) e.cgroup = record_from_json(j.at("cgroup"));
     e.peer_settled = j.at("peer_settled").get<bool>();
     e.reason = j.at("reason").get<std::string>();

@@ -54,6 +54,8 @@ struct JournalEntry {
   std::vector<TaskId> tasks;  ///< the root first
   std::optional<TaskId> init;  ///< of a received tree's namespaces
   std::optional<FreezerCgroup::Record> cgroup;
+  std::vector<std::string> socket_folders;  ///< destination: where the copy's Unix sockets wait under hidden names
+  std::string hidden_mark() const;          ///< what those begin with
   bool peer_settled = true;                ///< source: the destination knows about the abort, or never knew the session
   std::string reason;                      ///< of the last step, for people
   int64_t created_ns = 0, updated_ns = 0;  ///< CLOCK_REALTIME

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/base/fd.h"
+#include "migrate/policy/precopy_policy.h"
 #include "pageserver/tls.h"
 
 namespace migrate {
@@ -39,16 +40,21 @@ struct LinkOptions {
 
 enum class ReportFormat { automatic, lines, json };
 
+enum class SendMode { precopy, stop_copy };
+
 struct SendOptions {
   std::string address;  ///< HOST:PORT of the receiver
   std::string target;   ///< "pid:N"
   LinkOptions link;
+  SendMode mode = SendMode::precopy;
+  PolicyOptions policy;  ///< when rounds end
   int streams = 2;
   bool tcp_close = false;          ///< established TCP connections are dropped
   bool shell_job = false;          ///< the tree was started from a shell that may notice that it goes
   bool parent_may_notice = false;  ///< go on although the tree's parent or supervisor will see it exit
   bool files_shared = false;       ///< the operator knows that files the tree writes are the same on both hosts
   ReportFormat report = ReportFormat::automatic;
+  std::string report_file;  ///< HTML page with a picture of the time line; empty: none
   std::string state_dir = kDefaultStateDir;
   Timeouts timeouts;
 };

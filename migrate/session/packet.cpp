@@ -8,6 +8,7 @@
 #include <array>
 #include <cstring>
 
+#include "migrate/session/layout_wire.h"
 #include "migration.pb.h"
 
 namespace migrate {
@@ -218,10 +219,11 @@ std::vector<PageSource> receive_sources(PacketSocket& socket, const Deadline& de
   return sources;
 }
 
-void send_targets(PacketSocket& socket, const std::vector<FillTarget>& targets) {
+void send_room(PacketSocket& socket, const Room& room) {
   wire::Memories memories;
   std::vector<int> fds;
-  for (const FillTarget& target : targets) {
+  for (const MemoryId memory : room.cold) to_wire(memory, *memories.add_cold());
+  for (const FillTarget& target : room.targets) {
     wire::Memories::Memory* m = memories.add_memories();
     m->set_kind(static_cast<uint32_t>(target.memory.kind));
     m->set_id(target.memory.id);
@@ -240,12 +242,13 @@ void send_targets(PacketSocket& socket, const std::vector<FillTarget>& targets) 
   send_memories(socket, memories, fds);
 }
 
-std::vector<FillTarget> receive_targets(PacketSocket& socket, const Deadline& deadline) {
+Room receive_room(PacketSocket& socket, const Deadline& deadline) {
   const wire::Memories memories = receive_memories(socket, deadline);
   size_t count = 0;
   for (const auto& m : memories.memories()) count += (m.with_userfaultfd() ? 1u : 0u) + (m.with_mem() ? 1u : 0u);
   std::vector<Fd> fds = socket.receive_descriptors(count, deadline);
-  std::vector<FillTarget> targets;
+  Room room;
+  for (const wire::MemoryName& name : memories.cold()) room.cold.push_back(from_wire(name));
   size_t next = 0;
   for (const auto& m : memories.memories()) {
     FillTarget target;
@@ -254,9 +257,9 @@ std::vector<FillTarget> receive_targets(PacketSocket& socket, const Deadline& de
       target.ranges.push_back({r.address(), r.bytes(), r.staging(), r.copy_by_userfault()});
     if (m.with_userfaultfd()) target.userfaultfd = std::move(fds[next++]);
     if (m.with_mem()) target.mem = std::move(fds[next++]);
-    targets.push_back(std::move(target));
+    room.targets.push_back(std::move(target));
   }
-  return targets;
+  return room;
 }
 
 }  // namespace migrate

@@ -11,7 +11,7 @@
 #include "core/base/fd.h"
 #include "core/image/image_set.h"
 #include "core/memory/page_io.h"
-#include "core/restore/restore.h"
+#include "migrate/session/trees.h"
 
 namespace google::protobuf {
 class MessageLite;
@@ -65,7 +65,7 @@ ImageSet decode_images(std::span<const std::byte> bytes);
 
 void send_sources(PacketSocket& socket, const std::vector<PageSource>& sources);
 std::vector<PageSource> receive_sources(PacketSocket& socket, const Deadline& deadline);
-void send_targets(PacketSocket& socket, const std::vector<FillTarget>& targets);
-std::vector<FillTarget> receive_targets(PacketSocket& socket, const Deadline& deadline);
+void send_room(PacketSocket& socket, const Room& room);
+Room receive_room(PacketSocket& socket, const Deadline& deadline);
 
 }  // namespace migrate

@@ -46,6 +46,7 @@ class ReceiveAgent {
     try {
       const Deadline deadline = Deadline::in(options_.timeouts.connect);
       channel.emplace(connector_.accept(std::move(socket), deadline, &interrupt_.stop()));
+      channel->stream().set_stop(&interrupt_.stop());
       channel->open(deadline);
       const Message hello = channel->expect(Message::kHello, deadline);
       Message answer;
@@ -58,12 +59,13 @@ class ReceiveAgent {
         return std::nullopt;
       }
       events_.event("connect", "connected: " + channel->stream().peer(), {{"peer", channel->stream().peer()}});
-      const ReceiveContext context{options_,   events_, interrupt_.stop(), listener_,
+      const ReceiveContext context{options_,   events_, interrupt_, listener_,
                                    connector_, store_,  sessions_,         exec_guardian("guardian-destination"),
                                    log_};
       const int code = serve_migration(context, *channel, std::move(first));
       return code == kRefused ? std::nullopt : std::optional(code);
     } catch (const std::exception& e) {
+      if (channel) channel->stream().set_stop(nullptr);
       if (channel) channel->refuse(e.what(), dynamic_cast<const StaleEpoch*>(&e) != nullptr);
       events_.event("refused", e.what());
       return std::nullopt;

@@ -13,6 +13,8 @@
 #include "migrate/session/clocks.h"
 #include "migrate/session/destination_checks.h"
 #include "migrate/session/fault.h"
+#include "migrate/session/layout_wire.h"
+#include "migrate/session/page_intake.h"
 #include "migrate/session/session.h"
 #include "migrate/session/watch.h"
 #include "pageserver/page_stream.h"
@@ -38,10 +40,17 @@ class ReceiveSession {
       if (begin.body_case() != Message::kBegin) return kRefused;
       start(begin);
       accept_streams(begin.begin().streams());
+      if (begin.begin().precopy()) receive_rounds();
+      throw_if_interrupted();
       receive_images();
+      throw_if_interrupted();
       prepare();
+      throw_if_interrupted();
       receive_pages();
+      throw_if_interrupted();
       finish();
+      throw_if_interrupted();
+      channel_.stream().set_stop(nullptr);
     } catch (const std::exception& e) {
       return give_up(e);
     }
@@ -55,6 +64,11 @@ class ReceiveSession {
   }
 
  private:
+  /// Until READY is said, SIGINT and SIGTERM end the session; the copy is discarded.
+  void throw_if_interrupted() const {
+    if (c_.interrupt.interrupted()) throw Cancelled(std::string("interrupted"));
+  }
+
   Deadline answer_by() const { return Deadline::in(options_.timeouts.answer); }
 
   /// Clock questions and checks, until the source begins; anything else ends the conversation.
@@ -70,14 +84,7 @@ class ReceiveSession {
         pong.mutable_clock_pong()->set_monotonic_ns(monotonic_now_ns());
         channel_.send(std::move(pong));
       } else if (message.body_case() == Message::kCheck) {
-        Message reply;
-        for (const std::string& reason : what_is_in_the_way(message.check(), options_)) {
-          reply.mutable_check_reply()->add_refusals(reason);
-          c_.events.event("refused", reason);
-        }
-        reply.mutable_check_reply();
-        checked_ = reply.check_reply().refusals_size() == 0;
-        channel_.send(std::move(reply));
+        checked_ = answer_check(message.check());
         if (!checked_) return message;  // the source ends it here
       } else {
         throw Corrupt("a message of the peer", "it is out of turn");
@@ -85,6 +92,18 @@ class ReceiveSession {
       message = channel_.receive(Deadline::in(options_.timeouts.answer));
     }
     throw Corrupt("the peer", "it asks without end");
+  }
+
+  bool answer_check(const wire::Check& check) {
+    Message reply;
+    reply.mutable_check_reply();
+    for (const std::string& reason : what_is_in_the_way(check, options_)) {
+      reply.mutable_check_reply()->add_refusals(reason);
+      c_.events.event("refused", reason);
+    }
+    const bool good = reply.check_reply().refusals_size() == 0;
+    channel_.send(std::move(reply));
+    return good;
   }
 
   void start(const Message& message) {
@@ -113,7 +132,7 @@ class ReceiveSession {
     s->set_at_local_monotonic_ns(message.begin().at_destination_ns());
     s->set_peer_epoch(peer_epoch_);
     s->set_timeout_ms(static_cast<uint32_t>(options_.timeouts.restore.count()));
-    guardian_->ask(request, answer_by());
+    guardian_->ask(request, answer_by(), &c_.interrupt.stop());
     watch_.emplace(options_.state_dir, id_, Role::destination, guardian_->death_fd());
     Message begun;
     begun.mutable_begun();
@@ -127,10 +146,10 @@ class ReceiveSession {
     std::vector<std::unique_ptr<Stream>> streams(count);
     const Deadline deadline = Deadline::in(options_.timeouts.connect);
     for (uint32_t got = 0; got < count;) {
-      std::optional<Fd> socket = c_.listener.accept(&c_.stop, deadline);
+      std::optional<Fd> socket = c_.listener.accept(&c_.interrupt.stop(), deadline);
       if (!socket) throw Cancelled(std::string("interrupted"));
       try {
-        std::unique_ptr<Stream> stream = c_.connector.accept(std::move(*socket), deadline, &c_.stop);
+        std::unique_ptr<Stream> stream = c_.connector.accept(std::move(*socket), deadline, &c_.interrupt.stop());
         const PagePreface preface = read_page_preface(*stream, deadline);
         if (preface.session != id_ || preface.index >= count || streams[preface.index] ||
             stream->peer_name() != channel_.stream().peer_name()) {
@@ -144,15 +163,90 @@ class ReceiveSession {
         c_.log.debug("a connection that is no page stream: {}", e.what());
       }
     }
-    streams_ = std::move(streams);
+    intake_.emplace(std::move(streams));
+  }
+
+  /// Until the images come: layouts, discards and passes of pages, and what the tree opened meanwhile.
+  void receive_rounds() {
+    for (;;) {
+      throw_if_interrupted();
+      Message message = channel_.receive(Deadline::in(options_.timeouts.restore));
+      switch (message.body_case()) {
+        case Message::kLayout:
+          if (parts_.add(message.layout())) make_room_for_round();
+          break;
+        case Message::kDiscards:
+          discard(message.discards());
+          if (message.discards().last() && room_made_) {
+            room_made_ = false;
+            receive_pass();
+            fault_point("destination-agent.round-received");
+          }
+          break;
+        case Message::kCheck:
+          answer_check(message.check());
+          break;
+        default:
+          next_ = std::move(message);
+          return;
+      }
+    }
+  }
+
+  void make_room_for_round() {
+    fault_point("destination-agent.layout-received");
+    const TreeLayout layout = parts_.take();
+    GuardianRequest request;
+    request.set_layout(true);
+    guardian_->send(request);
+    const std::string text = whole(layout).SerializeAsString();
+    guardian_->socket().send_blob(as_bytes_of(text));
+    Message ready;
+    for (const MemoryId memory : take_room()) to_wire(memory, *ready.mutable_layout_ready()->add_cold());
+    ready.mutable_layout_ready();
+    channel_.send(std::move(ready));
+    room_made_ = true;
+  }
+
+  /// The guardian's answer to a layout or to the images; returns the cold memories.
+  std::vector<MemoryId> take_room() {
+    const Deadline deadline = Deadline::in(options_.timeouts.restore);
+    const GuardianReply reply = guardian_->await(deadline, &c_.interrupt.stop());
+    if (reply.body_case() != GuardianReply::kTargets) throw Error("prepare", "the copy", EPROTO);
+    Room room = receive_room(guardian_->socket(), deadline);
+    intake_->set_targets(std::move(room.targets));
+    return std::move(room.cold);
+  }
+
+  void discard(const wire::Discards& discards) {
+    if (discards.runs_size() == 0) return;
+    from_wire(discards);  // the peer's: checked here, where a failure is its fault
+    GuardianRequest request;
+    request.set_discards(true);
+    guardian_->send(request);
+    const std::string text = discards.SerializeAsString();
+    guardian_->socket().send_blob(as_bytes_of(text));
+    const GuardianReply reply = guardian_->await(Deadline::in(options_.timeouts.restore), &c_.interrupt.stop());
+    if (reply.body_case() != GuardianReply::kDiscarded) throw Error("give back", "pages of the copy", EPROTO);
+  }
+
+  Message next_message(const Deadline& deadline) {
+    if (!next_) return channel_.receive(deadline);
+    Message message = std::move(*next_);
+    next_.reset();
+    return message;
   }
 
   void receive_images() {
     images_.reset(check(::memfd_create("migrate-images", MFD_CLOEXEC), "make", "a memory file"));
     uint64_t bytes = 0;
     for (;;) {
-      const Message message = channel_.receive(Deadline::in(options_.timeouts.freeze + options_.timeouts.answer));
+      const Message message = next_message(Deadline::in(options_.timeouts.freeze + options_.timeouts.answer));
       if (message.body_case() == Message::kAbort) throw Error("the source gave up: " + message.abort().reason());
+      if (message.body_case() == Message::kDiscards) {
+        discard(message.discards());
+        continue;
+      }
       if (message.body_case() == Message::kImagesEnd) {
         if (message.images_end().bytes() != bytes) throw Corrupt("the images from the peer", "some are missing");
         break;
@@ -174,61 +268,43 @@ class ReceiveSession {
     request.set_prepare(true);
     guardian_->send(request);
     guardian_->socket().send_file(images_.get());
-    const Deadline deadline = Deadline::in(options_.timeouts.restore);
-    const GuardianReply reply = guardian_->await(deadline);
-    if (reply.body_case() != GuardianReply::kTargets) throw Error("prepare", "the copy", EPROTO);
-    sink_.emplace(receive_targets(guardian_->socket(), deadline));
-    images_.reset();
     Message ready;
+    for (const MemoryId memory : take_room()) to_wire(memory, *ready.mutable_fill_ready()->add_cold());
     ready.mutable_fill_ready();
+    images_.reset();
     channel_.send(std::move(ready));
     fault_point("destination-agent.prepared-shells");
   }
 
   void receive_pages() {
-    PageReceiver receiver(std::move(streams_), *sink_);
-    std::exception_ptr failure;
-    StopEvent finished;
-    PageTotals totals;
-    std::thread worker([&] {
-      try {
-        totals = receiver.receive();
-      } catch (...) {
-        failure = std::current_exception();
-      }
-      finished.trigger();
-    });
-    std::optional<Message> said;
-    try {
-      while (!finished.stopped()) {
-        watch(milliseconds(50), finished.fd());
-        if (!said && peer_speaks()) said = channel_.receive(answer_by());
-        if (said && said->body_case() == Message::kAbort) throw Error("the source gave up: " + said->abort().reason());
-        c_.events.progress("progress", "pages " + human_bytes(receiver.counters().bytes()) + " received",
-                           {{"bytes", static_cast<int64_t>(receiver.counters().bytes())}});
-      }
-    } catch (...) {
-      receiver.cancel();
-      worker.join();
-      throw;
-    }
-    worker.join();
-    if (failure) std::rethrow_exception(failure);
-    const Message done = said ? *said : channel_.expect(Message::kPagesDone, answer_by());
-    if (done.body_case() != Message::kPagesDone || done.pages_done().pages() != totals.pages) {
-      throw Corrupt("the pages from the peer", "not as many came as were sent");
-    }
+    const PageTotals totals = receive_pass();
     c_.events.event("pages", human_bytes(totals.pages * kPageSize) + " received",
                     {{"bytes", static_cast<int64_t>(totals.pages * kPageSize)}});
     fault_point("destination-agent.pages-received");
   }
 
+  PageTotals receive_pass() {
+    std::optional<Message> said;
+    const PageTotals totals = intake_->receive([&](int wake) {
+      watch(milliseconds(50), wake);
+      if (!said && peer_speaks()) said = channel_.receive(answer_by());
+      if (said && said->body_case() == Message::kAbort) throw Error("the source gave up: " + said->abort().reason());
+      c_.events.progress("progress", "pages " + human_bytes(intake_->counters().bytes()) + " received",
+                         {{"bytes", static_cast<int64_t>(intake_->counters().bytes())}});
+    });
+    const Message done = said ? *said : channel_.expect(Message::kPagesDone, answer_by());
+    if (done.body_case() != Message::kPagesDone || done.pages_done().pages() != totals.pages) {
+      throw Corrupt("the pages from the peer", "not as many came as were sent");
+    }
+    return totals;
+  }
+
   void finish() {
-    sink_.reset();
+    intake_->forget_targets();
     GuardianRequest request;
     request.set_finish(true);
     finishing_ = true;
-    const GuardianReply reply = guardian_->ask(request, Deadline::in(options_.timeouts.restore));
+    const GuardianReply reply = guardian_->ask(request, Deadline::in(options_.timeouts.restore), &c_.interrupt.stop());
     tasks_ = reply.prepared();
     fault_point("destination-agent.prepared");
   }
@@ -244,7 +320,11 @@ class ReceiveSession {
   }
 
   int await_decision() {
-    const Message decision = channel_.receive(Deadline::in(options_.timeouts.restore));
+    Message decision = channel_.receive(Deadline::in(options_.timeouts.restore));
+    while (decision.body_case() == Message::kCheck) {  // what it opened just before it was stopped
+      answer_check(decision.check());
+      decision = channel_.receive(Deadline::in(options_.timeouts.restore));
+    }
     if (decision.epoch() < peer_epoch_) throw StaleEpoch(std::string("the source's decision is of an older epoch"));
     if (decision.body_case() == Message::kAbort) {
       c_.sessions.discard(id_, decision.epoch(), kPeer, decision.abort().reason());
@@ -315,7 +395,7 @@ class ReceiveSession {
 
   /// Waits up to `time`, or until `wake` is readable; throws if the user or the guardian's death ends it.
   void watch(milliseconds time, int wake) {
-    if (c_.stop.stopped()) throw Cancelled(std::string("interrupted"));
+    throw_if_interrupted();
     std::array<pollfd, 2> p{pollfd{guardian_->death_fd(), POLLIN, 0}, pollfd{wake, POLLIN, 0}};
     ::poll(p.data(), p.size(), static_cast<int>(time.count()));
     guardian_->check_alive();
@@ -337,15 +417,19 @@ class ReceiveSession {
   /// Before ready was said nobody counts on us, so the copy goes.
   int give_up(const std::exception& e) {
     const bool refusal = dynamic_cast<const Refusal*>(&e) != nullptr && !guardian_;
+    channel_.stream().set_stop(nullptr);
     if (guardian_) {
+      const Deadline deadline = Deadline::in(options_.timeouts.restore);
       try {
         GuardianRequest request;
         request.set_abort(e.what());
-        guardian_->send(request);
-        guardian_->leave(Deadline::in(options_.timeouts.restore));
+        // Answers to earlier requests may come first; hanging up on those would look as if we had died.
+        GuardianReply reply = guardian_->ask(request, deadline);
+        while (reply.body_case() != GuardianReply::kAborted) reply = guardian_->await(deadline);
       } catch (const std::exception& again) {
         c_.log.debug("the guardian at the abort: {}", again.what());
       }
+      guardian_->leave(deadline);
       guardian_.reset();
       settle_without_guardian(e.what());
     }
@@ -402,9 +486,11 @@ class ReceiveSession {
   uint32_t tasks_ = 0;
   std::optional<Guardian> guardian_;
   std::optional<SessionWatch> watch_;
-  std::vector<std::unique_ptr<Stream>> streams_;
+  std::optional<PageIntake> intake_;
+  LayoutParts parts_;
+  bool room_made_ = false;       ///< for the round whose pages come next
+  std::optional<Message> next_;  ///< received, and not looked at yet
   Fd images_;
-  std::optional<StagingSink> sink_;
 };
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "migrate/session/events.h"
 #include "migrate/session/guardian.h"
 #include "migrate/session/holds.h"
+#include "migrate/session/interrupt.h"
 #include "migrate/session/options.h"
 #include "pageserver/tcp.h"
 
@@ -17,7 +18,7 @@ namespace migrate {
 struct ReceiveContext {
   const ReceiveOptions& options;
   Events& events;
-  const StopEvent& stop;
+  const InterruptWatch& interrupt;
   Listener& listener;
   const Connector& connector;
   JournalStore& store;

@@ -5,6 +5,7 @@
 #include <exception>
 #include <thread>
 
+#include "migrate/report/report.h"
 #include "migrate/session/fault.h"
 #include "migrate/session/send_session.h"
 
@@ -38,6 +39,7 @@ int SendSession::run() {
     compare_clocks();
     check_there();
     begin();
+    rounds();
     freeze();
     send_images();
     send_pages();
@@ -49,6 +51,7 @@ int SendSession::run() {
   try {
     await_gate();
     kill_source();
+    tracker_.reset();
   } catch (const std::exception& e) {
     return in_doubt(e.what());
   }
@@ -64,14 +67,21 @@ void SendSession::freeze() {
   frozen_ = Clock::now();
   images_ = std::move(frozen.images);
   memories_ = std::move(frozen.memories);
-  for (const PageSource& memory : memories_) pages_total_ += memory.pages();
+  last_scan();
+  uint64_t pages = 0;
+  for (const PageSource& memory : memories_) pages += memory.pages();
   events_.event(
       "freeze",
-      "frozen in " + text_ms(ms_between(freeze_began_, frozen_)) + ": " + human_bytes(pages_total_ * kPageSize) +
-          " in " + std::to_string(memories_.size()) + " memories",
-      {{"freeze_ms", rounded(ms_between(freeze_began_, frozen_))}, {"pages", static_cast<int64_t>(pages_total_)}});
+      "frozen in " + text_ms(ms_between(freeze_began_, frozen_)) + "; " + human_bytes(pages * kPageSize) + " in " +
+          std::to_string(memories_.size()) + " memories to be sent",
+      {{"freeze_ms", rounded(ms_between(freeze_began_, frozen_))}, {"pages", static_cast<int64_t>(pages)}});
   // Beside everything else: it has to be done only before the commit.
-  synced_ = std::async(std::launch::async, [this] { sync_files(inventory_.writable_files); });
+  news_ = std::async(std::launch::async, [this] {
+    Inventory news = take_inventory(target_, &inventory_);
+    sync_files(inventory_.writable_files);
+    sync_files(news.writable_files);
+    return news;
+  });
   fault_point("source-agent.frozen");
 }
 
@@ -85,38 +95,15 @@ void SendSession::send_images() {
   end.mutable_images_end()->set_bytes(images_.size());
   channel_->send(std::move(end));
   fault_point("source-agent.images-sent");
-  wait_for(Message::kFillReady, options_.timeouts.restore);
+  const Message ready = wait_for(Message::kFillReady, options_.timeouts.restore);
+  add_cold(ready.fill_ready());
   shells_ready_ = Clock::now();
 }
 
 void SendSession::send_pages() {
-  std::exception_ptr failure;
-  StopEvent finished;
-  PageTotals totals;
-  std::thread worker([&] {
-    try {
-      totals = sender_->send(memories_);
-    } catch (...) {
-      failure = std::current_exception();
-    }
-    finished.trigger();
-  });
-  try {
-    while (!finished.stopped()) {
-      watch(milliseconds(100), finished.fd());
-      show_progress();
-    }
-  } catch (...) {
-    sender_->cancel();
-    worker.join();
-    throw;
-  }
-  worker.join();
-  if (failure) std::rethrow_exception(failure);
+  const PageTotals totals = send_pass(memories_);
   bytes_sent_ = totals.pages * kPageSize;
-  Message done;
-  done.mutable_pages_done()->set_pages(totals.pages);
-  channel_->send(std::move(done));
+  tell_pages_done(totals);
   pages_sent_ = Clock::now();
   events_.event(
       "pages", human_bytes(bytes_sent_) + " sent in " + text_ms(ms_between(shells_ready_, pages_sent_)),
@@ -126,7 +113,8 @@ void SendSession::send_pages() {
 
 void SendSession::await_ready() {
   const Message ready = wait_for(Message::kReady, options_.timeouts.restore);
-  synced_.get();
+  if (synced_.valid()) synced_.get();
+  ask_about(news_.get());
   ready_ = Clock::now();
   events_.event("ready", "the destination holds " + std::to_string(ready.ready().tasks()) + " tasks at its gate",
                 {{"tasks", int64_t{ready.ready().tasks()}}});
@@ -178,7 +166,9 @@ void SendSession::report() {
                     text_ms(ms_between(frozen_, shells_ready_)) + ", pages " +
                     text_ms(ms_between(shells_ready_, pages_sent_)) + ", restore " +
                     text_ms(ms_between(pages_sent_, ready_)) + ", hand-over " + text_ms(ms_between(ready_, opened_)) +
-                    "), " + human_bytes(bytes_sent_) + " sent",
+                    "), " + human_bytes(bytes_sent_) + " sent" +
+                    (rounds_ == 0 ? "" : " while it stood still, " + human_bytes(rounds_bytes_) + " in " +
+                                             std::to_string(rounds_) + " rounds before"),
                 {{"session", to_hex(id_)},
                  {"downtime_ms", rounded(downtime)},
                  {"freeze_ms", rounded(ms_between(freeze_began_, frozen_))},
@@ -186,7 +176,9 @@ void SendSession::report() {
                  {"pages_ms", rounded(ms_between(shells_ready_, pages_sent_))},
                  {"restore_ms", rounded(ms_between(pages_sent_, ready_))},
                  {"handover_ms", rounded(ms_between(ready_, opened_))},
-                 {"bytes", static_cast<int64_t>(bytes_sent_)}});
+                 {"bytes", static_cast<int64_t>(bytes_sent_)},
+                 {"rounds", int64_t{rounds_}},
+                 {"rounds_bytes", static_cast<int64_t>(rounds_bytes_)}});
 }
 
 bool SendSession::watch(milliseconds time, int wake) {
@@ -201,12 +193,8 @@ bool SendSession::watch(milliseconds time, int wake) {
   ::poll(p.data(), p.size(), static_cast<int>(time.count()));
   if (p[2].revents != 0) hold_.alive();
   if (p[0].revents == 0) return false;
-  if (sending_pages()) throw_peer_news();
+  if (passing_) throw_peer_news();
   return true;
-}
-
-bool SendSession::sending_pages() const {
-  return sender_ && pages_sent_ == Clock::time_point{} && shells_ready_ != Clock::time_point{};
 }
 
 void SendSession::throw_peer_news() {
@@ -224,20 +212,35 @@ wire::Message SendSession::wait_for(Message::BodyCase kind, milliseconds time) {
 }
 
 void SendSession::show_progress() {
-  const uint64_t bytes = sender_->counters().bytes();
-  const double seconds = std::max(1e-3, ms_between(shells_ready_, Clock::now()) / 1000);
-  events_.progress(
-      "progress",
-      "pages " + human_bytes(bytes) + " of " + human_bytes(pages_total_ * kPageSize) + ", " +
-          human_bytes(static_cast<uint64_t>(static_cast<double>(bytes) / seconds)) + "/s",
-      {{"bytes", static_cast<int64_t>(bytes)}, {"total", static_cast<int64_t>(pages_total_ * kPageSize)}});
+  const uint64_t bytes = sender_->counters().bytes() - bytes_before_pass_;
+  const double seconds = std::max(1e-3, ms_between(pass_began_, Clock::now()) / 1000);
+  const double bandwidth = static_cast<double>(bytes) / seconds;
+  const bool running = tracker_ && freeze_began_ == Clock::time_point{};
+  std::string text = running ? "round " + std::to_string(rounds_) + ": " : "pages ";
+  text += human_bytes(bytes) + " of " + human_bytes(pages_total_ * kPageSize) + ", " +
+          human_bytes(static_cast<uint64_t>(bandwidth)) + "/s";
+  EventFields fields{{"phase", std::string(running ? "round" : "pages")},
+                     {"bytes", static_cast<int64_t>(bytes)},
+                     {"total", static_cast<int64_t>(pages_total_ * kPageSize)},
+                     {"bandwidth", std::round(bandwidth)}};
+  if (running) {
+    fields.emplace_back("n", int64_t{rounds_});
+    if (rounds_ > 0) {
+      fields.emplace_back("dirty_rate", std::round(last_decision_.dirty_rate));
+      fields.emplace_back("estimate_ms", rounded(last_decision_.now.total() * 1e3));
+      text += ", " + std::to_string(std::llround(last_decision_.dirty_rate)) + " pages/s written, downtime would be " +
+              text_ms(last_decision_.now.total() * 1e3);
+    }
+  }
+  events_.progress("progress", text, std::move(fields));
 }
 
-int run_send(const SendOptions& options, Logger& log) {
-  PrintedEvents printed(options.report, "send");
-  Events& events = printed;
+namespace {
+
+int send_with(const SendOptions& options, Events& events, Logger& log) {
   try {
     const InterruptWatch interrupt;
+    if (!options.report_file.empty()) Report().write(options.report_file);  // seen now, not when all is done
     SendOptions adjusted = options;
     adjusted.timeouts = with_test_timeouts(options.timeouts);
     SendSession session(adjusted, events, interrupt, log);
@@ -249,6 +252,22 @@ int run_send(const SendOptions& options, Logger& log) {
     events.event("failed", e.what());
     return kFailed;
   }
+}
+
+}  // namespace
+
+int run_send(const SendOptions& options, Logger& log) {
+  PrintedEvents printed(options.report, "send");
+  Report report;
+  ReportedEvents events(printed, report);
+  const int code = send_with(options, events, log);
+  if (options.report_file.empty()) return code;
+  try {
+    report.write(options.report_file);
+  } catch (const Error& e) {
+    printed.event("report", e.what(), {});  // the move's outcome stands
+  }
+  return code;
 }
 
 }  // namespace migrate

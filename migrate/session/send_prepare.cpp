@@ -45,6 +45,7 @@ void SendSession::look_before_touching() {
   Dump::preflight(dump_, log_);
   inventory_ = take_inventory(target_);
   label_ = options_.target + " (" + ProcDir(target_.get()).stat().comm + ")";
+  choose_mode();
 }
 
 void SendSession::connect() {
@@ -77,6 +78,8 @@ void SendSession::compare_clocks() {
     sample.after_ns = monotonic_now_ns();
     sample.peer_ns = pong.clock_pong().monotonic_ns();
     samples.push_back(sample);
+    const double round_trip = static_cast<double>(sample.after_ns - sample.before_ns) / 1e9;
+    round_trip_seconds_ = i == 0 ? round_trip : std::min(round_trip_seconds_, round_trip);
   }
   clocks_ = estimate_clocks(samples, tree_clock_offsets(target_), boottime_now_ns() - monotonic_now_ns());
   const double apart = static_cast<double>(clocks_.monotonic_ns - clocks_.at_destination_ns) / 1e9;
@@ -118,6 +121,7 @@ void SendSession::begin() {
   start.mutable_dump()->set_root(target_.get());
   start.mutable_dump()->set_shell_job(options_.shell_job);
   start.mutable_dump()->set_tcp_close(options_.tcp_close);
+  start.mutable_dump()->set_tracked(precopy_);
   start.mutable_dump()->set_timeout_ms(static_cast<uint32_t>(dump_.timeout.count()));
   hold_.start(start);
   watch_.emplace(options_.state_dir, id_, Role::source, *hold_.death_fd());
@@ -126,6 +130,7 @@ void SendSession::begin() {
   Message message;
   wire::Begin* begin = message.mutable_begin();
   begin->set_label(label_);
+  begin->set_precopy(precopy_);
   begin->set_streams(static_cast<uint32_t>(options_.streams));
   begin->set_shell_job(options_.shell_job);
   begin->set_tcp_close(options_.tcp_close);

@@ -1,14 +1,23 @@
-// The source agent's session, step by step as in README.md. Its code is in three files: send_prepare.cpp (nothing is
-// touched), send.cpp (freeze to report) and send_settle.cpp (when it fails). One thread, besides the page workers.
+// The source agent's session, step by step as in README.md. Its code is in four files: send_prepare.cpp (nothing is
+// touched), send_rounds.cpp (pre-copy), send.cpp (freeze to report) and send_settle.cpp (when it fails). One thread,
+// besides the page workers.
 #pragma once
 
 #include <array>
 #include <chrono>
 #include <future>
+#include <map>
+#include <memory>
 #include <optional>
+#include <set>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "core/freeze/cpu_throttle.h"
+#include "core/memory/dirty_tracker.h"
+#include "migrate/policy/precopy_policy.h"
 #include "migrate/session/clocks.h"
 #include "migrate/session/events.h"
 #include "migrate/session/holds.h"
@@ -39,6 +48,25 @@ class SendSession {
   void check_there();
   void begin();
 
+  // Pre-copy: the tree runs.
+  void choose_mode();
+  void rounds();
+  void make_room(const DirtyTracker::Round& round, unsigned n);
+  void send_discards(std::span<const PageDiscard> discards);
+  PageTotals send_pass(std::span<const PageSource> sources);
+  void tell_pages_done(const PageTotals& totals);
+  /// Files and ports that the tree opened since they were last checked.
+  void check_news();
+  void ask_about(Inventory news);
+  TreeSize size_of_tree() const;
+  std::pair<uint64_t, uint64_t> untracked_bytes(const DirtyTracker::Round& round) const;
+  void tell_round(const RoundMeasure& m, const DirtyTracker::Round& round, const Decision& decision);
+  void throttle(PrecopyPolicy& policy, const Decision& decision);
+  /// With the tree frozen: what of `memories_` is still to be sent.
+  void last_scan();
+  /// Memories that the destination has nothing of are sent whole.
+  void add_cold(const wire::FillReady& ready);
+
   // The tree is held.
   void freeze();
   void send_images();
@@ -53,7 +81,6 @@ class SendSession {
   /// Waits up to `time` for the peer, telling the guardian that we live; throws if the guardian, the peer or the user
   /// ends it, or until `wake` is readable. Returns whether the peer has something to say.
   bool watch(milliseconds time, int wake = -1);
-  bool sending_pages() const;
   /// While pages flow the peer has only bad news.
   void throw_peer_news();
   Message wait_for(Message::BodyCase kind, milliseconds time);
@@ -90,10 +117,24 @@ class SendSession {
   std::optional<PageSender> sender_;
   bool begun_ = false;    ///< the destination may know the session
   bool touched_ = false;  ///< the tree was stopped
-  std::future<void> synced_;  ///< the files that the tree writes; its destructor waits
+  std::future<void> synced_;    ///< the files that the tree writes; its destructor waits
+  std::future<Inventory> news_;  ///< of the frozen tree, likewise
   std::vector<std::byte> images_;
   std::vector<PageSource> memories_;
+  bool precopy_ = false;
+  std::set<MemoryId> in_rounds_;  ///< that the last round's layout named
+  std::optional<DirtyTracker> tracker_;
+  std::unique_ptr<Throttle> throttle_;
+  std::map<MemoryId, std::vector<PageRun>> all_runs_;  ///< of the frozen tree, before the tracker reduced them
+  FixedCost fixed_cost_;
+  double round_trip_seconds_ = 0.001;
+  Decision last_decision_;
+  unsigned rounds_ = 0;
+  uint64_t rounds_bytes_ = 0;
+  bool passing_ = false;  ///< pages are on their way
+  uint64_t bytes_before_pass_ = 0;
   uint64_t pages_total_ = 0, bytes_sent_ = 0;
+  Clock::time_point rounds_began_, pass_began_;
   Clock::time_point freeze_began_, frozen_, shells_ready_, pages_sent_, ready_, opened_, last_heartbeat_;
 };
 

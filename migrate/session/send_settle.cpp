@@ -6,6 +6,7 @@ namespace migrate {
 int SendSession::give_up(const std::exception& e) {
   const bool refused = !touched_ && dynamic_cast<const Refusal*>(&e) != nullptr;
   bool runs = true;
+  throttle_.reset();
   try {
     runs = hold_.abort(e.what());
   } catch (const std::exception& again) {
@@ -13,6 +14,7 @@ int SendSession::give_up(const std::exception& e) {
     return kInDoubt;
   }
   if (!runs) return in_doubt(e.what());
+  tracker_.reset();
   if (sender_) sender_->cancel();
   tell_peer(e.what());
   events_.event(refused ? "refused" : "failed",

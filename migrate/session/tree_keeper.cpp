@@ -12,6 +12,7 @@
 
 #include "core/base/deadline.h"
 #include "core/base/procfs.h"
+#include "core/files/hidden_sockets.h"
 #include "migrate/session/trees.h"
 
 namespace migrate {
@@ -113,7 +114,11 @@ class CgroupKeeper final : public TreeKeeper {
   }
 
   void discard(const JournalEntry& entry) override {
-    if (entry.boot_id != boot_id()) return;
+    if (entry.boot_id == boot_id()) kill_copy(entry);
+    remove_hidden_sockets(entry.socket_folders, "", entry.hidden_mark());
+  }
+
+  void kill_copy(const JournalEntry& entry) {
     // The init first, but only queued: its tasks die with it as soon as they are thawed.
     if (entry.init && entry.init->lives()) ::kill(entry.init->pid, SIGKILL);
     for (FreezerCgroup& gate : ours(entry)) {

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <sstream>
 
+#include "core/freeze/quick_moves.h"
+
 namespace migrate {
 namespace {
 
@@ -38,6 +40,7 @@ class DumpedTree final : public HeldTree {
   DumpedTree(DumpOptions options, Logger& log) : options_(options), log_(log) {}
 
   void stop() override {
+    moves_.emplace();
     dump_.emplace(options_, log_);
     for (const StoppedTask& task : dump_->tree().tasks()) {
       pids_.push_back(task.pid);
@@ -60,10 +63,12 @@ class DumpedTree final : public HeldTree {
       throw;
     }
     dump_->tree().release();
+    moves_.reset();
     return held_->record();
   }
 
   void run_on() override {
+    moves_.reset();
     if (held_) held_->dissolve();
     held_.reset();
     dump_.reset();
@@ -75,12 +80,14 @@ class DumpedTree final : public HeldTree {
   std::chrono::microseconds freezing_time() const override {
     return std::chrono::microseconds(dump_->stats().freezing_time);
   }
+  void check() override { dump_->check_foreseen(); }
 
  private:
   DumpOptions options_;
   Logger& log_;
   mutable std::optional<Dump> dump_;
   std::optional<FreezerCgroup> held_;
+  std::optional<QuickMoves> moves_;  ///< from before the tree stops until it is held
   std::vector<Pid> pids_;
   std::vector<TaskId> tasks_;
 };
@@ -94,10 +101,19 @@ class BuiltTree final : public RestoredTree {
     return gate_->record();
   }
 
-  std::vector<FillTarget> prepare(const ImageSet& images) override {
+  Room warm(const TreeLayout& layout) override {
+    Room room;
+    room.cold = restore_.warm(layout, gate());
+    room.targets = restore_.take_fill_targets();
+    return room;
+  }
+
+  void discard_pages(std::span<const PageDiscard> discards) override { restore_.discard_pages(discards); }
+
+  Room prepare(const ImageSet& images) override {
     images_ = &images;
-    restore_.prepare(images, gate_ ? &*gate_ : nullptr);
-    return restore_.take_fill_targets();
+    restore_.prepare(images, gate());
+    return {restore_.take_fill_targets(), restore_.cold()};
   }
 
   void finish() override { restore_.finish(*images_); }
@@ -111,6 +127,7 @@ class BuiltTree final : public RestoredTree {
     }
     gate_.reset();
   }
+  void leave_alone() noexcept override { restore_.leave_alone(); }
 
   std::vector<TaskId> tasks() const override {
     std::vector<TaskId> ids;
@@ -125,6 +142,8 @@ class BuiltTree final : public RestoredTree {
   }
 
  private:
+  FreezerCgroup* gate() { return gate_ ? &*gate_ : nullptr; }
+
   Restore restore_;
   const ImageSet* images_ = nullptr;
   std::optional<FreezerCgroup> gate_;

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "core/dump/dump.h"
 #include "core/freeze/freezer_cgroup.h"
 #include "core/memory/page_io.h"
+#include "core/memory/tree_layout.h"
 #include "core/restore/restore.h"
 #include "migrate/session/journal.h"
 
@@ -33,6 +35,14 @@ class HeldTree {
   virtual const ImageSet& images() const = 0;
   virtual std::vector<PageSource>& memories() = 0;
   virtual std::chrono::microseconds freezing_time() const = 0;
+  /// Throws Error if images() turned out to be wrong (Dump::check_foreseen()); before the commit.
+  virtual void check() {}
+};
+
+/// Where pages are to go.
+struct Room {
+  std::vector<FillTarget> targets;  ///< all of them, in place of earlier ones
+  std::vector<MemoryId> cold;       ///< memories of which nothing is there (after rounds)
 };
 
 /// A tree being built at the destination, in the hands of its guardian.
@@ -41,9 +51,15 @@ class RestoredTree {
   virtual ~RestoredTree() = default;
   /// Makes the gate; journaled before anything is put into it.
   virtual FreezerCgroup::Record make_gate(const std::string& cgroup_name) = 0;
-  virtual std::vector<FillTarget> prepare(const ImageSet& images) = 0;
+  /// Makes room for a tree that still runs at the source; repeated as that changes, before prepare().
+  virtual Room warm(const TreeLayout& layout) = 0;
+  /// Gives back pages that came in earlier rounds and exist no more.
+  virtual void discard_pages(std::span<const PageDiscard> discards) = 0;
+  virtual Room prepare(const ImageSet& images) = 0;
   virtual void finish() = 0;
   virtual void open_gate() = 0;
+  /// When open_gate() failed: from now on a keeper that thaws the gate is enough.
+  virtual void leave_alone() noexcept {}
   virtual void discard() = 0;
   virtual std::vector<TaskId> tasks() const = 0;
   virtual std::optional<TaskId> init() const = 0;

@@ -2,13 +2,13 @@
 
 #include <fcntl.h>
 #include <poll.h>
-#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
 
 #include "core/base/error.h"
+#include "migrate/session/background.h"
 #include "migrate/session/events.h"
 #include "migrate/session/options.h"
 #include "migrate/session/session.h"
@@ -22,21 +22,7 @@ constexpr int kLeftFd = 3, kGuardianFd = 4;
 /// In the forked child; async-signal-safe calls only.
 [[noreturn]] void become_watch(int left, int guardian, char* const* argv) {
   if (::fork() != 0) ::_exit(0);
-  ::setsid();
-  for (int sig : {SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGTSTP, SIGTTOU}) ::signal(sig, SIG_IGN);
-  sigset_t none;
-  ::sigemptyset(&none);
-  ::sigprocmask(SIG_SETMASK, &none, nullptr);
-  const int null = ::open("/dev/null", O_RDWR);
-  ::dup2(null, 0);
-  ::dup2(null, 1);
-  // Keep both clear of the numbers they move to.
-  const int high_left = ::fcntl(left, F_DUPFD, 10), high_guardian = ::fcntl(guardian, F_DUPFD, 10);
-  ::dup2(high_left, kLeftFd);
-  ::dup2(high_guardian, kGuardianFd);
-  ::close_range(kGuardianFd + 1, ~0U, 0);
-  ::execv("/proc/self/exe", argv);
-  ::_exit(127);
+  execute_in_background({left, guardian}, argv);
 }
 
 bool wait_for_both_gone() {

@@ -142,17 +142,17 @@ def innermost_pid(pid):
     return None
 
 
-def find_moved(inner, comm, not_these=()):
-    """The task that its own pid namespace, which is not ours, numbers `inner` and whose name is `comm`, or None."""
+def find_moved(inner, comm, word=""):
+    """The task that its own pid namespace, which is not ours, numbers `inner`, whose name is `comm` and whose command line
+    holds `word`; or None."""
     ours = os.readlink("/proc/self/ns/pid")
     for p in all_pids():
-        if p in not_these:
-            continue
         try:
             if os.readlink(f"/proc/{p}/ns/pid") == ours:
                 continue
         except OSError:
             continue
-        if innermost_pid(p) == inner and read(f"/proc/{p}/comm").rstrip("\n") == comm and exists(p):
+        if innermost_pid(p) == inner and read(f"/proc/{p}/comm").rstrip("\n") == comm and exists(p) and \
+                word in read(f"/proc/{p}/cmdline"):
             return p
     return None

@@ -17,7 +17,7 @@ else:
 TEXTS = ("status", "stat", "limits", "timers", "maps", "smaps", "comm", "personality", "oom_score_adj", "loginuid", "cgroup",
          "cmdline", "coredump_filter", "timens_offsets", "mountinfo")
 PAGE, ZEROS = 4096, bytes(4096)
-PRESENT, SWAPPED, FILE = 1 << 63, 1 << 62, 1 << 61
+PRESENT, SWAPPED, FILE, GUARD = 1 << 63, 1 << 62, 1 << 61, 1 << 58
 
 
 def text(path):
@@ -63,7 +63,7 @@ def count(pagemap, memory, start, end):
     while len(data) < (end - start) // PAGE * 8 and (more := pagemap.read((end - start) // PAGE * 8 - len(data))):
         data += more
     for i, (value,) in enumerate(struct.iter_unpack("<Q", data)):
-        if value & (PRESENT | SWAPPED) and not value & FILE:
+        if value & (PRESENT | SWAPPED) and not value & (FILE | GUARD):
             written += 1
             memory.seek(start + i * PAGE)
             try:

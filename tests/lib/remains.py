@@ -1,7 +1,7 @@
 """What a migration must not leave behind on this machine: seen before and after."""
 import os
 
-from .process import all_pids, read, stat_fields
+from .process import all_pids, descendants, exists, kill_all, read, stat_fields, wait_for
 
 
 def processes(name="migrate"):
@@ -48,3 +48,42 @@ def snapshot(folders=("/tmp", "/run", "/var/run", "/dev/shm")):
 
 def new_since(before, allowed=()):
     return sorted(x for x in snapshot() - before if not any(a in x for a in allowed))
+
+
+def of_case(folder, sessions):
+    """What is left of a case that runs beside others, in its own process: processes below us or with its folder in their
+    command line or environment, mounts in its folder, cgroups of its sessions (their ids)."""
+    def its(pid):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as f:
+                return folder.encode() in f.read() or folder in read(f"/proc/{pid}/cmdline")
+        except OSError:
+            return False
+    below = set(descendants(os.getpid()))
+    found = [f"process {p} ({read(f'/proc/{p}/cmdline').replace(chr(0), ' ')[:120]})" for p in all_pids()
+             if p != os.getpid() and exists(p) and (p in below or its(p))]
+    found += [f"mount {line.split()[4]}" for line in read("/proc/self/mountinfo").splitlines() if folder in line.split()[4]]
+    return sorted(found + [f"cgroup {c}" for c in cgroups_of(sessions)])
+
+
+def cgroups_of(sessions):
+    names = {f"migrate-{s[:8]}{end}" for s in sessions for end in ("", "-in")}
+    return [c.split(" ", 1)[1] for c in cgroups() if os.path.basename(c) in names]
+
+
+def sweep_cgroups(sessions):
+    """Ends what a failed case left frozen."""
+    for folder in cgroups_of(sessions):
+        pids = [int(p) for p in read(f"{folder}/cgroup.procs").split()]
+        for file, value in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+            try:
+                with open(os.path.join(folder, file), "w") as f:
+                    f.write(value)
+            except OSError:
+                pass
+        kill_all(pids)
+        try:
+            wait_for(lambda f=folder: not read(f"{f}/cgroup.procs").split(), "the cgroup to empty", 5)
+            os.rmdir(folder)
+        except Exception:
+            pass

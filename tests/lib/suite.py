@@ -2,29 +2,21 @@
 
 A case is a function of (context, folder). It raises Skip with a reason, or anything else when it fails."""
 import argparse
-import multiprocessing
+import contextlib
 import os
 import re
 import shutil
-import signal
 import tempfile
 import time
 import traceback
 
-from . import remains, tool
-from .process import Deadline, become_subreaper, descendants, kill_all, wait_for
+from . import parallel, remains, tool
+from .process import Deadline, become_subreaper, wait_for
 from .programs import Unwell
+from .skip import Skip
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 EXPECTED = (Unwell, tool.Failed, Deadline)
-
-
-class Skip(Exception):
-    """The case cannot run here; says why and how to enable it."""
-
-
-class TimeUp(Exception):
-    pass
 
 
 class Context:
@@ -54,13 +46,8 @@ def arguments(description):
     return p.parse_args()
 
 
-def body(context, name, function, folder, limit):
+def body(context, name, function, folder):
     """In the case's process. Gives (verdict, text)."""
-    def on_alarm(*_):
-        raise TimeUp(f"the case took more than {limit} s")
-    become_subreaper()
-    signal.signal(signal.SIGALRM, on_alarm)
-    signal.alarm(limit)
     verdict, text = "PASS", ""
     os.makedirs(folder)
     os.chmod(folder, 0o755)
@@ -73,37 +60,12 @@ def body(context, name, function, folder, limit):
         verdict, text = "FAIL", str(e)
     except Exception:
         verdict, text = "FAIL", traceback.format_exc(limit=-6)
-    finally:
-        signal.alarm(0)
     if verdict == "PASS" and not context.not_alone:
         try:
             wait_for(lambda: not remains.new_since(before, (context.top,)), "clean-up", 8, 0.1)
         except Deadline:
             verdict, text = "FAIL", "left behind: " + "; ".join(remains.new_since(before, (context.top,)))
-    kill_all([p for p in descendants(os.getpid()) if p != os.getpid()])
     return verdict, text
-
-
-def one(context, name, function, folder, limit):
-    fork = multiprocessing.get_context("fork")
-    receive, give = fork.Pipe(duplex=False)
-
-    def child():
-        os.setsid()
-        give.send(body(context, name, function, folder, limit))
-    p = fork.Process(target=child)
-    p.start()
-    give.close()
-    try:
-        result = receive.recv() if receive.poll(limit + 60) else None
-    except EOFError:
-        result = None
-    p.join(10)
-    if p.is_alive():
-        p.kill()
-        p.join()
-    kill_all([x for x in descendants(os.getpid()) if x != os.getpid()])
-    return result or ("FAIL", "the case's process died or hung")
 
 
 def main(options, cases, prefix):
@@ -116,7 +78,7 @@ def main(options, cases, prefix):
         print("these tests need root")
         return 2
     become_subreaper()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    parallel.interruptible()
     top = tempfile.mkdtemp(prefix=prefix)
     os.chmod(top, 0o755)
     context = Context(options, top)
@@ -124,18 +86,21 @@ def main(options, cases, prefix):
     if not os.access(context.binary, os.X_OK):
         print(f"FAIL {context.binary} is not there: run scripts/build")
         return 1
+    started = time.monotonic()
+    jobs = [(name, os.path.join(top, re.sub(r"[^\w-]", "_", name))) for name in wanted]
+    cases_run = parallel.run(jobs, lambda job: body(context, job[0], wanted[job[0]], job[1]), 1, options.timeout)
     try:
-        for name, function in wanted.items():
-            folder, started = os.path.join(top, re.sub(r"[^\w-]", "_", name)), time.monotonic()
-            verdict, text = one(context, name, function, folder, options.timeout)
-            counts[verdict] += 1
-            if verdict == "FAIL":
-                text += f"\n  kept: {folder}"
-            elif not options.keep:
-                shutil.rmtree(folder, ignore_errors=True)
-            print(f"{verdict} {name} ({time.monotonic() - started:.1f} s)" + (f": {text}" if text else ""), flush=True)
+        with contextlib.closing(cases_run):
+            for (name, folder), result in cases_run:
+                verdict, text = result or ("FAIL", "the case's process died or hung")
+                counts[verdict] += 1
+                if verdict == "FAIL":
+                    text += f"\n  kept: {folder}"
+                elif not options.keep:
+                    shutil.rmtree(folder, ignore_errors=True)
+                print(f"{verdict} {name} ({time.monotonic() - started:.1f} s)" + (f": {text}" if text else ""), flush=True)
+                started = time.monotonic()
     finally:
-        kill_all([x for x in descendants(os.getpid()) if x != os.getpid()])
         if not counts["FAIL"] and not options.keep:
             shutil.rmtree(top, ignore_errors=True)
     print(f"{counts['PASS']} passed, {counts['FAIL']} failed, {counts['SKIP']} skipped", flush=True)

@@ -94,9 +94,9 @@ class Tool:
         wait_for(listening, "migrate receive to listen", 15)
         return p
 
-    def send(self, network, host, to, keys, pid, port=7400, env=None, options=(), timeout=120, wait=True):
+    def send(self, network, host, to, keys, pid, port=7400, env=None, options=(), timeout=120, wait=True, prefix=()):
         """Moves `pid` from `host` to `to`. Gives (exit code, events, output); with wait=False the process."""
-        prefix = [*network.enter(host), f"--time=/proc/{pid}/ns/time"]
+        prefix = [*network.enter(host), f"--time=/proc/{pid}/ns/time", *prefix]
         command = [self.binary, "send", f"{network.address(to)}:{port}", f"pid:{pid}", *keys.options(host), "--tls-name", to,
                    "--state-dir", os.path.join(self.folder, f"state-{host}"), "--json",
                    # The driver is the parent of what it moves, and knows.

@@ -17,8 +17,12 @@ WORKLOADS = {
     "pipes": ("pipes", []), "files": ("files", []), "events": ("events", []), "unixsock": ("unixsock", []),
     "tcp": ("tcp", []), "udp": ("udp", []), "identity": ("identity", []), "clocks": ("clocks", []), "itimer": ("itimer", []),
     "sequence": ("sequence", []), "many_vmas": ("many_vmas", ["5000"]), "many_fds": ("many_fds", ["5000"]),
-    "memory": ("memory", ["256"]),
+    "memory": ("memory", ["256"]), "locks": ("locks", []), "novdso": ("novdso", []),
 }
+# Options of `dump` and `restore` that a program needs.
+OPTIONS = {"locks": ("--file-locks",)}
+# Both hosts of the test see the same files, and the source keeps its locks until the tree has moved (refusals.py has that).
+NOT_LIVE = ("locks",)
 PROGRAMS = {"redis": programs.Redis, "nginx": programs.Nginx, "python": programs.Python, "pipeline": programs.Pipeline}
 NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3"}
 MODES = ("inplace", "leave-running", "live", "live-back")
@@ -28,7 +32,9 @@ TIMED = {"clocks": 0, "itimer": 0, "timers": 4, "sleep_restart": 5, "events": 4}
 
 def names(mode):
     """What is moved in that mode."""
-    return list(TIMED) if mode == "live-back" else [*WORKLOADS, *PROGRAMS]
+    if mode == "live-back":
+        return list(TIMED)
+    return [n for n in (*WORKLOADS, *PROGRAMS) if mode != "live" or n not in NOT_LIVE]
 
 
 class Context:
@@ -52,6 +58,7 @@ def start(context, name, folder, prefix=(), ns=None):
         if not os.access(binary, os.X_OK):
             raise Skip(f"{binary} is not built (scripts/build)")
         program = programs.Workload(name, binary, arguments, folder, prefix, ns)
+    program.dump_options = (*program.dump_options, *OPTIONS.get(name, ()))
     return program
 
 

@@ -1,186 +1,62 @@
 """One broken migration: two hosts, a program that counts, a fault, and what must be true afterwards."""
+import errno
 import os
+import re
 import signal
+import socket
 import subprocess
 import time
-import uuid
 
-from lib import netns, programs, remains, snapshot, tool
-from lib.process import Deadline, all_pids, descendants, exists, find_moved, kill_all, kill_tree, read, run, stat_fields, wait_for
+from fault_actions import ACTIONS, EXTRA, INJECT, Action, TIMEOUTS
+from lib import memory_limit, netns, programs, remains, snapshot, tool
+from lib.process import Deadline, all_pids, descendants, exists, find_moved, kill_all, kill_tree, read, stat_fields, wait_for
 
 EXPECTED = (tool.Failed, Deadline, programs.Unwell)
 SEND_LIMIT = 60  # seconds in which send must have ended, whatever happens
-# Time-outs for actions that have to wait for them, in ms; long enough for a busy machine.
-TIMEOUTS = "connect=2500,answer=2500,freeze=4000,restore=3500,silence=1500,settle=1000"
-PAST_TIMEOUTS = 7
-BEFORE_COMMIT = ("source-agent.connected", "source-agent.checked", "source-agent.begun", "source-agent.frozen",
-                 "source-agent.images-sent", "source-agent.pages-sent", "source-agent.ready", "source-guardian.started",
-                 "source-guardian.stopped", "source-guardian.held")
+PORT = 7777      # of the program that moves
+BEFORE_COMMIT = re.compile(r"source-agent\.(connected|checked|begun|frozen|images-sent|pages-sent|ready)$|"
+                           r"source-guardian\.(started|inject-.*|stopped|held)$")
+BEFORE_READY = re.compile(r"destination-agent\.(begun|images-received|prepared-shells|pages-received|prepared)$|"
+                          r"destination-guardian\.(started|shells|finished|prepared)$")
 
 
 class NotReached(Exception):
     """The fault point is not on the way of this migration."""
 
 
-def await_send(case, seconds=PAST_TIMEOUTS + 5):
-    end = time.monotonic() + seconds
-    wait_for(lambda: case.sender.poll() is not None or time.monotonic() > end, "send or time-outs", seconds + 5, 0.05)
-
-
-def cut(case):
-    """The cable is pulled for a second; TCP gets over it."""
-    case.network.cut("source")
-    case.resume()
-    time.sleep(1)
-    case.network.cut("source", up=True)
-
-
-def cut_off(case):
-    """The cable stays pulled until send has given up."""
-    case.network.cut("source")
-    case.resume()
-    await_send(case, 20)
-    case.network.cut("source", up=True)
-
-
-def kill_agents(case):
-    case.kill(case.sender.pid, case.receiver.pid)
-    case.resume()
-
-
-def kill_peer(case):
-    case.kill(case.receiver.pid if case.point.startswith("source") else case.sender.pid)
-    case.resume()
-
-
-def kill_guardians(case):
-    case.kill(*case.guardians())
-    case.resume()
-
-
-def kill_side(case):
-    """Agent and guardian of one host at the same moment; only the watch is left."""
-    host = case.point.split("-")[0]
-    case.kill(case.agent(host).pid, *case.guardians(host))
-    case.resume()
-
-
-def silent_peer(case):
-    victim = case.receiver.pid if case.point.startswith("source") else case.sender.pid
-    os.kill(victim, signal.SIGSTOP)
-    case.resume(victim)
-    await_send(case)
-    if exists(victim):
-        os.kill(victim, signal.SIGCONT)
-
-
-def reboot_destination(case):
-    """Everything of that host dies; its agent comes back under another boot id."""
-    reboot(case, "destination")
-
-
-def reboot_source(case):
-    reboot(case, "source")
-
-
-def reboot(case, host):
-    agent = case.agent(host)
-    victims = [p for p in case.ours() if case.host_of(p) == host]
-    tree = descendants(case.old) if host == "source" else descendants(m) if (m := case.find()) else []
-    # All at once, as power goes: the guardian must not see its agent die.
-    for p in case.guardians(host):
-        os.kill(p, signal.SIGSTOP)
-    case.kill(agent.pid)
-    agent.wait(timeout=10)
-    kill_all([*victims, *tree])
-    case.resume()
-    case.forget_cgroups(host)
-    case.tool.boot[host] = str(uuid.uuid4())
-    case.rebooted = host
-    if host == "destination":
-        case.restart_receiver()
-
-
-def stopped(case):
-    """SIGSTOP past every time-out, then SIGCONT."""
-    time.sleep(PAST_TIMEOUTS)
-    case.resume()
-
-
-def journal_full(case):
-    case.fill_disk(case.point.split("-")[0])
-    case.resume()
-
-
-def out_of_memory(case):
-    """Whatever the destination does from here on does not fit into its memory."""
-    case.limit_memory([p for p in case.ours() if case.host_of(p) == "destination"], 1 << 20)
-    case.resume()
-
-
-def interrupt(case):
-    case.agent(case.point.split("-")[0]).send_signal(signal.SIGINT)
-    case.resume()
-
-
-class Action:
-    """`function`: what happens while the process at the fault point is stopped there; None: it does it itself.
-    `points`: where it is tried by default; None: everywhere. `timed`: time-outs have to pass."""
-
-    def __init__(self, function, points=None, timed=False):
-        self.function, self.points, self.timed = function, points, timed
-
-
-def points(*names):
-    long = {"sa": "source-agent", "sg": "source-guardian", "da": "destination-agent", "dg": "destination-guardian"}
-    return [f"{long[n.split('.')[0]]}.{n.split('.')[1]}" for n in names]
-
-
-ACTIONS = {
-    "kill-self": Action(None),
-    "fail": Action(None),
-    "kill-agents": Action(kill_agents, points("sa.frozen", "sa.ready", "sa.commit-sent", "sg.held", "da.prepared", "dg.gate-journaled")),
-    "kill-guardians": Action(kill_guardians, points("sa.frozen", "sa.ready", "sa.commit-sent", "da.prepared-shells", "da.ready-sent",
-                                                    "da.gate-open")),
-    "kill-side": Action(kill_side, points("sa.begun", "sa.frozen", "sa.ready", "sg.held", "da.prepared-shells", "da.ready-sent")),
-    "kill-peer": Action(kill_peer, points("sa.begun", "sa.pages-sent", "sa.commit-sent", "da.images-received", "da.gate-open")),
-    "cut": Action(cut, points("sa.frozen", "sa.committed", "da.pages-received")),
-    "cut-off": Action(cut_off, points("sa.begun", "sa.frozen", "sa.ready", "sa.commit-sent", "da.ready-sent"), True),
-    "silent-peer": Action(silent_peer, points("sa.frozen", "sa.pages-sent", "sa.commit-sent", "da.prepared-shells"), True),
-    "stop-self": Action(stopped, points("sa.frozen", "sa.ready", "sa.committed", "sg.held", "sg.before-commit", "da.ready-sent",
-                                        "dg.shells"), True),
-    "reboot-destination": Action(reboot_destination, points("sa.frozen", "sa.ready", "sa.commit-sent", "sa.gate-open",
-                                                            "dg.gate-journaled"), True),
-    "reboot-source": Action(reboot_source, points("sa.frozen", "sa.ready", "sa.commit-sent", "sa.gate-open"), True),
-    "journal-full": Action(journal_full, points("sa.begun", "sa.ready", "sg.held", "sg.before-commit", "da.begun", "dg.finished",
-                                                "da.commit-received")),
-    "out-of-memory": Action(out_of_memory, points("da.begun", "da.images-received", "dg.shells")),
-    "interrupt": Action(interrupt, points("sa.connected", "sa.checked", "sa.begun", "sa.frozen", "sa.images-sent", "sa.pages-sent",
-                                          "sa.ready", "sg.stopped", "sa.commit-sent", "da.begun", "da.prepared-shells",
-                                          "da.pages-received", "da.ready-sent")),
-}
-
-
 class Case:
-    def __init__(self, binary, workloads, folder, point, action):
-        self.binary, self.folder, self.point, self.action = binary, folder, point, action
-        self.program = self.sender = self.receiver = self.network = None
-        self.extra = []
-        self.rebooted = None
-        self.mounts, self.memory_group = {}, None
-        self.started = time.monotonic()
+    """In a process of its own, a subreaper, so that everything of the case is below it. `context`: of the driver."""
+
+    def __init__(self, context, folder, point, action):
+        self.binary, self.keys, self.folder, self.point, self.action = context.binary, context.keys, folder, point, action
+        self.host = "destination" if point.startswith("destination") else "source"
+        self.other_host = "destination" if self.host == "source" else "source"
+        self.program = self.sender = self.receiver = self.network = self.moved = self.rebooted = self.memory = None
+        self.extra, self.mounts = [], {}
         os.makedirs(folder)
         os.chmod(folder, 0o755)
         self.short = f"h{os.getpid()}"
+        self.tool = tool.Tool(context.binary, folder, context.send_args)
+        try:
+            self.set_up(context.workloads)
+        except BaseException:
+            self.close()
+            raise
+
+    def set_up(self, workloads):
+        if self.action == "out-of-memory":
+            self.memory = memory_limit.MemoryLimit(self.short)
         self.network = netns.Network(self.short, {"source": "10.77.2.1/24", "destination": "10.77.2.2/24"})
-        self.tool = tool.Tool(binary, folder)
-        if action == "journal-full":
-            self.mount_state(point.split("-")[0])
-        self.keys = tool.Keys(binary, os.path.join(folder, "keys"), ["source", "destination"])
-        self.program = programs.Workload("sequence", os.path.join(workloads, "sequence"), [], os.path.join(folder, "program"),
+        if self.action == "journal-full":
+            self.mount_state(self.host)
+        # A tracer that dies meets a program of one thread, everything else one of several.
+        self.listens = not (self.point.startswith(INJECT) and self.action == "kill-self" and "thread" not in self.point
+                            and "mask" not in self.point)
+        arguments = [str(2 if self.point.startswith(INJECT) else 0), str(PORT)] if self.listens else []
+        self.program = programs.Workload("sequence", os.path.join(workloads, "sequence"), arguments,
+                                         os.path.join(self.folder, "program"),
                                          [*self.network.enter("source"), *netns.OTHER_CLOCKS], f"{self.short}-source")
         self.old = self.program.pid
-        self.moved = None
 
     # The course of events.
 
@@ -189,14 +65,17 @@ class Case:
         wait_for(lambda: len(self.lines()) > 50, "the program to count", 10)
         self.comm = self.program.comm()
         self.program.remember()
-        action = ACTIONS.get(self.action, Action(None))
+        action = EXTRA.get((self.point, self.action)) or ACTIONS.get(self.action, Action(None))
         rendezvous = action.function
         what = "stop-self" if rendezvous else self.action
         env = {"MIGRATE_FAULT": f"{self.point}:{what}"} if self.action != "none" else {}
         times = {"MIGRATE_TEST_TIMEOUTS": TIMEOUTS} if action.timed else {}
-        source = self.point.startswith("source")
-        self.receiver = self.tool.receive(self.network, "destination", self.keys, env=times if source else {**times, **env})
-        self.sender = self.tool.send(self.network, "source", "destination", self.keys, self.old, env={**times, **env} if source else times, wait=False)
+        env_of = {self.host: {**times, **env}, self.other_host: times}
+        prefix_of = {self.host: self.memory.prefix() if self.memory else []}
+        self.receiver = self.tool.receive(self.network, "destination", self.keys, env=env_of["destination"],
+                                          prefix=prefix_of.get("destination", []))
+        self.sender = self.tool.send(self.network, "source", "destination", self.keys, self.old, env=env_of["source"], wait=False,
+                                     prefix=prefix_of.get("source", []))
         if rendezvous:
             wait_for(lambda: self.stopped_ones() or self.sender.poll() is not None, "the fault point", 40, 0.05)
             if not self.stopped_ones():
@@ -210,17 +89,17 @@ class Case:
         code = self.sender.returncode
         where = self.wait_where(8 if code in (0, 1) else 3)
         resolved = ""
-        if where != "source" and self.point in BEFORE_COMMIT and not self.rebooted and self.action in ("kill-side", "kill-agents"):
+        if where != "source" and BEFORE_COMMIT.match(self.point) and not self.rebooted and self.action in ("kill-side", "kill-agents"):
             raise programs.Unwell(f"nobody let the program run on after {self.action} (it runs: {where})")
-        if self.action == "interrupt" and self.point in BEFORE_COMMIT and self.point.startswith("source-agent") and code != 1:
-            raise programs.Unwell(f"an interrupted send exited {code}")
+        if self.action in ("interrupt", "terminate"):
+            self.check_interrupted(code)
         self.make_room()
         # The operator acts when told to, or when nobody is left to tell.
         if where == "nowhere" or code not in (0, 1, 2) or '"untold"' in read(os.path.join(self.folder, "send.log")):
             resolved = self.resolve()
             where = self.wait_where(8)
         self.expect_single(where)
-        if where == "nowhere" and self.rebooted and not self.find() and not exists(self.old):
+        if where == "nowhere" and self.lost():
             return f"lost with its host, which rebooted (exit {code})"
         if where == "nowhere":
             if not self.session_named(resolved):
@@ -238,22 +117,37 @@ class Case:
         status = f"exit {code}" if code >= 0 else signal.Signals(-code).name
         return f"{'runs on' if where == 'source' else 'moved'} ({status}{', after resolve' if resolved else ''}, {gap:.0f} ms)"
 
+    def check_interrupted(self, code):
+        """Ctrl-C before commit, or before READY at the destination: the program runs on at the source."""
+        if BEFORE_COMMIT.match(self.point) and code != 1:
+            raise programs.Unwell(f"an interrupted send exited {code}")
+        if BEFORE_READY.match(self.point) and self.where() == "destination":
+            raise programs.Unwell(f"receive was interrupted before it was ready, and the program moved all the same (exit {code})")
+
     def resolve(self):
         """As an operator would: the receiver is there again, then both sides are asked."""
-        self.restart_receiver()
         text = ""
         for host in ("source", "destination"):
-            pid = self.old if host == "source" and exists(self.old) else None
-            other = "destination" if host == "source" else "source"
-            code, out = self.tool.resolve(self.network, host, other, self.keys, pid=pid)
+            out = "Connection refused"
+            for _ in range(3):
+                # A receiver that serves one migration only may end just now.
+                if "Connection refused" in out:
+                    self.restart_receiver()
+                    code, out = self.ask(host)
             text += f"{host} (exit {code}): {out}\n"
         return text
+
+    def ask(self, host, *options):
+        """`migrate resolve` on that host, in the clocks of its tree."""
+        pid = self.old if host == "source" and exists(self.old) else None
+        other = "destination" if host == "source" else "source"
+        return self.tool.resolve(self.network, host, other, self.keys, *options, pid=pid)
 
     def operators_word(self):
         """A copy that is held at the source runs on once the operator types the session's id."""
         state = os.path.join(self.folder, "state-source")
         session = next(n.split(".")[0] for n in os.listdir(state) if n.endswith(".source.journal"))
-        code, out = self.tool.resolve(self.network, "source", "destination", self.keys, "--force-run", session, pid=self.old)
+        code, out = self.ask("source", "--force-run", session)
         where = self.wait_where(8)
         if where != "source":
             raise programs.Unwell(f"resolve --force-run exited {code}, and the program runs: {where}\n{out.strip()[-600:]}")
@@ -293,10 +187,19 @@ class Case:
             except OSError:
                 pass
 
+    def plug_in(self):
+        """The cable is in again; returns when packets get through."""
+        self.network.cut("source", up=True)
+
+        def through():
+            with socket.socket() as s:
+                s.settimeout(0.5)
+                return s.connect_ex((self.network.address("destination"), 9)) in (0, errno.ECONNREFUSED)
+        wait_for(lambda: self.network.call("source", through), "the network to work again", 15)
+
     def forget_cgroups(self, host):
         """A reboot takes cgroups away."""
-        sessions = {n[:8] for n in os.listdir(os.path.join(self.folder, f"state-{host}")) if n.endswith(".journal")}
-        names = {f"migrate-{s}" + ("-in" if host == "destination" else "") for s in sessions}
+        names = {f"migrate-{s[:8]}" + ("-in" if host == "destination" else "") for s in self.sessions()}
         for folder in [c.split(" ", 1)[1] for c in remains.cgroups() if os.path.basename(c) in names]:
             wait_for(lambda f=folder: not read(f"{f}/cgroup.procs"), f"{folder} to empty", 5)
             os.rmdir(folder)
@@ -306,16 +209,11 @@ class Case:
             if os.path.exists(f"{folder}/filler"):
                 os.unlink(f"{folder}/filler")
 
-    def limit_memory(self, pids, limit):
-        top = next((line.split()[1] for line in read("/proc/mounts").splitlines() if line.split()[2] == "cgroup"
-                    and "memory" in line.split()[3].split(",")), None)
-        if top is None:
-            raise NotReached("there is no memory cgroup (v1) to be short of")
-        self.memory_group = os.path.join(top, self.short)
-        os.makedirs(self.memory_group, exist_ok=True)
-        for name, value in [("memory.limit_in_bytes", limit), *[("cgroup.procs", p) for p in pids]]:
-            with open(os.path.join(self.memory_group, name), "w") as f:
-                f.write(str(value))
+    def memory_victims(self):
+        """Our processes of that host. After the gate opened the init belongs to the program."""
+        ours = [p for p in self.ours() if self.host_of(p) == self.host]
+        open_gate = self.point.startswith("destination") and not BEFORE_READY.match(self.point)
+        return [p for p in ours if self.in_our_pid_namespace(p)] if open_gate else ours
 
     def host_of(self, pid):
         """The host whose network namespace the process is in, or None."""
@@ -325,12 +223,19 @@ class Case:
             return None
         return next((h for h in ("source", "destination") if os.stat(f"/run/netns/{self.short}-{h}").st_ino == mine), None)
 
-    def session_named(self, text):
+    def sessions(self):
+        """Ids of all sessions that this case had, from journals, locks and what was printed."""
         names = set()
         for host in ("source", "destination"):
-            for folder, folders, files in os.walk(os.path.join(self.folder, f"state-{host}")):
-                names |= {os.path.splitext(n)[0] for n in files + folders if len(n) >= 8}
-        return any(n in text for n in names)
+            state = os.path.join(self.folder, f"state-{host}")
+            if os.path.isdir(state):
+                names |= {n for file in os.listdir(state) for n in re.findall(r"[0-9a-f]{32}", file)}
+        for file in ("send.log", "receive.log", "commands.log"):
+            names |= set(re.findall(r"\b[0-9a-f]{32}\b", read(os.path.join(self.folder, file))))
+        return names
+
+    def session_named(self, text):
+        return any(n in text for n in self.sessions())
 
     # What is seen.
 
@@ -339,7 +244,7 @@ class Case:
 
     def find(self):
         if self.moved is None or not exists(self.moved):
-            self.moved = find_moved(self.old, self.comm)
+            self.moved = find_moved(self.old, self.comm, self.folder)
         return self.moved
 
     def where(self):
@@ -357,9 +262,13 @@ class Case:
     def first_epoch(self):
         return self.lines()[0].split()[0]
 
+    def lost(self):
+        """A reboot took the only copy with it."""
+        return self.rebooted and not exists(self.old) and not self.find()
+
     def wait_where(self, seconds):
         try:
-            return wait_for(lambda: (w := self.where()) != "nowhere" and w, "a running copy", seconds)
+            return wait_for(lambda: "nowhere" if self.lost() else (w := self.where()) != "nowhere" and w, "a running copy", seconds)
         except Deadline:
             return "nowhere"
 
@@ -368,7 +277,7 @@ class Case:
             raise programs.Unwell("two copies run")
         # The loser must be gone, unless both are held.
         if where == "source":
-            wait_for(lambda: not find_moved(self.old, self.comm), "the copy at the destination to be discarded", 15, 0.1)
+            wait_for(lambda: not find_moved(self.old, self.comm, self.folder), "the copy at the destination to be discarded", 15, 0.1)
         if where == "destination":
             wait_for(lambda: not exists(self.old), "the copy at the source to be killed", 15, 0.1)
 
@@ -378,6 +287,8 @@ class Case:
             self.program.reap_old(self.sender.pid, self.receiver.pid, *[p.pid for p in self.extra])
             self.program.moved_to(pid, f"{self.short}-destination")
         self.program.check()
+        if self.listens:
+            self.expect_audible(where)
         facts = snapshot.tree_facts(self.program.pid)
         for pid, f in facts.items():
             if f.get("tracer") != "0":
@@ -386,6 +297,19 @@ class Case:
             held = [x for x in read(f"/proc/{self.old}/cgroup").splitlines() if "migrate" in x]
             if held:
                 raise programs.Unwell(f"the program is still in {held[0]}")
+
+    def expect_audible(self, host):
+        """Both its sockets answer, whoever opened the gate."""
+        def asked(family, address):
+            with socket.socket(family, socket.SOCK_STREAM) as s:
+                s.settimeout(2)
+                try:
+                    s.connect(address)
+                    return s.recv(64)
+                except OSError:
+                    return None
+        wait_for(lambda: self.network.call(host, lambda: asked(socket.AF_INET, ("127.0.0.1", PORT))), "its TCP port to answer", 8)
+        wait_for(lambda: asked(socket.AF_UNIX, os.path.join(self.folder, "program", "s")), "its Unix socket to answer", 8)
 
     def check_numbers(self):
         """No repetition, no hole, one change of hosts at most; gives the longest pause in ms."""
@@ -435,40 +359,26 @@ class Case:
 
     # The end.
 
-    def end_and_look(self, before, top):
+    def end_and_look(self):
+        """Ends the program; nothing else of the case may be left."""
+        sessions = self.sessions()
         self.close()
         try:
-            wait_for(lambda: not remains.new_since(before, (top,)), "clean-up", 10, 0.1)
+            wait_for(lambda: not remains.of_case(self.folder, sessions), "clean-up", 10, 0.1)
         except Deadline:
-            raise programs.Unwell("left behind: " + "; ".join(remains.new_since(before, (top,)))) from None
-        return ""
-
-    def unmount(self):
-        for folder in self.mounts.values():
-            subprocess.run(["umount", "-l", folder], check=False)
-        self.mounts = {}
-        if self.memory_group:
-            group, self.memory_group = self.memory_group, None
-
-            def removed():
-                try:
-                    os.rmdir(group)
-                except FileNotFoundError:
-                    return True
-                except OSError:
-                    return False
-                return True
-            wait_for(removed, "the memory cgroup to empty", 10, 0.05)
+            raise programs.Unwell("left behind: " + "; ".join(remains.of_case(self.folder, sessions))) from None
 
     def close(self):
-        """The tree is ended first, wherever it is; then agents that serve on."""
+        """The tree is ended first, wherever it is; then agents that serve on. May be called again."""
         if self.program:
-            if moved := find_moved(self.old, getattr(self, "comm", "sequence")):
+            if moved := find_moved(self.old, getattr(self, "comm", "sequence"), self.folder):
                 kill_tree(moved)
             self.program.end()
+        self.program = None
         for p in [self.sender, self.receiver, *self.extra]:
             if p is not None and p.poll() is None:
                 p.send_signal(signal.SIGTERM)
+                p.send_signal(signal.SIGCONT)
                 try:
                     p.wait(timeout=3)
                 except subprocess.TimeoutExpired:
@@ -479,5 +389,14 @@ class Case:
         if self.network:
             self.network.close()
             self.network = None
-        self.program = None
-        self.unmount()
+        for folder in self.mounts.values():
+            subprocess.run(["umount", "-l", folder], check=False)
+        self.mounts = {}
+        if self.memory:
+            self.memory.close()
+            self.memory = None
+
+    def sweep(self):
+        """After a failure: ends what is left, so that it does not disturb others."""
+        kill_all([p for p in descendants(os.getpid()) if p != os.getpid()])
+        remains.sweep_cgroups(self.sessions())

@@ -215,7 +215,8 @@ def check_mm(images, facts):
         heap = [m for m in mappings(task) if m["name"] == "[heap]"]
         if heap:
             d.same(f"{what}: end of the heap", mm["mm_brk"], heap[-1]["end"])
-        check_vmas(d, what, [v for v in mm["vmas"] if not v["status"] & 1 << 2], mappings(task), files, images)
+        # [vsyscall] and guard regions are no mappings of their own.
+        check_vmas(d, what, [v for v in mm["vmas"] if not v["status"] & (1 << 2 | 1 << 16)], mappings(task), files, images)
         check_pages(d, images, number, task)
     return d
 

@@ -29,7 +29,7 @@ def dumped(context, folder, name, prefix=()):
         program.check()
         program.settle()
         script = f"[ \"$CRTOOLS_SCRIPT_ACTION\" != post-dump ] || exec /usr/bin/python3 {RECORD} {program.pid} {facts}"
-        t.dump(program.pid, images, "-R", "--action-script", script)
+        t.dump(program.pid, images, "-R", "--action-script", script, *program.dump_options)
         program.check()
     finally:
         program.end()

@@ -250,9 +250,9 @@ class Hosts:
                         prefix=self.network.enter("source"), env=self.tool.environment("source"))
         return code, out, read(os.path.join(self.folder, "receive.log"))
 
-    def refused(self, pid, patterns, values, *options, both=False, **named):
+    def refused(self, pid, patterns, values, *options, both=False, exit_code=2, **named):
         code, out, there = self.send(pid, *options, **named)
-        expect(code == 2, f"send exited {code}, not 2: {out.strip()[-600:]}\nreceive said: {there.strip()[-300:]}")
+        expect(code == exit_code, f"send exited {code}, not {exit_code}: {out.strip()[-600:]}\nreceive said: {there.strip()[-300:]}")
         expect_sentence(out, patterns, values)
         if both:
             expect_sentence(there, patterns[-1:], values)
@@ -269,7 +269,7 @@ class Hosts:
         self.network.close()
 
 
-def send_refuses(kind, *patterns, arguments=(), send=(), receive=(), before=None, both=False):
+def send_refuses(kind, *patterns, arguments=(), send=(), receive=(), before=None, both=False, exit_code=2):
     def case(context, folder):
         with Hosts(context, folder) as hosts:
             values = before(hosts, folder) if before else {}
@@ -277,7 +277,7 @@ def send_refuses(kind, *patterns, arguments=(), send=(), receive=(), before=None
             values |= {"pid": program.pid, "detail": program.detail}
             hosts.receive(*receive, *values.get("receive", ()))
             untouched = Untouched(program)
-            hosts.refused(program.pid, patterns, values, *send, both=both)
+            hosts.refused(program.pid, patterns, values, *send, both=both, exit_code=exit_code)
             untouched.expect()
             expect(hosts.receiver.poll() is None, "the receiver ended, though nothing was moved")
     return case
@@ -399,9 +399,9 @@ CASES = {
     "dump/userfaultfd": holding("userfaultfd", HAS_FD + ", a userfaultfd"),
     "dump/pidfd": holding("pidfd", HAS_FD + ", a pidfd"),
     "dump/device": holding("device", HAS_FD + ", the device /dev/"),
-    "dump/flock": holding("flock", HAS_FD, "with a lock or lease on it"),
-    "dump/posix-lock": holding("posix-lock", HAS_FD, "with a lock or lease on it"),
-    "dump/lease": holding("lease", HAS_FD, "with a lock or lease on it"),
+    "dump/flock": holding("flock", HAS_FD, "with a lock on it", "--file-locks"),
+    "dump/posix-lock": holding("posix-lock", HAS_FD, "with a lock on it", "--file-locks"),
+    "dump/lease": holding("lease", HAS_FD, "with a lease on it", options=("--file-locks",)),
     "dump/sysv-shm": holding("sysv-shm", "task {pid} has System V shared memory attached: mapping {detail}-"),
     "dump/pipe-to-outside": holding("outside-pipe", "task {pid} has fd {fd}, the write end of a pipe whose read end", set_up=pipe_from_here),
     "dump/seccomp": holding("seccomp", "task {pid} runs under a seccomp filter"),
@@ -420,7 +420,10 @@ CASES = {
     "dump/zombie": zombie,
     "restore/pid-taken": pid_taken,
     "send/netlink": send_refuses("netlink", HAS_FD + ", a netlink socket"),
-    "send/flock": send_refuses("flock", HAS_FD, "with a lock or lease on it"),
+    "send/lease": send_refuses("lease", HAS_FD, "with a lease on it"),
+    # Both hosts of the test see one file, and the source keeps its lock until the tree has moved. Found out at the end only.
+    "send/locked-file-of-both-hosts": send_refuses(
+        "flock", "task [0-9]+ had a lock through fd [0-9]+ that another process holds now", both=True, exit_code=1),
     "send/own-ancestor": own_parent,
     "send/parent-notices": parent_notices,
     "send/restarting-parent": supervised("watcher", "task {pid} has the parent watcher \\(pid {boss}\\)"),

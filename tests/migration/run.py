@@ -5,13 +5,11 @@
 
 One line a case; the log of a failed one is kept and its end printed. Closes with the counts."""
 import argparse
-import concurrent.futures
+import contextlib
 import glob
-import multiprocessing
 import os
 import re
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -22,26 +20,15 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import cases  # noqa: E402
-from lib import remains, tool  # noqa: E402
-from lib.process import Deadline, become_subreaper, descendants, kill_all  # noqa: E402
+from lib import parallel, remains, tool  # noqa: E402
+from lib.process import Deadline, become_subreaper  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 EXPECTED = (cases.programs.Unwell, tool.Failed, Deadline)
 
 
-class TimeUp(Exception):
-    pass
-
-
-def one(arguments):
-    """In a process of its own. Gives (mode, name, verdict, seconds, text)."""
-    context, mode, name, folder, limit = arguments
-
-    def on_alarm(*_):
-        raise TimeUp(f"the case took more than {limit} s")
-    become_subreaper()
-    signal.signal(signal.SIGALRM, on_alarm)
-    signal.alarm(limit)
+def one(context, mode, name, folder):
+    """In a process of its own. Gives (verdict, seconds, text)."""
     started = time.monotonic()
     verdict, text = "PASS", ""
     try:
@@ -50,18 +37,13 @@ def one(arguments):
         verdict, text = "SKIP", str(e)
     except EXPECTED as e:
         verdict, text = "FAIL", str(e)
-    except TimeUp:
-        verdict, text = "FAIL", traceback.format_exc(limit=-3)
     except Exception:
         verdict, text = "FAIL", traceback.format_exc(limit=-6)
-    finally:
-        signal.alarm(0)
-        kill_all([p for p in descendants(os.getpid()) if p != os.getpid()])
     if verdict == "FAIL":
         text += kept_logs(folder)
     else:
         shutil.rmtree(folder, ignore_errors=True)
-    return mode, name, verdict, time.monotonic() - started, text
+    return verdict, time.monotonic() - started, text
 
 
 def kept_logs(folder):
@@ -85,6 +67,7 @@ def parse():
     p.add_argument("-j", "--jobs", type=int, default=1)
     p.add_argument("--timeout", type=int, default=180, help="seconds a case")
     p.add_argument("--keep", action="store_true", help="keep the folder of the run")
+    p.add_argument("--not-alone", action="store_true", help="others use migrate on this machine: do not look for remains")
     p.add_argument("--fail-fast", action="store_true")
     p.add_argument("--send-arg", action="append", default=[])
     p.add_argument("--receive-arg", action="append", default=[])
@@ -108,44 +91,36 @@ def main():
     top = tempfile.mkdtemp(prefix="mtest-")
     os.chmod(top, 0o755)
     context = cases.Context(binary, os.path.abspath(options.workloads or os.path.join(options.build, "tests", "workloads")),
-                            top, options.send_arg, options.receive_arg, shared=options.jobs > 1)
+                            top, options.send_arg, options.receive_arg, shared=options.jobs > 1 or options.not_alone)
     before = remains.snapshot()
-    counts = run_all(options, context, wanted, top)
-    left = remains.new_since(before, (top,))
-    if left:
-        print("FAIL nothing-left-behind\n  " + "\n  ".join(left))
-        counts["FAIL"] += 1
-    if not counts["FAIL"] and not options.keep:
-        shutil.rmtree(top, ignore_errors=True)
+    become_subreaper()
+    parallel.interruptible()
+    counts = None
+    try:
+        counts = run_all(options, context, wanted, top)
+        left = [] if options.not_alone else remains.new_since(before, (top,))
+        if left:
+            print("FAIL nothing-left-behind\n  " + "\n  ".join(left))
+            counts["FAIL"] += 1
+    finally:
+        # Logs of a failed case stay; those of an interrupted run do not.
+        if not options.keep and not (counts and counts["FAIL"]):
+            shutil.rmtree(top, ignore_errors=True)
     print(f"{counts['PASS']} passed, {counts['FAIL']} failed, {counts['SKIP']} skipped", flush=True)
     return 1 if counts["FAIL"] else 0
 
 
 def run_all(options, context, wanted, top):
+    """Prints a line for each case; gives the counts. A fresh process a case: namespaces and children of one do not reach the
+    next, and it cleans up also when we are interrupted."""
     counts = {"PASS": 0, "FAIL": 0, "SKIP": 0}
-    jobs = [(context, m, n, os.path.join(top, f"{m}-{n}"), options.timeout) for m, n in wanted]
-    fork = multiprocessing.get_context("fork")
-    # A fresh process a case: namespaces, children and alarms of one do not reach the next.
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as threads:
-        def in_child(job):
-            receive, give = fork.Pipe(duplex=False)
-            p = fork.Process(target=lambda: give.send(one(job)))
-            p.start()
-            give.close()
-            try:
-                result = receive.recv() if receive.poll(options.timeout + 60) else None
-            except EOFError:
-                result = None
-            p.join(10)
-            if p.is_alive():
-                p.kill()
-            return result or (job[1], job[2], "FAIL", 0.0, "the case's process died or hung" + kept_logs(job[3]))
-        for done in concurrent.futures.as_completed([threads.submit(in_child, j) for j in jobs]):
-            mode, name, verdict, seconds, text = done.result()
+    jobs = [(m, n, os.path.join(top, f"{m}-{n}")) for m, n in wanted]
+    with contextlib.closing(parallel.run(jobs, lambda job: one(context, *job), options.jobs, options.timeout)) as running:
+        for (mode, name, folder), result in running:
+            verdict, seconds, text = result or ("FAIL", 0.0, "the case's process died or hung" + kept_logs(folder))
             counts[verdict] += 1
             print(f"{verdict} {mode}/{name} ({seconds:.1f} s)" + (f": {text}" if text else ""), flush=True)
             if verdict == "FAIL" and options.fail_fast:
-                threads.shutdown(cancel_futures=True, wait=True)
                 break
     return counts
 

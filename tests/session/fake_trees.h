@@ -93,16 +93,21 @@ class FakeRestoredTree final : public RestoredTree {
     board_.destination.in_our_cgroup = true;
     return {true, {"/fake/" + name}, {}};
   }
-  std::vector<FillTarget> prepare(const ImageSet& images) override {
+  Room warm(const TreeLayout&) override { return make_room(); }
+  void discard_pages(std::span<const PageDiscard>) override {}
+  Room prepare(const ImageSet& images) override {
     if (!images.has("inventory.img")) throw Corrupt("images", "no inventory");
+    return make_room();
+  }
+  Room make_room() {
     board_.destination.exists = true;
     FillTarget target;
     target.memory = {MemoryId::Kind::task, 1};
     target.ranges = {{0x1000, 0x2000, 0x1000, false}};
     target.mem = memory_file({}, "fake");
-    std::vector<FillTarget> targets;
-    targets.push_back(std::move(target));
-    return targets;
+    Room room;
+    room.targets.push_back(std::move(target));
+    return room;
   }
   void finish() override {
     if (board_.finish_fails) throw Error("finish the fake", "tree", ENOMEM);

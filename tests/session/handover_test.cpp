@@ -118,7 +118,7 @@ struct DestinationAgent {
     images.adopt("inventory.img", {std::byte{7}});
     guardian->socket().send_blob(encode_images(images));
     guardian->await(soon());
-    receive_targets(guardian->socket(), soon());
+    receive_room(guardian->socket(), soon());
     GuardianRequest finish;
     finish.set_finish(true);
     guardian->ask(finish, soon());
@@ -263,6 +263,8 @@ void run_with_fault(const std::string& point) {
 
 TEST(Handover, AGuardianKilledAtEveryPoint) {
   for (const std::string_view point : fault_points()) {
+    // Fake trees are not visited.
+    if (point.find("inject-") != std::string_view::npos) continue;
     if (point.find("guardian") != std::string_view::npos) run_with_fault(std::string(point));
   }
 }

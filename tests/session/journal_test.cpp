@@ -75,6 +75,7 @@ TEST(Journal, KeepsEveryField) {
   e.tasks = {{12, 34}, {56, 78}};
   e.init = TaskId{9, 10};
   e.cgroup = FreezerCgroup::Record{false, {"/sys/fs/cgroup/x"}, {{12, "/sys/fs/cgroup"}}};
+  e.socket_folders = {"/run", "/with space"};
   e.peer_settled = false;
   e.reason = "because \"of\"\n\xff";
   const JournalEntry back = JournalEntry::from_json(e.to_json(), "x");
@@ -84,6 +85,7 @@ TEST(Journal, KeepsEveryField) {
   EXPECT_EQ(back.peer_name, "b.example");
   EXPECT_EQ(back.tasks, e.tasks);
   EXPECT_EQ(back.init, e.init);
+  EXPECT_EQ(back.socket_folders, e.socket_folders);
   EXPECT_EQ(back.cgroup->folders, e.cgroup->folders);
   EXPECT_EQ(back.cgroup->came_from, e.cgroup->came_from);
   EXPECT_FALSE(back.cgroup->v2);

@@ -29,13 +29,15 @@ char* map(size_t pages, int protection, int flags, int fd = -1, off_t offset = 0
 }
 
 constexpr int kRw = PROT_READ | PROT_WRITE;
+constexpr int kGuardInstall = 102;  // MADV_GUARD_INSTALL: Linux 6.13, in file mappings 6.15
 constexpr int kAnonymous = MAP_PRIVATE | MAP_ANONYMOUS;
 
 struct Areas {
   char *plain, *sparse, *hidden, *guarded, *read_only, *huge, *locked, *on_fault, *advised, *growing;
-  char *file_private, *file_shared, *memory_file, *memory_file_again, *shared, *unnamed_tail;
+  char *file_private, *file_shared, *memory_file, *memory_file_again, *shared, *marked;
   char* brk_area;
   int file, memory;
+  bool guards, file_guards;  ///< whether the kernel has them
   std::atomic<uint64_t>* child_beat;
 };
 
@@ -64,6 +66,9 @@ void make_anonymous(Areas& a) {
   for (int advice : {MADV_DONTFORK, MADV_DONTDUMP, MADV_NOHUGEPAGE, MADV_SEQUENTIAL})
     must(madvise(a.advised, 4 * kPage, advice), "madvise");
   fill_pattern(a.advised, 4 * kPage, 6);
+  a.marked = map(6, kRw, kAnonymous);
+  fill_pattern(a.marked, 6 * kPage, 12);
+  a.guards = madvise(a.marked + 3 * kPage, kPage, kGuardInstall) == 0;
   a.growing = map(2, kRw, kAnonymous | MAP_GROWSDOWN);
   fill_pattern(a.growing, 2 * kPage, 7);
 }
@@ -74,6 +79,7 @@ void make_files(Areas& a, const std::string& path) {
   expect(write(a.file, content.data(), content.size()) == static_cast<ssize_t>(content.size()), "write failed");
   a.file_private = map(8, kRw, MAP_PRIVATE, a.file);
   fill_pattern(a.file_private + 2 * kPage, 3 * kPage, 8);
+  a.file_guards = madvise(a.file_private + 7 * kPage, kPage, kGuardInstall) == 0;
   a.file_shared = map(4, kRw, MAP_SHARED, a.file, 4 * kPage);
   a.memory = must(memfd_create("workload mm", MFD_CLOEXEC | MFD_ALLOW_SEALING), "memfd_create");
   must(ftruncate(a.memory, 16 * kPage), "ftruncate");
@@ -99,6 +105,9 @@ void check_anonymous(const Areas& a) {
   expect(faults(a.read_only, true), "read-only memory can be written");
   expect_pattern(a.read_only, 4 * kPage, 4, "read-only memory");
   expect_pattern(a.huge, 2048 * kPage, 5, "huge-page memory");
+  expect(faults(a.marked + 3 * kPage, false) == a.guards, "the guard region");
+  expect_pattern(a.marked, 3 * kPage, 12, "memory before the guard region");
+  expect(!faults(a.marked + 4 * kPage, false), "memory behind the guard region");
   expect(a.on_fault[0] == 'x', "locked memory differs");
   expect_pattern(a.advised, 4 * kPage, 6, "advised memory");
   expect_pattern(a.growing, 2 * kPage, 7, "MAP_GROWSDOWN memory");
@@ -108,6 +117,7 @@ void check_anonymous(const Areas& a) {
 void check_files(const Areas& a) {
   for (size_t i = 0; i < kPage; ++i) expect(a.file_private[i] == 'f', "file mapping differs from its file");
   expect_pattern(a.file_private + 2 * kPage, 3 * kPage, 8, "written pages of a private file mapping");
+  expect(faults(a.file_private + 7 * kPage, false) == a.file_guards, "the guard region in a file mapping");
   static char stamp = 'a';
   stamp = stamp == 'z' ? 'a' : static_cast<char>(stamp + 1);
   a.file_shared[kPage + 5] = stamp;

@@ -1,18 +1,101 @@
 // Appends a line "EPOCH NUMBER TIME" every millisecond to the O_APPEND file `sequence`: two running copies show as a
 // repeated number, a restart of an old state as a number that goes back. TIME is CLOCK_REALTIME in ns, EPOCH the number
 // of the time namespace the writer sees itself in, which differs between hosts.
+//
+//     sequence DIR [THREADS [PORT]]
+//
+// THREADS others count beside it. With a PORT it listens there, on all addresses, and on the Unix socket DIR/s: who
+// connects is told the newest number.
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <array>
+#include <memory>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "workload.h"
 
 using namespace workload;
+
+namespace {
+
+int listen_tcp(uint16_t port) {
+  const int fd = must(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket");
+  const int on = 1;
+  must(setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on), "SO_REUSEADDR");
+  sockaddr_in a{};
+  a.sin_family = AF_INET;
+  a.sin_port = htons(port);
+  must(bind(fd, reinterpret_cast<const sockaddr*>(&a), sizeof a), "bind");
+  must(listen(fd, 16), "listen");
+  return fd;
+}
+
+int listen_unix(const std::string& path) {
+  const int fd = must(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket");
+  sockaddr_un a{};
+  a.sun_family = AF_UNIX;
+  expect(path.size() < sizeof a.sun_path, "too long for a socket: " + path);
+  std::memcpy(a.sun_path, path.c_str(), path.size());
+  must(bind(fd, reinterpret_cast<const sockaddr*>(&a), sizeof a), "bind");
+  must(listen(fd, 16), "listen");
+  return fd;
+}
+
+[[noreturn]] void answer(int tcp, int local, const std::atomic<uint64_t>& number) {
+  std::array<pollfd, 2> p{pollfd{tcp, POLLIN, 0}, pollfd{local, POLLIN, 0}};
+  for (;;) {
+    if (poll(p.data(), p.size(), -1) <= 0) continue;
+    for (const pollfd& one : p) {
+      if (one.revents == 0) continue;
+      const int peer = accept4(one.fd, nullptr, nullptr, SOCK_CLOEXEC);
+      if (peer == -1) continue;
+      const std::string text = std::to_string(number.load()) + "\n";
+      (void)!send(peer, text.data(), text.size(), MSG_NOSIGNAL);
+      close(peer);
+    }
+  }
+}
+
+/// Threads that count, one in each way to wait.
+struct Counters {
+  std::vector<std::unique_ptr<std::atomic<uint64_t>>> counts;
+  std::vector<uint64_t> seen;
+
+  explicit Counters(long threads) : seen(static_cast<size_t>(threads)) {
+    for (long i = 0; i < threads; ++i) {
+      counts.push_back(std::make_unique<std::atomic<uint64_t>>(0));
+      std::thread([count = counts.back().get(), i] {
+        for (;; ++*count) {
+          if (i % 2 == 0) {
+            sleep_ms(2);
+          } else {
+            poll(nullptr, 0, 2);
+          }
+        }
+      }).detach();
+    }
+  }
+  void verify() {
+    for (size_t i = 0; i < counts.size(); ++i) {
+      await([&] { return counts[i]->load() > seen[i]; }, "thread " + std::to_string(i) + " counts on");
+      seen[i] = counts[i]->load();
+    }
+  }
+};
+
+}  // namespace
 
 int main(int argc, char** argv) {
   return run(
       [&] {
         Workload w(argc, argv);
         const int out = must(open(w.path("sequence").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666), "open");
-        uint64_t number = 0;
+        std::atomic<uint64_t> number = 0;
         const auto append = [&] {
           struct stat st {};
           if (stat("/proc/self/ns/time", &st) == -1) st.st_ino = 0;
@@ -24,12 +107,18 @@ int main(int argc, char** argv) {
           expect(write(out, line, static_cast<size_t>(n)) == n, "append failed");
           number = next;
         };
+        Counters counters(w.number(0, 0));
+        if (const long port = w.number(1, 0); port != 0) {
+          const int tcp = listen_tcp(static_cast<uint16_t>(port)), local = listen_unix(w.path("s"));
+          std::thread([&, tcp, local] { answer(tcp, local, number); }).detach();
+        }
         uint64_t verified = 0;
         std::string failure;
         const auto verify = [&] {
           expect(failure.empty(), failure);
           expect(number > verified, "nothing was appended since the last check");
           verified = number;
+          counters.verify();
         };
         append();
         w.serve(verify, [&] {

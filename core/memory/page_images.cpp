@@ -1,11 +1,11 @@
-#include "core/restore/page_images.h"
+#include "core/memory/page_images.h"
 
 #include <sys/stat.h>
 
 #include <algorithm>
 
-#include "core/image/magic.h"
 #include "core/base/types.h"
+#include "core/image/magic.h"
 #include "images/pagemap.pb.h"
 
 namespace migrate {
@@ -40,11 +40,11 @@ void PageImages::add_from_parent(const std::string& name, uint64_t start, uint64
   auto it = located_in_parent_.find(name);
   if (it == located_in_parent_.end()) it = located_in_parent_.emplace(name, parent().locate(name)).first;
   uint64_t at = start;
-  for (const StoredPages& s : it->second) {
-    if (s.address + s.bytes <= at) continue;
-    if (s.address > at || at >= end) break;
-    const uint64_t upto = std::min(end, s.address + s.bytes);
-    out.push_back({at, upto - at, s.fd, s.offset + (at - s.address)});
+  auto s = std::partition_point(it->second.begin(), it->second.end(),
+                                [&](const StoredPages& p) { return p.address + p.bytes <= start; });
+  for (; s != it->second.end() && s->address <= at && at < end; ++s) {
+    const uint64_t upto = std::min(end, s->address + s->bytes);
+    out.push_back({at, upto - at, s->fd, s->offset + (at - s->address)});
     at = upto;
   }
   if (at != end) throw Corrupt(name, "pages that its parent should have are missing there");
@@ -53,14 +53,16 @@ void PageImages::add_from_parent(const std::string& name, uint64_t start, uint64
 std::vector<StoredPages> PageImages::locate(const std::string& name) {
   std::vector<StoredPages> all;
   auto reader = images_.read(name, magic::kPagemap);
-  if (!reader) return all;
+  if (!reader && name.starts_with("pagemap-shmem-")) return all;  // CRIU writes none for an object without pages
+  if (!reader) throw Corrupt(name, "it is missing; were its pages written by a page server, into another folder?");
   img::pagemap_head head;
   if (!reader->next(head)) throw Corrupt(name, "it is empty");
   uint64_t offset = 0, last_end = 0;
   for (img::pagemap_entry e; reader->next(e); e.Clear()) {
     const uint64_t pages = e.has_nr_pages() ? e.nr_pages() : e.compat_nr_pages();
     const uint32_t flags = e.has_flags() ? e.flags() : (e.in_parent() ? kInParent : kPresent);
-    if (pages > (uint64_t{1} << 36) || e.vaddr() % kPageSize != 0 || e.vaddr() < last_end || e.vaddr() > uint64_t{1} << 47)
+    if (pages > (uint64_t{1} << 36) || e.vaddr() % kPageSize != 0 || e.vaddr() < last_end ||
+        e.vaddr() > uint64_t{1} << 47)
       throw Corrupt(name, "a run of pages is out of range");
     const uint64_t bytes = pages * kPageSize;
     last_end = e.vaddr() + bytes;

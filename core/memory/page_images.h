@@ -23,7 +23,9 @@ class PageImages {
  public:
   /// `dirfd` stays the caller's and must live as long.
   explicit PageImages(int dirfd);
-  /// Where the pages of the pagemap image `name` are, ascending; empty if there is no such image. Throws Corrupt.
+  bool has(const std::string& name) const { return images_.has(name); }
+  /// Where the pages of the pagemap image `name` are, ascending. Throws Corrupt; also if a task has no such image,
+  /// for memory that nobody filled would read as zeros.
   std::vector<StoredPages> locate(const std::string& name);
 
  private:

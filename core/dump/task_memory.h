@@ -1,0 +1,35 @@
+// What /proc tells of a stopped task's memory: its mappings, and which pages of them exist.
+#pragma once
+
+#include <vector>
+
+#include "core/base/procfs.h"
+#include "core/memory/page_io.h"
+#include "core/memory/vma.h"
+
+namespace migrate {
+
+bool is_vvar(const Vma& vma);
+/// [vdso], [vvar], [vsyscall]: the kernel's own.
+bool is_kernel_made(const Vma& vma);
+
+struct TaskMemory {
+  std::vector<Vma> vmas;        ///< with their flags, ascending
+  std::vector<PageRun> pages;   ///< that are the task's own, and those of [vdso]; ascending; with `zero_ok`
+  std::vector<PageRun> guards;  ///< guard regions, ascending
+  bool foreseen = false;        ///< the flags are those of `foreseen`
+};
+
+/// The mappings of a large task that still runs: only smaps tells their flags, and reading it walks all page tables
+/// (20 ms a GiB of small pages). Empty for a small task, or one that is gone.
+std::vector<Vma> foresee_mappings(const ProcDir& proc);
+
+/// The task must be stopped. If maps tells just the mappings that were `foreseen`, their flags are believed, and must
+/// be checked by changed_flags() later. Else smaps is read, for a large task by a thread of ours while the caller scans
+/// its pages. Throws Error, Corrupt.
+TaskMemory read_task_memory(const ProcDir& proc, const std::vector<Vma>& foreseen = {});
+
+/// The first mapping of `then` whose flags or protection key differ `now` (flags in `ignored` apart); nullptr: none.
+const Vma* changed_flags(const std::vector<Vma>& then, const std::vector<Vma>& now, uint32_t ignored);
+
+}  // namespace migrate

@@ -1,0 +1,27 @@
+#include "core/inject/userfaultfd_visit.h"
+
+#include <string>
+
+#include "core/inject/visit.h"
+
+namespace migrate {
+
+Fd make_userfaultfd(StoppedTask& task, uint64_t features, Logger& log, const FaultHook& hook) {
+  const std::vector<int> no_timers;
+  Visit visit(task, no_timers, hook, log);
+  visit.run_leader_for_userfaultfd(features);
+  const int64_t number = visit.area().uffd;
+  if (number < 0) {
+    throw Error("make a userfaultfd in task", std::to_string(task.pid.get()), static_cast<int>(-number));
+  }
+  Fd uffd = get_remote_fd(task.pidfd.get(), static_cast<int>(number));
+  // The number came through memory that the task could write.
+  if (read_link_at(AT_FDCWD, "/proc/self/fd/" + std::to_string(uffd.get())) != "anon_inode:[userfaultfd]")
+    throw Error("take the userfaultfd of task " + std::to_string(task.pid.get()) + ": it is something else");
+  if (hook) hook("userfaultfd taken");
+  visit.return_userfaultfd();
+  visit.cure();
+  return uffd;
+}
+
+}  // namespace migrate

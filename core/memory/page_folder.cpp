@@ -1,0 +1,134 @@
+#include "core/memory/page_folder.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/image/magic.h"
+#include "core/memory/page_files.h"
+#include "core/memory/page_runs.h"
+#include "images/pagemap.pb.h"
+
+namespace migrate {
+namespace {
+
+constexpr uint32_t kInParent = 1, kPresent = 4;  // pagemap_entry.flags
+constexpr uint64_t kEnd = uint64_t{1} << 47;     // of user addresses; no object is larger either
+constexpr uint32_t kMaxMemories = 1 << 16;       // each is two files
+
+}  // namespace
+
+PageFolder::PageFolder(int dirfd, ImageSet& images, bool save_pagemaps)
+    : dirfd_(dirfd), images_(images), save_pagemaps_(save_pagemaps) {
+  const int parent = ::openat(dirfd, "parent", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (parent < 0 && errno != ENOENT) throw Error("open", "the folder's link `parent`", errno);
+  if (parent < 0) return;
+  parent_dir_.reset(parent);
+  parent_ = std::make_unique<PageImages>(parent_dir_.get());
+}
+
+bool PageFolder::parent_has(MemoryId memory) { return parent_ && parent_->has(pagemap_name(memory)); }
+
+bool PageFolder::open(MemoryId memory) {
+  flush();
+  name_ = pagemap_name(memory);
+  if (images_.has(name_)) throw Corrupt(name_, "its pages come twice");
+  if (++pages_id_ > kMaxMemories) throw Corrupt(name_, "too many memories for one folder");
+  const std::string pages = image_name("pages", pages_id_);
+  ::unlinkat(dirfd_, pages.c_str(), 0);
+  out_ = open_at(dirfd_, pages, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0600);
+  pagemap_.emplace(images_.write(name_, magic::kPagemap));
+  img::pagemap_head head;
+  head.set_pages_id(pages_id_);
+  pagemap_->entry(head);
+  end_ = 0;
+  parent_pages_.clear();
+  if (!parent_has(memory)) return false;
+  for (const StoredPages& s : parent_->locate(name_)) append_run(parent_pages_, {s.address, s.bytes / kPageSize});
+  return true;
+}
+
+void PageFolder::advance(uint64_t address, uint64_t pages) {
+  if (!pagemap_) throw Corrupt("pages", "of no memory");
+  if (address % kPageSize != 0 || address < end_ || address > kEnd || pages > (kEnd - address) / kPageSize)
+    throw Corrupt(name_, "a run of pages is out of range or out of order");
+  end_ = address + pages * kPageSize;
+}
+
+void PageFolder::write(uint64_t address, std::span<const std::byte> data) {
+  if (data.size() % kPageSize != 0) throw Corrupt(name_, "a page is not whole");
+  advance(address, data.size() / kPageSize);
+  write_full(out_.get(), data, image_name("pages", pages_id_));
+  extend(address, data.size() / kPageSize, kPresent);
+  written_ += data.size() / kPageSize;
+}
+
+void PageFolder::in_parent(uint64_t address, uint64_t pages) {
+  advance(address, pages);
+  const auto after = std::upper_bound(parent_pages_.begin(), parent_pages_.end(), address,
+                                      [](uint64_t a, const PageRun& run) { return a < run.address; });
+  const bool covered = after != parent_pages_.begin() && [&] {
+    const PageRun& run = *(after - 1);
+    return (address - run.address) / kPageSize <= run.pages && pages <= run.pages - (address - run.address) / kPageSize;
+  }();
+  if (!covered && pages != 0) throw Corrupt(name_, "pages that should stand in the parent folder are missing there");
+  extend(address, pages, kInParent);
+}
+
+void PageFolder::extend(uint64_t address, uint64_t pages, uint32_t flags) {
+  if (pages == 0) return;
+  if (entry_pages_ != 0 && entry_flags_ == flags && entry_address_ + entry_pages_ * kPageSize == address) {
+    entry_pages_ += pages;
+    return;
+  }
+  flush();
+  entry_address_ = address;
+  entry_pages_ = pages;
+  entry_flags_ = flags;
+}
+
+void PageFolder::flush() {
+  while (entry_pages_ != 0) {
+    const uint64_t pages = std::min<uint64_t>(entry_pages_, UINT32_MAX);  // compat_nr_pages has 32 bits
+    img::pagemap_entry entry;
+    entry.set_vaddr(entry_address_);
+    entry.set_compat_nr_pages(static_cast<uint32_t>(pages));
+    if (entry_flags_ == kInParent) entry.set_in_parent(true);  // what readers before the flags know
+    entry.set_flags(entry_flags_);
+    entry.set_nr_pages(pages);
+    pagemap_->entry(entry);
+    entry_address_ += pages * kPageSize;
+    entry_pages_ -= pages;
+  }
+}
+
+void PageFolder::finish() {
+  flush();
+  pagemap_.reset();
+  out_.reset();
+  if (save_pagemaps_) images_.save(dirfd_);
+}
+
+void link_parent(int dirfd, const std::string& target) {
+  const int parent = ::openat(dirfd, target.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (parent < 0)
+    throw Refusal("the previous folder " + target + " cannot be opened: " + std::strerror(errno),
+                  "give --prev-images-dir relative to the images folder");
+  const Fd opened(parent);
+  struct stat a {
+  }, b{};
+  check(::fstat(parent, &a), "stat", target);
+  check(::fstat(dirfd, &b), "stat", "the images folder");
+  if (a.st_dev == b.st_dev && a.st_ino == b.st_ino)
+    throw Refusal("the previous folder " + target + " is the images folder itself",
+                  "give each dump a folder of its own");
+  unlink_parent(dirfd);
+  check(::symlinkat(target.c_str(), dirfd, "parent"), "link", "parent");
+}
+
+void unlink_parent(int dirfd) {
+  if (::unlinkat(dirfd, "parent", 0) < 0 && errno != ENOENT) throw Error("remove", "the folder's link `parent`", errno);
+}
+
+}  // namespace migrate

@@ -1,0 +1,77 @@
+// Where the pages of an image folder go: the seam between who has pages and the folder they end up in, which may be on
+// another machine (pageserver/criu_page_client).
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/base/fd.h"
+#include "core/image/image_set.h"
+#include "core/memory/page_images.h"
+#include "core/memory/page_io.h"
+
+namespace migrate {
+
+/// Takes pages, one memory after the other, each in ascending order.
+class PageStore {
+ public:
+  virtual ~PageStore() = default;
+  /// Starts the next memory. Whether the folder has a parent that has pages of it. Throws Corrupt if it came before.
+  virtual bool open(MemoryId memory) = 0;
+  /// Whole pages. `data` is valid during the call only.
+  virtual void write(uint64_t address, std::span<const std::byte> data) = 0;
+  /// These pages are as the parent has them. Throws Corrupt if the parent lacks one of them.
+  virtual void in_parent(uint64_t address, uint64_t pages) = 0;
+  /// After the last memory: returns when everything is stored.
+  virtual void finish() = 0;
+};
+
+/// A local image folder: pages-N.img (N from 1, one a memory) are written as pages come; the pagemap images, without
+/// which no restore takes the pages, by finish(). Addresses may come from the network.
+class PageFolder final : public PageStore {
+ public:
+  /// Pagemaps go into `images`; with `save_pagemaps` they are written into the folder by finish(), else the caller
+  /// saves `images`. The link `parent` of the folder is followed if there is one. `dirfd` and `images` stay the
+  /// caller's.
+  PageFolder(int dirfd, ImageSet& images, bool save_pagemaps);
+  bool open(MemoryId memory) override;
+  void write(uint64_t address, std::span<const std::byte> data) override;
+  void in_parent(uint64_t address, uint64_t pages) override;
+  void finish() override;
+
+  bool has_parent() const { return parent_ != nullptr; }
+  /// Whether the parent has pages of `memory`.
+  bool parent_has(MemoryId memory);
+  uint64_t pages_written() const { return written_; }
+
+ private:
+  void advance(uint64_t address, uint64_t pages);
+  void extend(uint64_t address, uint64_t pages, uint32_t flags);
+  void flush();
+
+  int dirfd_;
+  ImageSet& images_;
+  bool save_pagemaps_;
+  Fd parent_dir_;
+  std::unique_ptr<PageImages> parent_;
+  uint32_t pages_id_ = 0;
+  std::string name_;  ///< of the pagemap that is being written
+  std::optional<ImageWriter> pagemap_;
+  Fd out_;
+  std::vector<PageRun> parent_pages_;
+  uint64_t end_ = 0;  ///< of the pages that came
+  uint64_t entry_address_ = 0, entry_pages_ = 0;
+  uint32_t entry_flags_ = 0;
+  uint64_t written_ = 0;
+};
+
+/// Makes (or replaces) the link `parent` of an image folder. `target` as CRIU's --prev-images-dir: relative to the
+/// folder. Throws Refusal if it leads nowhere, or to the folder itself.
+void link_parent(int dirfd, const std::string& target);
+/// Removes the link, so that the folder stands alone.
+void unlink_parent(int dirfd);
+
+}  // namespace migrate

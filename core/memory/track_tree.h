@@ -1,0 +1,22 @@
+// The living tasks of a running tree, numbered as the images number them.
+#pragma once
+
+#include <vector>
+
+#include "core/base/procfs.h"
+#include "core/base/types.h"
+
+namespace migrate {
+
+struct LivingTask {
+  pid_t pid = 0;                                           ///< as our /proc numbers it
+  pid_t parent = 0;                                        ///< likewise; 0 for the root
+  pid_t image_pid = 0, image_ppid = 0, pgid = 0, sid = 0;  ///< innermost numbers; image_ppid 0 for the root
+  bool borrows_memory = false;                             ///< runs in its parent's memory (between vfork and exec)
+};
+
+/// Parents before children, the root first; empty if the root is gone. Tasks come and go meanwhile: one that is missed
+/// is found the next time.
+std::vector<LivingTask> list_living(Pid root);
+
+}  // namespace migrate

@@ -1,0 +1,70 @@
+#include "core/restore/shared_memory.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+
+#include "core/memory/page_files.h"
+
+namespace migrate {
+namespace {
+
+/// Shared anonymous memory (shown as /dev/zero) has a descriptor only through map_files.
+Fd make_object(uint64_t bytes) {
+  void* at = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (at == MAP_FAILED) throw Error("make shared memory of bytes", std::to_string(bytes), errno);
+  const auto start = reinterpret_cast<uint64_t>(at);
+  std::array<char, 96> link;
+  std::snprintf(link.data(), link.size(), "/proc/self/map_files/%lx-%lx", start, start + bytes);
+  Fd fd = open_path(link.data(), O_RDWR);
+  ::munmap(at, bytes);
+  return fd;
+}
+
+}  // namespace
+
+std::vector<uint64_t> SharedMemory::follow(const std::map<uint64_t, uint64_t>& sizes) {
+  std::erase_if(objects_, [&](const Object& o) { return !sizes.contains(o.id); });
+  std::vector<uint64_t> fresh;
+  for (const auto& [id, bytes] : sizes) {
+    const auto it = std::find_if(objects_.begin(), objects_.end(), [id = id](const Object& o) { return o.id == id; });
+    if (it == objects_.end()) {
+      objects_.push_back({id, bytes, make_object(bytes)});
+      fresh.push_back(id);
+    } else if (it->bytes < bytes) {
+      check(::ftruncate(it->fd.get(), static_cast<off_t>(bytes)), "grow", "shared memory");
+      it->bytes = bytes;
+    }
+  }
+  return fresh;
+}
+
+void SharedMemory::discard(uint64_t id, uint64_t offset, uint64_t bytes) {
+  for (const Object& o : objects_) {
+    if (o.id != id || offset >= o.bytes) continue;
+    check(::fallocate(o.fd.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                      static_cast<off_t>(std::min(bytes, o.bytes - offset))),
+          "give back pages of", "shared memory");
+  }
+}
+
+void fill_object(PageImages& pages, uint64_t id, int fd, uint64_t bytes) {
+  std::vector<std::byte> buffer(1 << 20);
+  for (StoredPages run : pages.locate(pagemap_name({MemoryId::Kind::shmem, id}))) {
+    if (run.address + run.bytes > page_ceil(bytes)) throw Corrupt("the pagemap of shared memory", "it is too long");
+    while (run.bytes != 0) {
+      const size_t n = std::min<uint64_t>(run.bytes, buffer.size());
+      const std::span<std::byte> part(buffer.data(), n);
+      if (pread_full(run.fd, part, run.offset, "a pages image") != n)
+        throw Corrupt("the pages image of shared memory", "it is too short");
+      // The last page of a memory file may be partly behind its end.
+      const size_t inside = std::min<uint64_t>(n, bytes > run.address ? bytes - run.address : 0);
+      pwrite_full(fd, part.first(inside), run.address, "shared memory");
+      run = {run.address + n, run.bytes - n, run.fd, run.offset + n};
+    }
+  }
+}
+
+}  // namespace migrate

@@ -1,0 +1,116 @@
+#include "core/restore/shells.h"
+
+#include <linux/sched.h>
+#include <signal.h>
+
+#include <numeric>
+
+namespace migrate {
+
+Shells::Shells(int launcher, int coordinator_pidfd, const RestoreOptions& options)
+    : inherit_outside_(options.shell_job && !options.own_namespaces),
+      own_namespaces_(options.own_namespaces),
+      timeout_(options.timeout) {
+  context_.own_namespaces = options.own_namespaces;
+  context_.launcher = launcher;
+  context_.coordinator_pidfd = coordinator_pidfd;
+}
+
+void Shells::make_sockets(const std::vector<bool>& fresh) {
+  context_.shell_ends.clear();
+  context_.shell_ends.resize(context_.tasks.size());
+  for (size_t i = 0; i < context_.tasks.size(); ++i) {
+    if (!fresh[i]) continue;
+    SocketPair pair = SocketPair::make();
+    ends_[context_.tasks[i].pid] = move_above(std::move(pair.first), kLowestFloor);
+    context_.shell_ends[i] = move_above(std::move(pair.second), kLowestFloor);
+  }
+}
+
+void Shells::build(std::vector<TaskNode> tasks) {
+  context_.tasks = std::move(tasks);
+  plan_tree(context_.tasks, inherit_outside_);
+  const TaskNode& root = context_.tasks.front();
+  // Session 0: the dump saw a leader of another pid namespace.
+  if (!own_namespaces_ && (root.session_helper != 0 || (root.sid == 0 && !inherit_outside_))) {
+    throw Refusal("task " + std::to_string(root.pid) + " belongs to a session that began outside of the tree",
+                  "use --shell-job to restore it into the session you run in");
+  }
+  make_sockets(std::vector<bool>(context_.tasks.size(), true));
+  fork_shells(context_, {0}, false, own_namespaces_ ? 0 : CLONE_PARENT);
+  context_.shell_ends.clear();
+  for (const TaskNode& task : context_.tasks) answer(task);
+  std::vector<int> all(context_.tasks.size());
+  std::iota(all.begin(), all.end(), 0);
+  settle_groups(all);
+}
+
+void Shells::follow(std::vector<TaskNode> tasks) {
+  const TreeChange change = plan_change(context_.tasks, tasks);
+  for (const TreeChange::Gone& gone : change.gone) {
+    send_message(ends_.at(gone.parent).get(), Msg::end_child, gone.pid);
+    TaskNode parent;
+    parent.pid = gone.parent;
+    answer(parent);
+    ends_.erase(gone.pid);
+  }
+  context_.tasks = std::move(tasks);
+  if (change.affected.empty()) return;
+  make_sockets(change.fresh);
+  std::vector<int> numbers, concerned = change.affected;
+  for (size_t i = 0; i < context_.tasks.size(); ++i) {
+    numbers.push_back(context_.shell_ends[i].get());
+    if (change.fresh[i]) concerned.push_back(static_cast<int>(i));
+  }
+  const Fd packed = pack_nodes(context_.tasks, numbers);
+  const std::array<int, 1> fds{packed.get()};
+  order(change.affected, Msg::tree, fds);
+  context_.shell_ends.clear();
+  for (size_t i = 0; i < context_.tasks.size(); ++i)
+    if (change.fresh[i]) answer(context_.tasks[i]);
+  settle_groups(concerned);
+}
+
+void Shells::settle_groups(const std::vector<int>& which) {
+  for (const Msg step : {Msg::lead_groups, Msg::join_groups, Msg::let_helpers_go}) order(which, step);
+}
+
+void Shells::end_zombies(int images) {
+  std::vector<int> zombies;
+  for (size_t i = 0; i < context_.tasks.size(); ++i)
+    if (context_.tasks[i].zombie) zombies.push_back(static_cast<int>(i));
+  const std::array<int, 1> fds{images};
+  order(zombies, Msg::end_as_zombie, fds);
+}
+
+void Shells::send(const TaskNode& task, Msg type, std::span<const int> fds) {
+  send_message(ends_.at(task.pid).get(), type, 0, {}, fds);
+}
+
+Message Shells::answer(const TaskNode& task) {
+  auto m = receive_message(ends_.at(task.pid).get(), Deadline::in(timeout_));
+  if (!m) throw Error("the shell of task " + std::to_string(task.pid) + " died");
+  rethrow_failure(*m);
+  return std::move(*m);
+}
+
+void Shells::order(const std::vector<int>& which, Msg type, std::span<const int> fds) {
+  for (const int i : which) send(context_.tasks[static_cast<size_t>(i)], type, fds);
+  for (const int i : which) answer(context_.tasks[static_cast<size_t>(i)]);
+}
+
+void Shells::order_living(Msg type, std::span<const int> fds, const Answered& answered) {
+  for (const TaskNode& task : context_.tasks)
+    if (!task.zombie) send(task, type, fds);
+  for (const TaskNode& task : context_.tasks) {
+    if (task.zombie) continue;
+    const Message m = answer(task);
+    if (answered) answered(task, m);
+  }
+}
+
+void Shells::kill() {
+  for (const auto& [pid, end] : ends_) ::kill(pid, SIGKILL);
+}
+
+}  // namespace migrate

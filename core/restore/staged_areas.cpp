@@ -1,0 +1,252 @@
+#include "core/restore/staged_areas.h"
+
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+
+namespace migrate {
+namespace {
+
+constexpr uint64_t kLowest = uint64_t{1} << 30;  // leave the low addresses (mmap_min_addr, 32-bit mappings) to the task
+constexpr uint64_t kSpace = uint64_t{1} << 47;
+constexpr uint64_t kStep = uint64_t{1} << 30;
+
+void* local(uint64_t address) { return reinterpret_cast<void*>(address); }  // NOLINT: an address of this process
+
+bool same_kind(const StagedArea& a, const StagedArea& b) {
+  return a.no_reserve == b.no_reserve && a.grows_down == b.grows_down;
+}
+
+StagedArea part(StagedArea a, uint64_t start, uint64_t end) {
+  a.start = start;
+  a.end = end;
+  return a;
+}
+
+/// `from` without `what`; both ascending and disjoint.
+std::vector<StagedArea> without(const std::vector<StagedArea>& from, const std::vector<StagedArea>& what) {
+  std::vector<StagedArea> rest;
+  size_t next = 0;
+  for (const StagedArea& a : from) {
+    uint64_t at = a.start;
+    while (next < what.size() && what[next].end <= at) ++next;
+    for (size_t i = next; i < what.size() && what[i].start < a.end; ++i) {
+      if (what[i].start > at) rest.push_back(part(a, at, what[i].start));
+      at = std::max(at, what[i].end);
+    }
+    if (at < a.end) rest.push_back(part(a, at, a.end));
+  }
+  return rest;
+}
+
+/// Ascending, neighbours of a kind put together.
+std::vector<StagedArea> joined(std::vector<StagedArea> a) {
+  std::sort(a.begin(), a.end(), [](const StagedArea& x, const StagedArea& y) { return x.start < y.start; });
+  std::vector<StagedArea> all;
+  for (const StagedArea& area : a) {
+    if (!all.empty() && all.back().end == area.start && part(all.back(), 0, 0) == part(area, 0, 0)) {
+      all.back().end = area.end;
+    } else {
+      all.push_back(area);
+    }
+  }
+  return all;
+}
+
+bool overlap(std::span<const AddressRange> a, std::span<const AddressRange> b) {
+  for (size_t i = 0, j = 0; i < a.size() && j < b.size();) {
+    if (a[i].end <= b[j].start) {
+      ++i;
+    } else if (b[j].end <= a[i].start) {
+      ++j;
+    } else {
+      return true;
+    }
+  }
+  return false;
+}
+
+/// Ascending; empty if one would lie across the end of the address space or in its lowest part.
+std::vector<AddressRange> staged_at(uint64_t distance, std::span<const AddressRange> ranges) {
+  std::vector<AddressRange> all;
+  for (const AddressRange& r : ranges) {
+    const uint64_t start = staged_address(r.start, distance);
+    if (start < kLowest || r.end - r.start > kUserEnd - start) return {};
+    all.push_back({start, start + (r.end - r.start)});
+  }
+  std::sort(all.begin(), all.end());
+  return all;
+}
+
+}  // namespace
+
+AreaChange compare_areas(const std::vector<StagedArea>& have, const std::vector<StagedArea>& wanted) {
+  AreaChange change;
+  for (size_t h = 0, w = 0; h < have.size() && w < wanted.size();) {
+    const uint64_t start = std::max(have[h].start, wanted[w].start), end = std::min(have[h].end, wanted[w].end);
+    if (start < end && same_kind(have[h], wanted[w])) change.kept.push_back(part(have[h], start, end));
+    if (start < end && !same_kind(have[h], wanted[w])) change.replaced = true;
+    if (have[h].end < wanted[w].end) {
+      ++h;
+    } else {
+      ++w;
+    }
+  }
+  change.dropped = without(have, change.kept);
+  change.added = without(wanted, change.kept);
+  return change;
+}
+
+bool distance_fits(uint64_t distance, std::span<const AddressRange> staged, std::span<const AddressRange> others) {
+  const std::vector<AddressRange> at = staged_at(distance, staged);
+  return at.size() == staged.size() && !overlap(at, staged) && !overlap(at, others);
+}
+
+uint64_t pick_distance(std::span<const AddressRange> staged, std::span<const AddressRange> others,
+                       std::span<const AddressRange> busy) {
+  // Half of the address space away first: what programs use is near its ends.
+  for (uint64_t part = kSpace / 2; part >= kStep; part /= 2) {
+    for (uint64_t distance = part; distance < kSpace; distance += 2 * part)
+      if (distance_fits(distance, staged, others) && !overlap(staged_at(distance, staged), busy)) return distance;
+    if (part == kSpace / 4096) break;  // thousands of tries mean that it is full
+  }
+  uint64_t bytes = 0;
+  for (const AddressRange& r : staged) bytes += r.end - r.start;
+  throw Error("the address space has no room to stage " + std::to_string(bytes) + " bytes in one piece");
+}
+
+std::vector<AddressRange> split_by_mappings(AddressRange range, const std::vector<AddressRange>& mappings) {
+  std::vector<AddressRange> parts;
+  auto m = std::upper_bound(mappings.begin(), mappings.end(), range.start,
+                            [](uint64_t at, const AddressRange& r) { return at < r.end; });
+  for (uint64_t at = range.start; at < range.end && m != mappings.end(); ++m) {
+    if (m->start > at) break;
+    parts.push_back({at, std::min(range.end, m->end)});
+    at = parts.back().end;
+  }
+  if (parts.empty() || parts.back().end != range.end) throw Error("find", "staging memory that was made", EFAULT);
+  return parts;
+}
+
+Fd& StagedAreas::userfaultfd() {
+  if (!userfaultfd_) {
+    userfaultfd_ = Fd(static_cast<int>(check(::syscall(SYS_userfaultfd, O_CLOEXEC), "make", "a userfaultfd")));
+    uffdio_api api{UFFD_API, 0, 0};
+    check(::ioctl(userfaultfd_.get(), UFFDIO_API, &api), "set up", "a userfaultfd");
+  }
+  return userfaultfd_;
+}
+
+void StagedAreas::set_registered(const StagedArea& area, bool on) {
+  const uint64_t bytes = area.end - area.start;
+  uffdio_range range{staging(area.start), bytes};
+  uffdio_register reg{range, UFFDIO_REGISTER_MODE_MISSING, 0};
+  const int done = on ? ::ioctl(userfaultfd().get(), UFFDIO_REGISTER, &reg)
+                      : ::ioctl(userfaultfd().get(), UFFDIO_UNREGISTER, &range);
+  check(done, on ? "register staging memory of" : "unregister staging memory of", "task " + std::to_string(task_));
+}
+
+/// False if something of ours is in the way.
+bool StagedAreas::map(StagedArea& area, bool last) {
+  const uint64_t at = staging(area.start), bytes = area.end - area.start;
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | (area.no_reserve ? MAP_NORESERVE : 0) |
+                    (area.grows_down ? MAP_GROWSDOWN : 0);
+  const void* mapped = ::mmap(local(at), bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+  if (mapped == MAP_FAILED && errno == ENOMEM) {
+    // A reservation that was never meant to be all used: without access it commits nothing, and can be filled still.
+    mapped = ::mmap(local(at), bytes, PROT_NONE, flags, -1, 0);
+    area.no_access = mapped != MAP_FAILED;
+  }
+  if (mapped == MAP_FAILED && errno == EEXIST) return false;
+  if (mapped == MAP_FAILED) throw Error("make staging memory of", "task " + std::to_string(task_), errno);
+  if (!last) ::madvise(local(at), bytes, MADV_DONTFORK);
+  set_registered(area, true);
+  area.registered = true;
+  return true;
+}
+
+void StagedAreas::move_to(uint64_t distance) {
+  const std::vector<AddressRange> own = own_mappings();
+  for (StagedArea& area : areas_) {
+    // Moving drops a registration (no remap events are asked for).
+    if (area.registered) set_registered(area, false);
+    const uint64_t from = staging(area.start);
+    for (const AddressRange& r : split_by_mappings({from, from + (area.end - area.start)}, own)) {
+      const uint64_t to = staged_address(area.start + (r.start - from), distance), bytes = r.end - r.start;
+      if (::mremap(local(r.start), bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, local(to)) == MAP_FAILED)
+        throw Error("move staging memory of", "task " + std::to_string(task_), errno);
+    }
+  }
+  distance_ = distance;
+  for (const StagedArea& area : areas_)
+    if (area.registered) set_registered(area, true);
+}
+
+bool StagedAreas::follow(const std::vector<StagedArea>& wanted, std::span<const AddressRange> files,
+                         std::span<const AddressRange> others, bool last) {
+  AreaChange change = compare_areas(areas_, wanted);
+  for (const StagedArea& a : change.dropped)
+    check(::munmap(local(staging(a.start)), a.end - a.start), "give back staging memory of",
+          "task " + std::to_string(task_));
+  for (StagedArea& a : change.kept) {
+    if (a.registered) set_registered(a, false);
+    a.registered = false;
+    if (last) ::madvise(local(staging(a.start)), a.end - a.start, MADV_DOFORK);
+  }
+  areas_ = std::move(change.kept);
+
+  std::vector<AddressRange> staged(files.begin(), files.end());
+  for (const StagedArea& a : wanted) staged.push_back({a.start, a.end});
+  std::sort(staged.begin(), staged.end());
+  if (!distance_ || !distance_fits(*distance_, staged, others)) {
+    const uint64_t fresh = pick_distance(staged, others, own_mappings());
+    if (!distance_) distance_ = fresh;
+    if (*distance_ != fresh) move_to(fresh);
+  }
+  for (size_t i = 0, moves = 0; i < change.added.size();) {
+    StagedArea area = change.added[i];
+    if (map(area, last)) {
+      areas_.push_back(area);
+      ++i;
+    } else {
+      if (++moves > 3) throw Error("find room to stage the memory of", "task " + std::to_string(task_), EEXIST);
+      move_to(pick_distance(staged, others, own_mappings()));
+    }
+  }
+  areas_ = joined(std::move(areas_));
+  return change.replaced;
+}
+
+void StagedAreas::discard(AddressRange range) {
+  for (const StagedArea& a : areas_) {
+    const uint64_t start = std::max(a.start, range.start), end = std::min(a.end, range.end);
+    if (start >= end) continue;
+    check(::madvise(local(staging(start)), end - start, MADV_DONTNEED), "give back pages of",
+          "task " + std::to_string(task_));
+  }
+}
+
+bool StagedAreas::contains(AddressRange range) const {
+  const auto a = std::upper_bound(areas_.begin(), areas_.end(), range.start,
+                                  [](uint64_t at, const StagedArea& s) { return at < s.end; });
+  return a != areas_.end() && a->start < range.end;
+}
+
+bool StagedAreas::no_access(uint64_t address) const {
+  const auto a = std::upper_bound(areas_.begin(), areas_.end(), address,
+                                  [](uint64_t at, const StagedArea& s) { return at < s.end; });
+  return a != areas_.end() && a->start <= address && a->no_access;
+}
+
+void StagedAreas::unregister() {
+  for (StagedArea& a : areas_) {
+    if (a.registered) set_registered(a, false);
+    a.registered = false;
+  }
+  userfaultfd_.reset();
+}
+
+}  // namespace migrate

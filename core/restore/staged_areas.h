@@ -1,0 +1,79 @@
+// Private anonymous memory of a task that is being made, while its final place in the address space is not ours yet: it
+// stands at one constant distance from its final addresses, so that it grows, shrinks, splits and merges as the
+// mappings of the running source do without ever being moved.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "core/base/fd.h"
+#include "core/restore/address_space.h"
+
+namespace migrate {
+
+/// Addresses are final ones.
+struct StagedArea {
+  uint64_t start = 0, end = 0;
+  bool no_reserve = false, grows_down = false;  ///< MAP_NORESERVE, MAP_GROWSDOWN: fixed when a mapping is made
+  bool no_access = false;   ///< mapped PROT_NONE: readable and writable would commit more than the machine allows
+  bool registered = false;  ///< with the userfaultfd: new since the last change, so that most pages are missing
+  bool operator==(const StagedArea&) const = default;
+};
+
+/// What stays, what goes and what is new when `wanted` takes the place of `have` (both ascending and disjoint). Kept
+/// parts have the attributes of `have`. `replaced`: memory of the same address but another kind goes.
+struct AreaChange {
+  std::vector<StagedArea> kept, dropped, added;
+  bool replaced = false;
+};
+AreaChange compare_areas(const std::vector<StagedArea>& have, const std::vector<StagedArea>& wanted);
+
+/// Where the final address `address` is staged: modulo 2^47, so that every distance is good for a whole address space.
+constexpr uint64_t staged_address(uint64_t address, uint64_t distance) {
+  return (address + distance) & ((uint64_t{1} << 47) - 1);
+}
+/// A distance (a multiple of 1 GiB, so that even upper page tables are moved whole) at which all of `staged` lies
+/// outside of `busy` (ascending) and of the final address space `staged` and `others`. Throws Error if there is none.
+uint64_t pick_distance(std::span<const AddressRange> staged, std::span<const AddressRange> others,
+                       std::span<const AddressRange> busy);
+/// Is `distance` such a one, but for `busy`?
+bool distance_fits(uint64_t distance, std::span<const AddressRange> staged, std::span<const AddressRange> others);
+
+/// The mappings themselves, in this process.
+class StagedAreas {
+ public:
+  explicit StagedAreas(pid_t task) : task_(task) {}
+
+  /// Maps what is new, unmaps what is gone, keeps the contents of the rest. `files` are final ranges that the caller
+  /// will stage at the same distance, `others` final ranges that must stay free. Returns true if memory that may have
+  /// had contents was mapped anew. `last`: no shell will be forked from this one any more.
+  bool follow(const std::vector<StagedArea>& wanted, std::span<const AddressRange> files,
+              std::span<const AddressRange> others, bool last);
+  /// Gives back pages; parts that are not staged are passed over.
+  void discard(AddressRange range);
+  /// Ends the registration; before the memory is read into, or moved to its final place.
+  void unregister();
+
+  const std::vector<StagedArea>& areas() const { return areas_; }
+  bool contains(AddressRange range) const;  ///< any part of it
+  bool no_access(uint64_t address) const;
+  uint64_t staging(uint64_t address) const { return staged_address(address, distance_.value()); }
+  /// Made on first use.
+  Fd& userfaultfd();
+
+ private:
+  void move_to(uint64_t distance);
+  bool map(StagedArea& area, bool last);
+  void set_registered(const StagedArea& area, bool on);
+
+  pid_t task_;
+  std::optional<uint64_t> distance_;
+  std::vector<StagedArea> areas_;
+  Fd userfaultfd_;
+};
+
+/// The parts of `range` that are single mappings: before Linux 6.17, mremap(2) moves no more than one at a time.
+std::vector<AddressRange> split_by_mappings(AddressRange range, const std::vector<AddressRange>& mappings);
+
+}  // namespace migrate

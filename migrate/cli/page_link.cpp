@@ -1,0 +1,62 @@
+#include "migrate/cli/page_link.h"
+
+#include <sys/socket.h>
+
+namespace migrate::cli {
+namespace {
+
+constexpr std::chrono::seconds kConnect(10), kHandshake(10);
+// Between two requests a dump may be busy with the tree; hosts that are gone are noticed by keepalive.
+constexpr std::chrono::minutes kIdle(10);
+
+bool inside_this_machine(int fd) {
+  int domain = 0;
+  socklen_t size = sizeof domain;
+  check(::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size), "look at", "the page server's socket");
+  return domain == AF_UNIX || is_loopback_connection(fd);
+}
+
+std::unique_ptr<Stream> plain(Fd socket, bool insecure) {
+  if (!insecure && !inside_this_machine(socket.get()))
+    throw Refusal("pages would go over the network as plain text, " + peer_address(socket.get()),
+                  "give --tls on both sides, or --insecure");
+  return raw_stream(std::move(socket));
+}
+
+}  // namespace
+
+std::optional<TlsContext> page_tls(const CoreOptions& o) {
+  if (!o.tls) return std::nullopt;
+  const auto or_ours = [](const std::string& given, const char* ours) {
+    return given.empty() ? std::string(ours) : given;
+  };
+  TlsConfig config;
+  config.cacert = or_ours(o.tls_cacert, "/etc/migrate/ca.crt");
+  config.cert = or_ours(o.tls_cert, "/etc/migrate/host.crt");
+  config.key = or_ours(o.tls_key, "/etc/migrate/host.key");
+  if (!o.tls_cacrl.empty()) config.crl = o.tls_cacrl;
+  config.bare = true;
+  config.any_server_name = o.tls_no_cn_verify;
+  return TlsContext(config);
+}
+
+std::unique_ptr<Stream> connect_page_server(const CoreOptions& o) {
+  const auto tls = page_tls(o);
+  if (o.ps_socket < 0 && o.port == 0) throw Refusal("--page-server needs --port", "give the port it listens on");
+  const HostPort to{o.address.empty() ? "127.0.0.1" : o.address, o.port};
+  Fd socket = o.ps_socket >= 0 ? Fd(check(::fcntl(o.ps_socket, F_DUPFD_CLOEXEC, 0), "use", "--ps-socket"))
+                               : connect_tcp(to, Deadline::in(kConnect));
+  std::unique_ptr<Stream> stream =
+      tls ? tls->connect(std::move(socket), to.host, Deadline::in(kHandshake)) : plain(std::move(socket), o.insecure);
+  stream->set_idle_timeout(kIdle);
+  return stream;
+}
+
+std::unique_ptr<Stream> accept_page_client(Fd socket, const TlsContext* tls, bool insecure) {
+  std::unique_ptr<Stream> stream =
+      tls != nullptr ? tls->accept(std::move(socket), Deadline::in(kHandshake)) : plain(std::move(socket), insecure);
+  stream->set_idle_timeout(kIdle);
+  return stream;
+}
+
+}  // namespace migrate::cli

@@ -1,0 +1,50 @@
+#include "migrate/policy/fixed_cost.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace migrate {
+namespace {
+
+constexpr double kLeast = 0.2, kMost = 5, kFollow = 0.5;
+
+double bounded(double factor) { return std::isfinite(factor) ? std::clamp(factor, kLeast, kMost) : 1; }
+
+double learned(double factor, double estimated, double measured) {
+  if (!(estimated > 0) || !(measured >= 0)) return factor;
+  return bounded(factor + kFollow * (bounded(measured / estimated) - factor));
+}
+
+}  // namespace
+
+FixedCost estimate_fixed_cost(const TreeSize& size, double round_trip_seconds, const CostRates& rates) {
+  const auto tasks = double(size.tasks), threads = double(size.threads), mappings = double(size.mappings),
+             descriptors = double(size.descriptors);
+  FixedCost cost;
+  cost.freeze = rates.freeze_base + rates.freeze_task * tasks + rates.freeze_thread * threads +
+                rates.freeze_mapping * mappings + rates.freeze_descriptor * descriptors;
+  cost.images = rates.images_base + round_trip_seconds;
+  cost.finish = rates.finish_base + rates.finish_task * tasks + rates.finish_thread * threads +
+                rates.finish_mapping * mappings + rates.finish_descriptor * descriptors;
+  cost.handover = rates.handover_base + rates.handover_round_trips * round_trip_seconds;
+  cost.run_on = rates.run_on_base + rates.run_on_thread * threads;
+  return cost;
+}
+
+FixedCost Calibration::apply(const FixedCost& e) const {
+  return {e.freeze * factors_.freeze, e.images * factors_.images, e.finish * factors_.finish,
+          e.handover * factors_.handover, e.run_on};
+}
+
+void Calibration::learn(const FixedCost& estimated, const FixedCost& measured) {
+  factors_ = {learned(factors_.freeze, estimated.freeze, measured.freeze),
+              learned(factors_.images, estimated.images, measured.images),
+              learned(factors_.finish, estimated.finish, measured.finish),
+              learned(factors_.handover, estimated.handover, measured.handover), 1};
+}
+
+void Calibration::set(const FixedCost& f) {
+  factors_ = {bounded(f.freeze), bounded(f.images), bounded(f.finish), bounded(f.handover), 1};
+}
+
+}  // namespace migrate

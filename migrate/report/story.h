@@ -1,0 +1,51 @@
+// What the events of a migration tell, in the terms of the picture.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "migrate/report/report.h"
+
+namespace migrate {
+
+/// Times in seconds since the first event.
+struct Story {
+  struct Round {
+    int64_t n = 0, pages = 0, zero_pages = 0, discarded = 0, bytes = 0, dirty_pages = 0;
+    double begin = 0, end = 0;
+    double bandwidth = 0;   ///< bytes per second
+    double dirty_rate = 0;  ///< pages per second
+    double estimate = 0;    ///< downtime, seconds
+  };
+  struct Part {
+    std::string name;
+    double seconds = 0;
+  };
+  struct Throttle {
+    double time = 0, share = 1;
+  };
+  struct StoppedSend {
+    double begin = 0, end = 0;
+    int64_t bytes = 0;
+  };
+  std::string outcome;  ///< sentence of the last event
+  bool moved = false;
+  double length = 0;
+  std::vector<Round> rounds;
+  std::vector<Throttle> throttles;
+  std::optional<double> limit;  ///< --max-downtime, seconds
+  /// The tree stood still.
+  std::optional<double> stopped_begin, stopped_end;
+  std::optional<StoppedSend> stopped_send;
+  std::vector<Part> parts;  ///< of the downtime, in order
+  double first_time = 0;
+  double downtime() const { return stopped_begin && stopped_end ? *stopped_end - *stopped_begin : 0; }
+};
+
+Story tell(const std::vector<ReportEvent>& events);
+
+/// A field as a number; nothing if it is missing or none.
+std::optional<double> number(const ReportEvent& event, std::string_view field);
+
+}  // namespace migrate

@@ -1,0 +1,245 @@
+// Pre-copy: rounds of pages while the tree runs, until the policy says that it may be stopped.
+#include "migrate/session/fault.h"
+#include "migrate/session/layout_wire.h"
+#include "migrate/session/send_session.h"
+
+namespace migrate {
+namespace {
+
+using Seconds = std::chrono::duration<double>;
+
+double ms_of(Seconds s) { return std::round(s.count() * 1e5) / 100; }
+
+EventFields with_numbers(EventFields fields, const Decision& decision) {
+  for (const auto& [name, value] : numbers_of(decision)) fields.emplace_back(name, std::round(value * 1000) / 1000);
+  return fields;
+}
+
+}  // namespace
+
+void SendSession::choose_mode() {
+  if (options_.mode != SendMode::precopy) return;
+  const std::string why = DirtyTracker::cannot_track(target_);
+  if (why.empty()) {
+    precopy_ = true;
+  } else {
+    events_.event("mode", "stopped while it is copied: " + why, {{"mode", std::string("stop-copy")}, {"why", why}});
+  }
+}
+
+void SendSession::rounds() {
+  if (!precopy_) return;
+  rounds_began_ = Clock::now();
+  tracker_.emplace(DirtyTracker::Options{target_, dump_.timeout}, log_);
+  touched_ = true;
+  fixed_cost_ = estimate_fixed_cost(size_of_tree(), round_trip_seconds_);
+  PrecopyPolicy policy(options_.policy, fixed_cost_);
+  Clock::time_point scanned = Clock::now();
+  DirtyTracker::Round scan = tracker_->next_round();
+  fault_point("source-agent.scanned");
+  for (unsigned n = 0;; ++n) {
+    const Clock::time_point began = Clock::now();
+    make_room(scan, n);
+    const PageTotals totals = send_pass(scan.sources);
+    tell_pages_done(totals);
+    fault_point("source-agent.round-sent");
+    check_news();
+    RoundMeasure measure;
+    measure.round = n;
+    measure.pages_sent = totals.pages + totals.zero_pages;
+    measure.content_pages = totals.pages;
+    measure.bytes_sent = totals.pages * kPageSize;
+    measure.seconds = Seconds(Clock::now() - began).count();
+    rounds_bytes_ += measure.bytes_sent;
+    const Clock::time_point scanned_before = scanned;
+    scanned = Clock::now();
+    DirtyTracker::Round next = tracker_->next_round();
+    measure.dirty_pages = next.pages;
+    measure.dirty_seconds = Seconds(scanned - scanned_before).count();
+    measure.elapsed = Seconds(Clock::now() - rounds_began_).count();
+    std::tie(measure.stopped_private_bytes, measure.stopped_shared_bytes) = untracked_bytes(next);
+    last_decision_ = policy.after_round(measure);
+    const Decision& decision = last_decision_;
+    tell_round(measure, scan, decision);
+    rounds_ = n + 1;
+    if (decision.action == Decision::Action::cancel) throw Error("the migration was given up: " + decision.reason);
+    if (decision.action == Decision::Action::stop) {
+      tracker_->put_back(next);
+      throttle_.reset();  // a task out of CPU time reaches no stop
+      break;
+    }
+    if (decision.action == Decision::Action::throttle) throttle(policy, decision);
+    scan = std::move(next);
+  }
+}
+
+void SendSession::make_room(const DirtyTracker::Round& round, unsigned n) {
+  for (wire::Layout& part : to_wire(round.layout, n)) {
+    Message message;
+    *message.mutable_layout() = std::move(part);
+    channel_->send(std::move(message));
+  }
+  send_discards(round.discards);
+  const Message ready = wait_for(Message::kLayoutReady, options_.timeouts.restore);
+  // Memories that are new are cold too, and come whole in this round anyway.
+  for (const wire::MemoryName& name : ready.layout_ready().cold())
+    if (in_rounds_.contains(from_wire(name))) tracker_->forget(from_wire(name));
+  in_rounds_.clear();
+  for (const TreeLayout::Task& task : round.layout.tasks)
+    in_rounds_.insert({MemoryId::Kind::task, static_cast<uint64_t>(task.pid)});
+  for (const TreeLayout::Object& object : round.layout.objects) in_rounds_.insert({MemoryId::Kind::shmem, object.id});
+}
+
+void SendSession::send_discards(std::span<const PageDiscard> discards) {
+  for (wire::Discards& part : to_wire(discards)) {
+    Message message;
+    *message.mutable_discards() = std::move(part);
+    channel_->send(std::move(message));
+  }
+}
+
+PageTotals SendSession::send_pass(std::span<const PageSource> sources) {
+  std::exception_ptr failure;
+  StopEvent finished;
+  PageTotals totals;
+  pages_total_ = 0;
+  for (const PageSource& source : sources) pages_total_ += source.pages();
+  pass_began_ = Clock::now();
+  bytes_before_pass_ = sender_->counters().bytes();
+  passing_ = true;
+  std::thread worker([&] {
+    try {
+      totals = sender_->send(sources);
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    finished.trigger();
+  });
+  try {
+    while (!finished.stopped()) {
+      watch(std::chrono::milliseconds(100), finished.fd());
+      show_progress();
+    }
+  } catch (...) {
+    sender_->cancel();
+    worker.join();
+    passing_ = false;
+    throw;
+  }
+  worker.join();
+  passing_ = false;
+  if (failure) std::rethrow_exception(failure);
+  return totals;
+}
+
+void SendSession::tell_pages_done(const PageTotals& totals) {
+  Message done;
+  done.mutable_pages_done()->set_pages(totals.pages);
+  channel_->send(std::move(done));
+}
+
+void SendSession::check_news() {
+  const Inventory news = take_inventory(target_, &inventory_);
+  ask_about(news);
+  // What was written meanwhile goes to the disk now, so that little is left when the tree is stopped.
+  if (!synced_.valid() || synced_.wait_for(std::chrono::seconds(0)) == std::future_status::ready) {
+    if (synced_.valid()) synced_.get();
+    synced_ = std::async(std::launch::async, [files = inventory_.writable_files] { sync_files(files); });
+  }
+}
+
+void SendSession::ask_about(Inventory news) {
+  if (news.check.files_size() == 0 && news.check.ports_size() == 0 && news.check.uids_size() == 0 &&
+      news.check.capabilities() == 0) {
+    return;
+  }
+  std::optional<FileProbes> probes;
+  if (!options_.files_shared) probes.emplace(news.check);
+  Message message;
+  *message.mutable_check() = news.check;
+  channel_->send(std::move(message));
+  const wire::CheckReply reply = channel_->expect(Message::kCheckReply, answer_by()).check_reply();
+  if (reply.refusals_size() > 0) {
+    throw Refusal("the destination cannot take what " + label_ + " opened meanwhile: " + reply.refusals(0),
+                  "try again when it has closed that");
+  }
+  extend_inventory(inventory_, news);
+}
+
+TreeSize SendSession::size_of_tree() const {
+  TreeSize size{0, 0, 0, 0};
+  for (const uint32_t pid : inventory_.check.pids()) {
+    try {
+      const ProcDir proc(static_cast<pid_t>(pid));
+      ++size.tasks;
+      size.threads += proc.threads().size();
+      size.descriptors += proc.descriptors().size();
+      const std::string maps = proc.read("maps");
+      size.mappings += static_cast<uint64_t>(std::count(maps.begin(), maps.end(), '\n'));
+    } catch (const Error&) {
+      continue;  // it ended meanwhile
+    }
+  }
+  return size;
+}
+
+std::pair<uint64_t, uint64_t> SendSession::untracked_bytes(const DirtyTracker::Round& round) const {
+  return {round.untracked_private_pages * kPageSize, round.untracked_shared_pages * kPageSize};
+}
+
+void SendSession::tell_round(const RoundMeasure& m, const DirtyTracker::Round& round, const Decision& decision) {
+  char text[200];
+  std::snprintf(text, sizeof text, "round %u: %s in %.0f ms (%s/s); %.0f pages/s written; stopping now would take %.1f ms",
+                m.round, human_bytes(m.bytes_sent).c_str(), m.seconds * 1e3,
+                human_bytes(static_cast<uint64_t>(decision.bandwidth)).c_str(), decision.dirty_rate,
+                decision.now.total() * 1e3);
+  events_.event("round", text,
+                {{"n", int64_t{m.round}},
+                 {"pages", static_cast<int64_t>(m.pages_sent)},
+                 {"zero_pages", static_cast<int64_t>(m.pages_sent - m.content_pages)},
+                 {"bytes", static_cast<int64_t>(m.bytes_sent)},
+                 {"ms", ms_of(Seconds(m.seconds))},
+                 {"bandwidth", std::round(decision.bandwidth)},
+                 {"dirty_pages", static_cast<int64_t>(m.dirty_pages)},
+                 {"dirty_rate", std::round(decision.dirty_rate)},
+                 {"estimate_ms", ms_of(Seconds(decision.now.total()))},
+                 {"scan_us", int64_t{round.scan_time.count()}},
+                 {"visit_us", int64_t{round.visit_time.count()}},
+                 {"discarded", static_cast<int64_t>(round.discards.size())}});
+  events_.event("decide", std::string(name_of(decision.action)) + ": " + decision.reason,
+                with_numbers({{"decision", std::string(name_of(decision.action))}, {"reason", decision.reason}}, decision));
+}
+
+void SendSession::throttle(PrecopyPolicy& policy, const Decision& decision) {
+  try {
+    if (!throttle_) throttle_ = Throttle::for_tree(target_, "migrate-slow-" + to_hex(id_).substr(0, 8));
+    throttle_->apply(decision.cpu_share);
+    char text[120];
+    std::snprintf(text, sizeof text, "the tree keeps %.0f %% of its CPU time (%s)", decision.cpu_share * 100,
+                  throttle_->how().c_str());
+    events_.event("throttle", text, {{"cpu_share", decision.cpu_share}, {"how", throttle_->how()}});
+  } catch (const Error& e) {
+    throttle_.reset();
+    policy.cannot_throttle(e.what());
+    events_.event("throttle", std::string("the tree cannot be slowed down: ") + e.what(), {{"cpu_share", 1.0}});
+  }
+}
+
+void SendSession::last_scan() {
+  if (!tracker_) return;
+  for (const PageSource& memory : memories_) all_runs_[memory.memory] = memory.runs;
+  const DirtyTracker::Last last = tracker_->last_round(memories_);
+  send_discards(last.discards);
+}
+
+void SendSession::add_cold(const wire::FillReady& ready) {
+  for (const wire::MemoryName& name : ready.cold()) {
+    const auto all = all_runs_.find(from_wire(name));
+    if (all == all_runs_.end()) continue;
+    const auto memory = std::find_if(memories_.begin(), memories_.end(),
+                                     [&](const PageSource& m) { return m.memory == all->first; });
+    if (memory != memories_.end()) memory->runs = all->second;
+  }
+}
+
+}  // namespace migrate

@@ -1,0 +1,47 @@
+#include "pageserver/criu_page_client.h"
+
+#include <array>
+
+#include "pageserver/codec.h"
+#include "pageserver/criu_protocol.h"
+
+namespace migrate {
+
+using Command = CriuRequest::Command;
+
+CriuPageClient::CriuPageClient(std::unique_ptr<Stream> stream) : stream_(std::move(stream)) {}
+
+void CriuPageClient::answer(std::span<std::byte> bytes) {
+  if (!stream_->read_exact(bytes)) throw Disconnected("the page server " + stream_->peer() + " left; see its log");
+}
+
+bool CriuPageClient::open(MemoryId memory) {
+  stream_->write(encode_criu_request({.command = Command::open2, .memory = memory}));
+  std::array<std::byte, 1> has_parent{};
+  answer(has_parent);
+  return has_parent[0] != std::byte{0};
+}
+
+void CriuPageClient::write(uint64_t address, std::span<const std::byte> data) {
+  stream_->write(encode_criu_request({.command = Command::add_f,
+                                      .flags = CriuRequest::kPresent,
+                                      .pages = data.size() / kPageSize,
+                                      .address = address}));
+  stream_->write(data);
+}
+
+void CriuPageClient::in_parent(uint64_t address, uint64_t pages) {
+  stream_->write(encode_criu_request(
+      {.command = Command::add_f, .flags = CriuRequest::kInParent, .pages = pages, .address = address}));
+}
+
+void CriuPageClient::finish() {
+  stream_->write(encode_criu_request({.command = Command::close}));
+  std::array<std::byte, 4> status{};
+  answer(status);
+  if (Unpacker(status).get<uint32_t>() != 0)
+    throw Error("the page server " + stream_->peer() + " could not store all pages; see its log");
+  stream_->finish();
+}
+
+}  // namespace migrate

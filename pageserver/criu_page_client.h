@@ -1,0 +1,26 @@
+// The sending end of CRIU's page server protocol: pages of a dump here go into an image folder elsewhere.
+#pragma once
+
+#include <memory>
+
+#include "core/memory/page_folder.h"
+#include "pageserver/stream.h"
+
+namespace migrate {
+
+/// A page store behind a connection. finish() returns when the server says that it has stored everything. Throws
+/// Disconnected, TimedOut, Cancelled; Corrupt when the server's answers are none.
+class CriuPageClient final : public PageStore {
+ public:
+  explicit CriuPageClient(std::unique_ptr<Stream> stream);
+  bool open(MemoryId memory) override;
+  void write(uint64_t address, std::span<const std::byte> data) override;
+  void in_parent(uint64_t address, uint64_t pages) override;
+  void finish() override;
+
+ private:
+  void answer(std::span<std::byte> bytes);
+  std::unique_ptr<Stream> stream_;
+};
+
+}  // namespace migrate

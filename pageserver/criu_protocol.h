@@ -1,0 +1,51 @@
+// CRIU's page server protocol, as of CRIU 4.2 (32-byte requests; in 3.17 they had 24): how a dump's pages go to an
+// image folder on another machine. Numbers are little-endian. The session:
+//
+//   client                               server
+//   OPEN2 (memory)                       u8: whether the parent folder has pages of it
+//   ADD_F | flags (address, pages)       -            flags: 4 = contents follow, 1 = as in the parent folder
+//   ... and the contents of the pages
+//   CLOSE or FORCE_CLOSE                 i32: 0 when all is stored
+//   PARENT (memory), at any time         i32: 1 if the parent folder has pages of it, else 0
+//
+// The older ADD (contents), HOLE (in the parent) and OPEN (no answer) mean the same. GET, by which a lazy restore asks
+// for pages, is not served.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "core/memory/page_io.h"
+
+namespace migrate {
+
+struct CriuRequest {
+  enum class Command : uint16_t {
+    add = 1,
+    hole = 2,
+    open = 3,
+    open2 = 4,
+    parent = 5,
+    add_f = 6,
+    get = 7,
+    close = 0x1023,
+    force_close = 0x1024
+  };
+  static constexpr uint16_t kInParent = 1, kLazy = 2, kPresent = 4;  ///< flags: those of pagemap entries
+
+  Command command = Command::close;
+  uint16_t flags = 0;
+  uint64_t pages = 0;
+  uint64_t address = 0;
+  MemoryId memory;  ///< of open, open2 and parent
+};
+
+inline constexpr size_t kCriuRequestSize = 32;
+
+std::array<std::byte, kCriuRequestSize> encode_criu_request(const CriuRequest& request);
+/// Throws Corrupt: unknown command, flags or memory kind, an address or count out of range.
+CriuRequest decode_criu_request(std::span<const std::byte, kCriuRequestSize> bytes);
+
+}  // namespace migrate

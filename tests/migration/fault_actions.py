@@ -1,0 +1,179 @@
+"""What can go wrong at a fault point: the columns of the hand-over's failure table."""
+import os
+import signal
+import time
+import uuid
+
+from lib.process import descendants, exists, kill_all, wait_for
+
+# Time-outs for actions that have to wait for them, in ms; long enough for a busy machine.
+TIMEOUTS = "connect=2500,answer=2500,freeze=4000,restore=3500,silence=1500,settle=1000"
+PAST_TIMEOUTS = 7
+INJECT = "source-guardian.inject-"
+
+
+def await_send(case, seconds=PAST_TIMEOUTS + 5):
+    end = time.monotonic() + seconds
+    wait_for(lambda: case.sender.poll() is not None or time.monotonic() > end, "send or time-outs", seconds + 5, 0.05)
+
+
+def cut(case):
+    """The cable is pulled for a second; TCP gets over it."""
+    case.network.cut("source")
+    case.resume()
+    time.sleep(1)
+    case.plug_in()
+
+
+def cut_off(case):
+    """The cable stays pulled until send has given up."""
+    case.network.cut("source")
+    case.resume()
+    await_send(case, 20)
+    case.plug_in()
+
+
+def kill_agents(case):
+    """Both agents are killed; the operator starts them again."""
+    case.kill(case.sender.pid, case.receiver.pid)
+    case.resume()
+
+
+def kill_peer(case):
+    case.kill(case.agent(case.other_host).pid)
+    case.resume()
+
+
+def kill_guardians(case):
+    case.kill(*case.guardians())
+    case.resume()
+
+
+def kill_side(case):
+    """Agent and guardian of one host at the same moment; only the watch is left."""
+    case.kill(case.agent(case.host).pid, *case.guardians(case.host))
+    case.resume()
+
+
+def silent_peer(case):
+    victim = case.agent(case.other_host).pid
+    os.kill(victim, signal.SIGSTOP)
+    case.resume(victim)
+    await_send(case)
+    if exists(victim):
+        os.kill(victim, signal.SIGCONT)
+
+
+def reboot_destination(case):
+    reboot(case, "destination")
+
+
+def reboot_source(case):
+    reboot(case, "source")
+
+
+def reboot(case, host):
+    """Everything of that host dies; its agent comes back under another boot id."""
+    agent = case.agent(host)
+    victims = [p for p in case.ours() if case.host_of(p) == host]
+    tree = descendants(case.old) if host == "source" else descendants(m) if (m := case.find()) else []
+    # All at once, as power goes: the guardian must not see its agent die.
+    for p in case.guardians(host):
+        os.kill(p, signal.SIGSTOP)
+    case.kill(agent.pid)
+    agent.wait(timeout=10)
+    kill_all([*victims, *tree])
+    case.resume()
+    case.forget_cgroups(host)
+    case.tool.boot[host] = str(uuid.uuid4())
+    case.rebooted = host
+    if host == "destination":
+        case.restart_receiver()
+
+
+def stopped(case):
+    """SIGSTOP past every time-out, then SIGCONT."""
+    time.sleep(PAST_TIMEOUTS)
+    case.resume()
+
+
+def journal_full(case):
+    case.fill_disk(case.host)
+    case.resume()
+
+
+def out_of_memory(case):
+    """Whatever our processes of that host do from here on does not fit into their memory."""
+    case.memory.exhaust(case.memory_victims())
+    case.resume()
+
+
+def interrupt(case):
+    case.agent(case.host).send_signal(signal.SIGINT)
+    case.resume()
+
+
+def terminate(case):
+    case.agent(case.host).send_signal(signal.SIGTERM)
+    case.resume()
+
+
+def late_init(case):
+    """The guardian dies, the agent opens the gate and takes it away; only then the copy's init sees any of it."""
+    inits = [p for p in case.ours() if case.host_of(p) == "destination" and not case.in_our_pid_namespace(p)]
+    for p in inits:
+        os.kill(p, signal.SIGSTOP)
+    case.kill(*case.guardians())
+    os.kill(case.receiver.pid, signal.SIGCONT)
+    await_send(case, 30)
+    for p in inits:
+        os.kill(p, signal.SIGCONT)
+
+
+class Action:
+    """`function`: what happens while the process at the fault point is stopped there; None: it does it itself.
+    `points`: where it is tried by default; None: everywhere. `timed`: time-outs have to pass."""
+
+    def __init__(self, function, points=None, timed=False):
+        self.function, self.points, self.timed = function, points, timed
+
+
+def points(names):
+    long = {"sa": "source-agent", "sg": "source-guardian", "da": "destination-agent", "dg": "destination-guardian"}
+    return [f"{long[n.split('.')[0]]}.{n.split('.')[1]}" for n in names.split()]
+
+
+ACTIONS = {
+    "kill-self": Action(None),
+    "fail": Action(None),
+    "kill-agents": Action(kill_agents, points("sa.frozen sa.ready sa.commit-sent sg.held sg.inject-parasite-running da.prepared "
+                                              "dg.gate-journaled")),
+    "kill-guardians": Action(kill_guardians, points("sa.frozen sa.ready sa.commit-sent da.prepared-shells da.ready-sent da.gate-open")),
+    "kill-side": Action(kill_side, points("sa.begun sa.frozen sa.ready sg.held sg.inject-mapped sg.inject-parasite-running "
+                                          "sg.inject-thread-running sg.inject-unmapped da.prepared-shells da.ready-sent")),
+    "kill-peer": Action(kill_peer, points("sa.begun sa.pages-sent sa.commit-sent da.images-received da.gate-open")),
+    "cut": Action(cut, points("sa.frozen sa.committed da.pages-received")),
+    "cut-off": Action(cut_off, points("sa.begun sa.frozen sa.ready sa.commit-sent da.ready-sent"), True),
+    "silent-peer": Action(silent_peer, points("sa.frozen sa.pages-sent sa.commit-sent da.prepared-shells"), True),
+    "stop-self": Action(stopped, points("sa.frozen sa.ready sa.committed sg.inject-parasite-running sg.held sg.before-commit "
+                                        "da.ready-sent dg.shells"), True),
+    "reboot-destination": Action(reboot_destination, points("sa.frozen sa.ready sa.commit-sent sa.gate-open dg.gate-journaled"), True),
+    "reboot-source": Action(reboot_source, points("sa.frozen sa.ready sa.commit-sent sa.gate-open"), True),
+    "journal-full": Action(journal_full, points("sa.begun sa.ready sg.held sg.before-commit da.begun dg.finished da.commit-received")),
+    "out-of-memory": Action(out_of_memory, points("sg.stopped sa.frozen da.begun da.images-received dg.shells dg.finished")),
+    "interrupt": Action(interrupt, points("sa.connected sa.checked sa.begun sa.frozen sa.images-sent sa.pages-sent sa.ready "
+                                          "sg.stopped sa.commit-sent da.begun da.prepared-shells da.pages-received dg.finished "
+                                          "da.prepared da.ready-sent")),
+    "terminate": Action(terminate, points("sa.frozen sa.ready sa.commit-sent da.begun da.images-received dg.shells dg.prepared")),
+}
+
+
+# Tried at one point only, and no column.
+EXTRA = {("destination-agent.ready-sent", "late-init"): Action(late_init)}
+
+
+def inapplicable(point, action):
+    """Why that cannot happen there, or None. The reasons are told in migrate/session/README.md."""
+    if point.startswith(INJECT) and action == "fail":
+        return "nothing may throw between infecting and curing a task"
+    return None

@@ -14,6 +14,8 @@ _migrate() {
   case $prev in
     -D|--images-dir|--prev-images-dir|-W|--work-dir|--dir|--state-dir|-r|--root) mapfile -t COMPREPLY < <(compgen -d -- "$cur"); return;;
     -o|--log-file|--tls-cacert|--tls-cacrl|--tls-cert|--tls-key|--cacert|--cert|--key|--crl|--pidfile|--config|--action-script) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return;;
+    --mode) mapfile -t COMPREPLY < <(compgen -W "precopy stop-copy" -- "$cur"); return;;
+    --on-no-convergence) mapfile -t COMPREPLY < <(compgen -W "stop throttle cancel" -- "$cur"); return;;
     -t|--tree) mapfile -t COMPREPLY < <(compgen -W "$(ps -eo pid=)" -- "$cur"); return;;
   esac
   case $verb in
@@ -22,7 +24,8 @@ _migrate() {
     untrack) mapfile -t COMPREPLY < <(compgen -W "--tree" -- "$cur");;
     restore) mapfile -t COMPREPLY < <(compgen -W "$core" -- "$cur");;
     check) mapfile -t COMPREPLY < <(compgen -W "--feature --all" -- "$cur");;
-    send) mapfile -t COMPREPLY < <(compgen -W "$tls --streams --tcp-close --shell-job --files-shared" -- "$cur");;
+    send) mapfile -t COMPREPLY < <(compgen -W "$tls --mode --max-downtime --max-rounds --max-total-time --on-no-convergence
+      --report --streams --tcp-close --shell-job --parent-may-notice --files-shared --tls-name" -- "$cur");;
     receive) mapfile -t COMPREPLY < <(compgen -W "$tls --listen --once --accept --allow-uid --deny-caps --root --status-fd" -- "$cur");;
     resolve) mapfile -t COMPREPLY < <(compgen -W "$tls --force-run --force-kill" -- "$cur");;
     keys) mapfile -t COMPREPLY < <(compgen -W "--dir --days" -- "$cur");;

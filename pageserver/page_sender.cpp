@@ -130,8 +130,8 @@ class SendWorker {
   /// Reads what a running task still has; marks the rest as vanished.
   void read_existing(const PageSource& source, uint64_t address, uint64_t pages, const std::string& what) {
     for (uint64_t i = 0; i < pages;) {
-      const ssize_t n = ::pread(source.fd.get(), page(i), (pages - i) * kPageSize,
-                                static_cast<off_t>(address + i * kPageSize));
+      const ssize_t n =
+          ::pread(source.fd.get(), page(i), (pages - i) * kPageSize, static_cast<off_t>(address + i * kPageSize));
       if (n < 0 && errno == EINTR) continue;
       if (n < 0 && errno != EIO && errno != EFAULT) throw Error("read", what, errno);
       if (n == 0) {  // of a memory that its task has left

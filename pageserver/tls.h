@@ -21,8 +21,8 @@ struct TlsConfig {
   std::vector<std::string> accepted_peers;  ///< subjectAltNames of which the peer must have one; empty: any
   /// Bytes written under one key before it is changed (AES-GCM is good for 2^24.5 records of 16 KiB).
   uint64_t key_update_bytes = uint64_t{64} << 30;
-  /// Other programs' protocols over TLS: no verdicts after the handshake. A client whose certificate is refused learns it
-  /// from its first read.
+  /// Other programs' protocols over TLS: no verdicts after the handshake. A client whose certificate is refused learns
+  /// it from its first read.
   bool bare = false;
   bool any_server_name = false;  ///< client: the server's certificate need not carry its name
 };

@@ -105,7 +105,8 @@ void send_fds(int socket, std::span<const std::byte> bytes, std::span<const int>
   do {
     n = ::sendmsg(socket, &msg, MSG_NOSIGNAL);
   } while (n < 0 && errno == EINTR);
-  if (n < 0 || static_cast<size_t>(n) != bytes.size()) throw Error("send", "over a Unix socket", n < 0 ? errno : EMSGSIZE);
+  if (n < 0 || static_cast<size_t>(n) != bytes.size())
+    throw Error("send", "over a Unix socket", n < 0 ? errno : EMSGSIZE);
 }
 
 bool recv_fds(int socket, std::vector<std::byte>& bytes, std::vector<Fd>& fds, size_t max_bytes) {

@@ -65,6 +65,8 @@ std::string read_link_at(int dirfd, const std::string& path);
 void send_fds(int socket, std::span<const std::byte> bytes, std::span<const int> fds);
 bool recv_fds(int socket, std::vector<std::byte>& bytes, std::vector<Fd>& fds, size_t max_bytes);
 
-inline std::span<const std::byte> as_bytes_of(std::string_view s) { return std::as_bytes(std::span(s.data(), s.size())); }
+inline std::span<const std::byte> as_bytes_of(std::string_view s) {
+  return std::as_bytes(std::span(s.data(), s.size()));
+}
 
 }  // namespace migrate

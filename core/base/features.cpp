@@ -57,8 +57,9 @@ class IdleChild {
   pid_t pid() const { return pid_; }
   bool seize(unsigned long options = 0) const {
     int status;
-    return ::ptrace(PTRACE_SEIZE, pid_, nullptr, options) == 0 && ::ptrace(PTRACE_INTERRUPT, pid_, nullptr, nullptr) == 0 &&
-           ::waitpid(pid_, &status, __WALL) == pid_ && WIFSTOPPED(status);
+    return ::ptrace(PTRACE_SEIZE, pid_, nullptr, options) == 0 &&
+           ::ptrace(PTRACE_INTERRUPT, pid_, nullptr, nullptr) == 0 && ::waitpid(pid_, &status, __WALL) == pid_ &&
+           WIFSTOPPED(status);
   }
 
  private:
@@ -137,7 +138,8 @@ bool probe_soft_dirty() {
   touched[kPageSize] = 1;
   uint64_t entry = 0;
   const auto page = reinterpret_cast<uintptr_t>(&touched[kPageSize]) / kPageSize;
-  if (!fd || ::pread(fd.get(), &entry, sizeof entry, static_cast<off_t>(page * sizeof entry)) != sizeof entry) return false;
+  if (!fd || ::pread(fd.get(), &entry, sizeof entry, static_cast<off_t>(page * sizeof entry)) != sizeof entry)
+    return false;
   return (entry >> 55 & 1) != 0;
 }
 
@@ -158,7 +160,9 @@ bool probe_openat2() {
   return static_cast<bool>(Fd(static_cast<int>(::syscall(SYS_openat2, AT_FDCWD, "/", &how, sizeof how))));
 }
 
-bool probe_unix_diag() { return static_cast<bool>(Fd(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 4 /* SOCK_DIAG */))); }
+bool probe_unix_diag() {
+  return static_cast<bool>(Fd(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 4 /* SOCK_DIAG */)));
+}
 
 bool mounted(std::string_view type, std::string_view option) {
   const std::string mounts = read_file_at(AT_FDCWD, "/proc/self/mountinfo");
@@ -205,10 +209,12 @@ std::vector<std::string> missing_capabilities() {
     const char* name;
   };
   static constexpr Needed kNeeded[] = {
-      {CAP_CHOWN, "CAP_CHOWN"},           {CAP_DAC_OVERRIDE, "CAP_DAC_OVERRIDE"}, {CAP_FOWNER, "CAP_FOWNER"},
-      {CAP_KILL, "CAP_KILL"},             {CAP_SETGID, "CAP_SETGID"},             {CAP_SETUID, "CAP_SETUID"},
-      {CAP_SETPCAP, "CAP_SETPCAP"},       {CAP_NET_ADMIN, "CAP_NET_ADMIN"},       {CAP_SYS_CHROOT, "CAP_SYS_CHROOT"},
-      {CAP_SYS_PTRACE, "CAP_SYS_PTRACE"}, {CAP_SYS_ADMIN, "CAP_SYS_ADMIN"},       {CAP_SYS_NICE, "CAP_SYS_NICE"},
+      {CAP_CHOWN, "CAP_CHOWN"},           {CAP_DAC_OVERRIDE, "CAP_DAC_OVERRIDE"},
+      {CAP_FOWNER, "CAP_FOWNER"},         {CAP_KILL, "CAP_KILL"},
+      {CAP_SETGID, "CAP_SETGID"},         {CAP_SETUID, "CAP_SETUID"},
+      {CAP_SETPCAP, "CAP_SETPCAP"},       {CAP_NET_ADMIN, "CAP_NET_ADMIN"},
+      {CAP_SYS_CHROOT, "CAP_SYS_CHROOT"}, {CAP_SYS_PTRACE, "CAP_SYS_PTRACE"},
+      {CAP_SYS_ADMIN, "CAP_SYS_ADMIN"},   {CAP_SYS_NICE, "CAP_SYS_NICE"},
       {CAP_SYS_TIME, "CAP_SYS_TIME"},
   };
   __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};

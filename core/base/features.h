@@ -7,8 +7,8 @@
 namespace migrate {
 
 struct Feature {
-  std::string name;     ///< as `check --feature NAME` takes it; CRIU's name where it has one
-  bool required;        ///< without it nothing can be moved
+  std::string name;  ///< as `check --feature NAME` takes it; CRIU's name where it has one
+  bool required;     ///< without it nothing can be moved
   bool present;
   std::string purpose;  ///< what it is needed for, and what to do when it is missing
 };

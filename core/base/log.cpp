@@ -4,6 +4,8 @@
 
 namespace migrate {
 
-LoggerPtr null_logger() { return std::make_shared<spdlog::logger>("null", std::make_shared<spdlog::sinks::null_sink_mt>()); }
+LoggerPtr null_logger() {
+  return std::make_shared<spdlog::logger>("null", std::make_shared<spdlog::sinks::null_sink_mt>());
+}
 
 }  // namespace migrate

@@ -69,8 +69,8 @@ struct Dump::Impl {
   Clock::time_point frozen_since;
   std::map<pid_t, std::vector<Vma>> foreseen;
   std::vector<std::pair<ProcDir, std::vector<Vma>>> believed;  ///< of `foreseen`, what the images rely on
-  std::future<void> second_look;  // destroyed, and waited for, after the tree was let go
-  std::unique_ptr<StoppedTree> tree;  // before what needs the tree stopped: destroyed after it
+  std::future<void> second_look;                               // destroyed, and waited for, after the tree was let go
+  std::unique_ptr<StoppedTree> tree;                           // before what needs the tree stopped: destroyed after it
   std::unique_ptr<ImagePids> pids;
   std::map<Pid, TaskHarvest> harvests;
   std::map<Pid, std::vector<PosixTimer>> timers;
@@ -104,6 +104,7 @@ void Dump::Impl::stop() {
   survey = SleepSurvey(collect_tree(options.root));
   if (options.earlier_sleeps) survey.recall(*options.earlier_sleeps);
   const auto start = Clock::now();
+  stats.stopping_since_ns = monotonic_ns();
   tree = std::make_unique<StoppedTree>(options.root, StoppedTree::Options{.timeout = options.timeout}, log);
   frozen_since = Clock::now();
   stats.freezing_time = microseconds_since(start);
@@ -139,13 +140,13 @@ std::vector<ext::ThreadExt> Dump::Impl::describe_core(const StoppedTask& task, u
       throw Error("collect the state of thread", std::to_string(thread.tid.get()), ESRCH);
     img::core_entry core;
     extras.push_back(describe_thread({.thread = thread,
-                                  .proc = task.proc.thread(thread.tid.get()),
-                                  .harvest = *of_thread,
-                                  .early = early.at(thread.tid),
-                                  .sleep = survey.find(thread.tid.get()),
-                                  .image_tid = image_tid,
-                                  .mem_fd = mems.at(task.pid).get()},
-                                 core));
+                                      .proc = task.proc.thread(thread.tid.get()),
+                                      .harvest = *of_thread,
+                                      .early = early.at(thread.tid),
+                                      .sleep = survey.find(thread.tid.get()),
+                                      .image_tid = image_tid,
+                                      .mem_fd = mems.at(task.pid).get()},
+                                     core));
     core.mutable_thread_core()->set_cg_set(cg_set);
     if (i == 0) {
       describe_task(task, harvested, timers.at(task.pid), *pids, core);

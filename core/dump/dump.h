@@ -29,8 +29,8 @@ struct DumpOptions {
   /// them end when they should.
   std::shared_ptr<const SleepSurvey> earlier_sleeps;
   bool tracked = false;  ///< write protection by userfaultfd that is found is our own (DirtyTracker)
-  /// The flags of large tasks' mappings are read before the tree is stopped, for a shorter freeze; then the images may be
-  /// relied on only after check_foreseen().
+  /// The flags of large tasks' mappings are read before the tree is stopped, for a shorter freeze; then the images may
+  /// be relied on only after check_foreseen().
   bool foresee_mappings = false;
   std::chrono::milliseconds timeout{10'000};
   std::function<void(const char* stage)> visit_hook;  ///< for tests: FaultHook of core/inject/harvest.h; must not throw
@@ -38,6 +38,8 @@ struct DumpOptions {
 
 /// Times in microseconds, counts in pages; written to stats-dump.
 struct DumpStats {
+  /// CLOCK_MONOTONIC, ns, when the first thread was stopped. Not written.
+  int64_t stopping_since_ns = 0;
   uint64_t freezing_time = 0, frozen_time = 0, memdump_time = 0, memwrite_time = 0;
   uint64_t pages_scanned = 0, pages_written = 0, pages_in_parent = 0;
 };
@@ -63,8 +65,8 @@ class Dump {
   std::vector<PageSource>& memories();
   DumpStats& stats();
   /// With `foresee_mappings`: waits for the second look at the mappings, which began when the tree was described, and
-  /// throws Error if their flags (madvise, mlock) changed between the first and the stop. Any thread, once; the tree must
-  /// still be stopped or frozen. Else it does nothing.
+  /// throws Error if their flags (madvise, mlock) changed between the first and the stop. Any thread, once; the tree
+  /// must still be stopped or frozen. Else it does nothing.
   void check_foreseen();
 
  private:

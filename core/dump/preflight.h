@@ -20,8 +20,8 @@ void check_namespaces(const std::vector<ProcDir>& tasks);
 void check_threads(const std::vector<ProcDir>& tasks);
 /// Sessions whose leader lives outside the tree.
 void check_sessions(const std::vector<ProcDir>& tasks);
-/// Mappings that cannot be dumped, and shared memory objects that tasks outside the tree have mapped too. `tracked`: write
-/// protection by userfaultfd is ours (DirtyTracker).
+/// Mappings that cannot be dumped, and shared memory objects that tasks outside the tree have mapped too. `tracked`:
+/// write protection by userfaultfd is ours (DirtyTracker).
 void check_mappings(const std::vector<ProcDir>& tasks, bool tracked = false);
 /// Address spaces, descriptor tables and the like that are shared in a way that a restore cannot rebuild.
 void check_sharing(const std::vector<ProcDir>& tasks);

@@ -254,7 +254,6 @@ uint32_t FileDumper::add_memfd(const ProcDir& task, const std::string& link, uin
 
 std::vector<SharedObject> FileDumper::take_shared_objects() { return impl_->memfds.take_objects(); }
 
-
 void FileDumper::finish() {
   impl_->images.write("files.img", magic::kFiles);  // present even without a single file
   impl_->regular.keep_links();

@@ -48,8 +48,8 @@ class FileDumper {
   uint32_t add_path(const ProcDir& task, const std::string& link, uint32_t flags);
   /// Same for a memfd behind a mapping; returns the id of a MEMFD file entry.
   uint32_t add_memfd(const ProcDir& task, const std::string& link, uint32_t flags);
-  /// Every memfd seen, each once. The id is its inode number on the kernel's internal tmpfs, as that of anonymous shared
-  /// memory: unique over the tree, and known before the tree is stopped.
+  /// Every memfd seen, each once. The id is its inode number on the kernel's internal tmpfs, as that of anonymous
+  /// shared memory: unique over the tree, and known before the tree is stopped.
   std::vector<SharedObject> take_shared_objects();
   /// Writes files.img, pipes-data, sk-queues, … into the ImageSet.
   void finish();

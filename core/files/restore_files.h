@@ -20,7 +20,7 @@ struct FileRestoreOptions {
   /// tree's own accept(2) works from its first instruction and nobody outside gets an answer.
   bool hold_outside = true;
   std::string mark = ".migrate";  ///< hidden names begin with it (core/files/hidden_sockets.h)
-  int root_fd = -1;          ///< paths are resolved below this folder (openat2 RESOLVE_IN_ROOT); -1: our own root
+  int root_fd = -1;               ///< paths are resolved below this folder (openat2 RESOLVE_IN_ROOT); -1: our own root
 };
 
 /// Lives in the coordinator (in the tree's mount, time and pid namespaces; single-threaded).

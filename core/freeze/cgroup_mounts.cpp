@@ -66,7 +66,8 @@ std::optional<std::string> find_cgroup_path(std::string_view cgroup_file, bool v
 
 std::string cgroup_folder(const CgroupMount& mount, pid_t pid, bool v2, std::string_view controller) {
   const std::string who = "task " + std::to_string(pid);
-  const auto path = find_cgroup_path(read_file_at(AT_FDCWD, "/proc/" + std::to_string(pid) + "/cgroup"), v2, controller);
+  const auto path =
+      find_cgroup_path(read_file_at(AT_FDCWD, "/proc/" + std::to_string(pid) + "/cgroup"), v2, controller);
   if (!path || !path->starts_with('/')) throw Error(who + " is in no cgroup of the hierarchy at " + mount.point);
   std::string inside = *path;
   if (mount.root != "/") {

@@ -31,9 +31,8 @@ bool service(uint32_t type) { return type == magic::kStats || type == magic::kIr
 
 bool good_name(std::string_view name) {
   return name.size() > 4 && name.size() < 64 && name.ends_with(".img") && name.front() != '.' &&
-         std::all_of(name.begin(), name.end(), [](char c) {
-           return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '.';
-         });
+         std::all_of(name.begin(), name.end(),
+                     [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '.'; });
 }
 
 }  // namespace
@@ -118,7 +117,7 @@ ImageSet ImageSet::load(int dirfd, uint64_t limit) {
     const std::string name = file.path().filename();
     if (!good_name(name) || name.starts_with("pages-")) continue;
     const Fd fd = open_at(dirfd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
-    struct stat st{};
+    struct stat st {};
     check(::fstat(fd.get(), &st), "stat", name);
     if (!S_ISREG(st.st_mode)) throw Corrupt(name, "it is not a regular file");
     total += static_cast<uint64_t>(st.st_size);
@@ -141,6 +140,8 @@ uint64_t ImageSet::bytes() const {
   return total;
 }
 
-std::string image_name(std::string_view stem, uint64_t id) { return std::string(stem) + "-" + std::to_string(id) + ".img"; }
+std::string image_name(std::string_view stem, uint64_t id) {
+  return std::string(stem) + "-" + std::to_string(id) + ".img";
+}
 
 }  // namespace migrate

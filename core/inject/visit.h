@@ -47,8 +47,8 @@ class Visit {
 
   /// Maps M in the task, runs the parasite and waits until it has told all.
   void run_leader();
-  /// The same for a userfaultfd with these features: what the task sees of it afterwards is area().uffd, a descriptor of
-  /// the task until return_userfaultfd().
+  /// The same for a userfaultfd with these features: what the task sees of it afterwards is area().uffd, a descriptor
+  /// of the task until return_userfaultfd().
   void run_leader_for_userfaultfd(uint64_t features);
   /// Lets the parasite close it.
   void return_userfaultfd();

@@ -19,8 +19,8 @@ void append(std::vector<PageRun>& runs, uint64_t start, uint64_t end) {
   }
 }
 
-/// Adds [start, end) cut to `wanted`; `at` remembers how far `wanted` was used, since both ascend. What was added before
-/// is left out: PAGEMAP_SCAN may tell a region twice (seen on 6.18 with more than 512 of them).
+/// Adds [start, end) cut to `wanted`; `at` remembers how far `wanted` was used, since both ascend. What was added
+/// before is left out: PAGEMAP_SCAN may tell a region twice (seen on 6.18 with more than 512 of them).
 void append_clipped(std::vector<PageRun>& runs, uint64_t start, uint64_t end, std::span<const RemoteRange> wanted,
                     size_t& at) {
   while (at < wanted.size() && wanted[at].end.get() <= start) ++at;

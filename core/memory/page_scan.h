@@ -13,8 +13,8 @@ namespace migrate {
 /// Pages of private mappings that hold data of the task's own: present or swapped anonymous pages, private copies of
 /// file pages; not the shared zero page, not pages of the file, not guard regions. `pagemap` is the open
 /// /proc/PID/pagemap; the result is clipped to `wanted` (ascending, disjoint). Uses PAGEMAP_SCAN (6.7), else reads
-/// pagemap itself. `anonymous`: no mapping from the first to the last wanted one is of a file, so that pages need not be
-/// asked whose they are (which reads the kernel's record of each of them, a cache miss a page).
+/// pagemap itself. `anonymous`: no mapping from the first to the last wanted one is of a file, so that pages need not
+/// be asked whose they are (which reads the kernel's record of each of them, a cache miss a page).
 std::vector<PageRun> scan_private_pages(int pagemap, std::span<const RemoteRange> wanted, bool anonymous = false);
 
 /// The same through pagemap's own words, for kernels without PAGEMAP_SCAN (and to test against).

@@ -14,7 +14,7 @@ namespace migrate {
 struct TreeLayout {
   /// Private anonymous memory that may hold pages: a mapping, or neighbours that differ in protection only.
   struct Area {
-    uint64_t start = 0, end = 0;  ///< page-aligned, not empty
+    uint64_t start = 0, end = 0;                     ///< page-aligned, not empty
     bool huge_pages = false, no_huge_pages = false;  ///< madvise(2)
     bool grows_down = false, no_reserve = false;
     bool operator==(const Area&) const = default;

@@ -14,30 +14,30 @@ namespace migrate {
 
 /// VmFlags of smaps that matter here, as bits (proc(5), fs/proc/task_mmu.c).
 enum class VmFlag : uint32_t {
-  may_write = 1 << 0,       // mw
-  shared = 1 << 1,          // sh
-  grows_down = 1 << 2,      // gd
-  pfn_map = 1 << 3,         // pf
-  io = 1 << 4,              // io
-  locked = 1 << 5,          // lo
-  sequential = 1 << 6,      // sr
-  random = 1 << 7,          // rr
-  dont_fork = 1 << 8,       // dc
-  no_reserve = 1 << 9,      // nr
-  hugetlb = 1 << 10,        // ht
-  wipe_on_fork = 1 << 11,   // wf
-  dont_dump = 1 << 12,      // dd
-  huge_page = 1 << 13,      // hg
-  no_huge_page = 1 << 14,   // nh
-  mergeable = 1 << 15,      // mg
-  uffd_missing = 1 << 16,   // um
-  uffd_wp = 1 << 17,        // uw
-  uffd_minor = 1 << 18,     // ui
-  shadow_stack = 1 << 19,   // ss
-  sealed = 1 << 20,         // sl
-  droppable = 1 << 21,      // dp
+  may_write = 1 << 0,        // mw
+  shared = 1 << 1,           // sh
+  grows_down = 1 << 2,       // gd
+  pfn_map = 1 << 3,          // pf
+  io = 1 << 4,               // io
+  locked = 1 << 5,           // lo
+  sequential = 1 << 6,       // sr
+  random = 1 << 7,           // rr
+  dont_fork = 1 << 8,        // dc
+  no_reserve = 1 << 9,       // nr
+  hugetlb = 1 << 10,         // ht
+  wipe_on_fork = 1 << 11,    // wf
+  dont_dump = 1 << 12,       // dd
+  huge_page = 1 << 13,       // hg
+  no_huge_page = 1 << 14,    // nh
+  mergeable = 1 << 15,       // mg
+  uffd_missing = 1 << 16,    // um
+  uffd_wp = 1 << 17,         // uw
+  uffd_minor = 1 << 18,      // ui
+  shadow_stack = 1 << 19,    // ss
+  sealed = 1 << 20,          // sl
+  droppable = 1 << 21,       // dp
   memory_tagging = 1 << 22,  // mt
-  lock_on_fault = 1 << 23,  // lf
+  lock_on_fault = 1 << 23,   // lf
 };
 
 /// One line of maps with its VmFlags.

@@ -23,7 +23,7 @@ namespace {
 
 constexpr uint32_t kTaskStopped = 3;  // CRIU's task state
 constexpr int64_t kRestartBlock = -516;
-constexpr uint64_t kRedZone = 128;    // below the stack pointer, the x86-64 ABI
+constexpr uint64_t kRedZone = 128;  // below the stack pointer, the x86-64 ABI
 
 std::string thread_name(pid_t tid) { return "thread " + std::to_string(tid); }
 
@@ -39,7 +39,9 @@ uint64_t syscall_offset() {
 }
 
 /// Behind the blob's code its lists begin, which are done with.
-uint64_t spent_offset() { return (static_cast<uint64_t>(restorer_blob_end - restorer_blob_start) + 15) & ~uint64_t{15}; }
+uint64_t spent_offset() {
+  return (static_cast<uint64_t>(restorer_blob_end - restorer_blob_start) + 15) & ~uint64_t{15};
+}
 
 user_regs_struct final_registers(const img::user_x86_regs_entry& g) {
   user_regs_struct r{};
@@ -77,9 +79,9 @@ user_regs_struct final_registers(const img::user_x86_regs_entry& g) {
 }
 
 /// Where 16 bytes can be written that the thread does not use while it is in a call. Without an alternate signal stack
-/// that is below the red zone, where the kernel would put a signal's frame. Programs whose stacks have no room there (Go's
-/// goroutines) must have an alternate one; while nobody is on it, it is free, and a handler that comes to use it ends the
-/// call first.
+/// that is below the red zone, where the kernel would put a signal's frame. Programs whose stacks have no room there
+/// (Go's goroutines) must have an alternate one; while nobody is on it, it is free, and a handler that comes to use it
+/// ends the call first.
 uint64_t spare_bytes(const img::core_entry& core, uint64_t rsp) {
   constexpr uint64_t kDisabled = SS_DISABLE;
   const img::thread_sas_entry& stack = core.thread_core().sas();
@@ -113,8 +115,8 @@ void shorten_timeout(const WaitingTask& waiting, size_t thread, int mem, user_re
   }
 }
 
-/// Takes the task's file locks, by calls of its leader; `scratch`: memory in the task for a struct flock. After all else
-/// that closes descriptors: closing any descriptor of a file drops the POSIX locks on it.
+/// Takes the task's file locks, by calls of its leader; `scratch`: memory in the task for a struct flock. After all
+/// else that closes descriptors: closing any descriptor of a file drops the POSIX locks on it.
 void take_locks(const TaskImage& task, RemoteCalls& leader, int mem, uint64_t scratch) {
   for (const img::file_lock_entry& lock : task.locks) {
     const bool exclusive = lock.type() == F_WRLCK;
@@ -185,7 +187,8 @@ void set_final_state(const WaitingTask& waiting, std::chrono::milliseconds timeo
     leader.give_back();
   }
   for (size_t i = 0; i < task.tids.size(); ++i) set_thread(waiting, i, mem.get());
-  if (task.core().tc().task_state() == kTaskStopped) check(::kill(task.pid, SIGSTOP), "stop", "task " + std::to_string(task.pid));
+  if (task.core().tc().task_state() == kTaskStopped)
+    check(::kill(task.pid, SIGSTOP), "stop", "task " + std::to_string(task.pid));
 }
 
 void let_go(const TaskImage& task) {

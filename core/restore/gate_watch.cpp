@@ -10,7 +10,7 @@
 namespace migrate {
 namespace {
 
-constexpr int kNapMs = 10;     // freezer.state of v1 does not notify
+constexpr int kNapMs = 10;        // freezer.state of v1 does not notify
 constexpr int kRecheckMs = 1000;  // v2 notifies; this is for the removal of the folder
 
 }  // namespace

@@ -42,8 +42,8 @@ void plan_shared_signals(const TaskImage& task, Region& region, OpList& list);
 /// Throws Refusal for limits and capabilities that this process cannot give.
 void check_privileges(const TaskImage& task);
 
-/// thread_plan.cpp: what each thread does for itself, before (`plan_thread`) and after (`plan_identity`) everything that
-/// needs privileges.
+/// thread_plan.cpp: what each thread does for itself, before (`plan_thread`) and after (`plan_identity`) everything
+/// that needs privileges.
 void plan_thread(const TaskImage& task, size_t thread, Region& region, OpList& list);
 void plan_identity(const TaskImage& task, size_t thread, Region& region, OpList& list);
 /// Makes threads 1, 2, ... each with a list of its own.

@@ -16,13 +16,13 @@ namespace migrate {
 
 struct TaskImage {
   pid_t pid = 0;
-  std::vector<pid_t> tids;                ///< the leader's first
-  std::vector<img::core_entry> cores;     ///< one a thread, same order
+  std::vector<pid_t> tids;             ///< the leader's first
+  std::vector<img::core_entry> cores;  ///< one a thread, same order
   img::task_kobj_ids_entry ids;
   img::mm_entry mm;
   img::fs_entry fs;
   std::vector<ImageVma> vmas, guards;
-  std::map<pid_t, ext::ThreadExt> extra;  ///< for threads that have one
+  std::map<pid_t, ext::ThreadExt> extra;    ///< for threads that have one
   std::vector<img::file_lock_entry> locks;  ///< to be taken through this task's descriptors
 
   const img::core_entry& core() const { return cores.front(); }

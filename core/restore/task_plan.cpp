@@ -41,7 +41,8 @@ static_assert(sizeof(KernelSigevent) == 64);
 void plan_itimer(int which, const img::itimer_entry& e, uint64_t elapsed_ns, Region& region, OpList& list) {
   uint64_t ns = time_left_ns(e.vsec(), e.vusec() * 1000, elapsed_ns);
   // A periodic ITIMER_REAL whose SIGALRM is queued reads as 0: the kernel re-arms it only when that signal is taken.
-  if (ns == 0 && which == ITIMER_REAL && (e.isec() != 0 || e.iusec() != 0)) ns = e.isec() * kNsPerSecond + e.iusec() * 1000;
+  if (ns == 0 && which == ITIMER_REAL && (e.isec() != 0 || e.iusec() != 0))
+    ns = e.isec() * kNsPerSecond + e.iusec() * 1000;
   if (ns == 0) return;
   const uint64_t us = std::max<uint64_t>(1, ns / 1000);
   const itimerval value{{static_cast<time_t>(e.isec()), static_cast<suseconds_t>(e.iusec())},
@@ -86,7 +87,8 @@ void plan_folders(const TaskImage& task, const FolderFds& fds, Region& region, O
 
 void plan_signal_actions(const TaskImage& task, Region& region, OpList& list) {
   const auto& actions = task.core().tc().sigactions();
-  if (actions.size() > 62) throw Corrupt(image_name("core", static_cast<uint64_t>(task.pid)), "too many signal actions");
+  if (actions.size() > 62)
+    throw Corrupt(image_name("core", static_cast<uint64_t>(task.pid)), "too many signal actions");
   // The image leaves out SIGKILL and SIGSTOP, which have no action.
   int next = 0;
   for (uint64_t signal = 1; signal <= 64 && next < actions.size(); ++signal) {

@@ -93,7 +93,8 @@ void plan_scheduling(const TaskImage& task, size_t thread, Region& region, OpLis
     mask.resize((mask.size() + 7) / 8 * 8);
     list.call(Tag::scheduling, SYS_sched_setaffinity, {0, mask.size(), region.put(as_bytes_of(mask))}, kMayFail);
   }
-  if (e.has_ioprio()) list.call(Tag::scheduling, SYS_ioprio_set, {uint64_t{kIoprioWhoProcess}, 0, e.ioprio()}, kMayFail);
+  if (e.has_ioprio())
+    list.call(Tag::scheduling, SYS_ioprio_set, {uint64_t{kIoprioWhoProcess}, 0, e.ioprio()}, kMayFail);
   if (e.has_timerslack_ns() && e.timerslack_ns() != 0)
     list.call(Tag::scheduling, SYS_prctl, {PR_SET_TIMERSLACK, e.timerslack_ns(), 0, 0, 0});
 }
@@ -118,8 +119,7 @@ void plan_thread(const TaskImage& task, size_t thread, Region& region, OpList& l
   comm.resize(16);
   list.call(Tag::name, SYS_prctl, {PR_SET_NAME, region.put(as_bytes_of(comm)), 0, 0, 0});
   plan_scheduling(task, thread, region, list);
-  if (core.futex_rla() != 0)
-    list.call(Tag::robust_list, SYS_set_robust_list, {core.futex_rla(), core.futex_rla_len()});
+  if (core.futex_rla() != 0) list.call(Tag::robust_list, SYS_set_robust_list, {core.futex_rla(), core.futex_rla_len()});
   if (core.has_sas()) {
     stack_t stack{};
     stack.ss_sp = reinterpret_cast<void*>(core.sas().ss_sp());  // NOLINT: an address of the task

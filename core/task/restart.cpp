@@ -194,7 +194,12 @@ class Converter {
   }
 
   /// Not known since when it slept: it waits its whole time again, never too short.
-  int64_t slept_ns() const { return asleep_ ? std::max<int64_t>(facts_.now_ns - facts_.sample->since_ns, 0) : 0; }
+  int64_t slept_ns() const {
+    if (!asleep_) return 0;
+    // The scheduler's clock is not CLOCK_MONOTONIC: a little late is allowed, early is not.
+    constexpr int64_t kUncertain = 3'000'000;
+    return std::max<int64_t>(facts_.now_ns - facts_.sample->since_ns - kUncertain, 0);
+  }
 
   void milliseconds(unsigned long long& argument) const {
     const auto timeout = static_cast<int32_t>(argument);

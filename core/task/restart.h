@@ -18,7 +18,7 @@ namespace migrate {
 /// Since when, and in which call, a thread was asleep. Taken while it runs: stopping it overwrites both.
 struct SleepSample {
   BlockedCall call;
-  std::string wchan;  ///< the kernel function it waits in
+  std::string wchan;              ///< the kernel function it waits in
   std::optional<long> continued;  ///< the call that restart_syscall(2) goes on with, if that was seen
   uint64_t voluntary_switches = 0;
   int64_t since_ns = 0;  ///< CLOCK_MONOTONIC of the reader
@@ -32,8 +32,8 @@ class SleepSurvey {
   SleepSurvey() = default;
   explicit SleepSurvey(const std::vector<ProcDir>& tasks);
   const SleepSample* find(pid_t tid) const;
-  /// Adds what `earlier`, taken before a stop in between, knew about calls that go on since: which they are and when they
-  /// began. Stopping a thread hides both.
+  /// Adds what `earlier`, taken before a stop in between, knew about calls that go on since: which they are and when
+  /// they began. Stopping a thread hides both.
   void recall(const SleepSurvey& earlier);
 
  private:

@@ -35,7 +35,8 @@ int run_check(const CoreOptions& o) {
   }
   for (const Feature& f : features) {
     if (f.present) continue;
-    if (f.required || o.all) std::cout << (f.required ? "Missing: " : "Not present: ") << f.name << ": " << f.purpose << "\n";
+    if (f.required || o.all)
+      std::cout << (f.required ? "Missing: " : "Not present: ") << f.name << ": " << f.purpose << "\n";
     good = good && !f.required;
   }
   if (good) std::cout << "Looks good.\n";

@@ -32,7 +32,8 @@ void add_core_options(CLI::App& verb, CoreOptions& o) {
   verb.add_option("--verbosity", o.verbosity, "0 nothing to 4 debugging; also -v, -vv, -v4")->check(CLI::Range(0, 4));
   add_switch(verb, "-R,--leave-running", "leave-running", o.leave_running, "leave the tree running after the dump");
   add_switch(verb, "-s,--leave-stopped", "leave-stopped", o.leave_stopped, "leave the tree stopped");
-  add_switch(verb, "-d,--restore-detached", "restore-detached", o.restore_detached, "do not wait for the restored tree");
+  add_switch(verb, "-d,--restore-detached", "restore-detached", o.restore_detached,
+             "do not wait for the restored tree");
   add_switch(verb, "-S,--restore-sibling", "restore-sibling", o.restore_sibling, "restore the root as our sibling");
   add_switch(verb, "-j,--shell-job", "shell-job", o.shell_job, "the session or terminal may be outside of the tree");
   add_switch(verb, "--tcp-close", "tcp-close", o.tcp_close, "drop established TCP connections");

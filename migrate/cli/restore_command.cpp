@@ -4,9 +4,9 @@
 
 #include <filesystem>
 
+#include "core/image/magic.h"
 #include "core/restore/restore.h"
 #include "images/stats.pb.h"
-#include "core/image/magic.h"
 #include "migrate/cli/action_script.h"
 #include "migrate/cli/commands.h"
 

@@ -26,7 +26,8 @@ uint64_t capability_bits(const std::vector<std::string>& names) {
   for (std::string name : names) {
     if (name.rfind("cap_", 0) != 0 && name.rfind("CAP_", 0) != 0) name = "cap_" + name;
     cap_value_t value = 0;
-    if (::cap_from_name(name.c_str(), &value) != 0) throw Refusal("there is no capability " + name, "see capabilities(7)");
+    if (::cap_from_name(name.c_str(), &value) != 0)
+      throw Refusal("there is no capability " + name, "see capabilities(7)");
     bits |= uint64_t{1} << value;
   }
   return bits;
@@ -82,12 +83,16 @@ void SessionCommands::add_send(CLI::App& app, std::function<int()>& run) {
       ->transform(CLI::CheckedTransformer(modes))
       ->default_str("precopy");
   add_policy(*verb);
-  verb->add_option("--streams", send_.streams, "parallel connections for pages")->check(CLI::Range(1, 64))->capture_default_str();
+  verb->add_option("--streams", send_.streams, "parallel connections for pages")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
   verb->add_option("--report", send_.report_file, "FILE.html: a picture of the migration's time line");
   verb->add_flag("--tcp-close", send_.tcp_close, "drop established TCP connections");
   verb->add_flag("-j,--shell-job", send_.shell_job, "the tree was started from a shell, which will see it go");
-  verb->add_flag("--parent-may-notice", send_.parent_may_notice, "move although parent or supervisor will see the tree exit");
-  verb->add_flag("--files-shared", send_.files_shared, "files the tree writes are the same on both hosts: do not probe");
+  verb->add_flag("--parent-may-notice", send_.parent_may_notice,
+                 "move although parent or supervisor will see the tree exit");
+  verb->add_flag("--files-shared", send_.files_shared,
+                 "files the tree writes are the same on both hosts: do not probe");
   verb->callback([this, &run] {
     run = [this] {
       send_.link = link_options();
@@ -123,7 +128,8 @@ void SessionCommands::add_receive(CLI::App& app, std::function<int()>& run) {
   verb->add_flag("--once", receive_.once, "exit after one migration");
   verb->add_option("--accept", accept_, "take trees only from a peer whose certificate carries this name; repeatable");
   verb->add_option("--allow-uid", receive_.allow_uids, "take only tasks of this user id; repeatable");
-  verb->add_option("--deny-caps", denied_capabilities_, "refuse tasks that have one of these capabilities")->delimiter(',');
+  verb->add_option("--deny-caps", denied_capabilities_, "refuse tasks that have one of these capabilities")
+      ->delimiter(',');
   verb->add_option("--root", receive_.root, "folder that all paths of received trees are under");
   verb->add_option("--status-fd", receive_.status_fd, "NUL bytes there: listening, restore may begin, ready");
   verb->callback([this, &run] {

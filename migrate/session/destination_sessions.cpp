@@ -67,8 +67,10 @@ std::optional<JournalEntry> DestinationSessions::look(const SessionId& id) {
   if (!entry) return entry;
   if (entry->state == State::gate_open) let_run(*entry);
   const bool gone = entry->state == State::prepared && !keeper_.lives(*entry);
-  if (entry->state != State::receiving && !gone) return entry;
-  std::optional<Journal> journal = store_.take_over(id, Role::destination);
+  // Whoever wrote ABORTED may have died before the copy was gone.
+  const bool aborted = entry->state == State::aborted;
+  if (entry->state != State::receiving && !gone && !aborted) return entry;
+  std::optional<Journal> journal = store_.take_over(id, Role::destination, !aborted);
   if (!journal) return entry;  // somebody builds or holds it
   if (journal->state() == State::receiving) {
     journal->step(State::aborted, kOwn, "the agent that built it died");

@@ -39,7 +39,8 @@ class Guardian {
   /// Sends `request` and waits for its reply; a `failed` reply is thrown as Error or Refusal. Throws GuardianGone when
   /// it dies, Error (ETIMEDOUT) at the deadline.
   /// Cancelled when `stop` is triggered; the reply comes all the same, and counts for the next await().
-  wire::GuardianReply ask(const wire::GuardianRequest& request, const Deadline& deadline, const StopEvent* stop = nullptr);
+  wire::GuardianReply ask(const wire::GuardianRequest& request, const Deadline& deadline,
+                          const StopEvent* stop = nullptr);
   void send(const wire::GuardianRequest& request) { socket_.send(request); }
   /// The second half of ask().
   wire::GuardianReply await(const Deadline& deadline, const StopEvent* stop = nullptr);

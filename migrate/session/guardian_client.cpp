@@ -38,7 +38,8 @@ wire::GuardianReply Guardian::checked(wire::GuardianReply reply) const {
   throw Error(sentence);
 }
 
-wire::GuardianReply Guardian::ask(const wire::GuardianRequest& request, const Deadline& deadline, const StopEvent* stop) {
+wire::GuardianReply Guardian::ask(const wire::GuardianRequest& request, const Deadline& deadline,
+                                  const StopEvent* stop) {
   socket_.send(request);
   return await(deadline, stop);
 }

@@ -136,6 +136,7 @@ class DestinationGuardian {
     enforce_identity(policy_, images_);
     note_hidden_sockets();
     const Room room = tree_->prepare(images_);
+    note_init();
     fault_point("destination-guardian.shells");
     reply_room(room);
   }
@@ -145,6 +146,7 @@ class DestinationGuardian {
     LayoutParts parts;
     if (!parts.add(receive_message<wire::Layout>())) throw Error("receive", "a layout of the agent", EPROTO);
     const Room room = tree_->warm(parts.take());
+    note_init();
     fault_point("destination-guardian.warm");
     reply_room(room);
   }
@@ -178,6 +180,13 @@ class DestinationGuardian {
     for (std::string& folder : folders) folder.insert(0, options_.root);
     if (folders == journal_->entry().socket_folders) return;
     journal_->update([&](JournalEntry& e) { e.socket_folders = std::move(folders); });
+  }
+
+  /// Whoever discards the copy kills its init first: that would take the gate for opened when the frozen tasks die.
+  void note_init() {
+    const std::optional<TaskId> init = tree_->init();
+    if (!init || journal_->entry().init == init) return;
+    journal_->update([&](JournalEntry& e) { e.init = init; });
   }
 
   void finish() {

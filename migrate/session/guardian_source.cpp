@@ -102,6 +102,7 @@ class SourceGuardian {
       fault_point("source-guardian.held");
       GuardianReply reply;
       reply.set_frozen(true);
+      reply.set_stopping_since_ns(tree_->stopping_since_ns());
       agent_.send(reply);
       agent_.send_blob(encode_images(tree_->images()));
       send_sources(agent_, tree_->memories());

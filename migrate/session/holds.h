@@ -14,6 +14,7 @@ namespace migrate {
 struct FrozenTree {
   std::vector<std::byte> images;  ///< packed
   std::vector<PageSource> memories;
+  int64_t stopping_since_ns = 0;  ///< CLOCK_MONOTONIC
 };
 
 class SourceHold {

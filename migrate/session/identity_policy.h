@@ -1,5 +1,5 @@
-// What a receiver allows received tasks to be (--allow-uid, --deny-caps). The sender's inventory is asked early, for the
-// sentence; the images are what is restored, and a hostile sender's two may differ.
+// What a receiver allows received tasks to be (--allow-uid, --deny-caps). The sender's inventory is asked early, for
+// the sentence; the images are what is restored, and a hostile sender's two may differ.
 #pragma once
 
 #include <cstdint>
@@ -15,9 +15,9 @@ struct IdentityPolicy {
   bool empty() const { return allow_uids.empty() && deny_capabilities == 0; }
 };
 
-/// Refusal if a thread in `images` has another uid (real, effective, saved or file system) or a denied capability in its
-/// permitted, effective, inheritable or ambient set, or does not say what it is. Denied capabilities leave the bounding
-/// sets, so that no later execve(2) brings them back. To be called before anything is made of the images.
+/// Refusal if a thread in `images` has another uid (real, effective, saved or file system) or a denied capability in
+/// its permitted, effective, inheritable or ambient set, or does not say what it is. Denied capabilities leave the
+/// bounding sets, so that no later execve(2) brings them back. To be called before anything is made of the images.
 void enforce_identity(const IdentityPolicy& policy, ImageSet& images);
 
 }  // namespace migrate

@@ -117,8 +117,8 @@ void LayoutParts::add_task(const wire::Layout::Task& task) {
     require(area.start() % kPageSize == 0 && area.end() % kPageSize == 0 && area.start() < area.end() &&
                 area.end() <= kUserEnd && (areas.empty() || areas.back().end <= area.start()),
             "an area of memory out of order");
-    areas.push_back({area.start(), area.end(), area.huge_pages(), area.no_huge_pages(), area.grows_down(),
-                     area.no_reserve()});
+    areas.push_back(
+        {area.start(), area.end(), area.huge_pages(), area.no_huge_pages(), area.grows_down(), area.no_reserve()});
   }
 }
 

@@ -60,7 +60,7 @@ class ReceiveAgent {
       }
       events_.event("connect", "connected: " + channel->stream().peer(), {{"peer", channel->stream().peer()}});
       const ReceiveContext context{options_,   events_, interrupt_, listener_,
-                                   connector_, store_,  sessions_,         exec_guardian("guardian-destination"),
+                                   connector_, store_,  sessions_,  exec_guardian("guardian-destination"),
                                    log_};
       const int code = serve_migration(context, *channel, std::move(first));
       return code == kRefused ? std::nullopt : std::optional(code);

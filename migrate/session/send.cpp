@@ -6,6 +6,8 @@
 #include <thread>
 
 #include "migrate/report/report.h"
+#include "migrate/session/calibration_file.h"
+#include "migrate/session/events_rounds.h"
 #include "migrate/session/fault.h"
 #include "migrate/session/send_session.h"
 
@@ -19,6 +21,11 @@ constexpr size_t kImagePart = 256 << 10;
 
 double ms_between(std::chrono::steady_clock::time_point a, std::chrono::steady_clock::time_point b) {
   return std::chrono::duration<double, std::milli>(b - a).count();
+}
+
+/// steady_clock is CLOCK_MONOTONIC.
+int64_t in_ns(std::chrono::steady_clock::time_point t) {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(t.time_since_epoch()).count();
 }
 
 double rounded(double ms) { return std::round(ms * 100) / 100; }
@@ -56,6 +63,7 @@ int SendSession::run() {
     return in_doubt(e.what());
   }
   report();
+  learn_costs();
   return kMoved;
 }
 
@@ -65,16 +73,17 @@ void SendSession::freeze() {
   freeze_began_ = Clock::now();
   FrozenTree frozen = hold_.freeze();
   frozen_ = Clock::now();
+  // Until then it ran on, while the guardian looked at it.
+  freeze_began_ += std::chrono::nanoseconds(std::max<int64_t>(frozen.stopping_since_ns - in_ns(freeze_began_), 0));
   images_ = std::move(frozen.images);
   memories_ = std::move(frozen.memories);
   last_scan();
   uint64_t pages = 0;
   for (const PageSource& memory : memories_) pages += memory.pages();
-  events_.event(
-      "freeze",
-      "frozen in " + text_ms(ms_between(freeze_began_, frozen_)) + "; " + human_bytes(pages * kPageSize) + " in " +
-          std::to_string(memories_.size()) + " memories to be sent",
-      {{"freeze_ms", rounded(ms_between(freeze_began_, frozen_))}, {"pages", static_cast<int64_t>(pages)}});
+  events_.event("freeze",
+                "frozen in " + text_ms(ms_between(freeze_began_, frozen_)) + "; " + human_bytes(pages * kPageSize) +
+                    " in " + std::to_string(memories_.size()) + " memories to be sent",
+                {{"freeze_ms", rounded(ms_between(freeze_began_, frozen_))}, {"pages", static_cast<int64_t>(pages)}});
   // Beside everything else: it has to be done only before the commit.
   news_ = std::async(std::launch::async, [this] {
     Inventory news = take_inventory(target_, &inventory_);
@@ -167,8 +176,9 @@ void SendSession::report() {
                     text_ms(ms_between(shells_ready_, pages_sent_)) + ", restore " +
                     text_ms(ms_between(pages_sent_, ready_)) + ", hand-over " + text_ms(ms_between(ready_, opened_)) +
                     "), " + human_bytes(bytes_sent_) + " sent" +
-                    (rounds_ == 0 ? "" : " while it stood still, " + human_bytes(rounds_bytes_) + " in " +
-                                             std::to_string(rounds_) + " rounds before"),
+                    (rounds_ == 0 ? ""
+                                  : " while it stood still, " + human_bytes(rounds_bytes_) + " in " +
+                                        std::to_string(rounds_) + " rounds before"),
                 {{"session", to_hex(id_)},
                  {"downtime_ms", rounded(downtime)},
                  {"freeze_ms", rounded(ms_between(freeze_began_, frozen_))},
@@ -215,24 +225,34 @@ void SendSession::show_progress() {
   const uint64_t bytes = sender_->counters().bytes() - bytes_before_pass_;
   const double seconds = std::max(1e-3, ms_between(pass_began_, Clock::now()) / 1000);
   const double bandwidth = static_cast<double>(bytes) / seconds;
-  const bool running = tracker_ && freeze_began_ == Clock::time_point{};
-  std::string text = running ? "round " + std::to_string(rounds_) + ": " : "pages ";
-  text += human_bytes(bytes) + " of " + human_bytes(pages_total_ * kPageSize) + ", " +
-          human_bytes(static_cast<uint64_t>(bandwidth)) + "/s";
-  EventFields fields{{"phase", std::string(running ? "round" : "pages")},
-                     {"bytes", static_cast<int64_t>(bytes)},
-                     {"total", static_cast<int64_t>(pages_total_ * kPageSize)},
-                     {"bandwidth", std::round(bandwidth)}};
-  if (running) {
-    fields.emplace_back("n", int64_t{rounds_});
+  const uint64_t total = pages_total_ * kPageSize;
+  if (tracker_ && freeze_began_ == Clock::time_point{}) {
+    RoundProgress progress{rounds_, bytes, total, bandwidth};
     if (rounds_ > 0) {
-      fields.emplace_back("dirty_rate", std::round(last_decision_.dirty_rate));
-      fields.emplace_back("estimate_ms", rounded(last_decision_.now.total() * 1e3));
-      text += ", " + std::to_string(std::llround(last_decision_.dirty_rate)) + " pages/s written, downtime would be " +
-              text_ms(last_decision_.now.total() * 1e3);
+      progress.dirty_rate = last_decision_.dirty_rate;
+      progress.estimate_ms = last_decision_.now.total() * 1e3;
     }
+    return show_round(events_, progress);
   }
-  events_.progress("progress", text, std::move(fields));
+  events_.progress("progress",
+                   "pages " + human_bytes(bytes) + " of " + human_bytes(total) + ", " +
+                       human_bytes(static_cast<uint64_t>(bandwidth)) + "/s",
+                   {{"phase", std::string("pages")},
+                    {"bytes", static_cast<int64_t>(bytes)},
+                    {"total", static_cast<int64_t>(total)},
+                    {"bandwidth", std::round(bandwidth)}});
+}
+
+void SendSession::learn_costs() const {
+  if (rounds_ == 0) return;
+  FixedCost measured = fixed_cost_;
+  measured.freeze = ms_between(freeze_began_, frozen_) / 1e3;
+  measured.images = ms_between(frozen_, shells_ready_) / 1e3;
+  measured.finish = ms_between(pages_sent_, ready_) / 1e3;
+  measured.handover = ms_between(ready_, opened_) / 1e3;
+  Calibration calibration = load_calibration(options_.state_dir, options_.address);
+  calibration.learn(fixed_cost_, measured);
+  save_calibration(options_.state_dir, options_.address, calibration);
 }
 
 namespace {

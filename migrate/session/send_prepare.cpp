@@ -101,12 +101,11 @@ void SendSession::check_there() {
   }
   // Most of what was written is on the disk before the tree stops, so that the rest is little.
   sync_files(inventory_.writable_files);
-  events_.event(
-      "checks",
-      "checked: " + std::to_string(inventory_.check.files_size()) + " files, " +
-          std::to_string(inventory_.check.ports_size()) + " ports, " + std::to_string(inventory_.check.pids_size()) +
-          " tasks",
-      {{"files", int64_t{inventory_.check.files_size()}}, {"tasks", int64_t{inventory_.check.pids_size()}}});
+  events_.event("checks",
+                "checked: " + std::to_string(inventory_.check.files_size()) + " files, " +
+                    std::to_string(inventory_.check.ports_size()) + " ports, " +
+                    std::to_string(inventory_.check.pids_size()) + " tasks",
+                {{"files", int64_t{inventory_.check.files_size()}}, {"tasks", int64_t{inventory_.check.pids_size()}}});
   fault_point("source-agent.checked");
 }
 

@@ -1,4 +1,6 @@
 // Pre-copy: rounds of pages while the tree runs, until the policy says that it may be stopped.
+#include "migrate/session/calibration_file.h"
+#include "migrate/session/events_rounds.h"
 #include "migrate/session/fault.h"
 #include "migrate/session/layout_wire.h"
 #include "migrate/session/send_session.h"
@@ -7,13 +9,6 @@ namespace migrate {
 namespace {
 
 using Seconds = std::chrono::duration<double>;
-
-double ms_of(Seconds s) { return std::round(s.count() * 1e5) / 100; }
-
-EventFields with_numbers(EventFields fields, const Decision& decision) {
-  for (const auto& [name, value] : numbers_of(decision)) fields.emplace_back(name, std::round(value * 1000) / 1000);
-  return fields;
-}
 
 }  // namespace
 
@@ -33,7 +28,8 @@ void SendSession::rounds() {
   tracker_.emplace(DirtyTracker::Options{target_, dump_.timeout}, log_);
   touched_ = true;
   fixed_cost_ = estimate_fixed_cost(size_of_tree(), round_trip_seconds_);
-  PrecopyPolicy policy(options_.policy, fixed_cost_);
+  PrecopyPolicy policy(options_.policy, load_calibration(options_.state_dir, options_.address).apply(fixed_cost_));
+  prepare_throttle(policy);
   Clock::time_point scanned = Clock::now();
   DirtyTracker::Round scan = tracker_->next_round();
   fault_point("source-agent.scanned");
@@ -60,7 +56,9 @@ void SendSession::rounds() {
     std::tie(measure.stopped_private_bytes, measure.stopped_shared_bytes) = untracked_bytes(next);
     last_decision_ = policy.after_round(measure);
     const Decision& decision = last_decision_;
-    tell_round(measure, scan, decision);
+    tell_round(events_, measure, decision,
+               {totals.zero_pages, scan.discards.size(), scan.scan_time.count(), scan.visit_time.count()});
+    tell_decision(events_, decision);
     rounds_ = n + 1;
     if (decision.action == Decision::Action::cancel) throw Error("the migration was given up: " + decision.reason);
     if (decision.action == Decision::Action::stop) {
@@ -187,37 +185,21 @@ std::pair<uint64_t, uint64_t> SendSession::untracked_bytes(const DirtyTracker::R
   return {round.untracked_private_pages * kPageSize, round.untracked_shared_pages * kPageSize};
 }
 
-void SendSession::tell_round(const RoundMeasure& m, const DirtyTracker::Round& round, const Decision& decision) {
-  char text[200];
-  std::snprintf(text, sizeof text, "round %u: %s in %.0f ms (%s/s); %.0f pages/s written; stopping now would take %.1f ms",
-                m.round, human_bytes(m.bytes_sent).c_str(), m.seconds * 1e3,
-                human_bytes(static_cast<uint64_t>(decision.bandwidth)).c_str(), decision.dirty_rate,
-                decision.now.total() * 1e3);
-  events_.event("round", text,
-                {{"n", int64_t{m.round}},
-                 {"pages", static_cast<int64_t>(m.pages_sent)},
-                 {"zero_pages", static_cast<int64_t>(m.pages_sent - m.content_pages)},
-                 {"bytes", static_cast<int64_t>(m.bytes_sent)},
-                 {"ms", ms_of(Seconds(m.seconds))},
-                 {"bandwidth", std::round(decision.bandwidth)},
-                 {"dirty_pages", static_cast<int64_t>(m.dirty_pages)},
-                 {"dirty_rate", std::round(decision.dirty_rate)},
-                 {"estimate_ms", ms_of(Seconds(decision.now.total()))},
-                 {"scan_us", int64_t{round.scan_time.count()}},
-                 {"visit_us", int64_t{round.visit_time.count()}},
-                 {"discarded", static_cast<int64_t>(round.discards.size())}});
-  events_.event("decide", std::string(name_of(decision.action)) + ": " + decision.reason,
-                with_numbers({{"decision", std::string(name_of(decision.action))}, {"reason", decision.reason}}, decision));
+/// Early, since it measures from then on how much CPU time the tree uses.
+void SendSession::prepare_throttle(PrecopyPolicy& policy) {
+  if (options_.policy.on_no_convergence != OnNoConvergence::throttle) return;
+  try {
+    throttle_ = Throttle::for_tree(target_, to_hex(id_).substr(0, 8));
+  } catch (const Error& e) {
+    policy.cannot_throttle(e.what());
+  }
 }
 
 void SendSession::throttle(PrecopyPolicy& policy, const Decision& decision) {
   try {
-    if (!throttle_) throttle_ = Throttle::for_tree(target_, "migrate-slow-" + to_hex(id_).substr(0, 8));
+    if (!throttle_) return;
     throttle_->apply(decision.cpu_share);
-    char text[120];
-    std::snprintf(text, sizeof text, "the tree keeps %.0f %% of its CPU time (%s)", decision.cpu_share * 100,
-                  throttle_->how().c_str());
-    events_.event("throttle", text, {{"cpu_share", decision.cpu_share}, {"how", throttle_->how()}});
+    tell_throttle(events_, decision.cpu_share, throttle_->how());
   } catch (const Error& e) {
     throttle_.reset();
     policy.cannot_throttle(e.what());
@@ -236,8 +218,8 @@ void SendSession::add_cold(const wire::FillReady& ready) {
   for (const wire::MemoryName& name : ready.cold()) {
     const auto all = all_runs_.find(from_wire(name));
     if (all == all_runs_.end()) continue;
-    const auto memory = std::find_if(memories_.begin(), memories_.end(),
-                                     [&](const PageSource& m) { return m.memory == all->first; });
+    const auto memory =
+        std::find_if(memories_.begin(), memories_.end(), [&](const PageSource& m) { return m.memory == all->first; });
     if (memory != memories_.end()) memory->runs = all->second;
   }
 }

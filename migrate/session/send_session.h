@@ -60,7 +60,7 @@ class SendSession {
   void ask_about(Inventory news);
   TreeSize size_of_tree() const;
   std::pair<uint64_t, uint64_t> untracked_bytes(const DirtyTracker::Round& round) const;
-  void tell_round(const RoundMeasure& m, const DirtyTracker::Round& round, const Decision& decision);
+  void prepare_throttle(PrecopyPolicy& policy);
   void throttle(PrecopyPolicy& policy, const Decision& decision);
   /// With the tree frozen: what of `memories_` is still to be sent.
   void last_scan();
@@ -85,6 +85,8 @@ class SendSession {
   void throw_peer_news();
   Message wait_for(Message::BodyCase kind, milliseconds time);
   void show_progress();
+  /// Keeps what the parts of the downtime took, for the estimates of later moves to that host.
+  void learn_costs() const;
 
   // When it fails.
   /// Before commit: the tree runs on, and the destination is told.
@@ -115,9 +117,9 @@ class SendSession {
   TreeClocks clocks_;
   std::optional<ControlChannel> channel_;
   std::optional<PageSender> sender_;
-  bool begun_ = false;    ///< the destination may know the session
-  bool touched_ = false;  ///< the tree was stopped
-  std::future<void> synced_;    ///< the files that the tree writes; its destructor waits
+  bool begun_ = false;           ///< the destination may know the session
+  bool touched_ = false;         ///< the tree was stopped
+  std::future<void> synced_;     ///< the files that the tree writes; its destructor waits
   std::future<Inventory> news_;  ///< of the frozen tree, likewise
   std::vector<std::byte> images_;
   std::vector<PageSource> memories_;

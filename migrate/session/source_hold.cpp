@@ -26,8 +26,8 @@ FrozenTree SourceHold::freeze() {
   GuardianRequest request;
   request.set_freeze(true);
   const Deadline deadline = Deadline::in(timeouts_.freeze + timeouts_.answer);
-  guardian_->ask(request, deadline);
   FrozenTree frozen;
+  frozen.stopping_since_ns = guardian_->ask(request, deadline).stopping_since_ns();
   frozen.images = guardian_->socket().receive_blob(deadline);
   frozen.memories = receive_sources(guardian_->socket(), deadline);
   return frozen;

@@ -77,9 +77,7 @@ class DumpedTree final : public HeldTree {
   std::vector<TaskId> tasks() const override { return tasks_; }
   const ImageSet& images() const override { return dump_->images(); }
   std::vector<PageSource>& memories() override { return dump_->memories(); }
-  std::chrono::microseconds freezing_time() const override {
-    return std::chrono::microseconds(dump_->stats().freezing_time);
-  }
+  int64_t stopping_since_ns() const override { return dump_->stats().stopping_since_ns; }
   void check() override { dump_->check_foreseen(); }
 
  private:

@@ -34,7 +34,8 @@ class HeldTree {
   virtual std::vector<TaskId> tasks() const = 0;
   virtual const ImageSet& images() const = 0;
   virtual std::vector<PageSource>& memories() = 0;
-  virtual std::chrono::microseconds freezing_time() const = 0;
+  /// CLOCK_MONOTONIC, ns, when the tree began to stop: from then on it stands still.
+  virtual int64_t stopping_since_ns() const = 0;
   /// Throws Error if images() turned out to be wrong (Dump::check_foreseen()); before the commit.
   virtual void check() {}
 };

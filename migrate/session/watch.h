@@ -1,6 +1,6 @@
-// The watch: a third small process, for the moment in which agent and guardian are killed together. It sleeps until both
-// are gone, then settles what needs no word of the other side (settle_session), and ends. It never acts while one of them
-// lives, and takes the journal's lock like everybody else.
+// The watch: a third small process, for the moment in which agent and guardian are killed together. It sleeps until
+// both are gone, then settles what needs no word of the other side (settle_session), and ends. It never acts while one
+// of them lives, and takes the journal's lock like everybody else.
 #pragma once
 
 #include <string>

@@ -229,8 +229,8 @@ TEST(Dump, SharedAnonymousMemoryIsOneObject) {
 
 /// Who the leader of our own session is depends on how the tests were started: a task between us leads the child's.
 TEST(Dump, RefusesASessionFromOutside) {
-  pid_t* member = static_cast<pid_t*>(
-      ::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  pid_t* member =
+      static_cast<pid_t*>(::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
   ASSERT_NE(static_cast<void*>(member), MAP_FAILED);
   {
     const Child leader([&] {

@@ -148,7 +148,9 @@ TEST_F(Files, LocksAreDumpedOnceEachWhenAsked) {
     place_at(::open(at("locked").c_str(), O_RDWR | O_CREAT, 0600), 5);
     MUST(::dup2(5, 6) == 6);
     place_at(::open(at("flocked").c_str(), O_RDONLY | O_CREAT, 0600), 7);
-    struct flock range {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 10, .l_len = 5, .l_pid = 0};
+    struct flock range {
+      .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 10, .l_len = 5, .l_pid = 0
+    };
     MUST(::fcntl(5, F_SETLK, &range) == 0);
     range = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = 100, .l_len = 0, .l_pid = 0};
     MUST(::fcntl(5, F_OFD_SETLK, &range) == 0);

@@ -81,7 +81,7 @@ TEST(ImageSet, SavedAndLoadedIsTheSame) {
   set.put("pstree.img", magic::kPstree, task(7));
   set.save(folder.open().get());
   EXPECT_EQ(ImageSet::load(folder.open().get()).images(), set.images());
-  struct stat st{};
+  struct stat st {};
   ASSERT_EQ(::stat((folder.path() + "/pstree.img").c_str(), &st), 0);
   EXPECT_EQ(st.st_mode & 0777, 0600u);
 }

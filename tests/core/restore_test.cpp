@@ -15,11 +15,11 @@
 #include "core/base/procfs.h"
 #include "core/dump/dump.h"
 #include "core/image/magic.h"
-#include "images/core.pb.h"
 #include "core/restore/address_space.h"
 #include "core/restore/restore.h"
 #include "core/restore/staged_areas.h"
 #include "core/restore/tree_order.h"
+#include "images/core.pb.h"
 
 namespace migrate {
 namespace {
@@ -138,7 +138,7 @@ TEST(RestoreImages, HostileMappingsAreThrownOut) {
 bool grows_beyond(const std::string& path, uint64_t bytes) {
   const Deadline deadline = Deadline::in(std::chrono::seconds(10));
   while (!deadline.passed()) {
-    struct stat st{};
+    struct stat st {};
     if (::stat(path.c_str(), &st) == 0 && static_cast<uint64_t>(st.st_size) > bytes) return true;
     ::usleep(1000);
   }
@@ -220,7 +220,8 @@ void change(ImageSet& images, const std::string& name, uint32_t type, const std:
 /// Each failing in another stage.
 std::vector<std::pair<const char*, std::function<void(ImageSet&, const std::string&)>>> damages() {
   const auto mm = [](std::function<void(img::mm_entry&)> how) {
-    return [how](ImageSet& i, const std::string& pid) { change<img::mm_entry>(i, "mm-" + pid + ".img", magic::kMm, how); };
+    return
+        [how](ImageSet& i, const std::string& pid) { change<img::mm_entry>(i, "mm-" + pid + ".img", magic::kMm, how); };
   };
   const auto core = [](std::function<void(img::core_entry&)> how) {
     return [how](ImageSet& i, const std::string& pid) {

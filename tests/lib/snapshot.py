@@ -13,7 +13,7 @@ STATUS_SKIP = {"State", "VmPeak", "VmSize", "VmHWM", "VmRSS", "RssAnon", "RssFil
 STAT_FIELDS = {"nice": 16, "start_code": 23, "end_code": 24, "start_stack": 25, "exit_signal": 35, "rt_priority": 37,
                "policy": 38, "start_data": 42, "end_data": 43, "start_brk": 44, "arg_start": 45, "arg_end": 46,
                "env_start": 47, "env_end": 48}
-VM_FLAGS = {"rd", "wr", "ex", "sh", "gd", "lo", "lf", "sr", "rr", "dc", "nr", "ht", "wf", "dd", "hg", "nh", "mg"}
+VM_FLAGS = {"rd", "wr", "ex", "sh", "gd", "lo", "lf", "sr", "rr", "dc", "nr", "ht", "wf", "dd", "hg", "nh", "mg", "uw", "um"}
 
 
 def status_facts(text):

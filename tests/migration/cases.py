@@ -25,7 +25,7 @@ OPTIONS = {"locks": ("--file-locks",)}
 NOT_LIVE = ("locks",)
 PROGRAMS = {"redis": programs.Redis, "nginx": programs.Nginx, "python": programs.Python, "pipeline": programs.Pipeline}
 NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3"}
-MODES = ("inplace", "leave-running", "live", "live-back")
+MODES = ("inplace", "leave-running", "live", "live-stop", "live-back")
 # Moved to a host whose clocks are ahead, too; their last time-out ends this many seconds after their start.
 TIMED = {"clocks": 0, "itimer": 0, "timers": 4, "sleep_restart": 5, "events": 4}
 
@@ -34,7 +34,7 @@ def names(mode):
     """What is moved in that mode."""
     if mode == "live-back":
         return list(TIMED)
-    return [n for n in (*WORKLOADS, *PROGRAMS) if mode != "live" or n not in NOT_LIVE]
+    return [n for n in (*WORKLOADS, *PROGRAMS) if mode not in ("live", "live-stop") or n not in NOT_LIVE]
 
 
 class Context:
@@ -135,8 +135,8 @@ def leave_running(context, name, folder):
         program.end()
 
 
-def live(context, name, folder, source_clocks=netns.OTHER_CLOCKS, destination_clocks=()):
-    """Sent between two hosts; the source's clocks are 100,000 s ahead."""
+def live(context, name, folder, source_clocks=netns.OTHER_CLOCKS, destination_clocks=(), options=()):
+    """Sent between two hosts, by pre-copy; the source's clocks are 100,000 s ahead."""
     short = f"m{os.getpid()}"
     program = receiver = None
     network = netns.Network(short, {"source": "10.77.1.1/24", "destination": "10.77.1.2/24"})
@@ -151,7 +151,7 @@ def live(context, name, folder, source_clocks=netns.OTHER_CLOCKS, destination_cl
         program.remember()
         receiver = t.receive(network, "destination", keys, prefix=destination_clocks)
         old, comm = program.pid, program.comm()
-        code, seen, out = t.send(network, "source", "destination", keys, old)
+        code, seen, out = t.send(network, "source", "destination", keys, old, options=options)
         if code != 0:
             raise tool.Failed(f"send exited {code}:\n{out.strip()[-1500:]}\nreceive said:\n{tool.tail(folder + '/receive.log')}")
         program.reap_old(receiver.pid)
@@ -175,11 +175,16 @@ def live(context, name, folder, source_clocks=netns.OTHER_CLOCKS, destination_cl
 
 
 def live_back(context, name, folder):
-    """The same, with the destination's clocks ahead."""
+    """As `live`, with the destination's clocks ahead."""
     live(context, name, folder, (), netns.OTHER_CLOCKS)
 
 
-RUN = {"live-back": live_back, "inplace": in_place, "leave-running": leave_running, "live": live}
+def live_stop(context, name, folder):
+    """The same, stopped while it is copied."""
+    live(context, name, folder, options=("--mode", "stop-copy"))
+
+
+RUN = {"inplace": in_place, "leave-running": leave_running, "live": live, "live-stop": live_stop, "live-back": live_back}
 
 
 def run_case(context, mode, name, folder):

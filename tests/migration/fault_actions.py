@@ -10,6 +10,7 @@ from lib.process import descendants, exists, kill_all, wait_for
 TIMEOUTS = "connect=2500,answer=2500,freeze=4000,restore=3500,silence=1500,settle=1000"
 PAST_TIMEOUTS = 7
 INJECT = "source-guardian.inject-"
+MODES = ("precopy", "stop-copy")
 
 
 def await_send(case, seconds=PAST_TIMEOUTS + 5):
@@ -146,34 +147,50 @@ def points(names):
 ACTIONS = {
     "kill-self": Action(None),
     "fail": Action(None),
-    "kill-agents": Action(kill_agents, points("sa.frozen sa.ready sa.commit-sent sg.held sg.inject-parasite-running da.prepared "
+    "kill-agents": Action(kill_agents, points("sa.frozen sa.ready sa.commit-sent sa.scanned sa.round-sent sg.held "
+                                              "sg.inject-parasite-running da.prepared da.round-received "
                                               "dg.gate-journaled")),
-    "kill-guardians": Action(kill_guardians, points("sa.frozen sa.ready sa.commit-sent da.prepared-shells da.ready-sent da.gate-open")),
-    "kill-side": Action(kill_side, points("sa.begun sa.frozen sa.ready sg.held sg.inject-mapped sg.inject-parasite-running "
-                                          "sg.inject-thread-running sg.inject-unmapped da.prepared-shells da.ready-sent")),
-    "kill-peer": Action(kill_peer, points("sa.begun sa.pages-sent sa.commit-sent da.images-received da.gate-open")),
-    "cut": Action(cut, points("sa.frozen sa.committed da.pages-received")),
-    "cut-off": Action(cut_off, points("sa.begun sa.frozen sa.ready sa.commit-sent da.ready-sent"), True),
-    "silent-peer": Action(silent_peer, points("sa.frozen sa.pages-sent sa.commit-sent da.prepared-shells"), True),
-    "stop-self": Action(stopped, points("sa.frozen sa.ready sa.committed sg.inject-parasite-running sg.held sg.before-commit "
-                                        "da.ready-sent dg.shells"), True),
-    "reboot-destination": Action(reboot_destination, points("sa.frozen sa.ready sa.commit-sent sa.gate-open dg.gate-journaled"), True),
-    "reboot-source": Action(reboot_source, points("sa.frozen sa.ready sa.commit-sent sa.gate-open"), True),
-    "journal-full": Action(journal_full, points("sa.begun sa.ready sg.held sg.before-commit da.begun dg.finished da.commit-received")),
-    "out-of-memory": Action(out_of_memory, points("sg.stopped sa.frozen da.begun da.images-received dg.shells dg.finished")),
-    "interrupt": Action(interrupt, points("sa.connected sa.checked sa.begun sa.frozen sa.images-sent sa.pages-sent sa.ready "
-                                          "sg.stopped sa.commit-sent da.begun da.prepared-shells da.pages-received dg.finished "
-                                          "da.prepared da.ready-sent")),
-    "terminate": Action(terminate, points("sa.frozen sa.ready sa.commit-sent da.begun da.images-received dg.shells dg.prepared")),
+    "kill-guardians": Action(kill_guardians, points("sa.frozen sa.ready sa.commit-sent sa.round-sent "
+                                                    "da.prepared-shells da.ready-sent da.gate-open da.layout-received")),
+    "kill-side": Action(kill_side, points("sa.begun sa.frozen sa.ready sa.scanned sa.round-sent sg.held "
+                                          "sg.inject-mapped sg.inject-parasite-running sg.inject-thread-running "
+                                          "sg.inject-unmapped da.prepared-shells da.ready-sent da.round-received")),
+    "kill-peer": Action(kill_peer, points("sa.begun sa.pages-sent sa.commit-sent sa.round-sent da.images-received "
+                                          "da.gate-open da.layout-received")),
+    "cut": Action(cut, points("sa.frozen sa.committed sa.round-sent da.pages-received")),
+    "cut-off": Action(cut_off, points("sa.begun sa.frozen sa.ready sa.commit-sent sa.round-sent da.ready-sent "
+                                      "da.round-received"), True),
+    "silent-peer": Action(silent_peer, points("sa.frozen sa.pages-sent sa.commit-sent sa.round-sent "
+                                              "da.prepared-shells da.layout-received"), True),
+    "stop-self": Action(stopped, points("sa.frozen sa.ready sa.committed sa.scanned sg.inject-parasite-running "
+                                        "sg.held sg.before-commit da.ready-sent da.round-received dg.shells dg.warm"), True),
+    "reboot-destination": Action(reboot_destination, points("sa.frozen sa.ready sa.commit-sent sa.gate-open "
+                                                            "sa.round-sent dg.gate-journaled dg.warm"), True),
+    "reboot-source": Action(reboot_source, points("sa.frozen sa.ready sa.commit-sent sa.gate-open sa.round-sent"), True),
+    "journal-full": Action(journal_full, points("sa.begun sa.ready sa.round-sent sg.held sg.before-commit da.begun "
+                                                "da.commit-received dg.finished dg.warm")),
+    "out-of-memory": Action(out_of_memory, points("sa.frozen sa.scanned sg.stopped da.begun da.images-received "
+                                                  "da.round-received dg.shells dg.finished dg.warm")),
+    "interrupt": Action(interrupt, points("sa.connected sa.checked sa.begun sa.frozen sa.images-sent sa.pages-sent "
+                                          "sa.ready sa.commit-sent sa.scanned sa.round-sent sg.stopped da.begun "
+                                          "da.prepared-shells da.pages-received da.prepared da.ready-sent "
+                                          "da.layout-received da.round-received dg.finished dg.warm")),
+    "terminate": Action(terminate, points("sa.frozen sa.ready sa.commit-sent sa.round-sent da.begun "
+                                          "da.images-received da.round-received dg.shells dg.prepared")),
 }
 
+
+# Reached by pre-copy only.
+OF_ROUNDS = points("sa.scanned sa.round-sent da.layout-received da.round-received dg.warm")
 
 # Tried at one point only, and no column.
 EXTRA = {("destination-agent.ready-sent", "late-init"): Action(late_init)}
 
 
-def inapplicable(point, action):
+def inapplicable(point, action, mode):
     """Why that cannot happen there, or None. The reasons are told in migrate/session/README.md."""
     if point.startswith(INJECT) and action == "fail":
         return "nothing may throw between infecting and curing a task"
+    if mode == "stop-copy" and point in OF_ROUNDS:
+        return "that has no rounds"
     return None

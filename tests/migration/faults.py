@@ -12,12 +12,13 @@ from lib import memory_limit, netns, programs, remains, snapshot, tool
 from lib.process import Deadline, all_pids, descendants, exists, find_moved, kill_all, kill_tree, read, stat_fields, wait_for
 
 EXPECTED = (tool.Failed, Deadline, programs.Unwell)
+ENDED = ("Connection refused", "Connection reset", "Broken pipe", "cut the connection")  # what a receiver that ends leaves to hear
 SEND_LIMIT = 60  # seconds in which send must have ended, whatever happens
 PORT = 7777      # of the program that moves
-BEFORE_COMMIT = re.compile(r"source-agent\.(connected|checked|begun|frozen|images-sent|pages-sent|ready)$|"
+BEFORE_COMMIT = re.compile(r"source-agent\.(connected|checked|begun|scanned|round-sent|frozen|images-sent|pages-sent|ready)$|"
                            r"source-guardian\.(started|inject-.*|stopped|held)$")
-BEFORE_READY = re.compile(r"destination-agent\.(begun|images-received|prepared-shells|pages-received|prepared)$|"
-                          r"destination-guardian\.(started|shells|finished|prepared)$")
+BEFORE_READY = re.compile(r"destination-agent\.(begun|layout-received|round-received|images-received|prepared-shells|pages-received|prepared)$|"
+                          r"destination-guardian\.(started|warm|shells|finished|prepared)$")
 
 
 class NotReached(Exception):
@@ -27,7 +28,7 @@ class NotReached(Exception):
 class Case:
     """In a process of its own, a subreaper, so that everything of the case is below it. `context`: of the driver."""
 
-    def __init__(self, context, folder, point, action):
+    def __init__(self, context, folder, point, action, mode):
         self.binary, self.keys, self.folder, self.point, self.action = context.binary, context.keys, folder, point, action
         self.host = "destination" if point.startswith("destination") else "source"
         self.other_host = "destination" if self.host == "source" else "source"
@@ -36,7 +37,7 @@ class Case:
         os.makedirs(folder)
         os.chmod(folder, 0o755)
         self.short = f"h{os.getpid()}"
-        self.tool = tool.Tool(context.binary, folder, context.send_args)
+        self.tool = tool.Tool(context.binary, folder, ["--mode", mode, *context.send_args])
         try:
             self.set_up(context.workloads)
         except BaseException:
@@ -64,6 +65,7 @@ class Case:
         self.program.ready()
         wait_for(lambda: len(self.lines()) > 50, "the program to count", 10)
         self.comm = self.program.comm()
+        self.before = snapshot.tree_facts(self.old)
         self.program.remember()
         action = EXTRA.get((self.point, self.action)) or ACTIONS.get(self.action, Action(None))
         rendezvous = action.function
@@ -128,10 +130,10 @@ class Case:
         """As an operator would: the receiver is there again, then both sides are asked."""
         text = ""
         for host in ("source", "destination"):
-            out = "Connection refused"
+            out = ENDED[0]
             for _ in range(3):
                 # A receiver that serves one migration only may end just now.
-                if "Connection refused" in out:
+                if any(e in out for e in ENDED):
                     self.restart_receiver()
                     code, out = self.ask(host)
             text += f"{host} (exit {code}): {out}\n"
@@ -286,17 +288,29 @@ class Case:
             pid = wait_for(self.find, "the moved program", 5)
             self.program.reap_old(self.sender.pid, self.receiver.pid, *[p.pid for p in self.extra])
             self.program.moved_to(pid, f"{self.short}-destination")
+        self.expect_untouched(where)
         self.program.check()
         if self.listens:
             self.expect_audible(where)
-        facts = snapshot.tree_facts(self.program.pid)
-        for pid, f in facts.items():
-            if f.get("tracer") != "0":
-                raise programs.Unwell(f"task {pid} is still traced by {f.get('tracer')}")
         if where == "source":
             held = [x for x in read(f"/proc/{self.old}/cgroup").splitlines() if "migrate" in x]
             if held:
                 raise programs.Unwell(f"the program is still in {held[0]}")
+
+    def expect_untouched(self, where):
+        """No tracer, no mapping, descriptor or userfaultfd of ours is left; who was killed with them may take a moment."""
+        found = []
+
+        def same():
+            after = snapshot.tree_facts(self.program.pid)
+            ignore = (*self.program.ignore, *(self.program.ignore_live if where == "destination" else ()))
+            found[:] = snapshot.differences(self.before, after, ignore)
+            found.extend(f"task {pid} is still traced by {f['tracer']}" for pid, f in after.items() if f.get("tracer", "0") != "0")
+            return not found
+        try:
+            wait_for(same, "the program to be as before", 5, 0.2)
+        except Deadline:
+            raise programs.Unwell(f"it runs on at the {where}, and /proc differs: " + "; ".join(found)) from None
 
     def expect_audible(self, host):
         """Both its sockets answer, whoever opened the gate."""

@@ -74,7 +74,7 @@ class FakeHeldTree final : public HeldTree {
   std::vector<TaskId> tasks() const override { return {*TaskId::of(::getppid())}; }
   const ImageSet& images() const override { return images_; }
   std::vector<PageSource>& memories() override { return memories_; }
-  std::chrono::microseconds freezing_time() const override { return {}; }
+  int64_t stopping_since_ns() const override { return 1; }
 
  private:
   Board& board_;

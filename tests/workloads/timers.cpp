@@ -94,8 +94,8 @@ int main(int argc, char** argv) {
         const int far_fd = must(timerfd_create(CLOCK_REALTIME, TFD_CLOEXEC), "timerfd_create");
         const itimerspec in_an_hour = in(hour, 7 * kMs), periodic = in(30 * kMs, 30 * kMs);
         must(timerfd_settime(far_fd, 0, &in_an_hour, nullptr), "timerfd_settime");
-        // A relative timer of CLOCK_REALTIME does not follow that clock when it is set, or when the program was not there
-        // (timer_settime(2)): it counts like one of CLOCK_MONOTONIC.
+        // A relative timer of CLOCK_REALTIME does not follow that clock when it is set, or when the program was not
+        // there (timer_settime(2)): it counts like one of CLOCK_MONOTONIC.
         const int64_t armed = now_ns();
         const std::vector<Far> far = {
             {make_timer(CLOCK_MONOTONIC, SIGEV_SIGNAL, SIGRTMIN + 3, 1, hour, 0), CLOCK_MONOTONIC, now_ns() + hour},

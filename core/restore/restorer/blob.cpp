@@ -67,8 +67,7 @@ long clone_thread(Header& h, uint64_t arguments, const List& list) {
 long create_timer(uint64_t clock, uint64_t event, int wanted) {
   for (int tries = 0; tries < 100000; ++tries) {
     int id = wanted;
-    const long result =
-        call6(__NR_timer_create, clock, event, reinterpret_cast<uint64_t>(&id), 0, 0, 0);
+    const long result = call6(__NR_timer_create, clock, event, reinterpret_cast<uint64_t>(&id), 0, 0, 0);
     if (result < 0 || id == wanted) return result;
     call6(__NR_timer_delete, static_cast<uint64_t>(id), 0, 0, 0, 0, 0);
     if (id > wanted) break;

@@ -18,13 +18,37 @@ enum class Op : uint32_t {
 
 /// Names the failed step in the coordinator's message.
 enum class Tag : uint32_t {
-  unmap, move_memory, map_memory, protect, advise, lock_memory, vdso, mm_layout, folder, signal_action, clone_thread,
-  timer, credentials, capabilities, limits, scheduling, name, personality, robust_list, altstack, rseq, tid_address,
-  pending_signal, parent_death_signal, process_flags, membarrier, count
+  unmap,
+  move_memory,
+  map_memory,
+  protect,
+  advise,
+  lock_memory,
+  vdso,
+  mm_layout,
+  folder,
+  signal_action,
+  clone_thread,
+  timer,
+  credentials,
+  capabilities,
+  limits,
+  scheduling,
+  name,
+  personality,
+  robust_list,
+  altstack,
+  rseq,
+  tid_address,
+  pending_signal,
+  parent_death_signal,
+  process_flags,
+  membarrier,
+  count
 };
 
-inline constexpr uint32_t kMayFail = 1;        ///< failure is ignored
-inline constexpr uint32_t kResultIsArg0 = 2;   ///< anything but args[0] as the result is a failure (mmap at an address)
+inline constexpr uint32_t kMayFail = 1;       ///< failure is ignored
+inline constexpr uint32_t kResultIsArg0 = 2;  ///< anything but args[0] as the result is a failure (mmap at an address)
 
 struct Record {
   Op op;

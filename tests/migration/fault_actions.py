@@ -1,5 +1,6 @@
 """What can go wrong at a fault point: the columns of the hand-over's failure table."""
 import os
+import random
 import signal
 import time
 import uuid
@@ -131,6 +132,13 @@ def late_init(case):
         os.kill(p, signal.SIGCONT)
 
 
+def kill_soon(case):
+    """The agent dies somewhere in its first look at the tree, as its tracer perhaps."""
+    case.resume()
+    time.sleep(random.uniform(0, 0.08))
+    case.kill(case.agent(case.host).pid)
+
+
 class Action:
     """`function`: what happens while the process at the fault point is stopped there; None: it does it itself.
     `points`: where it is tried by default; None: everywhere. `timed`: time-outs have to pass."""
@@ -184,7 +192,8 @@ ACTIONS = {
 OF_ROUNDS = points("sa.scanned sa.round-sent da.layout-received da.round-received dg.warm")
 
 # Tried at one point only, and no column.
-EXTRA = {("destination-agent.ready-sent", "late-init"): Action(late_init)}
+EXTRA = {("destination-agent.ready-sent", "late-init"): Action(late_init),
+         ("source-agent.begun", "kill-soon"): Action(kill_soon)}
 
 
 def inapplicable(point, action, mode):

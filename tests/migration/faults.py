@@ -12,12 +12,13 @@ from lib import memory_limit, netns, programs, remains, snapshot, tool
 from lib.process import Deadline, all_pids, descendants, exists, find_moved, kill_all, kill_tree, read, stat_fields, wait_for
 
 EXPECTED = (tool.Failed, Deadline, programs.Unwell)
-ENDED = ("Connection refused", "Connection reset", "Broken pipe", "cut the connection")  # what a receiver that ends leaves to hear
+ENDED = ("Connection refused", "Connection reset", "Broken pipe", "cut the connection")  # heard from a receiver that ends
 SEND_LIMIT = 60  # seconds in which send must have ended, whatever happens
 PORT = 7777      # of the program that moves
 BEFORE_COMMIT = re.compile(r"source-agent\.(connected|checked|begun|scanned|round-sent|frozen|images-sent|pages-sent|ready)$|"
                            r"source-guardian\.(started|inject-.*|stopped|held)$")
-BEFORE_READY = re.compile(r"destination-agent\.(begun|layout-received|round-received|images-received|prepared-shells|pages-received|prepared)$|"
+BEFORE_READY = re.compile(r"destination-agent\.(begun|layout-received|round-received|images-received|prepared-shells|"
+                          r"pages-received|prepared)$|"
                           r"destination-guardian\.(started|warm|shells|finished|prepared)$")
 
 

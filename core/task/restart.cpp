@@ -197,7 +197,7 @@ class Converter {
   int64_t slept_ns() const {
     if (!asleep_) return 0;
     // The scheduler's clock is not CLOCK_MONOTONIC: a little late is allowed, early is not.
-    constexpr int64_t kUncertain = 3'000'000;
+    constexpr int64_t kUncertain = 10'000'000;
     return std::max<int64_t>(facts_.now_ns - facts_.sample->since_ns - kUncertain, 0);
   }
 
@@ -270,6 +270,9 @@ void SleepSurvey::recall(const SleepSurvey& earlier) {
     const SleepSample* before = earlier.find(tid);
     if (sample.call.nr != SYS_restart_syscall || before == nullptr) continue;
     if (before->call.sp != sample.call.sp || before->call.ip != sample.call.ip) continue;
+    // The call was restarted at least once, which is two switches, to the stop and back to sleep. If there were no more,
+    // it is the one that was seen before; else it may be a later one, which then ends late rather than early.
+    if (sample.voluntary_switches != before->voluntary_switches + 2) continue;
     switch (before->call.nr) {
       case SYS_nanosleep:
       case SYS_clock_nanosleep:

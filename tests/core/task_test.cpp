@@ -160,7 +160,7 @@ TEST_F(Restart, OutsideOfCallsNothingChanges) {
 
 TEST_F(Restart, PollWaitsForWhatIsLeft) {
   regs.rdx = 5000;
-  EXPECT_EQ(interrupted(SYS_poll, -516).regs.rdx, 2003u);  // the scheduler's clock is not exact: never early
+  EXPECT_EQ(interrupted(SYS_poll, -516).regs.rdx, 2010u);  // the scheduler's clock is not exact: never early
   expect_reissued(interrupted(SYS_poll, -516), SYS_poll);
   facts.voluntary_switches = 9;  // it woke in between: since when it sleeps is unknown
   EXPECT_EQ(interrupted(SYS_poll, -516).regs.rdx, 5000u);
@@ -179,13 +179,13 @@ TEST_F(Restart, NanosleepWithoutRemainderAsksForATimespec) {
   regs.rsi = 0;
   const auto out = interrupted(SYS_nanosleep, -516);
   EXPECT_EQ(out.restart->timespec_arg(), 0u);
-  EXPECT_EQ(out.restart->remaining_ns(), 2'003'000'000u);
+  EXPECT_EQ(out.restart->remaining_ns(), 2'010'000'000u);
 }
 
 TEST_F(Restart, FutexWaitIsRelativeAndWaitBitsetAbsolute) {
   regs.r10 = reinterpret_cast<uint64_t>(&wait);
   regs.rsi = 128;  // FUTEX_WAIT_PRIVATE
-  EXPECT_EQ(interrupted(SYS_futex, -516).restart->remaining_ns(), 2'003'000'000u);
+  EXPECT_EQ(interrupted(SYS_futex, -516).restart->remaining_ns(), 2'010'000'000u);
   regs.rsi = 128 | 9;  // FUTEX_WAIT_BITSET_PRIVATE
   EXPECT_FALSE(interrupted(SYS_futex, -516).restart->has_timespec_arg());
 }
@@ -194,7 +194,7 @@ TEST_F(Restart, EpollThatWeInterruptedIsIssuedAgain) {
   regs.r10 = 5000;
   const auto out = interrupted(SYS_epoll_wait, -EINTR);
   expect_reissued(out, SYS_epoll_wait);
-  EXPECT_EQ(out.regs.r10, 2003u);
+  EXPECT_EQ(out.regs.r10, 2010u);
   regs.r10 = static_cast<uint64_t>(-1);
   EXPECT_EQ(interrupted(SYS_epoll_wait, -EINTR).regs.r10, static_cast<uint64_t>(-1));
   facts.signal_pending = true;  // that one interrupted it

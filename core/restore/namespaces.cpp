@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 
@@ -121,16 +122,40 @@ void enter_namespaces(const ImageSet& images, const RestoreOptions& options) {
   if (fork_with_pid(0, CLONE_PARENT) != 0) ::_exit(0);
 }
 
+namespace {
+
+struct statx look_at(int fd) {
+  struct statx st {};
+  check(::statx(fd, "", AT_EMPTY_PATH, STATX_INO | STATX_MNT_ID, &st), "look at", "a root folder");
+  return st;
+}
+
+/// Makes `top` the root of our mount namespace, with all that is mounted below it and nothing else. We are at the
+/// namespace's present root.
+void make_root_of_namespace(const Fd& top, const std::string& name) {
+  const Fd tree(static_cast<int>(
+      check(::syscall(SYS_open_tree, top.get(), "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE | AT_EMPTY_PATH),
+            "clone the mounts of", name)));
+  check(::syscall(SYS_move_mount, tree.get(), "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH), "mount", name);
+  check(::fchdir(tree.get()), "change to", name);
+  check(::syscall(SYS_pivot_root, ".", "."), "make the root folder", name);
+  // The old root is stacked on the new one.
+  check(::umount2(".", MNT_DETACH), "unmount", "the old root");
+  check(::chdir("/"), "change to", "/");
+}
+
+}  // namespace
+
 void set_up_mounts(const std::string& root) {
   check(::mount("none", "/", nullptr, MS_REC | MS_SLAVE, nullptr), "make slaves of", "all mounts");
-  if (!root.empty()) {
-    check(::mount(root.c_str(), root.c_str(), nullptr, MS_BIND | MS_REC, nullptr), "bind", root);
-    check(::chdir(root.c_str()), "change to", root);
-    check(::syscall(SYS_pivot_root, ".", "."), "make the root folder", root);
-    // The old root is stacked on the new one.
-    check(::umount2(".", MNT_DETACH), "unmount", "the old root");
-    check(::chdir("/"), "change to", "/");
-  }
+  const std::string name = root.empty() ? "/" : root;
+  const Fd top = open_path(name, O_PATH | O_DIRECTORY);
+  // Joining a mount namespace, also one's own, leads to its root, out of a chroot(2).
+  const Fd self = open_path("/proc/self/ns/mnt", O_RDONLY);
+  check(::setns(self.get(), CLONE_NEWNS), "go to the root of", "the mount namespace");
+  const struct statx wanted = look_at(top.get()), real = look_at(open_path("/", O_PATH | O_DIRECTORY).get());
+  // The tree sees its root as we do; a root within a larger one would show in /proc, and be no good boundary.
+  if (wanted.stx_mnt_id != real.stx_mnt_id || wanted.stx_ino != real.stx_ino) make_root_of_namespace(top, name);
   check(::mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, nullptr), "mount", "/proc");
 }
 

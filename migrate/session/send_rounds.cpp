@@ -71,7 +71,7 @@ void SendSession::rounds() {
   }
 }
 
-void SendSession::make_room(const DirtyTracker::Round& round, unsigned n) {
+void SendSession::make_room(DirtyTracker::Round& round, unsigned n) {
   for (wire::Layout& part : to_wire(round.layout, n)) {
     Message message;
     *message.mutable_layout() = std::move(part);
@@ -79,9 +79,14 @@ void SendSession::make_room(const DirtyTracker::Round& round, unsigned n) {
   }
   send_discards(round.discards);
   const Message ready = wait_for(Message::kLayoutReady, options_.timeouts.restore);
-  // Memories that are new are cold too, and come whole in this round anyway.
-  for (const wire::MemoryName& name : ready.layout_ready().cold())
-    if (in_rounds_.contains(from_wire(name))) tracker_->forget(from_wire(name));
+  // Memories that are new are cold too, and come whole in this round anyway. Others come whole in the next one: nothing
+  // of them now, since the tracker takes it that the destination has nothing.
+  for (const wire::MemoryName& name : ready.layout_ready().cold()) {
+    const MemoryId memory = from_wire(name);
+    if (!in_rounds_.contains(memory)) continue;
+    tracker_->forget(memory);
+    std::erase_if(round.sources, [&](const PageSource& source) { return source.memory == memory; });
+  }
   in_rounds_.clear();
   for (const TreeLayout::Task& task : round.layout.tasks)
     in_rounds_.insert({MemoryId::Kind::task, static_cast<uint64_t>(task.pid)});

@@ -51,7 +51,7 @@ class SendSession {
   // Pre-copy: the tree runs.
   void choose_mode();
   void rounds();
-  void make_room(const DirtyTracker::Round& round, unsigned n);
+  void make_room(DirtyTracker::Round& round, unsigned n);
   void send_discards(std::span<const PageDiscard> discards);
   PageTotals send_pass(std::span<const PageSource> sources);
   void tell_pages_done(const PageTotals& totals);

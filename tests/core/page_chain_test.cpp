@@ -278,7 +278,9 @@ TEST_F(Chain, APageSourceWithoutParentIsRefused) {
 TEST_F(Chain, PagesThatVanishAreLeftOut) {
   char* memory = static_cast<char*>(::mmap(nullptr, at(8), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   std::memset(memory, 'a', at(8));
-  ::munmap(memory + at(2), at(3));
+  // Behind the end of its file, so that nothing else gets mapped there meanwhile.
+  const Fd empty(::memfd_create("empty", MFD_CLOEXEC));
+  ASSERT_NE(::mmap(memory + at(2), at(3), PROT_READ, MAP_SHARED | MAP_FIXED, empty.get(), 0), MAP_FAILED);
   const Fd dir = folder(1);
   for (const bool may_vanish : {true, false}) {
     ImageSet images;

@@ -198,14 +198,20 @@ class ReceiveSession {
     const TreeLayout layout = parts_.take();
     GuardianRequest request;
     request.set_layout(true);
-    guardian_->send(request);
-    const std::string text = whole(layout).SerializeAsString();
-    guardian_->socket().send_blob(as_bytes_of(text));
+    tell_guardian(request, whole(layout));
     Message ready;
     for (const MemoryId memory : take_room()) to_wire(memory, *ready.mutable_layout_ready()->add_cold());
     ready.mutable_layout_ready();
     channel_.send(std::move(ready));
     room_made_ = true;
+  }
+
+  /// A request whose body, too large for a packet, follows it.
+  template <class Body>
+  void tell_guardian(const GuardianRequest& request, const Body& body) {
+    guardian_->send(request);
+    const std::string text = body.SerializeAsString();
+    guardian_->socket().send_blob(as_bytes_of(text));
   }
 
   /// The guardian's answer to a layout or to the images; returns the cold memories.
@@ -223,9 +229,7 @@ class ReceiveSession {
     from_wire(discards);  // the peer's: checked here, where a failure is its fault
     GuardianRequest request;
     request.set_discards(true);
-    guardian_->send(request);
-    const std::string text = discards.SerializeAsString();
-    guardian_->socket().send_blob(as_bytes_of(text));
+    tell_guardian(request, discards);
     const GuardianReply reply = guardian_->await(Deadline::in(options_.timeouts.restore), &c_.interrupt.stop());
     if (reply.body_case() != GuardianReply::kDiscarded) throw Error("give back", "pages of the copy", EPROTO);
   }

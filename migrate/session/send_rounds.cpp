@@ -53,7 +53,8 @@ void SendSession::rounds() {
     measure.dirty_pages = next.pages;
     measure.dirty_seconds = Seconds(scanned - scanned_before).count();
     measure.elapsed = Seconds(Clock::now() - rounds_began_).count();
-    std::tie(measure.stopped_private_bytes, measure.stopped_shared_bytes) = untracked_bytes(next);
+    measure.stopped_private_bytes = next.untracked_private_pages * kPageSize;
+    measure.stopped_shared_bytes = next.untracked_shared_pages * kPageSize;
     last_decision_ = policy.after_round(measure);
     const Decision& decision = last_decision_;
     tell_round(events_, measure, decision,
@@ -184,10 +185,6 @@ TreeSize SendSession::size_of_tree() const {
     }
   }
   return size;
-}
-
-std::pair<uint64_t, uint64_t> SendSession::untracked_bytes(const DirtyTracker::Round& round) const {
-  return {round.untracked_private_pages * kPageSize, round.untracked_shared_pages * kPageSize};
 }
 
 /// Early, since it measures from then on how much CPU time the tree uses.

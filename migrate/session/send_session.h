@@ -59,7 +59,6 @@ class SendSession {
   void check_news();
   void ask_about(Inventory news);
   TreeSize size_of_tree() const;
-  std::pair<uint64_t, uint64_t> untracked_bytes(const DirtyTracker::Round& round) const;
   void prepare_throttle(PrecopyPolicy& policy);
   void throttle(PrecopyPolicy& policy, const Decision& decision);
   /// With the tree frozen: what of `memories_` is still to be sent.

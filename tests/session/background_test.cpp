@@ -12,19 +12,10 @@
 
 #include "core/base/deadline.h"
 #include "migrate/session/guardian.h"
+#include "tests/session/in_child.h"
 
 namespace migrate {
 namespace {
-
-/// Exit status of `body` in a forked child.
-template <class Body>
-int in_child(Body body) {
-  const pid_t pid = ::fork();
-  if (pid == 0) ::_exit(body());
-  int status = 0;
-  ::waitpid(pid, &status, 0);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
 
 bool is_null(int fd) {
   struct stat st {

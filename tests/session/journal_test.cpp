@@ -9,6 +9,7 @@
 #include <fstream>
 
 #include "core/base/error.h"
+#include "tests/session/in_child.h"
 #include "tests/session/temp_dir.h"
 
 namespace migrate {
@@ -24,16 +25,6 @@ JournalEntry source_entry() {
   e.label = "pid:1 (x)";
   e.peer = "host:1";
   return e;
-}
-
-/// Runs `body` in another process; its result is the exit status.
-template <class Body>
-int in_child(Body body) {
-  const pid_t pid = ::fork();
-  if (pid == 0) ::_exit(body());
-  int status = 0;
-  ::waitpid(pid, &status, 0);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
 TEST(States, NothingLeavesAFinalState) {

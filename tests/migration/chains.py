@@ -3,6 +3,7 @@
 through a page server on another host. Debian's crit decodes every image.
 
     chains.py [--build DIR] [--only REGEX] [--list]"""
+import contextlib
 import os
 import re
 import shutil
@@ -88,6 +89,28 @@ class Chain:
             kill_all(self.keepers())
 
 
+@contextlib.contextmanager
+def chain_of(context, folder, name, prefix=()):
+    chain = Chain(context, folder, name, prefix)
+    try:
+        yield chain
+    finally:
+        chain.end()
+
+
+@contextlib.contextmanager
+def on_two_hosts(context, folder, name):
+    """A network, a chain of a program on its source, and a list for the servers that shall end with them."""
+    with contextlib.closing(netns.Network(f"chn{os.getpid()}", HOSTS)) as network:
+        with chain_of(context, folder, name, network.enter("source")) as chain:
+            servers = []
+            try:
+                yield network, chain, servers
+            finally:
+                for server in servers:
+                    server.end()
+
+
 def pagemaps(folder):
     """{image: [(flags, pages), ...]} as crit decodes them."""
     names = [name for name in os.listdir(folder) if name.startswith("pagemap-")]
@@ -118,8 +141,7 @@ def shown(folder):
 
 def local(name):
     def case(context, folder):
-        chain = Chain(context, folder, name)
-        try:
+        with chain_of(context, folder, name) as chain:
             chain.pre_dump(1)
             expect(len(chain.keepers()) == 1, "no keeper was left by the first pre-dump")
             chain.pre_dump(2)
@@ -140,8 +162,6 @@ def local(name):
                 expect(max(written[1:]) < written[0] / 2, f"pages written: {written}, so nothing was left out")
             chain.restore(chain.path(3))
             chain.program.check()
-        finally:
-            chain.end()
     return case
 
 
@@ -175,16 +195,13 @@ class Server:
 def across(name, secure):
     """Pages go to another host's folder, the other images stay; together they are restored."""
     def case(context, folder):
-        network = netns.Network(f"chn{os.getpid()}", HOSTS)
-        chain, servers = None, []
-        try:
+        with on_two_hosts(context, folder, name) as (network, chain, servers):
             sides = {host: ["--insecure"] for host in HOSTS}
             if secure:
                 keys = tool.Keys(context.binary, os.path.join(folder, "keys"), [network.address(h) for h in HOSTS])
                 for host in HOSTS:
                     names = iter(keys.options(network.address(host)))
                     sides[host] = ["--tls", *(word.replace("--", "--tls-") if word.startswith("--") else word for word in names)]
-            chain = Chain(context, folder, name, network.enter("source"))
             for number, verb in ((1, chain.pre_dump), (2, chain.pre_dump), (3, chain.dump)):
                 server = Server(context, chain, network, number, *sides["destination"], "--address", network.address("destination"))
                 servers.append(server)
@@ -199,19 +216,12 @@ def across(name, secure):
             chain.expect_no_keeper()
             expect(count(servers[1].folder, IN_PARENT) + count(servers[2].folder, IN_PARENT) > 0, "nothing was left in the parents")
             chain.restore(servers[2].folder)
-        finally:
-            for server in servers:
-                server.end()
-            if chain:
-                chain.end()
-            network.close()
     return case
 
 
 def wrong_previous(context, folder):
     """A folder that the tracker knows nothing of: all is stored, with a warning, and it restores alone."""
-    chain = Chain(context, folder, "memory")
-    try:
+    with chain_of(context, folder, "memory") as chain:
         chain.pre_dump(1)
         shutil.copytree(chain.path(1), chain.path(4))
         chain.pre_dump(2)
@@ -221,28 +231,22 @@ def wrong_previous(context, folder):
         shutil.rmtree(chain.path(4))
         chain.restore(chain.path(5))
         chain.expect_no_keeper()
-    finally:
-        chain.end()
 
 
 def moved_folder(context, folder):
     """A folder is known by what is in it, not by its name."""
-    chain = Chain(context, folder, "memory")
-    try:
+    with chain_of(context, folder, "memory") as chain:
         chain.pre_dump(1)
         os.rename(chain.path(1), chain.path(7))
         log = chain.dump(8)
         expect("all memory is stored" not in log, f"the folder was not known: {log[-300:]}")
         expect(count(chain.path(8), IN_PARENT) > 0, "nothing was left in the parent")
         chain.restore(chain.path(8))
-    finally:
-        chain.end()
 
 
 def keeper_killed(context, folder):
     """Whoever tracked is dead: the next pre-dump begins anew, a dump stores everything."""
-    chain = Chain(context, folder, "memory")
-    try:
+    with chain_of(context, folder, "memory") as chain:
         chain.pre_dump(1)
         for number in (2, 3):
             for pid in chain.keepers():
@@ -253,14 +257,11 @@ def keeper_killed(context, folder):
             expect(count(chain.path(number), IN_PARENT) == 0, "pages are left to a folder that nobody tracked")
         chain.restore(chain.path(3))
         run(["rm", "-rf", "/run/migrate"])  # a socket without an owner, as a kill leaves it
-    finally:
-        chain.end()
 
 
 def untracked(context, folder):
     """`untrack`, the end of the program, and time end the tracking."""
-    chain = Chain(context, folder, "memory")
-    try:
+    with chain_of(context, folder, "memory") as chain:
         chain.pre_dump(1)
         expect(" uw" in read(f"/proc/{chain.program.pid}/smaps"), "nothing is write-protected by the tracker")
         chain.command("untrack", 1)
@@ -273,30 +274,22 @@ def untracked(context, folder):
         chain.pre_dump(3)
         chain.program.end()
         chain.expect_no_keeper()
-    finally:
-        chain.end()
 
 
 def left_running(context, folder):
     """dump -R ends the tracking, and the program runs on unprotected."""
-    chain = Chain(context, folder, "memory")
-    try:
+    with chain_of(context, folder, "memory") as chain:
         chain.pre_dump(1)
         chain.dump(2, "-R")
         chain.expect_no_keeper()
         expect(" uw" not in read(f"/proc/{chain.program.pid}/smaps"), "the tracker left its write protection behind")
         chain.program.check()
         expect(count(chain.path(2), IN_PARENT) > 0, "nothing was left in the parent")
-    finally:
-        chain.end()
 
 
 def refusals(context, folder):
     """What cannot work is refused, and the program runs on."""
-    network = netns.Network(f"chn{os.getpid()}", HOSTS)
-    chain, servers = None, []
-    try:
-        chain = Chain(context, folder, "memory", network.enter("source"))
+    with on_two_hosts(context, folder, "memory") as (network, chain, servers):
         address = network.address("destination")
         code, out = run([context.binary, "page-server", "-D", folder, "--port", "7499", "--address", address],
                         prefix=network.enter("destination"))
@@ -322,20 +315,11 @@ def refusals(context, folder):
         code, out = run([context.binary, "restore", "-D", server.folder, "-d"])
         expect(code != 0, "half a dump was restored")
         chain.program.check()
-    finally:
-        for server in servers:
-            server.end()
-        if chain:
-            chain.end()
-        network.close()
 
 
 def server_gone(context, folder):
     """The page server dies in the middle of a dump: the program runs on, and so does the chain."""
-    network = netns.Network(f"chn{os.getpid()}", HOSTS)
-    chain, servers = None, []
-    try:
-        chain = Chain(context, folder, "memory", network.enter("source"))
+    with on_two_hosts(context, folder, "memory") as (network, chain, servers):
         address = network.address("destination")
         server = Server(context, chain, network, 1, "--insecure", "--address", address)
         servers.append(server)
@@ -349,12 +333,6 @@ def server_gone(context, folder):
         expect(code == 1, f"pre-dump exited {code}: {read(folder + '/cut.log')[-300:]}")
         chain.program.check()
         chain.expect_no_keeper()
-    finally:
-        for server in servers:
-            server.end()
-        if chain:
-            chain.end()
-        network.close()
 
 
 def main():

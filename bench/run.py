@@ -1,151 +1,162 @@
 #!/usr/bin/env python3
-"""Measures what a move costs, as ratios within one run.
+"""Measures what a move costs. Needs root and a build (scripts/build release); makes two network namespaces that stand for
+hosts, and removes them. Nothing here passes or fails a test; every figure is worth something only beside those of the same run.
 
-    bench/run.py [--build DIR] [--quick] [--out FILE.md]
+    bench/run.py [--quick] [--only SUBJECT]... [--repeat N] [--out DIR] [--markdown FILE] [--build DIR]
 
-1. Downtime against memory: live moves between two network namespaces with --mode stop-copy, beside raw TLS over loopback
-   with the same cipher in the same run (OpenSSL's own socket I/O, two connections; and our page streams that carry nothing). The bound is 1.3 x (bytes / raw TLS + 50 ms). And the same with pre-copy.
-2. Freeze time against threads, mappings and descriptors (dump --leave-running), with the slope of each.
+Subjects:
+  matrix             memory x pages written a second x mode; the estimates, and plots of all that
+  estimates          the matrix with pre-copy only, and what becomes of a program that writes 2 GB/s
+  convergence        only the latter: each --on-no-convergence choice
+  downtime-at-rate   1 GiB and 64 MiB at 10,000 random pages/s in turns (20 moves each), against each other and raw TLS
+  freeze             how long a dump freezes a tree, against threads, mappings, descriptors and memory
+  peer               CRIU beside it, where one is installed that starts
+Without --only: matrix, convergence, freeze and peer.
 
-Medians of several rounds. Nothing here passes or fails."""
+DIR gets moves.csv (a row a move; units in measure/moves.py), the senders' events, tables.md, the plots (SVG), and with --reports
+the page that `migrate send --report` writes of each move. FILE gets the tables too. The exit code is 1 if a moved program found
+its memory changed, or if something could not be measured."""
 import argparse
-import json
 import os
-import re
-import statistics
-import subprocess
+import platform
 import sys
-import tempfile
+import time
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+from measure import baseline, convergence, downtime_at_rate, estimates, freeze, matrix, peer, plots, table  # noqa: E402
+from measure.hosts import Hosts  # noqa: E402
+from lib.process import become_subreaper  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.join(HERE, "..", "tests", "migration"))
-sys.path.insert(0, os.path.join(HERE, "..", "tests"))
-
-import cases  # noqa: E402
-from lib import netns, tool  # noqa: E402
-from lib.process import find_moved, kill_tree, wait_for  # noqa: E402
-
-CRIU = {"threads": 630, "mappings": 29, "descriptors": 53}  # microseconds each, CRIU 4.2 on such a machine
+SUBJECTS = ("matrix", "estimates", "convergence", "downtime-at-rate", "freeze", "peer")
+DEFAULT = ("matrix", "convergence", "freeze", "peer")
 
 
-def raw_tls(build, mib, mode, rounds=3):
-    """Bytes a second of raw TLS over loopback: "openssl" with OpenSSL's own socket I/O, "tls" with our streams."""
-    found = []
-    for _ in range(rounds):
-        out = subprocess.run([os.path.join(build, "bench", "tls_raw"), str(mib), "2", mode], capture_output=True, text=True, check=True,
-                             timeout=120)
-        result = json.loads(out.stdout)
-        found.append(result["bytes"] / result["seconds"])
-    return statistics.median(found)
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", default=os.path.join(HERE, "..", "build", "release"))
+    parser.add_argument("--migrate", help="the program to measure (default: that of --build)")
+    parser.add_argument("--quick", action="store_true", help="a small matrix, once: within two minutes on two cores")
+    parser.add_argument("--only", action="append", choices=SUBJECTS, help="may be given several times")
+    parser.add_argument("--repeat", type=int, help="moves a cell (default: 3; 20 for downtime-at-rate; with --quick 1 and 2)")
+    parser.add_argument("--sizes", type=lambda text: tuple(int(s) for s in text.split(",")), help="MiB, for the matrix: 64,256,1024,4096")
+    parser.add_argument("--reports", action="store_true", help="with --out: the report of each move as well")
+    parser.add_argument("--peer", default="criu", help="name or path of the peer (default: criu)")
+    parser.add_argument("--out", help="folder for the CSV file, the tables and the plots")
+    parser.add_argument("--markdown", help="write the tables to this file as well")
+    return parser.parse_args()
 
 
-def move(context, mib, folder, streams, mode):
-    """One live move of a program with that much memory; gives the last event of send."""
-    os.makedirs(folder)
-    os.chmod(folder, 0o755)
-    short = f"b{os.getpid()}"
-    network = netns.Network(short, {"source": "10.77.2.1/24", "destination": "10.77.2.2/24"})
-    program = receiver = None
+def about(build):
+    """What every table of a run belongs to."""
+    raw = baseline.raw_tls(build, rounds=3)
+    with open("/proc/meminfo") as f:
+        memory = int(f.readline().split()[1]) / 2**20
+    return [f"Measured {time.strftime('%Y-%m-%d')}: Linux {platform.release()}, {os.cpu_count()} processors for source, destination and "
+            f"program together, {memory:.0f} GiB; raw TLS 1.3 (AES-128-GCM, 2 streams over loopback) {raw / 2**30:.2f} GiB/s; load average at "
+            f"the beginning {os.getloadavg()[0]:.1f}."]
+
+
+class Run:
+    def __init__(self, options, hosts, results):
+        self.options, self.hosts, self.results = options, hosts, results
+        self.sections = []
+        self.broken = []  # subjects that could not be measured
+
+    def repeat(self, usual, quick):
+        return self.options.repeat or (quick if self.options.quick else usual)
+
+    def section(self, title, rows):
+        self.sections += [f"## {title}", "", *rows, ""]
+
+    def matrix(self, modes=matrix.MODES):
+        quick = self.options.quick
+        sizes = self.options.sizes or (matrix.QUICK_SIZES if quick else matrix.SIZES)
+        matrix.run(self.hosts, self.results, sizes, matrix.QUICK_RATES if quick else matrix.RATES, modes, self.repeat(3, 1))
+        found = self.results.of("matrix")
+        self.section("Scenarios", table.matrix(found))
+        if "stop-copy" in modes:
+            self.section("Stop-copy against raw TLS", table.stopped_bound(found))
+        self.section("Estimates", estimates.rows(found))
+
+    def convergence(self):
+        convergence.run(self.hosts, self.results, self.repeat(3, 1))
+        self.section("A program that writes 2 GB/s, from the first page to the last and again",
+                     convergence.rows(self.results.of(convergence.SCENARIO)))
+
+    def estimates(self):
+        self.matrix(("precopy",))
+        self.convergence()
+
+    def downtime_at_rate(self):
+        downtime_at_rate.run(self.hosts, self.results, self.repeat(20, 2))
+        self.section("Downtime at 10,000 random pages a second", downtime_at_rate.rows(self.results.of(downtime_at_rate.SCENARIO)))
+
+    def freeze(self):
+        self.section("Freeze", freeze.rows(self.hosts, self.repeat(7, 3)))
+
+    def peer(self):
+        self.section("Beside CRIU", peer.rows(self.hosts, self.results, self.options.peer, repeat=self.repeat(3, 1)))
+
+
+def measure(options, results):
+    build = os.path.abspath(options.build)
+    reports = os.path.join(options.out, "reports") if options.out and options.reports else None
+    with Hosts(build, options.migrate and os.path.abspath(options.migrate), reports) as hosts:
+        run = Run(options, hosts, results)
+        run.sections += [*about(build), ""]
+        matrix.warm_up(hosts)
+        for subject in options.only or DEFAULT:
+            try:
+                getattr(run, subject.replace("-", "_"))()
+            except Exception as e:  # what was measured is told all the same
+                run.broken.append(f"{subject}: {type(e).__name__}: {e}")
+    return run
+
+
+def write_tables(path, text):
+    """A file that has the markers keeps what is around them, and its titles are one level above those of the tables."""
+    begin, end = "<!-- results: begin (bench/run.py --markdown) -->\n", "<!-- results: end -->\n"
     try:
-        t = tool.Tool(context.binary, folder, ["--streams", str(streams), "--mode", mode])
-        keys = tool.Keys(context.binary, os.path.join(folder, "keys"), ["source", "destination"])
-        cases.WORKLOADS["bench"] = ("memory", [str(mib), "500"])
-        program = cases.start(context, "bench", os.path.join(folder, "program"), [*network.enter("source"), *netns.OTHER_CLOCKS],
-                              f"{short}-source")
-        program.ready()
-        program.remember()
-        receiver = t.receive(network, "destination", keys)
-        comm = program.comm()
-        code, seen, out = t.send(network, "source", "destination", keys, program.pid)
-        if code != 0:
-            raise tool.Failed(out)
-        program.reap_old(receiver.pid)
-        pid = wait_for(lambda: find_moved(program.inner, comm), "the tree at the destination", 10)
-        program.moved_to(pid, f"{short}-destination")
-        return [e for e in seen if e["event"] == "done"][-1]
-    finally:
-        if program is not None:
-            program.end()
-        if receiver is not None and receiver.poll() is None:
-            kill_tree(receiver.pid)
-        network.close()
-
-
-def downtime(context, build, sizes, rounds, top):
-    rows = ["| memory | downtime | of it freeze | of it pages | sent | raw TLS | bytes / raw TLS + 50 ms | ratio (bound 1.3) | "
-            "our streams alone | ratio to that | with pre-copy |", "| --- " * 11 + "|"]
-    for mib in sizes:
-        speed, own = (raw_tls(build, max(mib, 256), mode) for mode in ("openssl", "tls"))
-        done = [move(context, mib, os.path.join(top, f"{mib}-{n}"), 2, "stop-copy") for n in range(rounds)]
-        warm = [move(context, mib, os.path.join(top, f"{mib}-p{n}"), 2, "precopy") for n in range(rounds)]
-        short = statistics.median(e["downtime_ms"] for e in warm)
-        freeze = statistics.median(e["freeze_ms"] for e in done)
-        ms = statistics.median(e["downtime_ms"] for e in done)
-        pages = statistics.median(e["pages_ms"] for e in done)
-        sent = statistics.median(e["bytes"] for e in done)
-        base, own_base = (sent / s * 1000 + 50 for s in (speed, own))
-        rows.append(f"| {mib} MiB | {ms:.0f} ms | {freeze:.0f} ms | {pages:.0f} ms | {sent / 2**20:.0f} MiB | {speed / 2**30:.2f} GiB/s | "
-                    f"{base:.0f} ms | {ms / base:.2f} | {own / 2**30:.2f} GiB/s | {ms / own_base:.2f} | {short:.0f} ms |")
-        print(rows[-1], flush=True)
-    return rows
-
-
-def frozen_us(context, name, arguments, rounds, top):
-    """Median (stop, frozen) times of dumps that leave the program running."""
-    folder = os.path.join(top, f"freeze-{name}-{'-'.join(arguments)}")
-    os.makedirs(folder)
-    os.chmod(folder, 0o755)
-    cases.WORKLOADS["bench"] = (name, arguments)
-    t = tool.Tool(context.binary, folder)
-    program = cases.start(context, "bench", os.path.join(folder, "program"))
-    try:
-        program.ready()
-        found = []
-        for n in range(rounds):
-            out = t.dump(program.pid, os.path.join(folder, f"images-{n}"), "-R", "--display-stats")
-            found.append((int(re.search(r"Freezing time: (\d+)", out)[1]), int(re.search(r"Frozen time: (\d+)", out)[1])))
-        return tuple(statistics.median(x) for x in zip(*found))
-    finally:
-        program.end()
-
-
-def slopes(context, rounds, top):
-    rows = ["| what | count | stop | frozen | slope of frozen | CRIU 4.2 on such a machine |", "| --- | --- | --- | --- | --- | --- |"]
-    for what, name, counts in (("threads", "threads", (1, 64, 512)), ("mappings", "many_vmas", (20, 5000)),
-                               ("descriptors", "many_fds", (10, 5000))):
-        first = None
-        for count in counts:
-            stop, frozen = frozen_us(context, name, [str(count)], rounds, top)
-            slope = "" if first is None else f"{(frozen - first[1]) / (count - first[0]):.1f} us each"
-            first = first or (count, frozen)
-            rows.append(f"| {what} | {count} | {stop / 1000:.1f} ms | {frozen / 1000:.1f} ms | {slope} | "
-                        f"{CRIU[what] if slope else ''}{' us each' if slope else ''} |")
-            print(rows[-1], flush=True)
-    return rows
+        with open(path) as f:
+            old = f.read()
+    except FileNotFoundError:
+        old = ""
+    if begin in old and end in old:
+        text = old[:old.index(begin)] + begin + text.replace("\n## ", "\n### ") + old[old.index(end):]
+    with open(path, "w") as f:
+        f.write(text)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--build", default=os.path.join(HERE, "..", "build", "release"))
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and sizes")
-    parser.add_argument("--out", help="also write the tables there")
-    parser.add_argument("--only", choices=("downtime", "freeze"))
-    options = parser.parse_args()
-    build = os.path.abspath(options.build)
-    context = cases.Context(os.path.join(build, "migrate", "migrate"), os.path.join(build, "tests", "workloads"), None)
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="mbench-", dir="/dev/shm") as top:
-        os.chmod(top, 0o755)
-        if options.only != "freeze":
-            rows += downtime(context, build, (64, 256) if options.quick else (64, 256, 1024), 3 if options.quick else 5, top) + [""]
-        if options.only != "downtime":
-            rows += slopes(context, 3 if options.quick else 7, top)
+    options = parse()
+    if os.geteuid() != 0:
+        sys.exit("bench/run.py: needs root, for namespaces and for moving processes")
     if options.out:
-        with open(options.out, "w") as f:
-            f.write("\n".join(rows) + "\n")
+        os.makedirs(options.out, exist_ok=True)
+    results = matrix.Results(options.out)
+    try:
+        run = measure(options, results)
+    finally:
+        results.close()
+    text = "\n".join(run.sections) + "\n"
+    print("\n" + text)
+    for path in filter(None, (options.markdown, options.out and os.path.join(options.out, "tables.md"))):
+        write_tables(path, text)
+    if options.out:
+        print("plots: " + ", ".join(plots.draw_all(results, options.out)))
+    changed = [m for m in results.moves if m["memory_equal"] == 0]
+    lost = [m for m in results.moves if m["outcome"] == "not measured"]
+    if lost:
+        run.broken.append(f"{len(lost)} of {len(results.moves)} moves could not be measured, the first: {lost[0]['reason']}")
+    if changed:
+        run.broken.append(f"{len(changed)} of {len(results.moves)} programs found their memory changed")
+    if run.broken:
+        sys.exit("\n".join(f"bench/run.py: {what}" for what in run.broken))
 
 
 if __name__ == "__main__":
-    from lib.process import become_subreaper
     become_subreaper()
     main()

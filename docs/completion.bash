@@ -5,7 +5,7 @@ _migrate() {
     --restore-sibling --shell-job --tcp-close --ext-unix-sk --link-remap --file-locks --display-stats --log-pid
     --ghost-limit --timeout --pidfile --status-fd --action-script --root --config --no-default-config"
   local pages="--prev-images-dir --track-mem --track-timeout --page-server --address --port --ps-socket --tls --tls-cacert
-    --tls-cacrl --tls-cert --tls-key --tls-no-cn-verify --insecure"
+    --tls-cacrl --tls-cert --tls-key --tls-no-cn-verify --insecure --bandwidth-limit"
   local tls="--cacert --cert --key --crl --insecure --state-dir --json"
   if [ "$COMP_CWORD" = 1 ]; then
     mapfile -t COMPREPLY < <(compgen -W "send receive resolve keys dump pre-dump untrack page-server restore check --version --help" -- "$cur")
@@ -15,6 +15,7 @@ _migrate() {
     -D|--images-dir|--prev-images-dir|-W|--work-dir|--dir|--state-dir|-r|--root) mapfile -t COMPREPLY < <(compgen -d -- "$cur"); return;;
     -o|--log-file|--tls-cacert|--tls-cacrl|--tls-cert|--tls-key|--cacert|--cert|--key|--crl|--pidfile|--config|--action-script) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return;;
     --mode) mapfile -t COMPREPLY < <(compgen -W "precopy stop-copy" -- "$cur"); return;;
+    --compress) mapfile -t COMPREPLY < <(compgen -W "off auto lz4 zstd zstd:1 zstd:3" -- "$cur"); return;;
     --on-no-convergence) mapfile -t COMPREPLY < <(compgen -W "stop throttle cancel" -- "$cur"); return;;
     -t|--tree) mapfile -t COMPREPLY < <(compgen -W "$(ps -eo pid=)" -- "$cur"); return;;
   esac
@@ -25,8 +26,8 @@ _migrate() {
     restore) mapfile -t COMPREPLY < <(compgen -W "$core" -- "$cur");;
     check) mapfile -t COMPREPLY < <(compgen -W "--feature --all" -- "$cur");;
     send) mapfile -t COMPREPLY < <(compgen -W "$tls --mode --max-downtime --max-rounds --max-total-time --on-no-convergence
-      --report --streams --tcp-close --shell-job --parent-may-notice --files-shared --tls-name" -- "$cur");;
-    receive) mapfile -t COMPREPLY < <(compgen -W "$tls --listen --once --accept --allow-uid --deny-caps --root --status-fd" -- "$cur");;
+      --report --streams --compress --bandwidth-limit --tcp-close --shell-job --parent-may-notice --files-shared --tls-name" -- "$cur");;
+    receive) mapfile -t COMPREPLY < <(compgen -W "$tls --listen --once --accept --allow-uid --deny-caps --root --no-compress --status-fd" -- "$cur");;
     resolve) mapfile -t COMPREPLY < <(compgen -W "$tls --force-run --force-kill" -- "$cur");;
     keys) mapfile -t COMPREPLY < <(compgen -W "--dir --days" -- "$cur");;
   esac

@@ -1,5 +1,6 @@
 #include "pageserver/criu_page_client.h"
 
+#include <algorithm>
 #include <array>
 
 #include "pageserver/codec.h"
@@ -9,7 +10,9 @@ namespace migrate {
 
 using Command = CriuRequest::Command;
 
-CriuPageClient::CriuPageClient(std::unique_ptr<Stream> stream) : stream_(std::move(stream)) {}
+CriuPageClient::CriuPageClient(std::unique_ptr<Stream> stream, uint64_t bandwidth_limit) : stream_(std::move(stream)) {
+  limiter_.set_rate(bandwidth_limit);
+}
 
 void CriuPageClient::answer(std::span<std::byte> bytes) {
   if (!stream_->read_exact(bytes)) throw Disconnected("the page server " + stream_->peer() + " left; see its log");
@@ -27,7 +30,12 @@ void CriuPageClient::write(uint64_t address, std::span<const std::byte> data) {
                                       .flags = CriuRequest::kPresent,
                                       .pages = data.size() / kPageSize,
                                       .address = address}));
-  stream_->write(data);
+  while (!data.empty()) {
+    const auto piece = data.first(std::min(limiter_.piece(), data.size()));
+    limiter_.acquire(piece.size(), never_);
+    stream_->write(piece);
+    data = data.subspan(piece.size());
+  }
 }
 
 void CriuPageClient::in_parent(uint64_t address, uint64_t pages) {

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "core/memory/page_folder.h"
+#include "pageserver/rate_limiter.h"
 #include "pageserver/stream.h"
 
 namespace migrate {
@@ -12,7 +13,8 @@ namespace migrate {
 /// Disconnected, TimedOut, Cancelled; Corrupt when the server's answers are none.
 class CriuPageClient final : public PageStore {
  public:
-  explicit CriuPageClient(std::unique_ptr<Stream> stream);
+  /// `bandwidth_limit` in bytes a second; 0: none.
+  explicit CriuPageClient(std::unique_ptr<Stream> stream, uint64_t bandwidth_limit = 0);
   bool open(MemoryId memory) override;
   void write(uint64_t address, std::span<const std::byte> data) override;
   void in_parent(uint64_t address, uint64_t pages) override;
@@ -21,6 +23,8 @@ class CriuPageClient final : public PageStore {
  private:
   void answer(std::span<std::byte> bytes);
   std::unique_ptr<Stream> stream_;
+  RateLimiter limiter_;
+  StopEvent never_;
 };
 
 }  // namespace migrate

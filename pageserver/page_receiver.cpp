@@ -12,8 +12,15 @@ constexpr size_t kPieceBytes = 128 << 10;
 /// One stream's thread.
 class ReceiveWorker {
  public:
-  ReceiveWorker(Stream& stream, uint64_t& sequence, PageSink& sink, PageCounters& counters, std::atomic<uint64_t>& left)
-      : stream_(stream), sequence_(sequence), sink_(sink), counters_(counters), left_(left), piece_(kPieceBytes) {}
+  ReceiveWorker(Stream& stream, uint64_t& sequence, PageSink& sink, PageCounters& counters, std::atomic<uint64_t>& left,
+                CodecSet codecs)
+      : stream_(stream),
+        sequence_(sequence),
+        sink_(sink),
+        counters_(counters),
+        left_(left),
+        codecs_(codecs),
+        piece_(kPieceBytes) {}
 
   void run() {
     std::byte header[kPageRecordSize];
@@ -21,15 +28,22 @@ class ReceiveWorker {
       if (!stream_.read_exact(header)) throw Disconnected(stream_.peer() + " left before it had sent all pages");
       const PageRecord record = decode_record(header, stream_.peer());
       if (record.kind == PageRecord::Kind::end) return acknowledge(record);
-      if (record.kind != PageRecord::Kind::pages) throw corrupt("an acknowledgement from the sender");
+      if (record.kind == PageRecord::Kind::ack) throw corrupt("an acknowledgement from the sender");
+      if (!codecs_.contains(record.codec)) throw corrupt("pages in a codec that was not agreed upon");
       if (record.sequence != sequence_++) throw corrupt("a record is missing");
       take_from_limit(record.pages);
       totals_.add(header, record.pages);
-      receive_pages(record);
+      count_wire(kPageRecordSize);
+      if (record.kind == PageRecord::Kind::packed) {
+        receive_packed(record);
+      } else {
+        receive_pages(record);
+      }
     }
   }
 
   const StreamTotals& totals() const { return totals_; }
+  uint64_t wire_bytes() const { return wire_bytes_; }
 
  private:
   Corrupt corrupt(const char* why) const { return Corrupt("the page stream from " + stream_.peer(), why); }
@@ -47,11 +61,35 @@ class ReceiveWorker {
     while (left > 0) {
       const auto piece = std::span(piece_).first(std::min(left, kPieceBytes));
       if (!stream_.read_exact(piece)) throw Disconnected(stream_.peer() + " left in the middle of pages");
+      count_wire(piece.size());
       sink_.write(record.memory, address, piece);
       counters_.pages.fetch_add(piece.size() / kPageSize, std::memory_order_relaxed);
       address += piece.size();
       left -= piece.size();
     }
+  }
+
+  /// At most 1 MiB for a record's pages, and less for what they are packed to; checked before it is taken.
+  void receive_packed(const PageRecord& record) {
+    std::byte bytes[kPackedSizeBytes];
+    if (!stream_.read_exact(bytes)) throw Disconnected(stream_.peer() + " left in the middle of pages");
+    const size_t page_bytes = record.pages * kPageSize;
+    const size_t size = decode_packed_size(bytes, page_bytes, stream_.peer());
+    totals_.add_packed_size(size);
+    if (packed_.size() < size) packed_.resize(size);
+    if (piece_.size() < page_bytes) piece_.resize(page_bytes);
+    const auto packed = std::span(packed_).first(size);
+    const auto pages = std::span(piece_).first(page_bytes);
+    if (!stream_.read_exact(packed)) throw Disconnected(stream_.peer() + " left in the middle of pages");
+    count_wire(kPackedSizeBytes + size);
+    if (const char* why = unpacker_.unpack(record.codec, packed, pages); why != nullptr) throw corrupt(why);
+    sink_.write(record.memory, record.address, pages);
+    counters_.pages.fetch_add(record.pages, std::memory_order_relaxed);
+  }
+
+  void count_wire(size_t bytes) {
+    wire_bytes_ += bytes;
+    counters_.wire_bytes.fetch_add(bytes, std::memory_order_relaxed);
   }
 
   void acknowledge(const PageRecord& end) {
@@ -61,6 +99,7 @@ class ReceiveWorker {
     ack.kind = PageRecord::Kind::ack;
     std::byte bytes[kPageRecordSize];
     encode_record(ack, bytes);
+    count_wire(kPageRecordSize);  // of the end
     stream_.write(bytes);
   }
 
@@ -69,7 +108,10 @@ class ReceiveWorker {
   PageSink& sink_;
   PageCounters& counters_;
   std::atomic<uint64_t>& left_;
-  std::vector<std::byte> piece_;
+  const CodecSet codecs_;
+  PageUnpacker unpacker_;
+  std::vector<std::byte> piece_, packed_;
+  uint64_t wire_bytes_ = 0;
   StreamTotals totals_;
 };
 
@@ -87,14 +129,15 @@ PageTotals PageReceiver::receive() {
   std::atomic<uint64_t> left{limits_.max_pages};
   std::vector<PageTotals> totals(streams_.size());
   run_workers(streams_, stop_, [&](size_t index) {
-    ReceiveWorker worker(*streams_[index], sequence_[index], sink_, counters_, left);
+    ReceiveWorker worker(*streams_[index], sequence_[index], sink_, counters_, left, limits_.codecs);
     worker.run();
-    totals[index] = {worker.totals().records, worker.totals().pages, 0};
+    totals[index] = {worker.totals().records, worker.totals().pages, 0, worker.wire_bytes()};
   });
   PageTotals sum;
   for (const PageTotals& t : totals) {
     sum.records += t.records;
     sum.pages += t.pages;
+    sum.wire_bytes += t.wire_bytes;
   }
   return sum;
 }

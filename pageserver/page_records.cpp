@@ -9,8 +9,8 @@ namespace migrate {
 void encode_record(const PageRecord& record, std::span<std::byte, kPageRecordSize> out) {
   Packer pack(out);
   pack.put(static_cast<uint8_t>(record.kind));
-  if (record.kind == PageRecord::Kind::pages) {
-    pack.put(static_cast<uint8_t>(record.memory.kind)).put(uint16_t{0}).put(record.pages);
+  if (record.kind == PageRecord::Kind::pages || record.kind == PageRecord::Kind::packed) {
+    pack.put(static_cast<uint8_t>(record.memory.kind)).put(static_cast<uint16_t>(record.codec)).put(record.pages);
     pack.put(record.memory.id).put(record.address).put(record.sequence);
   } else {
     pack.put(uint8_t{0}).put(uint16_t{0}).put(uint32_t{0});
@@ -26,10 +26,16 @@ PageRecord decode_record(std::span<const std::byte, kPageRecordSize> in, const s
   const auto memory_kind = unpack.get<uint8_t>();
   const auto flags = unpack.get<uint16_t>();
   record.pages = unpack.get<uint32_t>();
-  if (kind < 1 || kind > 3) throw corrupt("unknown kind of record");
-  if (flags != 0) throw corrupt("unknown flags in a record");
+  if (kind < 1 || kind > 4) throw corrupt("unknown kind of record");
   record.kind = static_cast<PageRecord::Kind>(kind);
-  if (record.kind != PageRecord::Kind::pages) {
+  if (record.kind == PageRecord::Kind::packed) {
+    if (flags != static_cast<uint16_t>(PageCodec::lz4) && flags != static_cast<uint16_t>(PageCodec::zstd))
+      throw corrupt("unknown codec of a record");
+    record.codec = static_cast<PageCodec>(flags);
+  } else if (flags != 0) {
+    throw corrupt("unknown flags in a record");
+  }
+  if (record.kind == PageRecord::Kind::end || record.kind == PageRecord::Kind::ack) {
     if (memory_kind != 0 || record.pages != 0) throw corrupt("totals with page fields");
     record.total_records = unpack.get<uint64_t>();
     record.total_pages = unpack.get<uint64_t>();
@@ -48,15 +54,34 @@ PageRecord decode_record(std::span<const std::byte, kPageRecordSize> in, const s
   return record;
 }
 
+void encode_packed_size(size_t size, std::span<std::byte, kPackedSizeBytes> out) {
+  Packer(out).put(static_cast<uint32_t>(size));
+}
+
+size_t decode_packed_size(std::span<const std::byte, kPackedSizeBytes> in, size_t page_bytes, const std::string& from) {
+  const size_t size = Unpacker(in).get<uint32_t>();
+  if (size == 0 || size > packed_limit(page_bytes))
+    throw Corrupt("the page stream from " + from, "the size of packed pages is out of bounds");
+  return size;
+}
+
+namespace {
+
+uint64_t mixed(uint64_t digest, uint64_t value) {
+  digest = (digest ^ value) * 0x9e3779b97f4a7c15;
+  return digest ^ digest >> 29;
+}
+
+}  // namespace
+
 void StreamTotals::add(std::span<const std::byte, kPageRecordSize> header, uint32_t record_pages) {
   ++records;
   pages += record_pages;
   Unpacker unpack(header);
-  for (size_t i = 0; i < kPageRecordSize / 8; ++i) {
-    digest = (digest ^ unpack.get<uint64_t>()) * 0x9e3779b97f4a7c15;
-    digest ^= digest >> 29;
-  }
+  for (size_t i = 0; i < kPageRecordSize / 8; ++i) digest = mixed(digest, unpack.get<uint64_t>());
 }
+
+void StreamTotals::add_packed_size(size_t size) { digest = mixed(digest, size); }
 
 void send_page_preface(Stream& stream, const PagePreface& preface, Deadline deadline) {
   std::byte bytes[kPagePrefaceSize] = {};

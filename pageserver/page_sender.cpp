@@ -1,7 +1,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "pageserver/page_records.h"
+#include "pageserver/page_reader.h"
+#include "pageserver/record_writer.h"
 #include "pageserver/worker_group.h"
 
 namespace migrate {
@@ -14,18 +15,19 @@ static_assert(kItemPages <= kMaxRecordPages);
 /// Up to kItemPages pages of one source, starting `offset` pages into run `run`.
 struct Item {
   const PageSource* source;
+  const PageReader* reader;
   size_t run;
   uint64_t offset;
 };
 
-std::vector<Item> items_of(const PageSource& source) {
+std::vector<Item> items_of(const PageSource& source, const PageReader& reader) {
   std::vector<Item> items;
   uint64_t room = 0;
   for (size_t r = 0; r < source.runs.size(); ++r) {
     uint64_t offset = 0;
     while (offset < source.runs[r].pages) {
       if (room == 0) {
-        items.push_back({&source, r, offset});
+        items.push_back({&source, &reader, r, offset});
         room = kItemPages;
       }
       const uint64_t n = std::min(room, source.runs[r].pages - offset);
@@ -37,11 +39,11 @@ std::vector<Item> items_of(const PageSource& source) {
 }
 
 /// Memories take turns, so that their receivers fill at the same time.
-std::vector<Item> interleave(std::span<const PageSource> sources) {
+std::vector<Item> interleave(std::span<const PageSource> sources, std::span<const PageReader> readers) {
   std::vector<std::vector<Item>> lists;
   size_t longest = 0;
-  for (const PageSource& source : sources) {
-    lists.push_back(items_of(source));
+  for (size_t i = 0; i < sources.size(); ++i) {
+    lists.push_back(items_of(sources[i], readers[i]));
     longest = std::max(longest, lists.back().size());
   }
   std::vector<Item> out;
@@ -63,8 +65,8 @@ std::string memory_text(const MemoryId& memory) {
 /// One stream's thread.
 class SendWorker {
  public:
-  SendWorker(Stream& stream, uint64_t& sequence, PageCounters& counters)
-      : stream_(stream), sequence_(sequence), counters_(counters), buffer_(kPageSize * (1 + kItemPages)) {}
+  SendWorker(RecordWriter& writer, PageCounters& counters)
+      : writer_(writer), counters_(counters), buffer_(kPageSize * (1 + kItemPages)) {}
 
   void send_item(const Item& item) {
     uint64_t room = kItemPages;
@@ -72,26 +74,11 @@ class SendWorker {
     for (size_t r = item.run; r < item.source->runs.size() && room > 0; ++r, offset = 0) {
       const PageRun& run = item.source->runs[r];
       const uint64_t n = std::min(room, run.pages - offset);
-      send_run(*item.source, run.address + offset * kPageSize, n, run.zero_ok);
+      send_run(*item.source, *item.reader, run.address + offset * kPageSize, n, run.zero_ok);
       room -= n;
     }
   }
 
-  void finish_pass() {
-    std::byte bytes[kPageRecordSize];
-    PageRecord end{.kind = PageRecord::Kind::end};
-    end.total_records = totals_.records;
-    end.total_pages = totals_.pages;
-    end.digest = totals_.digest;
-    encode_record(end, bytes);
-    stream_.write(bytes);
-    if (!stream_.read_exact(bytes)) throw Disconnected(stream_.peer() + " left before it had all pages");
-    const PageRecord ack = decode_record(bytes, stream_.peer());
-    if (ack.kind != PageRecord::Kind::ack || StreamTotals{ack.total_records, ack.total_pages, ack.digest} != totals_)
-      throw Corrupt("the page stream to " + stream_.peer(), "the receiver's totals differ from ours");
-  }
-
-  const StreamTotals& totals() const { return totals_; }
   uint64_t zero_pages() const { return zero_pages_; }
 
  private:
@@ -99,14 +86,12 @@ class SendWorker {
   // out, whose space takes its header: header and contents go out in one piece.
   std::byte* page(uint64_t index) { return buffer_.data() + kPageSize * (1 + index); }
 
-  void send_run(const PageSource& source, uint64_t address, uint64_t pages, bool zero_ok) {
-    const size_t size = pages * kPageSize;
-    const std::string what = memory_text(source.memory);
+  void send_run(const PageSource& source, const PageReader& reader, uint64_t address, uint64_t pages, bool zero_ok) {
     vanished_.assign(pages, false);
     if (source.may_vanish) {
-      read_existing(source, address, pages, what);
-    } else if (pread_full(source.fd.get(), {page(0), size}, address, what) != size) {
-      throw Error("read pages of " + what + ": it ended meanwhile");
+      read_existing(source, address, pages, memory_text(source.memory));
+    } else {
+      reader.read(address, {page(0), pages * kPageSize});
     }
     uint64_t i = 0;
     while (i < pages) {
@@ -122,7 +107,7 @@ class SendWorker {
       }
       uint64_t end = i + 1;
       while (end < pages && !vanished_[end] && !(zero_ok && is_zero(page(end)))) ++end;
-      send_record(source.memory, address + i * kPageSize, i, static_cast<uint32_t>(end - i));
+      writer_.send(source.memory, address + i * kPageSize, {page(i), (end - i) * kPageSize});
       i = end;
     }
   }
@@ -144,59 +129,78 @@ class SendWorker {
     }
   }
 
-  void send_record(MemoryId memory, uint64_t address, uint64_t index, uint32_t pages) {
-    PageRecord record{.kind = PageRecord::Kind::pages, .memory = memory, .address = address, .pages = pages};
-    record.sequence = sequence_++;
-    const std::span<std::byte, kPageRecordSize> header(page(index) - kPageRecordSize, kPageRecordSize);
-    encode_record(record, header);
-    totals_.add(header, pages);
-    stream_.write({header.data(), kPageRecordSize + pages * kPageSize});
-    counters_.pages.fetch_add(pages, std::memory_order_relaxed);
-  }
-
-  Stream& stream_;
-  uint64_t& sequence_;
+  RecordWriter& writer_;
   PageCounters& counters_;
   std::vector<std::byte> buffer_;
   std::vector<bool> vanished_;  ///< of the run in buffer_
-  StreamTotals totals_;
   uint64_t zero_pages_ = 0;
 };
 
 }  // namespace
 
 PageSender::PageSender(std::vector<std::unique_ptr<Stream>> streams)
-    : streams_(std::move(streams)), sequence_(streams_.size(), 0) {
+    : streams_(std::move(streams)), shared_(new SendShared{.counters = counters_, .stop = stop_}) {
   if (streams_.empty()) throw Error("send pages: no stream is connected");
-  for (auto& stream : streams_) stream->set_group_stop(&stop_);
+  for (auto& stream : streams_) {
+    stream->set_group_stop(&stop_);
+    writers_.push_back(std::make_unique<RecordWriter>(*stream, *shared_));
+  }
 }
 
 PageSender::~PageSender() = default;
 
 PageTotals PageSender::send(std::span<const PageSource> sources) {
-  const std::vector<Item> items = interleave(sources);
+  const std::vector<PageReader> readers(sources.begin(), sources.end());
+  const std::vector<Item> items = interleave(sources, readers);
   std::atomic<size_t> next{0};
   std::vector<PageTotals> totals(streams_.size());
   run_workers(streams_, stop_, [&](size_t index) {
-    SendWorker worker(*streams_[index], sequence_[index], counters_);
+    RecordWriter& writer = *writers_[index];
+    writer.begin_pass();
+    SendWorker worker(writer, counters_);
     for (size_t i = next++; i < items.size(); i = next++) {
       if (stop_.stopped()) throw Cancelled("cancelled", "sending pages");
       worker.send_item(items[i]);
     }
-    worker.finish_pass();
-    totals[index] = {worker.totals().records, worker.totals().pages, worker.zero_pages()};
+    writer.finish_pass();
+    totals[index] = {writer.totals().records, writer.totals().pages, worker.zero_pages(), writer.wire_bytes()};
   });
   PageTotals sum;
   for (const PageTotals& t : totals) {
     sum.records += t.records;
     sum.pages += t.pages;
     sum.zero_pages += t.zero_pages;
+    sum.wire_bytes += t.wire_bytes;
   }
   return sum;
 }
 
 void PageSender::finish() {
   for (auto& stream : streams_) stream->finish();
+}
+
+void PageSender::set_compression(const Compression& wanted, CodecSet allowed) {
+  shared_->chooser.configure(wanted, allowed);
+}
+
+CodecChoice PageSender::codec() const { return shared_->chooser.current(); }
+
+std::vector<CodecChange> PageSender::take_codec_changes() { return shared_->chooser.take_changes(); }
+
+double PageSender::link_rate() const {
+  double rate = 0;
+  for (const auto& stream : streams_) rate = std::max(rate, tcp_delivery_rate(stream->fd()));
+  return rate / static_cast<double>(streams_.size());
+}
+
+void PageSender::set_bandwidth_limit(uint64_t bytes_per_second) {
+  const bool lifted = bytes_per_second == 0 && shared_->limiter.rate() != 0;
+  shared_->limiter.set_rate(bytes_per_second);
+  if (lifted) shared_->chooser.set_link(link_rate());
+}
+
+double PageSender::unlimited_rate() const {
+  return shared_->chooser.rate_at(link_rate()) * static_cast<double>(streams_.size());
 }
 
 }  // namespace migrate

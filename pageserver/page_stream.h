@@ -13,6 +13,8 @@
 #include <vector>
 
 #include "core/memory/page_io.h"
+#include "pageserver/codec_chooser.h"
+#include "pageserver/page_codec.h"
 #include "pageserver/stream.h"
 
 namespace migrate {
@@ -37,6 +39,7 @@ struct PageTotals {
   uint64_t records = 0;
   uint64_t pages = 0;       ///< sent with contents
   uint64_t zero_pages = 0;  ///< left out because they read as zero (known to the sender only)
+  uint64_t wire_bytes = 0;  ///< records with headers and, if packed, packed pages; before TLS
   auto operator<=>(const PageTotals&) const = default;
 };
 
@@ -44,10 +47,15 @@ struct PageTotals {
 struct PageCounters {
   std::atomic<uint64_t> pages{0};       ///< contents sent or received
   std::atomic<uint64_t> zero_pages{0};  ///< looked at and left out
+  std::atomic<uint64_t> wire_bytes{0};  ///< as in PageTotals
   uint64_t bytes() const { return pages.load(std::memory_order_relaxed) * kPageSize; }
 };
 
-/// Sends pages; owns its streams. One thread calls send() at a time; cancel() and counters() from any.
+class RecordWriter;
+struct SendShared;
+
+/// Sends pages; owns its streams. One thread calls send() at a time; cancel(), counters() and the functions on
+/// compression from any.
 class PageSender {
  public:
   explicit PageSender(std::vector<std::unique_ptr<Stream>> streams);
@@ -62,15 +70,30 @@ class PageSender {
   void finish();
   size_t streams() const { return streams_.size(); }
 
+  /// What the receiver unpacks is `allowed`. Before the first pass; without it pages go raw.
+  void set_compression(const Compression& wanted, CodecSet allowed);
+  CodecChoice codec() const;
+  /// What was chosen since the last call.
+  std::vector<CodecChange> take_codec_changes();
+  /// Bytes a second over all streams, as in PageTotals::wire_bytes; 0: no limit. Between passes.
+  void set_bandwidth_limit(uint64_t bytes_per_second);
+  /// Bytes of pages a second that would go through without the bandwidth limit, from what reading, packing and sending
+  /// took and from what TCP measured; 0: nothing known yet.
+  double unlimited_rate() const;
+
  private:
+  /// A stream's part of what TCP found the link to carry at best; a burst of one stream has the link for itself.
+  double link_rate() const;
   std::vector<std::unique_ptr<Stream>> streams_;
-  std::vector<uint64_t> sequence_;  ///< next record's number, per stream
   PageCounters counters_;
   StopEvent stop_;
+  std::unique_ptr<SendShared> shared_;
+  std::vector<std::unique_ptr<RecordWriter>> writers_;  ///< one a stream
 };
 
 struct ReceiveLimits {
   uint64_t max_pages = UINT64_MAX;  ///< in one pass, over all streams; more is Corrupt
+  CodecSet codecs;                  ///< that were agreed upon; records in others are Corrupt
 };
 
 /// Receives pages; owns its streams. Like PageSender. The sink is called by one thread a stream, at the same time, for

@@ -68,9 +68,15 @@ void Stream::write(std::span<const std::byte> data, std::optional<Deadline> dead
     throw_if_stopped();
     const Step step = try_write(data);
     data = data.subspan(step.bytes);
-    if (step.bytes == 0) wait(step.want, deadline, "sending to");
+    if (step.bytes == 0) wait_to_write(step.want, deadline);
   }
-  while (!try_flush()) wait(Want::write, deadline, "sending to");
+  while (!try_flush()) wait_to_write(Want::write, deadline);
+}
+
+void Stream::wait_to_write(Want want, const std::optional<Deadline>& deadline) {
+  const auto began = std::chrono::steady_clock::now();
+  wait(want, deadline, "sending to");
+  waited_to_write_ += std::chrono::steady_clock::now() - began;
 }
 
 }  // namespace migrate

@@ -71,6 +71,8 @@ class Stream {
   /// (PageSender and PageReceiver use the second). Set while no call runs.
   void set_stop(const StopEvent* stop) { stops_[0] = stop; }
   void set_group_stop(const StopEvent* stop) { stops_[1] = stop; }
+  /// How long write() has waited for the peer to take bytes, in all. For the writing thread.
+  std::chrono::nanoseconds waited_to_write() const { return waited_to_write_; }
 
  protected:
   Stream(Fd fd, std::string peer, std::string peer_name);
@@ -89,9 +91,11 @@ class Stream {
 
  private:
   void throw_if_stopped() const;
+  void wait_to_write(Want want, const std::optional<Deadline>& deadline);
   Fd fd_;
   std::string peer_, peer_name_;
   std::chrono::milliseconds idle_{30000};
+  std::chrono::nanoseconds waited_to_write_{0};
   const StopEvent* stops_[2] = {nullptr, nullptr};
 };
 

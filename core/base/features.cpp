@@ -131,16 +131,51 @@ bool probe_pagemap_scan() {
   return fd && ::ioctl(fd.get(), PAGEMAP_SCAN, &arg) == 1;
 }
 
+bool probe_write_protection() {
+  const Fd pagemap(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  pm_scan_arg arg{};
+  arg.size = sizeof arg;
+  arg.flags = PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC;
+  arg.category_mask = PAGE_IS_WRITTEN;
+  if (!pagemap || ::ioctl(pagemap.get(), PAGEMAP_SCAN, &arg) != 0) return false;  // an empty range
+  const Fd fd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY)));
+  uffdio_api api{};
+  api.api = UFFD_API;
+  api.features = kAsyncProtection;
+  return fd && ::ioctl(fd.get(), UFFDIO_API, &api) == 0;
+}
+
+bool is_soft_dirty(int pagemap, const char* address) {
+  uint64_t word = 0;
+  const auto at = static_cast<off_t>(reinterpret_cast<uintptr_t>(address) / kPageSize * sizeof word);
+  return ::pread(pagemap, &word, sizeof word, at) == sizeof word && (word >> 55 & 1) != 0;
+}
+
+bool clear_soft_dirty() {
+  const Fd file(::open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC));
+  return file && ::write(file.get(), "4", 1) == 1;
+}
+
+/// Whether the bits are kept, are cleared, and are set by writes and moves. A kernel that moves whole page tables
+/// without setting them would hide that memory has moved.
 bool probe_soft_dirty() {
-  // Bit 55 of a freshly written page is set only where the kernel keeps it.
-  const Fd fd(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
-  volatile char touched[kPageSize * 2];
-  touched[kPageSize] = 1;
-  uint64_t entry = 0;
-  const auto page = reinterpret_cast<uintptr_t>(&touched[kPageSize]) / kPageSize;
-  if (!fd || ::pread(fd.get(), &entry, sizeof entry, static_cast<off_t>(page * sizeof entry)) != sizeof entry)
-    return false;
-  return (entry >> 55 & 1) != 0;
+  return in_child([] {
+    constexpr size_t kTable = kHugePageSize;  // what one page table maps
+    const Fd pagemap(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+    auto* area =
+        static_cast<char*>(::mmap(nullptr, 4 * kTable, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (!pagemap || area == MAP_FAILED || ::madvise(area, 4 * kTable, MADV_NOHUGEPAGE) != 0) return false;
+    char* from = area + (kTable - reinterpret_cast<uintptr_t>(area) % kTable) % kTable;
+    char* to = from + 2 * kTable;
+    for (size_t at = 0; at < kTable; at += kPageSize) from[at] = 1;
+    if (!is_soft_dirty(pagemap.get(), from) || !clear_soft_dirty() || is_soft_dirty(pagemap.get(), from)) return false;
+    *static_cast<volatile char*>(from) = 2;
+    if (!is_soft_dirty(pagemap.get(), from) || is_soft_dirty(pagemap.get(), from + kPageSize)) return false;
+    if (!clear_soft_dirty() || ::mremap(from, kTable, kTable, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to) return false;
+    for (size_t at = 0; at < kTable; at += kPageSize)
+      if (!is_soft_dirty(pagemap.get(), to + at)) return false;
+    return true;
+  });
 }
 
 bool probe_seize() { return IdleChild().seize(); }
@@ -182,6 +217,14 @@ bool mounted(std::string_view type, std::string_view option) {
 
 }  // namespace
 
+const uint64_t kAsyncProtection = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
+                                  UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_ASYNC;
+
+DirtyTracking probe_dirty_tracking() {
+  if (probe_write_protection()) return DirtyTracking::write_protection;
+  return probe_soft_dirty() ? DirtyTracking::soft_dirty : DirtyTracking::none;
+}
+
 std::vector<Feature> probe_features() {
   return {
       {"ptrace_seize", true, probe_seize(), "stopping tasks; allow ptrace of other tasks (CAP_SYS_PTRACE)"},
@@ -197,8 +240,9 @@ std::vector<Feature> probe_features() {
        "holding a tree without a tracer; mount cgroup2, or the v1 freezer controller"},
       {"freezer_v2", false, mounted("cgroup2", ""), "holding a tree in cgroup v2; v1 is used without it"},
       {"uffd", false, probe_userfaultfd(), "filling memory from the network; needs CONFIG_USERFAULTFD"},
-      {"pagemap_scan", false, probe_pagemap_scan(), "finding pages fast, and pre-copy; needs Linux 6.7"},
-      {"mem_dirty_track", false, probe_soft_dirty(), "soft-dirty tracking; not needed where pagemap_scan is present"},
+      {"pagemap_scan", false, probe_pagemap_scan(), "finding pages fast; needs Linux 6.7"},
+      {"uffd_wp_async", false, probe_write_protection(), "pre-copy; needs Linux 6.7 with CONFIG_USERFAULTFD"},
+      {"mem_dirty_track", false, probe_soft_dirty(), "pre-copy by soft-dirty bits; not needed with uffd_wp_async"},
       {"seccomp_suspend", false, probe_suspend_seccomp(), "visiting tasks with seccomp filters; needs CAP_SYS_ADMIN"},
   };
 }

@@ -1,6 +1,7 @@
 // What this kernel can do, found out by doing it once.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,18 @@ struct Feature {
   bool present;
   std::string purpose;  ///< what it is needed for, and what to do when it is missing
 };
+
+/// The ways of telling which pages of a running task were written.
+enum class DirtyTracking {
+  none,
+  soft_dirty,        ///< clear_refs and bit 55 of pagemap; memory that moves (mremap) counts as written
+  write_protection,  ///< PAGEMAP_SCAN, and userfaultfd with kAsyncProtection
+};
+/// The best that this kernel has, tried out. Forks short-lived children where write_protection is missing.
+DirtyTracking probe_dirty_tracking();
+
+/// Features of the userfaultfd that tracking needs. Without WP_UNPOPULATED private anonymous memory cannot be scanned.
+extern const uint64_t kAsyncProtection;
 
 /// Probes everything; forks a few short-lived children. Takes milliseconds.
 std::vector<Feature> probe_features();

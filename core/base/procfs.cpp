@@ -89,10 +89,22 @@ std::vector<pid_t> ProcDir::threads() const {
 }
 
 std::vector<pid_t> ProcDir::children() const {
+  // The children of a thread that ends go to another one, which may have been read already: then all are read again.
+  constexpr int kTries = 20;
   std::vector<pid_t> all;
-  for (const pid_t tid : threads()) {
-    std::istringstream list(read("task/" + std::to_string(tid) + "/children"));
-    for (pid_t child; list >> child;) all.push_back(child);
+  for (int tries = 0; tries < kTries; ++tries) {
+    bool whole = true;
+    all.clear();
+    for (const pid_t tid : threads()) {
+      try {
+        std::istringstream list(read("task/" + std::to_string(tid) + "/children"));
+        for (pid_t child; list >> child;) all.push_back(child);
+      } catch (const Error& e) {
+        if (e.code() != ENOENT && e.code() != ESRCH) throw;
+        whole = false;
+      }
+    }
+    if (whole) break;
   }
   return all;
 }

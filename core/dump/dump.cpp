@@ -11,6 +11,7 @@
 #include "core/files/dump_files.h"
 #include "core/image/magic.h"
 #include "core/inject/harvest.h"
+#include "core/inject/interrupted_calls.h"
 #include "core/memory/page_files.h"
 #include "core/task/core_image.h"
 #include "images/stats.pb.h"
@@ -102,10 +103,11 @@ void Dump::Impl::look_again() {
 
 void Dump::Impl::stop() {
   survey = SleepSurvey(collect_tree(options.root));
-  if (options.earlier_sleeps) survey.recall(*options.earlier_sleeps);
+  if (options.earlier_sleeps) survey.recall(*options.earlier_sleeps, options.stops);
   const auto start = Clock::now();
   stats.stopping_since_ns = monotonic_ns();
   tree = std::make_unique<StoppedTree>(options.root, StoppedTree::Options{.timeout = options.timeout}, log);
+  for (StoppedTask& task : tree->tasks()) mend_interrupted(task, survey);
   frozen_since = Clock::now();
   stats.freezing_time = microseconds_since(start);
   check_tree(folders(tree->tasks()), options);

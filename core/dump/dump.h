@@ -11,10 +11,9 @@
 #include "core/freeze/stopped_tree.h"
 #include "core/image/image_set.h"
 #include "core/memory/page_io.h"
+#include "core/task/restart.h"
 
 namespace migrate {
-
-class SleepSurvey;
 
 struct DumpOptions {
   Pid root;
@@ -28,7 +27,8 @@ struct DumpOptions {
   /// Taken by Dump::survey_sleeps() before visits that stop threads (DirtyTracker), so that time-outs that began before
   /// them end when they should.
   std::shared_ptr<const SleepSurvey> earlier_sleeps;
-  bool tracked = false;  ///< write protection by userfaultfd that is found is our own (DirtyTracker)
+  std::vector<StopMark> stops;  ///< the visits since then
+  bool tracked = false;         ///< write protection by userfaultfd that is found is our own (DirtyTracker)
   /// The flags of large tasks' mappings are read before the tree is stopped, for a shorter freeze; then the images may
   /// be relied on only after check_foreseen().
   bool foresee_mappings = false;

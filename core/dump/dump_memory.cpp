@@ -104,6 +104,12 @@ void fill_areas(const StoppedTask& task, const TaskHarvest& harvest, img::mm_ent
   }
 }
 
+/// Without the pages behind `bytes`.
+void cut(std::vector<PageRun>& runs, uint64_t bytes) {
+  std::erase_if(runs, [&](const PageRun& run) { return run.address >= bytes; });
+  for (PageRun& run : runs) run.pages = std::min(run.pages, (bytes - run.address) / kPageSize);
+}
+
 }  // namespace
 
 void check_mapping(pid_t pid, const Vma& vma) {
@@ -189,6 +195,8 @@ void MemoryDumper::describe_file(const StoppedTask& task, const Vma& vma, img::v
       for (PageRun& run : source.runs) run.zero_ok = true;
       sources_.push_back(std::move(source));
     }
+    uint64_t& mapped = mapped_bytes_[it->second];
+    mapped = std::max(mapped, vma.offset + vma.range.bytes());
     entry.set_status(kRegular | kAnonShared);
     entry.set_flags(entry.flags() | MAP_ANONYMOUS);
     entry.set_shmid(it->second);
@@ -205,6 +213,9 @@ void MemoryDumper::describe_file(const StoppedTask& task, const Vma& vma, img::v
 }
 
 std::vector<PageSource> MemoryDumper::finish() {
+  // What nobody has mapped any more of shared anonymous memory is left behind: images tell no size but the mappings'.
+  for (PageSource& source : sources_)
+    if (source.memory.kind == MemoryId::Kind::shmem) cut(source.runs, mapped_bytes_.at(source.memory.id));
   for (SharedObject& object : files_.take_shared_objects()) {
     PageSource source{.memory = {MemoryId::Kind::shmem, object.shmid}, .fd = std::move(object.fd)};
     source.runs = scan_object_pages(source.fd.get());

@@ -52,6 +52,7 @@ class MemoryDumper {
   dev_t shm_device_;  ///< of the kernel's internal tmpfs: memfds and shared anonymous memory
   std::map<FileKey, uint32_t> file_ids_;
   std::map<uint64_t, uint64_t> anonymous_shmids_;  ///< inode → shmid
+  std::map<uint64_t, uint64_t> mapped_bytes_;      ///< of shared anonymous memory: up to where it is mapped, by shmid
   std::vector<PageSource> sources_;
 };
 

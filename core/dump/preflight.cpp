@@ -85,6 +85,13 @@ bool descends(pid_t pid, const std::set<pid_t>& from) {
 
 long compare(pid_t a, pid_t b, int what) { return ::syscall(SYS_kcmp, a, b, what, 0, 0); }
 bool shares(pid_t a, pid_t b, int what) { return compare(a, b, what) == 0 && has_memory(a) && has_memory(b); }
+/// A vfork(2) is over in a moment.
+bool goes_on_sharing(pid_t a, pid_t b, int what) {
+  constexpr int kTries = 40;
+  constexpr timespec kBetween{0, 5'000'000};
+  for (int i = 0; i < kTries && shares(a, b, what); ++i) ::nanosleep(&kBetween, nullptr);
+  return shares(a, b, what);
+}
 bool differs(pid_t a, pid_t b, int what) { return compare(a, b, what) > 0 && has_memory(a) && has_memory(b); }
 
 std::vector<Vma> read_mappings(const ProcDir& task) { return parse_smaps(task.read("smaps")); }
@@ -108,7 +115,7 @@ void check_outside_mappers(const Objects& objects, const std::set<pid_t>& inside
       continue;  // ended meanwhile
     }
     for (const Vma& vma : vmas)
-      if (is_private_object(vma) && objects.contains({vma.device, vma.inode}))
+      if (is_private_object(vma) && objects.contains({vma.device, vma.inode}) && !descends(pid, inside))
         throw Refusal("task " + std::to_string(pid) + ", outside the tree, shares memory with it: " + vma.describe(),
                       "dump a tree that holds both");
   }
@@ -117,7 +124,14 @@ void check_outside_mappers(const Objects& objects, const std::set<pid_t>& inside
 }  // namespace
 
 bool is_zombie(const ProcDir& task) {
-  const char state = task.stat().state;
+  char state = task.stat().state;
+  // A thread that executes a program, or one that ends the others: over in a moment.
+  constexpr int kTries = 100;
+  constexpr timespec kBetween{0, 5'000'000};
+  for (int i = 0; i < kTries && state == 'Z' && task.threads().size() > 1; ++i) {
+    ::nanosleep(&kBetween, nullptr);
+    state = task.stat().state;
+  }
   if (state == 'Z' && task.threads().size() > 1)
     throw Refusal("the main thread of " + task_name(task) + " has ended while others run on",
                   "this cannot be dumped yet");
@@ -238,7 +252,7 @@ void check_sharing(const std::vector<ProcDir>& tasks) {
   for (size_t i = 0; i < living.size(); ++i)
     for (size_t j = 0; j < i; ++j)
       for (const auto& [what, name] : {std::pair(KCMP_VM, "memory"), std::pair(KCMP_FS, "working folder")})
-        if (shares(living[i], living[j], what))
+        if (shares(living[i], living[j], what) && goes_on_sharing(living[i], living[j], what))
           throw Refusal(
               "tasks " + std::to_string(living[j]) + " and " + std::to_string(living[i]) + " share their " + name,
               "try again when a vfork(2) has ended; other sharing cannot be dumped yet");

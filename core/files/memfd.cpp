@@ -45,7 +45,7 @@ void MemfdDumper::dump(const OpenFile& file) {
   context_.emit(entry);
 }
 
-MemfdRestorer::MemfdRestorer(const ImageSet& images) {
+MemfdRestorer::MemfdRestorer(const ImageSet& images, std::map<uint64_t, WarmMemfd> warm) {
   auto reader = images.read("memfd.img", magic::kMemfdInode);
   img::memfd_inode_entry e;
   while (reader && reader->next(e)) {
@@ -53,13 +53,20 @@ MemfdRestorer::MemfdRestorer(const ImageSet& images) {
     if (e.name().size() > 249 || e.name().find('\0') != std::string::npos)
       throw Corrupt("memfd.img", "a name is too long");
     const std::string what = "memfd '" + e.name() + "'";
-    Fd fd(check(::memfd_create(e.name().c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING), "create", what));
+    Fd fd;
+    if (const auto made = warm.find(e.shmid()); made != warm.end() && made->second.name == e.name()) {
+      fd = std::move(made->second.fd);
+      warm.erase(made);
+      warm_.insert(e.shmid());
+    } else {
+      fd = Fd(check(::memfd_create(e.name().c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING), "create", what));
+    }
     if (e.size() > INT64_MAX) throw Corrupt("memfd.img", "a size is impossible");
     check(::ftruncate(fd.get(), static_cast<off_t>(e.size())), "set the size of", what);
     check(::fchown(fd.get(), e.uid(), e.gid()), "set the owner of", what);
     check(::fchmod(fd.get(), e.has_mode() ? e.mode() & 07777 : 0777), "set the mode of", what);
     const auto id = static_cast<uint32_t>(e.inode_id());
-    if (!inodes_.emplace(id, Inode{e.shmid(), static_cast<int>(e.seals())}).second ||
+    if (!inodes_.emplace(id, Inode{e.shmid(), static_cast<int>(e.seals()), static_cast<off_t>(e.size())}).second ||
         !by_shmid_.emplace(e.shmid(), std::move(fd)).second)
       throw Corrupt("memfd.img", "an id stands twice");
   }
@@ -77,10 +84,12 @@ void MemfdRestorer::seal(bool last) const {
         inode.seals & (F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE | F_SEAL_EXEC);
     // F_SEAL_FUTURE_WRITE leaves writable mappings alone that exist already; they are made after the first round.
     const bool late = (seals & F_SEAL_FUTURE_WRITE) != 0;
+    const int fd = by_shmid_.at(inode.shmid).get();
+    if (!last) check(::ftruncate(fd, inode.size), "set the size of", "a memfd");
     if (last && !late) continue;
     if (!last && late) seals &= ~(F_SEAL_SEAL | F_SEAL_FUTURE_WRITE);
     if (seals == 0) continue;
-    check(::fcntl(by_shmid_.at(inode.shmid).get(), F_ADD_SEALS, seals), "seal", "a memfd");
+    check(::fcntl(fd, F_ADD_SEALS, seals), "seal", "a memfd");
   }
 }
 

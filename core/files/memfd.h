@@ -2,9 +2,11 @@
 #pragma once
 
 #include <map>
+#include <set>
 #include <vector>
 
 #include "core/files/open_file.h"
+#include "core/files/restore_files.h"
 
 namespace migrate {
 
@@ -24,21 +26,24 @@ class MemfdDumper {
 /// Live memfds by the id of their inode, made from memfd.img.
 class MemfdRestorer {
  public:
-  explicit MemfdRestorer(const ImageSet& images);
+  MemfdRestorer(const ImageSet& images, std::map<uint64_t, WarmMemfd> warm);
   /// A description of its own.
   Fd open(const img::memfd_file_entry& entry, int flags) const;
   const std::map<uint64_t, Fd>& objects() const { return by_shmid_; }
-  /// Seals against changes that must wait until the content is in. `last` adds those that writable mappings, made
-  /// before, survive but new ones do not.
+  bool is_warm(uint64_t shmid) const { return warm_.contains(shmid); }
+  /// With the content in: cuts what whole pages brought behind the end, and seals against changes. `last` adds those
+  /// that writable mappings, made before, survive but new ones do not.
   void seal(bool last) const;
 
  private:
   struct Inode {
     uint64_t shmid = 0;
     int seals = 0;
+    off_t size = 0;
   };
   std::map<uint32_t, Inode> inodes_;
   std::map<uint64_t, Fd> by_shmid_;
+  std::set<uint64_t> warm_;
 };
 
 }  // namespace migrate

@@ -50,12 +50,12 @@ struct FileRestorer::Impl {
   std::map<uint32_t, Fd> files;
   std::map<uint32_t, int> numbers;
 
-  Impl(const ImageSet& i, const FileRestoreOptions& o, Logger& l)
+  Impl(const ImageSet& i, const FileRestoreOptions& o, Logger& l, std::map<uint64_t, WarmMemfd> warm)
       : images(i),
         options(o),
         log(l),
         entries(read_file_entries(i)),
-        memfds(i),
+        memfds(i, std::move(warm)),
         regular(i, entries, options),
         pipes(i),
         inet(o.hold_outside, o.tcp_close, l),
@@ -171,8 +171,9 @@ struct FileRestorer::Impl {
   }
 };
 
-FileRestorer::FileRestorer(const ImageSet& images, const FileRestoreOptions& options, Logger& log)
-    : impl_(std::make_unique<Impl>(images, options, log)) {}
+FileRestorer::FileRestorer(const ImageSet& images, const FileRestoreOptions& options, Logger& log,
+                           std::map<uint64_t, WarmMemfd> warm)
+    : impl_(std::make_unique<Impl>(images, options, log, std::move(warm))) {}
 FileRestorer::~FileRestorer() = default;
 
 Fd FileRestorer::open_file(uint32_t file_id, int flags) {
@@ -187,6 +188,7 @@ Fd FileRestorer::open_file(uint32_t file_id, int flags) {
 }
 
 const std::map<uint64_t, Fd>& FileRestorer::shared_objects() { return impl_->memfds.objects(); }
+bool FileRestorer::is_warm(uint64_t shmid) const { return impl_->memfds.is_warm(shmid); }
 void FileRestorer::open_all(uint64_t elapsed_ns) { impl_->open_all(elapsed_ns); }
 const std::map<uint32_t, int>& FileRestorer::opened() const { return impl_->numbers; }
 std::vector<std::string> FileRestorer::after_gate() { return impl_->after_gate(); }

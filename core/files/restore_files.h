@@ -13,6 +13,12 @@
 
 namespace migrate {
 
+/// A memfd that was made, and filled, before the final images were there.
+struct WarmMemfd {
+  std::string name;
+  Fd fd;
+};
+
 struct FileRestoreOptions {
   bool tcp_close = false;
   bool shell_job = false;
@@ -26,7 +32,9 @@ struct FileRestoreOptions {
 /// Lives in the coordinator (in the tree's mount, time and pid namespaces; single-threaded).
 class FileRestorer {
  public:
-  FileRestorer(const ImageSet& images, const FileRestoreOptions& options, Logger& log);
+  /// `warm`: memfds by shmid, taken for those of the images that have that name.
+  FileRestorer(const ImageSet& images, const FileRestoreOptions& options, Logger& log,
+               std::map<uint64_t, WarmMemfd> warm = {});
   ~FileRestorer();
 
   /// Opens the file of a mapping, exe, cwd or root by its id. `flags` overrides the entry's access mode if not -1.
@@ -34,6 +42,8 @@ class FileRestorer {
   Fd open_file(uint32_t file_id, int flags = -1);
   /// Makes every memfd and gives its object by shmid, so that memory can fill it.
   const std::map<uint64_t, Fd>& shared_objects();
+  /// Whether that one was warm.
+  bool is_warm(uint64_t shmid) const;
   /// Opens all descriptions. Everything that can fail fails here or in open_file, before the gate. `elapsed_ns`: since
   /// the dump, on the tree's CLOCK_MONOTONIC; timers have so much less left.
   void open_all(uint64_t elapsed_ns = 0);

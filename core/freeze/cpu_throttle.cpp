@@ -156,7 +156,7 @@ std::unique_ptr<Throttle> Throttle::for_tree(Pid root, const std::string& name, 
                 "choose another --on-no-convergence");
 }
 
-void Throttle::lift_left_over(Pid task) {
+void Throttle::lift_left_over(Pid task, const std::string& name) {
   const std::string mounts = read_file_at(AT_FDCWD, "/proc/self/mountinfo");
   struct Way {
     bool v2;
@@ -166,7 +166,8 @@ void Throttle::lift_left_over(Pid task) {
     const auto mount = find_cgroup_mount(mounts, way.v2, way.controller);
     if (!mount) continue;
     const std::string folder = cgroup_folder(*mount, task.get(), way.v2, way.controller);
-    if (!cgroup_name(folder).starts_with(kPrefix)) continue;
+    const std::string found = cgroup_name(folder);
+    if (!found.starts_with(kPrefix) || (!name.empty() && found != std::string(kPrefix) + name)) continue;
     // Whichever of these it has.
     write_cgroup_file(folder + "/cpu.cfs_quota_us", "-1");
     write_cgroup_file(folder + "/freezer.state", "THAWED");

@@ -37,9 +37,9 @@ class Throttle {
   /// Finds a way for the tree of `root`, without touching it yet. `name` names cgroups of ours: letters, digits, '-'.
   /// Refusal telling why there is none. Not for several threads at a time.
   static std::unique_ptr<Throttle> for_tree(Pid root, const std::string& name, Method method = Method::any);
-  /// If `task` is in a cgroup that a killed Throttle left behind: lifts and removes that. The caller knows that its
-  /// owner is dead (holds the tree's lock).
-  static void lift_left_over(Pid task);
+  /// If `task` is in a cgroup that a killed Throttle left behind (of that `name`; empty: any): lifts and removes that.
+  /// The caller knows that its owner is dead (holds the tree's lock).
+  static void lift_left_over(Pid task, const std::string& name = "");
 };
 
 /// Quota and period for a share of CPU time, in microseconds: short periods, so that pauses stay short, but no less

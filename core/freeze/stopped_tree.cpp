@@ -96,9 +96,11 @@ struct StoppedTree::Impl {
   std::map<pid_t, pid_t> task_of;        ///< thread → its task
   std::map<pid_t, int> stop_signals;     ///< task → group-stop signal
   std::set<pid_t> known;                 ///< tasks, zombies too
+  static constexpr int kLeaderless = 500;
   Options options;
   Logger& log;
   bool detached = false;
+  int leaderless_for = 0;  ///< milliseconds in which a task had no living leader
 
   Impl(const Options& o, Logger& l) : options(o), log(l) {}
   Impl(const Impl&) = delete;
@@ -204,6 +206,12 @@ bool StoppedTree::Impl::seize_new_threads(StoppedTask& task) {
       if (dead && tids.size() == 1) {
         task.state = TaskState::zombie;
         task.exit_code = stat ? stat->exit_code : 0;
+        return true;
+      }
+      // Another thread executes a program, or all are ending: over in a moment.
+      if (dead && leaderless_for < kLeaderless) {
+        ++leaderless_for;
+        ::usleep(1000);
         return true;
       }
       explain_seize_failure(task, tid, err);

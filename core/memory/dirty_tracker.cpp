@@ -1,16 +1,12 @@
 #include "core/memory/dirty_tracker.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <map>
-#include <thread>
 
-#include "core/memory/track_objects.h"
-#include "core/memory/track_runs.h"
+#include "core/memory/page_runs.h"
+#include "core/memory/track_backend.h"
+#include "core/memory/track_contents.h"
 #include "core/memory/track_set.h"
-#include "core/memory/track_task.h"
-#include "core/memory/track_tree.h"
 
 namespace migrate {
 namespace {
@@ -39,50 +35,56 @@ void add_discards(std::vector<PageDiscard>& out, MemoryId memory, const PageSet&
 }  // namespace
 
 struct DirtyTracker::Impl {
-  Impl(const Options& o, Logger& l) : options(o), log(l) {}
+  Impl(const Options& o, Logger& l)
+      : options(o), log(l), backend(o.backend ? o.backend : make_track_backend(o.root, o.timeout, l)) {}
 
   Round next_round();
+  void scan_all(std::vector<LivingTask>& living, Round& round);
   void add_task(const LivingTask& living, Round& round);
-  TrackedTask* task_for(const LivingTask& living);
-  void round_of(TrackedTask& task, const LivingTask& living, Round& round, TreeLayout::Task& layout);
-  std::optional<TrackedTask::Scan> scan(TrackedTask& task, Delivered& delivered, Round& round);
-  std::optional<TrackedTask::Scan> scan_patiently(TrackedTask& task, Delivered& delivered, Round& round);
-  void share_round(Round& round);
+  TaskTracker* task_for(const LivingTask& living);
+  void round_of(TaskTracker& task, const LivingTask& living, Round& round, TreeLayout::Task& layout);
+  std::optional<TaskTracker::Scan> scan(TaskTracker& task, Delivered& delivered, Round& round);
+  std::optional<TaskTracker::Scan> scan_patiently(TaskTracker& task, Delivered& delivered, Round& round);
+  void compare(ContentTracker::Found found, Round& round);
+  void compare_shared(const std::vector<LivingTask>& living, Round& round);
   void forget_absent(const TreeLayout& layout);
   void reduce(PageSource& source, Last& last);
+  void compare_last(PageSource& source, Last& last) const;
 
   Options options;
   Logger& log;
-  std::map<pid_t, std::unique_ptr<TrackedTask>> tasks;  ///< by our number
+  const std::shared_ptr<TrackBackend> backend;
+  std::map<pid_t, std::unique_ptr<TaskTracker>> tasks;  ///< by our number
   std::map<pid_t, pid_t> image_pids;                    ///< of them
   std::map<MemoryId, Delivered> delivered;
   std::map<MemoryId, Delivered> before;  ///< the last round
-  ObjectTracker objects;
+  ContentTracker contents{options.rules};
+  std::vector<ContentTracker::Found> copies;  ///< of file pages, that the scans of this round found
 };
 
-TrackedTask* DirtyTracker::Impl::task_for(const LivingTask& living) {
+TaskTracker* DirtyTracker::Impl::task_for(const LivingTask& living) {
   auto& task = tasks[living.pid];
   if (task && task->ended()) {  // another has its number now
     task.reset();
-    delivered[memory_of(image_pids[living.pid])].current.clear();
+    if (options.rules.new_memory) delivered[memory_of(image_pids[living.pid])].current.clear();
   }
-  if (!task) task = std::make_unique<TrackedTask>(living.pid);
+  if (!task) task = backend->task(living.pid);
   image_pids[living.pid] = living.image_pid;
   return task.get();
 }
 
-std::optional<TrackedTask::Scan> DirtyTracker::Impl::scan(TrackedTask& task, Delivered& delivered_, Round& round) {
+std::optional<TaskTracker::Scan> DirtyTracker::Impl::scan(TaskTracker& task, Delivered& delivered_, Round& round) {
   constexpr int kTries = 3;  // a task may exec at any moment
   for (int i = 0; i < kTries; ++i) {
     if (!task.visited() || !task.memory_is_current()) {
-      delivered_.current.clear();
+      if (options.rules.new_memory) delivered_.current.clear();
       const auto start = Clock::now();
-      const bool visited = task.visit(options.timeout, log);
+      const bool visited = task.visit(options.timeout, options.visit_hook, log);
       round.visit_time += since(start);
       if (!visited) return std::nullopt;
     }
     const auto start = Clock::now();
-    auto found = task.scan(options.rules);
+    auto found = task.scan(options.rules, options.visit_hook);
     round.scan_time += since(start);
     if (found) return found;
   }
@@ -90,7 +92,7 @@ std::optional<TrackedTask::Scan> DirtyTracker::Impl::scan(TrackedTask& task, Del
 }
 
 /// What is read of a task may be missing for a moment while one of its threads executes a program.
-std::optional<TrackedTask::Scan> DirtyTracker::Impl::scan_patiently(TrackedTask& task, Delivered& delivered_,
+std::optional<TaskTracker::Scan> DirtyTracker::Impl::scan_patiently(TaskTracker& task, Delivered& delivered_,
                                                                     Round& round) {
   constexpr int kTries = 20;
   for (int i = 1;; ++i) {
@@ -104,7 +106,7 @@ std::optional<TrackedTask::Scan> DirtyTracker::Impl::scan_patiently(TrackedTask&
   }
 }
 
-void DirtyTracker::Impl::round_of(TrackedTask& task, const LivingTask& living, Round& round, TreeLayout::Task& layout) {
+void DirtyTracker::Impl::round_of(TaskTracker& task, const LivingTask& living, Round& round, TreeLayout::Task& layout) {
   const MemoryId memory = memory_of(living.image_pid);
   Delivered& has = delivered[memory];
   auto found = scan_patiently(task, has, round);
@@ -119,34 +121,43 @@ void DirtyTracker::Impl::round_of(TrackedTask& task, const LivingTask& living, R
   }
   if (options.rules.report_discards) add_discards(round.discards, memory, has.held - found->existing);
   round.tracked_pages += found->existing.pages();
-  round.untracked_private_pages += found->file_private_pages;
+  round.untracked_private_pages += found->left_pages;
+  if (options.by_content) {
+    copies.push_back(
+        {.memory = memory, .pages = std::move(found->copies), .fd = task.visited() ? task.memory() : Fd()});
+  } else {
+    round.untracked_private_pages += found->copies.pages();
+    std::erase_if(found->areas, [](const TreeLayout::Area& area) { return !area.file.empty(); });
+  }
   has.held = found->existing;
   has.current = found->existing;
   layout.areas = std::move(found->areas);
 }
 
-/// Shared objects that the tasks have mapped: by content, or counted.
-void DirtyTracker::Impl::share_round(Round& round) {
-  std::vector<ObjectTracker::Found> found;
-  std::map<uint64_t, uint64_t> pages;
-  for (const auto& [pid, task] : tasks) {
-    for (const TrackedTask::SharedObject& object : task->shared_objects()) {
-      if (pages.contains(object.inode)) continue;
-      struct stat st {};
-      auto fd = task->open_shared(object);
-      if (!fd || ::fstat(fd->get(), &st) != 0) continue;
-      pages[object.inode] = static_cast<uint64_t>(st.st_blocks) * 512 / kPageSize;
-      if (options.shared_anonymous && !object.memfd) found.push_back({object.inode, std::move(*fd)});
+void DirtyTracker::Impl::compare(ContentTracker::Found found, Round& round) {
+  ContentTracker::Part part;
+  contents.add(found, part);
+  for (PageSource& source : part.sources) round.sources.push_back(std::move(source));
+  round.discards.insert(round.discards.end(), part.discards.begin(), part.discards.end());
+  round.pages += part.pages;
+  round.compared_pages += part.compared_pages;
+  (found.memory.kind == MemoryId::Kind::task ? round.untracked_private_pages : round.untracked_shared_pages) +=
+      part.left_pages;
+}
+
+void DirtyTracker::Impl::compare_shared(const std::vector<LivingTask>& living, Round& round) {
+  for (LivingObject& object : backend->shared_objects(living)) {
+    if (!options.by_content) {
+      round.untracked_shared_pages += object.pages.pages();
+      continue;
     }
+    round.layout.objects.push_back({object.id, object.bytes, object.memfd, object.name});
+    compare({.memory = {MemoryId::Kind::shmem, object.id},
+             .pages = std::move(object.pages),
+             .fd = std::move(object.fd),
+             .zero_ok = true},
+            round);
   }
-  ObjectTracker::Round shared = objects.round(std::move(found));
-  for (PageSource& source : shared.sources) round.sources.push_back(std::move(source));
-  round.discards.insert(round.discards.end(), shared.discards.begin(), shared.discards.end());
-  round.layout.objects = std::move(shared.layout);
-  round.pages += shared.pages;
-  round.compared_shared_pages = shared.compared_pages;
-  for (const auto& [inode, count] : pages)
-    if (!objects.knows(inode)) round.untracked_shared_pages += count;
 }
 
 /// The receiver drops the memory of tasks that a layout does not name.
@@ -164,13 +175,14 @@ DirtyTracker::~DirtyTracker() = default;
 void DirtyTracker::Impl::add_task(const LivingTask& living, Round& round) {
   TreeLayout::Task layout{
       .pid = living.image_pid, .ppid = living.image_ppid, .pgid = living.pgid, .sid = living.sid, .areas = {}};
-  TrackedTask* task = nullptr;
+  TaskTracker* task = nullptr;
   try {
     if (!living.borrows_memory) round_of(*(task = task_for(living)), living, round, layout);
   } catch (const Error& e) {
     // Members of a running tree come and go.
     const bool gone = e.code() == ESRCH || e.code() == ENOENT || (task != nullptr && task->ends_within(kEnding));
     if (!gone) throw;
+    log.debug("task {} cannot be tracked: {}", living.pid, e.what());
     if (living.parent == 0) throw Error("track task", std::to_string(living.pid), ESRCH);
     tasks.erase(living.pid);
     return;
@@ -178,30 +190,36 @@ void DirtyTracker::Impl::add_task(const LivingTask& living, Round& round) {
   round.layout.tasks.push_back(std::move(layout));
 }
 
+void DirtyTracker::Impl::scan_all(std::vector<LivingTask>& living, Round& round) {
+  const auto start = Clock::now();
+  const auto pause = options.rules.stop_to_clear ? backend->pause() : nullptr;
+  if (pause) living = backend->living();
+  for (const LivingTask& task : living) add_task(task, round);
+  if (pause) round.visit_time = since(start);
+}
+
 DirtyTracker::Round DirtyTracker::Impl::next_round() {
   Round round;
-  std::vector<LivingTask> living = list_living(options.root);
-  for (int i = 0; living.empty() && i < 20 && open_pidfd(options.root.get()); ++i) {  // it may be executing a program
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    living = list_living(options.root);
-  }
-  if (living.empty()) throw Error("track task", std::to_string(options.root.get()), ESRCH);
-  for (const LivingTask& task : living) add_task(task, round);
+  std::vector<LivingTask> living = backend->living();
+  compare_shared(living, round);  // it takes long: what is written privately meanwhile is found by the scans
+  copies.clear();
+  scan_all(living, round);
+  for (ContentTracker::Found& found : copies) compare(std::move(found), round);
   std::erase_if(tasks, [&](const auto& entry) {
     return std::none_of(living.begin(), living.end(), [&](const LivingTask& t) { return t.pid == entry.first; });
   });
   forget_absent(round.layout);
-  share_round(round);
+  round.last_compare = contents.last_compare_time();
   return round;
 }
 
 DirtyTracker::Round DirtyTracker::next_round() {
   impl_->before = impl_->delivered;
-  impl_->objects.begin();
+  impl_->contents.begin();
   try {
     return impl_->next_round();
   } catch (...) {
-    impl_->objects.put_back();
+    impl_->contents.put_back();
     // What was found written, and is not known to be written any more, will not be sent.
     impl_->delivered = impl_->before;
     for (auto& [memory, has] : impl_->delivered) has.current.clear();
@@ -213,15 +231,14 @@ DirtyTracker::Round DirtyTracker::next_round() {
 void DirtyTracker::put_back(const Round& round) {
   std::map<MemoryId, PageSet> sources;
   for (const PageSource& source : round.sources) {
-    for (const PageRun& run : source.runs)
-      sources[source.memory].append(run.address, run.address + run.pages * kPageSize);
+    sources[source.memory] = sources[source.memory] | pages_of(source.runs);  // of a task there may be two
   }
   for (auto& [memory, had] : impl_->before) {
     const auto now = impl_->delivered.find(memory);
     had.current = now == impl_->delivered.end() ? PageSet() : (now->second.current & had.held) - sources[memory];
   }
   impl_->delivered = impl_->before;
-  impl_->objects.put_back();
+  impl_->contents.put_back();
 }
 
 void DirtyTracker::Impl::reduce(PageSource& source, Last& last) {
@@ -234,17 +251,34 @@ void DirtyTracker::Impl::reduce(PageSource& source, Last& last) {
   if (task != tasks.end() && task->second && !task->second->ended()) clean = task->second->clean();
   if (!options.rules.last_scan) clean = has->second.current;
   const PageSet unchanged = clean & has->second.current;
-  PageSet anonymous, all;  // file-private pages are always sent at the end
+  PageSet anonymous, all;
+  PageSource others{.memory = source.memory, .fd = source.fd.dup()};  // copies of file pages, and the vdso
   for (const PageRun& run : source.runs) {
     all.append(run.address, run.address + run.pages * kPageSize);
     if (run.zero_ok) anonymous.append(run.address, run.address + run.pages * kPageSize);
+    if (!run.zero_ok) others.runs.push_back(run);
   }
+  compare_last(others, last);
   add_discards(last.discards, source.memory, has->second.held - all);
   std::vector<PageRun> left = runs_of(anonymous - unchanged, has->second.held);
-  for (const PageRun& run : source.runs)
-    if (!run.zero_ok) left.push_back(run);
+  left.insert(left.end(), others.runs.begin(), others.runs.end());
   std::sort(left.begin(), left.end(), [](const PageRun& a, const PageRun& b) { return a.address < b.address; });
   source.runs = std::move(left);
+}
+
+std::vector<StopMark> DirtyTracker::stops() const {
+  std::vector<StopMark> all;
+  for (const auto& [pid, task] : impl_->tasks) {
+    const std::vector<StopMark> some = task->stops();
+    all.insert(all.end(), some.begin(), some.end());
+  }
+  return all;
+}
+
+void DirtyTracker::Impl::compare_last(PageSource& source, Last& last) const {
+  const auto start = Clock::now();
+  contents.reduce(source, last.discards);
+  last.compare_time += since(start);
 }
 
 DirtyTracker::Last DirtyTracker::last_round(std::vector<PageSource>& all) {
@@ -252,7 +286,7 @@ DirtyTracker::Last DirtyTracker::last_round(std::vector<PageSource>& all) {
   const auto start = Clock::now();
   for (PageSource& source : all) {
     if (source.memory.kind == MemoryId::Kind::shmem) {
-      impl_->objects.reduce(source, last.discards);
+      impl_->compare_last(source, last);
     } else {
       impl_->reduce(source, last);
     }
@@ -263,7 +297,7 @@ DirtyTracker::Last DirtyTracker::last_round(std::vector<PageSource>& all) {
 }
 
 void DirtyTracker::forget(MemoryId memory) {
-  if (memory.kind == MemoryId::Kind::shmem) impl_->objects.forget(memory.id);
+  impl_->contents.forget(memory);
   impl_->delivered.erase(memory);
 }
 

@@ -1,8 +1,10 @@
-// Which pages of a running tree were written since they were last sent (dirty tracking), without stopping it.
+// Which pages of a running tree were written since they were last sent (dirty tracking).
 //
 // PAGEMAP_SCAN with asynchronous write protection (Linux 6.7): each task is visited once, to make a userfaultfd in it
-// that we take over; mappings are registered and scanned from outside. What it cannot see is not guessed: file-private
-// memory is left to the last round, shared anonymous memory is compared by content (core/memory/README.md).
+// that we take over; mappings are registered and scanned from outside, while it runs. On kernels that only have them:
+// soft-dirty bits, for which the tree is stopped while each round reads them. What they cannot see is not guessed:
+// private copies of file pages and shared memory are compared by content, or left to the last round
+// (core/memory/README.md).
 #pragma once
 
 #include <chrono>
@@ -12,20 +14,27 @@
 #include <vector>
 
 #include "core/base/log.h"
+#include "core/inject/harvest.h"
 #include "core/memory/page_io.h"
 #include "core/memory/track_rules.h"
 #include "core/memory/tree_layout.h"
+#include "core/task/restart.h"
 
 namespace migrate {
+
+class TrackBackend;
 
 class DirtyTracker {
  public:
   struct Options {
     Pid root;
     std::chrono::milliseconds timeout{10'000};  ///< for a task to stop for its visit
-    /// Shared anonymous memory takes part in rounds (compared by content, snapshots sent); its id is its inode number.
-    bool shared_anonymous = false;
-    TrackRules rules{};  ///< for tests
+    /// Shared memory (anonymous and memfds; the id is the inode number) and private copies of file pages take part in
+    /// rounds: compared by content, snapshots sent.
+    bool by_content = false;
+    std::shared_ptr<TrackBackend> backend{};  ///< null: the best that the kernel has
+    FaultHook visit_hook{};                   ///< called at each stage of the visits (core/inject/harvest.h): for tests
+    TrackRules rules{};                       ///< for tests
   };
   /// Empty if this kernel and tree can be tracked, else why not, in one sentence ("task 42 has a userfaultfd of its
   /// own").
@@ -44,8 +53,9 @@ class DirtyTracker {
     uint64_t tracked_pages = 0;         ///< present in tracked memory
     /// Pages that only the last round can send: private copies of file pages, and shared objects.
     uint64_t untracked_private_pages = 0, untracked_shared_pages = 0;
-    uint64_t compared_shared_pages = 0;  ///< of shared objects that take part: read again by the last round
-    std::chrono::microseconds scan_time{}, visit_time{};
+    uint64_t compared_pages = 0;                          ///< by content
+    std::chrono::microseconds last_compare{};             ///< what the last round will take to compare them again
+    std::chrono::microseconds scan_time{}, visit_time{};  ///< visit: tasks were stopped
   };
   /// One round while the tree runs: new tasks and mappings are taken in, and all pages written since the round before
   /// (at first: all) are returned, re-protected before they are read, so that no write is missed. A page whose reading
@@ -59,10 +69,13 @@ class DirtyTracker {
   /// on return it is reduced to what must still be sent.
   struct Last {
     std::vector<PageDiscard> discards;
-    uint64_t pages = 0;  ///< left to send
-    std::chrono::microseconds scan_time{};
+    uint64_t pages = 0;                        ///< left to send
+    std::chrono::microseconds scan_time{};     ///< of all
+    std::chrono::microseconds compare_time{};  ///< of that, by content
   };
   Last last_round(std::vector<PageSource>& all);
+  /// The visits to the tasks that live, in order: time-outs that ran meanwhile need them (DumpOptions::stops).
+  std::vector<StopMark> stops() const;
   /// The destination has lost what it had of `memory`: all its pages count as not sent.
   void forget(MemoryId memory);
 

@@ -31,12 +31,12 @@ class MemoryWriter {
       done += pages;
     }
   }
-  void in_parent(const PageRun& run) {
-    store_.in_parent(run.address, run.pages);
-    append_run(stored_, {run.address, run.pages});
+  void in_parent(const PageSet::Range& range) {
+    store_.in_parent(range.start, (range.end - range.start) / kPageSize);
+    stored_.append(range.start, range.end);
   }
   uint64_t written() const { return written_; }
-  std::vector<PageRun>& stored() { return stored_; }
+  PageSet& stored() { return stored_; }
 
  private:
   void piece(uint64_t address, std::span<std::byte> data, bool zero_ok) {
@@ -76,7 +76,7 @@ class MemoryWriter {
       while (to < data.size() && (!zero_ok || !all_zero(data.subspan(to, kPageSize)))) to += kPageSize;
       if (to > from) {
         store_.write(address + from, data.subspan(from, to - from));
-        append_run(stored_, {address + from, (to - from) / kPageSize});
+        stored_.append(address + from, address + to);
         written_ += (to - from) / kPageSize;
       }
       from = to == from ? from + kPageSize : to;
@@ -86,7 +86,7 @@ class MemoryWriter {
   const PageSource& source_;
   PageStore& store_;
   uint64_t written_ = 0;
-  std::vector<PageRun> stored_;
+  PageSet stored_;
 };
 
 }  // namespace
@@ -102,23 +102,24 @@ bool all_zero(std::span<const std::byte> bytes) {
 
 WrittenPages write_pages(std::span<const PageSource> memories, const PagesByMemory& in_parent, PageStore& store) {
   const std::unique_ptr<std::byte[]> buffer(new std::byte[kPiece]);
-  const std::vector<PageRun> none;
+  const PageSet none;
   WrittenPages result;
   for (const PageSource& source : memories) {
     const auto of_parent = in_parent.find(source.memory);
-    const std::vector<PageRun>& unchanged = of_parent == in_parent.end() ? none : of_parent->second;
+    const PageSet& unchanged = of_parent == in_parent.end() ? none : of_parent->second;
     if (!store.open(source.memory) && !unchanged.empty())
       throw Refusal(pagemap_name(source.memory) + " has no parent where its pages go",
                     "give --prev-images-dir there too, or dump without it");
     MemoryWriter writer(source, store);
-    size_t at = 0;
+    auto at = unchanged.ranges().begin();
+    const auto end = unchanged.ranges().end();
     for (const PageRun& run : source.runs) {
-      for (; at < unchanged.size() && unchanged[at].address < run.address; ++at) writer.in_parent(unchanged[at]);
+      for (; at != end && at->start < run.address; ++at) writer.in_parent(*at);
       writer.write(run, std::span(buffer.get(), kPiece));
     }
-    for (; at < unchanged.size(); ++at) writer.in_parent(unchanged[at]);
+    for (; at != end; ++at) writer.in_parent(*at);
     result.written += writer.written();
-    result.in_parent += count_pages(unchanged);
+    result.in_parent += unchanged.pages();
     result.stored.emplace(source.memory, std::move(writer.stored()));
   }
   store.finish();

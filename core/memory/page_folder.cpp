@@ -7,7 +7,6 @@
 
 #include "core/image/magic.h"
 #include "core/memory/page_files.h"
-#include "core/memory/page_runs.h"
 #include "images/pagemap.pb.h"
 
 namespace migrate {
@@ -45,7 +44,7 @@ bool PageFolder::open(MemoryId memory) {
   end_ = 0;
   parent_pages_.clear();
   if (!parent_has(memory)) return false;
-  for (const StoredPages& s : parent_->locate(name_)) append_run(parent_pages_, {s.address, s.bytes / kPageSize});
+  for (const StoredPages& s : parent_->locate(name_)) parent_pages_.append(s.address, s.address + s.bytes);
   return true;
 }
 
@@ -66,13 +65,8 @@ void PageFolder::write(uint64_t address, std::span<const std::byte> data) {
 
 void PageFolder::in_parent(uint64_t address, uint64_t pages) {
   advance(address, pages);
-  const auto after = std::upper_bound(parent_pages_.begin(), parent_pages_.end(), address,
-                                      [](uint64_t a, const PageRun& run) { return a < run.address; });
-  const bool covered = after != parent_pages_.begin() && [&] {
-    const PageRun& run = *(after - 1);
-    return (address - run.address) / kPageSize <= run.pages && pages <= run.pages - (address - run.address) / kPageSize;
-  }();
-  if (!covered && pages != 0) throw Corrupt(name_, "pages that should stand in the parent folder are missing there");
+  if (!parent_pages_.contains(address, address + pages * kPageSize))
+    throw Corrupt(name_, "pages that should stand in the parent folder are missing there");
   extend(address, pages, kInParent);
 }
 

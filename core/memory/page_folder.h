@@ -12,6 +12,7 @@
 #include "core/image/image_set.h"
 #include "core/memory/page_images.h"
 #include "core/memory/page_io.h"
+#include "core/memory/track_set.h"
 
 namespace migrate {
 
@@ -61,7 +62,7 @@ class PageFolder final : public PageStore {
   std::string name_;  ///< of the pagemap that is being written
   std::optional<ImageWriter> pagemap_;
   Fd out_;
-  std::vector<PageRun> parent_pages_;
+  PageSet parent_pages_;
   uint64_t end_ = 0;  ///< of the pages that came
   uint64_t entry_address_ = 0, entry_pages_ = 0;
   uint32_t entry_flags_ = 0;

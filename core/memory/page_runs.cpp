@@ -3,66 +3,40 @@
 #include <algorithm>
 
 namespace migrate {
-namespace {
 
-uint64_t end_of(const PageRun& run) { return run.address + run.pages * kPageSize; }
-
-}  // namespace
-
-void append_run(std::vector<PageRun>& runs, const PageRun& run) {
-  if (run.pages == 0) return;
-  if (!runs.empty() && end_of(runs.back()) == run.address && runs.back().zero_ok == run.zero_ok) {
-    runs.back().pages += run.pages;
-  } else {
-    runs.push_back(run);
-  }
-}
-
-std::vector<PageRun> subtract_runs(std::span<const PageRun> a, std::span<const PageRun> b) {
-  std::vector<PageRun> out;
-  size_t at = 0;
-  for (const PageRun& run : a) {
-    uint64_t from = run.address;
-    const uint64_t end = end_of(run);
-    while (at < b.size() && end_of(b[at]) <= from) ++at;
-    for (size_t i = at; i < b.size() && b[i].address < end; ++i) {
-      if (b[i].address > from) append_run(out, {from, (b[i].address - from) / kPageSize, run.zero_ok});
-      from = std::max(from, std::min(end, end_of(b[i])));
-    }
-    if (from < end) append_run(out, {from, (end - from) / kPageSize, run.zero_ok});
-  }
-  return out;
-}
-
-std::vector<PageRun> intersect_runs(std::span<const PageRun> a, std::span<const PageRun> b) {
-  std::vector<PageRun> out;
-  size_t at = 0;
-  for (const PageRun& run : a) {
-    while (at < b.size() && end_of(b[at]) <= run.address) ++at;
-    for (size_t i = at; i < b.size() && b[i].address < end_of(run); ++i) {
-      const uint64_t from = std::max(run.address, b[i].address), to = std::min(end_of(run), end_of(b[i]));
-      append_run(out, {from, (to - from) / kPageSize, run.zero_ok});
-    }
-  }
-  return out;
-}
-
-std::vector<PageRun> unite_runs(std::span<const PageRun> a, std::span<const PageRun> b) {
-  std::vector<PageRun> all(a.begin(), a.end());
-  all.insert(all.end(), b.begin(), b.end());
-  std::sort(all.begin(), all.end(), [](const PageRun& x, const PageRun& y) { return x.address < y.address; });
-  std::vector<PageRun> out;
-  for (const PageRun& run : all) {
-    const uint64_t from = out.empty() ? run.address : std::max(run.address, end_of(out.back()));
-    if (end_of(run) > from) append_run(out, {from, (end_of(run) - from) / kPageSize});
-  }
-  return out;
-}
-
-uint64_t count_pages(std::span<const PageRun> runs) {
-  uint64_t pages = 0;
-  for (const PageRun& run : runs) pages += run.pages;
+PageSet pages_of(std::span<const PageRun> runs) {
+  PageSet pages;
+  for (const PageRun& run : runs) pages.append(run.address, run.address + run.pages * kPageSize);
   return pages;
+}
+
+std::vector<PageRun> runs_of(const PageSet& pages, const PageSet& held) {
+  std::vector<PageRun> runs;
+  const PageSet first = pages - held, again = pages & held;
+  auto i = first.ranges().begin(), j = again.ranges().begin();
+  while (i != first.ranges().end() || j != again.ranges().end()) {
+    const bool fresh = j == again.ranges().end() || (i != first.ranges().end() && i->start < j->start);
+    const PageSet::Range& r = fresh ? *i++ : *j++;
+    runs.push_back({r.start, (r.end - r.start) / kPageSize, fresh});
+  }
+  return runs;
+}
+
+std::vector<PageRun> runs_without(std::span<const PageRun> runs, const PageSet& pages) {
+  std::vector<PageRun> out;
+  const std::vector<PageSet::Range>& cuts = pages.ranges();
+  auto cut = cuts.begin();
+  for (const PageRun& run : runs) {
+    uint64_t from = run.address;
+    const uint64_t end = run.address + run.pages * kPageSize;
+    while (cut != cuts.end() && cut->end <= from) ++cut;
+    for (auto c = cut; c != cuts.end() && c->start < end; ++c) {
+      if (c->start > from) out.push_back({from, (c->start - from) / kPageSize, run.zero_ok});
+      from = std::max(from, std::min(end, c->end));
+    }
+    if (from < end) out.push_back({from, (end - from) / kPageSize, run.zero_ok});
+  }
+  return out;
 }
 
 }  // namespace migrate

@@ -1,26 +1,22 @@
-// Sets of pages: runs that are ascending and disjoint.
+// From sets of pages (PageSet) to the runs that are sent (PageRun, which know whether zeros may be left out), and back.
 #pragma once
 
-#include <cstdint>
 #include <map>
 #include <span>
 #include <vector>
 
 #include "core/memory/page_io.h"
+#include "core/memory/track_set.h"
 
 namespace migrate {
 
 /// Pages of several memories.
-using PagesByMemory = std::map<MemoryId, std::vector<PageRun>>;
+using PagesByMemory = std::map<MemoryId, PageSet>;
 
-/// Appends to a set that is built in ascending order; runs that touch and agree in zero_ok become one.
-void append_run(std::vector<PageRun>& runs, const PageRun& run);
-/// What is in `a` and not in `b`; zero_ok as in `a`.
-std::vector<PageRun> subtract_runs(std::span<const PageRun> a, std::span<const PageRun> b);
-/// What is in both; zero_ok as in `a`.
-std::vector<PageRun> intersect_runs(std::span<const PageRun> a, std::span<const PageRun> b);
-/// What is in either; zero_ok is lost (false).
-std::vector<PageRun> unite_runs(std::span<const PageRun> a, std::span<const PageRun> b);
-uint64_t count_pages(std::span<const PageRun> runs);
+PageSet pages_of(std::span<const PageRun> runs);
+/// Only pages that the receiver has nothing of (not `held`) may be left out when they are zero.
+std::vector<PageRun> runs_of(const PageSet& pages, const PageSet& held);
+/// `runs` (ascending, disjoint) without `pages`; zero_ok stays.
+std::vector<PageRun> runs_without(std::span<const PageRun> runs, const PageSet& pages);
 
 }  // namespace migrate

@@ -1,31 +1,16 @@
 // Whether a tree can be tracked: what the kernel must have, and what in a task would be written unseen.
 #include <fcntl.h>
-#include <linux/userfaultfd.h>
-#include <sys/ioctl.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <string>
 
-#include "core/base/kernel_abi.h"
+#include "core/base/features.h"
 #include "core/base/procfs.h"
 #include "core/memory/dirty_tracker.h"
-#include "core/memory/track_scan.h"
-#include "core/memory/track_task.h"
 #include "core/memory/track_tree.h"
 #include "core/memory/vma.h"
 
 namespace migrate {
 namespace {
-
-bool kernel_has_userfaultfd() {
-  const Fd fd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY)));
-  if (!fd) return false;
-  uffdio_api api{};
-  api.api = UFFD_API;
-  api.features = kTrackFeatures;
-  return ::ioctl(fd.get(), UFFDIO_API, &api) == 0;
-}
 
 /// O_DIRECT transfers into memory end at some time after the call that pinned it: no fault tells.
 bool does_direct_io(const ProcDir& proc, int fd, const std::string& target) {
@@ -63,10 +48,11 @@ std::string mapping_in_the_way(const ProcDir& proc) {
   return "";
 }
 
-std::string task_in_the_way(const ProcDir& proc) {
+std::string task_in_the_way(const ProcDir& proc, DirtyTracking way) {
   const auto status = proc.status();
   const auto seccomp = status.find("Seccomp");
-  if (seccomp != status.end() && seccomp->second != "0") return " uses seccomp, which may forbid userfaultfd";
+  if (way == DirtyTracking::write_protection && seccomp != status.end() && seccomp->second != "0")
+    return " uses seccomp, which may forbid userfaultfd";
   if (std::string why = descriptor_in_the_way(proc); !why.empty()) return why;
   return mapping_in_the_way(proc);
 }
@@ -74,11 +60,14 @@ std::string task_in_the_way(const ProcDir& proc) {
 }  // namespace
 
 std::string DirtyTracker::cannot_track(Pid root) {
-  if (!can_scan_and_protect() || !kernel_has_userfaultfd())
-    return "this kernel cannot tell which pages were written (PAGEMAP_SCAN and userfaultfd with WP_ASYNC, Linux 6.7)";
+  const DirtyTracking way = probe_dirty_tracking();
+  if (way == DirtyTracking::none)
+    return "this kernel cannot tell which pages were written (it has neither PAGEMAP_SCAN and userfaultfd with "
+           "WP_ASYNC, "
+           "Linux 6.7, nor soft-dirty bits)";
   for (const LivingTask& task : list_living(root)) {
     try {
-      if (std::string why = task_in_the_way(ProcDir(task.pid)); !why.empty())
+      if (std::string why = task_in_the_way(ProcDir(task.pid), way); !why.empty())
         return "task " + std::to_string(task.pid) + why;
     } catch (const Error& e) {
       if (e.code() != ESRCH && e.code() != ENOENT) throw;  // ended meanwhile

@@ -1,167 +1,101 @@
 #include "core/memory/track_objects.h"
 
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <future>
-#include <sstream>
-#include <thread>
+#include <map>
+#include <string_view>
 
+#include "core/base/procfs.h"
 #include "core/memory/page_scan.h"
-#include "core/memory/track_runs.h"
+#include "core/memory/vma.h"
 
 namespace migrate {
 namespace {
 
-constexpr uint64_t kChunkPages = 256;
+constexpr std::string_view kMemfd = "/memfd:", kDeleted = " (deleted)";
 
-MemoryId object_id(uint64_t id) { return {MemoryId::Kind::shmem, id}; }
+/// The kernel's internal tmpfs mount, learned from a memfd of our own: other files may have such names, too.
+dev_t internal_device() {
+  const Fd fd(check(::memfd_create("migrate-probe", MFD_CLOEXEC), "create", "a memfd"));
+  struct stat st {};
+  check(::fstat(fd.get(), &st), "stat", "a memfd");
+  return st.st_dev;
+}
 
-uint64_t available_bytes() {
-  std::istringstream lines(read_file_at(AT_FDCWD, "/proc/meminfo"));
-  for (std::string key; lines >> key; lines.ignore(1000, '\n')) {
-    uint64_t kib = 0;
-    if (key == "MemAvailable:" && lines >> kib) return kib * 1024;
+class ObjectFinder {
+ public:
+  void look_at(const LivingTask& task) {
+    const ProcDir proc(task.pid);
+    for (const Vma& vma : parse_smaps(proc.read("maps"))) {
+      if (vma.device != device_ || found_.contains(vma.inode)) continue;
+      const bool memfd = vma.name.starts_with(kMemfd);
+      if (!memfd && !(vma.shared && (vma.name.starts_with("/dev/zero") || vma.name.starts_with("[anon_shmem"))))
+        continue;
+      take(proc, "map_files/" + vma.link_name(), vma.inode, memfd);
+    }
+    for (const int number : proc.descriptors()) {
+      const std::string path = "fd/" + std::to_string(number);
+      std::string link;
+      try {
+        link = proc.link(path);
+      } catch (const Error&) {  // closed meanwhile
+      }
+      if (link.starts_with(kMemfd)) take(proc, path, 0, true);
+    }
   }
-  return 0;
-}
 
-/// Whole pages only: an object may shrink at any time.
-size_t read_pages(int fd, std::vector<std::byte>& buffer, uint64_t address, uint64_t pages) {
-  buffer.resize(pages * kPageSize);
-  return pread_full(fd, buffer, address, "a shared memory object") / kPageSize;
-}
+  std::vector<LivingObject> result() {
+    std::vector<LivingObject> all;
+    for (auto& [id, object] : found_) all.push_back(std::move(object));
+    return all;
+  }
+
+ private:
+  /// `inode`: that it must have, 0: any.
+  void take(const ProcDir& proc, const std::string& path, uint64_t inode, bool memfd) {
+    try {
+      LivingObject object;
+      if (memfd) object.name = name_of(proc.link(path));
+      object.fd = proc.open(path, O_RDONLY | O_NONBLOCK);
+      struct stat st {};
+      if (::fstat(object.fd.get(), &st) != 0 || st.st_dev != device_ || !S_ISREG(st.st_mode)) return;
+      if ((inode != 0 && st.st_ino != inode) || found_.contains(st.st_ino)) return;
+      object.id = st.st_ino;
+      object.memfd = memfd;
+      object.bytes = page_ceil(static_cast<uint64_t>(st.st_size));
+      for (const PageRun& run : scan_object_pages(object.fd.get())) {
+        const uint64_t end = std::min(run.address + run.pages * kPageSize, object.bytes);
+        if (run.address < end) object.pages.append(run.address, end);
+      }
+      found_.emplace(object.id, std::move(object));
+    } catch (const Error&) {  // unmapped or closed meanwhile, or the task has ended
+    }
+  }
+
+  static std::string name_of(std::string link) {
+    if (link.starts_with(kMemfd)) link.erase(0, kMemfd.size());
+    if (link.ends_with(kDeleted)) link.resize(link.size() - kDeleted.size());  // the kernel adds it to every memfd
+    return link;
+  }
+
+  dev_t device_ = internal_device();
+  std::map<uint64_t, LivingObject> found_;
+};
 
 }  // namespace
 
-ObjectTracker::ObjectTracker() { check(::getrandom(&seed_, sizeof seed_, 0), "get", "random bytes"); }
-
-ObjectTracker::Hash ObjectTracker::hash(const std::byte* page) const {
-  return XXH3_128bits_withSeed(page, kPageSize, seed_);
-}
-
-bool ObjectTracker::same(const Object& object, uint64_t page, const Hash& now) const {
-  return page < object.sent.size() && XXH128_isEqual(object.sent[page], now) != 0;
-}
-
-void ObjectTracker::take(const Found& found, uint64_t bytes, Object& object, Round& out) const {
-  object.sent.resize(bytes / kPageSize);
-  Fd copy(check(::memfd_create("migrate-round", MFD_CLOEXEC), "create", "a memfd"));
-  check(::ftruncate(copy.get(), static_cast<off_t>(bytes)), "size", "a memfd");
-  PageSet existing;
-  std::vector<std::byte> buffer;
-  for (const PageRun& run : scan_object_pages(found.fd.get())) {
-    for (uint64_t done = 0; done < run.pages; done += kChunkPages) {
-      const uint64_t address = run.address + done * kPageSize;
-      const uint64_t wanted = std::min({kChunkPages, run.pages - done, (bytes - std::min(bytes, address)) / kPageSize});
-      const size_t got = read_pages(found.fd.get(), buffer, address, wanted);
-      existing.append(address, address + got * kPageSize);
-      PageSet differing;
-      for (size_t i = 0; i < got; ++i) {
-        const uint64_t at = address + i * kPageSize;
-        const Hash now = hash(buffer.data() + i * kPageSize);
-        if (same(object, at / kPageSize, now)) continue;
-        differing.append(at, at + kPageSize);
-        object.changed.append(at, at + kPageSize);
-        object.sent[at / kPageSize] = now;
-      }
-      for (const PageSet::Range& r : differing.ranges())
-        pwrite_full(copy.get(), {buffer.data() + (r.start - address), r.end - r.start}, r.start, "a memfd");
+std::vector<LivingObject> find_shared_objects(const std::vector<LivingTask>& tasks) {
+  ObjectFinder finder;
+  for (const LivingTask& task : tasks) {
+    try {
+      finder.look_at(task);
+    } catch (const Error& e) {
+      if (e.code() != ESRCH && e.code() != ENOENT) throw;  // it has ended
     }
   }
-  const MemoryId memory = object_id(found.id);
-  const PageSet gone = object.held - existing;
-  for (const PageSet::Range& r : gone.ranges()) {
-    out.discards.push_back({memory, r.start, (r.end - r.start) / kPageSize});
-    const auto last = static_cast<std::ptrdiff_t>(std::min<uint64_t>(r.end / kPageSize, object.sent.size()));
-    const auto first = std::min(static_cast<std::ptrdiff_t>(r.start / kPageSize), last);
-    std::fill(object.sent.begin() + first, object.sent.begin() + last, Hash{});
-  }
-  if (!object.changed.empty())
-    out.sources.push_back({.memory = memory, .runs = runs_of(object.changed, object.held), .fd = std::move(copy)});
-  out.pages += object.changed.pages();
-  out.compared_pages += existing.pages();
-  object.held = std::move(existing);
-}
-
-void ObjectTracker::begin() {
-  std::erase_if(objects_, [](const auto& entry) { return entry.second.absent; });
-  for (auto& [id, object] : objects_) {
-    object.held_before = object.held;
-    object.changed.clear();
-    object.absent = true;
-  }
-}
-
-ObjectTracker::Round ObjectTracker::round(std::vector<Found> found) {
-  Round out;
-  uint64_t room = available_bytes() / 2;
-  for (const Found& f : found) {
-    struct stat st {};
-    if (::fstat(f.fd.get(), &st) != 0) continue;
-    const uint64_t bytes = page_ceil(static_cast<uint64_t>(st.st_size));
-    const uint64_t used = static_cast<uint64_t>(st.st_blocks) * 512;
-    if (!objects_.contains(f.id) && (used > room || bytes / kPageSize * sizeof(Hash) > room / 4)) continue;
-    room -= std::min(room, used);
-    Object& object = objects_[f.id];
-    object.absent = false;
-    take(f, bytes, object, out);
-    out.layout.push_back({f.id, bytes});
-  }
-  return out;
-}
-
-void ObjectTracker::put_back() {
-  for (auto& [id, object] : objects_) {
-    for (const PageSet::Range& r : object.changed.ranges()) {
-      const uint64_t end = std::min<uint64_t>(r.end / kPageSize, object.sent.size());
-      for (uint64_t page = r.start / kPageSize; page < end; ++page) object.sent[page] = Hash{};
-    }
-    object.changed.clear();
-    object.held = object.held_before;
-    object.absent = false;
-  }
-}
-
-/// Looks at each `step`th chunk from `first` on.
-PageSet ObjectTracker::changed_in(const Object& object, const PageSource& source, size_t first, size_t step) const {
-  PageSet changed;
-  std::vector<std::byte> buffer;
-  size_t chunk = 0;
-  for (const PageRun& run : source.runs) {
-    for (uint64_t done = 0; done < run.pages; done += kChunkPages) {
-      if (chunk++ % step != first) continue;
-      const uint64_t pages = std::min(kChunkPages, run.pages - done);
-      const uint64_t address = run.address + done * kPageSize;
-      const size_t got = read_pages(source.fd.get(), buffer, address, pages);
-      for (size_t i = 0; i < pages; ++i) {
-        const uint64_t at = address + i * kPageSize;
-        if (i < got && same(object, at / kPageSize, hash(buffer.data() + i * kPageSize))) continue;
-        changed.append(at, at + kPageSize);
-      }
-    }
-  }
-  return changed;
-}
-
-void ObjectTracker::reduce(PageSource& all, std::vector<PageDiscard>& discards) const {
-  const auto known = objects_.find(all.memory.id);
-  if (known == objects_.end() || known->second.absent) return;
-  const Object& object = known->second;
-  PageSet existing;
-  for (const PageRun& run : all.runs) existing.append(run.address, run.address + run.pages * kPageSize);
-  const size_t threads = std::clamp<size_t>(std::thread::hardware_concurrency(), 1, 8);
-  std::vector<std::future<PageSet>> parts;
-  for (size_t i = 1; i < threads; ++i)
-    parts.push_back(std::async(std::launch::async, [&, i] { return changed_in(object, all, i, threads); }));
-  PageSet changed = changed_in(object, all, 0, threads);
-  for (auto& part : parts) changed = changed | part.get();
-  const PageSet gone = object.held - existing;
-  for (const PageSet::Range& r : gone.ranges())
-    discards.push_back({all.memory, r.start, (r.end - r.start) / kPageSize});
-  all.runs = runs_of(changed, object.held);
+  return finder.result();
 }
 
 }  // namespace migrate

@@ -51,7 +51,9 @@ bool scan(int pagemap, PageSet::Range range, const Query& query, Found found) {
     if (n < 0 && errno == ESRCH) break;  // nobody uses this memory any more
     check(n, "scan pages of", "/proc/PID/pagemap");
     for (size_t i = 0; i < static_cast<size_t>(n); ++i) found(regions[i]);
-    if (arg.walk_end <= from) break;
+    // Not full: all was walked. walk_end is then, once the kernel's own buffer of 512 regions has been full (6.18),
+    // where that happened last, and walking from there again would tell pages written meanwhile out of order.
+    if (static_cast<size_t>(n) < regions.size() || arg.walk_end <= from) break;
     from = arg.walk_end;
   }
   return true;
@@ -89,10 +91,10 @@ PageSet scan_existing(int pagemap, PageSet::Range range, PageSet* huge) {
   return pages;
 }
 
-uint64_t count_private_copies(int pagemap, PageSet::Range range) {
+PageSet scan_private_copies(int pagemap, PageSet::Range range) {
   PageSet pages, huge;
   scan(pagemap, range, {.none_of = PAGE_IS_PFNZERO | PAGE_IS_FILE, .any_of = kExists}, collect(pages, huge));
-  return pages.pages();
+  return pages;
 }
 
 PageSet scan_tracked(int pagemap, PageSet::Range range) {
@@ -107,15 +109,6 @@ PageSet scan_clean(int pagemap, PageSet::Range range) {
   scan(pagemap, range, {.all_of = PAGE_IS_WPALLOWED, .none_of = PAGE_IS_WRITTEN | PAGE_IS_PFNZERO, .any_of = kExists},
        collect(pages, huge));
   return pages;
-}
-
-bool can_scan_and_protect() {
-  const Fd pagemap = open_path("/proc/self/pagemap", O_RDONLY);
-  pm_scan_arg arg{};
-  arg.size = sizeof arg;
-  arg.flags = PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC;
-  arg.category_mask = PAGE_IS_WRITTEN;
-  return ::ioctl(pagemap.get(), PAGEMAP_SCAN, &arg) == 0;  // an empty range
 }
 
 }  // namespace migrate

@@ -23,9 +23,6 @@ PageSet scan_tracked(int pagemap, PageSet::Range range);
 PageSet scan_clean(int pagemap, PageSet::Range range);
 
 /// Of file pages in private mappings: those that the task has a copy of.
-uint64_t count_private_copies(int pagemap, PageSet::Range range);
-
-/// Whether this kernel has the call, with protecting.
-bool can_scan_and_protect();
+PageSet scan_private_copies(int pagemap, PageSet::Range range);
 
 }  // namespace migrate

@@ -6,7 +6,9 @@ namespace migrate {
 
 void PageSet::append(uint64_t start, uint64_t end) {
   if (start >= end) return;
-  if (!ranges_.empty() && ranges_.back().end >= start) {
+  if (!ranges_.empty() && start < ranges_.back().start) {  // a scan may tell a region late
+    *this = *this | PageSet(start, end);
+  } else if (!ranges_.empty() && ranges_.back().end >= start) {
     ranges_.back().end = std::max(ranges_.back().end, end);
   } else {
     ranges_.push_back({start, end});
@@ -19,10 +21,10 @@ uint64_t PageSet::pages() const {
   return bytes / kPageSize;
 }
 
-bool PageSet::contains(uint64_t address) const {
+bool PageSet::contains(uint64_t start, uint64_t end) const {
   const auto after =
-      std::upper_bound(ranges_.begin(), ranges_.end(), address, [](uint64_t a, const Range& r) { return a < r.start; });
-  return after != ranges_.begin() && address < std::prev(after)->end;
+      std::upper_bound(ranges_.begin(), ranges_.end(), start, [](uint64_t a, const Range& r) { return a < r.start; });
+  return start >= end || (after != ranges_.begin() && end <= std::prev(after)->end);
 }
 
 PageSet operator|(const PageSet& a, const PageSet& b) {

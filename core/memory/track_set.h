@@ -18,12 +18,14 @@ class PageSet {
 
   PageSet() = default;
   PageSet(uint64_t start, uint64_t end) { append(start, end); }
-  /// `start` must not lie before the end of what was appended last.
+  /// Cheap if ascending; anywhere else it costs as much as `|`.
   void append(uint64_t start, uint64_t end);
   const std::vector<Range>& ranges() const { return ranges_; }
   bool empty() const { return ranges_.empty(); }
   uint64_t pages() const;
-  bool contains(uint64_t address) const;
+  bool contains(uint64_t address) const { return contains(address, address + 1); }
+  /// All of them.
+  bool contains(uint64_t start, uint64_t end) const;
   void clear() { ranges_.clear(); }
   bool operator==(const PageSet&) const = default;
 

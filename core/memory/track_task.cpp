@@ -10,8 +10,9 @@
 
 #include <algorithm>
 
-#include "core/base/kernel_abi.h"
+#include "core/base/features.h"
 #include "core/freeze/stopped_tree.h"
+#include "core/inject/interrupted_calls.h"
 #include "core/inject/userfaultfd_visit.h"
 #include "core/memory/track_scan.h"
 
@@ -22,55 +23,15 @@
 namespace migrate {
 namespace {
 
-constexpr uint64_t kUserEnd = 0x7fff'ffff'f000;
-
 Fd pidfd_of(pid_t pid) {
   auto fd = open_pidfd(pid);
   if (!fd) throw Error("open a pidfd of task", std::to_string(pid), ESRCH);
   return std::move(*fd);
 }
 
-bool is_private_anonymous(const Vma& vma) {
-  if (vma.shared || vma.has_file()) return false;
-  if (vma.name == "[vvar]" || vma.name == "[vvar_vclock]" || vma.name == "[vdso]" || vma.name == "[vsyscall]" ||
-      vma.name == "[uprobes]")
-    return false;
-  return !vma.has(VmFlag::pfn_map) && !vma.has(VmFlag::io) && !vma.has(VmFlag::hugetlb) &&
-         !vma.has(VmFlag::droppable) && !vma.has(VmFlag::shadow_stack);
-}
-
-bool is_unnamed_object(const Vma& vma) {
-  return vma.shared && vma.has_file() &&
-         (vma.name.starts_with("/dev/zero (deleted)") || vma.name.starts_with("[anon_shmem") ||
-          vma.name.starts_with("/memfd:"));
-}
-
-PageSet::Range range_of(const Vma& vma) { return {vma.range.start.get(), vma.range.end.get()}; }
-
 bool same_ranges(const std::vector<Vma>& a, const std::vector<Vma>& b) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end(),
                     [](const Vma& x, const Vma& y) { return x.range == y.range; });
-}
-
-/// Neighbours that differ in protection only are one area.
-void append_area(std::vector<TreeLayout::Area>& areas, const Vma& vma) {
-  TreeLayout::Area area{.start = vma.range.start.get(),
-                        .end = vma.range.end.get(),
-                        .huge_pages = vma.has(VmFlag::huge_page),
-                        .no_huge_pages = vma.has(VmFlag::no_huge_page),
-                        .grows_down = vma.has(VmFlag::grows_down),
-                        .no_reserve = vma.has(VmFlag::no_reserve)};
-  if (!areas.empty() && areas.back().end == area.start) {
-    TreeLayout::Area joined = area;
-    joined.start = areas.back().start;
-    TreeLayout::Area before = areas.back();
-    before.end = area.end;
-    if (before == joined) {
-      areas.back() = joined;
-      return;
-    }
-  }
-  areas.push_back(area);
 }
 
 }  // namespace
@@ -91,21 +52,14 @@ bool TrackedTask::ends_within(std::chrono::milliseconds time) const {
   return ::poll(&p, 1, static_cast<int>(time.count())) > 0;
 }
 
-TrackedTask::Identity TrackedTask::identity() const {
-  const ProcStat stat = proc_.stat();
-  return {stat.start_code, stat.start_data, stat.start_stack, stat.arg_start, stat.env_start};
-}
-
 bool TrackedTask::memory_is_current() const {
   if (!mem_) return false;
-  // /proc/PID/mem of a memory that nobody uses any more reads as empty; of one in use this page is never mapped (EIO).
-  char byte;
-  if (::pread(mem_.get(), &byte, 1, static_cast<off_t>(kUserEnd)) == 0) return false;
+  if (!memory_in_use(mem_.get())) return false;
   // Somebody else may still look at the old memory.
   return identity() == identity_;
 }
 
-bool TrackedTask::visit(std::chrono::milliseconds timeout, Logger& log) {
+bool TrackedTask::visit(std::chrono::milliseconds timeout, const FaultHook& hook, Logger& log) {
   if (cannot_visit_ && identity() == identity_) return false;
   end();
   cannot_visit_ = false;
@@ -114,24 +68,31 @@ bool TrackedTask::visit(std::chrono::milliseconds timeout, Logger& log) {
   mem_.reset();
   huge_.clear();
   maps_text_.clear();
+  const SleepSurvey waits = survey_interruptible(proc_);
   StoppedTree stopped(Pid(pid_), {.timeout = timeout, .descendants = false}, log);
-  const Identity now = identity();  // fails if the pid went to another task
+  stops_.push_back({.tid = pid_, .stopped_at = leader_switches()});
+  mend_interrupted(stopped.root(), waits);
+  const MemoryIdentity now = identity();  // fails if the pid went to another task
   Fd pagemap = proc_.open("pagemap", O_RDONLY);
   Fd mem = proc_.open("mem", O_RDONLY);
   try {
-    uffd_ = make_userfaultfd(stopped.root(), kTrackFeatures, log);
+    uffd_ = make_userfaultfd(stopped.root(), kAsyncProtection, log, hook);
   } catch (const Error& e) {
     if (ended()) throw;
     log.warn("task {} is not tracked, its memory is left to the end: {}", pid_, e.what());
+    stops_.back().let_go_at = leader_switches();
     cannot_visit_ = true;
     identity_ = now;
     return false;
   }
+  stops_.back().let_go_at = leader_switches();
   pagemap_ = std::move(pagemap);
   mem_ = std::move(mem);
   identity_ = now;
   return true;
 }
+
+uint64_t TrackedTask::leader_switches() const { return voluntary_switches(proc_.thread(pid_).read("status")); }
 
 // smaps walks all page tables: it is read only when maps has changed.
 void TrackedTask::read_mappings() {
@@ -139,25 +100,11 @@ void TrackedTask::read_mappings() {
   if (text == maps_text_) return;
   std::vector<Vma> all = parse_smaps(proc_.read("smaps"));
   maps_text_ = same_ranges(all, parse_smaps(text)) ? std::move(text) : std::string();
-  file_private_.clear();
-  shared_.clear();
-  for (const Vma& vma : all) {
-    if (!vma.shared && vma.has_file()) file_private_.append(vma.range.start.get(), vma.range.end.get());
-    if (is_unnamed_object(vma))
-      shared_.push_back({vma.inode, vma.name.starts_with("/memfd:"), "map_files/" + vma.link_name()});
-  }
+  private_files_.clear();
+  for (const Vma& vma : all)
+    if (is_private_file(vma)) private_files_.push_back(vma);
   std::erase_if(all, [](const Vma& vma) { return !is_private_anonymous(vma); });
   mappings_ = std::move(all);
-}
-
-std::optional<Fd> TrackedTask::open_shared(const SharedObject& object) const {
-  try {
-    Fd fd = proc_.open(object.link, O_RDONLY);
-    struct stat st {};
-    if (::fstat(fd.get(), &st) == 0 && st.st_ino == object.inode) return fd;
-  } catch (const Error&) {  // unmapped, or the task has ended
-  }
-  return std::nullopt;
 }
 
 bool TrackedTask::register_mapping(const Vma& vma) {
@@ -187,12 +134,13 @@ PageSet TrackedTask::take_back_registrations() {
 }
 
 /// The written pages of one mapping; nullopt: it cannot be tracked.
-std::optional<PageSet> TrackedTask::scan_mapping(const Vma& vma, const TrackRules& rules) {
+std::optional<PageSet> TrackedTask::scan_mapping(const Vma& vma, const TrackRules& rules, const FaultHook& hook) {
   const PageSet::Range range = range_of(vma);
   PageSet huge, huge_again;
   auto written = scan_and_protect(pagemap_.get(), range, huge);
   if (!written) {
     if (!register_mapping(vma)) return std::nullopt;
+    if (hook) hook("mapping registered");
     // New, or moved here. What the first scan protected before it met that part went unreported: all counts as written.
     scan_and_protect(pagemap_.get(), range, huge_again);
     written = rules.new_is_written ? scan_existing(pagemap_.get(), range) : PageSet();
@@ -201,7 +149,7 @@ std::optional<PageSet> TrackedTask::scan_mapping(const Vma& vma, const TrackRule
   return written;
 }
 
-std::optional<TrackedTask::Scan> TrackedTask::scan(const TrackRules& rules) {
+std::optional<TrackedTask::Scan> TrackedTask::scan(const TrackRules& rules, const FaultHook& hook) {
   read_mappings();
   Scan out;
   PageSet tracked;
@@ -209,7 +157,7 @@ std::optional<TrackedTask::Scan> TrackedTask::scan(const TrackRules& rules) {
   registered_.clear();
   for (const Vma& vma : mappings_) {
     append_area(out.areas, vma);
-    const auto written = scan_mapping(vma, rules);
+    const auto written = scan_mapping(vma, rules, hook);
     if (!written) continue;
     for (const PageSet::Range& r : written->ranges()) out.written.append(r.start, r.end);
     tracked.append(vma.range.start.get(), vma.range.end.get());
@@ -218,8 +166,9 @@ std::optional<TrackedTask::Scan> TrackedTask::scan(const TrackRules& rules) {
   huge_ = huge_ | new_huge_;
   tracked = tracked - take_back_registrations();
   out.existing = scan_tracked(pagemap_.get(), {0, kUserEnd}) & tracked;
-  for (const PageSet::Range& r : file_private_.ranges())
-    out.file_private_pages += count_private_copies(pagemap_.get(), r);
+  add_private_files(
+      private_files_, proc_.link("root") != "/",
+      [&](PageSet::Range range) { return scan_private_copies(pagemap_.get(), range); }, out);
   if (!memory_is_current()) return std::nullopt;
   return out;
 }

@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "core/base/types.h"
@@ -12,11 +13,13 @@
 namespace migrate {
 
 struct TreeLayout {
-  /// Private anonymous memory that may hold pages: a mapping, or neighbours that differ in protection only.
+  /// Private memory that may hold pages: a mapping, or neighbours that differ in protection only.
   struct Area {
     uint64_t start = 0, end = 0;                     ///< page-aligned, not empty
     bool huge_pages = false, no_huge_pages = false;  ///< madvise(2)
     bool grows_down = false, no_reserve = false;
+    std::string file;     ///< the path of the file of which it has copies of pages; empty: anonymous memory
+    uint64_t offset = 0;  ///< in it, of `start`
     bool operator==(const Area&) const = default;
   };
   struct Task {
@@ -28,6 +31,8 @@ struct TreeLayout {
   struct Object {
     uint64_t id = 0;  ///< shmid
     uint64_t bytes = 0;
+    bool memfd = false;
+    std::string name;  ///< of a memfd, as given to memfd_create(2)
     bool operator==(const Object&) const = default;
   };
   std::vector<Task> tasks;  ///< living ones; parents before children, the root first

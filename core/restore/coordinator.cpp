@@ -186,9 +186,9 @@ class Coordinator {
     }
     const auto answered = collect(cold);
     for (const TaskNode& task : shells_->tasks()) answered(task, shells_->answer(task));
-    std::map<uint64_t, uint64_t> sizes;
-    for (const TreeLayout::Object& o : layout_.objects) sizes[o.id] = std::max(sizes[o.id], page_ceil(o.bytes));
-    for (const uint64_t id : shared_.follow(sizes)) cold.push_back({MemoryId::Kind::shmem, id});
+    std::map<uint64_t, SharedMemory::Wanted> wanted;
+    for (const TreeLayout::Object& o : layout_.objects) wanted[o.id] = {page_ceil(o.bytes), o.memfd, o.name};
+    for (const uint64_t id : shared_.follow(wanted)) cold.push_back({MemoryId::Kind::shmem, id});
     for (const SharedMemory::Object& o : shared_.objects()) offer(o.id, o.bytes, o.fd.get());
     return cold;
   }
@@ -212,7 +212,7 @@ class Coordinator {
     for (const SharedMemory::Object& o : shared_.objects()) offer(o.id, o.bytes, o.fd.get());
     for (const auto& [id, fd] : files_->shared_objects()) {
       offer(id, size_of(fd.get()), fd.get());
-      cold.push_back({MemoryId::Kind::shmem, id});
+      if (!files_->is_warm(id)) cold.push_back({MemoryId::Kind::shmem, id});
     }
     return cold;
   }
@@ -231,27 +231,64 @@ class Coordinator {
     send_target(launcher_.get(), target);
   }
 
+  /// What of a memory a peer names, as far as there can be such addresses.
+  static AddressRange possible(uint64_t address, uint64_t pages) {
+    if (address % kPageSize != 0) throw Corrupt("pages of a memory", "an address is not possible");
+    const uint64_t start = std::min(address, kUserEnd);
+    return {start, start + std::min(pages, (kUserEnd - start) / kPageSize) * kPageSize};
+  }
+
   void discard(const Message& m) {
     if (m.fds.empty()) throw Error("receive", "pages to give back", EBADMSG);
     std::map<pid_t, std::vector<TreeLayout::Area>> of_tasks;
     for (const PageDiscard& d : unpack_discards(m.fds[0].get())) {
-      const uint64_t start = std::min(d.address, kUserEnd);
-      const uint64_t end = start + std::min(d.pages, (kUserEnd - start) / kPageSize) * kPageSize;
-      if (start % kPageSize != 0) throw Corrupt("pages to give back", "an address is not possible");
-      if (start == end) continue;
+      const AddressRange r = possible(d.address, d.pages);
+      if (r.start == r.end) continue;
       if (d.memory.kind == MemoryId::Kind::shmem) {
-        shared_.discard(d.memory.id, start, end - start);
+        discard_shared(d.memory.id, r);
       } else {
-        of_tasks[static_cast<pid_t>(d.memory.id)].push_back({start, end});
+        of_tasks[static_cast<pid_t>(d.memory.id)].push_back(area(r, false));
       }
     }
+    order_each(Msg::discard, of_tasks);
+  }
+
+  void discard_shared(uint64_t id, const AddressRange& r) {
+    shared_.discard(id, r.start, r.end - r.start);
+    if (!files_) return;
+    const auto memfd = files_->shared_objects().find(id);
+    if (memfd != files_->shared_objects().end())
+      punch_hole(memfd->second.get(), page_ceil(size_of(memfd->second.get())), r.start, r.end - r.start);
+  }
+
+  void reserve(const Message& m) {
+    if (m.fds.empty()) throw Error("receive", "pages to make ready", EBADMSG);
+    std::map<pid_t, std::vector<TreeLayout::Area>> of_tasks;
+    for (const PageReserve& wanted : unpack_reserves(m.fds[0].get())) {
+      const AddressRange r = possible(wanted.address, wanted.pages);
+      if (r.start == r.end || wanted.memory.kind != MemoryId::Kind::task) continue;
+      of_tasks[static_cast<pid_t>(wanted.memory.id)].push_back(area(r, wanted.huge_pages));
+    }
+    order_each(Msg::reserve, of_tasks);
+  }
+
+  static TreeLayout::Area area(const AddressRange& range, bool huge_pages) {
+    TreeLayout::Area a;
+    a.start = range.start;
+    a.end = range.end;
+    a.huge_pages = huge_pages;
+    return a;
+  }
+
+  /// An order about its own ranges to each task that has some.
+  void order_each(Msg type, const std::map<pid_t, std::vector<TreeLayout::Area>>& of_tasks) {
     std::vector<const TaskNode*> asked;
     for (const TaskNode& task : shells_->tasks()) {
       const auto it = of_tasks.find(task.pid);
       if (it == of_tasks.end() || task.zombie) continue;
       const Fd areas = pack_areas(it->second);
       const std::array<int, 1> fds{areas.get()};
-      shells_->send(task, Msg::discard, fds);
+      shells_->send(task, type, fds);
       asked.push_back(&task);
     }
     for (const TaskNode* task : asked) shells_->answer(*task);
@@ -287,8 +324,8 @@ class Coordinator {
       root_ = open_path(options_.root, O_PATH | O_DIRECTORY);
       file_options.root_fd = root_.get();
     }
-    files_ = std::make_unique<FileRestorer>(images_, file_options, *log_);
-    std::map<uint64_t, uint64_t> shared_sizes;
+    files_ = std::make_unique<FileRestorer>(images_, file_options, *log_, shared_.take_memfds());
+    std::map<uint64_t, SharedMemory::Wanted> shared;
     for (const TaskImage& task : images_of_) {
       open_mapped(task.mm.exe_file_id(), O_RDONLY);
       open_mapped(task.fs.cwd_id(), O_RDONLY);
@@ -296,10 +333,10 @@ class Coordinator {
       for (const ImageVma& v : task.vmas) {
         if (v.has_file()) open_mapped(v.object, v.open_flags);
         if (v.has(kVmaAnonShared) && !v.has_file())
-          shared_sizes[v.object] = std::max(shared_sizes[v.object], v.pgoff + v.bytes());
+          shared[v.object].bytes = std::max(shared[v.object].bytes, v.pgoff + v.bytes());
       }
     }
-    std::vector<uint64_t> fresh = shared_.follow(shared_sizes);
+    std::vector<uint64_t> fresh = shared_.follow(shared);
     for (const SharedMemory::Object& o : shared_.objects()) resources_.shared_memory.emplace(o.id, o.fd.get());
     return fresh;
   }
@@ -325,6 +362,8 @@ class Coordinator {
         return stage();
       case Msg::discard:
         return discard(m);
+      case Msg::reserve:
+        return reserve(m);
       case Msg::finish:
         return finish(m);
       case Msg::detach:
@@ -390,18 +429,26 @@ class Coordinator {
 
   void after_gate() {
     std::string text;
-    const std::unique_ptr<FileRestorer> files = std::move(files_);  // once, whatever happens
-    for (const std::string& failure : files->after_gate()) text += failure + "\n";
+    {
+      const std::unique_ptr<FileRestorer> files = std::move(files_);  // once, whatever happens
+      for (const std::string& failure : files->after_gate()) text += failure + "\n";
+    }
+    forget_files();
     send_text(launcher_.get(), Msg::ok, 0, text);
     end_or_stay();
   }
 
-  [[noreturn]] void end_or_stay() {
+  /// Before anybody hears that the tree runs: who looks at it then must not find its files open outside of it.
+  void forget_files() {
     files_.reset();
-    shells_->forget();
     kept_.clear();
     packed_images_.reset();
     shared_ = {};
+  }
+
+  [[noreturn]] void end_or_stay() {
+    forget_files();
+    shells_->forget();
     pidfd_.reset();
     shells_launcher_.reset();
     gate_.reset();

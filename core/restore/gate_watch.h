@@ -10,17 +10,19 @@ namespace migrate {
 
 class GateWatch {
  public:
-  /// Opens the state file of the gate's folder; it stays readable when the cgroup file system no longer is in sight.
+  /// Opens the gate's folder; what is in it stays readable when the cgroup file system no longer is in sight.
   explicit GateWatch(const FreezerCgroup::Record& gate);
 
   enum class Outcome { open, empty };
   /// Returns when the gate is open, or when nobody is left in it (its folder may be gone).
   Outcome wait();
   /// The descriptor, to be moved to another number.
-  Fd& file() { return file_; }
+  Fd& file() { return folder_; }
 
  private:
-  Fd file_;
+  bool asked_to_be_open() const;
+
+  Fd folder_;
   bool v2_;
 };
 

@@ -40,6 +40,7 @@ enum class Msg : uint32_t {
   discard,    // give back these pages
   end_child,  // the task `pid`, a child of the receiver, is gone
   end_as_zombie,
+  reserve,  // make these pages ready to be filled
 };
 
 struct Message {

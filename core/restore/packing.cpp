@@ -13,6 +13,10 @@ class Packer {
   void number(uint64_t value) { bytes(std::as_bytes(std::span(&value, 1))); }
   void small(int value) { number(static_cast<uint64_t>(static_cast<int64_t>(value))); }
   void bytes(std::span<const std::byte> b) { out_.insert(out_.end(), b.begin(), b.end()); }
+  void text(const std::string& text) {
+    number(text.size());
+    bytes(as_bytes_of(text));
+  }
   Fd seal(const char* name) const {
     Fd fd(check(::memfd_create(name, MFD_CLOEXEC), "make", "a memory file"));
     write_full(fd.get(), out_, "a memory file");
@@ -46,6 +50,10 @@ class Unpacker {
     if (n > rest_.size() / sizeof(uint64_t)) throw Corrupt("a packed table", "it is cut short");
     return n;
   }
+  std::string text() {
+    const auto b = bytes(number());
+    return {reinterpret_cast<const char*>(b.data()), b.size()};
+  }
   std::span<const std::byte> bytes(uint64_t n) {
     if (n > rest_.size()) throw Corrupt("a packed table", "it is cut short");
     const auto taken = rest_.first(n);
@@ -68,6 +76,8 @@ void put_areas(Packer& p, const std::vector<TreeLayout::Area>& areas) {
     p.number(a.end);
     p.number((a.huge_pages ? kHugePages : 0) | (a.no_huge_pages ? kNoHugePages : 0) | (a.grows_down ? kGrowsDown : 0) |
              (a.no_reserve ? kNoReserve : 0));
+    p.text(a.file);
+    p.number(a.offset);
   }
 }
 
@@ -81,6 +91,8 @@ std::vector<TreeLayout::Area> get_areas(Unpacker& u) {
     a.no_huge_pages = (flags & kNoHugePages) != 0;
     a.grows_down = (flags & kGrowsDown) != 0;
     a.no_reserve = (flags & kNoReserve) != 0;
+    a.file = u.text();
+    a.offset = u.number();
   }
   return areas;
 }
@@ -147,6 +159,8 @@ Fd pack_layout(const TreeLayout& layout) {
   for (const TreeLayout::Object& o : layout.objects) {
     p.number(o.id);
     p.number(o.bytes);
+    p.number(o.memfd ? 1 : 0);
+    p.text(o.name);
   }
   return p.seal("migrate-layout");
 }
@@ -163,6 +177,8 @@ TreeLayout unpack_layout(int fd) {
   for (TreeLayout::Object& o : layout.objects) {
     o.id = u.number();
     o.bytes = u.number();
+    o.memfd = u.number() != 0;
+    o.name = u.text();
   }
   return layout;
 }
@@ -220,6 +236,29 @@ std::vector<PageDiscard> unpack_discards(int fd) {
     d.pages = u.number();
   }
   return discards;
+}
+
+Fd pack_reserves(std::span<const PageReserve> pages) {
+  Packer p;
+  p.number(pages.size());
+  for (const PageReserve& r : pages)
+    for (const uint64_t value :
+         {static_cast<uint64_t>(r.memory.kind), r.memory.id, r.address, r.pages, static_cast<uint64_t>(r.huge_pages)})
+      p.number(value);
+  return p.seal("migrate-reserves");
+}
+
+std::vector<PageReserve> unpack_reserves(int fd) {
+  Unpacker u(fd);
+  std::vector<PageReserve> pages(u.count());
+  for (PageReserve& r : pages) {
+    r.memory.kind = static_cast<MemoryId::Kind>(u.number());
+    r.memory.id = u.number();
+    r.address = u.number();
+    r.pages = u.number();
+    r.huge_pages = u.number() != 0;
+  }
+  return pages;
 }
 
 Fd pack_memories(const std::vector<MemoryId>& memories) {

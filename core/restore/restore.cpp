@@ -182,6 +182,18 @@ void Restore::discard_pages(std::span<const PageDiscard> discards) {
   }
 }
 
+void Restore::reserve_pages(std::span<const PageReserve> pages) {
+  if (pages.empty()) return;
+  const Fd packed = pack_reserves(pages);
+  const std::array<int, 1> fds{packed.get()};
+  try {
+    impl_->order_and_expect(Msg::reserve, Msg::ok, {}, fds);
+  } catch (...) {
+    discard();
+    throw;
+  }
+}
+
 std::vector<FillTarget> Restore::take_fill_targets() { return std::move(impl_->targets); }
 
 void Restore::fill_from(int image_dirfd) {

@@ -15,6 +15,7 @@
 #include "core/image/image_set.h"
 #include "core/memory/page_io.h"
 #include "core/memory/tree_layout.h"
+#include "core/memory/tree_survey.h"
 
 namespace migrate {
 
@@ -40,6 +41,7 @@ struct FillTarget {
   MemoryId memory;
   Fd userfaultfd;  ///< for tasks: of the shell's address space, registered over the ranges with copy_by_userfault
   Fd mem;          ///< for tasks: /proc/SHELL/mem, writable (file-private staging); for shmem: the object itself
+  Fd process;      ///< for tasks: pidfd of the shell
   struct Range {
     uint64_t address = 0;  ///< final address (tasks) or offset (shmem)
     uint64_t bytes = 0;
@@ -71,7 +73,7 @@ class Restore {
   /// memory for the layout's areas and objects; later calls follow the tree as it changes, keeping what was filled.
   /// Shells that cannot follow are made anew (root() and init() are then others). Returns the memories that hold
   /// nothing yet or no more: all their pages must come (again). Set RestoreOptions::clocks: there are no images to ask.
-  /// File-private memory is not part of it. `gate` as below, the same each time. Any failure discards everything.
+  /// Files of areas are opened by their path. `gate` as below, the same each time. Any failure discards everything.
   std::vector<MemoryId> warm(const TreeLayout& layout, FreezerCgroup* gate);
   /// Forks the coordinator and the task shells with their pids and reserves the staging memory. `gate` is the freezer
   /// cgroup the tasks are put in (nullptr: none). After warm(): keeps what was filled, cuts it to the final mappings,
@@ -82,6 +84,10 @@ class Restore {
   /// Gives pages back, in staging memory that no filler is writing to: they read as if never written. What is not
   /// staged is passed over: [0, 2^47) empties a memory (an exec, a pid used again). After warm() or prepare().
   void discard_pages(std::span<const PageDiscard> discards);
+  /// Makes pages ready to be filled, so that filling need not take memory any more; after warm(), before prepare().
+  /// They read as zeros: what is not filled must be discarded. What is not staged is passed over. Any failure, also
+  /// that there is not enough memory, discards everything.
+  void reserve_pages(std::span<const PageReserve> pages);
   /// For fillers in other processes: all targets as the last warm() or prepare() left them. Each can be taken once;
   /// earlier ones are void.
   std::vector<FillTarget> take_fill_targets();

@@ -11,6 +11,12 @@
 namespace migrate {
 namespace {
 
+Fd make_memfd(const std::string& name, uint64_t bytes) {
+  Fd fd(check(::memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING), "create", "memfd '" + name + "'"));
+  check(::ftruncate(fd.get(), static_cast<off_t>(bytes)), "set the size of", "memfd '" + name + "'");
+  return fd;
+}
+
 /// Shared anonymous memory (shown as /dev/zero) has a descriptor only through map_files.
 Fd make_object(uint64_t bytes) {
   void* at = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -25,29 +31,43 @@ Fd make_object(uint64_t bytes) {
 
 }  // namespace
 
-std::vector<uint64_t> SharedMemory::follow(const std::map<uint64_t, uint64_t>& sizes) {
-  std::erase_if(objects_, [&](const Object& o) { return !sizes.contains(o.id); });
+std::vector<uint64_t> SharedMemory::follow(const std::map<uint64_t, Wanted>& wanted) {
+  std::erase_if(objects_, [&](const Object& o) {
+    const auto it = wanted.find(o.id);
+    return it == wanted.end() || it->second.memfd != o.memfd || it->second.name != o.name;
+  });
   std::vector<uint64_t> fresh;
-  for (const auto& [id, bytes] : sizes) {
+  for (const auto& [id, want] : wanted) {
     const auto it = std::find_if(objects_.begin(), objects_.end(), [id = id](const Object& o) { return o.id == id; });
     if (it == objects_.end()) {
-      objects_.push_back({id, bytes, make_object(bytes)});
+      objects_.push_back({want, id, want.memfd ? make_memfd(want.name, want.bytes) : make_object(want.bytes)});
       fresh.push_back(id);
-    } else if (it->bytes < bytes) {
-      check(::ftruncate(it->fd.get(), static_cast<off_t>(bytes)), "grow", "shared memory");
-      it->bytes = bytes;
+    } else if (it->bytes < want.bytes) {
+      check(::ftruncate(it->fd.get(), static_cast<off_t>(want.bytes)), "grow", "shared memory");
+      it->bytes = want.bytes;
     }
   }
   return fresh;
 }
 
 void SharedMemory::discard(uint64_t id, uint64_t offset, uint64_t bytes) {
-  for (const Object& o : objects_) {
-    if (o.id != id || offset >= o.bytes) continue;
-    check(::fallocate(o.fd.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
-                      static_cast<off_t>(std::min(bytes, o.bytes - offset))),
-          "give back pages of", "shared memory");
-  }
+  for (const Object& o : objects_)
+    if (o.id == id) punch_hole(o.fd.get(), o.bytes, offset, bytes);
+}
+
+std::map<uint64_t, WarmMemfd> SharedMemory::take_memfds() {
+  std::map<uint64_t, WarmMemfd> taken;
+  for (Object& o : objects_)
+    if (o.memfd) taken.emplace(o.id, WarmMemfd{o.name, std::move(o.fd)});
+  std::erase_if(objects_, [](const Object& o) { return o.memfd; });
+  return taken;
+}
+
+void punch_hole(int fd, uint64_t size, uint64_t offset, uint64_t bytes) {
+  if (offset >= size) return;
+  check(::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                    static_cast<off_t>(std::min(bytes, size - offset))),
+        "give back pages of", "shared memory");
 }
 
 void fill_object(PageImages& pages, uint64_t id, int fd, uint64_t bytes) {

@@ -101,6 +101,8 @@ class Shell {
         return follow_areas(m);
       case Msg::discard:
         return discard(m), false;
+      case Msg::reserve:
+        return staging_.reserve(unpack_areas(fd_of(m, 0))), false;
       case Msg::stage:
         return stage(m);
       case Msg::end_as_zombie:

@@ -8,6 +8,7 @@
 #include "core/base/fd.h"
 #include "core/image/image_set.h"
 #include "core/memory/tree_layout.h"
+#include "core/memory/tree_survey.h"
 #include "core/restore/restore.h"
 #include "core/restore/tree_order.h"
 
@@ -64,6 +65,8 @@ Fd pack_resources(const Resources& resources);
 Resources unpack_resources(int fd);
 Fd pack_discards(std::span<const PageDiscard> discards);
 std::vector<PageDiscard> unpack_discards(int fd);
+Fd pack_reserves(std::span<const PageReserve> pages);
+std::vector<PageReserve> unpack_reserves(int fd);
 Fd pack_memories(const std::vector<MemoryId>& memories);
 std::vector<MemoryId> unpack_memories(int fd);
 Fd pack_threads(const std::vector<pid_t>& threads);

@@ -3,6 +3,7 @@
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
@@ -17,7 +18,7 @@ constexpr uint64_t kStep = uint64_t{1} << 30;
 void* local(uint64_t address) { return reinterpret_cast<void*>(address); }  // NOLINT: an address of this process
 
 bool same_kind(const StagedArea& a, const StagedArea& b) {
-  return a.no_reserve == b.no_reserve && a.grows_down == b.grows_down;
+  return a.no_reserve == b.no_reserve && a.grows_down == b.grows_down && a.file == b.file && a.base == b.base;
 }
 
 StagedArea part(StagedArea a, uint64_t start, uint64_t end) {
@@ -79,6 +80,17 @@ std::vector<AddressRange> staged_at(uint64_t distance, std::span<const AddressRa
   }
   std::sort(all.begin(), all.end());
   return all;
+}
+
+/// Huge pages for whole blocks in which there is nothing yet. MADV_COLLAPSE (6.1) leaves no mark on the mapping, as
+/// MADV_HUGEPAGE would, and wants a page table to begin with. Where it fails there will be small pages.
+void collapse_empty(uint64_t address, uint64_t bytes) {
+  constexpr uint64_t kHuge = 2 << 20;
+  constexpr int kCollapse = 25;
+  ::prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);
+  for (uint64_t at = address; at < address + bytes; at += kHuge) ::madvise(local(at), kPageSize, MADV_POPULATE_WRITE);
+  ::madvise(local(address), bytes, kCollapse);
+  check(::prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0), "turn off", "huge pages");
 }
 
 }  // namespace
@@ -150,19 +162,23 @@ void StagedAreas::set_registered(const StagedArea& area, bool on) {
 }
 
 /// False if something of ours is in the way.
-bool StagedAreas::map(StagedArea& area, bool last) {
+bool StagedAreas::map(StagedArea& area, const StagedFiles& files, bool last) {
   const uint64_t at = staging(area.start), bytes = area.end - area.start;
-  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | (area.no_reserve ? MAP_NORESERVE : 0) |
-                    (area.grows_down ? MAP_GROWSDOWN : 0);
-  const void* mapped = ::mmap(local(at), bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
-  if (mapped == MAP_FAILED && errno == ENOMEM) {
+  const bool file = area.file.inode != 0;
+  const int fd = file ? files.at(area.file) : -1;
+  const auto offset = static_cast<off_t>(file ? area.base + area.start : 0);
+  const int flags = MAP_PRIVATE | MAP_FIXED_NOREPLACE | (area.no_reserve ? MAP_NORESERVE : 0) |
+                    (area.grows_down ? MAP_GROWSDOWN : 0) | (file ? 0 : MAP_ANONYMOUS);
+  const void* mapped = ::mmap(local(at), bytes, area.no_access ? PROT_NONE : PROT_READ | PROT_WRITE, flags, fd, offset);
+  if (mapped == MAP_FAILED && errno == ENOMEM && !area.no_access) {
     // A reservation that was never meant to be all used: without access it commits nothing, and can be filled still.
-    mapped = ::mmap(local(at), bytes, PROT_NONE, flags, -1, 0);
+    mapped = ::mmap(local(at), bytes, PROT_NONE, flags, fd, offset);
     area.no_access = mapped != MAP_FAILED;
   }
   if (mapped == MAP_FAILED && errno == EEXIST) return false;
   if (mapped == MAP_FAILED) throw Error("make staging memory of", "task " + std::to_string(task_), errno);
   if (!last) ::madvise(local(at), bytes, MADV_DONTFORK);
+  if (file) return true;  // missing pages of files cannot be registered
   set_registered(area, true);
   area.registered = true;
   return true;
@@ -185,7 +201,7 @@ void StagedAreas::move_to(uint64_t distance) {
     if (area.registered) set_registered(area, true);
 }
 
-bool StagedAreas::follow(const std::vector<StagedArea>& wanted, std::span<const AddressRange> files,
+bool StagedAreas::follow(const std::vector<StagedArea>& wanted, const StagedFiles& files,
                          std::span<const AddressRange> others, bool last) {
   AreaChange change = compare_areas(areas_, wanted);
   for (const StagedArea& a : change.dropped)
@@ -198,9 +214,8 @@ bool StagedAreas::follow(const std::vector<StagedArea>& wanted, std::span<const 
   }
   areas_ = std::move(change.kept);
 
-  std::vector<AddressRange> staged(files.begin(), files.end());
+  std::vector<AddressRange> staged;
   for (const StagedArea& a : wanted) staged.push_back({a.start, a.end});
-  std::sort(staged.begin(), staged.end());
   if (!distance_ || !distance_fits(*distance_, staged, others)) {
     const uint64_t fresh = pick_distance(staged, others, own_mappings());
     if (!distance_) distance_ = fresh;
@@ -208,7 +223,7 @@ bool StagedAreas::follow(const std::vector<StagedArea>& wanted, std::span<const 
   }
   for (size_t i = 0, moves = 0; i < change.added.size();) {
     StagedArea area = change.added[i];
-    if (map(area, last)) {
+    if (map(area, files, last)) {
       areas_.push_back(area);
       ++i;
     } else {
@@ -226,6 +241,19 @@ void StagedAreas::discard(AddressRange range) {
     if (start >= end) continue;
     check(::madvise(local(staging(start)), end - start, MADV_DONTNEED), "give back pages of",
           "task " + std::to_string(task_));
+  }
+}
+
+void StagedAreas::populate(AddressRange range, bool huge_pages) {
+  for (StagedArea& a : areas_) {
+    const uint64_t start = std::max(a.start, range.start), end = std::min(a.end, range.end);
+    if (start >= end || a.no_access || a.file.inode != 0) continue;
+    // A fault in a registered area would wait for ever.
+    if (a.registered) set_registered(a, false);
+    a.registered = false;
+    if (huge_pages) collapse_empty(staging(start), end - start);
+    const int done = ::madvise(local(staging(start)), end - start, MADV_POPULATE_WRITE);
+    check(done, "make memory ready for", "task " + std::to_string(task_));
   }
 }
 

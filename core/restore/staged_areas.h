@@ -1,8 +1,11 @@
-// Private anonymous memory of a task that is being made, while its final place in the address space is not ours yet: it
-// stands at one constant distance from its final addresses, so that it grows, shrinks, splits and merges as the
-// mappings of the running source do without ever being moved.
+// Private memory, anonymous or of files, of a task that is being made, while its final place in the address space is
+// not ours yet: it stands at one constant distance from its final addresses, so that it grows, shrinks, splits and
+// merges as the mappings of the running source do without ever being moved.
 #pragma once
 
+#include <sys/types.h>
+
+#include <map>
 #include <optional>
 #include <span>
 #include <vector>
@@ -12,14 +15,24 @@
 
 namespace migrate {
 
+struct FileKey {
+  dev_t device = 0;
+  uint64_t inode = 0;  ///< 0: no file
+  auto operator<=>(const FileKey&) const = default;
+};
+
 /// Addresses are final ones.
 struct StagedArea {
   uint64_t start = 0, end = 0;
   bool no_reserve = false, grows_down = false;  ///< MAP_NORESERVE, MAP_GROWSDOWN: fixed when a mapping is made
   bool no_access = false;   ///< mapped PROT_NONE: readable and writable would commit more than the machine allows
   bool registered = false;  ///< with the userfaultfd: new since the last change, so that most pages are missing
+  FileKey file{};
+  uint64_t base = 0;  ///< offset in the file, less `start` (modulo 2^64)
   bool operator==(const StagedArea&) const = default;
 };
+/// A descriptor for each file, to map it.
+using StagedFiles = std::map<FileKey, int>;
 
 /// What stays, what goes and what is new when `wanted` takes the place of `have` (both ascending and disjoint). Kept
 /// parts have the attributes of `have`. `replaced`: memory of the same address but another kind goes.
@@ -45,13 +58,17 @@ class StagedAreas {
  public:
   explicit StagedAreas(pid_t task) : task_(task) {}
 
-  /// Maps what is new, unmaps what is gone, keeps the contents of the rest. `files` are final ranges that the caller
-  /// will stage at the same distance, `others` final ranges that must stay free. Returns true if memory that may have
-  /// had contents was mapped anew. `last`: no shell will be forked from this one any more.
-  bool follow(const std::vector<StagedArea>& wanted, std::span<const AddressRange> files,
-              std::span<const AddressRange> others, bool last);
-  /// Gives back pages; parts that are not staged are passed over.
+  /// Maps what is new, unmaps what is gone, keeps the contents of the rest. `files` has those of `wanted`, `others` are
+  /// final ranges that must stay free. Returns true if memory that may have had contents was mapped anew. `last`: no
+  /// shell will be forked from this one any more.
+  bool follow(const std::vector<StagedArea>& wanted, const StagedFiles& files, std::span<const AddressRange> others,
+              bool last);
+  /// Gives back pages (copies of file pages revert); parts that are not staged are passed over.
   void discard(AddressRange range);
+  /// Makes pages of zeros, so that filling need not take memory; parts that are not staged, or reservations beyond what
+  /// the machine commits, are passed over. `huge_pages`: as such, if there are any. Ends the registration of the areas
+  /// that `range` touches. Throws Error (ENOMEM).
+  void populate(AddressRange range, bool huge_pages);
   /// Ends the registration; before the memory is read into, or moved to its final place.
   void unregister();
 
@@ -64,7 +81,7 @@ class StagedAreas {
 
  private:
   void move_to(uint64_t distance);
-  bool map(StagedArea& area, bool last);
+  bool map(StagedArea& area, const StagedFiles& files, bool last);
   void set_registered(const StagedArea& area, bool on);
 
   pid_t task_;

@@ -2,10 +2,12 @@
 
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <cstring>
 
+#include "core/base/procfs.h"
 #include "core/memory/page_files.h"
 #include "core/restore/messages.h"
 
@@ -20,12 +22,19 @@ struct TargetHeader {
 
 void* local(uint64_t address) { return reinterpret_cast<void*>(address); }  // NOLINT: an address of this process
 
-void map_file(const ShellContext& context, const ImageVma& v, const StagedRange& s) {
-  const int fd = context.files.at({v.object, O_RDONLY});
-  const int flags = MAP_PRIVATE | MAP_FIXED_NOREPLACE | static_cast<int>(v.flags & MAP_NORESERVE);
-  const void* at = ::mmap(local(s.staging), s.bytes, s.no_access ? PROT_NONE : PROT_READ | PROT_WRITE, flags, fd,
-                          static_cast<off_t>(v.pgoff));
-  if (at == MAP_FAILED) throw Error("stage", v.describe(), errno);
+/// Opened to be mapped; none if there is no regular file. The path is the peer's: other files must not even be opened,
+/// since that may have effects.
+Fd open_mapped_file(const std::string& path) {
+  const Fd there(::open(path.c_str(), O_PATH | O_CLOEXEC));
+  struct stat st {};
+  if (!there || ::fstat(there.get(), &st) != 0 || !S_ISREG(st.st_mode)) return {};
+  return Fd(::open(("/proc/self/fd/" + std::to_string(there.get())).c_str(), O_RDONLY | O_CLOEXEC));
+}
+
+FileKey key_of(int fd) {
+  struct stat st {};
+  check(::fstat(fd, &st), "stat", "a mapped file");
+  return {st.st_dev, st.st_ino};
 }
 
 }  // namespace
@@ -36,12 +45,39 @@ void Staging::set_up() {
   used_ = true;
 }
 
+/// Without a file where it is not found here: the final images tell more about it.
+StagedArea Staging::area_of_file(const TreeLayout::Area& area, std::map<std::string, Fd>& opened, StagedFiles& files) {
+  StagedArea staged{.start = area.start, .end = area.end, .no_reserve = area.no_reserve};
+  auto [it, fresh] = opened.try_emplace(area.file);
+  if (fresh) it->second = open_mapped_file(area.file);
+  if (!it->second) return staged;
+  staged.file = key_of(it->second.get());
+  staged.base = area.offset - area.start;
+  files.emplace(staged.file, it->second.get());
+  return staged;
+}
+
 bool Staging::follow(const std::vector<TreeLayout::Area>& areas) {
   const bool fresh = !used_;
   set_up();
   std::vector<StagedArea> wanted;
-  for (const TreeLayout::Area& a : areas) wanted.push_back({a.start, a.end, a.no_reserve, a.grows_down});
-  return areas_.follow(wanted, {}, {}, false) || fresh;
+  std::map<std::string, Fd> opened;
+  StagedFiles files;
+  unstaged_.clear();
+  for (const TreeLayout::Area& a : areas) {
+    if (a.file.empty()) {
+      wanted.push_back({.start = a.start, .end = a.end, .no_reserve = a.no_reserve, .grows_down = a.grows_down});
+      continue;
+    }
+    const StagedArea staged = area_of_file(a, opened, files);
+    if (staged.file.inode != 0) {
+      wanted.push_back(staged);
+    } else {
+      unstaged_.push_back({a.start, a.end});
+      dropped_ = true;
+    }
+  }
+  return areas_.follow(wanted, files, {}, false) || fresh;
 }
 
 bool Staging::settle(const ShellContext& context, const TaskImage& task, const ImageSet& images) {
@@ -52,29 +88,34 @@ bool Staging::settle(const ShellContext& context, const TaskImage& task, const I
   std::vector<bool> staged(task.vmas.size());
   for (const size_t i : mappings_to_stage(task.vmas, runs)) staged[i] = true;
   std::vector<StagedArea> wanted;
-  std::vector<AddressRange> files, others;
+  std::vector<AddressRange> others;
+  StagedFiles files;
+  unstaged_.clear();
   for (size_t i = 0; i < task.vmas.size(); ++i) {
     const ImageVma& v = task.vmas[i];
-    if (v.kernel_made()) kernel_made_.push_back({v.start, v.end});
-    const bool anonymous = v.is_private() && !v.has(kVmaFilePrivate);
-    if (anonymous && areas_.contains({v.start, v.end})) staged[i] = true;
+    if (v.kernel_made()) unstaged_.push_back({v.start, v.end});
+    const bool file = v.has(kVmaFilePrivate);
+    if (v.is_private() && areas_.contains({v.start, v.end})) staged[i] = true;
     if (!staged[i]) {
       others.push_back({v.start, v.end});
       continue;
     }
-    if (anonymous) {
-      wanted.push_back({v.start, v.end, (v.flags & MAP_NORESERVE) != 0, (v.flags & MAP_GROWSDOWN) != 0});
+    StagedArea area{.start = v.start, .end = v.end, .no_reserve = (v.flags & MAP_NORESERVE) != 0};
+    if (file) {
+      const int fd = context.files.at({v.object, O_RDONLY});
+      area.file = key_of(fd);
+      area.base = v.pgoff - v.start;
+      area.no_access = !runs && v.prot == PROT_NONE;
+      files.emplace(area.file, fd);
     } else {
-      files.push_back({v.start, v.end});
+      area.grows_down = (v.flags & MAP_GROWSDOWN) != 0;
     }
-    ranges_.push_back({i, v.start, v.bytes(), 0, !anonymous, !anonymous && !runs && v.prot == PROT_NONE});
+    wanted.push_back(area);
+    ranges_.push_back({i, v.start, v.bytes(), 0, file, false});
   }
   const bool lost = areas_.follow(wanted, files, others, true);
-  for (StagedRange& s : ranges_) {
-    s.staging = areas_.staging(s.final_start);
-    if (s.file) map_file(context, task.vmas[s.vma], s);
-  }
-  return lost || fresh;
+  for (StagedRange& s : ranges_) s.staging = areas_.staging(s.final_start);
+  return lost || fresh || dropped_;
 }
 
 FillTarget Staging::make_target() {
@@ -82,18 +123,21 @@ FillTarget Staging::make_target() {
   target.memory = {MemoryId::Kind::task, static_cast<uint64_t>(pid_)};
   for (const StagedArea& a : areas_.areas())
     target.ranges.push_back({a.start, a.end - a.start, areas_.staging(a.start), a.registered});
-  for (const StagedRange& s : ranges_)
-    if (s.file) target.ranges.push_back({s.final_start, s.bytes, s.staging, false});
-  for (const AddressRange& r : kernel_made_) target.ranges.push_back({r.start, r.end - r.start, 0, false});
+  for (const AddressRange& r : unstaged_) target.ranges.push_back({r.start, r.end - r.start, 0, false});
   std::sort(target.ranges.begin(), target.ranges.end(),
             [](const FillTarget::Range& a, const FillTarget::Range& b) { return a.address < b.address; });
   target.userfaultfd = areas_.userfaultfd().dup();
   target.mem = open_path("/proc/self/mem", O_RDWR);
+  if (auto self = open_pidfd(::getpid())) target.process = std::move(*self);
   return target;
 }
 
 void Staging::discard(const std::vector<AddressRange>& ranges) {
   for (const AddressRange& r : ranges) areas_.discard(r);
+}
+
+void Staging::reserve(const std::vector<TreeLayout::Area>& pages) {
+  for (const TreeLayout::Area& a : pages) areas_.populate({a.start, a.end}, a.huge_pages);
 }
 
 std::vector<StagedRange> Staging::release() {
@@ -104,8 +148,8 @@ std::vector<StagedRange> Staging::release() {
   for (const StagedRange& s : ranges_) {
     for (const AddressRange& r : split_by_mappings({s.staging, s.staging + s.bytes}, own)) {
       // Access differs between mappings, so that a part has one kind.
-      StagedRange part{s.vma, s.final_start + (r.start - s.staging), r.end - r.start, r.start, s.file, s.no_access};
-      if (!s.file) part.no_access = areas_.no_access(part.final_start);
+      StagedRange part{s.vma, s.final_start + (r.start - s.staging), r.end - r.start, r.start, s.file, false};
+      part.no_access = areas_.no_access(part.final_start);
       parts.push_back(part);
     }
   }
@@ -157,6 +201,7 @@ void send_target(int socket, const FillTarget& target) {
     if (at == 0) {
       fds.push_back(target.mem.get());
       if (target.userfaultfd) fds.push_back(target.userfaultfd.get());
+      if (target.userfaultfd && target.process) fds.push_back(target.process.get());
     }
     send_message(socket, Msg::target, 0, body, fds);
     at += n;
@@ -174,6 +219,7 @@ void add_target_piece(std::vector<FillTarget>& targets, Message& piece) {
     if (piece.fds.empty()) throw Error("receive", "a fill target", EBADMSG);
     fresh.mem = std::move(piece.fds[0]);
     if (piece.fds.size() > 1) fresh.userfaultfd = std::move(piece.fds[1]);
+    if (piece.fds.size() > 2) fresh.process = std::move(piece.fds[2]);
     targets.push_back(std::move(fresh));
   }
   for (FillTarget& t : targets) {

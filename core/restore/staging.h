@@ -1,6 +1,8 @@
 // The staging memory of one shell.
 #pragma once
 
+#include <map>
+#include <string>
 #include <vector>
 
 #include "core/base/fd.h"
@@ -25,6 +27,8 @@ class Staging {
   FillTarget make_target();
   /// Gives back pages of the anonymous part.
   void discard(const std::vector<AddressRange>& ranges);
+  /// Makes pages of the anonymous part ready to be filled; `huge_pages` of an area: as such.
+  void reserve(const std::vector<TreeLayout::Area>& pages);
   /// Reads the pages from image files itself.
   void fill_from(const TaskImage& task, PageImages& pages);
   /// Call before the memory is moved: ends the registration, gives the ranges as single mappings.
@@ -32,12 +36,14 @@ class Staging {
 
  private:
   void set_up();
+  StagedArea area_of_file(const TreeLayout::Area& area, std::map<std::string, Fd>& opened, StagedFiles& files);
 
   pid_t pid_;
   bool used_ = false;
   StagedAreas areas_;
-  std::vector<StagedRange> ranges_;  ///< of the final mappings
-  std::vector<AddressRange> kernel_made_;
+  std::vector<StagedRange> ranges_;     ///< of the final mappings
+  std::vector<AddressRange> unstaged_;  ///< pages may come for them, and are dropped
+  bool dropped_ = false;                ///< pages that are needed in the end, since a file was not found
 };
 
 /// Sends a target to the launcher, in pieces, and the receiving side's assembly.

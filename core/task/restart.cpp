@@ -11,6 +11,16 @@
 
 namespace migrate {
 
+uint64_t voluntary_switches(std::string_view status) {
+  constexpr std::string_view kKey = "\nvoluntary_ctxt_switches:\t";
+  uint64_t value = 0;
+  const size_t at = status.find(kKey);
+  if (at == std::string_view::npos) return value;
+  const std::string_view rest = status.substr(at + kKey.size());
+  std::from_chars(rest.data(), rest.data() + rest.size(), value);
+  return value;
+}
+
 /// The scheduler's clock runs per CPU, without stolen and interrupt time: its distance from CLOCK_MONOTONIC is measured
 /// on each CPU that matters, by our own exec_start right after a switch.
 class SchedulerClock {
@@ -52,16 +62,6 @@ namespace {
 // Kernel-internal results of interrupted calls (include/linux/errno.h).
 constexpr int64_t kRestartSys = -512, kRestartNoIntr = -513, kRestartNoHand = -514, kRestartBlock = -516;
 constexpr size_t kSyscallBytes = 2;  // length of the `syscall` instruction
-
-uint64_t voluntary_switches(std::string_view status) {
-  constexpr std::string_view kKey = "\nvoluntary_ctxt_switches:\t";
-  uint64_t value = 0;
-  const size_t at = status.find(kKey);
-  if (at == std::string_view::npos) return value;
-  const std::string_view rest = status.substr(at + kKey.size());
-  std::from_chars(rest.data(), rest.data() + rest.size(), value);
-  return value;
-}
 
 /// Field 39 of /proc/TID/stat.
 int last_cpu(std::string_view stat) {
@@ -265,14 +265,31 @@ const SleepSample* SleepSurvey::find(pid_t tid) const {
   return it == samples_.end() ? nullptr : &it->second;
 }
 
-void SleepSurvey::recall(const SleepSurvey& earlier) {
+namespace {
+
+/// Whether a thread did nothing between two samples but be stopped, and go back to sleep. A stop is two switches, to
+/// the stop and back to sleep; while it stood it may have been made to run.
+bool only_stopped(pid_t tid, const SleepSample& before, const SleepSample& now, std::span<const StopMark> stops) {
+  uint64_t count = before.voluntary_switches;
+  bool marked = false;
+  for (const StopMark& stop : stops) {
+    if (stop.tid != tid) continue;
+    if (stop.stopped_at != count + 1) return false;
+    count = stop.let_go_at;
+    marked = true;
+  }
+  return now.voluntary_switches == count + (marked ? 1 : 2);
+}
+
+}  // namespace
+
+void SleepSurvey::recall(const SleepSurvey& earlier, std::span<const StopMark> stops) {
   for (auto& [tid, sample] : samples_) {
     const SleepSample* before = earlier.find(tid);
     if (sample.call.nr != SYS_restart_syscall || before == nullptr) continue;
     if (before->call.sp != sample.call.sp || before->call.ip != sample.call.ip) continue;
-    // The call was restarted at least once, which is two switches, to the stop and back to sleep. If there were no more,
-    // it is the one that was seen before; else it may be a later one, which then ends late rather than early.
-    if (sample.voluntary_switches != before->voluntary_switches + 2) continue;
+    // Else it may be a later call, which then ends late rather than early.
+    if (!only_stopped(tid, *before, sample, stops)) continue;
     switch (before->call.nr) {
       case SYS_nanosleep:
       case SYS_clock_nanosleep:

@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/base/procfs.h"
@@ -24,6 +26,15 @@ struct SleepSample {
   int64_t since_ns = 0;  ///< CLOCK_MONOTONIC of the reader
 };
 
+/// A stop between two surveys, as a visit is one: a thread's voluntary switches when it stood, and when it was let go.
+struct StopMark {
+  pid_t tid = 0;
+  uint64_t stopped_at = 0, let_go_at = 0;
+};
+
+/// "voluntary_ctxt_switches" of /proc/TID/status.
+uint64_t voluntary_switches(std::string_view status);
+
 class SchedulerClock;
 
 /// Sleep samples of all threads of running tasks.
@@ -33,8 +44,9 @@ class SleepSurvey {
   explicit SleepSurvey(const std::vector<ProcDir>& tasks);
   const SleepSample* find(pid_t tid) const;
   /// Adds what `earlier`, taken before a stop in between, knew about calls that go on since: which they are and when
-  /// they began. Stopping a thread hides both.
-  void recall(const SleepSurvey& earlier);
+  /// they began. Stopping a thread hides both. `stops`: marks of threads that were made to run meanwhile, in order; of
+  /// all others a single stop is assumed.
+  void recall(const SleepSurvey& earlier, std::span<const StopMark> stops = {});
 
  private:
   bool sample_task(const ProcDir& task, SchedulerClock& clock);

@@ -8,6 +8,8 @@
 #include <filesystem>
 #include <sstream>
 
+#include "migrate/cli/rate_option.h"
+
 namespace migrate::cli {
 namespace {
 
@@ -64,6 +66,8 @@ void add_page_options(CLI::App& verb, CoreOptions& o) {
              "pages go to the page server at --address and --port");
   verb.add_option("--address", o.address, "address of the page server");
   verb.add_option("--port", o.port, "its port");
+  add_rate_option(verb, "--bandwidth-limit", o.bandwidth_limit,
+                  "bytes a second to the page server, such as 200M or 1.5G");
   verb.add_option("--ps-socket", o.ps_socket, "a connected socket, in place of address and port");
   add_switch(verb, "--tls", "tls", o.tls, "TLS with certificates on both sides");
   verb.add_option("--tls-cacert", o.tls_cacert, "certificate of the CA (default: /etc/migrate/ca.crt)");

@@ -46,7 +46,8 @@ struct CoreOptions {
   std::string pre_dump_mode;         ///< accepted: there is one way only
   int track_timeout_seconds = 3600;  ///< pre-dump: the tracking ends when no command came for so long
   bool page_server = false;
-  std::string address;  ///< of the page server
+  uint64_t bandwidth_limit = 0;  ///< bytes/s to the page server; 0: none
+  std::string address;           ///< of the page server
   uint16_t port = 0;
   int ps_socket = -1;   ///< a connected socket in place of address and port
   bool daemon = false;  ///< page-server: return once it listens

@@ -11,6 +11,8 @@ namespace migrate::cli {
 
 void check_page_options(const CoreOptions& o) {
   if (o.auto_dedup) throw Refusal("--auto-dedup is not supported", "leave it out; parents keep their pages");
+  if (o.bandwidth_limit != 0 && !o.page_server)
+    throw Refusal("--bandwidth-limit has no connection to hold back", "give --page-server too");
   if (o.tls && !o.page_server) throw Refusal("--tls has no connection to protect", "give --page-server too");
 }
 
@@ -29,7 +31,7 @@ WrittenPages PageOutput::write(const std::vector<PageSource>& sources, const Pag
     unlink_parent(images_dir_);
   }
   if (server_) {
-    CriuPageClient client(std::move(server_));
+    CriuPageClient client(std::move(server_), options_.bandwidth_limit);
     return write_pages(sources, in_parent, client);
   }
   PageFolder folder(images_dir_, images, false);

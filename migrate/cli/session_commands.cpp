@@ -7,6 +7,7 @@
 #include <map>
 
 #include "core/base/error.h"
+#include "migrate/cli/rate_option.h"
 #include "migrate/session/session.h"
 
 namespace migrate::cli {
@@ -83,9 +84,7 @@ void SessionCommands::add_send(CLI::App& app, std::function<int()>& run) {
       ->transform(CLI::CheckedTransformer(modes))
       ->default_str("precopy");
   add_policy(*verb);
-  verb->add_option("--streams", send_.streams, "parallel connections for pages")
-      ->check(CLI::Range(1, 64))
-      ->capture_default_str();
+  add_page_streams(*verb);
   verb->add_option("--report", send_.report_file, "FILE.html: a picture of the migration's time line");
   verb->add_flag("--tcp-close", send_.tcp_close, "drop established TCP connections");
   verb->add_flag("-j,--shell-job", send_.shell_job, "the tree was started from a shell, which will see it go");
@@ -121,6 +120,26 @@ void SessionCommands::add_policy(CLI::App& verb) {
       ->default_str("stop");
 }
 
+void SessionCommands::add_page_streams(CLI::App& verb) {
+  verb.add_option("--streams", send_.streams, "parallel connections for pages")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  verb.add_option_function<std::string>(
+          "--compress",
+          [this](const std::string& text) {
+            const std::optional<Compression> wanted = parse_compression(text);
+            if (!wanted)
+              throw CLI::ValidationError(
+                  "--compress", "\"" + text + "\" is no compression; write auto, off, lz4, zstd or zstd:1 to zstd:" +
+                                    std::to_string(kMaxZstdLevel));
+            send_.compress = *wanted;
+          },
+          "how pages are packed: off, auto (whatever measures best), lz4, zstd[:LEVEL]")
+      ->default_str("off");
+  add_rate_option(verb, "--bandwidth-limit", send_.bandwidth_limit,
+                  "bytes a second that pages may take while the program runs, such as 200M or 1.5G");
+}
+
 void SessionCommands::add_receive(CLI::App& app, std::function<int()>& run) {
   CLI::App* verb = app.add_subcommand("receive", "take trees that are sent here");
   add_link(*verb, receive_.state_dir);
@@ -131,6 +150,7 @@ void SessionCommands::add_receive(CLI::App& app, std::function<int()>& run) {
   verb->add_option("--deny-caps", denied_capabilities_, "refuse tasks that have one of these capabilities")
       ->delimiter(',');
   verb->add_option("--root", receive_.root, "folder that all paths of received trees are under");
+  verb->add_flag("!--no-compress", receive_.packed_pages, "take no pages that are compressed");
   verb->add_option("--status-fd", receive_.status_fd, "NUL bytes there: listening, restore may begin, ready");
   verb->callback([this, &run] {
     run = [this] {

@@ -23,6 +23,7 @@ class SessionCommands {
   LinkOptions link_options() const;
   void add_send(CLI::App& app, std::function<int()>& run);
   void add_policy(CLI::App& verb);
+  void add_page_streams(CLI::App& verb);
   void add_receive(CLI::App& app, std::function<int()>& run);
   void add_resolve(CLI::App& app, std::function<int()>& run);
   void add_keys(CLI::App& app, std::function<int()>& run);

@@ -149,7 +149,7 @@ TrackClient::Pages TrackClient::last(const std::string& previous, std::vector<Pa
   pages.full = std::move(m.sentence);
   for (PageSource& source : pages.sources) {
     const auto unchanged = m.pages.find(source.memory);
-    if (unchanged != m.pages.end()) source.runs = subtract_runs(source.runs, unchanged->second);
+    if (unchanged != m.pages.end()) source.runs = runs_without(source.runs, unchanged->second);
   }
   pages.unchanged = std::move(m.pages);
   return pages;

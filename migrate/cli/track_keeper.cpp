@@ -66,20 +66,17 @@ void Keeper::begin_anew() {
 /// What stands in the folder and was neither written since nor has vanished.
 PagesByMemory Keeper::unchanged(const DirtyTracker::Round& round) const {
   PagesByMemory out;
-  std::map<MemoryId, std::vector<PageRun>> gone;
-  for (const PageDiscard& d : round.discards) gone[d.memory].push_back({d.address, d.pages});
+  std::map<MemoryId, PageSet> gone;  // or sent
+  for (const PageDiscard& d : round.discards) gone[d.memory].append(d.address, d.address + d.pages * kPageSize);
+  for (const PageSource& source : round.sources) gone[source.memory] = gone[source.memory] | pages_of(source.runs);
   for (const TreeLayout::Task& task : round.layout.tasks) {
     const MemoryId memory{MemoryId::Kind::task, static_cast<uint64_t>(task.pid)};
     const auto had = stored_.find(memory);
     if (had == stored_.end()) continue;
-    std::vector<PageRun> exists;
-    for (const TreeLayout::Area& area : task.areas)
-      append_run(exists, {area.start, (area.end - area.start) / kPageSize});
-    std::vector<PageRun> runs = intersect_runs(had->second, exists);
-    runs = subtract_runs(runs, unite_runs(gone[memory], {}));
-    for (const PageSource& source : round.sources)
-      if (source.memory == memory) runs = subtract_runs(runs, source.runs);
-    if (!runs.empty()) out.emplace(memory, std::move(runs));
+    PageSet exists;
+    for (const TreeLayout::Area& area : task.areas) exists.append(area.start, area.end);
+    PageSet pages = (had->second & exists) - gone[memory];
+    if (!pages.empty()) out.emplace(memory, std::move(pages));
   }
   return out;
 }
@@ -107,16 +104,15 @@ void Keeper::last(PacketSocket& client, const TrackMessage& request) {
   TrackMessage reply{.kind = Kind::pages, .folder = request.folder};
   reply.sentence = tracker_ ? unrelated(request.folder) : "nothing is tracked yet";
   if (reply.sentence.empty()) {
-    std::map<MemoryId, std::vector<PageRun>> exists;
+    PagesByMemory exists;
     for (const PageSource& source : all)
-      if (source.memory.kind == MemoryId::Kind::task) exists.emplace(source.memory, source.runs);
+      if (source.memory.kind == MemoryId::Kind::task) exists.emplace(source.memory, pages_of(source.runs));
     tracker_->last_round(all);
     for (const PageSource& source : all)
-      if (const auto e = exists.find(source.memory); e != exists.end())
-        e->second = subtract_runs(e->second, source.runs);
-    for (auto& [memory, runs] : exists) {
+      if (const auto e = exists.find(source.memory); e != exists.end()) e->second = e->second - pages_of(source.runs);
+    for (auto& [memory, pages] : exists) {
       const auto had = stored_.find(memory);
-      if (had != stored_.end()) reply.pages.emplace(memory, intersect_runs(runs, had->second));
+      if (had != stored_.end()) reply.pages.emplace(memory, pages & had->second);
     }
   }
   send_message(client, reply);

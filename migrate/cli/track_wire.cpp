@@ -65,13 +65,13 @@ std::vector<std::byte> encode_message(const TrackMessage& m) {
   out.text(m.sentence);
   out.text(m.remedy);
   out.number(m.pages.size());
-  for (const auto& [memory, runs] : m.pages) {
+  for (const auto& [memory, pages] : m.pages) {
     out.number(static_cast<uint64_t>(memory.kind));
     out.number(memory.id);
-    out.number(runs.size());
-    for (const PageRun& run : runs) {
-      out.number(run.address);
-      out.number(run.pages);
+    out.number(pages.ranges().size());
+    for (const PageSet::Range& range : pages.ranges()) {
+      out.number(range.start);
+      out.number((range.end - range.start) / kPageSize);
     }
   }
   return out.take();
@@ -92,12 +92,11 @@ TrackMessage decode_message(std::span<const std::byte> bytes) {
     MemoryId memory;
     memory.kind = static_cast<MemoryId::Kind>(in.number());
     memory.id = in.number();
-    std::vector<PageRun>& runs = m.pages[memory];
+    PageSet& pages = m.pages[memory];
     const uint64_t count = in.count(2 * sizeof(uint64_t));
-    runs.reserve(count);
     for (uint64_t n = 0; n < count; ++n) {
       const uint64_t address = in.number();
-      runs.push_back({address, in.number()});
+      pages.append(address, address + in.number() * kPageSize);
     }
   }
   return m;

@@ -19,32 +19,33 @@ double learned(double factor, double estimated, double measured) {
 
 FixedCost estimate_fixed_cost(const TreeSize& size, double round_trip_seconds, const CostRates& rates) {
   const auto tasks = double(size.tasks), threads = double(size.threads), mappings = double(size.mappings),
-             descriptors = double(size.descriptors);
+             descriptors = double(size.descriptors), pages = double(size.pages);
   FixedCost cost;
   cost.freeze = rates.freeze_base + rates.freeze_task * tasks + rates.freeze_thread * threads +
-                rates.freeze_mapping * mappings + rates.freeze_descriptor * descriptors;
-  cost.images = rates.images_base + round_trip_seconds;
+                rates.freeze_mapping * mappings + rates.freeze_descriptor * descriptors + rates.freeze_page * pages;
+  cost.images = rates.images_base + round_trip_seconds + rates.images_page * pages;
   cost.finish = rates.finish_base + rates.finish_task * tasks + rates.finish_thread * threads +
                 rates.finish_mapping * mappings + rates.finish_descriptor * descriptors;
   cost.handover = rates.handover_base + rates.handover_round_trips * round_trip_seconds;
-  cost.run_on = rates.run_on_base + rates.run_on_thread * threads;
+  cost.run_on = rates.run_on_base + rates.run_on_thread * threads + rates.run_on_page * pages;
   return cost;
 }
 
 FixedCost Calibration::apply(const FixedCost& e) const {
   return {e.freeze * factors_.freeze, e.images * factors_.images, e.finish * factors_.finish,
-          e.handover * factors_.handover, e.run_on};
+          e.handover * factors_.handover, e.run_on * factors_.run_on};
 }
 
 void Calibration::learn(const FixedCost& estimated, const FixedCost& measured) {
   factors_ = {learned(factors_.freeze, estimated.freeze, measured.freeze),
               learned(factors_.images, estimated.images, measured.images),
               learned(factors_.finish, estimated.finish, measured.finish),
-              learned(factors_.handover, estimated.handover, measured.handover), 1};
+              learned(factors_.handover, estimated.handover, measured.handover),
+              learned(factors_.run_on, estimated.run_on, measured.run_on)};
 }
 
 void Calibration::set(const FixedCost& f) {
-  factors_ = {bounded(f.freeze), bounded(f.images), bounded(f.finish), bounded(f.handover), 1};
+  factors_ = {bounded(f.freeze), bounded(f.images), bounded(f.finish), bounded(f.handover), bounded(f.run_on)};
 }
 
 }  // namespace migrate

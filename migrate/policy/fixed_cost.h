@@ -9,6 +9,7 @@ namespace migrate {
 /// What the tree consists of.
 struct TreeSize {
   uint64_t tasks = 1, threads = 1, mappings = 0, descriptors = 0;
+  uint64_t pages = 0;  ///< of its own memory: page tables are walked while it is stopped
 };
 
 /// Seconds. The slopes were measured with a thread, a mapping and a descriptor more (bench/README.md).
@@ -17,19 +18,21 @@ struct CostRates {
          freeze_descriptor = 20e-6;
   double finish_base = 0.005, finish_task = 0.001, finish_thread = 200e-6, finish_mapping = 8e-6,
          finish_descriptor = 20e-6;
-  double images_base = 0.001;
+  double freeze_page = 15e-9;
+  double images_base = 0.001, images_page = 45e-9;
   double handover_base = 0.008;  ///< two durable journal writes and what is said between them
   double handover_round_trips = 3;
-  double run_on_base = 0.001, run_on_thread = 22e-6;
+  double run_on_base = 0.006, run_on_thread = 22e-6, run_on_page = 60e-9;
 };
 
 /// Seconds, in the order in which they come. Whoever has measured a part writes it over the estimate.
 struct FixedCost {
-  double freeze = 0;      ///< stop, describe, freeze
-  double images = 0;      ///< until the destination has the images
-  double finish = 0;      ///< from the last page to ready
-  double handover = 0;    ///< from ready to the open gate
-  double run_on = 0.001;  ///< part of freeze: until the last thread stands still, pages are still written
+  double freeze = 0;    ///< stop, describe, freeze
+  double images = 0;    ///< until the destination has the images
+  double finish = 0;    ///< from the last page to ready
+  double handover = 0;  ///< from ready to the open gate
+  double run_on =
+      0.001;  ///< before and within freeze: from the last scan on, until the last thread stands, pages are written
   double total() const { return freeze + images + finish + handover; }
 };
 

@@ -14,8 +14,8 @@ class LinkModel {
   double seconds_for(double bytes) const { return overhead_ + bytes / bandwidth(); }
 
  private:
-  double bytes_ = 0, seconds_ = 0;  ///< of the rounds so far, older ones weigh less
-  double overhead_ = 0.0005;        ///< scan, round trip: seconds that a round costs whatever it carries
+  double seconds_per_byte_ = 0;  ///< of the rounds so far, older ones weigh less
+  double overhead_ = 0.0005;     ///< scan, round trip: seconds that a round costs whatever it carries
 };
 
 }  // namespace migrate

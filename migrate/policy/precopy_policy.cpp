@@ -18,6 +18,10 @@ constexpr unsigned kWaitRounds = 3;
 constexpr uint64_t kEnoughPages = 32;  ///< to learn the size of a page on the wire from
 constexpr double kLeastPageBytes = 16, kMostPageBytes = 4200;
 
+constexpr double kIdleIsPlenty = 0.15;  ///< share of the CPU time that nobody used: the transport was not short of it
+constexpr double kMostFreed = 3;
+constexpr double kLastPass = 0.001;  ///< seconds that the last pages take however few they are
+
 std::string text(const char* format, double value) {
   char buffer[48];
   std::snprintf(buffer, sizeof buffer, format, value);
@@ -25,6 +29,14 @@ std::string text(const char* format, double value) {
 }
 
 std::string ms(double seconds) { return text("%.1f ms", seconds * 1e3); }
+/// Where source, tree and all else fill the processors, a stopped tree leaves its part to the transport.
+double freed_by_stopping(const RoundMeasure& m) {
+  const double others = m.all_cpu - m.idle_cpu - m.tree_cpu;
+  if (m.all_cpu <= 0 || others <= 0) return 1;
+  const double scarce = std::clamp(1 - m.idle_cpu / m.all_cpu / kIdleIsPlenty, 0.0, 1.0);
+  return std::min(1 + scarce * m.tree_cpu / others, kMostFreed);
+}
+
 std::string percent(double share) { return text("%.0f %%", share * 100); }
 
 std::string describe(const DowntimeEstimate& e, uint64_t pages) {
@@ -60,6 +72,7 @@ std::vector<std::pair<std::string, double>> numbers_of(const Decision& d) {
           {"dirty_pages", static_cast<double>(d.dirty_pages)},
           {"dirty_rate", d.dirty_rate},
           {"bandwidth", d.bandwidth},
+          {"stopped_bandwidth", d.stopped_bandwidth},
           {"convergence", d.convergence},
           {"cpu_share", d.cpu_share},
           {"limit_ms", d.limit * 1e3}};
@@ -77,6 +90,8 @@ void PrecopyPolicy::learn(const RoundMeasure& m) {
     bytes_per_page_ =
         std::clamp(static_cast<double>(m.bytes_sent) / static_cast<double>(content), kLeastPageBytes, kMostPageBytes);
   }
+  stopped_bandwidth_ = m.stopped_bandwidth;
+  freed_ = freed_by_stopping(m);
   last_interval_ = m.dirty_seconds > 0 ? m.dirty_seconds : m.seconds;
   dirty_.add(static_cast<double>(m.dirty_pages), last_interval_);
 }
@@ -85,12 +100,14 @@ void PrecopyPolicy::learn(const RoundMeasure& m) {
 /// until its last thread stands; a page written before and then again is sent once, which the curve knows. The throttle
 /// is lifted for the freeze, so that little time counts at full speed.
 double PrecopyPolicy::pages_after(double seconds) const {
-  return dirty_.pages_in(seconds + fixed_.run_on / cpu_share_);
+  if (cpu_share_ >= 1) return dirty_.pages_in(seconds + fixed_.run_on);
+  return dirty_.pages_in(seconds) + free_.pages_in(fixed_.run_on);
 }
 
 DowntimeEstimate PrecopyPolicy::estimate(double pages, const RoundMeasure& m) const {
   const auto stopped = static_cast<double>(m.stopped_private_bytes) + static_cast<double>(m.stopped_shared_bytes);
-  return {fixed_.total() + link_.overhead(), pages * bytes_per_page_ / link_.bandwidth(), stopped / link_.bandwidth()};
+  return {fixed_.total() + kLastPass, pages * bytes_per_page_ / stopped_bandwidth(),
+          stopped / stopped_bandwidth() + m.compare_seconds};
 }
 
 Decision PrecopyPolicy::after_round(const RoundMeasure& m) {
@@ -103,6 +120,7 @@ Decision PrecopyPolicy::after_round(const RoundMeasure& m) {
   d.dirty_pages = static_cast<uint64_t>(std::llround(pages));
   d.dirty_rate = dirty_.rate();
   d.bandwidth = link_.bandwidth();
+  d.stopped_bandwidth = stopped_bandwidth();
   d.convergence = d.dirty_rate * bytes_per_page_ / d.bandwidth;
   d.next_round = link_.seconds_for(static_cast<double>(m.dirty_pages) * bytes_per_page_);
   d.next = estimate(pages_after(d.next_round), m);
@@ -173,7 +191,8 @@ void PrecopyPolicy::decide_above(Decision& d, const Bounds& reached) {
 double PrecopyPolicy::settled_estimate(double slowed, const DowntimeEstimate& now) const {
   double round = last_interval_;
   for (int i = 0; i < 50; ++i) round = link_.seconds_for(dirty_.pages_in(round * slowed) * bytes_per_page_);
-  return now.fixed + now.stopped + dirty_.pages_in(round * slowed) * bytes_per_page_ / link_.bandwidth();
+  const double pages = dirty_.pages_in(round * slowed) + (cpu_share_ < 1 ? free_ : dirty_).pages_in(fixed_.run_on);
+  return now.fixed + now.stopped + pages * bytes_per_page_ / stopped_bandwidth();
 }
 
 /// The first step that should do, but each at most once; the next one if none should.
@@ -185,6 +204,7 @@ void PrecopyPolicy::next_throttle_step(const DowntimeEstimate& now) {
   while (step < kThrottleSteps.size() && !does(step)) ++step;
   if (step == kThrottleSteps.size()) step = throttle_step_;
   throttle_step_ = step + 1;
+  if (cpu_share_ >= 1) free_ = dirty_;
   share_before_ = cpu_share_;
   cpu_share_ = kThrottleSteps[step];
   best_ = -1;

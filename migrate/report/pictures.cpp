@@ -91,17 +91,22 @@ class TimeLine {
     }
   }
 
+  /// Of the whole round: its bandwidth leaves out what is not transport.
+  static double rate_of(const Story::Round& r) {
+    return std::min(static_cast<double>(r.bytes) / std::max(r.end - r.begin, 1e-6), 1e18);
+  }
+
   void bandwidth(double top) {
     const auto& send = story_.stopped_send;
     const double stopped_rate = send ? static_cast<double>(send->bytes) / std::max(send->end - send->begin, 1e-6) : 0;
     double most = stopped_rate;
-    for (const auto& r : story_.rounds) most = std::max(most, r.bandwidth);
+    for (const auto& r : story_.rounds) most = std::max(most, rate_of(r));
     const Unit unit = bytes_unit(most);
     const Panel panel{top, Panel::axis(most / unit.size, top)};
     band(panel);
     frame(svg_, panel, std::string("sent, ") + unit.name + " (a bar's area is its bytes)");
     for (const auto& r : story_.rounds) {
-      bar(panel, r.begin, r.end, r.bandwidth / unit.size,
+      bar(panel, r.begin, r.end, rate_of(r) / unit.size,
           std::to_string(r.n) + ": " + short_bytes(static_cast<double>(r.bytes)), "round",
           "round " + std::to_string(r.n) + ": " + short_bytes(static_cast<double>(r.bytes)) + " in " +
               short_seconds(r.end - r.begin));

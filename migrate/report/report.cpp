@@ -45,6 +45,8 @@ rect.part4, i.part4 { fill: var(--p4); background: var(--p4); }
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
 th, td { text-align: left; padding: 4px 10px 4px 0; border-bottom: 1px solid var(--grid); vertical-align: top; }
 th { color: var(--dim); font-weight: 600; } td { overflow-wrap: anywhere; }
+.scroll svg { min-width: 700px; } i.dot { border-radius: 50%; }
+.events td:nth-child(2) { white-space: nowrap; }
 .n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; } .scroll { overflow-x: auto; }
 )css";
 
@@ -56,8 +58,9 @@ std::string tile(const std::string& value, const std::string& name) {
   return "<div><b>" + escape_xml(value) + "</b><span>" + escape_xml(name) + "</span></div>\n";
 }
 
-std::string key(const std::string& css, const std::string& text) {
-  return "<span><i style=\"background: var(--" + css + ")\"></i>" + escape_xml(text) + "</span>\n";
+std::string key(const std::string& css, const std::string& text, bool dot = false) {
+  return std::string("<span><i") + (dot ? " class=\"dot\"" : "") + " style=\"background: var(--" + css + ")\"></i>" +
+         escape_xml(text) + "</span>\n";
 }
 
 std::string tiles(const Story& s) {
@@ -65,9 +68,10 @@ std::string tiles(const Story& s) {
   if (s.stopped_end) out += tile(short_seconds(s.downtime()), s.moved ? "downtime" : "stood still");
   if (!s.rounds.empty()) out += tile(short_seconds(s.rounds.back().estimate), "estimated after the last round");
   out += tile(short_seconds(s.length), "in all");
-  int64_t bytes = s.stopped_send ? s.stopped_send->bytes : 0;
-  for (const auto& r : s.rounds) bytes += r.bytes;
+  int64_t bytes = s.stopped_send ? s.stopped_send->bytes : 0, wire_bytes = s.stopped_wire_bytes;
+  for (const auto& r : s.rounds) bytes += r.bytes, wire_bytes += r.wire_bytes;
   if (bytes > 0) out += tile(short_bytes(static_cast<double>(bytes)), "sent");
+  if (bytes > 0 && s.compressed()) out += tile(short_bytes(static_cast<double>(wire_bytes)), "of it on the wire");
   if (!s.rounds.empty()) out += tile(std::to_string(s.rounds.size()), "rounds");
   return out + "</div>\n";
 }
@@ -80,8 +84,8 @@ std::string time_line(const Story& s) {
   if (s.stopped_send) out += key("last", "sent while it is stopped");
   if (s.stopped_end) out += key("stopped", "program stopped");
   if (!s.rounds.empty()) out += key("written", "pages written") + key("estimate", "estimated downtime");
-  if (!s.rounds.empty() && s.moved) out += key("last", "dot: the downtime as it was");
-  return out + "</p>\n" + picture;
+  if (!s.rounds.empty() && s.moved) out += key("last", "the downtime as it was", true);
+  return out + "</p>\n<div class=\"scroll\">" + picture + "</div>\n";
 }
 
 std::string downtime(const Story& s) {
@@ -92,14 +96,15 @@ std::string downtime(const Story& s) {
     out += "<span><i class=\"part" + std::to_string(i % 5) + "\"></i>" + escape_xml(s.parts[i].name) + " " +
            escape_xml(short_seconds(s.parts[i].seconds)) + "</span>\n";
   }
-  return out + "</p>\n" + picture;
+  return out + "</p>\n<div class=\"scroll\">" + picture + "</div>\n";
 }
 
 std::string rounds_table(const Story& s) {
   if (s.rounds.empty()) return {};
   std::string out = "<h2>Rounds</h2>\n<div class=\"scroll\"><table><tr>";
-  for (const char* head : {"round", "began", "took", "pages", "of them zero", "discarded", "bytes", "bandwidth",
-                           "written meanwhile", "pages/s", "downtime if stopped"}) {
+  for (const char* head : {"round", "began", "took", "pages", "of them zero", "discarded", "bytes", "on the wire",
+                           "bandwidth", "written meanwhile", "pages/s", "downtime if stopped"}) {
+    if (head == std::string("on the wire") && !s.compressed()) continue;
     out += "<th class=\"n\">" + std::string(head) + "</th>";
   }
   out += "</tr>\n";
@@ -107,16 +112,17 @@ std::string rounds_table(const Story& s) {
     out += "<tr>" + cell(std::to_string(r.n), true) + cell(short_seconds(r.begin), true) +
            cell(short_seconds(r.end - r.begin), true) + cell(std::to_string(r.pages), true) +
            cell(std::to_string(r.zero_pages), true) + cell(std::to_string(r.discarded), true) +
-           cell(short_bytes(static_cast<double>(r.bytes)), true) + cell(short_bytes(r.bandwidth) + "/s", true) +
-           cell(std::to_string(r.dirty_pages), true) + cell(short_number(std::round(r.dirty_rate)), true) +
-           cell(short_seconds(r.estimate), true) + "</tr>\n";
+           cell(short_bytes(static_cast<double>(r.bytes)), true) +
+           (s.compressed() ? cell(short_bytes(static_cast<double>(r.wire_bytes)), true) : "") +
+           cell(short_bytes(r.bandwidth) + "/s", true) + cell(std::to_string(r.dirty_pages), true) +
+           cell(short_number(std::round(r.dirty_rate)), true) + cell(short_seconds(r.estimate), true) + "</tr>\n";
   }
   return out + "</table></div>\n";
 }
 
 std::string events_table(const std::vector<ReportEvent>& events) {
   std::string out =
-      "<h2>Events</h2>\n<div class=\"scroll\"><table><tr><th class=\"n\">time, "
+      "<h2>Events</h2>\n<div class=\"scroll\"><table class=\"events\"><tr><th class=\"n\">time, "
       "s</th><th>event</th><th>what</th></tr>\n";
   for (const ReportEvent& e : events) {
     std::array<char, 48> time{};

@@ -30,6 +30,7 @@ Story::Round round_of(const ReportEvent& e, double time) {
   r.zero_pages = count(e, "zero_pages");
   r.discarded = count(e, "discarded");
   r.bytes = count(e, "bytes");
+  r.wire_bytes = number(e, "wire_bytes") ? count(e, "wire_bytes") : r.bytes;
   r.dirty_pages = count(e, "dirty_pages");
   r.end = time;
   r.begin = std::max(0.0, time - value(e, "ms") / 1e3);
@@ -60,6 +61,11 @@ void place_stopped_send(Story& s, int64_t bytes) {
 
 }  // namespace
 
+bool Story::compressed() const {
+  return (stopped_send && stopped_wire_bytes < stopped_send->bytes) ||
+         std::any_of(rounds.begin(), rounds.end(), [](const Round& r) { return r.wire_bytes < r.bytes; });
+}
+
 std::optional<double> number(const ReportEvent& event, std::string_view field) {
   for (const auto& [name, v] : event.fields) {
     if (name != field) continue;
@@ -83,7 +89,10 @@ Story tell(const std::vector<ReportEvent>& events) {
     if (e.name == "throttle") s.throttles.push_back({time, std::clamp(value(e, "cpu_share"), 0.0, 1.0)});
     if (e.name == "decide" && number(e, "limit_ms")) s.limit = value(e, "limit_ms") / 1e3;
     if (e.name == "freeze") s.stopped_begin = std::max(0.0, time - value(e, "freeze_ms") / 1e3);
-    if (e.name == "pages") stopped_bytes = count(e, "bytes");
+    if (e.name == "pages") {
+      stopped_bytes = count(e, "bytes");
+      s.stopped_wire_bytes = number(e, "wire_bytes") ? count(e, "wire_bytes") : stopped_bytes;
+    }
     if (e.name == "gate-open") {
       s.stopped_end = time;
       if (number(e, "downtime_ms")) s.stopped_begin = std::max(0.0, time - value(e, "downtime_ms") / 1e3);

@@ -13,6 +13,7 @@ namespace migrate {
 struct Story {
   struct Round {
     int64_t n = 0, pages = 0, zero_pages = 0, discarded = 0, bytes = 0, dirty_pages = 0;
+    int64_t wire_bytes = 0;  ///< `bytes` as they were sent: compressed, where that was worth it
     double begin = 0, end = 0;
     double bandwidth = 0;   ///< bytes per second
     double dirty_rate = 0;  ///< pages per second
@@ -38,8 +39,11 @@ struct Story {
   /// The tree stood still.
   std::optional<double> stopped_begin, stopped_end;
   std::optional<StoppedSend> stopped_send;
+  int64_t stopped_wire_bytes = 0;
   std::vector<Part> parts;  ///< of the downtime, in order
   double first_time = 0;
+  /// Whether pages went compressed.
+  bool compressed() const;
   double downtime() const { return stopped_begin && stopped_end ? *stopped_end - *stopped_begin : 0; }
 };
 

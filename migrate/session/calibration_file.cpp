@@ -59,8 +59,8 @@ Calibration load_calibration(const std::string& state_dir, const std::string& pe
   const Json all = read_all(state_dir);
   const auto entry = all.find(peer);
   if (entry == all.end() || !entry->is_object()) return calibration;
-  calibration.set(
-      {factor(*entry, "freeze"), factor(*entry, "images"), factor(*entry, "finish"), factor(*entry, "handover")});
+  calibration.set({factor(*entry, "freeze"), factor(*entry, "images"), factor(*entry, "finish"),
+                   factor(*entry, "handover"), factor(*entry, "run_on")});
   return calibration;
 }
 
@@ -68,11 +68,8 @@ void save_calibration(const std::string& state_dir, const std::string& peer, con
   try {
     Json all = read_all(state_dir);
     const FixedCost f = calibration.factors();
-    all[peer] = {{"freeze", f.freeze},
-                 {"images", f.images},
-                 {"finish", f.finish},
-                 {"handover", f.handover},
-                 {"move", newest(all) + 1}};
+    all[peer] = {{"freeze", f.freeze},     {"images", f.images}, {"finish", f.finish},
+                 {"handover", f.handover}, {"run_on", f.run_on}, {"move", newest(all) + 1}};
     forget_old(all);
     const std::string path = path_in(state_dir), fresh = path + "." + std::to_string(::getpid());
     {

@@ -1,7 +1,9 @@
 #include "migrate/session/destination_checks.h"
 
+#include <fcntl.h>
 #include <linux/openat2.h>
 #include <netinet/in.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -11,6 +13,7 @@
 #include <cstring>
 
 #include "core/base/fd.h"
+#include "core/files/file_locks.h"
 #include "migrate/session/content_hash.h"
 #include "migrate/session/host_facts.h"
 
@@ -57,6 +60,37 @@ bool probe_seen(int root, const wire::Check::File& file, uint64_t inode) {
   return content.substr(0, n) == file.probe_content();
 }
 
+/// Whether a lock can be had; nothing is locked afterwards. Where both hosts see one file and its locks, the source's
+/// own is in the way until the tree has gone.
+bool can_lock(int fd, const wire::Check::Lock& lock) {
+  if (lock.type() != F_RDLCK && lock.type() != F_WRLCK) return true;
+  if (lock.kind() == kLockFlock) {
+    const bool got = ::flock(fd, (lock.type() == F_RDLCK ? LOCK_SH : LOCK_EX) | LOCK_NB) == 0;
+    if (got) ::flock(fd, LOCK_UN);
+    return got || errno != EWOULDBLOCK;
+  }
+  struct flock wanted {};
+  wanted.l_type = static_cast<short>(lock.type());
+  wanted.l_whence = SEEK_SET;
+  wanted.l_start = lock.start();
+  wanted.l_len = lock.length();
+  return ::fcntl(fd, F_OFD_GETLK, &wanted) != 0 || wanted.l_type == F_UNLCK;
+}
+
+std::string check_locks(int root, const wire::Check::File& file) {
+  if (file.locks_size() == 0 || file.type() != S_IFREG) return {};
+  const Fd fd = open_inside(root, file.path(), O_RDONLY);
+  if (!fd) return {};
+  for (const auto& lock : file.locks()) {
+    if (!can_lock(fd.get(), lock)) {
+      return file.path() +
+             " is locked by the program, and the lock cannot be had at the destination: another process there, or the "
+             "program itself through a shared file system, holds it; let the program release it first";
+    }
+  }
+  return {};
+}
+
 std::string check_file(int root, const wire::Check::File& file) {
   const Fd path = open_inside(root, file.path(), O_PATH);
   struct stat st {};
@@ -70,6 +104,7 @@ std::string check_file(int root, const wire::Check::File& file) {
            " is written by the program and is not shown to be the same file on both hosts; put it on a shared file "
            "system, or say --files-shared if it is";
   }
+  if (std::string why = check_locks(root, file); !why.empty()) return why;
   if (!file.mapped()) return {};
   if (static_cast<uint64_t>(st.st_size) != file.size()) {
     return file.path() + " has another size at the destination; install the same version";

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
 
 #include "migrate/report/report.h"
@@ -14,6 +15,7 @@ namespace migrate {
 namespace {
 
 constexpr std::chrono::milliseconds kProgressPeriod{100};
+constexpr std::chrono::milliseconds kRecordedPeriod{1000};
 
 void put(int fd, const std::string& text) {
   size_t done = 0;
@@ -30,10 +32,18 @@ double realtime() {
   return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) / 1e9;
 }
 
+/// Asked each time, since it changes while a move runs.
 size_t terminal_width() {
   winsize size{};
-  if (::ioctl(2, TIOCGWINSZ, &size) != 0 || size.ws_col < 20) return 79;
+  if (::ioctl(2, TIOCGWINSZ, &size) != 0 || size.ws_col == 0)
+    return 79;              // a terminal that does not know, as on a serial line
   return size.ws_col - 1u;  // a character in the last column makes some terminals go to the next line
+}
+
+/// Terminals that cannot erase a line get none that moves.
+bool can_erase_lines() {
+  const char* type = ::getenv("TERM");
+  return type == nullptr || std::string_view(type) != "dumb";
 }
 
 }  // namespace
@@ -49,11 +59,11 @@ void ReportedEvents::progress(std::string_view name, const std::string& sentence
 }
 
 PrintedEvents::PrintedEvents(ReportFormat format, std::string side)
-    : format_(format), side_(std::move(side)), tty_(format == ReportFormat::automatic && ::isatty(2) == 1) {}
+    : format_(format),
+      side_(std::move(side)),
+      tty_(format == ReportFormat::automatic && ::isatty(2) == 1 && can_erase_lines()) {}
 
-PrintedEvents::~PrintedEvents() {
-  if (live_) put(2, "\n");
-}
+PrintedEvents::~PrintedEvents() { clear_live(); }
 
 void PrintedEvents::clear_live() {
   if (live_) put(2, "\r\x1b[K");
@@ -79,16 +89,14 @@ void PrintedEvents::event(std::string_view name, const std::string& sentence, Ev
 
 void PrintedEvents::progress(std::string_view name, const std::string& sentence, EventFields fields) {
   const auto now = std::chrono::steady_clock::now();
-  const auto period = tty_ ? kProgressPeriod : std::chrono::milliseconds(1000);
-  if (now - last_progress_ < period) return;
+  if (format_ != ReportFormat::json && !tty_) return;
+  if (now - last_progress_ < (tty_ ? kProgressPeriod : kRecordedPeriod)) return;
   last_progress_ = now;
   if (format_ == ReportFormat::json) {
     print_json(name, sentence, fields);
-  } else if (tty_) {
+  } else {
     put(2, "\r\x1b[K" + printable_text(side_ + ": " + sentence, terminal_width()));
     live_ = true;
-  } else {
-    put(2, printable_text(side_ + ": " + sentence) + "\n");
   }
 }
 

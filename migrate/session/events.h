@@ -1,5 +1,5 @@
-// What a migration tells people: named events with values. On a terminal one live line a phase, otherwise plain lines
-// on standard error; with --json one object a line on standard output.
+// What a migration tells people: named events with values, as lines on standard error; if that is a terminal, with one
+// live line below them. With --json one object a line on standard output.
 #pragma once
 
 #include <chrono>
@@ -25,7 +25,7 @@ class Events {
   virtual ~Events() = default;
   /// A step that happened. `sentence` is for people, `fields` for programs.
   virtual void event(std::string_view name, const std::string& sentence, EventFields fields = {}) = 0;
-  /// How far the running phase is; shown as a live line, at most ten times a second.
+  /// How far the running phase is: the live line of a terminal, at most ten times a second; in JSON once a second.
   virtual void progress(std::string_view name, const std::string& sentence, EventFields fields = {}) = 0;
 };
 

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <cstdio>
 
+#include "migrate/session/events_pages.h"
+
 namespace migrate {
 namespace {
 
@@ -30,9 +32,11 @@ std::string human_count(double count) {
 void tell_round(Events& events, const RoundMeasure& m, const Decision& d, const RoundExtras& extras) {
   const double bandwidth =
       m.bandwidth > 0 ? m.bandwidth : (m.seconds > 0 ? static_cast<double>(m.bytes_sent) / m.seconds : 0);
+  const uint64_t wire = extras.wire_bytes != 0 ? extras.wire_bytes : m.bytes_sent;
+  const std::string on_wire = ratio_text(wire, m.bytes_sent);
   events.event("round",
                "round " + std::to_string(m.round) + ": " + human_bytes(m.bytes_sent) + " in " +
-                   fixed(m.seconds * 1e3, 1) + " ms (" + per_second(bandwidth) + "); meanwhile " +
+                   fixed(m.seconds * 1e3, 1) + " ms (" + per_second(bandwidth) + on_wire + "); meanwhile " +
                    std::to_string(m.dirty_pages) + " pages were written (" + human_count(d.dirty_rate) +
                    "/s); downtime now " + fixed(d.now.total() * 1e3, 1) + " ms",
                {{"n", int64_t{m.round}},
@@ -42,6 +46,7 @@ void tell_round(Events& events, const RoundMeasure& m, const Decision& d, const 
                 {"scan_us", extras.scan_us},
                 {"visit_us", extras.visit_us},
                 {"bytes", whole(m.bytes_sent)},
+                {"wire_bytes", whole(wire)},
                 {"ms", rounded(m.seconds * 1e3)},
                 {"bandwidth", rounded(bandwidth)},
                 {"dirty_pages", whole(m.dirty_pages)},
@@ -67,11 +72,13 @@ void tell_throttle(Events& events, double cpu_share, const std::string& how) {
 
 void show_round(Events& events, const RoundProgress& p) {
   std::string line = "round " + std::to_string(p.round) + ": " + human_bytes(p.bytes) + " of " +
-                     human_bytes(p.total_bytes) + ", " + per_second(p.bandwidth);
+                     human_bytes(p.total_bytes) + ", " + per_second(p.bandwidth) +
+                     (p.wire_bytes != 0 ? ratio_text(p.wire_bytes, p.bytes) : "");
   EventFields fields{{"phase", "round " + std::to_string(p.round)},
                      {"n", int64_t{p.round}},
                      {"bytes", whole(p.bytes)},
                      {"total", whole(p.total_bytes)},
+                     {"wire_bytes", whole(p.wire_bytes != 0 ? p.wire_bytes : p.bytes)},
                      {"bandwidth", rounded(p.bandwidth)}};
   if (p.dirty_rate >= 0) {
     line += ", " + human_count(p.dirty_rate) + " pages/s written";

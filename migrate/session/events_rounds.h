@@ -15,6 +15,7 @@ struct RoundExtras {
   uint64_t zero_pages = 0;            ///< of the sent ones, without content
   uint64_t discarded = 0;             ///< ranges that are no more
   int64_t scan_us = 0, visit_us = 0;  ///< of its scan: in all, with tasks stopped for a visit
+  uint64_t wire_bytes = 0;            ///< that it took, compressed; 0: as its pages
 };
 /// `round`: what it sent and what it left.
 void tell_round(Events& events, const RoundMeasure& measure, const Decision& decision, const RoundExtras& extras);
@@ -31,6 +32,7 @@ struct RoundProgress {
   /// Of the round before; negative: not known yet.
   double dirty_rate = -1;   ///< pages per second
   double estimate_ms = -1;  ///< downtime
+  uint64_t wire_bytes = 0;  ///< that `bytes` took, compressed; 0: as many
 };
 /// The live line, event `progress`.
 void show_round(Events& events, const RoundProgress& progress);

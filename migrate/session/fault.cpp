@@ -21,8 +21,30 @@ constexpr auto kPoints = std::to_array<std::string_view>({
     "source-agent.connected",
     "source-agent.checked",
     "source-agent.begun",
+    // Stages of the visits of dirty tracking, in their order (core/inject/userfaultfd_visit.h), and what follows.
+    "source-agent.inject-slot-written",
+    "source-agent.inject-registers-borrowed",
+    "source-agent.inject-signals-blocked",
+    "source-agent.inject-at-the-entry-of-mmap",
+    "source-agent.inject-mapped",
+    "source-agent.inject-area-opened",
+    "source-agent.inject-registers-at-the-parasite",
+    "source-agent.inject-parasite-running",
+    "source-agent.inject-parasite-done",
+    "source-agent.inject-userfaultfd-taken",
+    "source-agent.inject-userfaultfd-closed",
+    "source-agent.inject-leader-stopped",
+    "source-agent.inject-leader-at-its-way-out",
+    "source-agent.inject-at-the-entry-of-munmap",
+    "source-agent.inject-unmapped",
+    "source-agent.inject-leader-in-an-event-stop",
+    "source-agent.inject-mask-given-back",
+    "source-agent.inject-leader-cured",
+    "source-agent.inject-slots-cleared",
+    "source-agent.inject-mapping-registered",
     "source-agent.scanned",
     "source-agent.round-sent",
+    "source-agent.reserved",
     "source-agent.frozen",
     "source-agent.images-sent",
     "source-agent.pages-sent",
@@ -66,6 +88,7 @@ constexpr auto kPoints = std::to_array<std::string_view>({
     "source-guardian.killed",
     "destination-agent.begun",
     "destination-agent.layout-received",
+    "destination-agent.reserved",
     "destination-agent.round-received",
     "destination-agent.images-received",
     "destination-agent.prepared-shells",
@@ -76,6 +99,7 @@ constexpr auto kPoints = std::to_array<std::string_view>({
     "destination-agent.gate-open",
     "destination-guardian.started",
     "destination-guardian.warm",
+    "destination-guardian.reserved",
     "destination-guardian.shells",
     "destination-guardian.finished",
     "destination-guardian.prepared",
@@ -94,8 +118,6 @@ std::string_view action_for(std::string_view name) {
   }
   return {};
 }
-
-constexpr std::string_view kInject = "source-guardian.inject-";
 
 }  // namespace
 
@@ -120,11 +142,12 @@ void fault_point(std::string_view name) {
   }
 }
 
-std::function<void(const char*)> visit_fault_hook() {
+std::function<void(const char*)> visit_fault_hook(const std::string& who) {
+  const std::string prefix = who + ".inject-";
   const char* env = ::getenv("MIGRATE_FAULT");
-  if (env == nullptr || std::string_view(env).find(kInject) == std::string_view::npos) return {};
-  return [](const char* stage) {
-    std::string name = std::string(kInject) + stage;
+  if (env == nullptr || std::string_view(env).find(prefix) == std::string_view::npos) return {};
+  return [prefix](const char* stage) {
+    std::string name = prefix + stage;
     std::replace(name.begin(), name.end(), ' ', '-');
     fault_point(name);
   };

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <span>
+#include <string>
 #include <string_view>
 
 namespace migrate {
@@ -11,8 +12,9 @@ namespace migrate {
 /// Does what the environment asks for at `name`, which must be one of fault_points().
 void fault_point(std::string_view name);
 std::span<const std::string_view> fault_points();
-/// For DumpOptions::visit_hook: the points "source-guardian.inject-STAGE". Empty unless the environment names one.
+/// The points "WHO.inject-STAGE": "source-guardian" for DumpOptions::visit_hook, "source-agent" for
+/// DirtyTracker::Options::visit_hook. Empty unless the environment names one.
 /// `fail` is not for these: between infecting and curing a task nothing may throw past the cure.
-std::function<void(const char*)> visit_fault_hook();
+std::function<void(const char*)> visit_fault_hook(const std::string& who);
 
 }  // namespace migrate

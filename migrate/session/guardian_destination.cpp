@@ -14,6 +14,7 @@
 #include "migrate/session/guardian_common.h"
 #include "migrate/session/identity_policy.h"
 #include "migrate/session/layout_wire.h"
+#include "migrate/session/reserve_wire.h"
 
 namespace migrate {
 namespace {
@@ -106,6 +107,9 @@ class DestinationGuardian {
         case GuardianRequest::kDiscards:
           discard_pages();
           return true;
+        case GuardianRequest::kReserve:
+          reserve_pages();
+          return true;
         case GuardianRequest::kPrepare:
           prepare();
           return true;
@@ -155,6 +159,14 @@ class DestinationGuardian {
     tree_->discard_pages(from_wire(receive_message<wire::Discards>()));
     GuardianReply reply;
     reply.set_discarded(true);
+    agent_->send(reply);
+  }
+
+  void reserve_pages() {
+    tree_->reserve_pages(from_wire(receive_message<wire::Reserve>()));
+    fault_point("destination-guardian.reserved");
+    GuardianReply reply;
+    reply.set_reserved(true);
     agent_->send(reply);
   }
 

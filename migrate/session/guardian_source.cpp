@@ -3,6 +3,7 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+#include "core/memory/huge_pages.h"
 #include "migrate/session/fault.h"
 #include "migrate/session/guardian.h"
 #include "migrate/session/guardian_common.h"
@@ -13,6 +14,9 @@ namespace {
 using std::chrono::milliseconds;
 using wire::GuardianReply;
 using wire::GuardianRequest;
+
+/// For the kernel to close the userfaultfds of an agent that was killed.
+constexpr milliseconds kTrackerEnds{2000};
 
 class SourceGuardian {
  public:
@@ -27,6 +31,7 @@ class SourceGuardian {
     } catch (const std::exception& e) {
       log_.debug("source guardian: {}", e.what());
       settle_alone(e.what());
+      put_back_huge_pages();
     }
     return 0;
   }
@@ -47,10 +52,11 @@ class SourceGuardian {
       dump_.tracked = s.dump().tracked();
       dump_.foresee_mappings = true;
       dump_.timeout = milliseconds(s.dump().timeout_ms());
-      dump_.visit_hook = visit_fault_hook();
+      dump_.visit_hook = visit_fault_hook("source-guardian");
       const auto root = TaskId::of(dump_.root.get());
       if (!root) throw Refusal("there is no task " + std::to_string(dump_.root.get()), "look up its pid again");
       if (dump_.tracked) dump_.earlier_sleeps = Dump::survey_sleeps(dump_.root);
+      if (dump_.tracked) huge_pages_ = HugePages::of_tree(dump_.root);
       entry.tasks = {*root};
       entry.peer_settled = false;
       store_.emplace(s.state_dir());
@@ -70,6 +76,7 @@ class SourceGuardian {
     switch (agent_.receive(request, Deadline::in(silence_))) {
       case PacketSocket::Outcome::closed:
         settle_alone("its agent went away");
+        put_back_huge_pages();
         return false;
       case PacketSocket::Outcome::timeout:
         settle_alone("its agent said nothing for too long");
@@ -81,6 +88,8 @@ class SourceGuardian {
       case GuardianRequest::kAlive:
         return true;
       case GuardianRequest::kFreeze:
+        for (const auto& mark : request.stops())
+          dump_.stops.push_back({mark.tid(), mark.stopped_at(), mark.let_go_at()});
         return freeze();
       case GuardianRequest::kCommit:
         return commit();
@@ -180,6 +189,11 @@ class SourceGuardian {
     tree_.reset();
   }
 
+  /// An agent that was killed tracked the tree, and did not clean up.
+  void put_back_huge_pages() const {
+    if (journal_ && journal_->state() == State::aborted) huge_pages_.put_back(kTrackerEnds);
+  }
+
   /// A stopped agent must not keep us, and with us a frozen tree, in a send for ever.
   void bound_sends() {
     const timeval limit{silence_.count() / 1000, (silence_.count() % 1000) * 1000};
@@ -195,6 +209,7 @@ class SourceGuardian {
   std::optional<Journal> journal_;
   std::unique_ptr<HeldTree> tree_;
   FreezerCgroup::Record record_;
+  HugePages huge_pages_;  ///< of the tree before it was tracked
 };
 
 }  // namespace

@@ -23,8 +23,8 @@ class SourceHold {
 
   /// Throws Refusal or Error with nothing touched.
   void start(const wire::GuardianRequest::StartSource& request);
-  /// Throws with the tree running on.
-  FrozenTree freeze();
+  /// `stops`: the tracker's visits. Throws with the tree running on.
+  FrozenTree freeze(const std::vector<StopMark>& stops = {});
   /// Sends the heartbeat, and throws if the guardian gave up or died (the tree runs on then, see abort()).
   void alive();
   /// The source is committed when this returns. Throws with the tree running on, unless `committed()` says otherwise.

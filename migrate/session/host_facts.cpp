@@ -15,7 +15,11 @@
 namespace migrate {
 namespace {
 
-constexpr std::array kFeatures = {"stop-and-copy", "own-namespaces"};
+constexpr std::array kFeatures = {"stop-and-copy", "own-namespaces", "reserve"};
+
+constexpr const char* kLz4Feature = "pages-lz4";
+constexpr const char* kZstdFeature = "pages-zstd";
+constexpr uint32_t kLz4Bit = 1, kZstdBit = 2;
 
 uint64_t number_in(const std::string& path) {
   return std::strtoull(read_file_at(AT_FDCWD, path, 4096).c_str(), nullptr, 10);
@@ -68,10 +72,14 @@ bool usable_flag(const std::string& flag) {
 
 }  // namespace
 
-wire::Hello host_facts() {
+wire::Hello host_facts(bool packed_pages) {
   wire::Hello hello;
   hello.set_version(kProtocolVersion);
   for (const char* feature : kFeatures) hello.add_features(feature);
+  if (packed_pages) {
+    hello.add_features(kLz4Feature);
+    hello.add_features(kZstdFeature);
+  }
   hello.add_needs("stop-and-copy");
   hello.set_program("migrate");
   utsname name{};
@@ -87,6 +95,19 @@ wire::Hello host_facts() {
   hello.set_page_size(static_cast<uint64_t>(::sysconf(_SC_PAGESIZE)));
   return hello;
 }
+
+CodecSet page_codecs(const wire::Hello& peer) {
+  CodecSet codecs;
+  for (const std::string& feature : peer.features()) {
+    codecs.lz4 = codecs.lz4 || feature == kLz4Feature;
+    codecs.zstd = codecs.zstd || feature == kZstdFeature;
+  }
+  return codecs;
+}
+
+uint32_t to_wire(CodecSet codecs) { return (codecs.lz4 ? kLz4Bit : 0) | (codecs.zstd ? kZstdBit : 0); }
+
+CodecSet codecs_from_wire(uint32_t bits) { return {.lz4 = (bits & kLz4Bit) != 0, .zstd = (bits & kZstdBit) != 0}; }
 
 void check_hello_version(const wire::Hello& peer) {
   if (peer.version() != kProtocolVersion) {

@@ -5,13 +5,20 @@
 #include <vector>
 
 #include "migration.pb.h"
+#include "pageserver/page_codec.h"
 
 namespace migrate {
 
 inline constexpr uint32_t kProtocolVersion = 1;
 
-/// This host's greeting.
-wire::Hello host_facts();
+/// This host's greeting. `packed_pages`: it takes pages that are compressed.
+wire::Hello host_facts(bool packed_pages = true);
+
+/// The codecs in which a peer takes pages.
+CodecSet page_codecs(const wire::Hello& peer);
+/// In Begin.page_codecs, of what may come.
+uint32_t to_wire(CodecSet codecs);
+CodecSet codecs_from_wire(uint32_t bits);
 
 /// Why a tree of `source` cannot run at `destination`, a sentence each; empty: it can.
 std::vector<std::string> incompatibilities(const wire::Hello& source, const wire::Hello& destination);

@@ -12,6 +12,8 @@
 #include <sstream>
 
 #include "core/base/procfs.h"
+#include "core/files/fdinfo.h"
+#include "core/files/file_locks.h"
 #include "migrate/session/content_hash.h"
 
 namespace migrate {
@@ -22,6 +24,7 @@ constexpr const char* kProbeName = "/.migrate-probe-";
 struct Need {
   bool mapped = false;
   bool writable = false;
+  std::vector<FileLock> locks;
 };
 
 bool is_pseudo(const std::string& path) {
@@ -61,12 +64,6 @@ void add_mappings(const ProcDir& proc, std::map<std::string, Need>& files) {
   }
 }
 
-int flags_of(const ProcDir& proc, int fd) {
-  const std::string info = proc.read("fdinfo/" + std::to_string(fd));
-  const size_t at = info.find("flags:");
-  return at == std::string::npos ? 0 : static_cast<int>(std::strtol(info.c_str() + at + 6, nullptr, 8));
-}
-
 void add_descriptors(const ProcDir& proc, std::map<std::string, Need>& files, std::set<uint64_t>& sockets) {
   for (const int fd : proc.descriptors()) {
     std::string path;
@@ -79,8 +76,10 @@ void add_descriptors(const ProcDir& proc, std::map<std::string, Need>& files, st
       }
       if (is_pseudo(path)) continue;
       if (::fstatat(proc.fd(), ("fd/" + std::to_string(fd)).c_str(), &st, 0) != 0) continue;
-      const bool writes = (flags_of(proc, fd) & O_ACCMODE) != O_RDONLY;
-      files[path].writable |= writes && S_ISREG(st.st_mode);
+      const FdInfo info = parse_fdinfo(proc.read("fdinfo/" + std::to_string(fd)));
+      Need& need = files[path];
+      need.writable |= (info.flags & O_ACCMODE) != O_RDONLY && S_ISREG(st.st_mode);
+      for (const FileLock& lock : parse_file_locks(info)) need.locks.push_back(lock);
     } catch (const Error&) {
       continue;  // closed meanwhile
     }
@@ -152,6 +151,14 @@ void describe_file(const std::string& path, const Need& need, wire::Check& check
   file->set_size(static_cast<uint64_t>(st.st_size));
   file->set_inode(st.st_ino);
   file->set_writable(need.writable);
+  for (const FileLock& lock : need.locks) {
+    if (lock.kind == 0) continue;  // a lease: refused by the dump
+    wire::Check::Lock* out = file->add_locks();
+    out->set_kind(lock.kind);
+    out->set_type(lock.type);
+    out->set_start(lock.start);
+    out->set_length(lock.length);
+  }
   if (need.mapped && !need.writable && S_ISREG(st.st_mode)) {
     file->set_mapped(true);
     file->set_content(content_hash(path));
@@ -162,11 +169,12 @@ bool same_port(const wire::Check::Port& a, const wire::Check::Port& b) {
   return a.family() == b.family() && a.type() == b.type() && a.address() == b.address() && a.port() == b.port();
 }
 
-/// Takes away what was checked before: files (unless they are written now), ports, users.
+/// Takes away what was checked before: files (unless they are written or locked now), ports, users.
 void leave_out(const wire::Check& known, std::map<std::string, Need>& files, wire::Check& check) {
   for (const auto& file : known.files()) {
     const auto it = files.find(file.path());
-    if (it != files.end() && (file.writable() || !it->second.writable)) files.erase(it);
+    if (it == files.end() || (it->second.writable && !file.writable())) continue;
+    if (it->second.locks.empty() || file.locks_size() != 0) files.erase(it);
   }
   auto* ports = check.mutable_ports();
   const auto known_port = [&](const wire::Check::Port& port) {

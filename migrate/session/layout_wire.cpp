@@ -16,6 +16,10 @@ constexpr size_t kMaxAreas = 4'000'000;
 constexpr size_t kMaxObjects = 100'000;
 constexpr int32_t kMaxPid = 1 << 22;
 constexpr uint64_t kUserEnd = 0x7ffffffff000;
+constexpr size_t kMaxMemfdName = 249;  // memfd_create(2)
+constexpr size_t kMaxPath = 4096;
+constexpr size_t kMaxTexts = 64 << 20;
+constexpr uint64_t kMaxOffset = uint64_t{1} << 62;
 
 void require(bool good, const char* why) {
   if (!good) throw Corrupt("the layout from the peer", why);
@@ -28,6 +32,9 @@ void copy_area(const TreeLayout::Area& area, wire::Layout::Area& out) {
   if (area.no_huge_pages) out.set_no_huge_pages(true);
   if (area.grows_down) out.set_grows_down(true);
   if (area.no_reserve) out.set_no_reserve(true);
+  if (area.file.empty()) return;
+  out.set_file(area.file);
+  out.set_offset(area.offset);
 }
 
 wire::Layout::Task* start_task(const TreeLayout::Task& task, wire::Layout& part) {
@@ -38,6 +45,9 @@ wire::Layout::Task* start_task(const TreeLayout::Task& task, wire::Layout& part)
   out->set_sid(task.sid);
   return out;
 }
+
+/// What an area or object counts in a part: a text takes the room of many areas.
+size_t weight(const std::string& text) { return 1 + text.size() / 32; }
 
 std::vector<wire::Layout> in_parts(const TreeLayout& layout, size_t part_areas) {
   std::vector<wire::Layout> parts(1);
@@ -50,20 +60,24 @@ std::vector<wire::Layout> in_parts(const TreeLayout& layout, size_t part_areas) 
     return true;
   };
   for (const TreeLayout::Object& object : layout.objects) {
-    room(1);
+    room(weight(object.name));
     wire::Layout::Object* out = parts.back().add_objects();
     out->set_id(object.id);
     out->set_bytes(object.bytes);
-    ++in_part;
+    if (object.memfd) {
+      out->set_memfd(true);
+      out->set_name(object.name);
+    }
+    in_part += weight(object.name);
   }
   for (const TreeLayout::Task& task : layout.tasks) {
     room(1);
     wire::Layout::Task* out = start_task(task, parts.back());
     ++in_part;
     for (const TreeLayout::Area& area : task.areas) {
-      if (room(1)) out = start_task(task, parts.back());
+      if (room(weight(area.file))) out = start_task(task, parts.back());
       copy_area(area, *out->add_areas());
-      ++in_part;
+      in_part += weight(area.file);
     }
   }
   return parts;
@@ -97,7 +111,11 @@ bool LayoutParts::add(const wire::Layout& part) {
   require(layout_.objects.size() + static_cast<size_t>(part.objects_size()) <= kMaxObjects, "too many shared objects");
   for (const wire::Layout::Object& object : part.objects()) {
     require(object.bytes() % kPageSize == 0 && object.bytes() <= kUserEnd, "a shared object of impossible size");
-    layout_.objects.push_back({object.id(), object.bytes()});
+    require(object.name().size() <= kMaxMemfdName && object.name().find('\0') == std::string::npos,
+            "a memfd with an impossible name");
+    texts_ += object.name().size();
+    require(texts_ <= kMaxTexts, "too many names");
+    layout_.objects.push_back({object.id(), object.bytes(), object.memfd(), object.name()});
   }
   for (const wire::Layout::Task& task : part.tasks()) add_task(task);
   if (part.more()) return false;
@@ -117,8 +135,14 @@ void LayoutParts::add_task(const wire::Layout::Task& task) {
     require(area.start() % kPageSize == 0 && area.end() % kPageSize == 0 && area.start() < area.end() &&
                 area.end() <= kUserEnd && (areas.empty() || areas.back().end <= area.start()),
             "an area of memory out of order");
-    areas.push_back(
-        {area.start(), area.end(), area.huge_pages(), area.no_huge_pages(), area.grows_down(), area.no_reserve()});
+    require(area.file().empty() || (area.file().front() == '/' && area.file().size() < kMaxPath &&
+                                    area.file().find('\0') == std::string::npos),
+            "a file with an impossible path");
+    texts_ += area.file().size();
+    require(texts_ <= kMaxTexts, "too many paths");
+    require(area.offset() % kPageSize == 0 && area.offset() <= kMaxOffset, "an impossible offset in a file");
+    areas.push_back({area.start(), area.end(), area.huge_pages(), area.no_huge_pages(), area.grows_down(),
+                     area.no_reserve(), area.file(), area.offset()});
   }
 }
 
@@ -135,7 +159,7 @@ void LayoutParts::check() const {
 }
 
 TreeLayout LayoutParts::take() {
-  areas_ = 0;
+  areas_ = texts_ = 0;
   TreeLayout whole;
   std::swap(whole, layout_);
   return whole;

@@ -25,7 +25,7 @@ class LayoutParts {
   void check() const;
 
   TreeLayout layout_;
-  size_t areas_ = 0;
+  size_t areas_ = 0, texts_ = 0;  ///< so far; bytes of paths and names
 };
 
 /// Throws Corrupt for impossible ranges. Whether they lie in a memory is to be checked by who drops them.

@@ -9,6 +9,7 @@
 
 #include "core/base/fd.h"
 #include "migrate/policy/precopy_policy.h"
+#include "pageserver/page_codec.h"
 #include "pageserver/tls.h"
 
 namespace migrate {
@@ -49,6 +50,8 @@ struct SendOptions {
   SendMode mode = SendMode::precopy;
   PolicyOptions policy;  ///< when rounds end
   int streams = 2;
+  Compression compress;            ///< of pages, if the receiver agrees
+  uint64_t bandwidth_limit = 0;    ///< bytes/s of pages while the tree runs (in stop-copy: always); 0: none
   bool tcp_close = false;          ///< established TCP connections are dropped
   bool shell_job = false;          ///< the tree was started from a shell that may notice that it goes
   bool parent_may_notice = false;  ///< go on although the tree's parent or supervisor will see it exit
@@ -65,6 +68,7 @@ struct ReceiveOptions {
   LinkOptions link;                     ///< accepted names are in link.tls->accepted_peers
   std::string root;                     ///< folder that all paths of received trees are under
   std::vector<uint32_t> allow_uids;     ///< empty: any
+  bool packed_pages = true;             ///< take pages that are compressed
   uint64_t deny_capabilities = 0;       ///< bits of capabilities(7) that no received task may have
   int status_fd = -1;                   ///< one NUL byte when listening, one when a restore may begin, one when ready
   ReportFormat report = ReportFormat::automatic;

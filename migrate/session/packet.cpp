@@ -238,6 +238,8 @@ void send_room(PacketSocket& socket, const Room& room) {
     }
     if (target.userfaultfd) fds.push_back(target.userfaultfd.get());
     if (target.mem) fds.push_back(target.mem.get());
+    m->set_with_process(static_cast<bool>(target.process));
+    if (target.process) fds.push_back(target.process.get());
   }
   send_memories(socket, memories, fds);
 }
@@ -245,7 +247,8 @@ void send_room(PacketSocket& socket, const Room& room) {
 Room receive_room(PacketSocket& socket, const Deadline& deadline) {
   const wire::Memories memories = receive_memories(socket, deadline);
   size_t count = 0;
-  for (const auto& m : memories.memories()) count += (m.with_userfaultfd() ? 1u : 0u) + (m.with_mem() ? 1u : 0u);
+  for (const auto& m : memories.memories())
+    count += (m.with_userfaultfd() ? 1u : 0u) + (m.with_mem() ? 1u : 0u) + (m.with_process() ? 1u : 0u);
   std::vector<Fd> fds = socket.receive_descriptors(count, deadline);
   Room room;
   for (const wire::MemoryName& name : memories.cold()) room.cold.push_back(from_wire(name));
@@ -257,6 +260,7 @@ Room receive_room(PacketSocket& socket, const Deadline& deadline) {
       target.ranges.push_back({r.address(), r.bytes(), r.staging(), r.copy_by_userfault()});
     if (m.with_userfaultfd()) target.userfaultfd = std::move(fds[next++]);
     if (m.with_mem()) target.mem = std::move(fds[next++]);
+    if (m.with_process()) target.process = std::move(fds[next++]);
     room.targets.push_back(std::move(target));
   }
   return room;

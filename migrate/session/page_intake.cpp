@@ -10,7 +10,8 @@ void PageIntake::CurrentSink::write(MemoryId memory, uint64_t address, std::span
   target->write(memory, address, data);
 }
 
-PageIntake::PageIntake(std::vector<std::unique_ptr<Stream>> streams) : receiver_(std::move(streams), sink_) {}
+PageIntake::PageIntake(std::vector<std::unique_ptr<Stream>> streams, const ReceiveLimits& limits)
+    : receiver_(std::move(streams), sink_, limits) {}
 
 void PageIntake::set_targets(std::vector<FillTarget> targets) {
   sink_.target.reset();

@@ -14,7 +14,7 @@ namespace migrate {
 /// One thread, besides the page workers that a pass has.
 class PageIntake {
  public:
-  explicit PageIntake(std::vector<std::unique_ptr<Stream>> streams);
+  explicit PageIntake(std::vector<std::unique_ptr<Stream>> streams, const ReceiveLimits& limits = {});
 
   /// From the next pass on pages go there; Corrupt for others.
   void set_targets(std::vector<FillTarget> targets);

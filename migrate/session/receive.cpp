@@ -50,7 +50,7 @@ class ReceiveAgent {
       channel->open(deadline);
       const Message hello = channel->expect(Message::kHello, deadline);
       Message answer;
-      *answer.mutable_hello() = host_facts();
+      *answer.mutable_hello() = host_facts(options_.packed_pages);
       channel->send(std::move(answer));
       check_hello_version(hello.hello());
       Message first = channel->receive(Deadline::in(options_.timeouts.answer));

@@ -13,8 +13,10 @@
 #include "migrate/session/clocks.h"
 #include "migrate/session/destination_checks.h"
 #include "migrate/session/fault.h"
+#include "migrate/session/host_facts.h"
 #include "migrate/session/layout_wire.h"
 #include "migrate/session/page_intake.h"
+#include "migrate/session/reserve_wire.h"
 #include "migrate/session/session.h"
 #include "migrate/session/watch.h"
 #include "pageserver/page_stream.h"
@@ -39,7 +41,7 @@ class ReceiveSession {
       const Message begin = answer_questions(std::move(first));
       if (begin.body_case() != Message::kBegin) return kRefused;
       start(begin);
-      accept_streams(begin.begin().streams());
+      accept_streams(begin.begin());
       if (begin.begin().precopy()) receive_rounds();
       throw_if_interrupted();
       receive_images();
@@ -85,7 +87,14 @@ class ReceiveSession {
         channel_.send(std::move(pong));
       } else if (message.body_case() == Message::kCheck) {
         checked_ = answer_check(message.check());
-        if (!checked_) return message;  // the source ends it here
+        if (!checked_) {
+          try {
+            message = channel_.receive(Deadline::in(options_.timeouts.answer));
+          } catch (const Error&) {  // the source ends it here
+            return message;
+          }
+          continue;  // it looked again: the tree had closed something meanwhile
+        }
       } else {
         throw Corrupt("a message of the peer", "it is out of turn");
       }
@@ -142,7 +151,8 @@ class ReceiveSession {
     fault_point("destination-agent.begun");
   }
 
-  void accept_streams(uint32_t count) {
+  void accept_streams(const wire::Begin& begin) {
+    const uint32_t count = begin.streams();
     std::vector<std::unique_ptr<Stream>> streams(count);
     const Deadline deadline = Deadline::in(options_.timeouts.connect);
     for (uint32_t got = 0; got < count;) {
@@ -163,7 +173,8 @@ class ReceiveSession {
         c_.log.debug("a connection that is no page stream: {}", e.what());
       }
     }
-    intake_.emplace(std::move(streams));
+    const CodecSet codecs = options_.packed_pages ? codecs_from_wire(begin.page_codecs()) : CodecSet{};
+    intake_.emplace(std::move(streams), ReceiveLimits{.codecs = codecs});
   }
 
   /// Until the images come: layouts, discards and passes of pages, and what the tree opened meanwhile.
@@ -182,6 +193,10 @@ class ReceiveSession {
             receive_pass();
             fault_point("destination-agent.round-received");
           }
+          break;
+        case Message::kReserve:
+          room_made_ = false;  // no pages come for that layout while the tree runs
+          reserve(message.reserve());
           break;
         case Message::kCheck:
           answer_check(message.check());
@@ -234,6 +249,19 @@ class ReceiveSession {
     if (reply.body_case() != GuardianReply::kDiscarded) throw Error("give back", "pages of the copy", EPROTO);
   }
 
+  void reserve(const wire::Reserve& wanted) {
+    from_wire(wanted);  // the peer's: checked here, where a failure is its fault
+    GuardianRequest request;
+    request.set_reserve(true);
+    tell_guardian(request, wanted);
+    const GuardianReply reply = guardian_->await(Deadline::in(options_.timeouts.restore), &c_.interrupt.stop());
+    if (reply.body_case() != GuardianReply::kReserved) throw Error("make ready", "memory of the copy", EPROTO);
+    Message reserved;
+    reserved.mutable_reserved();
+    channel_.send(std::move(reserved));
+    fault_point("destination-agent.reserved");
+  }
+
   Message next_message(const Deadline& deadline) {
     if (!next_) return channel_.receive(deadline);
     Message message = std::move(*next_);
@@ -283,7 +311,8 @@ class ReceiveSession {
   void receive_pages() {
     const PageTotals totals = receive_pass();
     c_.events.event("pages", human_bytes(totals.pages * kPageSize) + " received",
-                    {{"bytes", static_cast<int64_t>(totals.pages * kPageSize)}});
+                    {{"bytes", static_cast<int64_t>(totals.pages * kPageSize)},
+                     {"wire_bytes", static_cast<int64_t>(totals.wire_bytes)}});
     fault_point("destination-agent.pages-received");
   }
 

@@ -7,6 +7,7 @@
 
 #include "migrate/report/report.h"
 #include "migrate/session/calibration_file.h"
+#include "migrate/session/events_pages.h"
 #include "migrate/session/events_rounds.h"
 #include "migrate/session/fault.h"
 #include "migrate/session/send_session.h"
@@ -47,6 +48,7 @@ int SendSession::run() {
     check_there();
     begin();
     rounds();
+    reserve_ahead();
     freeze();
     send_images();
     send_pages();
@@ -71,13 +73,14 @@ void SendSession::freeze() {
   // The dump may take its time; an interrupt is honoured right after it.
   touched_ = true;
   freeze_began_ = Clock::now();
-  FrozenTree frozen = hold_.freeze();
+  FrozenTree frozen = hold_.freeze(tracker_ ? tracker_->stops() : std::vector<StopMark>());
   frozen_ = Clock::now();
   // Until then it ran on, while the guardian looked at it.
   freeze_began_ += std::chrono::nanoseconds(std::max<int64_t>(frozen.stopping_since_ns - in_ns(freeze_began_), 0));
   images_ = std::move(frozen.images);
   memories_ = std::move(frozen.memories);
   last_scan();
+  give_back_reserved();
   uint64_t pages = 0;
   for (const PageSource& memory : memories_) pages += memory.pages();
   events_.event("freeze",
@@ -110,13 +113,16 @@ void SendSession::send_images() {
 }
 
 void SendSession::send_pages() {
+  lift_bandwidth_limit();
   const PageTotals totals = send_pass(memories_);
   bytes_sent_ = totals.pages * kPageSize;
+  wire_bytes_sent_ = totals.wire_bytes;
   tell_pages_done(totals);
   pages_sent_ = Clock::now();
-  events_.event(
-      "pages", human_bytes(bytes_sent_) + " sent in " + text_ms(ms_between(shells_ready_, pages_sent_)),
-      {{"bytes", static_cast<int64_t>(bytes_sent_)}, {"zero_pages", static_cast<int64_t>(totals.zero_pages)}});
+  events_.event("pages", human_bytes(bytes_sent_) + " sent in " + text_ms(ms_between(shells_ready_, pages_sent_)),
+                {{"bytes", static_cast<int64_t>(bytes_sent_)},
+                 {"wire_bytes", static_cast<int64_t>(totals.wire_bytes)},
+                 {"zero_pages", static_cast<int64_t>(totals.zero_pages)}});
   fault_point("source-agent.pages-sent");
 }
 
@@ -188,7 +194,8 @@ void SendSession::report() {
                  {"handover_ms", rounded(ms_between(ready_, opened_))},
                  {"bytes", static_cast<int64_t>(bytes_sent_)},
                  {"rounds", int64_t{rounds_}},
-                 {"rounds_bytes", static_cast<int64_t>(rounds_bytes_)}});
+                 {"rounds_bytes", static_cast<int64_t>(rounds_bytes_)},
+                 {"wire_bytes", static_cast<int64_t>(wire_bytes_sent_ + rounds_wire_bytes_)}});
 }
 
 bool SendSession::watch(milliseconds time, int wake) {
@@ -223,31 +230,30 @@ wire::Message SendSession::wait_for(Message::BodyCase kind, milliseconds time) {
 
 void SendSession::show_progress() {
   const uint64_t bytes = sender_->counters().bytes() - bytes_before_pass_;
+  tell_codecs();
+  const uint64_t wire = sender_->counters().wire_bytes - wire_before_pass_;
   const double seconds = std::max(1e-3, ms_between(pass_began_, Clock::now()) / 1000);
   const double bandwidth = static_cast<double>(bytes) / seconds;
   const uint64_t total = pages_total_ * kPageSize;
   if (tracker_ && freeze_began_ == Clock::time_point{}) {
-    RoundProgress progress{rounds_, bytes, total, bandwidth};
+    RoundProgress progress{
+        .round = rounds_, .bytes = bytes, .total_bytes = total, .bandwidth = bandwidth, .wire_bytes = wire};
     if (rounds_ > 0) {
       progress.dirty_rate = last_decision_.dirty_rate;
       progress.estimate_ms = last_decision_.now.total() * 1e3;
     }
     return show_round(events_, progress);
   }
-  events_.progress("progress",
-                   "pages " + human_bytes(bytes) + " of " + human_bytes(total) + ", " +
-                       human_bytes(static_cast<uint64_t>(bandwidth)) + "/s",
-                   {{"phase", std::string("pages")},
-                    {"bytes", static_cast<int64_t>(bytes)},
-                    {"total", static_cast<int64_t>(total)},
-                    {"bandwidth", std::round(bandwidth)}});
+  show_pages(events_, {bytes, total, wire, bandwidth});
 }
 
 void SendSession::learn_costs() const {
   if (rounds_ == 0) return;
   FixedCost measured = fixed_cost_;
+  measured.run_on = ms_between(last_scan_began_, freeze_began_) / 1e3;
   measured.freeze = ms_between(freeze_began_, frozen_) / 1e3;
-  measured.images = ms_between(frozen_, shells_ready_) / 1e3;
+  // Comparing is estimated by itself, from what there is to compare.
+  measured.images = ms_between(frozen_ + last_compare_, shells_ready_) / 1e3;
   measured.finish = ms_between(pages_sent_, ready_) / 1e3;
   measured.handover = ms_between(ready_, opened_) / 1e3;
   Calibration calibration = load_calibration(options_.state_dir, options_.address);

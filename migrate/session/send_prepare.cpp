@@ -1,6 +1,8 @@
 // What the source agent does while the tree runs untouched: looking, connecting, comparing, starting the session.
 #include <time.h>
 
+#include <algorithm>
+
 #include "core/base/procfs.h"
 #include "migrate/session/fault.h"
 #include "migrate/session/host_facts.h"
@@ -59,6 +61,9 @@ void SendSession::connect() {
   channel_->send(std::move(hello));
   const wire::Hello there = channel_->expect(Message::kHello, answer_by()).hello();
   check_hello_version(there);
+  agree_on_codecs(there);
+  const auto& features = there.features();
+  peer_reserves_ = std::find(features.begin(), features.end(), "reserve") != features.end();
   const std::vector<std::string> reasons = incompatibilities(here, there);
   if (!reasons.empty()) throw Refusal(reasons.front(), "choose a host that has it");
   events_.event("connect", "connected to " + channel_->stream().peer() + ", " + channel_->stream().description(),
@@ -87,18 +92,37 @@ void SendSession::compare_clocks() {
                 {{"ahead_s", apart}, {"uncertainty_us", clocks_.uncertainty_ns / 1000}});
 }
 
-void SendSession::check_there() {
+std::vector<std::string> SendSession::ask(wire::Check& check) {
+  if (check.files_size() == 0 && check.ports_size() == 0 && check.uids_size() == 0 && check.capabilities() == 0)
+    return {};
   std::optional<FileProbes> probes;
-  if (!options_.files_shared) probes.emplace(inventory_.check);
+  if (!options_.files_shared) probes.emplace(check);
   Message message;
-  *message.mutable_check() = inventory_.check;
+  *message.mutable_check() = check;
   channel_->send(std::move(message));
   const wire::CheckReply reply = channel_->expect(Message::kCheckReply, answer_by()).check_reply();
-  probes.reset();
-  for (const std::string& reason : reply.refusals()) events_.event("refused", reason);
-  if (reply.refusals_size() > 0) {
-    throw Refusal("the destination cannot take " + label_ + ": " + reply.refusals(0), "nothing was touched");
+  return {reply.refusals().begin(), reply.refusals().end()};
+}
+
+std::vector<std::string> SendSession::ask_twice(const std::function<wire::Check&(int)>& look) {
+  constexpr int kTries = 10;
+  std::vector<std::string> before;
+  for (int tries = 1;; ++tries) {
+    std::vector<std::string> reasons = ask(look(tries));
+    const auto stays = [&](const std::string& r) { return std::ranges::find(before, r) != before.end(); };
+    if (reasons.empty() || tries == kTries || std::ranges::any_of(reasons, stays)) return reasons;
+    before = std::move(reasons);
   }
+}
+
+void SendSession::check_there() {
+  const std::vector<std::string> refusals = ask_twice([this](int tries) -> wire::Check& {
+    if (tries > 1) inventory_ = take_inventory(target_);
+    return inventory_.check;
+  });
+  for (const std::string& reason : refusals) events_.event("refused", reason);
+  if (!refusals.empty())
+    throw Refusal("the destination cannot take " + label_ + ": " + refusals.front(), "nothing was touched");
   // Most of what was written is on the disk before the tree stops, so that the rest is little.
   sync_files(inventory_.writable_files);
   events_.event("checks",
@@ -129,8 +153,9 @@ void SendSession::begin() {
   Message message;
   wire::Begin* begin = message.mutable_begin();
   begin->set_label(label_);
-  begin->set_precopy(precopy_);
+  begin->set_precopy(precopy_ || peer_reserves_);
   begin->set_streams(static_cast<uint32_t>(options_.streams));
+  begin->set_page_codecs(to_wire(codecs_));
   begin->set_shell_job(options_.shell_job);
   begin->set_tcp_close(options_.tcp_close);
   begin->set_monotonic_ns(clocks_.monotonic_ns);
@@ -146,6 +171,7 @@ void SendSession::begin() {
     streams.push_back(std::move(stream));
   }
   sender_.emplace(std::move(streams));
+  set_up_streams();
   events_.event("begin", "session " + to_hex(id_), {{"session", to_hex(id_)}});
   fault_point("source-agent.begun");
 }

@@ -1,5 +1,6 @@
 // Pre-copy: rounds of pages while the tree runs, until the policy says that it may be stopped.
 #include "migrate/session/calibration_file.h"
+#include "migrate/session/cpu_load.h"
 #include "migrate/session/events_rounds.h"
 #include "migrate/session/fault.h"
 #include "migrate/session/layout_wire.h"
@@ -25,10 +26,16 @@ void SendSession::choose_mode() {
 void SendSession::rounds() {
   if (!precopy_) return;
   rounds_began_ = Clock::now();
-  tracker_.emplace(DirtyTracker::Options{target_, dump_.timeout}, log_);
+  tracker_.emplace(DirtyTracker::Options{.root = target_,
+                                         .timeout = dump_.timeout,
+                                         .by_content = true,
+                                         .visit_hook = visit_fault_hook("source-agent")},
+                   log_);
   touched_ = true;
-  fixed_cost_ = estimate_fixed_cost(size_of_tree(), round_trip_seconds_);
-  PrecopyPolicy policy(options_.policy, load_calibration(options_.state_dir, options_.address).apply(fixed_cost_));
+  TreeSize size = size_of_tree();
+  const Calibration calibration = load_calibration(options_.state_dir, options_.address);
+  PrecopyPolicy policy(options_.policy, calibration.apply(estimate_fixed_cost(size, round_trip_seconds_)));
+  CpuLoad cpu_load(target_);
   prepare_throttle(policy);
   Clock::time_point scanned = Clock::now();
   DirtyTracker::Round scan = tracker_->next_round();
@@ -37,6 +44,7 @@ void SendSession::rounds() {
     const Clock::time_point began = Clock::now();
     make_room(scan, n);
     const PageTotals totals = send_pass(scan.sources);
+    const double pass_seconds = Seconds(Clock::now() - pass_began_).count();
     tell_pages_done(totals);
     fault_point("source-agent.round-sent");
     check_news();
@@ -45,6 +53,8 @@ void SendSession::rounds() {
     measure.pages_sent = totals.pages + totals.zero_pages;
     measure.content_pages = totals.pages;
     measure.bytes_sent = totals.pages * kPageSize;
+    measure.stopped_bandwidth = stopped_bandwidth();
+    rounds_wire_bytes_ += totals.wire_bytes;
     measure.seconds = Seconds(Clock::now() - began).count();
     rounds_bytes_ += measure.bytes_sent;
     const Clock::time_point scanned_before = scanned;
@@ -52,13 +62,24 @@ void SendSession::rounds() {
     DirtyTracker::Round next = tracker_->next_round();
     measure.dirty_pages = next.pages;
     measure.dirty_seconds = Seconds(scanned - scanned_before).count();
+    last_scan_began_ = scanned;
+    measure.bandwidth = static_cast<double>(measure.bytes_sent) / std::max(pass_seconds, 1e-6);
+    const CpuUse cpu = cpu_load.since_last();
+    measure.tree_cpu = cpu.tree;
+    measure.idle_cpu = cpu.idle;
+    measure.all_cpu = cpu.all;
+    size.pages = next.tracked_pages;
+    fixed_cost_ = estimate_fixed_cost(size, round_trip_seconds_);
+    policy.set_fixed_cost(calibration.apply(fixed_cost_));
     measure.elapsed = Seconds(Clock::now() - rounds_began_).count();
     measure.stopped_private_bytes = next.untracked_private_pages * kPageSize;
     measure.stopped_shared_bytes = next.untracked_shared_pages * kPageSize;
+    measure.compare_seconds = Seconds(next.last_compare).count();
     last_decision_ = policy.after_round(measure);
     const Decision& decision = last_decision_;
-    tell_round(events_, measure, decision,
-               {totals.zero_pages, scan.discards.size(), scan.scan_time.count(), scan.visit_time.count()});
+    tell_round(
+        events_, measure, decision,
+        {totals.zero_pages, scan.discards.size(), scan.scan_time.count(), scan.visit_time.count(), totals.wire_bytes});
     tell_decision(events_, decision);
     rounds_ = n + 1;
     if (decision.action == Decision::Action::cancel) throw Error("the migration was given up: " + decision.reason);
@@ -110,6 +131,7 @@ PageTotals SendSession::send_pass(std::span<const PageSource> sources) {
   for (const PageSource& source : sources) pages_total_ += source.pages();
   pass_began_ = Clock::now();
   bytes_before_pass_ = sender_->counters().bytes();
+  wire_before_pass_ = sender_->counters().wire_bytes;
   passing_ = true;
   std::thread worker([&] {
     try {
@@ -133,6 +155,7 @@ PageTotals SendSession::send_pass(std::span<const PageSource> sources) {
   worker.join();
   passing_ = false;
   if (failure) std::rethrow_exception(failure);
+  tell_codecs();
   return totals;
 }
 
@@ -143,8 +166,13 @@ void SendSession::tell_pages_done(const PageTotals& totals) {
 }
 
 void SendSession::check_news() {
-  const Inventory news = take_inventory(target_, &inventory_);
-  ask_about(news);
+  Inventory news;
+  const std::vector<std::string> refusals = ask_twice([&](int) -> wire::Check& {
+    news = take_inventory(target_, &inventory_);
+    return news.check;
+  });
+  if (!refusals.empty()) refuse_news(refusals.front());
+  extend_inventory(inventory_, news);
   // What was written meanwhile goes to the disk now, so that little is left when the tree is stopped.
   if (!synced_.valid() || synced_.wait_for(std::chrono::seconds(0)) == std::future_status::ready) {
     if (synced_.valid()) synced_.get();
@@ -152,21 +180,14 @@ void SendSession::check_news() {
   }
 }
 
+void SendSession::refuse_news(const std::string& reason) const {
+  throw Refusal("the destination cannot take what " + label_ + " opened meanwhile: " + reason,
+                "try again when it has closed that");
+}
+
 void SendSession::ask_about(Inventory news) {
-  if (news.check.files_size() == 0 && news.check.ports_size() == 0 && news.check.uids_size() == 0 &&
-      news.check.capabilities() == 0) {
-    return;
-  }
-  std::optional<FileProbes> probes;
-  if (!options_.files_shared) probes.emplace(news.check);
-  Message message;
-  *message.mutable_check() = news.check;
-  channel_->send(std::move(message));
-  const wire::CheckReply reply = channel_->expect(Message::kCheckReply, answer_by()).check_reply();
-  if (reply.refusals_size() > 0) {
-    throw Refusal("the destination cannot take what " + label_ + " opened meanwhile: " + reply.refusals(0),
-                  "try again when it has closed that");
-  }
+  const std::vector<std::string> refusals = ask(news.check);
+  if (!refusals.empty()) refuse_news(refusals.front());
   extend_inventory(inventory_, news);
 }
 
@@ -213,6 +234,7 @@ void SendSession::last_scan() {
   if (!tracker_) return;
   for (const PageSource& memory : memories_) all_runs_[memory.memory] = memory.runs;
   const DirtyTracker::Last last = tracker_->last_round(memories_);
+  last_compare_ = last.compare_time;
   send_discards(last.discards);
 }
 

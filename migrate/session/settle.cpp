@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/freeze/cpu_throttle.h"
 #include "migrate/session/host_facts.h"
 
 namespace migrate {
@@ -11,18 +12,32 @@ namespace {
 using wire::Answer;
 using wire::Resolve;
 
+/// An agent that was killed together with the keeper of its throttle left the tree without CPU time.
+void lift_throttle(const JournalEntry& entry, Logger& log) {
+  if (entry.tasks.empty() || !entry.tasks.front().lives()) return;
+  try {
+    Throttle::lift_left_over(Pid(entry.tasks.front().pid), to_hex(entry.id).substr(0, 8));
+  } catch (const Error& e) {
+    log.warn("session {}: {}", to_hex(entry.id), e.what());
+  }
+}
+
 void settle_one_source(JournalStore& store, TreeKeeper& keeper, const JournalEntry& entry, Events& events,
                        Logger& log) {
   const bool same_boot = entry.boot_id == boot_id();
   if (entry.state == State::aborted) {
     // Whoever wrote ABORTED may have died before it let the tree go.
-    if (same_boot) keeper.run_on(entry);
+    if (same_boot) {
+      keeper.run_on(entry);
+      lift_throttle(entry, log);
+    }
     return;
   }
   if (entry.state != State::preparing && entry.state != State::frozen) return;
   // Rebooted or dead while it was frozen: the destination may hold the only copy, see settle_source.
   if (entry.state == State::frozen && !keeper.lives(entry)) return;
   abort_source(store, keeper, entry, "its agent and guardian died", log);
+  lift_throttle(entry, log);
   events.event("settled", "session " + to_hex(entry.id) + " was not committed: " + entry.label + " runs on here",
                {{"session", to_hex(entry.id)}});
 }
@@ -110,6 +125,7 @@ Settled settle_source(Journal& journal, TreeKeeper& keeper, const AskDestination
   if (journal.state() == State::preparing || journal.state() == State::frozen) {
     journal.step(State::aborted, gone ? kTreeGone : kOwn, "its agent and guardian died");
     keeper.run_on(journal.entry());
+    lift_throttle(journal.entry(), log);
   }
   if (journal.state() == State::aborted) return {Settled::Outcome::runs_here, journal.entry().label + " runs on here"};
   if (journal.state() == State::done) {

@@ -1,5 +1,8 @@
 #include "migrate/session/holds.h"
 
+#include <algorithm>
+#include <span>
+
 namespace migrate {
 namespace {
 using std::chrono::milliseconds;
@@ -22,9 +25,16 @@ void SourceHold::start(const GuardianRequest::StartSource& start) {
   started_ = true;
 }
 
-FrozenTree SourceHold::freeze() {
+FrozenTree SourceHold::freeze(const std::vector<StopMark>& stops) {
   GuardianRequest request;
   request.set_freeze(true);
+  constexpr size_t kMarks = 2000;  // what a packet holds; the time-outs of further threads end late
+  for (const StopMark& stop : std::span(stops).first(std::min(stops.size(), kMarks))) {
+    GuardianRequest::StopMark* mark = request.add_stops();
+    mark->set_tid(stop.tid);
+    mark->set_stopped_at(stop.stopped_at);
+    mark->set_let_go_at(stop.let_go_at);
+  }
   const Deadline deadline = Deadline::in(timeouts_.freeze + timeouts_.answer);
   FrozenTree frozen;
   frozen.stopping_since_ns = guardian_->ask(request, deadline).stopping_since_ns();

@@ -107,6 +107,7 @@ class BuiltTree final : public RestoredTree {
   }
 
   void discard_pages(std::span<const PageDiscard> discards) override { restore_.discard_pages(discards); }
+  void reserve_pages(std::span<const PageReserve> pages) override { restore_.reserve_pages(pages); }
 
   Room prepare(const ImageSet& images) override {
     images_ = &images;

@@ -56,6 +56,8 @@ class RestoredTree {
   virtual Room warm(const TreeLayout& layout) = 0;
   /// Gives back pages that came in earlier rounds and exist no more.
   virtual void discard_pages(std::span<const PageDiscard> discards) = 0;
+  /// Makes pages of zeros ready to be filled; after warm(), before prepare().
+  virtual void reserve_pages(std::span<const PageReserve> pages) = 0;
   virtual Room prepare(const ImageSet& images) = 0;
   virtual void finish() = 0;
   virtual void open_gate() = 0;

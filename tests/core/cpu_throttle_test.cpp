@@ -196,7 +196,9 @@ TEST_P(CpuThrottle, WhatAKilledOneLeftIsLifted) {
   ::waitpid(owner, nullptr, 0);
   Spinners::wait_until([&] { return ::kill(keeper, 0) != 0 || ProcDir(keeper).stat().state == 'Z'; });
   EXPECT_NE(cgroups_of(tree.root().get()), before);
-  Throttle::lift_left_over(tree.root());
+  Throttle::lift_left_over(tree.root(), "another");
+  EXPECT_NE(cgroups_of(tree.root().get()), before);
+  Throttle::lift_left_over(tree.root(), "test-" + std::to_string(owner) + "-left");
   EXPECT_EQ(cgroups_of(tree.root().get()), before);
   EXPECT_EQ(cgroups_of(tree.child()), before);
   const uint64_t count = tree.count();

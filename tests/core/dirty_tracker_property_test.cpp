@@ -1,28 +1,23 @@
 // Random programs, tracked through rounds: at the end the receiver's memory is the program's, page by page. And the
 // proof that the test would notice: each rule of the tracker taken out makes it fail.
 //
-// MIGRATE_TRACK_SEEDS=N runs N seeds (default: a handful), from MIGRATE_TRACK_FIRST on.
+// MIGRATE_TRACK_SEEDS=N runs N seeds (default: a handful), from MIGRATE_TRACK_FIRST on (scripts/prove-tracker).
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cstdlib>
 #include <functional>
 #include <random>
 
 #include "core/base/deadline.h"
 #include "tests/core/memory_churn.h"
+#include "tests/core/seeds.h"
 #include "tests/core/tracking.h"
 
 namespace migrate {
 namespace {
-
-uint64_t number_from(const char* variable, uint64_t otherwise) {
-  const char* text = std::getenv(variable);
-  return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
-}
 
 class ChurningProgram {
  public:
@@ -67,7 +62,7 @@ std::string track(uint64_t seed, const TrackRules& rules) {
   ChurningProgram program(seed);
   if (!program.goes_on(100)) return "the program does not start";
   const LoggerPtr log = null_logger();
-  DirtyTracker tracker({.root = program.pid(), .shared_anonymous = seed % 2 == 0, .rules = rules}, *log);
+  DirtyTracker tracker({.root = program.pid(), .by_content = seed % 2 == 0, .rules = rules}, *log);
   ModelReceiver receiver;
   const uint64_t rounds = 1 + random() % 5;
   for (uint64_t i = 0; i < rounds; ++i) {
@@ -84,9 +79,7 @@ std::string track(uint64_t seed, const TrackRules& rules) {
 }
 
 TEST(DirtyTrackerProperty, ReceiverEndsWithTheSameMemory) {
-  const uint64_t seeds = number_from("MIGRATE_TRACK_SEEDS", 12);
-  const uint64_t first = number_from("MIGRATE_TRACK_FIRST", 1);
-  for (uint64_t seed = first; seed < first + seeds; ++seed) EXPECT_EQ(track(seed, {}), "") << "seed " << seed;
+  for (const uint64_t seed : track_seeds(12)) EXPECT_EQ(track(seed, {}), "") << "seed " << seed;
 }
 
 TEST(DirtyTrackerProperty, EachRuleIsNeeded) {
@@ -96,17 +89,12 @@ TEST(DirtyTrackerProperty, EachRuleIsNeeded) {
       {"zeros over contents", &TrackRules::zeros_over_contents},
       {"send what was written", &TrackRules::send_written},
       {"scan at the end", &TrackRules::last_scan},
+      {"compare at the end", &TrackRules::compare_at_end},
   };
   for (const auto& [name, rule] : mutants) {
     TrackRules rules;
     rules.*rule = false;
-    uint64_t seed = 1;
-    std::string difference;
-    while (seed <= 60 && difference.empty()) difference = track(seed++, rules);
-    EXPECT_NE(difference, "") << "without the rule: " << name;
-    std::printf("without \"%s\": noticed at seed %lu: %s\n", name, static_cast<unsigned long>(seed - 1),
-                difference.c_str());
-    std::fflush(stdout);
+    expect_noticed("write protection", name, 60, [&](uint64_t seed) { return track(seed, rules); });
   }
 }
 

@@ -11,11 +11,10 @@
 
 #include <atomic>
 #include <functional>
-#include <set>
 #include <thread>
 
-#include "core/base/deadline.h"
 #include "core/base/procfs.h"
+#include "tests/core/forked_programs.h"
 #include "tests/core/tracking.h"
 
 namespace migrate {
@@ -32,41 +31,13 @@ struct Shared {
   std::atomic<uint64_t> address{0};
 };
 
-class DirtyTrackerTest : public testing::Test {
+class DirtyTrackerTest : public ForkedPrograms<Shared> {
  protected:
-  DirtyTrackerTest() {
-    shared_ = new (::mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) Shared;
-  }
-  ~DirtyTrackerTest() override {
-    for (const pid_t pid : children_) {
-      ::kill(pid, SIGKILL);
-      ::waitpid(pid, nullptr, 0);
-    }
-    ::munmap(shared_, sizeof(Shared));
-  }
-  Pid start(const std::function<void()>& body) {
-    const pid_t pid = ::fork();
-    if (pid == 0) {
-      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-      body();
-      ::_exit(0);
-    }
-    children_.insert(pid);
-    return Pid(pid);
-  }
-  template <class F>
-  static bool eventually(F&& condition) {
-    const Deadline deadline = Deadline::in(milliseconds(20'000));
-    while (!condition()) {
-      if (deadline.passed()) return false;
-      ::usleep(200);
-    }
-    return true;
-  }
+  Pid start(const std::function<void()>& body) { return Pid(fork_program(body)); }
   /// In the program: says that a step was done and waits for the word to go on.
   void step_done() {
     const uint32_t n = ++shared_->done;
-    while (shared_->go < n) ::usleep(100);
+    if (!eventually([&] { return shared_->go >= n; }, std::chrono::seconds(120))) ::_exit(3);
   }
   /// In the test: lets the program take one more step.
   bool next_step() {
@@ -76,10 +47,6 @@ class DirtyTrackerTest : public testing::Test {
   bool first_step() {
     return eventually([&] { return shared_->done > 0; });
   }
-
-  Shared* shared_;
-  std::set<pid_t> children_;
-  LoggerPtr log_ = null_logger();
 };
 
 char* map(size_t pages) {
@@ -303,7 +270,7 @@ TEST_F(DirtyTrackerTest, SharedMemoryIsComparedByContent) {
     ::pause();
   });
   ASSERT_TRUE(first_step());
-  DirtyTracker tracker({.root = pid, .shared_anonymous = true}, *log_);
+  DirtyTracker tracker({.root = pid, .by_content = true}, *log_);
   ModelReceiver receiver;
   const DirtyTracker::Round first = tracker.next_round();
   EXPECT_EQ(first.layout.objects.size(), 2u);  // and that of the test
@@ -409,6 +376,70 @@ TEST_F(DirtyTrackerTest, EndedAtRandomMoments) {
     const uint64_t seen = shared_->progress[0];
     ASSERT_TRUE(eventually([&] { return shared_->progress[0] > seen + 100; }));
   }
+}
+
+// Also of a page that is written and protected in swap no write is missed.
+TEST_F(DirtyTrackerTest, PagesInSwap) {
+  const std::string memory = read_file_at(AT_FDCWD, "/proc/meminfo");
+  if (std::stoull(memory.substr(memory.find("SwapFree:") + 9)) < 65536) GTEST_SKIP() << "this machine has no swap";
+  const Pid pid = start([&] {
+    char* area = map(64);
+    std::memset(area, 1, 64 * kPageSize);
+    ::madvise(area, 64 * kPageSize, MADV_PAGEOUT);
+    step_done();
+    std::memset(area + 8 * kPageSize, 2, 8 * kPageSize);
+    ::madvise(area, 64 * kPageSize, MADV_PAGEOUT);
+    step_done();
+    static_cast<void>(*static_cast<volatile char*>(area + 20 * kPageSize));
+    ::madvise(area + 30 * kPageSize, 4 * kPageSize, MADV_DONTNEED);
+    step_done();
+    ::pause();
+  });
+  ASSERT_TRUE(first_step());
+  DirtyTracker tracker({.root = pid}, *log_);
+  ModelReceiver receiver;
+  receiver.apply(tracker.next_round());
+  ASSERT_TRUE(next_step());
+  receiver.apply(tracker.next_round());
+  ASSERT_TRUE(next_step());
+  EXPECT_EQ(receiver.finish(tracker, pid, *log_), "");
+}
+
+// Whoever tracks is killed at any stage of a visit, and at the first registered mapping: its userfaultfd closes with
+// it, and nothing is registered or protected any more.
+TEST_F(DirtyTrackerTest, OurDeathLeavesNothingBehind) {
+  const Pid pid = start([&] {
+    char* area = map(64);
+    for (uint64_t n = 0;; ++n) {
+      area[n % 64 * kPageSize] = static_cast<char>(n);
+      shared_->progress[0] = n;
+    }
+  });
+  ASSERT_TRUE(eventually([&] { return shared_->progress[0] > 1000; }));
+  const std::string mappings = mappings_of(pid);
+  const std::vector<int> descriptors = ProcDir(pid.get()).descriptors();
+  bool died = true;
+  uint64_t stage = 0;
+  for (; died && stage < 60; ++stage) {
+    const Pid tracker = start([&] {
+      uint64_t n = 0;
+      bool registered = false;
+      const auto die = [&](const char* name) {
+        if (!registered && n++ == stage) ::raise(SIGKILL);
+        registered = std::string_view(name) == "mapping registered";
+      };
+      DirtyTracker dying({.root = pid, .visit_hook = die}, *log_);
+      dying.next_round();
+      ::_exit(7);
+    });
+    died = WIFSIGNALED(reap(tracker.get()));
+    EXPECT_TRUE(eventually([&] { return mappings_of(pid) == mappings; })) << "stage " << stage;
+    EXPECT_EQ(ProcDir(pid.get()).descriptors(), descriptors) << "stage " << stage;
+    const uint64_t seen = shared_->progress[0];
+    ASSERT_TRUE(eventually([&] { return shared_->progress[0] > seen + 100; })) << "stage " << stage;
+  }
+  EXPECT_GT(stage, 18u);
+  EXPECT_LT(stage, 60u);
 }
 
 }  // namespace

@@ -15,13 +15,13 @@
 #include <fstream>
 #include <functional>
 #include <map>
-#include <set>
 #include <sstream>
 #include <thread>
 
 #include "core/freeze/tracee.h"
 #include "core/inject/remote_call.h"
 #include "core/inject/visit_places.h"
+#include "tests/core/forked_programs.h"
 
 namespace migrate {
 namespace {
@@ -38,38 +38,9 @@ struct Shared {
   std::atomic<uint32_t> finished{0};
 };
 
-class InjectTest : public testing::Test {
+class InjectTest : public ForkedPrograms<Shared> {
  protected:
-  InjectTest() {
-    shared_ = new (::mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) Shared;
-  }
-  ~InjectTest() override {
-    for (const pid_t pid : children_) {
-      ::kill(pid, SIGKILL);
-      ::waitpid(pid, nullptr, 0);
-    }
-    ::munmap(shared_, sizeof(Shared));
-  }
-
-  pid_t start(const std::function<void()>& body) {
-    const pid_t pid = ::fork();
-    if (pid == 0) {
-      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-      body();
-      ::_exit(0);
-    }
-    children_.insert(pid);
-    return pid;
-  }
-  template <class F>
-  bool eventually(F&& condition, milliseconds limit = milliseconds(10'000)) {
-    const Deadline deadline = Deadline::in(limit);
-    while (!condition()) {
-      if (deadline.passed()) return false;
-      ::usleep(500);
-    }
-    return true;
-  }
+  pid_t start(const std::function<void()>& body) { return fork_program(body); }
   bool wait_ready(uint32_t n) {
     return eventually([&] { return shared_->ready.load() >= n; });
   }
@@ -77,14 +48,6 @@ class InjectTest : public testing::Test {
     const uint64_t seen = shared_->progress[slot].load();
     return eventually([&] { return shared_->progress[slot].load() > seen + 100; });
   }
-  void reap(pid_t pid) {
-    ::waitpid(pid, nullptr, 0);
-    children_.erase(pid);
-  }
-
-  Shared* shared_;
-  LoggerPtr log_ = null_logger();
-  std::set<pid_t> children_;
 };
 
 std::string maps_of(pid_t pid) {

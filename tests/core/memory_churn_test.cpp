@@ -222,8 +222,42 @@ class Churn {
     ::execl("/proc/self/exe", "churn", nullptr);
   }
 
+  /// Half of the steps leave it open without a mapping.
+  void map_memfd() {
+    const Piece p = piece();
+    if (memfd_ < 0 || below(8) == 0) {
+      if (memfd_ >= 0) ::close(memfd_);
+      memfd_ = ::memfd_create("churn", MFD_CLOEXEC);
+      static_cast<void>(!::ftruncate(memfd_, static_cast<off_t>(below(kMemfdPages) * kPageSize)));
+    }
+    const int type = below(4) == 0 ? MAP_PRIVATE : MAP_SHARED;
+    if (below(2) == 0) ::mmap(p.start, p.bytes, PROT_READ | PROT_WRITE, type | MAP_FIXED, memfd_, 0);
+  }
+  void change_memfd() {
+    if (memfd_ < 0) return map_memfd();
+    char local[3000];
+    std::memset(local, static_cast<int>(random()), sizeof local);
+    const auto at = static_cast<off_t>(below(kMemfdPages) * kPageSize);
+    switch (below(5)) {
+      case 0:
+        static_cast<void>(!::ftruncate(memfd_, at + static_cast<off_t>(below(3) * 1000)));
+        break;
+      case 1:
+        ::fallocate(memfd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, static_cast<off_t>(8 * kPageSize));
+        break;
+      default:
+        static_cast<void>(!::pwrite(memfd_, local, sizeof local, at + static_cast<off_t>(below(2000))));
+    }
+  }
+
   void step() {
-    switch (below(40)) {
+    switch (below(44)) {
+      case 40:
+        return map_memfd();
+      case 41:
+      case 42:
+      case 43:
+        return change_memfd();
       case 0:
       case 1:
       case 2:
@@ -288,6 +322,8 @@ class Churn {
   uint64_t state_;
   ChurnControl* control_;
   int control_fd_;
+  static constexpr uint64_t kMemfdPages = 300;
+  int memfd_ = -1;
   intptr_t heap_ = 0;
   int children_ = 0;
 };

@@ -184,35 +184,41 @@ TEST_F(Chain, LinksToNowhereOrItselfAreRefused) {
   unlink_parent(dir.get());
 }
 
-TEST(PageRuns, AreSetsOfPages) {
+TEST(PageSets, AreSetsOfPages) {
   std::mt19937 random(7);
   const auto some = [&](std::vector<bool>& bits) {
-    std::vector<PageRun> runs;
+    PageSet pages;
     for (uint64_t page = 0; page < bits.size(); ++page) {
       bits[page] = random() % 3 != 0;
-      if (bits[page]) append_run(runs, {at(page), 1});
+      if (bits[page]) pages.append(at(page), at(page + 1));
     }
-    return runs;
+    return pages;
   };
-  const auto bits_of = [](const std::vector<PageRun>& runs, size_t size) {
+  const auto bits_of = [](const PageSet& pages, size_t size) {
     std::vector<bool> bits(size);
-    for (const PageRun& run : runs)
-      for (uint64_t i = 0; i < run.pages; ++i) bits[run.address / kPageSize + i] = true;
+    for (uint64_t i = 0; i < size; ++i) bits[i] = pages.contains(at(i));
     return bits;
   };
   for (int round = 0; round < 200; ++round) {
     std::vector<bool> a(64), b(64), both(64), either(64), only_a(64);
-    const auto runs_a = some(a), runs_b = some(b);
+    const PageSet pages_a = some(a), pages_b = some(b);
     for (size_t i = 0; i < a.size(); ++i) {
       both[i] = a[i] && b[i];
       either[i] = a[i] || b[i];
       only_a[i] = a[i] && !b[i];
     }
-    EXPECT_EQ(bits_of(intersect_runs(runs_a, runs_b), 64), both);
-    EXPECT_EQ(bits_of(unite_runs(runs_a, runs_b), 64), either);
-    EXPECT_EQ(bits_of(subtract_runs(runs_a, runs_b), 64), only_a);
-    EXPECT_EQ(count_pages(runs_a), static_cast<uint64_t>(std::count(a.begin(), a.end(), true)));
+    EXPECT_EQ(bits_of(pages_a & pages_b, 64), both);
+    EXPECT_EQ(bits_of(pages_a | pages_b, 64), either);
+    EXPECT_EQ(bits_of(pages_a - pages_b, 64), only_a);
+    EXPECT_EQ(pages_a.pages(), static_cast<uint64_t>(std::count(a.begin(), a.end(), true)));
+    const std::vector<PageRun> runs = runs_of(pages_a, pages_b);
+    EXPECT_EQ(pages_of(runs), pages_a);
+    EXPECT_EQ(pages_of(runs_without(runs, pages_b)), pages_a - pages_b);
+    for (const PageRun& run : runs) EXPECT_EQ(run.zero_ok, !pages_b.contains(run.address));
+    for (const PageRun& run : runs_without(runs, pages_b)) EXPECT_TRUE(run.zero_ok);
   }
+  EXPECT_TRUE(PageSet(at(1), at(4)).contains(at(1), at(4)));
+  EXPECT_FALSE(PageSet(at(1), at(4)).contains(at(3), at(5)));
 }
 
 /// Memory of this process as a source.
@@ -238,7 +244,7 @@ TEST_F(Chain, WritesWhatChangedAndKeepsTheRest) {
     const PageSource source = own_memory(memory, {{0, kPages, true}});
     const WrittenPages w = write_pages(std::span(&source, 1), {}, pages);
     EXPECT_EQ(w.written, kPages - 1);
-    EXPECT_EQ(count_pages(w.stored.at(kTask)), kPages - 1);
+    EXPECT_EQ(w.stored.at(kTask).pages(), kPages - 1);
     stored = w.stored;
   }
   memory[at(3)] = 'b';
@@ -250,11 +256,11 @@ TEST_F(Chain, WritesWhatChangedAndKeepsTheRest) {
   PageFolder pages(dir.get(), images, true);
   PageSource source = own_memory(memory, {});
   source.runs = changed;
-  const PagesByMemory unchanged{{kTask, subtract_runs(stored.at(kTask), changed)}};
+  const PagesByMemory unchanged{{kTask, stored.at(kTask) - pages_of(changed)}};
   const WrittenPages w = write_pages(std::span(&source, 1), unchanged, pages);
   EXPECT_EQ(w.written, 3u);
   EXPECT_EQ(w.in_parent, kPages - 3);
-  EXPECT_EQ(count_pages(w.stored.at(kTask)), kPages);
+  EXPECT_EQ(w.stored.at(kTask).pages(), kPages);
   PageImages read(dir.get());
   uint64_t found = 0;
   for (const StoredPages& s : read.locate("pagemap-42.img")) {
@@ -272,7 +278,7 @@ TEST_F(Chain, APageSourceWithoutParentIsRefused) {
   ImageSet images;
   PageFolder pages(dir.get(), images, true);
   const PageSource source = own_memory(nullptr, {});
-  EXPECT_THROW(write_pages(std::span(&source, 1), {{kTask, {{at(1), 1}}}}, pages), Refusal);
+  EXPECT_THROW(write_pages(std::span(&source, 1), {{kTask, PageSet(at(1), at(2))}}, pages), Refusal);
 }
 
 TEST_F(Chain, PagesThatVanishAreLeftOut) {

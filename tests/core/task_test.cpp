@@ -11,6 +11,7 @@
 #include "core/task/proc_text.h"
 #include "core/task/restart.h"
 #include "core/task/xsave.h"
+#include "tests/core/forked_programs.h"
 
 namespace migrate {
 namespace {
@@ -230,7 +231,7 @@ TEST(Survey, RecallsWhichCallGoesOnAndSinceWhen) {
     const auto call = parse_syscall(proc.read("syscall"));
     return call ? call->nr : -1;
   };
-  while (call_of() < 0) ::usleep(1000);
+  ASSERT_TRUE(eventually([&] { return call_of() >= 0; }));
   std::vector<ProcDir> tasks;
   tasks.emplace_back(child);
   const SleepSurvey before(tasks);
@@ -239,7 +240,7 @@ TEST(Survey, RecallsWhichCallGoesOnAndSinceWhen) {
   ::ptrace(PTRACE_INTERRUPT, child, 0, 0);
   ::waitpid(child, nullptr, __WALL);
   ::ptrace(PTRACE_DETACH, child, 0, 0);
-  while (call_of() != SYS_restart_syscall) ::usleep(1000);
+  ASSERT_TRUE(eventually([&] { return call_of() == SYS_restart_syscall; }));
   SleepSurvey after(tasks);
   ASSERT_NE(after.find(child), nullptr);
   EXPECT_FALSE(after.find(child)->continued);
@@ -262,7 +263,7 @@ TEST(Survey, SeesSinceWhenATaskSleeps) {
   }
   ::close(pipe_fds[0]);
   const ProcDir proc(child);
-  while (!parse_syscall(proc.read("syscall"))) ::usleep(1000);
+  ASSERT_TRUE(eventually([&] { return parse_syscall(proc.read("syscall")).has_value(); }));
   const int64_t before = monotonic_ns();
   while (monotonic_ns() < before + 50'000'000) ::usleep(1000);
   std::vector<ProcDir> tasks;

@@ -79,10 +79,10 @@ class Tool:
             raise Failed(f"restore wrote no pid to its pidfile: {text!r}")
         return int(text)
 
-    def receive(self, network, host, keys, port=7400, env=None, options=(), prefix=()):
+    def receive(self, network, host, keys, port=7400, env=None, options=(), prefix=(), once=True, log=None):
         """Starts a destination on `host`, through `prefix`; returns once it listens."""
-        log = os.path.join(self.folder, "receive.log")
-        p = spawn([self.binary, "receive", "--listen", f"{network.address(host)}:{port}", "--once", *keys.options(host),
+        log = log or os.path.join(self.folder, "receive.log")
+        p = spawn([self.binary, "receive", "--listen", f"{network.address(host)}:{port}", *(["--once"] if once else []), *keys.options(host),
                    "--state-dir", os.path.join(self.folder, f"state-{host}"), *self.receive_args, *options],
                   log=log, prefix=[*network.enter(host), *prefix], env=self.environment(host, env))
         needle = f":{port:04X} "

@@ -1,6 +1,6 @@
 """A client that writes to redis-server and writes down what was acknowledged.
 
-    writer.py FOLDER PORT MIB ADDRESS...
+    writer.py [--seed N] [--rest MS] FOLDER PORT MIB ADDRESS...
 
 One connection, pipelined batches. Every batch can be repeated without changing the outcome, so one whose answer got lost
 is sent again until it is acknowledged: in the end the server must hold exactly what was acknowledged, in order. When no
@@ -8,6 +8,7 @@ answer comes, the other addresses are tried too. Files in FOLDER:
 - `acknowledged`: the batches' bytes, in Redis' protocol, as they were sent;
 - `progress`: a JSON object, replaced after every few batches;
 - `stop`: when it appears, the client ends."""
+import argparse
 import json
 import os
 import random
@@ -135,8 +136,16 @@ class Writer:
 
 
 def main():
-    folder, port, mib, addresses = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
-    rng = random.Random(20)
+    p = argparse.ArgumentParser()
+    p.add_argument("--seed", type=int, default=20)
+    p.add_argument("--rest", type=float, default=0, help="milliseconds between two batches")
+    p.add_argument("folder")
+    p.add_argument("port", type=int)
+    p.add_argument("mib", type=int)
+    p.add_argument("addresses", nargs="+")
+    o = p.parse_args()
+    folder, port, mib, addresses = o.folder, o.port, o.mib, o.addresses
+    rng = random.Random(o.seed)
     w = Writer(folder, port, addresses)
     w.reconnect()
     loads = mib * 1024 * 1024 // (64 * LOAD_VALUE)
@@ -144,11 +153,12 @@ def main():
         w.send_until_acknowledged(load_batch(n, rng))
     w.longest_gap_ms = 0.0
     w.report("loaded")
-    end = time.monotonic() + 600
+    end = time.monotonic() + 3600
     n = 0
     while time.monotonic() < end and not os.path.exists(os.path.join(folder, "stop")) and os.path.isdir(folder):
         n += 1
         w.send_until_acknowledged(write_batch(n, rng, loads * 64))
+        time.sleep(o.rest / 1000)
         if n % 10 == 0 or w.ack_after == w.previous_ack:
             w.report("writing")
     w.report("ended")

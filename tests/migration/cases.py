@@ -17,7 +17,7 @@ WORKLOADS = {
     "pipes": ("pipes", []), "files": ("files", []), "events": ("events", []), "unixsock": ("unixsock", []),
     "tcp": ("tcp", []), "udp": ("udp", []), "identity": ("identity", []), "clocks": ("clocks", []), "itimer": ("itimer", []),
     "sequence": ("sequence", []), "many_vmas": ("many_vmas", ["5000"]), "many_fds": ("many_fds", ["5000"]),
-    "memory": ("memory", ["256"]), "locks": ("locks", []), "novdso": ("novdso", []),
+    "memory": ("memory", ["256"]), "shared": ("shared", ["32", "3000"]), "locks": ("locks", []), "novdso": ("novdso", []),
 }
 # Options of `dump` and `restore` that a program needs.
 OPTIONS = {"locks": ("--file-locks",)}

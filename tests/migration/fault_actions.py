@@ -10,7 +10,7 @@ from lib.process import descendants, exists, kill_all, wait_for
 # Time-outs for actions that have to wait for them, in ms; long enough for a busy machine.
 TIMEOUTS = "connect=2500,answer=2500,freeze=4000,restore=3500,silence=1500,settle=1000"
 PAST_TIMEOUTS = 7
-INJECT = "source-guardian.inject-"
+INJECT = ("source-guardian.inject-", "source-agent.inject-")
 MODES = ("precopy", "stop-copy")
 
 
@@ -178,18 +178,20 @@ ACTIONS = {
     "journal-full": Action(journal_full, points("sa.begun sa.ready sa.round-sent sg.held sg.before-commit da.begun "
                                                 "da.commit-received dg.finished dg.warm")),
     "out-of-memory": Action(out_of_memory, points("sa.frozen sa.scanned sg.stopped da.begun da.images-received "
-                                                  "da.round-received dg.shells dg.finished dg.warm")),
+                                                  "da.round-received dg.shells dg.finished dg.warm dg.reserved")),
     "interrupt": Action(interrupt, points("sa.connected sa.checked sa.begun sa.frozen sa.images-sent sa.pages-sent "
                                           "sa.ready sa.commit-sent sa.scanned sa.round-sent sg.stopped da.begun "
                                           "da.prepared-shells da.pages-received da.prepared da.ready-sent "
-                                          "da.layout-received da.round-received dg.finished dg.warm")),
+                                          "da.layout-received da.round-received dg.finished dg.warm sa.reserved "
+                                          "da.reserved")),
     "terminate": Action(terminate, points("sa.frozen sa.ready sa.commit-sent sa.round-sent da.begun "
                                           "da.images-received da.round-received dg.shells dg.prepared")),
 }
 
 
-# Reached by pre-copy only.
-OF_ROUNDS = points("sa.scanned sa.round-sent da.layout-received da.round-received dg.warm")
+# Reached by pre-copy only, and without it only.
+OF_ROUNDS = points("sa.scanned sa.round-sent da.round-received")
+OF_RESERVE = points("sa.reserved da.reserved dg.reserved")
 
 # Tried at one point only, and no column.
 EXTRA = {("destination-agent.ready-sent", "late-init"): Action(late_init),
@@ -200,6 +202,8 @@ def inapplicable(point, action, mode):
     """Why that cannot happen there, or None. The reasons are told in migrate/session/README.md."""
     if point.startswith(INJECT) and action == "fail":
         return "nothing may throw between infecting and curing a task"
-    if mode == "stop-copy" and point in OF_ROUNDS:
+    if mode == "stop-copy" and (point in OF_ROUNDS or point.startswith(INJECT[1])):
         return "that has no rounds"
+    if mode == "precopy" and point in OF_RESERVE:
+        return "rounds bring the pages themselves"
     return None

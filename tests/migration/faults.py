@@ -15,11 +15,11 @@ EXPECTED = (tool.Failed, Deadline, programs.Unwell)
 ENDED = ("Connection refused", "Connection reset", "Broken pipe", "cut the connection")  # heard from a receiver that ends
 SEND_LIMIT = 60  # seconds in which send must have ended, whatever happens
 PORT = 7777      # of the program that moves
-BEFORE_COMMIT = re.compile(r"source-agent\.(connected|checked|begun|scanned|round-sent|frozen|images-sent|pages-sent|ready)$|"
+BEFORE_COMMIT = re.compile(r"source-agent\.(connected|checked|begun|inject-.*|scanned|round-sent|reserved|frozen|images-sent|pages-sent|ready)$|"
                            r"source-guardian\.(started|inject-.*|stopped|held)$")
-BEFORE_READY = re.compile(r"destination-agent\.(begun|layout-received|round-received|images-received|prepared-shells|"
+BEFORE_READY = re.compile(r"destination-agent\.(begun|layout-received|round-received|reserved|images-received|prepared-shells|"
                           r"pages-received|prepared)$|"
-                          r"destination-guardian\.(started|warm|shells|finished|prepared)$")
+                          r"destination-guardian\.(started|warm|reserved|shells|finished|prepared)$")
 
 
 class NotReached(Exception):
@@ -85,6 +85,8 @@ class Case:
                 raise NotReached(f"send ended ({self.sender.returncode}) before {self.point} was reached")
             rendezvous(self)
         wait_for(lambda: self.sender.poll() is not None, "migrate send to end", SEND_LIMIT, 0.05)
+        if self.action == "kill-self" and self.point.startswith("source-agent.") and self.sender.returncode != -signal.SIGKILL:
+            raise NotReached(f"send ended ({self.sender.returncode}), it did not die at {self.point}")
         return self.settle()
 
     def settle(self):

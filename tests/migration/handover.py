@@ -43,7 +43,7 @@ def table(points, actions, outcomes, mode):
     lines = ["| fault point | " + " | ".join(actions) + " |", "|---" * (len(actions) + 1) + "|"]
     rows = {}
     for point in points:
-        rows.setdefault(f"{INJECT}…" if point.startswith(INJECT) else point, []).append(point)
+        rows.setdefault(next((f"{i}…" for i in INJECT if point.startswith(i)), point), []).append(point)
     for name, members in rows.items():
         cells = []
         for a in actions:

@@ -286,6 +286,16 @@ def send_refuses(kind, *patterns, arguments=(), send=(), receive=(), before=None
     return case
 
 
+def option_refused(option, pattern, *values):
+    """Before anything is connected or looked at."""
+    def case(context, folder):
+        for value in values:
+            code, out = run([context.binary, "send", "127.0.0.1:1", f"pid:{os.getpid()}", f"{option}={value}"], timeout=20)
+            expect(code == 2, f"send {option}={value} exited {code}, not 2: {out.strip()[-300:]}")
+            expect(re.search(pattern.format(value=re.escape(value)), out), f"{option}={value}: {out.strip()[-300:]}")
+    return case
+
+
 def taken_port(hosts, folder):
     hosts.taken = hosts.network.call("destination", lambda: socket.create_server(("0.0.0.0", 7500)))
     return {}
@@ -424,9 +434,13 @@ CASES = {
     "restore/pid-taken": pid_taken,
     "send/netlink": send_refuses("netlink", HAS_FD + ", a netlink socket"),
     "send/lease": send_refuses("lease", HAS_FD, "with a lease on it"),
-    # Both hosts of the test see one file, and the source keeps its lock until the tree has moved. Found out at the end only.
-    "send/locked-file-of-both-hosts": send_refuses(
-        "flock", "task [0-9]+ had a lock through fd [0-9]+ that another process holds now", both=True, exit_code=1),
+    # Both hosts of the test see one file, and the source keeps its lock until the tree has moved.
+    "send/flock-of-both-hosts": send_refuses("flock", "is locked by the program, and the lock cannot be had", both=True),
+    "send/posix-lock-of-both-hosts": send_refuses("posix-lock", "is locked by the program, and the lock cannot be had", both=True),
+    "send/unknown-codec": option_refused("--compress", '"{value}" is no compression; write auto, off, lz4', "gzip", "lz4:9", "zstd:0",
+                                         "zstd:20", "zstd:fast", "on"),
+    "send/nonsense-rate": option_refused("--bandwidth-limit", '"{value}" is no rate; write bytes a second', "fast", "0", "-5M", "12", "200Mbit",
+                                         "1e9", "1.5X", "9999T"),
     "send/own-ancestor": own_parent,
     "send/parent-notices": parent_notices,
     "send/restarting-parent": supervised("watcher", "task {pid} has the parent watcher \\(pid {boss}\\)"),

@@ -123,6 +123,59 @@ std::vector<PageSource> one_source(size_t pages, size_t claimed) {
   return sources;
 }
 
+/// Sends text, zeros and noise; gives what both ends counted.
+std::pair<PageTotals, PageTotals> moved_with(const Compression& wanted, CodecSet sends, size_t passes,
+                                             uint64_t limit = 0) {
+  MapSink sink;
+  Ends ends = connect_ends(sink, 2, "", {.codecs = {.lz4 = true, .zstd = true}});
+  ends.sender->set_compression(wanted, sends);
+  ends.sender->set_bandwidth_limit(limit);
+  auto content = random_bytes(2000 * kPageSize, 4);
+  for (size_t p = 0; p < 1500; ++p)
+    for (size_t at = 0; at < kPageSize; ++at)
+      content[p * kPageSize + at] = static_cast<std::byte>("0123456789abcdef"[(p + at * at / 7) % 16]);
+  std::vector<PageSource> sources(1);
+  sources[0].memory.id = 7;
+  sources[0].fd = memory_file(content);
+  sources[0].runs = {{0, 2000, true}};
+  std::pair<PageTotals, PageTotals> totals;
+  for (size_t pass = 0; pass < passes; ++pass) {
+    sink.pages.clear();
+    auto receiving = std::async(std::launch::async, [&] { return ends.receiver->receive(); });
+    totals.first = ends.sender->send(sources);
+    totals.second = receiving.get();
+    EXPECT_EQ(sink.pages.size(), 2000u);
+    for (const auto& [key, data] : sink.pages)
+      EXPECT_EQ(std::memcmp(data.data(), content.data() + key.second, kPageSize), 0) << key.second;
+  }
+  return totals;
+}
+
+TEST(PackedPages, ArriveAndAreCounted) {
+  const auto [raw, raw_there] = moved_with({}, {}, 1);
+  EXPECT_EQ(raw.wire_bytes, raw_there.wire_bytes);
+  EXPECT_GT(raw.wire_bytes, 2000 * kPageSize);
+  for (const char* text : {"lz4", "zstd", "zstd:5"}) {
+    const auto [sent, got] = moved_with(*parse_compression(text), {.lz4 = true, .zstd = true}, 2);
+    EXPECT_EQ(sent.pages, 2000u);
+    EXPECT_EQ(sent.wire_bytes, got.wire_bytes);
+    EXPECT_LT(sent.wire_bytes, 1600 * kPageSize) << text;
+    EXPECT_GT(sent.wire_bytes, 500 * kPageSize) << text;  // the noise goes raw
+  }
+  // What the receiver does not take is not sent.
+  EXPECT_EQ(moved_with(*parse_compression("zstd"), {.lz4 = true}, 1).first.wire_bytes, raw.wire_bytes);
+  EXPECT_EQ(moved_with(*parse_compression("auto"), {}, 1).first.wire_bytes, raw.wire_bytes);
+  moved_with(*parse_compression("auto"), {.lz4 = true, .zstd = true}, 3);
+}
+
+TEST(PackedPages, WithinTheBandwidthLimit) {
+  constexpr uint64_t kLimit = 40'000'000;
+  const auto began = std::chrono::steady_clock::now();
+  const auto [sent, got] = moved_with(*parse_compression("lz4"), {.lz4 = true, .zstd = true}, 1, kLimit);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
+  EXPECT_GE(took.count(), static_cast<double>(sent.wire_bytes) / kLimit - 0.011);
+}
+
 TEST(PageFailures, SinkFailureEndsBothSides) {
   MapSink sink;
   sink.fail_at = 3;
@@ -183,7 +236,7 @@ TEST(PageFailures, MoreThanAnnounced) {
 }
 
 /// Feeds bytes to a receiver; true if it took them for a whole pass.
-bool accepts(std::span<const std::byte> bytes) {
+bool accepts(std::span<const std::byte> bytes, CodecSet codecs = {.lz4 = true, .zstd = true}) {
   class Nowhere : public PageSink {
     void write(MemoryId, uint64_t address, std::span<const std::byte> data) override {
       EXPECT_EQ(address % kPageSize, 0u);
@@ -194,7 +247,7 @@ bool accepts(std::span<const std::byte> bytes) {
   auto [mine, theirs] = raw_pair();
   std::vector<std::unique_ptr<Stream>> streams;
   streams.push_back(std::move(theirs));
-  PageReceiver receiver(std::move(streams), sink);
+  PageReceiver receiver(std::move(streams), sink, {.codecs = codecs});
   auto feeding = std::async(std::launch::async, [&bytes, feeder = std::move(mine)]() mutable {
     try {
       feeder->write(bytes);
@@ -232,6 +285,58 @@ std::vector<std::byte> valid_pass() {
   encode_record(end, header);
   bytes.insert(bytes.end(), header, header + sizeof header);
   return bytes;
+}
+
+/// A pass of one packed record; `size`, if not 0, is what its header claims.
+std::vector<std::byte> packed_pass(PageCodec codec, uint32_t pages, std::span<const std::byte> packed,
+                                   size_t size = 0) {
+  std::vector<std::byte> bytes(kPageRecordSize + kPackedSizeBytes);
+  const std::span<std::byte> head(bytes);
+  PageRecord record{.kind = PageRecord::Kind::packed, .address = 8192, .pages = pages, .codec = codec};
+  record.memory.id = 3;
+  StreamTotals totals;
+  encode_record(record, head.first<kPageRecordSize>());
+  encode_packed_size(size != 0 ? size : packed.size(), head.subspan<kPageRecordSize, kPackedSizeBytes>());
+  totals.add(head.first<kPageRecordSize>(), pages);
+  totals.add_packed_size(size != 0 ? size : packed.size());
+  bytes.insert(bytes.end(), packed.begin(), packed.end());
+  std::byte header[kPageRecordSize];
+  PageRecord end{.kind = PageRecord::Kind::end, .total_records = totals.records};
+  end.total_pages = totals.pages;
+  end.digest = totals.digest;
+  encode_record(end, header);
+  bytes.insert(bytes.end(), header, header + sizeof header);
+  return bytes;
+}
+
+std::vector<std::byte> packed_zeros(const CodecChoice& choice, size_t pages) {
+  const std::vector<std::byte> zeros(pages * kPageSize);
+  std::vector<std::byte> out(packed_limit(zeros.size()));
+  PagePacker packer;
+  out.resize(packer.pack(choice, zeros, out));
+  return out;
+}
+
+TEST(PackedRecords, BoundsAndAgreement) {
+  for (const CodecChoice& choice : {CodecChoice{PageCodec::lz4, 0}, CodecChoice{PageCodec::zstd, 3}}) {
+    const auto packed = packed_zeros(choice, 256);
+    const CodecSet other{.lz4 = choice.codec == PageCodec::zstd, .zstd = choice.codec == PageCodec::lz4};
+    EXPECT_TRUE(accepts(packed_pass(choice.codec, 256, packed)));
+    EXPECT_FALSE(accepts(packed_pass(choice.codec, 256, packed), {}));
+    EXPECT_FALSE(accepts(packed_pass(choice.codec, 256, packed), other));
+    for (const uint32_t pages : {1u, 255u}) EXPECT_FALSE(accepts(packed_pass(choice.codec, pages, packed))) << pages;
+    EXPECT_FALSE(accepts(packed_pass(choice.codec, 0, packed)));
+    EXPECT_FALSE(accepts(packed_pass(choice.codec, 257, packed)));
+    // Sizes that cannot be: nothing, as much as the pages, more than there is memory for.
+    for (const size_t size : {size_t{1}, packed_limit(256 * kPageSize) + 1, size_t{1} << 20, size_t{0xffffffff}})
+      EXPECT_FALSE(accepts(packed_pass(choice.codec, 256, packed, size))) << size;
+    auto longer = packed;
+    longer.resize(longer.size() + 1);
+    EXPECT_FALSE(accepts(packed_pass(choice.codec, 256, longer)));
+    EXPECT_FALSE(accepts(packed_pass(choice.codec, 256, std::span(packed).first(packed.size() - 1))));
+  }
+  EXPECT_FALSE(accepts(packed_pass(PageCodec::raw, 1, packed_zeros({PageCodec::lz4, 0}, 1))));
+  EXPECT_FALSE(accepts(packed_pass(PageCodec{3}, 1, packed_zeros({PageCodec::lz4, 0}, 1))));
 }
 
 TEST(PageFuzz, EveryBitOfTheHeadersMatters) {

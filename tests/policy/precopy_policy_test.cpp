@@ -239,6 +239,33 @@ TEST(PrecopyPolicy, GoesOnBelowTheLimitOnlyWhereItPays) {
   EXPECT_EQ(quiet.rounds, 1u);
 }
 
+TEST(PrecopyPolicy, AStoppedTreeLeavesItsProcessorsToTheTransport) {
+  const auto stopped_over_running = [](double tree, double idle, double all) {
+    PrecopyPolicy policy({}, FixedCost{});
+    RoundMeasure m;
+    m.pages_sent = 100'000, m.bytes_sent = m.pages_sent * 4096, m.seconds = 1;
+    m.dirty_pages = 50'000;
+    m.tree_cpu = tree, m.idle_cpu = idle, m.all_cpu = all;
+    const Decision d = policy.after_round(m);
+    return d.stopped_bandwidth / d.bandwidth;
+  };
+  EXPECT_NEAR(stopped_over_running(0, 0, 0), 1, 1e-9) << "not known";
+  EXPECT_NEAR(stopped_over_running(1, 0, 2), 2, 1e-9);
+  EXPECT_NEAR(stopped_over_running(1, 2, 4), 1, 1e-9) << "there was enough for all";
+  EXPECT_NEAR(stopped_over_running(1.99, 0, 2), 3, 1e-9) << "bounded";
+}
+
+TEST(PrecopyPolicy, WhatIsWrittenWhenTheThrottleIsLiftedCounts) {
+  World w = world(steady(65'536, 500'000));
+  w.pages = 65'536;
+  w.fixed.run_on = 0.03;
+  for (w.seed = 1; w.seed <= 20; ++w.seed) {
+    const Outcome o = migrate_it(w, with(OnNoConvergence::throttle));
+    EXPECT_LT(o.last.cpu_share, 1);
+    EXPECT_GT(o.last.now.total(), 0.7 * o.downtime);
+  }
+}
+
 TEST(DirtyModel, FindsAWorkingSet) {
   DirtyModel m;
   const Writer w = steady(10'000, 100'000);
@@ -266,6 +293,13 @@ TEST(LinkModel, SmallRoundsTellTheOverheadNotTheBandwidth) {
   EXPECT_NEAR(link.overhead(), 0.003, 0.0005);
   for (int i = 0; i < 6; ++i) link.add(10e6, 0.1, 0);  // the link became slower
   EXPECT_NEAR(link.bandwidth(), 1e8, 0.3e8);
+}
+
+TEST(LinkModel, LateRoundsCountMost) {
+  LinkModel link;
+  link.add(1e9, 1.0, 1e9);            // long runs of pages
+  link.add(16e6, 0.06, 16e6 / 0.05);  // single ones
+  EXPECT_NEAR(link.bandwidth(), 16e6 / 0.05, 0.3e8);
 }
 
 TEST(FixedCost, SlopesAndCalibration) {

@@ -13,6 +13,7 @@
 #include "core/base/fd.h"
 #include "migrate/report/report.h"
 #include "migrate/session/calibration_file.h"
+#include "migrate/session/events_pages.h"
 #include "migrate/session/events_rounds.h"
 #include "temp_dir.h"
 
@@ -29,6 +30,7 @@ struct Terminal {
     slave = open_path(name, O_RDWR | O_NOCTTY);
     const winsize size{24, columns, 0, 0};
     check(::ioctl(master.get(), TIOCSWINSZ, &size), "set the size of", "a terminal");
+    ::setenv("TERM", "xterm", 1);
   }
   std::string shown() const {
     std::string text;
@@ -102,6 +104,71 @@ TEST(Events, ATerminalGetsOneLiveLineThatFits) {
     EXPECT_EQ(terminal.shown(), "\r\x1b[Ksend: frozen\r\n");
   }
   EXPECT_EQ(terminal.shown(), "");
+}
+
+TEST(Events, TheLiveLineFollowsTheTerminalsWidthAndIsErased) {
+  const Terminal terminal(200);
+  const Redirected redirected(2, terminal.slave.get());
+  RoundProgress p{3, 128 << 20, 256 << 20, 800e6, 12'345, 41.2, 32 << 20};
+  for (const unsigned short columns : {200, 30, 12, 2, 1}) {
+    {
+      PrintedEvents events(ReportFormat::automatic, "send");
+      const winsize size{24, columns, 0, 0};
+      check(::ioctl(terminal.master.get(), TIOCSWINSZ, &size), "set the size of", "a terminal");
+      show_round(events, p);
+      const std::string live = terminal.shown();
+      EXPECT_LE(live.size(), columns - 1u + 4u) << columns;
+      EXPECT_GE(live.size(), std::min<size_t>(columns - 1u, 80) + 4u) << columns;
+      if (columns == 200) {
+        EXPECT_NE(live.find(", 0.25 of it on the wire, 12.3k pages/s written, downtime ~41.2 ms"), std::string::npos)
+            << live;
+      }
+    }
+    EXPECT_EQ(terminal.shown(), "\r\x1b[K") << "it goes when the command ends";
+  }
+}
+
+TEST(Events, WithoutATerminalThereIsNoLiveLine) {
+  const auto tell = [](Events& e) {
+    show_round(e, {3, 128 << 20, 256 << 20, 800e6});
+    show_pages(e, {.bytes = 1 << 20, .total_bytes = 2 << 20, .wire_bytes = 1 << 20, .bandwidth = 1e6});
+    e.event("freeze", "frozen");
+  };
+  EXPECT_EQ(printed(2, ReportFormat::automatic, tell), "send: frozen\n");
+  EXPECT_EQ(printed(2, ReportFormat::lines, tell), "send: frozen\n");
+  const Terminal terminal(80);
+  ::setenv("TERM", "dumb", 1);
+  {
+    const Redirected redirected(2, terminal.slave.get());
+    PrintedEvents events(ReportFormat::automatic, "send");
+    tell(events);
+  }
+  ::unsetenv("TERM");
+  EXPECT_EQ(terminal.shown(), "send: frozen\r\n");
+}
+
+TEST(Events, ChoicesOfCodecsTellTheirNumbers) {
+  const std::string text = printed(1, ReportFormat::json, [](Events& e) {
+    tell_codec(e, {PageCodec::zstd, 3}, false, "");
+    tell_codec(e, {}, false, "the destination takes none");
+    tell_codec(e, {.from = {},
+                   .to = {PageCodec::lz4, 0},
+                   .why = "since it gains",
+                   .ratio = 0.5,
+                   .pack_rate = 8e8,
+                   .link_rate = 1e8});
+  });
+  std::vector<nlohmann::json> lines;
+  std::istringstream in(text);
+  for (std::string line; std::getline(in, line);) lines.push_back(nlohmann::json::parse(line));
+  ASSERT_EQ(lines.size(), 3u);
+  EXPECT_EQ(lines[0]["codec"], "zstd:3");
+  EXPECT_EQ(lines[1]["codec"], "raw");
+  EXPECT_EQ(lines[1]["why"], "the destination takes none");
+  EXPECT_EQ(lines[2]["codec"], "lz4");
+  EXPECT_EQ(lines[2]["before"], "raw");
+  EXPECT_EQ(lines[2]["ratio"], 0.5);
+  EXPECT_EQ(lines[2]["link_rate"], 1e8);
 }
 
 TEST(Events, LinesCannotSteerATerminal) {

@@ -95,6 +95,7 @@ class FakeRestoredTree final : public RestoredTree {
   }
   Room warm(const TreeLayout&) override { return make_room(); }
   void discard_pages(std::span<const PageDiscard>) override {}
+  void reserve_pages(std::span<const PageReserve>) override {}
   Room prepare(const ImageSet& images) override {
     if (!images.has("inventory.img")) throw Corrupt("images", "no inventory");
     return make_room();

@@ -84,7 +84,8 @@ inline void expect_pattern(const void* p, size_t n, uint64_t salt, const std::st
 /// The contract with the test driver. Lives in the main task; forked children must not call serve().
 class Workload {
  public:
-  Workload(int argc, char** argv) : argc_(argc), argv_(argv) {
+  /// `life`: seconds after which it ends by itself.
+  Workload(int argc, char** argv, int64_t life = 1200) : argc_(argc), argv_(argv), life_(life) {
     if (argc < 2) {
       std::fprintf(stderr, "usage: %s DIR [NUMBER...]\n", argv[0]);
       std::exit(2);
@@ -117,7 +118,7 @@ class Workload {
     char text[24];
     const int n = std::snprintf(text, sizeof text, "%20llu\n", static_cast<unsigned long long>(++beats_));
     if (pwrite(heartbeat_, text, static_cast<size_t>(n), 0) != n) std::_Exit(3);
-    if (now_ns() - started_ > int64_t{1200} * 1'000'000'000) std::_Exit(4);
+    if (now_ns() - started_ > life_ * 1'000'000'000) std::_Exit(4);
     char token[64] = {};
     const int fd = open(path("check").c_str(), O_RDONLY | O_CLOEXEC);
     if (fd == -1) {
@@ -149,6 +150,7 @@ class Workload {
 
   int argc_;
   char** argv_;
+  int64_t life_;
   std::string dir_;
   int heartbeat_ = -1;
   uint64_t beats_ = 0;

@@ -1,0 +1,34 @@
+// What a tree has in huge pages: whoever tracks it splits them, and whoever survives the tracker puts them back.
+#pragma once
+
+#include <chrono>
+#include <vector>
+
+#include "core/base/fd.h"
+#include "core/memory/track_set.h"
+
+namespace migrate {
+
+/// The huge pages of the tasks of a running tree, as they were at one moment. Tasks and memories that end are
+/// forgotten.
+class HugePages {
+ public:
+  HugePages() = default;
+  /// Of `root` and all below it that live now. Never throws: a task that cannot be looked at is left out.
+  static HugePages of_tree(Pid root);
+  /// Collapses (MADV_COLLAPSE, Linux 6.1) those that were split since. While the dead tracker's userfaultfd is not
+  /// closed yet the kernel refuses that, so it is tried for as long as `patience`; then it was the task itself.
+  void put_back(std::chrono::milliseconds patience) const;
+
+ private:
+  struct Task {
+    Fd pidfd, pagemap;  ///< of the memory it had
+    PageSet huge;
+  };
+  std::vector<Task> tasks_;
+};
+
+/// Collapses those of `huge` that are split and have no hole, one block of 2 MiB at a time; false if some could not be.
+bool collapse_split_pages(int pidfd, int pagemap, const PageSet& huge);
+
+}  // namespace migrate

@@ -1,0 +1,14 @@
+// Options whose value is a rate.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <string>
+
+namespace migrate::cli {
+
+/// Registers `name`, whose value is as parse_rate() takes it, into `rate` (bytes a second), which must outlive the
+/// parsing.
+void add_rate_option(CLI::App& verb, const std::string& name, uint64_t& rate, const std::string& help);
+
+}  // namespace migrate::cli

@@ -1,0 +1,40 @@
+// Reads the pages of one memory. For .cpp files of this folder.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "core/base/fd.h"
+#include "core/memory/page_io.h"
+
+namespace migrate {
+
+/// Any number of threads may read at the same time.
+///
+/// Pages of a held task that no other process maps are read by process_vm_readv(2): a third less processor time than
+/// pread(2) of /proc/PID/mem, which copies twice, through a page of its own. Never pages that are shared since a fork:
+/// it pins what it reads, and pinning ends the sharing by a copy. The rest, and what a mapping's protection keeps it
+/// from, is read by pread(2), which is not kept from anything.
+class PageReader {
+ public:
+  /// Keeps a reference to `source`.
+  explicit PageReader(const PageSource& source);
+
+  /// Fills `out` with the pages from `address` on. Throws Error if they cannot be read, or the task is gone.
+  void read(uint64_t address, std::span<std::byte> out) const;
+
+ private:
+  /// Finds the task behind `/proc/PID/mem`; without one everything is read by pread(2).
+  void find_task();
+  /// What process_vm_readv(2) can; returns the bytes, whole pages.
+  size_t read_exclusive(uint64_t address, std::span<std::byte> out) const;
+  void read_any(uint64_t address, std::span<std::byte> out) const;
+
+  const PageSource& source_;
+  std::string what_;
+  pid_t pid_ = 0;  ///< 0: use pread(2)
+  Fd pidfd_, pagemap_;
+};
+
+}  // namespace migrate

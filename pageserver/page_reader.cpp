@@ -17,6 +17,8 @@ constexpr uint64_t kPresent = uint64_t{1} << 63, kFile = uint64_t{1} << 61, kExc
 
 /// Pages whose words are read at a time.
 constexpr size_t kStep = 64;
+/// For fewer pages one pread is cheaper than looking at their words, reading, and looking whether the task lives.
+constexpr size_t kFewPages = 4;
 
 bool is_exclusive(uint64_t word) { return (word & (kPresent | kFile | kExclusive)) == (kPresent | kExclusive); }
 
@@ -51,7 +53,7 @@ void PageReader::find_task() {
 }
 
 void PageReader::read(uint64_t address, std::span<std::byte> out) const {
-  if (pid_ == 0) return read_any(address, out);
+  if (pid_ == 0 || out.size() < kFewPages * kPageSize) return read_any(address, out);
   std::array<uint64_t, kStep> space;
   while (!out.empty()) {
     const auto words = std::span(space).first(std::min(kStep, out.size() / kPageSize));

@@ -195,7 +195,6 @@ void Dump::Impl::run() {
   MemoryDumper memory(*files, images, options.tracked, log);
   for (size_t i = 0; i < tree->tasks().size(); ++i) describe_task_images(i, memory);
   memories = memory.finish();
-  look_again();
   log.debug("described after {} us", microseconds_since(frozen_since));
   files->finish();
   write_pstree(tree->tasks(), *pids, images);
@@ -244,7 +243,10 @@ StoppedTree& Dump::tree() { return *impl_->tree; }
 ImageSet& Dump::images() { return impl_->images; }
 std::vector<PageSource>& Dump::memories() { return impl_->memories; }
 
+void Dump::look_again() { impl_->look_again(); }
+
 void Dump::check_foreseen() {
+  impl_->look_again();
   if (impl_->second_look.valid()) impl_->second_look.get();
 }
 

@@ -64,9 +64,11 @@ class Dump {
   /// thread.
   std::vector<PageSource>& memories();
   DumpStats& stats();
-  /// With `foresee_mappings`: waits for the second look at the mappings, which began when the tree was described, and
-  /// throws Error if their flags (madvise, mlock) changed between the first and the stop. Any thread, once; the tree
-  /// must still be stopped or frozen. Else it does nothing.
+  /// With `foresee_mappings`: begins the second look at the mappings, in a thread of its own. It walks all page tables
+  /// and holds their locks, so it should not begin while somebody else scans them.
+  void look_again();
+  /// Waits for the second look, begun here at the latest, and throws Error if flags (madvise, mlock) changed between
+  /// the first and the stop. Any thread, once; the tree must still be stopped or frozen. Else it does nothing.
   void check_foreseen();
 
  private:

@@ -51,20 +51,22 @@ std::vector<Group> private_groups(const std::vector<Vma>& vmas) {
 /// A page of zeros may be left out of private anonymous memory only.
 void scan_pages(int pagemap, const std::vector<Vma>& vmas, TaskMemory& memory) {
   for (const Group& group : private_groups(vmas)) {
-    for (PageRun run : scan_private_pages(pagemap, group.ranges, group.anonymous)) {
+    for (PageRun run : scan_private_pages(pagemap, group.ranges, group.anonymous, &memory.guards)) {
       run.zero_ok = group.anonymous;
       memory.pages.push_back(run);
     }
   }
-  std::vector<RemoteRange> guardable;
+  std::vector<RemoteRange> shared;
   for (const Vma& vma : vmas) {
     // The vdso's code is needed where another kernel has another one. Its pages are the kernel's, not anonymous ones.
     if (vma.name == "[vdso]") memory.pages.push_back({vma.range.start.get(), vma.range.pages()});
-    if (!is_kernel_made(vma)) guardable.push_back(vma.range);
+    if (vma.shared && !is_kernel_made(vma)) shared.push_back(vma.range);
   }
-  memory.guards = scan_guard_pages(pagemap, guardable);
-  std::sort(memory.pages.begin(), memory.pages.end(),
-            [](const PageRun& a, const PageRun& b) { return a.address < b.address; });
+  const std::vector<PageRun> of_shared = scan_guard_pages(pagemap, shared);
+  memory.guards.insert(memory.guards.end(), of_shared.begin(), of_shared.end());
+  const auto ascending = [](const PageRun& a, const PageRun& b) { return a.address < b.address; };
+  std::sort(memory.pages.begin(), memory.pages.end(), ascending);
+  std::sort(memory.guards.begin(), memory.guards.end(), ascending);
 }
 
 }  // namespace

@@ -247,10 +247,10 @@ void DirtyTracker::Impl::reduce(PageSource& source, Last& last) {
   const auto task = std::find_if(tasks.begin(), tasks.end(), [&](const auto& entry) {
     return memory_of(image_pids[entry.first]) == source.memory;
   });
-  PageSet clean;
-  if (task != tasks.end() && task->second && !task->second->ended()) clean = task->second->clean();
-  if (!options.rules.last_scan) clean = has->second.current;
-  const PageSet unchanged = clean & has->second.current;
+  const PageSet& current = has->second.current;
+  PageSet unchanged;
+  if (task != tasks.end() && task->second && !task->second->ended()) unchanged = task->second->clean(current);
+  if (!options.rules.last_scan) unchanged = current;
   PageSet anonymous, all;
   PageSource others{.memory = source.memory, .fd = source.fd.dup()};  // copies of file pages, and the vdso
   for (const PageRun& run : source.runs) {

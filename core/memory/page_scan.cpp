@@ -19,12 +19,10 @@ void append(std::vector<PageRun>& runs, uint64_t start, uint64_t end) {
   }
 }
 
-/// Adds [start, end) cut to `wanted`; `at` remembers how far `wanted` was used, since both ascend. What was added
-/// before is left out: PAGEMAP_SCAN may tell a region twice (seen on 6.18 with more than 512 of them).
+/// Adds [start, end) cut to `wanted`; `at` remembers how far `wanted` was used, since both ascend.
 void append_clipped(std::vector<PageRun>& runs, uint64_t start, uint64_t end, std::span<const RemoteRange> wanted,
                     size_t& at) {
   while (at < wanted.size() && wanted[at].end.get() <= start) ++at;
-  if (!runs.empty()) start = std::max(start, runs.back().address + runs.back().pages * kPageSize);
   for (size_t i = at; i < wanted.size() && wanted[i].start.get() < end; ++i) {
     const uint64_t from = std::max(start, wanted[i].start.get()), to = std::min(end, wanted[i].end.get());
     if (from < to) append(runs, from, to);
@@ -36,12 +34,14 @@ struct Categories {
 };
 
 /// One walk over everything between the first and the last wanted address, absent parts cost next to nothing.
-/// nullopt: the kernel does not know the call, or one of the categories.
-std::optional<std::vector<PageRun>> scan(int pagemap, std::span<const RemoteRange> wanted, const Categories& which) {
+/// nullopt: the kernel does not know the call, or one of the categories. Guard pages among those found go to `guards`,
+/// if it is given.
+std::optional<std::vector<PageRun>> scan(int pagemap, std::span<const RemoteRange> wanted, const Categories& which,
+                                         std::vector<PageRun>* guards = nullptr) {
   std::vector<PageRun> runs;
   if (wanted.empty()) return runs;
   std::vector<page_region> regions(4096);
-  size_t at = 0;
+  size_t at = 0, at_of_guards = 0;
   uint64_t from = wanted.front().start.get();
   const uint64_t end = wanted.back().end.get();
   while (from < end) {
@@ -54,14 +54,17 @@ std::optional<std::vector<PageRun>> scan(int pagemap, std::span<const RemoteRang
     arg.category_inverted = which.none_of;
     arg.category_mask = which.none_of | which.all_of;
     arg.category_anyof_mask = which.any_of;
-    arg.return_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
+    arg.return_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED | (guards != nullptr ? PAGE_IS_GUARD : 0);
     const int n = ::ioctl(pagemap, PAGEMAP_SCAN, &arg);
     if (n < 0 && (errno == ENOTTY || errno == EINVAL)) return std::nullopt;
     if (n < 0 && errno == EINTR) continue;
     check(n, "scan pages of", "/proc/PID/pagemap");
-    for (size_t i = 0; i < static_cast<size_t>(n); ++i)
-      append_clipped(runs, regions[i].start, regions[i].end, wanted, at);
-    if (arg.walk_end <= from) break;
+    for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
+      const bool guard = guards != nullptr && (regions[i].categories & PAGE_IS_GUARD) != 0;
+      append_clipped(guard ? *guards : runs, regions[i].start, regions[i].end, wanted, guard ? at_of_guards : at);
+    }
+    // Not full: all was walked, wherever walk_end stands (see core/memory/track_scan.cpp).
+    if (static_cast<size_t>(n) < regions.size() || arg.walk_end <= from) break;
     from = arg.walk_end;
   }
   return runs;
@@ -69,11 +72,13 @@ std::optional<std::vector<PageRun>> scan(int pagemap, std::span<const RemoteRang
 
 }  // namespace
 
-std::vector<PageRun> scan_private_pages(int pagemap, std::span<const RemoteRange> wanted, bool anonymous) {
-  const uint64_t foreign = (anonymous ? 0 : PAGE_IS_FILE) | PAGE_IS_PFNZERO;
-  Categories which{.none_of = foreign | PAGE_IS_GUARD, .any_of = PAGE_IS_PRESENT | PAGE_IS_SWAPPED};
-  if (auto runs = scan(pagemap, wanted, which)) return std::move(*runs);
-  which.none_of = foreign;
+std::vector<PageRun> scan_private_pages(int pagemap, std::span<const RemoteRange> wanted, bool anonymous,
+                                        std::vector<PageRun>* guards) {
+  const Categories which{.none_of = uint64_t{PAGE_IS_PFNZERO} | (anonymous ? 0 : PAGE_IS_FILE),
+                         .any_of = PAGE_IS_PRESENT | PAGE_IS_SWAPPED};
+  // A guard page (6.13) reads as one in swap; only from 6.16 on it can be told apart.
+  std::vector<PageRun> ignored;
+  if (auto runs = scan(pagemap, wanted, which, guards != nullptr ? guards : &ignored)) return std::move(*runs);
   if (auto runs = scan(pagemap, wanted, which)) return std::move(*runs);
   return scan_private_pages_by_words(pagemap, wanted);
 }

@@ -14,8 +14,10 @@ namespace migrate {
 /// file pages; not the shared zero page, not pages of the file, not guard regions. `pagemap` is the open
 /// /proc/PID/pagemap; the result is clipped to `wanted` (ascending, disjoint). Uses PAGEMAP_SCAN (6.7), else reads
 /// pagemap itself. `anonymous`: no mapping from the first to the last wanted one is of a file, so that pages need not
-/// be asked whose they are (which reads the kernel's record of each of them, a cache miss a page).
-std::vector<PageRun> scan_private_pages(int pagemap, std::span<const RemoteRange> wanted, bool anonymous = false);
+/// be asked whose they are (which reads the kernel's record of each of them, a cache miss a page). `guards`: the guard
+/// regions met are appended to it, as scan_guard_pages() tells them, which saves that walk.
+std::vector<PageRun> scan_private_pages(int pagemap, std::span<const RemoteRange> wanted, bool anonymous = false,
+                                        std::vector<PageRun>* guards = nullptr);
 
 /// The same through pagemap's own words, for kernels without PAGEMAP_SCAN (and to test against).
 std::vector<PageRun> scan_private_pages_by_words(int pagemap, std::span<const RemoteRange> wanted);

@@ -47,8 +47,8 @@ class TaskTracker {
   /// Tells what was written, and begins to watch for the next time. nullopt: the memory was left meanwhile (exec,
   /// exit). If this throws, what was written is not known any more.
   virtual std::optional<Scan> scan(const TrackRules& rules, const FaultHook& hook) = 0;
-  /// The pages that were not written since the scan before, without touching anything.
-  virtual PageSet clean() const = 0;
+  /// Those of `known` that were not written since the scan before, if they still exist. Touches nothing.
+  virtual PageSet clean(const PageSet& known) const = 0;
   /// How often visit() stopped a thread and made it run.
   virtual std::vector<StopMark> stops() const { return {}; }
   /// A descriptor to read the tracked memory from.

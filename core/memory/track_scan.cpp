@@ -31,7 +31,7 @@ uint64_t guard_category() {
 template <class Found>
 bool scan(int pagemap, PageSet::Range range, const Query& query, Found found) {
   std::vector<page_region> regions(range.end - range.start > kHugePageSize ? 4096 : 512);
-  const uint64_t none_of = query.none_of | guard_category();
+  const uint64_t none_of = query.none_of | (query.any_of == 0 ? 0 : guard_category());
   uint64_t from = range.start;
   while (from < range.end) {
     pm_scan_arg arg{};
@@ -104,11 +104,13 @@ PageSet scan_tracked(int pagemap, PageSet::Range range) {
   return pages;
 }
 
-PageSet scan_clean(int pagemap, PageSet::Range range) {
-  PageSet pages, huge;
-  scan(pagemap, range, {.all_of = PAGE_IS_WPALLOWED, .none_of = PAGE_IS_WRITTEN | PAGE_IS_PFNZERO, .any_of = kExists},
-       collect(pages, huge));
-  return pages;
+PageSet scan_not_clean(int pagemap, PageSet::Range range) {
+  // Asking for WRITTEN and nothing else takes a way of its own in the kernel, several times as fast (holes count as
+  // written there).
+  PageSet written, foreign, huge;
+  scan(pagemap, range, {.all_of = PAGE_IS_WRITTEN, .told = PAGE_IS_WRITTEN}, collect(written, huge));
+  scan(pagemap, range, {.none_of = PAGE_IS_WPALLOWED, .any_of = kExists}, collect(foreign, huge));
+  return written | foreign;
 }
 
 }  // namespace migrate

@@ -19,8 +19,8 @@ std::optional<PageSet> scan_and_protect(int pagemap, PageSet::Range range, PageS
 PageSet scan_existing(int pagemap, PageSet::Range range, PageSet* huge = nullptr);
 /// Those in registered mappings.
 PageSet scan_tracked(int pagemap, PageSet::Range range);
-/// Those that were not written since they were protected.
-PageSet scan_clean(int pagemap, PageSet::Range range);
+/// All that were written since they were protected, or cannot have been protected; and some that do not exist.
+PageSet scan_not_clean(int pagemap, PageSet::Range range);
 
 /// Of file pages in private mappings: those that the task has a copy of.
 PageSet scan_private_copies(int pagemap, PageSet::Range range);

@@ -173,9 +173,9 @@ std::optional<TrackedTask::Scan> TrackedTask::scan(const TrackRules& rules, cons
   return out;
 }
 
-PageSet TrackedTask::clean() const {
+PageSet TrackedTask::clean(const PageSet& known) const {
   if (!visited()) return {};
-  PageSet pages = scan_clean(pagemap_.get(), {0, kUserEnd});
+  const PageSet pages = known - scan_not_clean(pagemap_.get(), {0, kUserEnd});
   return memory_is_current() ? pages : PageSet();
 }
 

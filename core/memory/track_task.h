@@ -21,7 +21,7 @@ class TrackedTask final : public TaskTracker {
   bool visited() const override { return static_cast<bool>(uffd_); }
   /// Registers what is new, scans and protects; the task runs.
   std::optional<Scan> scan(const TrackRules& rules, const FaultHook& hook) override;
-  PageSet clean() const override;
+  PageSet clean(const PageSet& known) const override;
   std::vector<StopMark> stops() const override { return stops_; }
   Fd memory() const override { return mem_.dup(); }
 

@@ -232,6 +232,8 @@ bool StagedAreas::follow(const std::vector<StagedArea>& wanted, const StagedFile
     }
   }
   areas_ = joined(std::move(areas_));
+  // What is told lost is sent again without the zeros: nothing old may be left under them.
+  if (change.replaced) empty();
   return change.replaced;
 }
 
@@ -242,6 +244,10 @@ void StagedAreas::discard(AddressRange range) {
     check(::madvise(local(staging(start)), end - start, MADV_DONTNEED), "give back pages of",
           "task " + std::to_string(task_));
   }
+}
+
+void StagedAreas::empty() {
+  for (const StagedArea& a : areas_) discard({a.start, a.end});
 }
 
 void StagedAreas::populate(AddressRange range, bool huge_pages) {

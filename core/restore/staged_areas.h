@@ -59,10 +59,12 @@ class StagedAreas {
   explicit StagedAreas(pid_t task) : task_(task) {}
 
   /// Maps what is new, unmaps what is gone, keeps the contents of the rest. `files` has those of `wanted`, `others` are
-  /// final ranges that must stay free. Returns true if memory that may have had contents was mapped anew. `last`: no
-  /// shell will be forked from this one any more.
+  /// final ranges that must stay free. Returns true if memory that may have had contents was mapped anew: then all of
+  /// it is empty. `last`: no shell will be forked from this one any more.
   bool follow(const std::vector<StagedArea>& wanted, const StagedFiles& files, std::span<const AddressRange> others,
               bool last);
+  /// Gives back all pages.
+  void empty();
   /// Gives back pages (copies of file pages revert); parts that are not staged are passed over.
   void discard(AddressRange range);
   /// Makes pages of zeros, so that filling need not take memory; parts that are not staged, or reservations beyond what

@@ -113,9 +113,10 @@ bool Staging::settle(const ShellContext& context, const TaskImage& task, const I
     wanted.push_back(area);
     ranges_.push_back({i, v.start, v.bytes(), 0, file, false});
   }
-  const bool lost = areas_.follow(wanted, files, others, true);
+  const bool lost = areas_.follow(wanted, files, others, true) || dropped_;
+  if (dropped_) areas_.empty();
   for (StagedRange& s : ranges_) s.staging = areas_.staging(s.final_start);
-  return lost || fresh || dropped_;
+  return lost || fresh;
 }
 
 FillTarget Staging::make_target() {

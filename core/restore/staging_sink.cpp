@@ -60,8 +60,9 @@ pid_t pid_of(const Fd& pidfd) {
 /// Both make pages that are missing; this one respects protection, so that what it cannot do is left to the other.
 void copy_to_shell(const FillTarget& target, pid_t pid, uint64_t to, std::span<const std::byte> data) {
   // Its number is the shell's as long as that lives, and staging memory is where no program has anything.
+  constexpr size_t kFewPages = 4;  // for fewer the second system call costs more than it saves
   pollfd gone{target.process.get(), POLLIN, 0};
-  if (pid != 0 && ::poll(&gone, 1, 0) == 0) {
+  if (pid != 0 && data.size() >= kFewPages * kPageSize && ::poll(&gone, 1, 0) == 0) {
     const iovec local{const_cast<std::byte*>(data.data()), data.size()};  // NOLINT: only read
     const iovec remote{reinterpret_cast<void*>(to), data.size()};         // NOLINT: an address of the shell
     const ssize_t n = ::process_vm_writev(pid, &local, 1, &remote, 1, 0);

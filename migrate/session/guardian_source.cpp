@@ -91,6 +91,9 @@ class SourceGuardian {
         for (const auto& mark : request.stops())
           dump_.stops.push_back({mark.tid(), mark.stopped_at(), mark.let_go_at()});
         return freeze();
+      case GuardianRequest::kLookAgain:
+        if (tree_) tree_->look_again();
+        return true;
       case GuardianRequest::kCommit:
         return commit();
       case GuardianRequest::kKill:

@@ -81,6 +81,7 @@ void SendSession::freeze() {
   memories_ = std::move(frozen.memories);
   last_scan();
   give_back_reserved();
+  hold_.look_again();
   uint64_t pages = 0;
   for (const PageSource& memory : memories_) pages += memory.pages();
   events_.event("freeze",

@@ -43,6 +43,12 @@ FrozenTree SourceHold::freeze(const std::vector<StopMark>& stops) {
   return frozen;
 }
 
+void SourceHold::look_again() {
+  GuardianRequest request;
+  request.set_look_again(true);
+  guardian_->send(request);
+}
+
 void SourceHold::alive() {
   if (!guardian_) return;
   guardian_->check_alive();

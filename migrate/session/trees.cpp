@@ -78,6 +78,7 @@ class DumpedTree final : public HeldTree {
   const ImageSet& images() const override { return dump_->images(); }
   std::vector<PageSource>& memories() override { return dump_->memories(); }
   int64_t stopping_since_ns() const override { return dump_->stats().stopping_since_ns; }
+  void look_again() override { dump_->look_again(); }
   void check() override { dump_->check_foreseen(); }
 
  private:

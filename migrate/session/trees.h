@@ -36,6 +36,8 @@ class HeldTree {
   virtual std::vector<PageSource>& memories() = 0;
   /// CLOCK_MONOTONIC, ns, when the tree began to stop: from then on it stands still.
   virtual int64_t stopping_since_ns() const = 0;
+  /// Dump::look_again(); after hold().
+  virtual void look_again() {}
   /// Throws Error if images() turned out to be wrong (Dump::check_foreseen()); before the commit.
   virtual void check() {}
 };

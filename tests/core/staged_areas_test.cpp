@@ -149,5 +149,19 @@ TEST(RestoreTreeChange, HostileLayoutsAreThrownOut) {
   }
 }
 
+TEST(StagedAreasMapped, WhatIsLostIsLostAsAWhole) {
+  constexpr uint64_t kFinal = 0x31000000000, kHalf = 1 << 20;
+  StagedAreas areas(::getpid());
+  EXPECT_FALSE(areas.follow({{kFinal, kFinal + 2 * kHalf}}, {}, {}, false));
+  EXPECT_FALSE(areas.follow({{kFinal, kFinal + 2 * kHalf}}, {}, {}, false));  // not registered any more
+  std::memset(at(areas.staging(kFinal)), 0x5a, 2 * kHalf);
+  // The second half becomes another kind of mapping: the sender will take it that the first is empty too.
+  EXPECT_TRUE(areas.follow({{kFinal, kFinal + kHalf}, {kFinal + kHalf, kFinal + 2 * kHalf, true}}, {}, {}, false));
+  for (StagedArea a : areas.areas()) EXPECT_EQ(a.end - a.start, kHalf);
+  areas.unregister();
+  EXPECT_EQ(*at(areas.staging(kFinal)), std::byte{0});
+  EXPECT_EQ(*at(areas.staging(kFinal + kHalf)), std::byte{0});
+}
+
 }  // namespace
 }  // namespace migrate

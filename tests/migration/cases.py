@@ -18,6 +18,7 @@ WORKLOADS = {
     "tcp": ("tcp", []), "udp": ("udp", []), "identity": ("identity", []), "clocks": ("clocks", []), "itimer": ("itimer", []),
     "sequence": ("sequence", []), "many_vmas": ("many_vmas", ["5000"]), "many_fds": ("many_fds", ["5000"]),
     "memory": ("memory", ["256"]), "shared": ("shared", ["32", "3000"]), "locks": ("locks", []), "novdso": ("novdso", []),
+    "main_waits": ("main_waits", []),
 }
 # Options of `dump` and `restore` that a program needs.
 OPTIONS = {"locks": ("--file-locks",)}
@@ -27,7 +28,7 @@ PROGRAMS = {"redis": programs.Redis, "nginx": programs.Nginx, "python": programs
 NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3"}
 MODES = ("inplace", "leave-running", "live", "live-stop", "live-back")
 # Moved to a host whose clocks are ahead, too; their last time-out ends this many seconds after their start.
-TIMED = {"clocks": 0, "itimer": 0, "timers": 4, "sleep_restart": 5, "events": 4}
+TIMED = {"clocks": 0, "itimer": 0, "timers": 4, "sleep_restart": 5, "events": 4, "main_waits": 5}
 
 
 def names(mode):

@@ -3,6 +3,7 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <csignal>
 #include <map>
 #include <string>
 
@@ -23,9 +24,16 @@ uint64_t number(const Status& status, const char* key, int base) {
   return it == status.end() ? 0 : std::stoull(it->second, nullptr, base);
 }
 
-/// An unblocked signal waits: the call ends for that one.
+constexpr uint64_t signal_bit(int signal) { return uint64_t{1} << (signal - 1); }
+
+/// An unblocked signal waits that is not ignored: the call ends for that one. While a task is traced the kernel queues
+/// ignored signals too (a child that ends: SIGCHLD), which else would not have interrupted anything.
 bool signal_pending(const Status& status) {
-  return ((number(status, "SigPnd", 16) | number(status, "ShdPnd", 16)) & ~number(status, "SigBlk", 16)) != 0;
+  constexpr uint64_t kIgnoredByDefault =
+      signal_bit(SIGCHLD) | signal_bit(SIGCONT) | signal_bit(SIGURG) | signal_bit(SIGWINCH);
+  const uint64_t pending = number(status, "SigPnd", 16) | number(status, "ShdPnd", 16);
+  const uint64_t ignored = number(status, "SigIgn", 16) | (kIgnoredByDefault & ~number(status, "SigCgt", 16));
+  return (pending & ~number(status, "SigBlk", 16) & ~ignored) != 0;
 }
 
 /// Of a time-out in milliseconds; the whole of it if the call began after the sample.

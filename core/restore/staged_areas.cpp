@@ -7,6 +7,9 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <cstring>
+
+#include "core/memory/page_scan.h"
 
 namespace migrate {
 namespace {
@@ -179,6 +182,11 @@ bool StagedAreas::map(StagedArea& area, const StagedFiles& files, bool last) {
   if (mapped == MAP_FAILED) throw Error("make staging memory of", "task " + std::to_string(task_), errno);
   if (!last) ::madvise(local(at), bytes, MADV_DONTFORK);
   if (file) return true;  // missing pages of files cannot be registered
+  // Beside memory that is there already it stays as that is, so that both are one mapping and share an anon_vma.
+  const bool beside = std::ranges::any_of(areas_, [&](const StagedArea& a) {
+    return (a.end == area.start || a.start == area.end) && !a.registered && same_kind(a, area);
+  });
+  if (beside) return true;
   set_registered(area, true);
   area.registered = true;
   return true;
@@ -263,6 +271,30 @@ void StagedAreas::populate(AddressRange range, bool huge_pages) {
   }
 }
 
+void StagedAreas::weld(AddressRange range, const std::vector<AddressRange>& own) {
+  const uint64_t at = staging(range.start), bytes = range.end - range.start;
+  const std::vector<AddressRange> parts = split_by_mappings({at, at + bytes}, own);
+  const auto area =
+      std::ranges::find_if(areas_, [&](const StagedArea& a) { return a.start <= range.start && range.end <= a.end; });
+  if (parts.size() < 2 || area == areas_.end() || area->no_access || area->file.inode != 0) return;
+  const int flags =
+      MAP_PRIVATE | MAP_ANONYMOUS | (area->no_reserve ? MAP_NORESERVE : 0) | (area->grows_down ? MAP_GROWSDOWN : 0);
+  auto* const fresh = static_cast<std::byte*>(::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0));
+  if (fresh == MAP_FAILED) throw Error("put together memory of", "task " + std::to_string(task_), errno);
+  const RemoteRange old{RemoteAddr(at), RemoteAddr(at + bytes)};
+  const Fd pagemap = open_path("/proc/self/pagemap", O_RDONLY);
+  for (const PageRun& run : scan_private_pages(pagemap.get(), {&old, 1}, true)) {
+    constexpr uint64_t kPiece = 512;  // given back as it goes: memory must not double
+    for (uint64_t i = 0; i < run.pages; i += kPiece) {
+      const uint64_t from = run.address + i * kPageSize, n = std::min(kPiece, run.pages - i) * kPageSize;
+      std::memcpy(fresh + (from - at), local(from), n);
+      ::madvise(local(from), n, MADV_DONTNEED);
+    }
+  }
+  if (::mremap(fresh, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, local(at)) == MAP_FAILED)
+    throw Error("put together memory of", "task " + std::to_string(task_), errno);
+}
+
 bool StagedAreas::contains(AddressRange range) const {
   const auto a = std::upper_bound(areas_.begin(), areas_.end(), range.start,
                                   [](uint64_t at, const StagedArea& s) { return at < s.end; });
@@ -280,6 +312,7 @@ void StagedAreas::unregister() {
     if (a.registered) set_registered(a, false);
     a.registered = false;
   }
+  areas_ = joined(std::move(areas_));
   userfaultfd_.reset();
 }
 

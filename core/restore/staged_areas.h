@@ -71,6 +71,10 @@ class StagedAreas {
   /// the machine commits, are passed over. `huge_pages`: as such, if there are any. Ends the registration of the areas
   /// that `range` touches. Throws Error (ENOMEM).
   void populate(AddressRange range, bool huge_pages);
+  /// Makes one mapping of `range`, which is one in the images: parts that came at different times have anon_vmas of
+  /// their own, which the kernel does not merge, and mremap(2) over two mappings fails. Copies its pages, if there are
+  /// several parts. `own`: own_mappings() after unregister().
+  void weld(AddressRange range, const std::vector<AddressRange>& own);
   /// Ends the registration; before the memory is read into, or moved to its final place.
   void unregister();
 

@@ -143,6 +143,9 @@ void Staging::reserve(const std::vector<TreeLayout::Area>& pages) {
 
 std::vector<StagedRange> Staging::release() {
   areas_.unregister();
+  const std::vector<AddressRange> before = own_mappings();
+  for (const StagedRange& s : ranges_)
+    if (!s.file) areas_.weld({s.final_start, s.final_start + s.bytes}, before);
   check(::prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0), "allow huge pages for", "task " + std::to_string(pid_));
   const std::vector<AddressRange> own = own_mappings();
   std::vector<StagedRange> parts;

@@ -149,6 +149,31 @@ TEST(RestoreTreeChange, HostileLayoutsAreThrownOut) {
   }
 }
 
+TEST(StagedAreasMapped, WhatGrewIsOneMapping) {
+  constexpr uint64_t kFinal = 0x32000000000, kPart = 1 << 20;
+  StagedAreas areas(::getpid());
+  // Two that are apart, each written while it is registered or not; then what lies between them comes.
+  EXPECT_FALSE(areas.follow({{kFinal, kFinal + kPart}, {kFinal + 2 * kPart, kFinal + 3 * kPart}}, {}, {}, false));
+  EXPECT_FALSE(areas.follow({{kFinal, kFinal + kPart}, {kFinal + 2 * kPart, kFinal + 3 * kPart}}, {}, {}, false));
+  std::memset(at(areas.staging(kFinal)), 1, kPart);
+  std::memset(at(areas.staging(kFinal + 2 * kPart)), 3, kPart);
+  EXPECT_FALSE(areas.follow({{kFinal, kFinal + 4 * kPart}}, {}, {}, true));
+  areas.unregister();
+  *at(areas.staging(kFinal + kPart)) = std::byte{2};
+  areas.weld({kFinal, kFinal + 4 * kPart}, own_mappings());
+  const uint64_t start = areas.staging(kFinal);
+  EXPECT_EQ(split_by_mappings({start, start + 4 * kPart}, own_mappings()).size(), 1u);
+  for (const auto& [offset, value] : {std::pair<uint64_t, int>{0, 1},
+                                      {kPart - 1, 1},
+                                      {kPart, 2},
+                                      {kPart + 1, 0},
+                                      {2 * kPart, 3},
+                                      {3 * kPart - 1, 3},
+                                      {3 * kPart, 0}})
+    EXPECT_EQ(*at(start + offset), std::byte(value)) << offset;
+  ASSERT_NE(::mremap(at(start), 4 * kPart, 5 * kPart, MREMAP_MAYMOVE), MAP_FAILED);
+}
+
 TEST(StagedAreasMapped, WhatIsLostIsLostAsAWhole) {
   constexpr uint64_t kFinal = 0x31000000000, kHalf = 1 << 20;
   StagedAreas areas(::getpid());

@@ -195,7 +195,8 @@ class Member {
   }
 
   void become(pid_t parent, size_t slot, Link&& up) {
-    random_.state ^= static_cast<uint64_t>(getpid()) << 32;
+    // After a move the same numbers are given to new children: neither they nor the parent's state alone will do.
+    random_.state = random_.next() ^ static_cast<uint64_t>(workload::now_ns());
     parent_ = parent;
     slot_ = slot;
     up_ = std::move(up);

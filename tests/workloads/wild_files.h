@@ -144,7 +144,7 @@ class Counter : public Object {
 class File : public Object {
  public:
   File(Random& random, const std::string& path) : path_(path), salt_(random.next()) {
-    fd_ = Handle(must(open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600), "open a file"));
+    fd_ = Handle(must(open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600), ("open " + path).c_str()));
     owner_ = getpid();
   }
   ~File() override {

@@ -9,8 +9,10 @@
 #include <sys/uio.h>
 
 #include <algorithm>
+#include <array>
 
 #include "core/base/features.h"
+#include "core/base/kernel_abi.h"
 #include "core/freeze/stopped_tree.h"
 #include "core/inject/interrupted_calls.h"
 #include "core/inject/userfaultfd_visit.h"
@@ -65,6 +67,7 @@ bool TrackedTask::visit(std::chrono::milliseconds timeout, const FaultHook& hook
   cannot_visit_ = false;
   uffd_.reset();
   pagemap_.reset();
+  maps_.reset();
   mem_.reset();
   huge_.clear();
   maps_text_.clear();
@@ -74,7 +77,7 @@ bool TrackedTask::visit(std::chrono::milliseconds timeout, const FaultHook& hook
   mend_interrupted(stopped.root(), waits);
   const MemoryIdentity now = identity();  // fails if the pid went to another task
   Fd pagemap = proc_.open("pagemap", O_RDONLY);
-  Fd mem = proc_.open("mem", O_RDONLY);
+  Fd mem = proc_.open("mem", O_RDONLY), maps = proc_.open("maps", O_RDONLY);
   try {
     uffd_ = make_userfaultfd(stopped.root(), kAsyncProtection, log, hook);
   } catch (const Error& e) {
@@ -87,6 +90,8 @@ bool TrackedTask::visit(std::chrono::milliseconds timeout, const FaultHook& hook
   }
   stops_.back().let_go_at = leader_switches();
   pagemap_ = std::move(pagemap);
+  maps_ = std::move(maps);
+  unseen_.clear();
   mem_ = std::move(mem);
   identity_ = now;
   return true;
@@ -100,6 +105,13 @@ void TrackedTask::read_mappings() {
   if (text == maps_text_) return;
   std::vector<Vma> all = parse_smaps(proc_.read("smaps"));
   maps_text_ = same_ranges(all, parse_smaps(text)) ? std::move(text) : std::string();
+  // The kernel tells a running task's mappings piece by piece: one that changes meanwhile may be told twice.
+  uint64_t told = 0;
+  std::erase_if(all, [&](const Vma& vma) {
+    const bool again = vma.range.start.get() < told;
+    told = std::max(told, vma.range.end.get());
+    return again;
+  });
   private_files_.clear();
   for (const Vma& vma : all)
     if (is_private_file(vma)) private_files_.push_back(vma);
@@ -107,13 +119,52 @@ void TrackedTask::read_mappings() {
   mappings_ = std::move(all);
 }
 
-bool TrackedTask::register_mapping(const Vma& vma) {
+bool TrackedTask::register_range(PageSet::Range range) {
   uffdio_register reg{};
-  reg.range = {vma.range.start.get(), vma.range.bytes()};
+  reg.range = {range.start, range.end - range.start};
   reg.mode = UFFDIO_REGISTER_MODE_WP;
   if (::ioctl(uffd_.get(), UFFDIO_REGISTER, &reg) != 0) return false;
-  registered_.append(reg.range.start, reg.range.start + reg.range.len);
+  registered_.append(range.start, range.end);
+  unseen_.append(range.start, range.end);
   return true;
+}
+
+/// The private anonymous mapping that `address` is in at this moment. Throws Error(ENOTTY) before Linux 6.11.
+std::optional<PageSet::Range> TrackedTask::anonymous_around(uint64_t address) const {
+  std::array<char, 128> name{};  // more than any but a path
+  procmap_query query{};
+  query.size = sizeof query;
+  query.query_addr = address;
+  query.vma_name_addr = reinterpret_cast<uint64_t>(name.data());
+  query.vma_name_size = name.size();
+  if (::ioctl(maps_.get(), PROCMAP_QUERY, &query) != 0) {
+    if (errno == ENOTTY) throw Error("query", "/proc/PID/maps", ENOTTY);
+    return std::nullopt;  // nothing is there, or it has the long name of a file
+  }
+  const std::string_view label = name.data();
+  if (query.inode != 0 || (query.vma_flags & PROCMAP_QUERY_VMA_SHARED) != 0) return std::nullopt;
+  if (label.starts_with("[v") || label == "[uprobes]") return std::nullopt;
+  return PageSet::Range{query.vma_start, query.vma_end};
+}
+
+/// Registering part of a mapping splits it, and the task's own mremap(2) of it would fail. It may have changed since it
+/// was listed: what is there now is registered, whole, and what a change in between left beside it.
+bool TrackedTask::register_mapping(const Vma& vma) {
+  const PageSet::Range listed = range_of(vma);
+  try {
+    for (uint64_t at = listed.start; at < listed.end;) {
+      const auto now = anonymous_around(at);
+      if (!now || !register_range(*now)) return false;
+      for (const uint64_t beside : {now->start - 1, now->end}) {
+        const auto neighbour = anonymous_around(beside);
+        if (neighbour && !registered_.contains(neighbour->start, neighbour->end)) register_range(*neighbour);
+      }
+      at = now->end;
+    }
+    return true;
+  } catch (const Error&) {
+    return register_range(listed);
+  }
 }
 
 /// A mapping may have been replaced by one of a file just before its range was registered. Such ones are left alone: in
@@ -144,7 +195,11 @@ std::optional<PageSet> TrackedTask::scan_mapping(const Vma& vma, const TrackRule
     // New, or moved here. What the first scan protected before it met that part went unreported: all counts as written.
     scan_and_protect(pagemap_.get(), range, huge_again);
     written = rules.new_is_written ? scan_existing(pagemap_.get(), range) : PageSet();
+  } else if (const PageSet part = unseen_ & PageSet(range.start, range.end); !part.empty()) {
+    // Registered along with another one: new as well.
+    if (rules.new_is_written) written = *written | (scan_existing(pagemap_.get(), range) & part);
   }
+  unseen_ = unseen_ - PageSet(range.start, range.end);
   new_huge_ = new_huge_ | huge | huge_again;
   return written;
 }

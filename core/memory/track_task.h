@@ -32,13 +32,15 @@ class TrackedTask final : public TaskTracker {
   void read_mappings();
   std::optional<PageSet> scan_mapping(const Vma& vma, const TrackRules& rules, const FaultHook& hook);
   bool register_mapping(const Vma& vma);
+  bool register_range(PageSet::Range range);
+  std::optional<PageSet::Range> anonymous_around(uint64_t address) const;
   PageSet take_back_registrations();
   void collapse_split_pages() const;
 
   pid_t pid_;
   ProcDir proc_;
   Fd pidfd_;
-  Fd uffd_, pagemap_, mem_;  ///< of one memory
+  Fd uffd_, pagemap_, mem_, maps_;  ///< of one memory
   MemoryIdentity identity_;
   std::vector<StopMark> stops_;  ///< of the leader, which the visits run in
   bool cannot_visit_ = false;    ///< that memory
@@ -46,6 +48,7 @@ class TrackedTask final : public TaskTracker {
   std::vector<Vma> mappings_;    ///< private anonymous ones
   std::vector<Vma> private_files_;
   PageSet registered_;       ///< by the scan that is going on
+  PageSet unseen_;           ///< registered, and not scanned since
   PageSet huge_, new_huge_;  ///< mapped by huge pages when they were protected; by the scan that is going on
 };
 

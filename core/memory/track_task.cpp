@@ -3,10 +3,6 @@
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/uio.h>
 
 #include <algorithm>
 #include <array>
@@ -16,11 +12,8 @@
 #include "core/freeze/stopped_tree.h"
 #include "core/inject/interrupted_calls.h"
 #include "core/inject/userfaultfd_visit.h"
+#include "core/memory/huge_pages.h"
 #include "core/memory/track_scan.h"
-
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25
-#endif
 
 namespace migrate {
 namespace {
@@ -237,23 +230,11 @@ PageSet TrackedTask::clean(const PageSet& known) const {
 void TrackedTask::end() {
   if (!uffd_) return;
   uffd_.reset();
-  if (!huge_.empty() && !ended() && memory_is_current()) collapse_split_pages();
+  if (!huge_.empty() && !ended() && memory_is_current()) {
+    collapse_split_pages(pidfd_.get(), pagemap_.get(), huge_);  // a wish
+  }
   pagemap_.reset();
   mem_.reset();
-}
-
-void TrackedTask::collapse_split_pages() const {
-  PageSet whole;
-  const PageSet existing = scan_existing(pagemap_.get(), {0, kUserEnd}, &whole);
-  // A hole within would be filled: such a page the task itself has split.
-  const PageSet split = (huge_ - whole) & existing;
-  for (const PageSet::Range& r : split.ranges()) {
-    for (uint64_t at = r.start / kHugePageSize * kHugePageSize; at < r.end; at += kHugePageSize) {
-      if (!(PageSet(at, at + kHugePageSize) - existing).empty()) continue;
-      const iovec piece{reinterpret_cast<void*>(at), kHugePageSize};
-      ::syscall(SYS_process_madvise, pidfd_.get(), &piece, 1, MADV_COLLAPSE, 0);  // a wish
-    }
-  }
 }
 
 }  // namespace migrate

@@ -35,7 +35,6 @@ class TrackedTask final : public TaskTracker {
   bool register_range(PageSet::Range range);
   std::optional<PageSet::Range> anonymous_around(uint64_t address) const;
   PageSet take_back_registrations();
-  void collapse_split_pages() const;
 
   pid_t pid_;
   ProcDir proc_;

@@ -271,12 +271,12 @@ void StagedAreas::populate(AddressRange range, bool huge_pages) {
   }
 }
 
-void StagedAreas::weld(AddressRange range, const std::vector<AddressRange>& own) {
+bool StagedAreas::weld(AddressRange range, const std::vector<AddressRange>& own) {
   const uint64_t at = staging(range.start), bytes = range.end - range.start;
   const std::vector<AddressRange> parts = split_by_mappings({at, at + bytes}, own);
   const auto area =
       std::ranges::find_if(areas_, [&](const StagedArea& a) { return a.start <= range.start && range.end <= a.end; });
-  if (parts.size() < 2 || area == areas_.end() || area->no_access || area->file.inode != 0) return;
+  if (parts.size() < 2 || area == areas_.end() || area->no_access || area->file.inode != 0) return false;
   const int flags =
       MAP_PRIVATE | MAP_ANONYMOUS | (area->no_reserve ? MAP_NORESERVE : 0) | (area->grows_down ? MAP_GROWSDOWN : 0);
   auto* const fresh = static_cast<std::byte*>(::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0));
@@ -293,6 +293,7 @@ void StagedAreas::weld(AddressRange range, const std::vector<AddressRange>& own)
   }
   if (::mremap(fresh, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, local(at)) == MAP_FAILED)
     throw Error("put together memory of", "task " + std::to_string(task_), errno);
+  return true;
 }
 
 bool StagedAreas::contains(AddressRange range) const {

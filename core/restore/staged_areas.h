@@ -73,8 +73,8 @@ class StagedAreas {
   void populate(AddressRange range, bool huge_pages);
   /// Makes one mapping of `range`, which is one in the images: parts that came at different times have anon_vmas of
   /// their own, which the kernel does not merge, and mremap(2) over two mappings fails. Copies its pages, if there are
-  /// several parts. `own`: own_mappings() after unregister().
-  void weld(AddressRange range, const std::vector<AddressRange>& own);
+  /// several parts, and tells whether there were. `own`: own_mappings() after unregister().
+  bool weld(AddressRange range, const std::vector<AddressRange>& own);
   /// Ends the registration; before the memory is read into, or moved to its final place.
   void unregister();
 

@@ -143,11 +143,12 @@ void Staging::reserve(const std::vector<TreeLayout::Area>& pages) {
 
 std::vector<StagedRange> Staging::release() {
   areas_.unregister();
-  const std::vector<AddressRange> before = own_mappings();
+  std::vector<AddressRange> own = own_mappings();
+  bool welded = false;
   for (const StagedRange& s : ranges_)
-    if (!s.file) areas_.weld({s.final_start, s.final_start + s.bytes}, before);
+    if (!s.file && areas_.weld({s.final_start, s.final_start + s.bytes}, own)) welded = true;
+  if (welded) own = own_mappings();
   check(::prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0), "allow huge pages for", "task " + std::to_string(pid_));
-  const std::vector<AddressRange> own = own_mappings();
   std::vector<StagedRange> parts;
   for (const StagedRange& s : ranges_) {
     for (const AddressRange& r : split_by_mappings({s.staging, s.staging + s.bytes}, own)) {

@@ -160,7 +160,7 @@ TEST(StagedAreasMapped, WhatGrewIsOneMapping) {
   EXPECT_FALSE(areas.follow({{kFinal, kFinal + 4 * kPart}}, {}, {}, true));
   areas.unregister();
   *at(areas.staging(kFinal + kPart)) = std::byte{2};
-  areas.weld({kFinal, kFinal + 4 * kPart}, own_mappings());
+  EXPECT_TRUE(areas.weld({kFinal, kFinal + 4 * kPart}, own_mappings()));
   const uint64_t start = areas.staging(kFinal);
   EXPECT_EQ(split_by_mappings({start, start + 4 * kPart}, own_mappings()).size(), 1u);
   for (const auto& [offset, value] : {std::pair<uint64_t, int>{0, 1},

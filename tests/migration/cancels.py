@@ -15,15 +15,14 @@ import re
 import shutil
 import signal
 import sys
-import tempfile
 import time
 import traceback
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from lib import hosts, parallel, programs, remains, snapshot, tool  # noqa: E402
-from lib.process import Deadline, become_subreaper, descendants, exists, innermost_pid, kill_all, read, stat_fields, wait_for  # noqa: E402
+from lib import frame, hosts, parallel, programs, remains, snapshot, tool  # noqa: E402
+from lib.process import Deadline, descendants, exists, innermost_pid, kill_all, read, stat_fields, wait_for  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 EXPECTED = (programs.Unwell, tool.Failed, Deadline, parallel.TimeUp)
@@ -344,29 +343,15 @@ def main():
     if options.list:
         print("\n".join(wanted))
         return 0
-    become_subreaper()
-    parallel.interruptible()
-    before = remains.snapshot()
-    top = tempfile.mkdtemp(prefix="mcan-")
-    os.chmod(top, 0o755)
-    context, counts = Context(options), {"PASS": 0, "FAIL": 0, "SKIP": 0}
-    share = -(-options.cancels // len(wanted))
-    try:
+    context, share = Context(options), -(-options.cancels // len(wanted))
+    with frame.run_of_cases(options, "mcan-") as (top, counts):
         jobs = [(w, f"{top}/{w}", share) for w in wanted]
         with contextlib.closing(parallel.run(jobs, lambda job: one(context, *job), options.jobs, 120 + 20 * share)) as cases:
             for (way, *_), result in cases:
                 verdict, text, seconds = result or ("FAIL", f"the case's process died or hung\n  kept: {top}/{way}", 0.0)
                 counts[verdict] += 1
                 print(f"{verdict} {way} ({seconds:.1f} s): {text}", flush=True)
-    finally:
-        left = [] if options.not_alone else remains.new_since(before, (top,))
-        if left:
-            print("FAIL nothing-left-behind: " + "; ".join(left))
-            counts["FAIL"] += 1
-        if not counts["FAIL"] and not options.keep:
-            shutil.rmtree(top, ignore_errors=True)
-    print(f"{counts['PASS']} passed, {counts['FAIL']} failed, {counts['SKIP']} skipped")
-    return 1 if counts["FAIL"] else 0
+    return frame.closing_line(counts)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import time
 import traceback
 
@@ -23,8 +22,8 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import faults  # noqa: E402
 from fault_actions import ACTIONS, EXTRA, INJECT, MODES, inapplicable  # noqa: E402
-from lib import parallel, remains, tool  # noqa: E402
-from lib.process import become_subreaper, run  # noqa: E402
+from lib import frame, parallel, tool  # noqa: E402
+from lib.process import run  # noqa: E402
 from lib.skip import Skip  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -105,26 +104,13 @@ def main():
     if options.list:
         print("\n".join(f"{p}:{a} {m}" for p, a, m in wanted))
         return 0
-    become_subreaper()
-    parallel.interruptible()
-    before = remains.snapshot()
-    top = tempfile.mkdtemp(prefix="mhand-")
-    os.chmod(top, 0o755)
-    counts, outcomes = {"PASS": 0, "FAIL": 0, "SKIP": 0}, {}
-    try:
+    outcomes = {}
+    with frame.run_of_cases(options, "mhand-") as (top, counts):
         run_all(options, Context(binary, workloads, top, options), wanted, counts, outcomes)
-    finally:
-        left = [] if options.not_alone else remains.new_since(before, (top,))
-        if left:
-            print("FAIL nothing-left-behind: " + "; ".join(left))
-            counts["FAIL"] += 1
-        if not counts["FAIL"] and not options.keep:
-            shutil.rmtree(top, ignore_errors=True)
     for mode in MODES if options.table else ():
         if any(m == mode for _, _, m in outcomes):
             write_table(options.table, mode, table(points, actions, outcomes, mode))
-    print(f"{counts['PASS']} passed, {counts['FAIL']} failed, {counts['SKIP']} skipped")
-    return 1 if counts["FAIL"] else 0
+    return frame.closing_line(counts)
 
 
 def selected(options, points, actions):

@@ -14,15 +14,14 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import time
 import traceback
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from lib import courses, hosts, parallel, programs, redis, remains, tool  # noqa: E402
-from lib.process import Deadline, become_subreaper, descendants, exists, kill_all, read, wait_for  # noqa: E402
+from lib import courses, frame, hosts, parallel, programs, redis, remains, tool  # noqa: E402
+from lib.process import Deadline, descendants, exists, kill_all, read, wait_for  # noqa: E402
 from lib.skip import Skip  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -179,28 +178,15 @@ def main():
     if options.list:
         print("\n".join(wanted))
         return 0
-    become_subreaper()
-    parallel.interruptible()
-    before = remains.snapshot()
-    top = tempfile.mkdtemp(prefix="mrun-")
-    os.chmod(top, 0o755)
-    context, counts = Context(options), {"PASS": 0, "FAIL": 0, "SKIP": 0}
-    try:
+    context = Context(options)
+    with frame.run_of_cases(options, "mrun-") as (top, counts):
         cases = parallel.run([(n, f"{top}/{n}") for n in wanted], lambda job: one(context, *job), options.jobs, 120 + 15 * options.moves)
         with contextlib.closing(cases):
             for (name, _), result in cases:
                 verdict, text, seconds = result or ("FAIL", f"the case's process died or hung\n  kept: {top}/{name}", 0.0)
                 counts[verdict] += 1
                 print(f"{verdict} {name} ({seconds:.1f} s): {text}", flush=True)
-    finally:
-        left = [] if options.not_alone else remains.new_since(before, (top,))
-        if left:
-            print("FAIL nothing-left-behind: " + "; ".join(left))
-            counts["FAIL"] += 1
-        if not counts["FAIL"] and not options.keep:
-            shutil.rmtree(top, ignore_errors=True)
-    print(f"{counts['PASS']} passed, {counts['FAIL']} failed, {counts['SKIP']} skipped")
-    return 1 if counts["FAIL"] else 0
+    return frame.closing_line(counts)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,10 @@ FileDumpOptions file_options(const DumpOptions& o) {
           .ghost_limit = o.ghost_limit};
 }
 
+std::shared_ptr<const MappingReader> reader_of(const DumpOptions& o) {
+  return o.mappings ? o.mappings : std::make_shared<const MappingReader>(MappingReader::best());
+}
+
 /// Cheap enough to be checked again when the tree is stopped.
 void check_tree(const std::vector<ProcDir>& tasks, const DumpOptions& options) {
   check_namespaces(tasks);
@@ -52,7 +56,7 @@ std::vector<ProcDir> folders(const std::vector<StoppedTask>& tasks) {
 }  // namespace
 
 struct Dump::Impl {
-  Impl(const DumpOptions& o, Logger& l) : options(o), log(l) {}
+  Impl(const DumpOptions& o, Logger& l) : options(o), log(l), mappings(reader_of(o)) {}
 
   void run();
   void foresee();
@@ -64,6 +68,7 @@ struct Dump::Impl {
 
   DumpOptions options;
   Logger& log;
+  std::shared_ptr<const MappingReader> mappings;
   DumpStats stats;
   ImageSet images;
   SleepSurvey survey;
@@ -84,7 +89,7 @@ struct Dump::Impl {
 
 void Dump::Impl::foresee() {
   if (!options.foresee_mappings) return;
-  for (const ProcDir& task : collect_tree(options.root)) foreseen[task.pid()] = foresee_mappings(task);
+  for (const ProcDir& task : collect_tree(options.root)) foreseen[task.pid()] = foresee_mappings(task, *mappings);
 }
 
 /// A thread of ours compares the flags that were believed with what smaps tells now.
@@ -192,7 +197,7 @@ void Dump::Impl::run() {
   files = std::make_unique<FileDumper>(tree->tasks(), file_options(options), images, log);
   files->dump_descriptors();
   log.debug("descriptors described after {} us", microseconds_since(frozen_since));
-  MemoryDumper memory(*files, images, options.tracked, log);
+  MemoryDumper memory(*files, images, *mappings, options.tracked, log);
   for (size_t i = 0; i < tree->tasks().size(); ++i) describe_task_images(i, memory);
   memories = memory.finish();
   log.debug("described after {} us", microseconds_since(frozen_since));
@@ -206,14 +211,14 @@ void Dump::Impl::run() {
 
 namespace {
 
-void preflight_once(const DumpOptions& options, Logger& log) {
+void preflight_once(const DumpOptions& options, const MappingReader& mappings, Logger& log) {
   const std::vector<ProcDir> tasks = collect_tree(options.root);
   if (is_zombie(tasks.front()))
     throw Refusal("task " + std::to_string(options.root.get()) + " is a zombie", "there is nothing left to dump");
   check_tree(tasks, options);
   check_threads(tasks);
   check_sharing(tasks);
-  check_mappings(tasks, options.tracked);
+  check_mappings(tasks, mappings, options.tracked);
   FileDumper::preflight(tasks, file_options(options), log);
 }
 
@@ -225,9 +230,10 @@ std::shared_ptr<const SleepSurvey> Dump::survey_sleeps(Pid root) {
 
 void Dump::preflight(const DumpOptions& options, Logger& log) {
   constexpr int kTries = 5;
+  const std::shared_ptr<const MappingReader> mappings = reader_of(options);
   for (int tries = 1;; ++tries) {
     try {
-      return preflight_once(options, log);
+      return preflight_once(options, *mappings, log);
     } catch (const Error& e) {
       // Members of a running tree come and go: what was looked at may have ended.
       if ((e.code() != ESRCH && e.code() != ENOENT) || tries == kTries || !open_pidfd(options.root.get())) throw;

@@ -10,6 +10,7 @@
 #include "core/base/log.h"
 #include "core/freeze/stopped_tree.h"
 #include "core/image/image_set.h"
+#include "core/memory/mapping_reader.h"
 #include "core/memory/page_io.h"
 #include "core/task/restart.h"
 
@@ -32,6 +33,7 @@ struct DumpOptions {
   /// The flags of large tasks' mappings are read before the tree is stopped, for a shorter freeze; then the images may
   /// be relied on only after check_foreseen().
   bool foresee_mappings = false;
+  std::shared_ptr<const MappingReader> mappings;  ///< null: MappingReader::best(), found out each time
   std::chrono::milliseconds timeout{10'000};
   std::function<void(const char* stage)> visit_hook;  ///< for tests: FaultHook of core/inject/harvest.h; must not throw
 };

@@ -134,12 +134,18 @@ void check_mapping(pid_t pid, const Vma& vma) {
   if (vma.has(VmFlag::pfn_map) || vma.has(VmFlag::io)) refuse("device memory mapped", kUnmap);
 }
 
-MemoryDumper::MemoryDumper(FileDumper& files, ImageSet& images, bool tracked, Logger& log)
-    : files_(files), images_(images), tracked_(tracked), log_(log), shm_device_(internal_shm_device()) {}
+MemoryDumper::MemoryDumper(FileDumper& files, ImageSet& images, const MappingReader& mappings, bool tracked,
+                           Logger& log)
+    : files_(files),
+      images_(images),
+      mappings_(mappings),
+      tracked_(tracked),
+      log_(log),
+      shm_device_(internal_shm_device()) {}
 
 bool MemoryDumper::add_task(const StoppedTask& task, const TaskHarvest& harvest, const std::vector<Vma>& foreseen,
                             pid_t image_pid, ext::TaskExt& extra) {
-  TaskMemory memory = read_task_memory(task.proc, foreseen);
+  TaskMemory memory = read_task_memory(task.proc, mappings_, foreseen);
   std::vector<Vma>& vmas = memory.vmas;
   if (tracked_)
     for (Vma& vma : vmas) vma.flags &= ~static_cast<uint32_t>(VmFlag::uffd_wp);

@@ -11,6 +11,7 @@
 #include "core/freeze/stopped_tree.h"
 #include "core/image/image_set.h"
 #include "core/inject/harvest.h"
+#include "core/memory/mapping_reader.h"
 #include "core/memory/page_io.h"
 #include "core/memory/vma.h"
 #include "ext/ext.pb.h"
@@ -23,8 +24,9 @@ void check_mapping(pid_t pid, const Vma& vma);
 
 class MemoryDumper {
  public:
-  /// `files` is used until finish(). `tracked`: write protection by userfaultfd is ours (DirtyTracker), not the tree's.
-  MemoryDumper(FileDumper& files, ImageSet& images, bool tracked, Logger& log);
+  /// `files` is used until finish(), `mappings` by add_task(). `tracked`: write protection by userfaultfd is ours
+  /// (DirtyTracker), not the tree's.
+  MemoryDumper(FileDumper& files, ImageSet& images, const MappingReader& mappings, bool tracked, Logger& log);
 
   /// Describes the address space of one stopped task as mm-<image_pid>.img and looks for its pages.
   /// What CRIU's format cannot hold goes into `extra`.
@@ -47,6 +49,7 @@ class MemoryDumper {
 
   FileDumper& files_;
   ImageSet& images_;
+  const MappingReader& mappings_;
   bool tracked_;
   Logger& log_;
   dev_t shm_device_;  ///< of the kernel's internal tmpfs: memfds and shared anonymous memory

@@ -94,8 +94,6 @@ bool goes_on_sharing(pid_t a, pid_t b, int what) {
 }
 bool differs(pid_t a, pid_t b, int what) { return compare(a, b, what) > 0 && has_memory(a) && has_memory(b); }
 
-std::vector<Vma> read_mappings(const ProcDir& task) { return parse_smaps(task.read("smaps")); }
-
 using Objects = std::set<std::pair<dev_t, uint64_t>>;
 
 /// Objects without a name that a restore makes anew: nobody outside may have them mapped.
@@ -223,12 +221,12 @@ void check_sessions(const std::vector<ProcDir>& tasks) {
   });
 }
 
-void check_mappings(const std::vector<ProcDir>& tasks, bool tracked) {
+void check_mappings(const std::vector<ProcDir>& tasks, const MappingReader& mappings, bool tracked) {
   Objects objects;
   std::set<pid_t> inside;
   for (const ProcDir& task : tasks) inside.insert(task.pid());
   for_living(tasks, [&](const ProcDir& task) {
-    for (Vma& vma : read_mappings(task)) {
+    for (Vma& vma : mappings.read(task)) {
       if (tracked) vma.flags &= ~static_cast<uint32_t>(VmFlag::uffd_wp);
       check_mapping(task.pid(), vma);
       if (is_private_object(vma)) objects.emplace(vma.device, vma.inode);

@@ -6,6 +6,7 @@
 
 #include "core/base/procfs.h"
 #include "core/base/types.h"
+#include "core/memory/mapping_reader.h"
 
 namespace migrate {
 
@@ -22,7 +23,7 @@ void check_threads(const std::vector<ProcDir>& tasks);
 void check_sessions(const std::vector<ProcDir>& tasks);
 /// Mappings that cannot be dumped, and shared memory objects that tasks outside the tree have mapped too. `tracked`:
 /// write protection by userfaultfd is ours (DirtyTracker).
-void check_mappings(const std::vector<ProcDir>& tasks, bool tracked = false);
+void check_mappings(const std::vector<ProcDir>& tasks, const MappingReader& mappings, bool tracked = false);
 /// Address spaces, descriptor tables and the like that are shared in a way that a restore cannot rebuild.
 void check_sharing(const std::vector<ProcDir>& tasks);
 

@@ -74,19 +74,20 @@ void scan_pages(int pagemap, const std::vector<Vma>& vmas, TaskMemory& memory) {
 bool is_vvar(const Vma& vma) { return vma.name == "[vvar]" || vma.name == "[vvar_vclock]"; }
 bool is_kernel_made(const Vma& vma) { return is_vvar(vma) || vma.name == "[vdso]" || vma.name == "[vsyscall]"; }
 
-std::vector<Vma> foresee_mappings(const ProcDir& proc) {
+std::vector<Vma> foresee_mappings(const ProcDir& proc, const MappingReader& reader) {
   try {
-    if (resident_pages(proc) >= kLargePages) return parse_smaps(proc.read("smaps"));
+    if (resident_pages(proc) >= kLargePages && !reader.read_quickly(proc)) return parse_smaps(proc.read("smaps"));
   } catch (const Error&) {  // it ended meanwhile
   }
   return {};
 }
 
-TaskMemory read_task_memory(const ProcDir& proc, const std::vector<Vma>& foreseen) {
+TaskMemory read_task_memory(const ProcDir& proc, const MappingReader& reader, const std::vector<Vma>& foreseen) {
   TaskMemory memory;
   const Fd pagemap = proc.open("pagemap", O_RDONLY);
-  if (resident_pages(proc) < kLargePages) {
-    memory.vmas = parse_smaps(proc.read("smaps"));
+  auto quick = reader.read_quickly(proc);
+  if (quick || resident_pages(proc) < kLargePages) {
+    memory.vmas = quick ? std::move(*quick) : parse_smaps(proc.read("smaps"));
     scan_pages(pagemap.get(), memory.vmas, memory);
     return memory;
   }

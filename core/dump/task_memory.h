@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/base/procfs.h"
+#include "core/memory/mapping_reader.h"
 #include "core/memory/page_io.h"
 #include "core/memory/vma.h"
 
@@ -20,14 +21,14 @@ struct TaskMemory {
   bool foreseen = false;        ///< the flags are those of `foreseen`
 };
 
-/// The mappings of a large task that still runs: only smaps tells their flags, and reading it walks all page tables
-/// (20 ms a GiB of small pages). Empty for a small task, or one that is gone.
-std::vector<Vma> foresee_mappings(const ProcDir& proc);
+/// The mappings of a large task that still runs, if only smaps tells their flags: reading it walks all page tables (20
+/// ms a GiB of small pages). Empty for a small task, one that is gone, and where the reader is quick.
+std::vector<Vma> foresee_mappings(const ProcDir& proc, const MappingReader& reader);
 
-/// The task must be stopped. If maps tells just the mappings that were `foreseen`, their flags are believed, and must
-/// be checked by changed_flags() later. Else smaps is read, for a large task by a thread of ours while the caller scans
-/// its pages. Throws Error, Corrupt.
-TaskMemory read_task_memory(const ProcDir& proc, const std::vector<Vma>& foreseen = {});
+/// The task must be stopped. Where the reader is not quick: if maps tells just the mappings that were `foreseen`, their
+/// flags are believed, and must be checked by changed_flags() later. Else smaps is read, for a large task by a thread
+/// of ours while the caller scans its pages. Throws Error, Corrupt.
+TaskMemory read_task_memory(const ProcDir& proc, const MappingReader& reader, const std::vector<Vma>& foreseen = {});
 
 /// The first mapping of `then` whose flags or protection key differ `now` (flags in `ignored` apart); nullptr: none.
 const Vma* changed_flags(const std::vector<Vma>& then, const std::vector<Vma>& now, uint32_t ignored);

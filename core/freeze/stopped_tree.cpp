@@ -9,6 +9,7 @@
 #include <map>
 #include <set>
 
+#include "core/freeze/exit_reaper.h"
 #include "core/freeze/tracee.h"
 
 namespace migrate {
@@ -35,6 +36,39 @@ std::optional<ProcStat> stat_of(const ProcDir& proc) {
     return proc.stat();
   } catch (const Error&) {
     return std::nullopt;
+  }
+}
+
+std::optional<ProcStat> stat_of_thread(const ProcDir& task, pid_t tid) {
+  try {
+    return task.thread(tid).stat();
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+}
+
+/// As wait(2) would give it; nullopt: it lives. While a thread executes a program its leader is dead for a moment:
+/// looked at before and after the threads were counted.
+std::optional<int> exit_of(const ProcDir& proc) {
+  const auto dead = [&] {
+    const auto stat = stat_of(proc);
+    return !stat                                      ? std::optional(0)
+           : stat->state == 'Z' || stat->state == 'X' ? std::optional(stat->exit_code)
+                                                      : std::nullopt;
+  };
+  if (!dead() || threads_of(proc).size() > 1) return std::nullopt;
+  return dead();
+}
+
+/// Whether the thread that has this number now is our tracee. One that executes a program takes the leader's number and
+/// stays traced, or not traced, as it was (ptrace(2), "execve(2) under ptrace").
+bool is_our_tracee(pid_t tid) {
+  try {
+    const auto status = ProcDir(tid).status();
+    const auto tracer = status.find("TracerPid");
+    return tracer != status.end() && tracer->second == std::to_string(::gettid());
+  } catch (const Error&) {
+    return false;
   }
 }
 
@@ -96,11 +130,10 @@ struct StoppedTree::Impl {
   std::map<pid_t, pid_t> task_of;        ///< thread → its task
   std::map<pid_t, int> stop_signals;     ///< task → group-stop signal
   std::set<pid_t> known;                 ///< tasks, zombies too
-  static constexpr int kLeaderless = 500;
+  std::optional<ExitReaper> reaper;      ///< while threads are seized
   Options options;
   Logger& log;
   bool detached = false;
-  int leaderless_for = 0;  ///< milliseconds in which a task had no living leader
 
   Impl(const Options& o, Logger& l) : options(o), log(l) {}
   Impl(const Impl&) = delete;
@@ -110,13 +143,18 @@ struct StoppedTree::Impl {
   void stop_all(Pid root);
   bool add_task(pid_t pid, pid_t parent, const Deadline& deadline);
   void wait_out_of_disk_sleep(const StoppedTask& task, const Deadline& deadline);
-  bool seize_new_threads(StoppedTask& task);
+  int seize(pid_t tid, bool has_others);
+  bool seize_new_threads(StoppedTask& task, const Deadline& deadline);
+  bool has_lost_leader(const StoppedTask& task, const std::vector<pid_t>& tids, const Deadline& deadline);
   [[noreturn]] void explain_seize_failure(const StoppedTask& task, pid_t tid, int err);
   void collect_stops(const Deadline& deadline);
   void collect_stop(pid_t tid, const Deadline& deadline);
-  void reap_killed_threads();
+  void take_stop(pid_t tid, const tracee::Stop& stop);
+  void look_at_leader(pid_t leader);
+  void look_at_threads();
   void reap_thread(pid_t tid);
   bool add_children(const Deadline& deadline);
+  bool has_new_leader(const Deadline& deadline);
   void read_threads();
   void drop_ended_tasks();
   void detach();
@@ -130,11 +168,13 @@ void StoppedTree::Impl::stop_all(Pid root) {
   if (tasks.front().state == TaskState::zombie) throw Error(task_name(root.get()) + " has ended already");
   for (bool found = true; found;) {
     found = false;
-    for (StoppedTask& task : tasks) found |= seize_new_threads(task);
+    for (StoppedTask& task : tasks) found |= seize_new_threads(task, deadline);
     collect_stops(deadline);
     // With every thread stopped no child is added any more: one listing is enough.
     if (!found && options.descendants) found = add_children(deadline);
+    if (!found) found = has_new_leader(deadline);
   }
+  reaper.reset();
   drop_ended_tasks();
   read_threads();
   std::vector<pid_t> living;
@@ -163,9 +203,9 @@ bool StoppedTree::Impl::add_task(pid_t pid, pid_t parent, const Deadline& deadli
                    .pidfd = std::move(*pidfd),
                    .proc = std::move(*proc),
                    .threads = {}};
-  if (stat->state == 'Z' && threads_of(task.proc).size() <= 1) {
+  if (const auto exit_code = exit_of(task.proc)) {
     task.state = TaskState::zombie;
-    task.exit_code = stat->exit_code;
+    task.exit_code = *exit_code;
   } else {
     wait_out_of_disk_sleep(task, deadline);
   }
@@ -186,42 +226,62 @@ void StoppedTree::Impl::wait_out_of_disk_sleep(const StoppedTask& task, const De
   }
 }
 
-bool StoppedTree::Impl::seize_new_threads(StoppedTask& task) {
+/// `has_others`: the task has other threads.
+int StoppedTree::Impl::seize(pid_t tid, bool has_others) {
+  if (!has_others) return tracee::seize(Tid(tid), options.suspend_seccomp);
+  if (!reaper) reaper.emplace();
+  const ExitReaper::Watch watch(*reaper);
+  const int err = tracee::seize(Tid(tid), options.suspend_seccomp);
+  if (err == 0) reaper->add(tid);
+  return err;
+}
+
+bool StoppedTree::Impl::seize_new_threads(StoppedTask& task, const Deadline& deadline) {
   if (task.state == TaskState::zombie) return false;
-  bool found = false;
+  bool found = false, leader_dead = false;
   const std::vector<pid_t> tids = threads_of(task.proc);
   for (const pid_t tid : tids) {
-    if (threads.contains(tid)) continue;
-    if (const int err = tracee::seize(Tid(tid), options.suspend_seccomp); err != 0) {
-      if (err == ESRCH) continue;
-      const auto stat = tid == task.pid.get() ? stat_of(task.proc) : [&]() -> std::optional<ProcStat> {
-        try {
-          return task.proc.thread(tid).stat();
-        } catch (const Error&) {
-          return std::nullopt;
-        }
-      }();
+    const bool leader = tid == task.pid.get();
+    const auto seen = threads.find(tid);
+    // A leader that ended comes back when another thread executes a program: under its number, and still seized.
+    if (seen != threads.end() && !(leader && seen->second == ThreadState::ended)) continue;
+    const int err = seize(tid, tids.size() > 1);
+    if (err == ESRCH) continue;
+    if (err != 0 && !(leader && is_our_tracee(tid))) {
+      const auto stat = stat_of_thread(task.proc, tid);
       const bool dead = !stat || stat->state == 'Z' || stat->state == 'X';
-      if (dead && tid != task.pid.get()) continue;
-      if (dead && tids.size() == 1) {
+      if (!dead) explain_seize_failure(task, tid, err);
+      const auto exit_code = leader && tids.size() == 1 ? exit_of(task.proc) : std::nullopt;
+      if (exit_code) {
         task.state = TaskState::zombie;
-        task.exit_code = stat ? stat->exit_code : 0;
+        task.exit_code = *exit_code;
         return true;
       }
-      // Another thread executes a program, or all are ending: over in a moment.
-      if (dead && leaderless_for < kLeaderless) {
-        ++leaderless_for;
-        ::usleep(1000);
-        return true;
-      }
-      explain_seize_failure(task, tid, err);
+      leader_dead |= leader;
+      continue;
     }
     threads[tid] = ThreadState::running;
     task_of[tid] = task.pid.get();
     tracee::interrupt(Tid(tid));
     found = true;
   }
-  return found;
+  return found || (leader_dead && !has_lost_leader(task, tids, deadline));
+}
+
+/// Whether a task whose leader is dead stays so. If not, another thread executes a program, or all are ending: such a
+/// thread does not stop before that is over, so it is when all others have stopped.
+bool StoppedTree::Impl::has_lost_leader(const StoppedTask& task, const std::vector<pid_t>& tids,
+                                        const Deadline& deadline) {
+  look_at_threads();
+  const bool all_stopped = std::all_of(tids.begin(), tids.end(), [&](pid_t tid) {
+    const auto thread = threads.find(tid);
+    return tid == task.pid.get() || (thread != threads.end() && thread->second == ThreadState::stopped);
+  });
+  const auto stat = stat_of(task.proc);
+  if (stat && stat->state == 'Z' && (all_stopped || deadline.passed()))
+    explain_seize_failure(task, task.pid.get(), EPERM);
+  ::usleep(1000);
+  return false;
 }
 
 void StoppedTree::Impl::explain_seize_failure(const StoppedTask& task, pid_t tid, int err) {
@@ -244,44 +304,75 @@ void StoppedTree::Impl::explain_seize_failure(const StoppedTask& task, pid_t tid
 }
 
 void StoppedTree::Impl::collect_stops(const Deadline& deadline) {
-  for (auto& [tid, state] : threads) {
-    if (state == ThreadState::running) collect_stop(tid, deadline);
+  const auto running = [&] {
+    return std::find_if(threads.begin(), threads.end(),
+                        [](const auto& thread) { return thread.second == ThreadState::running; });
+  };
+  for (auto next = running(); next != threads.end(); next = running()) {
+    const pid_t tid = next->first, leader = task_of[tid];
+    collect_stop(tid, deadline);
+    if (threads[tid] == ThreadState::ended && tid != leader) look_at_leader(leader);
   }
 }
 
+/// A thread that executes a program gives up its number for the leader's, which had perhaps stopped already: what has
+/// that number now is another thread, seized as well, that is yet to stop.
+void StoppedTree::Impl::look_at_leader(pid_t leader) {
+  const auto state = threads.find(leader);
+  if (state == threads.end() || state->second != ThreadState::stopped) return;
+  const auto stop = tracee::poll(Tid(leader));
+  if (!stop) {
+    const auto task = std::find_if(tasks.begin(), tasks.end(), [&](const auto& t) { return t.pid.get() == leader; });
+    const auto stat = stat_of(task->proc);
+    if (stat && stat->state == 't') return;
+  }
+  state->second = ThreadState::running;
+  tracee::interrupt(Tid(leader));
+  if (stop) take_stop(leader, *stop);
+}
+
 void StoppedTree::Impl::collect_stop(pid_t tid, const Deadline& deadline) {
-  for (;;) {
-    const auto stop = tracee::wait(Tid(tid), Deadline::in(kReapEvery));
-    if (!stop && !deadline.passed()) {
-      reap_killed_threads();
-      continue;
-    }
-    if (!stop) {
+  while (threads[tid] == ThreadState::running) {
+    if (const auto stop = tracee::wait(Tid(tid), Deadline::in(kReapEvery))) {
+      take_stop(tid, *stop);
+    } else if (!is_our_tracee(tid)) {
+      threads[tid] = ThreadState::ended;  // if it is our child, wait(2) does not say so
+    } else if (!deadline.passed()) {
+      look_at_threads();
+    } else {
       throw Refusal("thread " + std::to_string(tid) + " of " + task_name(task_of[tid]) +
                         " does not stop (it may be in an uninterruptible sleep)",
                     "try again when its input or output is done");
     }
-    if (stop->ended) {
-      threads[tid] = ThreadState::ended;
-      return;
-    }
-    if (stop->event_stop()) {
-      if (const int signal = stop->group_stop_signal()) stop_signals[task_of[tid]] = signal;
-      threads[tid] = ThreadState::stopped;
-      return;
-    }
+  }
+}
+
+/// What a running thread reports.
+void StoppedTree::Impl::take_stop(pid_t tid, const tracee::Stop& stop) {
+  if (stop.ended) {
+    threads[tid] = ThreadState::ended;
+  } else if (stop.event_stop()) {
+    if (const int signal = stop.group_stop_signal()) stop_signals[task_of[tid]] = signal;
+    threads[tid] = ThreadState::stopped;
+  } else {
     // A signal came first: it is delivered (its frame is built), and the thread stops before the handler's first
     // instruction. The interrupt has to be set before it is continued, and again since any stop clears it.
     tracee::interrupt(Tid(tid));
-    tracee::resume(Tid(tid), PTRACE_CONT, stop->signal_delivery() ? stop->signal() : 0);
+    tracee::resume(Tid(tid), PTRACE_CONT, stop.signal_delivery() ? stop.signal() : 0);
   }
 }
 
 // A thread that executes a program waits until all others of its task, which it has killed, were waited for by us.
-void StoppedTree::Impl::reap_killed_threads() {
+void StoppedTree::Impl::look_at_threads() {
   for (auto& [tid, state] : threads) {
-    if (state != ThreadState::stopped) continue;
-    if (const auto stop = tracee::poll(Tid(tid)); stop && stop->ended) state = ThreadState::ended;
+    if (state == ThreadState::ended) continue;
+    const auto stop = tracee::poll(Tid(tid));
+    if (!stop) continue;
+    if (state == ThreadState::running) {
+      take_stop(tid, *stop);
+    } else if (stop->ended) {
+      state = ThreadState::ended;
+    }
   }
 }
 
@@ -296,6 +387,26 @@ bool StoppedTree::Impl::add_children(const Deadline& deadline) {
       continue;
     }
     for (const pid_t child : children) found |= add_task(child, tasks[i].pid.get(), deadline);
+  }
+  return found;
+}
+
+/// Whether a thread that we had not seized has executed a program since, and now has the number of a leader that had
+/// stopped: it is to be stopped too. All other threads of that task have ended.
+bool StoppedTree::Impl::has_new_leader(const Deadline& deadline) {
+  bool found = false;
+  for (const StoppedTask& task : tasks) {
+    const pid_t pid = task.pid.get();
+    const auto stat = task.state == TaskState::zombie ? std::nullopt : stat_of(task.proc);
+    if (!stat || stat->state == 'Z' || stat->state == 'X') continue;  // it ended
+    ThreadState& leader = threads[pid];
+    if (stat->state == 't' && leader == ThreadState::stopped) continue;
+    if (deadline.passed())
+      throw Refusal(task_name(pid) + " executes programs all the time", "try again when it no longer does");
+    found = true;
+    leader = is_our_tracee(pid) ? ThreadState::running : ThreadState::ended;
+    if (leader == ThreadState::running) tracee::interrupt(Tid(pid));
+    ::usleep(100);
   }
   return found;
 }

@@ -28,6 +28,11 @@ struct Delivered {
 
 MemoryId memory_of(pid_t image_pid) { return {MemoryId::Kind::task, static_cast<uint64_t>(image_pid)}; }
 
+std::shared_ptr<TrackBackend> real_backend(const DirtyTracker::Options& o, Logger& log) {
+  auto mappings = o.mappings ? o.mappings : std::make_shared<const MappingReader>(MappingReader::best());
+  return make_track_backend(o.root, o.timeout, std::move(mappings), log);
+}
+
 void add_discards(std::vector<PageDiscard>& out, MemoryId memory, const PageSet& gone) {
   for (const PageSet::Range& r : gone.ranges()) out.push_back({memory, r.start, (r.end - r.start) / kPageSize});
 }
@@ -35,8 +40,7 @@ void add_discards(std::vector<PageDiscard>& out, MemoryId memory, const PageSet&
 }  // namespace
 
 struct DirtyTracker::Impl {
-  Impl(const Options& o, Logger& l)
-      : options(o), log(l), backend(o.backend ? o.backend : make_track_backend(o.root, o.timeout, l)) {}
+  Impl(const Options& o, Logger& l) : options(o), log(l), backend(o.backend ? o.backend : real_backend(o, l)) {}
 
   Round next_round();
   void scan_all(std::vector<LivingTask>& living, Round& round);

@@ -15,6 +15,7 @@
 
 #include "core/base/log.h"
 #include "core/inject/harvest.h"
+#include "core/memory/mapping_reader.h"
 #include "core/memory/page_io.h"
 #include "core/memory/track_rules.h"
 #include "core/memory/tree_layout.h"
@@ -32,13 +33,14 @@ class DirtyTracker {
     /// Shared memory (anonymous and memfds; the id is the inode number) and private copies of file pages take part in
     /// rounds: compared by content, snapshots sent.
     bool by_content = false;
-    std::shared_ptr<TrackBackend> backend{};  ///< null: the best that the kernel has
-    FaultHook visit_hook{};                   ///< called at each stage of the visits (core/inject/harvest.h): for tests
-    TrackRules rules{};                       ///< for tests
+    std::shared_ptr<TrackBackend> backend{};          ///< null: the best that the kernel has
+    std::shared_ptr<const MappingReader> mappings{};  ///< null: MappingReader::best()
+    FaultHook visit_hook{};  ///< called at each stage of the visits (core/inject/harvest.h): for tests
+    TrackRules rules{};      ///< for tests
   };
   /// Empty if this kernel and tree can be tracked, else why not, in one sentence ("task 42 has a userfaultfd of its
   /// own").
-  static std::string cannot_track(Pid root);
+  static std::string cannot_track(Pid root, const MappingReader& mappings);
 
   DirtyTracker(const Options& options, Logger& log);
   /// Ends the tracking without a trace: unregistered, huge pages put back. Works on running, stopped, frozen and dead

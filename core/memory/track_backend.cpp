@@ -34,8 +34,12 @@ class RealTree : public TrackBackend {
 
 class ProtectingBackend final : public RealTree {
  public:
-  using RealTree::RealTree;
-  std::unique_ptr<TaskTracker> task(pid_t pid) override { return std::make_unique<TrackedTask>(pid); }
+  ProtectingBackend(Pid root, std::shared_ptr<const MappingReader> mappings)
+      : RealTree(root), mappings_(std::move(mappings)) {}
+  std::unique_ptr<TaskTracker> task(pid_t pid) override { return std::make_unique<TrackedTask>(pid, mappings_); }
+
+ private:
+  std::shared_ptr<const MappingReader> mappings_;
 };
 
 /// The bits cannot be read and cleared in one step: nobody may write between the two, neither a thread of the task nor
@@ -62,10 +66,11 @@ class SoftDirtyBackend final : public RealTree {
 
 }  // namespace
 
-std::unique_ptr<TrackBackend> make_track_backend(Pid root, std::chrono::milliseconds timeout, Logger& log) {
+std::unique_ptr<TrackBackend> make_track_backend(Pid root, std::chrono::milliseconds timeout,
+                                                 std::shared_ptr<const MappingReader> mappings, Logger& log) {
   switch (probe_dirty_tracking()) {
     case DirtyTracking::write_protection:
-      return std::make_unique<ProtectingBackend>(root);
+      return std::make_unique<ProtectingBackend>(root, std::move(mappings));
     case DirtyTracking::soft_dirty:
       return std::make_unique<SoftDirtyBackend>(root, timeout, log);
     case DirtyTracking::none:

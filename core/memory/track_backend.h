@@ -10,6 +10,7 @@
 #include "core/base/fd.h"
 #include "core/base/log.h"
 #include "core/inject/harvest.h"
+#include "core/memory/mapping_reader.h"
 #include "core/memory/track_objects.h"
 #include "core/memory/track_rules.h"
 #include "core/memory/track_set.h"
@@ -79,6 +80,7 @@ class TrackBackend {
 };
 
 /// The best that this kernel has (probe_dirty_tracking()). Throws Refusal if it has none.
-std::unique_ptr<TrackBackend> make_track_backend(Pid root, std::chrono::milliseconds timeout, Logger& log);
+std::unique_ptr<TrackBackend> make_track_backend(Pid root, std::chrono::milliseconds timeout,
+                                                 std::shared_ptr<const MappingReader> mappings, Logger& log);
 
 }  // namespace migrate

@@ -37,8 +37,8 @@ std::string descriptor_in_the_way(const ProcDir& proc) {
   return "";
 }
 
-std::string mapping_in_the_way(const ProcDir& proc) {
-  for (const Vma& vma : parse_smaps(proc.read("smaps"))) {
+std::string mapping_in_the_way(const ProcDir& proc, const MappingReader& mappings) {
+  for (const Vma& vma : mappings.read(proc)) {
     if (vma.has(VmFlag::uffd_missing) || vma.has(VmFlag::uffd_wp) || vma.has(VmFlag::uffd_minor))
       return " has memory registered with a userfaultfd: " + vma.describe();
     if (vma.name.starts_with("/[aio]")) return " has an asynchronous I/O context, which writes its memory unseen";
@@ -48,18 +48,18 @@ std::string mapping_in_the_way(const ProcDir& proc) {
   return "";
 }
 
-std::string task_in_the_way(const ProcDir& proc, DirtyTracking way) {
+std::string task_in_the_way(const ProcDir& proc, const MappingReader& mappings, DirtyTracking way) {
   const auto status = proc.status();
   const auto seccomp = status.find("Seccomp");
   if (way == DirtyTracking::write_protection && seccomp != status.end() && seccomp->second != "0")
     return " uses seccomp, which may forbid userfaultfd";
   if (std::string why = descriptor_in_the_way(proc); !why.empty()) return why;
-  return mapping_in_the_way(proc);
+  return mapping_in_the_way(proc, mappings);
 }
 
 }  // namespace
 
-std::string DirtyTracker::cannot_track(Pid root) {
+std::string DirtyTracker::cannot_track(Pid root, const MappingReader& mappings) {
   const DirtyTracking way = probe_dirty_tracking();
   if (way == DirtyTracking::none)
     return "this kernel cannot tell which pages were written (it has neither PAGEMAP_SCAN and userfaultfd with "
@@ -67,7 +67,7 @@ std::string DirtyTracker::cannot_track(Pid root) {
            "Linux 6.7, nor soft-dirty bits)";
   for (const LivingTask& task : list_living(root)) {
     try {
-      if (std::string why = task_in_the_way(ProcDir(task.pid), way); !why.empty())
+      if (std::string why = task_in_the_way(ProcDir(task.pid), mappings, way); !why.empty())
         return "task " + std::to_string(task.pid) + why;
     } catch (const Error& e) {
       if (e.code() != ESRCH && e.code() != ENOENT) throw;  // ended meanwhile

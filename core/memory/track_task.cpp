@@ -31,7 +31,8 @@ bool same_ranges(const std::vector<Vma>& a, const std::vector<Vma>& b) {
 
 }  // namespace
 
-TrackedTask::TrackedTask(pid_t pid) : pid_(pid), proc_(pid), pidfd_(pidfd_of(pid)) {
+TrackedTask::TrackedTask(pid_t pid, std::shared_ptr<const MappingReader> reader)
+    : pid_(pid), reader_(std::move(reader)), proc_(pid), pidfd_(pidfd_of(pid)) {
   proc_.stat();  // fails if the number went to another task between the two
 }
 
@@ -84,6 +85,9 @@ bool TrackedTask::visit(std::chrono::milliseconds timeout, const FaultHook& hook
   stops_.back().let_go_at = leader_switches();
   pagemap_ = std::move(pagemap);
   maps_ = std::move(maps);
+  procmap_query query{};
+  query.size = sizeof query;
+  mapping_queries_ = ::ioctl(maps_.get(), PROCMAP_QUERY, &query) == 0 || errno != ENOTTY;
   unseen_.clear();
   mem_ = std::move(mem);
   identity_ = now;
@@ -92,11 +96,11 @@ bool TrackedTask::visit(std::chrono::milliseconds timeout, const FaultHook& hook
 
 uint64_t TrackedTask::leader_switches() const { return voluntary_switches(proc_.thread(pid_).read("status")); }
 
-// smaps walks all page tables: it is read only when maps has changed.
+// Flags are not read where nothing else has changed: perhaps only smaps tells them, which walks all page tables.
 void TrackedTask::read_mappings() {
   std::string text = proc_.read("maps");
   if (text == maps_text_) return;
-  std::vector<Vma> all = parse_smaps(proc_.read("smaps"));
+  std::vector<Vma> all = reader_->read(proc_);
   maps_text_ = same_ranges(all, parse_smaps(text)) ? std::move(text) : std::string();
   // The kernel tells a running task's mappings piece by piece: one that changes meanwhile may be told twice.
   uint64_t told = 0;
@@ -122,7 +126,7 @@ bool TrackedTask::register_range(PageSet::Range range) {
   return true;
 }
 
-/// The private anonymous mapping that `address` is in at this moment. Throws Error(ENOTTY) before Linux 6.11.
+/// The private anonymous mapping that `address` is in at this moment, if mapping_queries_.
 std::optional<PageSet::Range> TrackedTask::anonymous_around(uint64_t address) const {
   std::array<char, 128> name{};  // more than any but a path
   procmap_query query{};
@@ -130,10 +134,8 @@ std::optional<PageSet::Range> TrackedTask::anonymous_around(uint64_t address) co
   query.query_addr = address;
   query.vma_name_addr = reinterpret_cast<uint64_t>(name.data());
   query.vma_name_size = name.size();
-  if (::ioctl(maps_.get(), PROCMAP_QUERY, &query) != 0) {
-    if (errno == ENOTTY) throw Error("query", "/proc/PID/maps", ENOTTY);
-    return std::nullopt;  // nothing is there, or it has the long name of a file
-  }
+  // It fails if nothing is there, or what has the long name of a file.
+  if (::ioctl(maps_.get(), PROCMAP_QUERY, &query) != 0) return std::nullopt;
   const std::string_view label = name.data();
   if (query.inode != 0 || (query.vma_flags & PROCMAP_QUERY_VMA_SHARED) != 0) return std::nullopt;
   if (label.starts_with("[v") || label == "[uprobes]") return std::nullopt;
@@ -144,20 +146,17 @@ std::optional<PageSet::Range> TrackedTask::anonymous_around(uint64_t address) co
 /// was listed: what is there now is registered, whole, and what a change in between left beside it.
 bool TrackedTask::register_mapping(const Vma& vma) {
   const PageSet::Range listed = range_of(vma);
-  try {
-    for (uint64_t at = listed.start; at < listed.end;) {
-      const auto now = anonymous_around(at);
-      if (!now || !register_range(*now)) return false;
-      for (const uint64_t beside : {now->start - 1, now->end}) {
-        const auto neighbour = anonymous_around(beside);
-        if (neighbour && !registered_.contains(neighbour->start, neighbour->end)) register_range(*neighbour);
-      }
-      at = now->end;
+  if (!mapping_queries_) return register_range(listed);
+  for (uint64_t at = listed.start; at < listed.end;) {
+    const auto now = anonymous_around(at);
+    if (!now || !register_range(*now)) return false;
+    for (const uint64_t beside : {now->start - 1, now->end}) {
+      const auto neighbour = anonymous_around(beside);
+      if (neighbour && !registered_.contains(neighbour->start, neighbour->end)) register_range(*neighbour);
     }
-    return true;
-  } catch (const Error&) {
-    return register_range(listed);
+    at = now->end;
   }
+  return true;
 }
 
 /// A mapping may have been replaced by one of a file just before its range was registered. Such ones are left alone: in

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/base/procfs.h"
+#include "core/memory/mapping_reader.h"
 #include "core/memory/track_backend.h"
 #include "core/memory/track_mappings.h"
 
@@ -10,7 +11,7 @@ namespace migrate {
 class TrackedTask final : public TaskTracker {
  public:
   /// Throws Error (ESRCH, ENOENT) if there is no such task any more.
-  explicit TrackedTask(pid_t pid);
+  TrackedTask(pid_t pid, std::shared_ptr<const MappingReader> reader);
   /// Unregisters everything and puts huge pages back.
   ~TrackedTask() override;
 
@@ -37,12 +38,14 @@ class TrackedTask final : public TaskTracker {
   PageSet take_back_registrations();
 
   pid_t pid_;
+  std::shared_ptr<const MappingReader> reader_;
   ProcDir proc_;
   Fd pidfd_;
   Fd uffd_, pagemap_, mem_, maps_;  ///< of one memory
   MemoryIdentity identity_;
   std::vector<StopMark> stops_;  ///< of the leader, which the visits run in
   bool cannot_visit_ = false;    ///< that memory
+  bool mapping_queries_ = true;  ///< PROCMAP_QUERY, Linux 6.11
   std::string maps_text_;        ///< that mappings_ was read for
   std::vector<Vma> mappings_;    ///< private anonymous ones
   std::vector<Vma> private_files_;

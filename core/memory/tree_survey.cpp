@@ -52,7 +52,7 @@ bool wants_huge_pages(const ProcDir& proc) {
   return enabled != status.end() && enabled->second.starts_with('1');
 }
 
-void survey_task(const LivingTask& living, bool everywhere, TreeSurvey& survey) {
+void survey_task(const LivingTask& living, const MappingReader& mappings, bool everywhere, TreeSurvey& survey) {
   const ProcDir proc(living.pid);
   TreeLayout::Task task{
       .pid = living.image_pid, .ppid = living.image_ppid, .pgid = living.pgid, .sid = living.sid, .areas = {}};
@@ -62,7 +62,7 @@ void survey_task(const LivingTask& living, bool everywhere, TreeSurvey& survey) 
     std::vector<PageRun> huge;
     const bool wants = wants_huge_pages(proc);
     const Fd pagemap = proc.open("pagemap", O_RDONLY);
-    for (const Vma& vma : parse_smaps(proc.read("smaps"))) {
+    for (const Vma& vma : mappings.read(proc)) {
       if (!is_staged(vma)) continue;
       append_area(task.areas, vma);
       ranges.push_back(vma.range);
@@ -102,12 +102,12 @@ std::vector<PageReserve> split_huge(MemoryId memory, const std::vector<PageRun>&
   return out;
 }
 
-TreeSurvey survey_tree(Pid root) {
+TreeSurvey survey_tree(Pid root, const MappingReader& mappings) {
   TreeSurvey survey;
   const bool everywhere = huge_pages_everywhere();
   for (const LivingTask& living : list_living(root)) {
     try {
-      survey_task(living, everywhere, survey);
+      survey_task(living, mappings, everywhere, survey);
     } catch (const Error& e) {
       if (living.parent == 0 || (e.code() != ESRCH && e.code() != ENOENT)) throw;
     }

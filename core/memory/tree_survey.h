@@ -4,6 +4,7 @@
 #include <map>
 #include <vector>
 
+#include "core/memory/mapping_reader.h"
 #include "core/memory/page_io.h"
 #include "core/memory/tree_layout.h"
 
@@ -24,7 +25,7 @@ struct TreeSurvey {
 
 /// True of the moments at which it was read only: the tree runs. Tasks that end meanwhile are left out. Throws Error if
 /// the root is gone or /proc cannot be read.
-TreeSurvey survey_tree(Pid root);
+TreeSurvey survey_tree(Pid root, const MappingReader& mappings);
 
 /// What of `reserved` is in none of the `existing` pages: memory that was made ready for nothing.
 std::vector<PageDiscard> unused_pages(const std::vector<PageReserve>& reserved,

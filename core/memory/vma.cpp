@@ -96,14 +96,21 @@ Vma parse_header(std::string_view line) {
   return v;
 }
 
+constexpr std::string_view kFlagsLine = "VmFlags:";
+
+/// Calls `see` with each two-letter code of a VmFlags line.
+template <class See>
+void for_each_code(std::string_view line, See see) {
+  for (size_t at = kFlagsLine.size(); at + 2 < line.size() + 1; at += 3) {
+    while (at < line.size() && line[at] == ' ') ++at;
+    if (at + 2 > line.size()) break;
+    see(line.substr(at, 2));
+  }
+}
+
 void parse_detail(std::string_view line, Vma& v) {
-  if (line.starts_with("VmFlags:")) {
-    for (size_t at = 8; at + 2 < line.size() + 1; at += 3) {
-      while (at < line.size() && line[at] == ' ') ++at;
-      if (at + 2 > line.size()) break;
-      for (const auto& [name, flag] : kFlagNames)
-        if (line.substr(at, 2) == name) v.flags |= static_cast<uint32_t>(flag);
-    }
+  if (line.starts_with(kFlagsLine)) {
+    for_each_code(line, [&](std::string_view code) { v.flags |= vm_flag(code); });
   } else if (line.starts_with("ProtectionKey:")) {
     v.protection_key = static_cast<int>(Cursor(Cursor(line.substr(14)).after_spaces()).number(10));
   }
@@ -112,6 +119,17 @@ void parse_detail(std::string_view line, Vma& v) {
 /// Headers begin with a lower-case hexadecimal number, details with a capital letter.
 bool is_header(std::string_view line) {
   return (line.front() >= '0' && line.front() <= '9') || (line.front() >= 'a' && line.front() <= 'f');
+}
+
+/// But for empty ones.
+template <class See>
+void for_each_line(std::string_view text, See see) {
+  while (!text.empty()) {
+    const size_t newline = text.find('\n');
+    const std::string_view line = text.substr(0, newline);
+    text.remove_prefix(newline == std::string_view::npos ? text.size() : newline + 1);
+    if (!line.empty()) see(line);
+  }
 }
 
 std::string hex(uint64_t value) {
@@ -128,20 +146,34 @@ std::string Vma::describe() const {
   return "mapping " + link_name() + (name.empty() ? std::string(" (anonymous)") : " (" + name + ")");
 }
 
+uint32_t vm_flag(std::string_view code) {
+  for (const auto& [name, flag] : kFlagNames)
+    if (code == name) return static_cast<uint32_t>(flag);
+  return 0;
+}
+
 std::vector<Vma> parse_smaps(std::string_view text) {
   std::vector<Vma> all;
-  while (!text.empty()) {
-    const size_t newline = text.find('\n');
-    const std::string_view line = text.substr(0, newline);
-    text.remove_prefix(newline == std::string_view::npos ? text.size() : newline + 1);
-    if (line.empty()) continue;
+  for_each_line(text, [&](std::string_view line) {
     if (is_header(line)) {
       all.push_back(parse_header(line));
     } else if (!all.empty()) {
       parse_detail(line, all.back());
     }
-  }
+  });
   return all;
+}
+
+void for_each_vm_flags(std::string_view smaps,
+                       const std::function<void(const Vma& vma, std::set<std::string> codes)>& see) {
+  Vma vma;
+  for_each_line(smaps, [&](std::string_view line) {
+    if (is_header(line)) vma = parse_header(line);
+    if (!line.starts_with(kFlagsLine)) return;
+    std::set<std::string> codes;
+    for_each_code(line, [&](std::string_view code) { codes.emplace(code); });
+    see(vma, std::move(codes));
+  });
 }
 
 }  // namespace migrate

@@ -4,6 +4,8 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <functional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -63,5 +65,10 @@ struct Vma {
 
 /// Parses the text of /proc/PID/smaps (or of maps; then `flags` holds nothing but `shared`). Throws Corrupt.
 std::vector<Vma> parse_smaps(std::string_view text);
+/// The VmFlag of a two-letter code, as a bit; 0: none that matters here.
+uint32_t vm_flag(std::string_view code);
+/// Calls `see` with each mapping of a text of smaps and all codes of its VmFlags line.
+void for_each_vm_flags(std::string_view smaps,
+                       const std::function<void(const Vma& vma, std::set<std::string> codes)>& see);
 
 }  // namespace migrate

@@ -2,6 +2,8 @@
 
 #include <sys/socket.h>
 
+#include "migrate/cli/key_files.h"
+
 namespace migrate::cli {
 namespace {
 
@@ -27,13 +29,10 @@ std::unique_ptr<Stream> plain(Fd socket, bool insecure) {
 
 std::optional<TlsContext> page_tls(const CoreOptions& o) {
   if (!o.tls) return std::nullopt;
-  const auto or_ours = [](const std::string& given, const char* ours) {
-    return given.empty() ? std::string(ours) : given;
-  };
   TlsConfig config;
-  config.cacert = or_ours(o.tls_cacert, "/etc/migrate/ca.crt");
-  config.cert = or_ours(o.tls_cert, "/etc/migrate/host.crt");
-  config.key = or_ours(o.tls_key, "/etc/migrate/host.key");
+  config.cacert = key_file(o.tls_cacert, kCaFile);
+  config.cert = key_file(o.tls_cert, kHostCertificateFile);
+  config.key = key_file(o.tls_key, kHostKeyFile);
   if (!o.tls_cacrl.empty()) config.crl = o.tls_cacrl;
   config.bare = true;
   config.any_server_name = o.tls_no_cn_verify;

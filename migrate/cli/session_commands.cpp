@@ -7,13 +7,12 @@
 #include <map>
 
 #include "core/base/error.h"
+#include "migrate/cli/key_files.h"
 #include "migrate/cli/rate_option.h"
 #include "migrate/session/session.h"
 
 namespace migrate::cli {
 namespace {
-
-constexpr const char* kDefaultKeyDir = "/etc/migrate";
 
 LoggerPtr session_logger(bool verbose) {
   auto logger = std::make_shared<spdlog::logger>("migrate", std::make_shared<spdlog::sinks::stderr_sink_mt>());
@@ -61,13 +60,10 @@ LinkOptions SessionCommands::link_options() const {
   link.insecure = link_.insecure;
   link.insecure_forced = link_.force;
   if (link_.insecure) return link;
-  const auto path = [](const std::string& given, const char* name) {
-    return given.empty() ? std::string(kDefaultKeyDir) + "/" + name : given;
-  };
   TlsConfig tls;
-  tls.cacert = path(link_.cacert, "ca.crt");
-  tls.cert = path(link_.cert, "host.crt");
-  tls.key = path(link_.key, "host.key");
+  tls.cacert = key_file(link_.cacert, kCaFile);
+  tls.cert = key_file(link_.cert, kHostCertificateFile);
+  tls.key = key_file(link_.key, kHostKeyFile);
   if (!link_.crl.empty()) tls.crl = link_.crl;
   link.tls = tls;
   return link;

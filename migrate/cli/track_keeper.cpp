@@ -83,10 +83,13 @@ PagesByMemory Keeper::unchanged(const DirtyTracker::Round& round) const {
 
 void Keeper::round(PacketSocket& client, const TrackMessage& request) {
   if (!tracker_) {
-    if (const std::string why = DirtyTracker::cannot_track(root_); !why.empty())
+    const auto mappings = std::make_shared<const MappingReader>(MappingReader::best());
+    if (const std::string why = DirtyTracker::cannot_track(root_, *mappings); !why.empty())
       throw Refusal(why, "dump it without a pre-dump");
     tracker_ = std::make_unique<DirtyTracker>(
-        DirtyTracker::Options{.root = root_, .timeout = std::chrono::milliseconds(request.timeout_ms)}, log_);
+        DirtyTracker::Options{
+            .root = root_, .timeout = std::chrono::milliseconds(request.timeout_ms), .mappings = mappings},
+        log_);
   }
   TrackMessage reply{.kind = Kind::pages, .folder = request.folder};
   reply.sentence = unrelated(request.folder);

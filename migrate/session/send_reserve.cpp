@@ -11,7 +11,7 @@ namespace migrate {
 void SendSession::reserve_ahead() {
   if (precopy_ || !peer_reserves_) return;
   const Clock::time_point began = Clock::now();
-  const TreeSurvey survey = survey_tree(target_);
+  const TreeSurvey survey = survey_tree(target_, *dump_.mappings);
   for (wire::Layout& part : to_wire(survey.layout, 0)) {
     Message message;
     *message.mutable_layout() = std::move(part);

@@ -15,7 +15,7 @@ using Seconds = std::chrono::duration<double>;
 
 void SendSession::choose_mode() {
   if (options_.mode != SendMode::precopy) return;
-  const std::string why = DirtyTracker::cannot_track(target_);
+  const std::string why = DirtyTracker::cannot_track(target_, *dump_.mappings);
   if (why.empty()) {
     precopy_ = true;
   } else {
@@ -29,6 +29,7 @@ void SendSession::rounds() {
   tracker_.emplace(DirtyTracker::Options{.root = target_,
                                          .timeout = dump_.timeout,
                                          .by_content = true,
+                                         .mappings = dump_.mappings,
                                          .visit_hook = visit_fault_hook("source-agent")},
                    log_);
   touched_ = true;

@@ -54,7 +54,9 @@ char* map(size_t pages) {
       ::mmap(nullptr, pages * kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
 }
 
-TEST_F(DirtyTrackerTest, ThisKernelCanTrack) { EXPECT_EQ(DirtyTracker::cannot_track(Pid(::getpid())), ""); }
+TEST_F(DirtyTrackerTest, ThisKernelCanTrack) {
+  EXPECT_EQ(DirtyTracker::cannot_track(Pid(::getpid()), MappingReader()), "");
+}
 
 TEST_F(DirtyTrackerTest, RoundsHoldWhatWasWritten) {
   const Pid pid = start([&] {
@@ -238,14 +240,15 @@ TEST_F(DirtyTrackerTest, TreesThatWriteUnseenAreNamed) {
     EXPECT_TRUE(first_step());
     return pid;
   };
-  const std::string userfaultfd = DirtyTracker::cannot_track(start_with([] { ::syscall(SYS_userfaultfd, 1); }));
+  const auto cannot_track = [](Pid root) { return DirtyTracker::cannot_track(root, MappingReader::best()); };
+  const std::string userfaultfd = cannot_track(start_with([] { ::syscall(SYS_userfaultfd, 1); }));
   EXPECT_NE(userfaultfd.find("userfaultfd of its own"), std::string::npos) << userfaultfd;
-  const std::string aio = DirtyTracker::cannot_track(start_with([] {
+  const std::string aio = cannot_track(start_with([] {
     unsigned long context = 0;
     ::syscall(SYS_io_setup, 8, &context);
   }));
   EXPECT_NE(aio.find("asynchronous I/O"), std::string::npos) << aio;
-  EXPECT_EQ(DirtyTracker::cannot_track(start_with([] {})), "");
+  EXPECT_EQ(cannot_track(start_with([] {})), "");
 }
 
 TEST_F(DirtyTrackerTest, SharedMemoryIsComparedByContent) {

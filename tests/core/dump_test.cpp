@@ -254,9 +254,9 @@ TEST(Dump, RefusesMemorySharedWithTheOutside) {
   auto* shared =
       static_cast<char*>(::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
   Child child([] {});
-  EXPECT_THROW(check_mappings(collect_tree(Pid(child.pid()))), Refusal);
+  EXPECT_THROW(check_mappings(collect_tree(Pid(child.pid())), MappingReader()), Refusal);
   ::munmap(shared, kPageSize);
-  EXPECT_NO_THROW(check_mappings(collect_tree(Pid(child.pid()))));
+  EXPECT_NO_THROW(check_mappings(collect_tree(Pid(child.pid())), MappingReader()));
 }
 
 TEST(Dump, WritesAFolderThatCritCanRead) {

@@ -84,6 +84,24 @@ class FreezeTest : public testing::Test {
   LoggerPtr log_ = null_logger();
 };
 
+constexpr const char* kExecutes = "MIGRATE_TEST_EXECUTES";
+
+/// In a test program that was started with kExecutes: three threads, of which one that is not the leader executes the
+/// same again, for ever. Before main(), and before anything that takes time.
+[[gnu::constructor]] void execute_for_ever() {
+  if (::getenv(kExecutes) == nullptr) return;
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  std::thread([] {
+    for (;;) ::pause();
+  }).detach();
+  std::thread([] {
+    ::usleep(500);
+    ::execl("/proc/self/exe", "executes", nullptr);
+    ::_exit(1);
+  }).detach();
+  for (;;) ::pause();
+}
+
 char state_of(pid_t pid) { return ProcDir(pid).stat().state; }
 
 TEST_F(FreezeTest, TreeWithThreadsChildrenAndAZombie) {
@@ -144,6 +162,44 @@ TEST_F(FreezeTest, ForkingTreeIsCaughtWhole) {
       EXPECT_EQ(ProcDir(task.pid.get()).stat().state, 't');
       for (const pid_t child : task.proc.children()) EXPECT_TRUE(known.contains(child));
     }
+  }
+  EXPECT_TRUE(goes_on(0));
+}
+
+// The thread that executes a program takes the number of the leader, whatever had been seized or had stopped before.
+TEST_F(FreezeTest, ThreadThatExecutesIsCaught) {
+  const pid_t pid = start([&] {
+    ::setenv(kExecutes, "1", 1);
+    ::execl("/proc/self/exe", "executes", nullptr);
+  });
+  ASSERT_TRUE(
+      eventually([&] { return ProcDir(pid).read("cmdline").starts_with("executes"); }));
+  for (int i = 0; i < 300; ++i) {
+    {
+      StoppedTree tree(Pid(pid), {}, *log_);
+      ASSERT_EQ(tree.tasks().size(), 1u);
+      ASSERT_GE(tree.root().threads.size(), 1u);
+      EXPECT_EQ(tree.root().threads.front().tid.get(), pid);
+      for (const StoppedThread& thread : tree.root().threads)
+        EXPECT_EQ(tree.root().proc.thread(thread.tid.get()).stat().state, 't');
+    }
+    ::usleep(static_cast<useconds_t>(i * 37 % 2000));
+  }
+  EXPECT_EQ(::waitpid(pid, nullptr, WNOHANG), 0) << "it runs on";
+}
+
+TEST_F(FreezeTest, MainThreadThatHasEndedIsRefused) {
+  const pid_t pid = start([&] {
+    std::thread([&] { count(0); }).detach();
+    ::syscall(SYS_exit, 0);
+  });
+  ASSERT_TRUE(wait_ready(1));
+  ASSERT_TRUE(eventually([&] { return state_of(pid) == 'Z'; }));
+  try {
+    StoppedTree tree(Pid(pid), {}, *log_);
+    ADD_FAILURE() << "it was stopped";
+  } catch (const Refusal& e) {
+    EXPECT_NE(std::string(e.what()).find("has ended its main thread"), std::string::npos) << e.what();
   }
   EXPECT_TRUE(goes_on(0));
 }

@@ -104,7 +104,7 @@ TEST(Reserve, AChangedTreeComesOutAsItIs) {
   const auto log = null_logger();
   pid_t alive = child;
   try {
-    const TreeSurvey survey = survey_tree(Pid(child));
+    const TreeSurvey survey = survey_tree(Pid(child), MappingReader::best());
     ASSERT_EQ(survey.layout.tasks.size(), 1u);
     RestoreOptions options{.own_namespaces = true};
     timespec now{};

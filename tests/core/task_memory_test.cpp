@@ -68,10 +68,10 @@ auto parts(const std::vector<Vma>& vmas) {
 TEST(TaskMemory, IsTheSameWhetherForeseenOrNot) {
   const Sleeper child;
   const ProcDir proc = child.proc();
-  const std::vector<Vma> foreseen = foresee_mappings(proc);
+  const std::vector<Vma> foreseen = foresee_mappings(proc, MappingReader());
   ASSERT_FALSE(foreseen.empty());
-  const TaskMemory quick = read_task_memory(proc, foreseen);
-  const TaskMemory full = read_task_memory(proc);
+  const TaskMemory quick = read_task_memory(proc, MappingReader(), foreseen);
+  const TaskMemory full = read_task_memory(proc, MappingReader());
   EXPECT_TRUE(quick.foreseen);
   EXPECT_FALSE(full.foreseen);
   EXPECT_EQ(parts(quick.vmas), parts(full.vmas));
@@ -85,19 +85,27 @@ TEST(TaskMemory, IsTheSameWhetherForeseenOrNot) {
                              [](const PageRun& a, const PageRun& b) { return a.address < b.address; }));
 }
 
+TEST(TaskMemory, IsTheSameWhateverTellsTheFlags) {
+  const Sleeper child;
+  const TaskMemory walked = read_task_memory(child.proc(), MappingReader::best());
+  const TaskMemory read = read_task_memory(child.proc(), MappingReader());
+  EXPECT_EQ(parts(walked.vmas), parts(read.vmas));
+  EXPECT_EQ(parts(walked.pages), parts(read.pages));
+}
+
 TEST(TaskMemory, ReadsAgainWhatWasForeseenWrongly) {
   const Sleeper child;
-  std::vector<Vma> foreseen = foresee_mappings(child.proc());
+  std::vector<Vma> foreseen = foresee_mappings(child.proc(), MappingReader());
   ASSERT_FALSE(foreseen.empty());
   foreseen.back().prot ^= PROT_WRITE;
-  EXPECT_FALSE(read_task_memory(child.proc(), foreseen).foreseen);
+  EXPECT_FALSE(read_task_memory(child.proc(), MappingReader(), foreseen).foreseen);
   foreseen.pop_back();
-  EXPECT_FALSE(read_task_memory(child.proc(), foreseen).foreseen);
+  EXPECT_FALSE(read_task_memory(child.proc(), MappingReader(), foreseen).foreseen);
 }
 
 TEST(TaskMemory, ChangedFlagsAreNoticed) {
   const Sleeper child;
-  const std::vector<Vma> now = foresee_mappings(child.proc());
+  const std::vector<Vma> now = foresee_mappings(child.proc(), MappingReader());
   std::vector<Vma> then = now;
   const auto ours =
       std::find_if(then.begin(), then.end(), [&](const Vma& v) { return v.range.start.get() == child.address(); });

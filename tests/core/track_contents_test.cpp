@@ -25,7 +25,8 @@ class TrackContents : public testing::Test {
     std::atomic<uint32_t> done{0}, go{0};
   };
   void SetUp() override {
-    if (!DirtyTracker::cannot_track(Pid(::getpid())).empty()) GTEST_SKIP() << "this kernel cannot track";
+    if (!DirtyTracker::cannot_track(Pid(::getpid()), MappingReader()).empty())
+      GTEST_SKIP() << "this kernel cannot track";
     void* at = ::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     steps_ = new (at) Steps;
   }

@@ -1,7 +1,16 @@
 """What a migration must not leave behind on this machine: seen before and after."""
 import os
 
-from .process import all_pids, descendants, exists, kill_all, read, stat_fields, wait_for
+from .process import Deadline, all_pids, descendants, exists, kill_all, read, stat_fields, wait_for
+from .programs import Unwell
+
+
+def wait_for_none(folder, sessions):
+    """What a case in `folder` with these sessions left must go within seconds; raises Unwell naming what stays."""
+    try:
+        wait_for(lambda: not of_case(folder, sessions), "clean-up", 10, 0.1)
+    except Deadline:
+        raise Unwell("left behind: " + "; ".join(of_case(folder, sessions))) from None
 
 
 def processes(name="migrate"):

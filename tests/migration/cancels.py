@@ -254,10 +254,7 @@ class Cancels:
     def end_and_look(self):
         sessions = self.sessions()
         self.close()
-        try:
-            wait_for(lambda: not remains.of_case(self.folder, sessions), "clean-up", 10, 0.1)
-        except Deadline:
-            raise programs.Unwell("left behind: " + "; ".join(remains.of_case(self.folder, sessions))) from None
+        remains.wait_for_none(self.folder, sessions)
 
     def close(self):
         if self.program:
@@ -343,6 +340,9 @@ def main():
     if options.list:
         print("\n".join(wanted))
         return 0
+    if not wanted:
+        print(f"no way matches {options.only}; --list names them")
+        return 2
     context, share = Context(options), -(-options.cancels // len(wanted))
     with frame.run_of_cases(options, "mcan-") as (top, counts):
         jobs = [(w, f"{top}/{w}", share) for w in wanted]

@@ -380,10 +380,7 @@ class Case:
         """Ends the program; nothing else of the case may be left."""
         sessions = self.sessions()
         self.close()
-        try:
-            wait_for(lambda: not remains.of_case(self.folder, sessions), "clean-up", 10, 0.1)
-        except Deadline:
-            raise programs.Unwell("left behind: " + "; ".join(remains.of_case(self.folder, sessions))) from None
+        remains.wait_for_none(self.folder, sessions)
 
     def close(self):
         """The tree is ended first, wherever it is; then agents that serve on. May be called again."""

@@ -103,10 +103,7 @@ class Marathon:
 
     def end_and_look(self):
         self.close()
-        try:
-            wait_for(lambda: not remains.of_case(self.folder, self.sessions), "clean-up", 10, 0.1)
-        except Deadline:
-            raise programs.Unwell("left behind: " + "; ".join(remains.of_case(self.folder, self.sessions))) from None
+        remains.wait_for_none(self.folder, self.sessions)
 
     def close(self):
         if self.course:

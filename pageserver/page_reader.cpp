@@ -28,8 +28,7 @@ PageReader::PageReader(const PageSource& source)
     : source_(source),
       what_("pages of " + std::string(source.memory.kind == MemoryId::Kind::task ? "task " : "shared memory object ") +
             std::to_string(source.memory.id)) {
-  // A running task may share a page, or execute a program, between looking and reading.
-  if (source.memory.kind == MemoryId::Kind::task && !source.may_vanish) find_task();
+  if (source.memory.kind == MemoryId::Kind::task) find_task();
 }
 
 void PageReader::find_task() {
@@ -52,24 +51,54 @@ void PageReader::find_task() {
   }
 }
 
-void PageReader::read(uint64_t address, std::span<std::byte> out) const {
-  if (pid_ == 0 || out.size() < kFewPages * kPageSize) return read_any(address, out);
+template <class Rest>
+void PageReader::read_quickly(uint64_t address, std::span<std::byte> out, Rest rest) const {
+  const size_t pages = out.size() / kPageSize;
+  if (pid_ == 0 || pages < kFewPages) return rest(Part{0, pages});
   std::array<uint64_t, kStep> space;
-  while (!out.empty()) {
-    const auto words = std::span(space).first(std::min(kStep, out.size() / kPageSize));
-    if (pread_full(pagemap_.get(), std::as_writable_bytes(words), address / kPageSize * sizeof(uint64_t), what_) !=
-        words.size_bytes())
-      throw Error("read " + what_ + ": it ended meanwhile");
+  for (size_t first = 0; first < pages; first += kStep) {
+    const auto words = std::span(space).first(std::min(kStep, pages - first));
+    const auto bytes = std::as_writable_bytes(words);
+    // Of a memory that nobody uses any more there are no words.
+    if (pread_full(pagemap_.get(), bytes, (address / kPageSize + first) * sizeof(uint64_t), what_) != bytes.size())
+      return rest(Part{first, pages - first});
     for (auto at = words.begin(); at != words.end();) {
       const bool exclusive = is_exclusive(*at);
       const auto end = std::find_if(at, words.end(), [&](uint64_t word) { return is_exclusive(word) != exclusive; });
-      const auto part = out.first(static_cast<size_t>(end - at) * kPageSize);
-      const size_t done = exclusive ? read_exclusive(address, part) : 0;
-      if (done < part.size()) read_any(address + done, part.subspan(done));
-      address += part.size();
-      out = out.subspan(part.size());
+      Part part{first + static_cast<size_t>(at - words.begin()), static_cast<size_t>(end - at)};
+      const auto to = out.subspan(part.first * kPageSize, part.count * kPageSize);
+      const size_t done = exclusive ? read_exclusive(address + part.first * kPageSize, to) / kPageSize : 0;
+      if (done < part.count) rest(Part{part.first + done, part.count - done});
       at = end;
     }
+  }
+}
+
+void PageReader::read(uint64_t address, std::span<std::byte> out) const {
+  read_quickly(address, out, [&](Part part) {
+    read_any(address + part.first * kPageSize, out.subspan(part.first * kPageSize, part.count * kPageSize));
+  });
+}
+
+void PageReader::read_existing(uint64_t address, std::span<std::byte> out, std::vector<bool>& vanished) const {
+  vanished.assign(out.size() / kPageSize, false);
+  read_quickly(address, out, [&](Part part) { read_any_existing(address, out, part, vanished); });
+}
+
+void PageReader::read_any_existing(uint64_t address, std::span<std::byte> out, Part part,
+                                   std::vector<bool>& vanished) const {
+  for (size_t i = part.first, end = part.first + part.count; i < end;) {
+    const auto to = out.subspan(i * kPageSize, (end - i) * kPageSize);
+    const ssize_t n = ::pread(source_.fd.get(), to.data(), to.size(), static_cast<off_t>(address + i * kPageSize));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && errno != EIO && errno != EFAULT) throw Error("read", what_, errno);
+    if (n == 0) {  // of a memory that its task has left
+      std::fill(vanished.begin() + static_cast<ptrdiff_t>(i), vanished.begin() + static_cast<ptrdiff_t>(end), true);
+      return;
+    }
+    const size_t whole = n < 0 ? 0 : static_cast<size_t>(n) / kPageSize;
+    i += whole;
+    if (whole == 0) vanished[i++] = true;
   }
 }
 
@@ -87,7 +116,7 @@ size_t PageReader::read_exclusive(uint64_t address, std::span<std::byte> out) co
   const ssize_t n = ::process_vm_readv(pid_, &local, 1, &remote, 1, 0);
   // The number was that of our task as long as that one lives.
   pollfd gone{pidfd_.get(), POLLIN, 0};
-  if (::poll(&gone, 1, 0) != 0) throw Error("read " + what_ + ": the task is gone");
+  if (::poll(&gone, 1, 0) != 0) return 0;
   return n <= 0 ? 0 : page_floor(static_cast<size_t>(n));
 }
 

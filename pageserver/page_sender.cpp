@@ -58,74 +58,58 @@ bool is_zero(const std::byte* page) {
   return std::memcmp(page, kZeros, 16) == 0 && std::memcmp(page, page + 16, kPageSize - 16) == 0;
 }
 
-std::string memory_text(const MemoryId& memory) {
-  return (memory.kind == MemoryId::Kind::task ? "task " : "shared memory object ") + std::to_string(memory.id);
-}
-
 /// One stream's thread.
 class SendWorker {
  public:
   SendWorker(RecordWriter& writer, PageCounters& counters)
-      : writer_(writer), counters_(counters), buffer_(kPageSize * (1 + kItemPages)) {}
+      : writer_(writer), counters_(counters), buffer_(kPageSize + (kPageSize + kPageRecordSize) * kItemPages) {}
 
   void send_item(const Item& item) {
+    // Pages of the first run are aligned, which makes reading a long one cheaper.
+    std::byte* at = buffer_.data() + kPageSize - kPageRecordSize;
     uint64_t room = kItemPages;
     uint64_t offset = item.offset;
     for (size_t r = item.run; r < item.source->runs.size() && room > 0; ++r, offset = 0) {
       const PageRun& run = item.source->runs[r];
       const uint64_t n = std::min(room, run.pages - offset);
-      send_run(*item.source, *item.reader, run.address + offset * kPageSize, n, run.zero_ok);
+      const std::span pages(at + kPageRecordSize, n * kPageSize);
+      send_run(item, {run.address + offset * kPageSize, n, run.zero_ok}, pages);
+      at = pages.data() + pages.size();
       room -= n;
     }
+    writer_.flush();
   }
 
   uint64_t zero_pages() const { return zero_pages_; }
 
  private:
-  // The page in front of the data has room for the first record's header; a later record follows a page that was left
-  // out, whose space takes its header: header and contents go out in one piece.
-  std::byte* page(uint64_t index) { return buffer_.data() + kPageSize * (1 + index); }
-
-  void send_run(const PageSource& source, const PageReader& reader, uint64_t address, uint64_t pages, bool zero_ok) {
-    vanished_.assign(pages, false);
-    if (source.may_vanish) {
-      read_existing(source, address, pages, memory_text(source.memory));
+  /// Reads a run into `buffer`, and hands it to the writer. In front of `buffer` there is room for the first record's
+  /// header; a later record follows a page that was left out, whose space takes its header: header and contents go out
+  /// in one piece, and so do records that follow each other in the buffer.
+  void send_run(const Item& item, PageRun run, std::span<std::byte> buffer) {
+    vanished_.assign(run.pages, false);
+    if (item.source->may_vanish) {
+      item.reader->read_existing(run.address, buffer, vanished_);
     } else {
-      reader.read(address, {page(0), pages * kPageSize});
+      item.reader->read(run.address, buffer);
     }
+    const auto page = [&](uint64_t i) { return buffer.data() + i * kPageSize; };
     uint64_t i = 0;
-    while (i < pages) {
+    while (i < run.pages) {
       if (vanished_[i]) {
         ++i;
         continue;
       }
-      if (zero_ok && is_zero(page(i))) {
+      if (run.zero_ok && is_zero(page(i))) {
         ++i;
         ++zero_pages_;
         counters_.zero_pages.fetch_add(1, std::memory_order_relaxed);
         continue;
       }
       uint64_t end = i + 1;
-      while (end < pages && !vanished_[end] && !(zero_ok && is_zero(page(end)))) ++end;
-      writer_.send(source.memory, address + i * kPageSize, {page(i), (end - i) * kPageSize});
+      while (end < run.pages && !vanished_[end] && !(run.zero_ok && is_zero(page(end)))) ++end;
+      writer_.send(item.source->memory, run.address + i * kPageSize, {page(i), (end - i) * kPageSize});
       i = end;
-    }
-  }
-
-  /// Reads what a running task still has; marks the rest as vanished.
-  void read_existing(const PageSource& source, uint64_t address, uint64_t pages, const std::string& what) {
-    for (uint64_t i = 0; i < pages;) {
-      const ssize_t n =
-          ::pread(source.fd.get(), page(i), (pages - i) * kPageSize, static_cast<off_t>(address + i * kPageSize));
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0 && errno != EIO && errno != EFAULT) throw Error("read", what, errno);
-      if (n == 0) {  // of a memory that its task has left
-        std::fill(vanished_.begin() + static_cast<std::ptrdiff_t>(i), vanished_.end(), true);
-        return;
-      }
-      const uint64_t whole = n < 0 ? 0 : static_cast<uint64_t>(n) / kPageSize;
-      i += whole;
-      if (whole == 0) vanished_[i++] = true;
     }
   }
 

@@ -35,6 +35,7 @@ double tcp_delivery_rate(int fd) {
 
 void RecordWriter::begin_pass() {
   totals_ = {};
+  pending_ = {};
   wire_bytes_ = 0;
   if (!measuring()) return;
   marks_ = {Clock::now(), stream_.waited_to_write()};
@@ -45,6 +46,8 @@ void RecordWriter::send(MemoryId memory, uint64_t address, std::span<std::byte> 
   record.sequence = sequence_++;
   const bool measure = measuring();
   RecordCost cost{.tried = shared_.chooser.next(), .raw = pages.size(), .packed = pages.size()};
+  if (!measure && cost.tried.codec == PageCodec::raw) return append(record, pages);
+  flush();
   Clock::time_point began, packed;
   if (measure) cost.read = seconds((began = Clock::now()) - marks_.time);
   std::span<std::byte> bytes;
@@ -53,10 +56,7 @@ void RecordWriter::send(MemoryId memory, uint64_t address, std::span<std::byte> 
   if (!bytes.empty()) {
     cost.packed = bytes.size() - kPackedHeader;
   } else {
-    const std::span<std::byte, kPageRecordSize> header(pages.data() - kPageRecordSize, kPageRecordSize);
-    encode_record(record, header);
-    totals_.add(header, record.pages);
-    bytes = {header.data(), kPageRecordSize + pages.size()};
+    bytes = add_header(record, pages);
   }
   cost.wire = bytes.size();
   cost.limit = write(bytes);
@@ -66,6 +66,27 @@ void RecordWriter::send(MemoryId memory, uint64_t address, std::span<std::byte> 
   cost.wait = seconds(stream_.waited_to_write() - marks_.waited);
   cost.send = std::max(0.0, seconds(now - packed) - cost.wait - cost.limit);
   tell_cost(cost, now);
+}
+
+std::span<std::byte> RecordWriter::add_header(const PageRecord& record, std::span<std::byte> pages) {
+  const std::span<std::byte, kPageRecordSize> header(pages.data() - kPageRecordSize, kPageRecordSize);
+  encode_record(record, header);
+  totals_.add(header, record.pages);
+  return {header.data(), kPageRecordSize + pages.size()};
+}
+
+/// Scattered pages go out many at a time: what a TLS record and a system call cost would be paid for each.
+void RecordWriter::append(const PageRecord& record, std::span<std::byte> pages) {
+  const std::span<std::byte> bytes = add_header(record, pages);
+  if (!pending_.empty() && pending_.data() + pending_.size() != bytes.data()) flush();
+  pending_ = pending_.empty() ? bytes : std::span(pending_.data(), pending_.size() + bytes.size());
+  shared_.counters.pages.fetch_add(record.pages, std::memory_order_relaxed);
+}
+
+void RecordWriter::flush() {
+  if (pending_.empty()) return;
+  write(pending_);
+  pending_ = {};
 }
 
 std::span<std::byte> RecordWriter::pack(PageRecord record, std::span<const std::byte> pages,
@@ -106,6 +127,7 @@ void RecordWriter::tell_cost(RecordCost cost, Clock::time_point now) {
 }
 
 void RecordWriter::finish_pass() {
+  flush();
   std::byte bytes[kPageRecordSize];
   PageRecord end{.kind = PageRecord::Kind::end};
   end.total_records = totals_.records;

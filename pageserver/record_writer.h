@@ -29,8 +29,10 @@ class RecordWriter {
   RecordWriter(Stream& stream, SendShared& shared) : stream_(stream), shared_(shared) {}
 
   void begin_pass();
-  /// Sends `pages`, which lie in a buffer that has kPageRecordSize bytes of room for a header before them.
+  /// Sends `pages`, which lie in a buffer that has kPageRecordSize bytes of room for a header before them. They may go
+  /// out with what follows: the buffer is to stay as it is until flush().
   void send(MemoryId memory, uint64_t address, std::span<std::byte> pages);
+  void flush();
   /// Sends the end and waits for the receiver's totals.
   void finish_pass();
   const StreamTotals& totals() const { return totals_; }
@@ -43,6 +45,9 @@ class RecordWriter {
     Clock::time_point time;
     std::chrono::nanoseconds waited{0};
   };
+  /// In the room before `pages`; returns both.
+  std::span<std::byte> add_header(const PageRecord& record, std::span<std::byte> pages);
+  void append(const PageRecord& record, std::span<std::byte> pages);
   std::span<std::byte> pack(PageRecord record, std::span<const std::byte> pages, const CodecChoice& choice);
   /// Returns how long the bandwidth limit made it wait.
   double write(std::span<const std::byte> bytes);
@@ -53,6 +58,7 @@ class RecordWriter {
   SendShared& shared_;
   PagePacker packer_;
   std::vector<std::byte> packed_;
+  std::span<std::byte> pending_;  ///< records in one piece, not written yet
   uint64_t sequence_ = 0;
   StreamTotals totals_;
   uint64_t wire_bytes_ = 0;

@@ -25,7 +25,7 @@ class Hosts:
         try:
             os.chmod(self.folder, 0o755)
             self.short = f"b{os.getpid()}"
-            self.network = netns.Network(self.short, {"source": "10.77.2.1/24", "destination": "10.77.2.2/24"})
+            self.network = netns.Network(self.short, {"source": "10.77.2.1/24", "destination": "10.77.2.2/24"}, direct=True)
             self.tool = tool.Tool(self.binary, self.folder)
             self.keys = tool.Keys(self.binary, os.path.join(self.folder, "keys"), ["source", "destination"])
         except BaseException:

@@ -20,6 +20,8 @@ class MappingReader {
   /// Finds out what this kernel can do; takes 10 to 20 ms. Maps a few pages for a moment.
   static MappingReader best();
 
+  /// Whether read() mostly takes no longer for a task with more memory.
+  bool is_quick() const { return walk_.has_value(); }
   /// The mappings, ascending, as parse_smaps() tells them. Of a running task they are those of about one moment; ones
   /// that change meanwhile may be told twice. Throws Error (the task is gone), Corrupt.
   std::vector<Vma> read(const ProcDir& task) const;

@@ -56,6 +56,15 @@ double DirtyModel::pages_in(double seconds) const {
 
 double DirtyModel::rate() const { return points_.empty() ? 0 : points_.back().pages / points_.back().seconds; }
 
+double DirtyModel::mean_rate() const {
+  double pages = 0, seconds = 0;
+  for (const Point& p : points_) {
+    pages += p.pages;
+    seconds += p.seconds;
+  }
+  return points_.empty() ? 0 : pages / seconds;
+}
+
 double DirtyModel::unsteadiness() const {
   double low = INFINITY, high = 0;
   for (size_t i = points_.size() > 3 ? points_.size() - 3 : 0; i < points_.size(); ++i) {

@@ -19,6 +19,10 @@ class DirtyModel {
   double pages_in(double seconds) const;
   /// Of the last round, pages per second; a working set is written at least this fast.
   double rate() const;
+  /// Of the rounds kept, pages per second. Below what is written, if rounds were long enough for pages to be written
+  /// again.
+  double mean_rate() const;
+  bool empty() const { return points_.empty(); }
   /// Largest of the last few rounds over what the others made one expect: 1 for a steady writer, more for bursts.
   double unsteadiness() const;
 

@@ -19,11 +19,11 @@ double learned(double factor, double estimated, double measured) {
 
 FixedCost estimate_fixed_cost(const TreeSize& size, double round_trip_seconds, const CostRates& rates) {
   const auto tasks = double(size.tasks), threads = double(size.threads), mappings = double(size.mappings),
-             descriptors = double(size.descriptors), pages = double(size.pages);
+             descriptors = double(size.descriptors), pages = double(size.pages), walked = double(size.walked_pages);
   FixedCost cost;
   cost.freeze = rates.freeze_base + rates.freeze_task * tasks + rates.freeze_thread * threads +
                 rates.freeze_mapping * mappings + rates.freeze_descriptor * descriptors + rates.freeze_page * pages;
-  cost.images = rates.images_base + round_trip_seconds + rates.images_page * pages;
+  cost.images = rates.images_base + round_trip_seconds + rates.images_page * pages + rates.images_walked_page * walked;
   cost.finish = rates.finish_base + rates.finish_task * tasks + rates.finish_thread * threads +
                 rates.finish_mapping * mappings + rates.finish_descriptor * descriptors;
   cost.handover = rates.handover_base + rates.handover_round_trips * round_trip_seconds;

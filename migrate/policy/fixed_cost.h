@@ -9,20 +9,21 @@ namespace migrate {
 /// What the tree consists of.
 struct TreeSize {
   uint64_t tasks = 1, threads = 1, mappings = 0, descriptors = 0;
-  uint64_t pages = 0;  ///< of its own memory: page tables are walked while it is stopped
+  uint64_t pages = 0;         ///< of its own memory: page tables are walked while it is stopped
+  uint64_t walked_pages = 0;  ///< of them, those walked a second time, for the flags of mappings (MappingReader)
 };
 
 /// Seconds. The slopes were measured with a thread, a mapping and a descriptor more (bench/README.md).
 struct CostRates {
-  double freeze_base = 0.004, freeze_task = 0.0005, freeze_thread = 200e-6, freeze_mapping = 8e-6,
+  double freeze_base = 0.0025, freeze_task = 0.0005, freeze_thread = 200e-6, freeze_mapping = 8e-6,
          freeze_descriptor = 20e-6;
-  double finish_base = 0.005, finish_task = 0.001, finish_thread = 200e-6, finish_mapping = 8e-6,
+  double finish_base = 0.0015, finish_task = 0.001, finish_thread = 200e-6, finish_mapping = 8e-6,
          finish_descriptor = 20e-6;
   double freeze_page = 15e-9;
-  double images_base = 0.001, images_page = 45e-9;
-  double handover_base = 0.008;  ///< two durable journal writes and what is said between them
+  double images_base = 0.002, images_page = 2e-9, images_walked_page = 45e-9;
+  double handover_base = 0.003;  ///< two durable journal writes and what is said between them
   double handover_round_trips = 3;
-  double run_on_base = 0.006, run_on_thread = 22e-6, run_on_page = 60e-9;
+  double run_on_base = 0.012, run_on_thread = 22e-6, run_on_page = 60e-9;
 };
 
 /// Seconds, in the order in which they come. Whoever has measured a part writes it over the estimate.

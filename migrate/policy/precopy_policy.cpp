@@ -101,7 +101,15 @@ void PrecopyPolicy::learn(const RoundMeasure& m) {
 /// is lifted for the freeze, so that little time counts at full speed.
 double PrecopyPolicy::pages_after(double seconds) const {
   if (cpu_share_ >= 1) return dirty_.pages_in(seconds + fixed_.run_on);
-  return dirty_.pages_in(seconds) + free_.pages_in(fixed_.run_on);
+  return dirty_.pages_in(seconds) + free_pages();
+}
+
+/// Pages that are written from the lifting of the throttle on until all stands. Rounds before the throttle may have
+/// been too long to tell: all that the tree ever writes was written in each. What it writes in the rounds since, at its
+/// share, is then the better guide.
+double PrecopyPolicy::free_pages() const {
+  const double before = free_.pages_in(fixed_.run_on);
+  return dirty_.empty() ? before : std::min(before, dirty_.mean_rate() / cpu_share_ * fixed_.run_on);
 }
 
 DowntimeEstimate PrecopyPolicy::estimate(double pages, const RoundMeasure& m) const {
@@ -191,7 +199,8 @@ void PrecopyPolicy::decide_above(Decision& d, const Bounds& reached) {
 double PrecopyPolicy::settled_estimate(double slowed, const DowntimeEstimate& now) const {
   double round = last_interval_;
   for (int i = 0; i < 50; ++i) round = link_.seconds_for(dirty_.pages_in(round * slowed) * bytes_per_page_);
-  const double pages = dirty_.pages_in(round * slowed) + (cpu_share_ < 1 ? free_ : dirty_).pages_in(fixed_.run_on);
+  const double pages =
+      dirty_.pages_in(round * slowed) + (cpu_share_ < 1 ? free_pages() : dirty_.pages_in(fixed_.run_on));
   return now.fixed + now.stopped + pages * bytes_per_page_ / stopped_bandwidth();
 }
 

@@ -97,6 +97,7 @@ class PrecopyPolicy {
   };
   DowntimeEstimate estimate(double pages, const RoundMeasure& measure) const;
   double pages_after(double seconds) const;
+  double free_pages() const;
   double stopped_bandwidth() const {
     return (stopped_bandwidth_ > 0 ? stopped_bandwidth_ : link_.bandwidth()) * freed_;
   }

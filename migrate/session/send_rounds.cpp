@@ -70,6 +70,7 @@ void SendSession::rounds() {
     measure.idle_cpu = cpu.idle;
     measure.all_cpu = cpu.all;
     size.pages = next.tracked_pages;
+    size.walked_pages = dump_.mappings->is_quick() ? 0 : size.pages;
     fixed_cost_ = estimate_fixed_cost(size, round_trip_seconds_);
     policy.set_fixed_cost(calibration.apply(fixed_cost_));
     measure.elapsed = Seconds(Clock::now() - rounds_began_).count();

@@ -43,7 +43,8 @@ class Listener {
   /// Whether only loopback addresses are bound.
   bool loopback_only() const;
   /// Next connection, tuned as in connect_tcp(); nullopt: `stop` was triggered. Throws TimedOut.
-  std::optional<Fd> accept(const StopEvent* stop, std::optional<Deadline> deadline = {});
+  /// `peer`: a connection whose end makes waiting pointless; nullopt when its other side has hung up.
+  std::optional<Fd> accept(const StopEvent* stop, std::optional<Deadline> deadline = {}, int peer = -1);
   /// For an event loop: poll these for reading, then call accept() with a passed deadline.
   std::vector<int> fds() const;
 

@@ -3,6 +3,7 @@
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <sys/ioctl.h>
+#include <time.h>
 
 #include <algorithm>
 #include <array>
@@ -230,7 +231,12 @@ void TrackedTask::end() {
   if (!uffd_) return;
   uffd_.reset();
   if (!huge_.empty() && !ended() && memory_is_current()) {
-    collapse_split_pages(pidfd_.get(), pagemap_.get(), huge_);  // a wish
+    // A page that is just being used by the kernel (read by us a moment ago, say) is in the way for a moment. Only a
+    // wish: there may be no huge page left.
+    constexpr int kTries = 10;
+    constexpr timespec kBetween{0, 10'000'000};
+    for (int i = 0; i < kTries && !collapse_split_pages(pidfd_.get(), pagemap_.get(), huge_); ++i)
+      ::nanosleep(&kBetween, nullptr);
   }
   pagemap_.reset();
   mem_.reset();

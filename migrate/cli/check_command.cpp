@@ -2,6 +2,7 @@
 #include <iostream>
 
 #include "core/base/features.h"
+#include "core/memory/mapping_reader.h"
 #include "migrate/cli/commands.h"
 
 namespace migrate::cli {
@@ -22,7 +23,10 @@ int check_one(const std::string& name, const std::vector<Feature>& features) {
 }  // namespace
 
 int run_check(const CoreOptions& o) {
-  const std::vector<Feature> features = probe_features();
+  std::vector<Feature> features = probe_features();
+  features.push_back({"vma_iterator", false, MappingReader::best().is_quick(),
+                      "reading the flags of mappings without walking page tables; needs Linux 6.1 with "
+                      "CONFIG_DEBUG_INFO_BTF, CAP_BPF and CAP_PERFMON"});
   if (o.feature == "list") {
     for (const Feature& f : features) std::cout << f.name << "\n";
     return 0;

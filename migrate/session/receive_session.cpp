@@ -156,8 +156,14 @@ class ReceiveSession {
     std::vector<std::unique_ptr<Stream>> streams(count);
     const Deadline deadline = Deadline::in(options_.timeouts.connect);
     for (uint32_t got = 0; got < count;) {
-      std::optional<Fd> socket = c_.listener.accept(&c_.interrupt.stop(), deadline);
-      if (!socket) throw Cancelled(std::string("interrupted"));
+      // A source that ends, or gives up, before its streams are here must not keep the next one waiting.
+      std::optional<Fd> socket = c_.listener.accept(&c_.interrupt.stop(), deadline, channel_.fd());
+      throw_if_interrupted();
+      if (!socket) {
+        const Message news = channel_.receive(answer_by());
+        if (news.body_case() == Message::kAbort) throw Error("the source gave up: " + news.abort().reason());
+        throw Corrupt("a message of the peer", "it is out of turn");
+      }
       try {
         std::unique_ptr<Stream> stream = c_.connector.accept(std::move(*socket), deadline, &c_.interrupt.stop());
         const PagePreface preface = read_page_preface(*stream, deadline);

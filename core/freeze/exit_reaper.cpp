@@ -44,8 +44,13 @@ void ExitReaper::run() {
     // One that began meanwhile is taken for the same: no harm in that.
     if (changed_.wait_for(lock, kLong, [this] { return !busy_ || ends_; })) continue;
     for (const pid_t tid : tracees_) {
-      siginfo_t info;
-      ::waitid(P_PID, static_cast<id_t>(tid), &info, WEXITED | WNOHANG | __WALL);
+      // Stops of tracees are told even if not asked for (wait_task_stopped() of kernel/exit.c), and must stay for the
+      // tracer.
+      siginfo_t info{};
+      constexpr int kOptions = WEXITED | WNOHANG | __WALL;
+      if (::waitid(P_PID, static_cast<id_t>(tid), &info, kOptions | WNOWAIT) != 0 || info.si_pid == 0) continue;
+      if (info.si_code == CLD_EXITED || info.si_code == CLD_KILLED || info.si_code == CLD_DUMPED)
+        ::waitid(P_PID, static_cast<id_t>(tid), &info, kOptions);
     }
   }
 }

@@ -36,6 +36,16 @@ bool is_our_tracee(pid_t tid) {
   }
 }
 
+/// "state D in wait_for_vfork_done": for people.
+std::string where_it_is(pid_t tid) {
+  try {
+    const ProcDir thread(tid);
+    return std::string("state ") + thread.stat().state + " in " + thread.read("wchan");
+  } catch (const Error&) {
+    return "it has ended";
+  }
+}
+
 /// Calls that answer EINTR to any interruption although no handler runs, and wait without a time limit: for them
 /// "restart unless a handler ran" is exactly "not interrupted". (With a time limit the rest of it is not known.)
 bool waits_forever_with_eintr(const user_regs_struct& r) {
@@ -172,8 +182,8 @@ void StoppedTree::Impl::collect_stop(pid_t tid, const Deadline& deadline) {
     } else if (!deadline.passed()) {
       look_at_threads();
     } else {
-      throw Refusal("thread " + std::to_string(tid) + " of " + task_name(task_of[tid]) +
-                        " does not stop (it may be in an uninterruptible sleep)",
+      throw Refusal("thread " + std::to_string(tid) + " of " + task_name(task_of[tid]) + " does not stop (" +
+                        where_it_is(tid) + "; it may be in an uninterruptible sleep)",
                     "try again when its input or output is done");
     }
   }
@@ -200,11 +210,8 @@ void StoppedTree::Impl::look_at_threads() {
     if (state == ThreadState::ended) continue;
     const auto stop = tracee::poll(Tid(tid));
     if (!stop) continue;
-    if (state == ThreadState::running) {
-      take_stop(tid, *stop);
-    } else if (stop->ended) {
-      state = ThreadState::ended;
-    }
+    state = ThreadState::running;  // if it had stopped, another thread has its number now
+    take_stop(tid, *stop);
   }
 }
 

@@ -177,6 +177,9 @@ DirtyTracker::DirtyTracker(const Options& options, Logger& log) : impl_(std::mak
 DirtyTracker::~DirtyTracker() = default;
 
 void DirtyTracker::Impl::add_task(const LivingTask& living, Round& round) {
+  // Where the parent has just ended, the task has another one by now, and a place in the next round's layout.
+  const auto is_parent = [&](const TreeLayout::Task& task) { return task.pid == living.image_ppid; };
+  if (living.parent != 0 && std::ranges::none_of(round.layout.tasks, is_parent)) return;
   TreeLayout::Task layout{
       .pid = living.image_pid, .ppid = living.image_ppid, .pgid = living.pgid, .sid = living.sid, .areas = {}};
   TaskTracker* task = nullptr;

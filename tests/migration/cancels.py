@@ -280,7 +280,10 @@ def no_convergence(c):
 
 
 def kill_receiver(c):
-    return SLOW, lambda: c.hosts.receivers[c.there].kill()
+    def kill():
+        c.hosts.receivers[c.there].kill()
+        c.hosts.receivers[c.there].wait(10)  # until then it seems to serve on
+    return SLOW, kill
 
 
 WAYS = {"interrupt": by_signal(signal.SIGINT), "terminate": by_signal(signal.SIGTERM), "kill": by_signal(signal.SIGKILL), "cut": cut,

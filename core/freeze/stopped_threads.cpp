@@ -13,6 +13,8 @@ namespace {
 
 // Restart codes of the kernel (include/linux/errno.h), seen in rax of a call that was interrupted.
 constexpr int64_t kErestartnohand = -514;
+/// In all, of leaders that live: others are refused by the kernel each time.
+constexpr int kFailedSeizes = 50;
 /// While a thread does not stop.
 constexpr std::chrono::milliseconds kReapEvery{20};
 
@@ -92,7 +94,13 @@ bool StoppedTree::Impl::seize_new_threads(StoppedTask& task, const Deadline& dea
     if (err != 0 && !(leader && is_our_tracee(tid))) {
       const auto stat = stat_of_thread(task.proc, tid);
       const bool dead = !stat || stat->state == 'Z' || stat->state == 'X';
-      if (!dead) explain_seize_failure(task, tid, err);
+      if (!dead) {
+        // Perhaps it was dead when it was seized, and another thread has its number now: over at the next look.
+        if (!leader || ++failed_seizes > kFailedSeizes) explain_seize_failure(task, tid, err);
+        ::usleep(100);
+        found = true;
+        continue;
+      }
       const auto exit_code = leader && tids.size() == 1 ? exit_of(task.proc) : std::nullopt;
       if (exit_code) {
         task.state = TaskState::zombie;

@@ -35,6 +35,7 @@ struct StoppedTree::Impl {
   Options options;
   Logger& log;
   bool detached = false;
+  int failed_seizes = 0;
 
   Impl(const Options& o, Logger& l) : options(o), log(l) {}
   Impl(const Impl&) = delete;

@@ -87,11 +87,11 @@ class SendWorker {
   /// header; a later record follows a page that was left out, whose space takes its header: header and contents go out
   /// in one piece, and so do records that follow each other in the buffer.
   void send_run(const Item& item, PageRun run, std::span<std::byte> buffer) {
-    vanished_.assign(run.pages, false);
     if (item.source->may_vanish) {
       item.reader->read_existing(run.address, buffer, vanished_);
     } else {
       item.reader->read(run.address, buffer);
+      vanished_.assign(run.pages, false);
     }
     const auto page = [&](uint64_t i) { return buffer.data() + i * kPageSize; };
     uint64_t i = 0;

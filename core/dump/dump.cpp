@@ -34,10 +34,6 @@ FileDumpOptions file_options(const DumpOptions& o) {
           .ghost_limit = o.ghost_limit};
 }
 
-std::shared_ptr<const MappingReader> reader_of(const DumpOptions& o) {
-  return o.mappings ? o.mappings : std::make_shared<const MappingReader>(MappingReader::best());
-}
-
 /// Cheap enough to be checked again when the tree is stopped.
 void check_tree(const std::vector<ProcDir>& tasks, const DumpOptions& options) {
   check_namespaces(tasks);
@@ -56,7 +52,7 @@ std::vector<ProcDir> folders(const std::vector<StoppedTask>& tasks) {
 }  // namespace
 
 struct Dump::Impl {
-  Impl(const DumpOptions& o, Logger& l) : options(o), log(l), mappings(reader_of(o)) {}
+  Impl(const DumpOptions& o, Logger& l) : options(o), log(l), mappings(MappingReader::shared(o.mappings)) {}
 
   void run();
   void foresee();
@@ -230,7 +226,7 @@ std::shared_ptr<const SleepSurvey> Dump::survey_sleeps(Pid root) {
 
 void Dump::preflight(const DumpOptions& options, Logger& log) {
   constexpr int kTries = 5;
-  const std::shared_ptr<const MappingReader> mappings = reader_of(options);
+  const std::shared_ptr<const MappingReader> mappings = MappingReader::shared(options.mappings);
   for (int tries = 1;; ++tries) {
     try {
       return preflight_once(options, *mappings, log);

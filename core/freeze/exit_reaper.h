@@ -27,13 +27,18 @@ class ExitReaper {
   /// no children of ours. Nothing else that they report is taken.
   class Watch {
    public:
-    explicit Watch(ExitReaper& reaper) : reaper_(reaper) { reaper_.set_busy(true); }
-    ~Watch() { reaper_.set_busy(false); }
+    /// Null: nothing is done.
+    explicit Watch(ExitReaper* reaper) : reaper_(reaper) {
+      if (reaper_ != nullptr) reaper_->set_busy(true);
+    }
+    ~Watch() {
+      if (reaper_ != nullptr) reaper_->set_busy(false);
+    }
     Watch(const Watch&) = delete;
     Watch& operator=(const Watch&) = delete;
 
    private:
-    ExitReaper& reaper_;
+    ExitReaper* reaper_;
   };
 
  private:

@@ -70,26 +70,18 @@ bool waits_forever_with_eintr(const user_regs_struct& r) {
 
 }  // namespace
 
-/// `has_others`: the task has other threads.
-int StoppedTree::Impl::seize(pid_t tid, bool has_others) {
-  if (!has_others) return tracee::seize(Tid(tid), options.suspend_seccomp);
-  if (!reaper) reaper.emplace();
-  const ExitReaper::Watch watch(*reaper);
-  const int err = tracee::seize(Tid(tid), options.suspend_seccomp);
-  if (err == 0) reaper->add(tid);
-  return err;
-}
-
 bool StoppedTree::Impl::seize_new_threads(StoppedTask& task, const Deadline& deadline) {
   if (task.state == TaskState::zombie) return false;
   bool found = false, leader_dead = false;
   const std::vector<pid_t> tids = threads_of(task.proc);
+  if (tids.size() > 1 && !reaper) reaper.emplace();
+  const ExitReaper::Watch watch(tids.size() > 1 ? &*reaper : nullptr);
   for (const pid_t tid : tids) {
     const bool leader = tid == task.pid.get();
     const auto seen = threads.find(tid);
     // A leader that ended comes back when another thread executes a program: under its number, and still seized.
     if (seen != threads.end() && !(leader && seen->second == ThreadState::ended)) continue;
-    const int err = seize(tid, tids.size() > 1);
+    const int err = tracee::seize(Tid(tid), options.suspend_seccomp);
     if (err == ESRCH) continue;
     if (err != 0 && !(leader && is_our_tracee(tid))) {
       const auto stat = stat_of_thread(task.proc, tid);
@@ -110,6 +102,7 @@ bool StoppedTree::Impl::seize_new_threads(StoppedTask& task, const Deadline& dea
       leader_dead |= leader;
       continue;
     }
+    if (reaper) reaper->add(tid);
     threads[tid] = ThreadState::running;
     task_of[tid] = task.pid.get();
     tracee::interrupt(Tid(tid));

@@ -45,7 +45,6 @@ struct StoppedTree::Impl {
   void stop_all(Pid root);
   bool add_task(pid_t pid, pid_t parent, const Deadline& deadline);
   void wait_out_of_disk_sleep(const StoppedTask& task, const Deadline& deadline);
-  int seize(pid_t tid, bool has_others);
   bool seize_new_threads(StoppedTask& task, const Deadline& deadline);
   bool has_lost_leader(const StoppedTask& task, const std::vector<pid_t>& tids, const Deadline& deadline);
   [[noreturn]] void explain_seize_failure(const StoppedTask& task, pid_t tid, int err);

@@ -29,8 +29,7 @@ struct Delivered {
 MemoryId memory_of(pid_t image_pid) { return {MemoryId::Kind::task, static_cast<uint64_t>(image_pid)}; }
 
 std::shared_ptr<TrackBackend> real_backend(const DirtyTracker::Options& o, Logger& log) {
-  auto mappings = o.mappings ? o.mappings : std::make_shared<const MappingReader>(MappingReader::best());
-  return make_track_backend(o.root, o.timeout, std::move(mappings), log);
+  return make_track_backend(o.root, o.timeout, MappingReader::shared(o.mappings), log);
 }
 
 void add_discards(std::vector<PageDiscard>& out, MemoryId memory, const PageSet& gone) {

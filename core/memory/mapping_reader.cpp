@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <map>
+#include <utility>
 
 #include "core/base/error.h"
 
@@ -106,6 +107,10 @@ MappingReader MappingReader::best() {
     reader.walk_.reset();
   }
   return reader;
+}
+
+std::shared_ptr<const MappingReader> MappingReader::shared(std::shared_ptr<const MappingReader> given) {
+  return given ? std::move(given) : std::make_shared<const MappingReader>(best());
 }
 
 std::vector<Vma> MappingReader::read(const ProcDir& task) const {

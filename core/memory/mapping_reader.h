@@ -1,6 +1,7 @@
 // The mappings of tasks with their flags, as cheaply as this kernel allows.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -19,6 +20,8 @@ class MappingReader {
   MappingReader() = default;
   /// Finds out what this kernel can do; takes 10 to 20 ms. Maps a few pages for a moment.
   static MappingReader best();
+  /// `given`, or if that is null best().
+  static std::shared_ptr<const MappingReader> shared(std::shared_ptr<const MappingReader> given = {});
 
   /// Whether read() mostly takes no longer for a task with more memory.
   bool is_quick() const { return walk_.has_value(); }

@@ -59,7 +59,7 @@ int run_dump(const CoreOptions& o) {
   d.ghost_limit = o.ghost_limit;
   d.tracked = tracker.has_value();
   d.timeout = std::chrono::seconds(o.timeout_seconds);
-  d.mappings = std::make_shared<const MappingReader>(MappingReader::best());
+  d.mappings = MappingReader::shared();
   Dump::preflight(d, *logger);
   scripts.run("pre-dump", o.tree);
 

@@ -83,7 +83,7 @@ PagesByMemory Keeper::unchanged(const DirtyTracker::Round& round) const {
 
 void Keeper::round(PacketSocket& client, const TrackMessage& request) {
   if (!tracker_) {
-    const auto mappings = std::make_shared<const MappingReader>(MappingReader::best());
+    const auto mappings = MappingReader::shared();
     if (const std::string why = DirtyTracker::cannot_track(root_, *mappings); !why.empty())
       throw Refusal(why, "dump it without a pre-dump");
     tracker_ = std::make_unique<DirtyTracker>(

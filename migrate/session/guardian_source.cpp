@@ -51,7 +51,7 @@ class SourceGuardian {
       dump_.tcp_close = s.dump().tcp_close();
       dump_.tracked = s.dump().tracked();
       dump_.foresee_mappings = true;
-      dump_.mappings = std::make_shared<const MappingReader>(MappingReader::best());
+      dump_.mappings = MappingReader::shared();
       dump_.timeout = milliseconds(s.dump().timeout_ms());
       dump_.visit_hook = visit_fault_hook("source-guardian");
       const auto root = TaskId::of(dump_.root.get());

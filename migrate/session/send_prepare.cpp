@@ -44,7 +44,7 @@ void SendSession::look_before_touching() {
   dump_.shell_job = options_.shell_job;
   dump_.tcp_close = options_.tcp_close;
   dump_.timeout = options_.timeouts.freeze;
-  dump_.mappings = std::make_shared<const MappingReader>(MappingReader::best());
+  dump_.mappings = MappingReader::shared();
   Dump::preflight(dump_, log_);
   inventory_ = take_inventory(target_);
   label_ = options_.target + " (" + ProcDir(target_.get()).stat().comm + ")";

@@ -172,8 +172,7 @@ TEST_F(FreezeTest, ThreadThatExecutesIsCaught) {
     ::setenv(kExecutes, "1", 1);
     ::execl("/proc/self/exe", "executes", nullptr);
   });
-  ASSERT_TRUE(
-      eventually([&] { return ProcDir(pid).read("cmdline").starts_with("executes"); }));
+  ASSERT_TRUE(eventually([&] { return ProcDir(pid).read("cmdline").starts_with("executes"); }));
   for (int i = 0; i < 300; ++i) {
     {
       StoppedTree tree(Pid(pid), {}, *log_);

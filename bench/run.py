@@ -26,7 +26,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from measure import baseline, convergence, downtime_at_rate, estimates, freeze, matrix, peer, plots, table  # noqa: E402
-from measure.hosts import Hosts  # noqa: E402
+from measure.hosts import LIKE_LOOPBACK, Hosts  # noqa: E402
 from lib.process import become_subreaper  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -42,6 +42,7 @@ def parse():
     parser.add_argument("--only", action="append", choices=SUBJECTS, help="may be given several times")
     parser.add_argument("--repeat", type=int, help="moves a cell (default: 3; 20 for downtime-at-rate; with --quick 1 and 2)")
     parser.add_argument("--sizes", type=lambda text: tuple(int(s) for s in text.split(",")), help="MiB, for the matrix: 64,256,1024,4096")
+    parser.add_argument("--mtu", type=int, default=LIKE_LOOPBACK, help="of the cable between the hosts (default: like loopback's)")
     parser.add_argument("--reports", action="store_true", help="with --out: the report of each move as well")
     parser.add_argument("--peer", default="criu", help="name or path of the peer (default: criu)")
     parser.add_argument("--out", help="folder for the CSV file, the tables and the plots")
@@ -49,13 +50,13 @@ def parse():
     return parser.parse_args()
 
 
-def about(build):
+def about(build, mtu):
     """What every table of a run belongs to."""
     raw = baseline.raw_tls(build, rounds=3)
     with open("/proc/meminfo") as f:
         memory = int(f.readline().split()[1]) / 2**20
     return [f"Measured {time.strftime('%Y-%m-%d')}: Linux {platform.release()}, {os.cpu_count()} processors for source, destination and "
-            f"program together, {memory:.0f} GiB; raw TLS 1.3 (AES-128-GCM, 2 streams over loopback) {raw / 2**30:.2f} GiB/s; load average at "
+            f"program together, {memory:.0f} GiB; MTU {mtu}; raw TLS 1.3 (AES-128-GCM, 2 streams over loopback) {raw / 2**30:.2f} GiB/s; load average at "
             f"the beginning {os.getloadavg()[0]:.1f}."]
 
 
@@ -104,9 +105,9 @@ class Run:
 def measure(options, results):
     build = os.path.abspath(options.build)
     reports = os.path.join(options.out, "reports") if options.out and options.reports else None
-    with Hosts(build, options.migrate and os.path.abspath(options.migrate), reports) as hosts:
+    with Hosts(build, options.migrate and os.path.abspath(options.migrate), reports, options.mtu) as hosts:
         run = Run(options, hosts, results)
-        run.sections += [*about(build), ""]
+        run.sections += [*about(build, options.mtu), ""]
         matrix.warm_up(hosts)
         for subject in options.only or DEFAULT:
             try:

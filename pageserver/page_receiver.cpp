@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "pageserver/copying.h"
 #include "pageserver/page_records.h"
 #include "pageserver/worker_group.h"
 
@@ -20,7 +21,8 @@ class ReceiveWorker {
         counters_(counters),
         left_(left),
         codecs_(codecs),
-        piece_(kPieceBytes) {}
+        piece_(kPieceBytes),
+        packed_(0) {}
 
   void run() {
     std::byte header[kPageRecordSize];
@@ -59,7 +61,7 @@ class ReceiveWorker {
     uint64_t address = record.address;
     size_t left = record.pages * kPageSize;
     while (left > 0) {
-      const auto piece = std::span(piece_).first(std::min(left, kPieceBytes));
+      const auto piece = piece_.first(std::min(left, kPieceBytes));
       if (!stream_.read_exact(piece)) throw Disconnected(stream_.peer() + " left in the middle of pages");
       count_wire(piece.size());
       sink_.write(record.memory, address, piece);
@@ -76,10 +78,10 @@ class ReceiveWorker {
     const size_t page_bytes = record.pages * kPageSize;
     const size_t size = decode_packed_size(bytes, page_bytes, stream_.peer());
     totals_.add_packed_size(size);
-    if (packed_.size() < size) packed_.resize(size);
-    if (piece_.size() < page_bytes) piece_.resize(page_bytes);
-    const auto packed = std::span(packed_).first(size);
-    const auto pages = std::span(piece_).first(page_bytes);
+    packed_.reserve(size);
+    piece_.reserve(page_bytes);
+    const auto packed = packed_.first(size);
+    const auto pages = piece_.first(page_bytes);
     if (!stream_.read_exact(packed)) throw Disconnected(stream_.peer() + " left in the middle of pages");
     count_wire(kPackedSizeBytes + size);
     if (const char* why = unpacker_.unpack(record.codec, packed, pages); why != nullptr) throw corrupt(why);
@@ -110,7 +112,7 @@ class ReceiveWorker {
   std::atomic<uint64_t>& left_;
   const CodecSet codecs_;
   PageUnpacker unpacker_;
-  std::vector<std::byte> piece_, packed_;
+  PageBuffer piece_, packed_;
   uint64_t wire_bytes_ = 0;
   StreamTotals totals_;
 };

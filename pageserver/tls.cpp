@@ -48,9 +48,6 @@ SslCtxPtr make_context(const SSL_METHOD* method, const TlsConfig& config) {
   SSL_CTX_set_num_tickets(c, 0);
   SSL_CTX_set_session_cache_mode(c, SSL_SESS_CACHE_OFF);
   SSL_CTX_set_mode(c, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
-  // Several records a recv(2).
-  SSL_CTX_set_read_ahead(c, 1);
-  SSL_CTX_set_default_read_buffer_len(c, 64 << 10);
   load_files(c, config);
   return context;
 }

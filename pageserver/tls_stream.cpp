@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "pageserver/copying.h"
 #include "pageserver/tcp.h"
 #include "pageserver/verdict.h"
 
@@ -66,9 +67,13 @@ Stream::Step TlsStream::try_read(std::span<std::byte> out) {
   while (total < out.size()) {
     size_t n = 0;
     ERR_clear_error();
-    const int result = SSL_read_ex(ssl_.get(), out.data() + total, out.size() - total, &n);
+    if (SSL_pending(ssl_.get()) == 0) taken_ = 0;
+    const auto to = out.subspan(total);
+    const bool slow = is_slow_copy(reinterpret_cast<uintptr_t>(to.data()), socket_.received_contents + taken_);
+    const int result = SSL_read_ex(ssl_.get(), to.data(), slow ? std::min(to.size(), kSmallCopy) : to.size(), &n);
     if (result == 1) {
       total += n;
+      taken_ += n;
       if (shared_->config.bare) greeted_ = true;
       continue;
     }
@@ -91,8 +96,15 @@ Stream::Step TlsStream::try_write(std::span<const std::byte> data) {
   while (total < data.size()) {
     size_t n = 0;
     ERR_clear_error();
-    const int result = SSL_write_ex(ssl_.get(), data.data() + total, data.size() - total, &n);
+    const auto from = data.subspan(total);
+    if (unfinished_ == 0) {
+      // After a small record the next one's contents lie elsewhere.
+      const bool slow = is_slow_copy(socket_.sent_contents, reinterpret_cast<uintptr_t>(from.data()));
+      unfinished_ = slow ? std::min(from.size(), kSmallCopy) : from.size();
+    }
+    const int result = SSL_write_ex(ssl_.get(), from.data(), std::min(unfinished_, from.size()), &n);
     if (result == 1) {
+      unfinished_ = 0;
       total += n;
       update_key_if_due(n);
       continue;
@@ -114,7 +126,7 @@ bool TlsStream::try_flush() {
 
 bool TlsStream::buffered() const {
   const std::lock_guard lock(mutex_);
-  return SSL_has_pending(ssl_.get()) == 1;
+  return SSL_has_pending(ssl_.get()) == 1 || socket_.in_begin < socket_.in_end;
 }
 
 std::string TlsStream::description() const {
@@ -166,7 +178,7 @@ void TlsStream::run_handshake(Deadline deadline) {
     if (result == 1) break;
     const Step step = outcome(result, "shake hands with");
     if (step.want == Want::closed) throw Disconnected(peer() + " ended the connection during the TLS handshake");
-    wait(step.want, deadline, "in the TLS handshake with");
+    wait(try_flush() ? step.want : Want::write, deadline, "in the TLS handshake with");
   }
   while (!try_flush()) wait(Want::write, deadline, "in the TLS handshake with");
 }

@@ -39,6 +39,8 @@ class TlsStream final : public Stream {
   SslPtr ssl_;
   bool greeted_ = false;    ///< verdicts were exchanged: from here on a TLS alert is an ordinary cut
   uint64_t under_key_ = 0;  ///< bytes written since the last change of the key
+  size_t unfinished_ = 0;   ///< bytes of a write that did not come to its end: OpenSSL wants as many with the next call
+  size_t taken_ = 0;        ///< bytes read of the record of which some are left
   std::string seen_name_;   ///< of the certificate that came, also of a refused one
   static int note_certificate(int ok, X509_STORE_CTX* store);
 };

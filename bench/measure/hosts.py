@@ -6,13 +6,16 @@ import tempfile
 
 from lib import netns, tool
 
+LIKE_LOOPBACK = 65535  # of the link that raw TLS is measured on (which has 65536, more than this kind of cable can have)
+
 
 class Hosts:
     """A context manager. `folder` holds logs, keys and journals, in memory; it goes away at the end."""
 
-    def __init__(self, build, binary=None, reports=None):
-        """`binary`: the program to measure, if not that of `build`; `reports`: folder for the reports of all moves."""
-        self.build = build
+    def __init__(self, build, binary=None, reports=None, mtu=LIKE_LOOPBACK):
+        """`binary`: the program to measure, if not that of `build`; `reports`: folder for the reports of all moves; `mtu`: of the
+        cable between the hosts."""
+        self.build, self.mtu = build, mtu
         self.reports = reports and os.path.abspath(reports)
         if reports:
             os.makedirs(self.reports, exist_ok=True)
@@ -25,7 +28,7 @@ class Hosts:
         try:
             os.chmod(self.folder, 0o755)
             self.short = f"b{os.getpid()}"
-            self.network = netns.Network(self.short, {"source": "10.77.2.1/24", "destination": "10.77.2.2/24"}, direct=True)
+            self.network = netns.Network(self.short, {"source": "10.77.2.1/24", "destination": "10.77.2.2/24"}, direct=True, mtu=self.mtu)
             self.tool = tool.Tool(self.binary, self.folder)
             self.keys = tool.Keys(self.binary, os.path.join(self.folder, "keys"), ["source", "destination"])
         except BaseException:

@@ -43,12 +43,12 @@ def call_in(ns, function):
 
 class Network:
     """`hosts`: {name: address/prefix}. Namespaces are called PREFIX-NAME and go away with close(). `direct`: two hosts, and
-    nothing between them that takes time; their cable cannot be cut."""
+    nothing between them that takes time; their cable cannot be cut. `mtu`: of that cable, bytes."""
 
-    def __init__(self, prefix, hosts, direct=False):
+    def __init__(self, prefix, hosts, direct=False, mtu=1500):
         self.prefix = prefix
         self.hosts = dict(hosts)
-        self.direct = direct
+        self.direct, self.mtu = direct, str(mtu)
         self.created = []
         try:
             self._make()
@@ -60,7 +60,7 @@ class Network:
         spaces = {name: self._add(name) for name in self.hosts}
         if self.direct:
             one, other = spaces.values()
-            ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", other, ns=one)
+            ip("link", "add", "eth0", "mtu", self.mtu, "type", "veth", "peer", "name", "eth0", "mtu", self.mtu, "netns", other, ns=one)
         else:
             switch = self._add("switch")
             ip("link", "add", "br0", "type", "bridge", ns=switch)

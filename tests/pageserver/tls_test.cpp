@@ -2,7 +2,10 @@
 #include "pageserver/tls.h"
 
 #include <openssl/ssl.h>
+#include <poll.h>
 #include <sys/stat.h>
+
+#include <cstring>
 
 #include "pageserver/verdict.h"
 #include "testing.h"
@@ -59,6 +62,42 @@ TEST_F(Tls, RoundTripBothWays) {
   client.stream->finish();
   std::byte b[1];
   EXPECT_FALSE(server.stream->read_exact(b));
+}
+
+// Both sides copy in smaller pieces where a buffer lies badly to OpenSSL's: every way it can lie, in odd lengths.
+TEST_F(Tls, BuffersMayLieAnywhere) {
+  auto [client, server] = meet(source(), destination());
+  ASSERT_TRUE(client.stream && server.stream);
+  constexpr size_t kLength = 40001, kPlaces = 4096 / 8;
+  std::vector<std::byte> sent = random_bytes(kLength + 4096, 3), got(kLength + 4096);
+  auto writer = std::async(std::launch::async, [&] {
+    for (size_t i = 0; i < kPlaces; ++i) client.stream->write({sent.data() + i * 8, kLength});
+  });
+  for (size_t i = 0; i < kPlaces; ++i) {
+    const std::span to(got.data() + (kPlaces - 1 - i) * 8, kLength);
+    // The first bytes by themselves: the rest of their record then goes elsewhere.
+    ASSERT_TRUE(server.stream->read_exact(to.first(1 + i % 5000)));
+    ASSERT_TRUE(server.stream->read_exact(to.subspan(1 + i % 5000)));
+    ASSERT_EQ(std::memcmp(to.data(), sent.data() + i * 8, kLength), 0) << i;
+  }
+  writer.get();
+  EXPECT_FALSE(server.stream->buffered());
+}
+
+TEST_F(Tls, BufferedTellsWhatPollDoesNot) {
+  auto [client, server] = meet(source(), destination());
+  ASSERT_TRUE(client.stream && server.stream);
+  const auto data = random_bytes(60000, 4);
+  client.stream->write(data);  // four records, which come with one recv(2)
+  std::vector<std::byte> got(data.size());
+  for (size_t done = 0; done < got.size(); done += 100) {
+    ASSERT_TRUE(server.stream->read_exact(std::span(got).subspan(done, 100)));
+    if (done + 100 == got.size()) break;
+    pollfd p{server.stream->fd(), POLLIN, 0};
+    EXPECT_TRUE(server.stream->buffered() || ::poll(&p, 1, 0) == 1) << done;
+  }
+  EXPECT_EQ(got, data);
+  EXPECT_FALSE(server.stream->buffered());
 }
 
 TEST_F(Tls, KeyIsChangedOnTheWay) {

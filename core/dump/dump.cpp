@@ -105,6 +105,7 @@ void Dump::Impl::look_again() {
 void Dump::Impl::stop() {
   survey = SleepSurvey(collect_tree(options.root));
   if (options.earlier_sleeps) survey.recall(*options.earlier_sleeps, options.stops);
+  if (options.before_stop) options.before_stop();
   const auto start = Clock::now();
   stats.stopping_since_ns = monotonic_ns();
   tree = std::make_unique<StoppedTree>(options.root, StoppedTree::Options{.timeout = options.timeout}, log);

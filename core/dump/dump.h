@@ -35,6 +35,7 @@ struct DumpOptions {
   bool foresee_mappings = false;
   std::shared_ptr<const MappingReader> mappings;  ///< null: MappingReader::best(), found out each time
   std::chrono::milliseconds timeout{10'000};
+  std::function<void()> before_stop;  ///< called right before the first thread is stopped; must not throw
   std::function<void(const char* stage)> visit_hook;  ///< for tests: FaultHook of core/inject/harvest.h; must not throw
 };
 

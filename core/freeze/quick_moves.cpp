@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <string>
+
 #include "core/base/error.h"
 #include "core/base/fd.h"
 #include "core/freeze/freezer_cgroup.h"
@@ -16,18 +18,35 @@ void move_to_where_we_are(int procs) noexcept {
 
 }  // namespace
 
-QuickMoves::QuickMoves() noexcept {
+QuickMoves::QuickMoves(std::chrono::milliseconds at_most) noexcept : until_(Clock::now() + at_most) {
   try {
-    Fd procs = open_path(FreezerCgroup::own_folder() + "/cgroup.procs", O_WRONLY);
-    move_to_where_we_are(procs.get());  // the wait, while the tree still runs
-    thread_ = std::jthread([fd = std::move(procs)](const std::stop_token& stop) {
-      while (!stop.stop_requested()) {
-        move_to_where_we_are(fd.get());
-        ::usleep(1000);
-      }
-    });
+    thread_ = std::jthread([this](const std::stop_token& stop) { run(stop); });
   } catch (const std::exception&) {  // then it takes its time
+    ended_ = true;
+    first_move_.set_value();
   }
+}
+
+void QuickMoves::run(const std::stop_token& stop) noexcept {
+  try {
+    const Fd procs = open_path(FreezerCgroup::own_folder() + "/cgroup.procs", O_WRONLY);
+    move_to_where_we_are(procs.get());  // the wait, while the tree still runs
+    first_move_.set_value();
+    while (!stop.stop_requested() && Clock::now() < until_.load()) {
+      ::usleep(1000);
+      move_to_where_we_are(procs.get());
+    }
+  } catch (const std::exception&) {  // there is no freezer
+    first_move_.set_value();
+  }
+  ended_ = true;
+}
+
+void QuickMoves::wait() const noexcept { quick_.wait(); }
+
+bool QuickMoves::extend(std::chrono::milliseconds at_most) noexcept {
+  until_ = Clock::now() + at_most;
+  return !ended_;
 }
 
 }  // namespace migrate

@@ -1,7 +1,9 @@
 // Moving tasks between cgroups without waiting for the kernel.
 #pragma once
 
-#include <string>
+#include <atomic>
+#include <chrono>
+#include <future>
 #include <thread>
 
 namespace migrate {
@@ -12,9 +14,23 @@ namespace migrate {
 /// that stands still is then moved in microseconds. Does nothing where there is no freezer. Never throws.
 class QuickMoves {
  public:
-  QuickMoves() noexcept;
+  /// Begins in the background, and ends by itself at that time at the latest.
+  explicit QuickMoves(std::chrono::milliseconds at_most = std::chrono::hours(1)) noexcept;
+  /// Waits until moves are quick, or never will be.
+  void wait() const noexcept;
+  /// Goes on until then; false if it has ended.
+  bool extend(std::chrono::milliseconds at_most) noexcept;
+  /// No more moves; whoever destroys the object waits for the thread.
+  void end() noexcept { thread_.request_stop(); }
 
  private:
+  using Clock = std::chrono::steady_clock;
+  void run(const std::stop_token& stop) noexcept;
+
+  std::atomic<Clock::time_point> until_;
+  std::atomic<bool> ended_ = false;
+  std::promise<void> first_move_;
+  std::shared_future<void> quick_ = first_move_.get_future().share();
   std::jthread thread_;
 };
 

@@ -72,6 +72,23 @@ int last_cpu(std::string_view stat) {
   return cpu;
 }
 
+/// /proc/TID/schedstat; the kernel counts at its ticks. 0 where it does not tell.
+uint64_t run_time(const ProcDir& thread) {
+  uint64_t ns = 0;
+  try {
+    const std::string stat = thread.read("schedstat");
+    std::from_chars(stat.data(), stat.data() + stat.size(), ns);
+  } catch (const Error&) {  // ended, or a kernel without it
+  }
+  return ns;
+}
+
+/// Since it was first seen it has run for longer than the way back into a call takes.
+bool is_busy(const ProcDir& thread, uint64_t run_time_before) {
+  constexpr uint64_t kWayBack = 500'000;
+  return run_time(thread) >= run_time_before + kWayBack;
+}
+
 std::optional<SleepSample> sample_thread(const ProcDir& thread, SchedulerClock& clock) {
   const auto call = parse_syscall(thread.read("syscall"));
   if (!call) return std::nullopt;
@@ -231,27 +248,31 @@ int64_t monotonic_ns() {
 
 SleepSurvey::SleepSurvey(const std::vector<ProcDir>& tasks) {
   SchedulerClock clock;
+  RunTimes ran;
   // Threads that were stopped a moment ago are on their way back into their calls: they get some more chances.
-  constexpr int kTries = 5;
-  constexpr timespec kBetween{0, 2'000'000};
+  constexpr int kTries = 9;
+  constexpr timespec kBetween{0, 1'000'000};
   bool missing = true;
   for (int tries = 0; tries < kTries && missing; ++tries) {
     if (tries != 0) ::nanosleep(&kBetween, nullptr);
     missing = false;
-    for (const ProcDir& task : tasks) missing |= !sample_task(task, clock);
+    for (const ProcDir& task : tasks) missing |= !sample_task(task, clock, ran);
   }
 }
 
-/// Whether all its threads have a sample. One that has none waits its whole time again.
-bool SleepSurvey::sample_task(const ProcDir& task, SchedulerClock& clock) {
+/// Whether all its threads have a sample or are busy. One that has none waits its whole time again.
+bool SleepSurvey::sample_task(const ProcDir& task, SchedulerClock& clock, RunTimes& ran) {
   bool all = true;
   try {
     for (const pid_t tid : task.threads()) {
       if (samples_.contains(tid)) continue;
       try {
         auto sample = sample_thread(task.thread(tid), clock);
-        if (sample) samples_.emplace(tid, std::move(*sample));
-        all &= sample.has_value();
+        if (sample) {
+          samples_.emplace(tid, std::move(*sample));
+        } else {
+          all &= is_busy(task.thread(tid), ran.try_emplace(tid, run_time(task.thread(tid))).first->second);
+        }
       } catch (const Error&) {  // ended meanwhile, or not readable
       }
     }

@@ -49,7 +49,9 @@ class SleepSurvey {
   void recall(const SleepSurvey& earlier, std::span<const StopMark> stops = {});
 
  private:
-  bool sample_task(const ProcDir& task, SchedulerClock& clock);
+  /// Nanoseconds that threads without a sample had run when they were first seen.
+  using RunTimes = std::map<pid_t, uint64_t>;
+  bool sample_task(const ProcDir& task, SchedulerClock& clock, RunTimes& ran);
 
   std::map<pid_t, SleepSample> samples_;
 };

@@ -23,7 +23,7 @@ struct CostRates {
   double images_base = 0.002, images_page = 2e-9, images_walked_page = 45e-9;
   double handover_base = 0.003;  ///< two durable journal writes and what is said between them
   double handover_round_trips = 3;
-  double run_on_base = 0.012, run_on_thread = 22e-6, run_on_page = 60e-9;
+  double run_on_base = 0.006, run_on_thread = 22e-6, run_on_page = 60e-9;
 };
 
 /// Seconds, in the order in which they come. Whoever has measured a part writes it over the estimate.

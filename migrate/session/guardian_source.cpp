@@ -3,6 +3,7 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+#include "core/freeze/quick_moves.h"
 #include "core/memory/huge_pages.h"
 #include "migrate/session/fault.h"
 #include "migrate/session/guardian.h"
@@ -15,6 +16,8 @@ using std::chrono::milliseconds;
 using wire::GuardianReply;
 using wire::GuardianRequest;
 
+/// How long a freeze that was said to be near is prepared for.
+constexpr milliseconds kNear{100};
 /// For the kernel to close the userfaultfds of an agent that was killed.
 constexpr milliseconds kTrackerEnds{2000};
 
@@ -92,6 +95,9 @@ class SourceGuardian {
         for (const auto& mark : request.stops())
           dump_.stops.push_back({mark.tid(), mark.stopped_at(), mark.let_go_at()});
         return freeze();
+      case GuardianRequest::kFreezeIsNear:
+        if (!quick_moves_ || !quick_moves_->extend(kNear)) quick_moves_.emplace(kNear);
+        return true;
       case GuardianRequest::kLookAgain:
         if (tree_) tree_->look_again();
         return true;
@@ -126,6 +132,7 @@ class SourceGuardian {
         e.cgroup = record_;
       });
       fault_point("source-guardian.frozen");
+      quick_moves_.reset();
       return true;
     } catch (const Error& e) {
       settle_alone(e.what());
@@ -213,7 +220,8 @@ class SourceGuardian {
   std::optional<Journal> journal_;
   std::unique_ptr<HeldTree> tree_;
   FreezerCgroup::Record record_;
-  HugePages huge_pages_;  ///< of the tree before it was tracked
+  std::optional<QuickMoves> quick_moves_;  ///< before the freeze
+  HugePages huge_pages_;                   ///< of the tree before it was tracked
 };
 
 }  // namespace

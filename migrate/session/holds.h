@@ -25,6 +25,8 @@ class SourceHold {
   void start(const wire::GuardianRequest::StartSource& request);
   /// `stops`: the tracker's visits. Throws with the tree running on.
   FrozenTree freeze(const std::vector<StopMark>& stops = {});
+  /// The tree will probably be stopped within some ten milliseconds: the guardian may prepare for it.
+  void freeze_is_near();
   /// The guardian may begin what it put off for the sake of a short freeze (HeldTree::look_again).
   void look_again();
   /// Sends the heartbeat, and throws if the guardian gave up or died (the tree runs on then, see abort()).

@@ -10,6 +10,7 @@ namespace migrate {
 namespace {
 
 using Seconds = std::chrono::duration<double>;
+constexpr double kShortRound = 0.05;
 
 }  // namespace
 
@@ -44,7 +45,11 @@ void SendSession::rounds() {
   for (unsigned n = 0;; ++n) {
     const Clock::time_point began = Clock::now();
     make_room(scan, n);
+    // It takes some ten milliseconds to prepare for a quick freeze: beside the last pages if they are few.
+    const bool short_round = n > 0 && last_decision_.next_round < kShortRound;
+    if (short_round) hold_.freeze_is_near();
     const PageTotals totals = send_pass(scan.sources);
+    if (!short_round) hold_.freeze_is_near();
     const double pass_seconds = Seconds(Clock::now() - pass_began_).count();
     tell_pages_done(totals);
     fault_point("source-agent.round-sent");

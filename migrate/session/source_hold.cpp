@@ -49,6 +49,12 @@ void SourceHold::look_again() {
   guardian_->send(request);
 }
 
+void SourceHold::freeze_is_near() {
+  GuardianRequest request;
+  request.set_freeze_is_near(true);
+  guardian_->send(request);
+}
+
 void SourceHold::alive() {
   if (!guardian_) return;
   guardian_->check_alive();

@@ -41,6 +41,7 @@ class DumpedTree final : public HeldTree {
 
   void stop() override {
     moves_.emplace();
+    options_.before_stop = [this] { moves_->wait(); };
     dump_.emplace(options_, log_);
     for (const StoppedTask& task : dump_->tree().tasks()) {
       pids_.push_back(task.pid);
@@ -63,7 +64,7 @@ class DumpedTree final : public HeldTree {
       throw;
     }
     dump_->tree().release();
-    moves_.reset();
+    moves_->end();
     return held_->record();
   }
 
@@ -78,7 +79,10 @@ class DumpedTree final : public HeldTree {
   const ImageSet& images() const override { return dump_->images(); }
   std::vector<PageSource>& memories() override { return dump_->memories(); }
   int64_t stopping_since_ns() const override { return dump_->stats().stopping_since_ns; }
-  void look_again() override { dump_->look_again(); }
+  void look_again() override {
+    moves_.reset();
+    dump_->look_again();
+  }
   void check() override { dump_->check_foreseen(); }
 
  private:

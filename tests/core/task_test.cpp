@@ -252,6 +252,32 @@ TEST(Survey, RecallsWhichCallGoesOnAndSinceWhen) {
   for (const int fd : pipe_fds) ::close(fd);
 }
 
+TEST(Survey, BusyThreadHidesNoSleeper) {
+  const pid_t busy = ::fork();
+  if (busy == 0) {
+    while (true) {
+      [[maybe_unused]] volatile int nothing = 0;
+    }
+  }
+  const pid_t asleep = ::fork();
+  if (asleep == 0) {
+    ::pause();
+    ::_exit(0);
+  }
+  EXPECT_TRUE(eventually([&] { return parse_syscall(ProcDir(asleep).read("syscall")).has_value(); }));
+  std::vector<ProcDir> tasks;
+  tasks.emplace_back(busy);
+  tasks.emplace_back(asleep);
+  const SleepSurvey survey(tasks);
+  EXPECT_EQ(survey.find(busy), nullptr);
+  ASSERT_NE(survey.find(asleep), nullptr);
+  EXPECT_EQ(survey.find(asleep)->call.nr, SYS_pause);
+  for (const pid_t pid : {busy, asleep}) {
+    ::kill(pid, SIGKILL);
+    ::waitpid(pid, nullptr, 0);
+  }
+}
+
 TEST(Survey, SeesSinceWhenATaskSleeps) {
   int pipe_fds[2];
   ASSERT_EQ(::pipe(pipe_fds), 0);

@@ -10,10 +10,15 @@ namespace migrate {
 FrameChannel::FrameChannel(std::unique_ptr<Stream> stream, uint32_t max_payload)
     : stream_(std::move(stream)), limit_(max_payload) {}
 
-uint16_t FrameChannel::exchange_preface(Deadline deadline, uint16_t version) {
-  std::byte bytes[8];
+void FrameChannel::send_preface(Deadline deadline, uint16_t version) {
+  std::byte bytes[kPrefaceSize];
   Packer(bytes).put(kMagic).put(version).put(uint16_t{0});
   stream_->write(bytes, deadline);
+}
+
+uint16_t FrameChannel::exchange_preface(Deadline deadline, uint16_t version) {
+  send_preface(deadline, version);
+  std::byte bytes[kPrefaceSize];
   if (!stream_->read_exact(bytes, deadline))
     throw Disconnected(stream_->peer() + " ended the connection before saying which version it speaks");
   Unpacker in(bytes);

@@ -26,6 +26,7 @@ class FrameChannel {
  public:
   static constexpr uint32_t kMagic = 0x4347494d;  ///< "MIGC"
   static constexpr uint16_t kVersion = 1;
+  static constexpr size_t kPrefaceSize = 8;
   static constexpr uint32_t kDefaultLimit = 16 << 20;
 
   /// Longer payloads than `max_payload` are refused in both directions before anything is allocated.
@@ -34,6 +35,9 @@ class FrameChannel {
   /// First call on both sides: sends our preface and checks the peer's. `version` is what we speak; returns the peer's
   /// (the session layer takes the smaller one). Corrupt if the peer sent something else, Disconnected if nothing.
   uint16_t exchange_preface(Deadline deadline, uint16_t version = kVersion);
+
+  /// Our half of it, where the peer's was read already.
+  void send_preface(Deadline deadline, uint16_t version = kVersion);
 
   /// Throws what Stream::write throws; afterwards the channel cannot send any more.
   void send(uint16_t type, std::span<const std::byte> payload, uint16_t flags = 0);

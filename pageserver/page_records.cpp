@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "pageserver/codec.h"
+#include "pageserver/frames.h"
 
 namespace migrate {
 
@@ -96,14 +97,20 @@ void send_page_preface(Stream& stream, const PagePreface& preface, Deadline dead
   stream.write(bytes, deadline);
 }
 
-PagePreface read_page_preface(Stream& stream, Deadline deadline) {
+std::optional<PagePreface> read_page_preface(Stream& stream, Deadline deadline) {
   const auto corrupt = [&](const char* why) { return Corrupt("the page preface of " + stream.peer(), why); };
   std::byte bytes[kPagePrefaceSize];
-  if (!stream.read_exact(bytes, deadline))
+  // A control channel's is shorter: its peer sends nothing more until it is answered.
+  constexpr size_t kBegin = FrameChannel::kPrefaceSize;
+  const auto begin = std::span(bytes).first(kBegin), rest = std::span(bytes).subspan(kBegin);
+  if (!stream.read_exact(begin, deadline))
     throw Disconnected(stream.peer() + " ended the connection without a preface");
   Unpacker unpack(bytes);
   PagePreface preface;
-  if (unpack.get<uint32_t>() != kPageMagic) throw corrupt("not a page stream");
+  const auto magic = unpack.get<uint32_t>();
+  if (magic == FrameChannel::kMagic) return {};
+  if (magic != kPageMagic) throw corrupt("not a page stream");
+  if (!stream.read_exact(rest, deadline)) throw corrupt("it is cut off");
   if (unpack.get<uint16_t>() != kPageVersion) throw corrupt("unknown version");
   preface.index = unpack.get<uint16_t>();
   preface.count = unpack.get<uint16_t>();

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -30,9 +31,10 @@ struct PagePreface {
 inline constexpr uint16_t kMaxPageStreams = 64;
 inline constexpr uint32_t kMaxRecordPages = 256;
 
-/// The client of the page connection sends; the server reads. Corrupt on anything else.
+/// The client of the page connection sends; the server reads. nullopt: a control channel's preface came (FrameChannel),
+/// and was read. Corrupt on anything else.
 void send_page_preface(Stream& stream, const PagePreface& preface, Deadline deadline);
-PagePreface read_page_preface(Stream& stream, Deadline deadline);
+std::optional<PagePreface> read_page_preface(Stream& stream, Deadline deadline);
 
 /// What one pass moved.
 struct PageTotals {

@@ -1,5 +1,6 @@
 """One live move of one program, and all that can be said about it."""
 import os
+import statistics
 
 from lib import programs, tool
 from lib.process import Deadline, find_moved, kill_tree, wait_for
@@ -60,6 +61,7 @@ def watched_move(hosts, task, mode, options, row):
             program.reap_old(receiver.pid)
             pid = wait_for(lambda: find_moved(program.inner, comm), "the tree at the destination", 10)
             program.moved_to(pid, f"{hosts.short}-destination")
+        raw = statistics.mean((raw, baseline.raw_tls(hosts.build)))
         program.run_on(AFTER)
         samples = program.samples()
         if not events:

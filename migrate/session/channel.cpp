@@ -149,6 +149,19 @@ void ControlChannel::refuse(const std::string& sentence, bool stale) noexcept {
   }
 }
 
+void ControlChannel::turn_away(std::unique_ptr<Stream> stream, const std::string& sentence,
+                               const Deadline& deadline) noexcept {
+  try {
+    ControlChannel channel(std::move(stream));
+    channel.frames_.send_preface(deadline);
+    // Else what it says meanwhile would come to a closed socket, and undo what we say (RFC 9293: a reset).
+    channel.receive(deadline);
+    channel.refuse(sentence);
+  } catch (const std::exception&) {
+    // It left by itself.
+  }
+}
+
 void ControlChannel::finish() noexcept {
   try {
     frames_.finish();

@@ -33,6 +33,8 @@ class ControlChannel {
   wire::Message receive(const Deadline& deadline);
   /// As receive, but only a body of this kind is legal (Corrupt otherwise).
   wire::Message expect(wire::Message::BodyCase kind, const Deadline& deadline);
+  /// Refuses a peer whose preface was read already, without throwing.
+  static void turn_away(std::unique_ptr<Stream> stream, const std::string& sentence, const Deadline& deadline) noexcept;
   /// Tells the peer why we end, without throwing.
   void refuse(const std::string& sentence, bool stale = false) noexcept;
   void finish() noexcept;

@@ -10,6 +10,7 @@
 #include <exception>
 #include <thread>
 
+#include "migrate/session/accept_streams.h"
 #include "migrate/session/clocks.h"
 #include "migrate/session/destination_checks.h"
 #include "migrate/session/fault.h"
@@ -152,35 +153,8 @@ class ReceiveSession {
   }
 
   void accept_streams(const wire::Begin& begin) {
-    const uint32_t count = begin.streams();
-    std::vector<std::unique_ptr<Stream>> streams(count);
-    const Deadline deadline = Deadline::in(options_.timeouts.connect);
-    for (uint32_t got = 0; got < count;) {
-      // A source that ends, or gives up, before its streams are here must not keep the next one waiting.
-      std::optional<Fd> socket = c_.listener.accept(&c_.interrupt.stop(), deadline, channel_.fd());
-      throw_if_interrupted();
-      if (!socket) {
-        const Message news = channel_.receive(answer_by());
-        if (news.body_case() == Message::kAbort) throw Error("the source gave up: " + news.abort().reason());
-        throw Corrupt("a message of the peer", "it is out of turn");
-      }
-      try {
-        std::unique_ptr<Stream> stream = c_.connector.accept(std::move(*socket), deadline, &c_.interrupt.stop());
-        const PagePreface preface = read_page_preface(*stream, deadline);
-        if (preface.session != id_ || preface.index >= count || streams[preface.index] ||
-            stream->peer_name() != channel_.stream().peer_name()) {
-          continue;  // somebody else's
-        }
-        streams[preface.index] = std::move(stream);
-        ++got;
-      } catch (const Cancelled&) {
-        throw;
-      } catch (const Error& e) {
-        c_.log.debug("a connection that is no page stream: {}", e.what());
-      }
-    }
     const CodecSet codecs = options_.packed_pages ? codecs_from_wire(begin.page_codecs()) : CodecSet{};
-    intake_.emplace(std::move(streams), ReceiveLimits{.codecs = codecs});
+    intake_.emplace(accept_page_streams(c_, channel_, id_, label_, begin.streams()), ReceiveLimits{.codecs = codecs});
   }
 
   /// Until the images come: layouts, discards and passes of pages, and what the tree opened meanwhile.

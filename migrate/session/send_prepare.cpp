@@ -53,9 +53,14 @@ void SendSession::look_before_touching() {
 
 void SendSession::connect() {
   const Deadline deadline = Deadline::in(options_.timeouts.connect);
-  channel_.emplace(connector_.connect(address_, deadline, &interrupt_.stop()));
-  channel_->stream().set_stop(&interrupt_.stop());
-  channel_->open(deadline);
+  try {
+    channel_.emplace(connector_.connect(address_, deadline, &interrupt_.stop()));
+    channel_->stream().set_stop(&interrupt_.stop());
+    channel_->open(deadline);
+  } catch (const TimedOut& e) {  // a receiver serves one after the other
+    throw TimedOut(std::string(e.what()) +
+                   "; it cannot be reached, or it receives another migration right now: try again");
+  }
   Message hello;
   *hello.mutable_hello() = host_facts();
   const wire::Hello here = hello.hello();

@@ -6,6 +6,7 @@
 #include <map>
 #include <mutex>
 
+#include "pageserver/frames.h"
 #include "pageserver/page_records.h"
 #include "testing.h"
 
@@ -367,10 +368,14 @@ TEST(PagePrefaces, RoundTripAndRefusals) {
   PagePreface preface{.index = 2, .count = 4};
   preface.session[3] = std::byte{9};
   send_page_preface(*a, preface, soon());
-  const PagePreface got = read_page_preface(*b, soon());
-  EXPECT_EQ(got.session, preface.session);
-  EXPECT_EQ(got.index, 2);
-  EXPECT_EQ(got.count, 4);
+  const auto got = read_page_preface(*b, soon());
+  ASSERT_TRUE(got);
+  EXPECT_EQ(got->session, preface.session);
+  EXPECT_EQ(got->index, 2);
+  EXPECT_EQ(got->count, 4);
+  FrameChannel control(raw_stream(Fd(::fcntl(a->fd(), F_DUPFD_CLOEXEC, 0))));
+  control.send_preface(soon());
+  EXPECT_FALSE(read_page_preface(*b, soon()));  // at once, though it is shorter
   send_page_preface(*a, {.index = 4, .count = 4}, soon());
   EXPECT_THROW(read_page_preface(*b, soon()), Corrupt);
   a->write(random_bytes(kPagePrefaceSize, 5));

@@ -39,13 +39,22 @@ def move(hosts, task, mode="precopy", options=(), scenario="", repeat=0):
     row = {"scenario": scenario, "memory_mib": task.mib, "rate": task.rate_name(), "whole_pages": int(task.whole), "mode": mode,
            "options": " ".join(options), "repeat": repeat}
     try:
-        return watched_move(hosts, task, mode, options, row)
+        raw = baseline.raw_tls(hosts.build)
+        found = watched_move(hosts, task, mode, options, row)
+        add_baseline(row, statistics.mean((raw, baseline.raw_tls(hosts.build))))
+        return found
     except (tool.Failed, programs.Unwell, Deadline, OSError) as e:
         return Move({**row, "outcome": "not measured", "reason": str(e)}, [], [])
 
 
+def add_baseline(row, raw):
+    """What was measured before the program began and after it had ended."""
+    row["raw_tls"] = round(raw)
+    if row.get("round0_bandwidth"):
+        row["round0_ratio"] = round(row["round0_bandwidth"] / raw, 3)
+
+
 def watched_move(hosts, task, mode, options, row):
-    raw = baseline.raw_tls(hosts.build)
     folder = hosts.new_folder("move")
     program = receiver = None
     try:
@@ -61,16 +70,13 @@ def watched_move(hosts, task, mode, options, row):
             program.reap_old(receiver.pid)
             pid = wait_for(lambda: find_moved(program.inner, comm), "the tree at the destination", 10)
             program.moved_to(pid, f"{hosts.short}-destination")
-        raw = statistics.mean((raw, baseline.raw_tls(hosts.build)))
         program.run_on(AFTER)
         samples = program.samples()
         if not events:
             raise tool.Failed(f"send exited {code}: {out.strip()[-500:]}")
-        row.update(raw_tls=round(raw), outcome=outcome(code, events))
+        row.update(outcome=outcome(code, events))
         row.update(of_events(events))
         row.update(of_program(samples, events))
-        if row.get("round0_bandwidth"):
-            row["round0_ratio"] = round(row["round0_bandwidth"] / raw, 3)
         try:
             program.check()
             row["memory_equal"] = 1

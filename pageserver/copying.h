@@ -24,15 +24,17 @@ constexpr bool is_slow_copy(uintptr_t to, uintptr_t from) {
 /// Up to this size memcpy(3) never uses `rep movsb`.
 inline constexpr size_t kSmallCopy = 1024;
 
+/// How much of that to copy at a time: all, or a small piece where that helps.
+constexpr size_t copy_at_a_time(uintptr_t to, uintptr_t from, size_t size) {
+  return is_slow_copy(to, from) ? std::min(size, kSmallCopy) : size;
+}
+
 /// memcpy(3), in small pieces where that helps.
 inline void copy_bytes(void* to, const void* from, size_t size) {
-  if (!is_slow_copy(reinterpret_cast<uintptr_t>(to), reinterpret_cast<uintptr_t>(from))) {
-    std::memcpy(to, from, size);
-    return;
-  }
-  for (size_t done = 0; done < size; done += kSmallCopy)
+  const size_t piece = copy_at_a_time(reinterpret_cast<uintptr_t>(to), reinterpret_cast<uintptr_t>(from), size);
+  for (size_t done = 0; done < size; done += piece)
     std::memcpy(static_cast<std::byte*>(to) + done, static_cast<const std::byte*>(from) + done,
-                std::min(kSmallCopy, size - done));
+                std::min(piece, size - done));
 }
 
 /// Page-aligned bytes.

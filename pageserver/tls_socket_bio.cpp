@@ -33,8 +33,10 @@ int bio_write(BIO* bio, const char* data, size_t size, size_t* written) {
 int bio_read(BIO* bio, char* out, size_t size, size_t* got) {
   SocketBuffer& buffer = buffer_of(bio);
   BIO_clear_retry_flags(bio);
-  if (buffer.in_begin == buffer.in_end && !buffer.receive()) {
-    if (buffer.error == 0 && !buffer.eof) BIO_set_retry_read(bio);
+  const bool empty = buffer.in_begin == buffer.in_end;
+  if (const auto received = empty ? buffer.receive() : SocketBuffer::Received::bytes;
+      received != SocketBuffer::Received::bytes) {
+    if (received == SocketBuffer::Received::nothing_yet) BIO_set_retry_read(bio);
     return 0;
   }
   // The contents go behind the header, which is asked for by itself.
@@ -81,15 +83,17 @@ bool SocketBuffer::flush() {
   return true;
 }
 
-bool SocketBuffer::receive() {
+SocketBuffer::Received SocketBuffer::receive() {
   while (true) {
     const ssize_t n = ::recv(fd, in.data(), in.size(), 0);
     if (n < 0 && errno == EINTR) continue;
-    in_begin = 0;
-    in_end = n > 0 ? static_cast<size_t>(n) : 0;
+    if (n < 0 && errno == EAGAIN) return Received::nothing_yet;
+    if (n < 0) error = errno;
     if (n == 0) eof = true;
-    if (n < 0 && errno != EAGAIN) error = errno;
-    return n > 0;
+    if (n <= 0) return Received::no_more;
+    in_begin = 0;
+    in_end = static_cast<size_t>(n);
+    return Received::bytes;
   }
 }
 

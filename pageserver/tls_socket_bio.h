@@ -26,9 +26,9 @@ struct SocketBuffer {
 
   /// Sends what it can; false if something is left because the socket is full, or on an error (then `error` is set).
   bool flush();
-  /// Fills `in`, which is empty, with what has come; false if nothing has, at the end, and on an error (then `error` is
-  /// set).
-  bool receive();
+  enum class Received { bytes, nothing_yet, no_more };
+  /// Fills `in`, which is empty, with what has come. No more comes at the end (`eof`) and after an error (`error`).
+  Received receive();
 };
 
 BioMethodPtr make_socket_bio_method();

@@ -69,8 +69,9 @@ Stream::Step TlsStream::try_read(std::span<std::byte> out) {
     ERR_clear_error();
     if (SSL_pending(ssl_.get()) == 0) taken_ = 0;
     const auto to = out.subspan(total);
-    const bool slow = is_slow_copy(reinterpret_cast<uintptr_t>(to.data()), socket_.received_contents + taken_);
-    const int result = SSL_read_ex(ssl_.get(), to.data(), slow ? std::min(to.size(), kSmallCopy) : to.size(), &n);
+    const size_t size =
+        copy_at_a_time(reinterpret_cast<uintptr_t>(to.data()), socket_.received_contents + taken_, to.size());
+    const int result = SSL_read_ex(ssl_.get(), to.data(), size, &n);
     if (result == 1) {
       total += n;
       taken_ += n;
@@ -97,11 +98,9 @@ Stream::Step TlsStream::try_write(std::span<const std::byte> data) {
     size_t n = 0;
     ERR_clear_error();
     const auto from = data.subspan(total);
-    if (unfinished_ == 0) {
-      // After a small record the next one's contents lie elsewhere.
-      const bool slow = is_slow_copy(socket_.sent_contents, reinterpret_cast<uintptr_t>(from.data()));
-      unfinished_ = slow ? std::min(from.size(), kSmallCopy) : from.size();
-    }
+    // After a small record the next one's contents lie elsewhere.
+    if (unfinished_ == 0)
+      unfinished_ = copy_at_a_time(socket_.sent_contents, reinterpret_cast<uintptr_t>(from.data()), from.size());
     const int result = SSL_write_ex(ssl_.get(), from.data(), std::min(unfinished_, from.size()), &n);
     if (result == 1) {
       unfinished_ = 0;

@@ -23,7 +23,7 @@ QuickMoves::QuickMoves(std::chrono::milliseconds at_most) noexcept : until_(Cloc
     thread_ = std::jthread([this](const std::stop_token& stop) { run(stop); });
   } catch (const std::exception&) {  // then it takes its time
     ended_ = true;
-    first_move_.set_value();
+    first_move_.count_down();
   }
 }
 
@@ -31,18 +31,16 @@ void QuickMoves::run(const std::stop_token& stop) noexcept {
   try {
     const Fd procs = open_path(FreezerCgroup::own_folder() + "/cgroup.procs", O_WRONLY);
     move_to_where_we_are(procs.get());  // the wait, while the tree still runs
-    first_move_.set_value();
+    first_move_.count_down();
     while (!stop.stop_requested() && Clock::now() < until_.load()) {
       ::usleep(1000);
       move_to_where_we_are(procs.get());
     }
   } catch (const std::exception&) {  // there is no freezer
-    first_move_.set_value();
+    first_move_.count_down();
   }
   ended_ = true;
 }
-
-void QuickMoves::wait() const noexcept { quick_.wait(); }
 
 bool QuickMoves::extend(std::chrono::milliseconds at_most) noexcept {
   until_ = Clock::now() + at_most;

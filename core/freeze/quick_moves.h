@@ -3,7 +3,7 @@
 
 #include <atomic>
 #include <chrono>
-#include <future>
+#include <latch>
 #include <thread>
 
 namespace migrate {
@@ -17,7 +17,7 @@ class QuickMoves {
   /// Begins in the background, and ends by itself at that time at the latest.
   explicit QuickMoves(std::chrono::milliseconds at_most = std::chrono::hours(1)) noexcept;
   /// Waits until moves are quick, or never will be.
-  void wait() const noexcept;
+  void wait() const noexcept { first_move_.wait(); }
   /// Goes on until then; false if it has ended.
   bool extend(std::chrono::milliseconds at_most) noexcept;
   /// No more moves; whoever destroys the object waits for the thread.
@@ -29,8 +29,7 @@ class QuickMoves {
 
   std::atomic<Clock::time_point> until_;
   std::atomic<bool> ended_ = false;
-  std::promise<void> first_move_;
-  std::shared_future<void> quick_ = first_move_.get_future().share();
+  std::latch first_move_{1};  ///< until it is through, or will never be
   std::jthread thread_;
 };
 

@@ -40,9 +40,12 @@ HugePages HugePages::of_tree(Pid root) {
 
 void HugePages::put_back(std::chrono::milliseconds patience) const {
   const Deadline deadline = Deadline::in(patience);
+  // A dying tracker's descriptors are closed one after the other: until its userfaultfd is, the next write to a
+  // protected huge page splits that one.
   const auto whole = [](const Task& task) {
     try {
-      return collapse_split_pages(task.pidfd.get(), task.pagemap.get(), task.huge);
+      return scan_tracked(task.pagemap.get(), {0, kUserEnd}).empty() &&
+             collapse_split_pages(task.pidfd.get(), task.pagemap.get(), task.huge);
     } catch (const Error&) {  // it ended
       return true;
     }

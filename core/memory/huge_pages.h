@@ -16,9 +16,10 @@ class HugePages {
   HugePages() = default;
   /// Of `root` and all below it that live now. Never throws: a task that cannot be looked at is left out.
   static HugePages of_tree(Pid root);
-  /// Collapses (MADV_COLLAPSE, Linux 6.1) those that were split since. While the dead tracker's userfaultfd is not
-  /// closed yet the kernel refuses that, so it is tried for as long as `patience`; then it was the task itself.
+  /// Collapses (MADV_COLLAPSE, Linux 6.1) those that were split since, once the dead tracker's userfaultfd is closed.
+  /// The kernel may refuse it for a moment, so it is tried for as long as `patience`; then it was the task itself.
   void put_back(std::chrono::milliseconds patience) const;
+  bool empty() const { return tasks_.empty(); }
 
  private:
   struct Task {

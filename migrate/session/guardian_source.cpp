@@ -1,4 +1,5 @@
 // The source's guardian: tracer while the tree is stopped, then the one who may let it run, or be killed.
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <unistd.h>
@@ -18,8 +19,8 @@ using wire::GuardianRequest;
 
 /// How long a freeze that was said to be near is prepared for.
 constexpr milliseconds kNear{100};
-/// For the kernel to close the userfaultfds of an agent that was killed.
-constexpr milliseconds kTrackerEnds{2000};
+/// For the huge pages of a tree that nobody tracks any more.
+constexpr milliseconds kPuttingBack{2000};
 
 class SourceGuardian {
  public:
@@ -34,8 +35,8 @@ class SourceGuardian {
     } catch (const std::exception& e) {
       log_.debug("source guardian: {}", e.what());
       settle_alone(e.what());
-      put_back_huge_pages();
     }
+    leave_huge_pages_whole();
     return 0;
   }
 
@@ -59,8 +60,11 @@ class SourceGuardian {
       dump_.visit_hook = visit_fault_hook("source-guardian");
       const auto root = TaskId::of(dump_.root.get());
       if (!root) throw Refusal("there is no task " + std::to_string(dump_.root.get()), "look up its pid again");
-      if (dump_.tracked) dump_.earlier_sleeps = Dump::survey_sleeps(dump_.root);
-      if (dump_.tracked) huge_pages_ = HugePages::of_tree(dump_.root);
+      if (dump_.tracked) {
+        dump_.earlier_sleeps = Dump::survey_sleeps(dump_.root);
+        huge_pages_ = HugePages::of_tree(dump_.root);
+        agent_process_ = agent_.open_peer();
+      }
       entry.tasks = {*root};
       entry.peer_settled = false;
       store_.emplace(s.state_dir());
@@ -80,7 +84,6 @@ class SourceGuardian {
     switch (agent_.receive(request, Deadline::in(silence_))) {
       case PacketSocket::Outcome::closed:
         settle_alone("its agent went away");
-        put_back_huge_pages();
         return false;
       case PacketSocket::Outcome::timeout:
         settle_alone("its agent said nothing for too long");
@@ -200,9 +203,20 @@ class SourceGuardian {
     tree_.reset();
   }
 
-  /// An agent that was killed tracked the tree, and did not clean up.
-  void put_back_huge_pages() const {
-    if (journal_ && journal_->state() == State::aborted) huge_pages_.put_back(kTrackerEnds);
+  /// Tracking splits huge pages. The agent puts them back, unless it is killed before: a process of its own waits for
+  /// its end, since the agent waits for ours.
+  void leave_huge_pages_whole() {
+    if (huge_pages_.empty() || !journal_ || journal_->state() != State::aborted) return;
+    journal_.reset();
+    store_.reset();
+    if (::fork() != 0) return;
+    const Deadline deadline = Deadline::in(silence_);
+    agent_ = PacketSocket(Fd());
+    pollfd p{agent_process_.get(), POLLIN, 0};
+    while (agent_process_ && ::poll(&p, 1, deadline.poll_timeout()) <= 0 && !deadline.passed()) {
+    }
+    huge_pages_.put_back(kPuttingBack);
+    ::_exit(0);
   }
 
   /// A stopped agent must not keep us, and with us a frozen tree, in a send for ever.
@@ -222,6 +236,7 @@ class SourceGuardian {
   FreezerCgroup::Record record_;
   std::optional<QuickMoves> quick_moves_;  ///< before the freeze
   HugePages huge_pages_;                   ///< of the tree before it was tracked
+  Fd agent_process_;                       ///< pidfd; none if it has ended
 };
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <array>
 #include <cstring>
 
+#include "core/base/procfs.h"
 #include "migrate/session/layout_wire.h"
 #include "migration.pb.h"
 
@@ -38,6 +39,14 @@ std::pair<PacketSocket, PacketSocket> PacketSocket::pair() {
   std::array<int, 2> fds{};
   check(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds.data()), "make", "a socket pair");
   return {PacketSocket(Fd(fds[0])), PacketSocket(Fd(fds[1]))};
+}
+
+Fd PacketSocket::open_peer() const {
+  ucred maker{};
+  socklen_t size = sizeof maker;
+  check(::getsockopt(socket_.get(), SOL_SOCKET, SO_PEERCRED, &maker, &size), "ask who made", "the guardian socket");
+  std::optional<Fd> pidfd = open_pidfd(maker.pid);
+  return pidfd ? std::move(*pidfd) : Fd();
 }
 
 bool PacketSocket::readable(const Deadline& deadline) const {

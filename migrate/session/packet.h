@@ -31,6 +31,8 @@ class PacketSocket {
 
   explicit PacketSocket(Fd socket) : socket_(std::move(socket)) {}
   int fd() const { return socket_.get(); }
+  /// A pidfd of the process that made the pair; empty if it has ended.
+  Fd open_peer() const;
 
   /// Throws GuardianGone if nobody is there.
   void send(const google::protobuf::MessageLite& message);

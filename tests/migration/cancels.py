@@ -166,8 +166,9 @@ class Cancels:
         options, act = WAYS[self.way](self)
         self.start(*options)
         moment = self.random.uniform(0, self.seconds * 1.1)
-        if act:
+        if act and self.way != "kill-near-freeze":
             time.sleep(moment)  # not a wait: the moment is what is tried
+        if act:
             act()
         code = self.wait_for_end()
         self.restore_hosts()
@@ -286,8 +287,18 @@ def kill_receiver(c):
     return SLOW, kill
 
 
+def kill_near_freeze(c):
+    """Whoever holds the tree at that moment has more to put back."""
+    def kill():
+        wait_for(lambda: c.sender.poll() is not None or '"decision":"stop"' in read(c.log), "the decision to stop", SEND_LIMIT, 0.002)
+        time.sleep(c.random.uniform(0, 0.03))  # not a wait: the moment is what is tried
+        c.sender.kill()
+    return SLOW, kill
+
+
 WAYS = {"interrupt": by_signal(signal.SIGINT), "terminate": by_signal(signal.SIGTERM), "kill": by_signal(signal.SIGKILL), "cut": cut,
-        "no-convergence": no_convergence, "kill-receiver": kill_receiver}
+        "no-convergence": no_convergence, "kill-receiver": kill_receiver,
+        "kill-near-freeze": kill_near_freeze}
 
 
 def one(context, way, folder, number):

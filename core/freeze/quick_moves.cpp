@@ -32,8 +32,9 @@ void QuickMoves::run(const std::stop_token& stop) noexcept {
     const Fd procs = open_path(FreezerCgroup::own_folder() + "/cgroup.procs", O_WRONLY);
     move_to_where_we_are(procs.get());  // the wait, while the tree still runs
     first_move_.count_down();
+    std::unique_lock lock(mutex_);
     while (!stop.stop_requested() && Clock::now() < until_.load()) {
-      ::usleep(1000);
+      never_.wait_for(lock, stop, std::chrono::milliseconds(1), [] { return false; });
       move_to_where_we_are(procs.get());
     }
   } catch (const std::exception&) {  // there is no freezer

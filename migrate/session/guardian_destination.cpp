@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "core/files/hidden_sockets.h"
+#include "core/freeze/quick_moves.h"
 #include "migrate/session/fault.h"
 #include "migrate/session/guardian.h"
 #include "migrate/session/guardian_common.h"
@@ -22,6 +23,9 @@ namespace {
 using std::chrono::milliseconds;
 using wire::GuardianReply;
 using wire::GuardianRequest;
+
+/// How long the first move behind the gate is prepared for: the source notes what its tree has meanwhile.
+constexpr milliseconds kShellsCome{200};
 
 class DestinationGuardian {
  public:
@@ -70,6 +74,7 @@ class DestinationGuardian {
       reply_failed(*agent_, e);
       return false;
     }
+    quick_moves_.emplace(kShellsCome);
     fault_point("destination-guardian.started");
     reply_started(*agent_, journal_->entry().epoch);
     return true;
@@ -139,6 +144,7 @@ class DestinationGuardian {
     images_ = decode_images(agent_->receive_blob(Deadline::in(options_.timeout)));
     enforce_identity(policy_, images_);
     note_hidden_sockets();
+    await_quick_moves();
     const Room room = tree_->prepare(images_);
     note_init();
     fault_point("destination-guardian.shells");
@@ -149,10 +155,17 @@ class DestinationGuardian {
   void warm() {
     LayoutParts parts;
     if (!parts.add(receive_message<wire::Layout>())) throw Error("receive", "a layout of the agent", EPROTO);
+    await_quick_moves();
     const Room room = tree_->warm(parts.take());
     note_init();
     fault_point("destination-guardian.warm");
     reply_room(room);
+  }
+
+  /// The first task is about to be moved behind the gate.
+  void await_quick_moves() {
+    if (quick_moves_) quick_moves_->wait();
+    quick_moves_.reset();
   }
 
   void discard_pages() {
@@ -322,6 +335,7 @@ class DestinationGuardian {
   ImageSet images_;
   std::unique_ptr<RestoredTree> tree_;
   Fd listener_;
+  std::optional<QuickMoves> quick_moves_;  ///< until the first tasks are there
 };
 
 }  // namespace

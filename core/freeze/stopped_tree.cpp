@@ -71,18 +71,23 @@ std::optional<int> exit_of(const ProcDir& proc) {
   return dead();
 }
 
-// The tree in passes: threads and children are listed again until a pass finds nothing new. A stopped thread cannot
-// fork, so each pass starts from a smaller running part.
+// Level by level, a level's children listed when all of it has stopped: a stopped thread cannot fork, and the child of
+// a vfork(2) must not be stopped before its parent, which does not stop until that child executes a program or ends.
+// Then in passes over all, until one finds nothing new.
 void StoppedTree::Impl::stop_all(Pid root) {
   const Deadline deadline = Deadline::in(options.timeout);
   if (!add_task(root.get(), 0, deadline)) throw Error("stop", task_name(root.get()), ESRCH);
   if (tasks.front().state == TaskState::zombie) throw Error(task_name(root.get()) + " has ended already");
+  for (size_t level = 0; level < tasks.size();) {
+    const size_t end = tasks.size();
+    while (stop_threads(level, deadline)) {
+    }
+    if (options.descendants) add_children(level, deadline);
+    level = end;
+  }
   for (bool found = true; found;) {
-    found = false;
-    for (StoppedTask& task : tasks) found |= seize_new_threads(task, deadline);
-    collect_stops(deadline);
-    // With every thread stopped no child is added any more: one listing is enough.
-    if (!found && options.descendants) found = add_children(deadline);
+    found = stop_threads(0, deadline);
+    if (!found && options.descendants) found = add_children(0, deadline);
     if (!found) found = has_new_leader(deadline);
   }
   reaper.reset();
@@ -137,9 +142,16 @@ void StoppedTree::Impl::wait_out_of_disk_sleep(const StoppedTask& task, const De
   }
 }
 
-bool StoppedTree::Impl::add_children(const Deadline& deadline) {
+bool StoppedTree::Impl::stop_threads(size_t first, const Deadline& deadline) {
   bool found = false;
-  for (size_t i = 0; i < tasks.size(); ++i) {
+  for (size_t i = first; i < tasks.size(); ++i) found |= seize_new_threads(tasks[i], deadline);
+  collect_stops(deadline);
+  return found;
+}
+
+bool StoppedTree::Impl::add_children(size_t first, const Deadline& deadline) {
+  bool found = false;
+  for (size_t i = first, end = tasks.size(); i < end; ++i) {
     if (tasks[i].state == TaskState::zombie) continue;
     std::vector<pid_t> children;
     try {

@@ -54,7 +54,10 @@ struct StoppedTree::Impl {
   void look_at_leader(pid_t leader);
   void look_at_threads();
   void reap_thread(pid_t tid);
-  bool add_children(const Deadline& deadline);
+  /// Of the tasks from `first` on; whether there was one to stop.
+  bool stop_threads(size_t first, const Deadline& deadline);
+  /// Those of the tasks from `first` on, which have stopped; whether there was one that is not known.
+  bool add_children(size_t first, const Deadline& deadline);
   bool has_new_leader(const Deadline& deadline);
   void read_threads();
   void drop_ended_tasks();

@@ -166,6 +166,38 @@ TEST_F(FreezeTest, ForkingTreeIsCaughtWhole) {
   EXPECT_TRUE(goes_on(0));
 }
 
+// The parent of a vfork(2) does not stop before its child has gone on.
+TEST_F(FreezeTest, ParentsInVforkAreCaught) {
+  constexpr int kParents = 4;
+  const pid_t pid = start([&] {
+    for (int slot = 0; slot < kParents; ++slot) {
+      if (::fork() != 0) continue;
+      s_->ready++;
+      for (;;) {
+        const long child = ::syscall(SYS_clone, CLONE_VFORK | SIGCHLD, nullptr, nullptr, nullptr, nullptr);
+        if (child == 0) {
+          ::usleep(300);
+          ::_exit(0);
+        }
+        ::waitpid(-1, nullptr, 0);
+        s_->progress[slot]++;
+      }
+    }
+    for (;;) ::pause();
+  });
+  ASSERT_TRUE(wait_ready(kParents));
+  for (int i = 0; i < 100; ++i) {
+    StoppedTree tree(Pid(pid), {}, *log_);
+    ASSERT_GE(tree.tasks().size(), kParents + 1u);
+    for (const StoppedTask& task : tree.tasks()) {
+      if (task.state != TaskState::zombie) {
+        EXPECT_EQ(state_of(task.pid.get()), 't');
+      }
+    }
+  }
+  for (int slot = 0; slot < kParents; ++slot) EXPECT_TRUE(goes_on(slot));
+}
+
 // The thread that executes a program takes the number of the leader, whatever had been seized or had stopped before.
 TEST_F(FreezeTest, ThreadThatExecutesIsCaught) {
   const pid_t pid = start([&] {

@@ -118,9 +118,9 @@ std::optional<TaskTracker::Scan> SoftDirtyTask::scan(const TrackRules& rules, co
     if (!read_pages(range_of(vma), pages)) return std::nullopt;
   add_private_files(
       private_files_, files_->own_root(),
-      [&](PageSet::Range range) {
+      [&](const Vma& vma) {
         Pages in_file;
-        read_pages(range, in_file);
+        read_pages(range_of(vma), in_file);
         return in_file.existing;
       },
       out);

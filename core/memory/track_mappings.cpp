@@ -48,9 +48,9 @@ void append_area(std::vector<TreeLayout::Area>& areas, const Vma& vma) {
 }
 
 void add_private_files(const std::vector<Vma>& files, bool own_root,
-                       const std::function<PageSet(PageSet::Range)>& copies_in, TaskTracker::Scan& out) {
+                       const std::function<PageSet(const Vma&)>& copies_in, TaskTracker::Scan& out) {
   for (const Vma& vma : files) {
-    const PageSet copies = copies_in(range_of(vma));
+    const PageSet copies = copies_in(vma);
     if (copies.empty()) continue;
     if (own_root || !has_path(vma)) {
       out.left_pages += copies.pages();

@@ -22,7 +22,7 @@ void append_area(std::vector<TreeLayout::Area>& areas, const Vma& vma);
 /// Adds private mappings of files, where they have copies of pages (`copies_in`), and sorts the areas. `own_root`: the
 /// task's paths are not ours.
 void add_private_files(const std::vector<Vma>& files, bool own_root,
-                       const std::function<PageSet(PageSet::Range)>& copies_in, TaskTracker::Scan& out);
+                       const std::function<PageSet(const Vma&)>& copies_in, TaskTracker::Scan& out);
 
 /// Tells one memory of a task from another: exec(2) changes it.
 struct MemoryIdentity {

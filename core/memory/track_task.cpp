@@ -143,6 +143,25 @@ std::optional<PageSet::Range> TrackedTask::anonymous_around(uint64_t address) co
   return PageSet::Range{query.vma_start, query.vma_end};
 }
 
+/// A mapping of a file that was listed may have been replaced since: what was found there are no copies of the file's
+/// pages then, and may lie behind its end, where the receiver cannot put them. (The dynamic linker maps a whole library
+/// first, longer than the file, and its parts over that.)
+bool TrackedTask::is_still_there(const Vma& vma) const {
+  const PageSet::Range range = range_of(vma);
+  if (!mapping_queries_) {
+    const std::vector<Vma> now = parse_smaps(proc_.read("maps"));
+    return std::ranges::any_of(now, [&](const Vma& other) {
+      return range_of(other) == range && other.inode == vma.inode && other.offset == vma.offset;
+    });
+  }
+  procmap_query query{};
+  query.size = sizeof query;
+  query.query_addr = range.start;
+  return ::ioctl(maps_.get(), PROCMAP_QUERY, &query) == 0 && query.vma_start == range.start &&
+         query.vma_end == range.end && query.vma_offset == vma.offset && query.inode != 0 &&
+         (query.vma_flags & PROCMAP_QUERY_VMA_SHARED) == 0;
+}
+
 /// Registering part of a mapping splits it, and the task's own mremap(2) of it would fail. It may have changed since it
 /// was listed: what is there now is registered, whole, and what a change in between left beside it.
 bool TrackedTask::register_mapping(const Vma& vma) {
@@ -216,7 +235,11 @@ std::optional<TrackedTask::Scan> TrackedTask::scan(const TrackRules& rules, cons
   out.existing = scan_tracked(pagemap_.get(), {0, kUserEnd}) & tracked;
   add_private_files(
       private_files_, proc_.link("root") != "/",
-      [&](PageSet::Range range) { return scan_private_copies(pagemap_.get(), range); }, out);
+      [&](const Vma& vma) {
+        PageSet copies = scan_private_copies(pagemap_.get(), range_of(vma));
+        return copies.empty() || is_still_there(vma) ? std::move(copies) : PageSet();
+      },
+      out);
   if (!memory_is_current()) return std::nullopt;
   return out;
 }

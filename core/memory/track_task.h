@@ -35,6 +35,7 @@ class TrackedTask final : public TaskTracker {
   bool register_mapping(const Vma& vma);
   bool register_range(PageSet::Range range);
   std::optional<PageSet::Range> anonymous_around(uint64_t address) const;
+  bool is_still_there(const Vma& vma) const;
   PageSet take_back_registrations();
 
   pid_t pid_;

@@ -176,7 +176,7 @@ TEST_F(FreezeTest, ParentsInVforkAreCaught) {
       for (;;) {
         const long child = ::syscall(SYS_clone, CLONE_VFORK | SIGCHLD, nullptr, nullptr, nullptr, nullptr);
         if (child == 0) {
-          ::usleep(300);
+          ::usleep(300);  // not a wait: for so long its parent cannot stop, which is what is tried
           ::_exit(0);
         }
         ::waitpid(-1, nullptr, 0);

@@ -163,12 +163,13 @@ class Cancels:
         self.look()
 
     def cancel(self):
-        options, act = WAYS[self.way](self)
+        options, act, *decided = WAYS[self.way](self)
         self.start(*options)
-        moment = self.random.uniform(0, self.seconds * 1.1)
-        if act and self.way != "kill-near-freeze":
-            time.sleep(moment)  # not a wait: the moment is what is tried
+        moment = self.random.uniform(0, 0.03 if decided else self.seconds * 1.1)
+        if decided:
+            wait_for(lambda: self.sender.poll() is not None or '"decision":"stop"' in read(self.log), "the decision to stop", SEND_LIMIT, 0.002)
         if act:
+            time.sleep(moment)  # not a wait: the moment is what is tried
             act()
         code = self.wait_for_end()
         self.restore_hosts()
@@ -288,12 +289,8 @@ def kill_receiver(c):
 
 
 def kill_near_freeze(c):
-    """Whoever holds the tree at that moment has more to put back."""
-    def kill():
-        wait_for(lambda: c.sender.poll() is not None or '"decision":"stop"' in read(c.log), "the decision to stop", SEND_LIMIT, 0.002)
-        time.sleep(c.random.uniform(0, 0.03))  # not a wait: the moment is what is tried
-        c.sender.kill()
-    return SLOW, kill
+    """Whoever holds the tree at that moment has more to put back. The moment counts from the decision to stop."""
+    return *by_signal(signal.SIGKILL)(c), True
 
 
 WAYS = {"interrupt": by_signal(signal.SIGINT), "terminate": by_signal(signal.SIGTERM), "kill": by_signal(signal.SIGKILL), "cut": cut,

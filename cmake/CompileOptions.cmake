@@ -8,7 +8,6 @@ target_compile_options(migrate_options INTERFACE $<$<NOT:$<CONFIG:Debug>>:-Wno-n
 # Restorer, parasite and host side share addresses and structs: no surprises from strict aliasing.
 target_compile_options(migrate_options INTERFACE -fno-strict-aliasing)
 target_compile_definitions(migrate_options INTERFACE _GNU_SOURCE _FILE_OFFSET_BITS=64)
-target_include_directories(migrate_options INTERFACE ${CMAKE_SOURCE_DIR})
 if(MIGRATE_SANITIZE)
   add_compile_options(-fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
   add_link_options(-fsanitize=address,undefined)

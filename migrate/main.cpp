@@ -7,7 +7,7 @@
 
 #include "migrate/cli/commands.h"
 #include "migrate/cli/session_commands.h"
-#include "migrate/session/session.h"
+#include "migrate/session/base/session.h"
 
 namespace migrate::cli {
 namespace {

@@ -11,9 +11,9 @@
 #include "core/files/dump_files.h"
 #include "core/image/magic.h"
 #include "core/inject/harvest.h"
-#include "core/inject/interrupted_calls.h"
 #include "core/memory/page_files.h"
 #include "core/task/core_image.h"
+#include "core/task/interrupted_calls.h"
 #include "images/stats.pb.h"
 
 namespace migrate {

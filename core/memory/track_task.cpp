@@ -11,10 +11,10 @@
 #include "core/base/features.h"
 #include "core/base/kernel_abi.h"
 #include "core/freeze/stopped_tree.h"
-#include "core/inject/interrupted_calls.h"
 #include "core/inject/userfaultfd_visit.h"
 #include "core/memory/huge_pages.h"
 #include "core/memory/track_scan.h"
+#include "core/task/interrupted_calls.h"
 
 namespace migrate {
 namespace {

@@ -9,7 +9,8 @@
 #include "core/base/error.h"
 #include "migrate/cli/key_files.h"
 #include "migrate/cli/rate_option.h"
-#include "migrate/session/session.h"
+#include "migrate/session/base/session.h"
+#include "migrate/session/telling/fault.h"
 
 namespace migrate::cli {
 namespace {
@@ -184,7 +185,7 @@ void SessionCommands::add_resolve(CLI::App& app, std::function<int()>& run) {
   CLI::App* points = app.add_subcommand("fault-points", "name the fault points of the tests")->group("");
   points->callback([&run] {
     run = [] {
-      for (const std::string& name : fault_point_names()) std::cout << name << "\n";
+      for (const std::string_view name : fault_points()) std::cout << name << "\n";
       return 0;
     };
   });

@@ -4,7 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <functional>
 
-#include "migrate/session/options.h"
+#include "migrate/session/base/options.h"
 #include "pageserver/keys.h"
 
 namespace migrate::cli {

@@ -8,7 +8,7 @@
 #include <algorithm>
 
 #include "migrate/cli/track_keeper.h"
-#include "migrate/session/background.h"
+#include "migrate/session/guardian/background.h"
 
 namespace migrate::cli {
 namespace {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "core/memory/page_runs.h"
-#include "migrate/session/packet.h"
+#include "migrate/session/guardian/packet.h"
 
 namespace migrate::cli {
 

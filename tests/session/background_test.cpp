@@ -1,4 +1,4 @@
-#include "migrate/session/background.h"
+#include "migrate/session/guardian/background.h"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -11,7 +11,7 @@
 #include <array>
 
 #include "core/base/deadline.h"
-#include "migrate/session/guardian.h"
+#include "migrate/session/guardian/guardian.h"
 #include "tests/session/in_child.h"
 
 namespace migrate {

@@ -1,5 +1,5 @@
 // What people and programs see of a migration.
-#include "migrate/session/events.h"
+#include "migrate/session/telling/events.h"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -12,9 +12,9 @@
 
 #include "core/base/fd.h"
 #include "migrate/report/report.h"
-#include "migrate/session/calibration_file.h"
-#include "migrate/session/events_pages.h"
-#include "migrate/session/events_rounds.h"
+#include "migrate/session/source/calibration_file.h"
+#include "migrate/session/telling/events_pages.h"
+#include "migrate/session/telling/events_rounds.h"
 #include "temp_dir.h"
 
 namespace migrate {

@@ -11,7 +11,7 @@
 #include <filesystem>
 #include <new>
 
-#include "migrate/session/guardian.h"
+#include "migrate/session/guardian/guardian.h"
 
 namespace migrate {
 

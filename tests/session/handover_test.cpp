@@ -3,9 +3,9 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 
-#include "migrate/session/fault.h"
-#include "migrate/session/holds.h"
-#include "migrate/session/settle.h"
+#include "migrate/session/handover/holds.h"
+#include "migrate/session/handover/settle.h"
+#include "migrate/session/telling/fault.h"
 #include "tests/session/fake_trees.h"
 #include "tests/session/temp_dir.h"
 

@@ -1,5 +1,5 @@
 // --allow-uid and --deny-caps bind what is restored, whatever the sender's inventory said.
-#include "migrate/session/identity_policy.h"
+#include "migrate/session/guardian/identity_policy.h"
 
 #include <gtest/gtest.h>
 

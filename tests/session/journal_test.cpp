@@ -1,4 +1,4 @@
-#include "migrate/session/journal.h"
+#include "migrate/session/journal/journal.h"
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>

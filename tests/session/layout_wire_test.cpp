@@ -1,5 +1,5 @@
 // Layouts of rounds: what is said is what is understood, in parts that fit into a frame, and nothing else is.
-#include "migrate/session/layout_wire.h"
+#include "migrate/session/wire/layout_wire.h"
 
 #include <gtest/gtest.h>
 

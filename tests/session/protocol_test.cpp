@@ -7,13 +7,13 @@
 #include <set>
 #include <thread>
 
-#include "migrate/session/channel.h"
-#include "migrate/session/clocks.h"
-#include "migrate/session/fault.h"
-#include "migrate/session/holds.h"
-#include "migrate/session/host_facts.h"
-#include "migrate/session/packet.h"
-#include "migrate/session/session.h"
+#include "migrate/session/base/session.h"
+#include "migrate/session/guardian/packet.h"
+#include "migrate/session/handover/holds.h"
+#include "migrate/session/telling/fault.h"
+#include "migrate/session/wire/channel.h"
+#include "migrate/session/wire/clocks.h"
+#include "migrate/session/wire/host_facts.h"
 
 namespace migrate {
 namespace {
@@ -198,8 +198,8 @@ TEST(Clocks, TheTreeNeverGoesBackwards) {
 }
 
 TEST(FaultPoints, AreNamedOnce) {
-  const std::vector<std::string> names = fault_point_names();
-  EXPECT_EQ(std::set<std::string>(names.begin(), names.end()).size(), names.size());
+  const std::span<const std::string_view> names = fault_points();
+  EXPECT_EQ(std::set<std::string_view>(names.begin(), names.end()).size(), names.size());
   EXPECT_THROW(fault_point("nowhere"), std::logic_error);
   ::setenv("MIGRATE_FAULT", "source-agent.ready:fail,source-agent.begun:nothing", 1);
   EXPECT_THROW(fault_point("source-agent.ready"), Error);

@@ -1,4 +1,4 @@
-#include "migrate/session/reserve_wire.h"
+#include "migrate/session/wire/reserve_wire.h"
 
 #include <gtest/gtest.h>
 

@@ -1,0 +1,15 @@
+// The destination's side of the checks: can this tree live here?
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "migrate/session/base/options.h"
+#include "migration.pb.h"
+
+namespace migrate {
+
+/// One sentence for each thing that is in the way. `files_shared` is the source operator's word.
+std::vector<std::string> what_is_in_the_way(const wire::Check& check, const ReceiveOptions& options);
+
+}  // namespace migrate

@@ -1,0 +1,347 @@
+// The destination's guardian: builds the tree, holds it behind its gate and opens the gate. From PREPARED on it also
+// listens on a socket in the state folder, for agents that come after its own died.
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstring>
+
+#include "core/files/hidden_sockets.h"
+#include "core/freeze/quick_moves.h"
+#include "migrate/session/guardian/guardian.h"
+#include "migrate/session/guardian/guardian_common.h"
+#include "migrate/session/guardian/identity_policy.h"
+#include "migrate/session/telling/fault.h"
+#include "migrate/session/wire/layout_wire.h"
+#include "migrate/session/wire/reserve_wire.h"
+
+namespace migrate {
+namespace {
+
+using std::chrono::milliseconds;
+using wire::GuardianReply;
+using wire::GuardianRequest;
+
+/// How long the first move behind the gate is prepared for: the source notes what its tree has meanwhile.
+constexpr milliseconds kShellsCome{200};
+
+class DestinationGuardian {
+ public:
+  DestinationGuardian(PacketSocket agent, const GuardianParts& parts, Logger& log)
+      : agent_(std::move(agent)), parts_(parts), log_(log) {}
+
+  int run() {
+    try {
+      if (!start()) return 0;
+      while (serve_one()) {
+      }
+    } catch (const std::exception& e) {
+      log_.error("the destination's guardian: {}", e.what());
+      discard(kOwn, e.what());
+    }
+    if (store_ && journal_) ::unlink(store_->socket_path(journal_->id()).c_str());
+    return 0;
+  }
+
+ private:
+  bool start() {
+    const std::optional<GuardianRequest> request = await_start(*agent_);
+    if (!request) return false;
+    const GuardianRequest::StartDestination& s = request->start_destination();
+    try {
+      JournalEntry entry = first_entry(Role::destination, s);
+      options_.own_namespaces = true;
+      options_.shell_job = s.shell_job();
+      options_.tcp_close = s.tcp_close();
+      options_.root = s.root();
+      policy_.allow_uids.assign(s.allow_uids().begin(), s.allow_uids().end());
+      policy_.deny_capabilities = s.deny_capabilities();
+      options_.timeout = milliseconds(s.timeout_ms());
+      options_.clocks = RestoreOptions::Clocks{s.monotonic_ns(), s.boottime_ns(), s.at_local_monotonic_ns()};
+      entry.peer_name = s.peer_name();
+      entry.peer_epoch = s.peer_epoch();
+      store_.emplace(s.state_dir());
+      journal_.emplace(store_->create(std::move(entry)));
+      options_.mark = journal_->entry().hidden_mark();
+      // Already here, while the source runs, since it has to be durable before anything is put into it.
+      tree_ = parts_.restored_tree(options_);
+      const FreezerCgroup::Record gate = tree_->make_gate(cgroup_name(journal_->id(), Role::destination));
+      journal_->update([&](JournalEntry& e) { e.cgroup = gate; });
+    } catch (const Error& e) {
+      discard(kOwn, e.what());
+      reply_failed(*agent_, e);
+      return false;
+    }
+    quick_moves_.emplace(kShellsCome);
+    fault_point("destination-guardian.started");
+    reply_started(*agent_, journal_->entry().epoch);
+    return true;
+  }
+
+  /// Waits for the agent, or, when there is none, for one that connects.
+  bool serve_one() {
+    std::array<pollfd, 2> p{pollfd{agent_ ? agent_->fd() : -1, POLLIN, 0}, pollfd{listener_.get(), POLLIN, 0}};
+    if (::poll(p.data(), p.size(), -1) < 0) {
+      if (errno == EINTR) return true;
+      throw Error("wait for", "an agent", errno);
+    }
+    if (p[1].revents != 0) {
+      Fd next(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+      if (next) agent_.emplace(std::move(next));
+      return true;
+    }
+    GuardianRequest request;
+    if (agent_->receive(request, Deadline::in(milliseconds(0))) == PacketSocket::Outcome::closed) return agent_gone();
+    try {
+      return serve(request);
+    } catch (const GuardianGone&) {
+      return agent_gone();
+    }
+  }
+
+  bool serve(const GuardianRequest& request) {
+    try {
+      switch (request.body_case()) {
+        case GuardianRequest::kAlive:
+          return true;
+        case GuardianRequest::kLayout:
+          warm();
+          return true;
+        case GuardianRequest::kDiscards:
+          discard_pages();
+          return true;
+        case GuardianRequest::kReserve:
+          reserve_pages();
+          return true;
+        case GuardianRequest::kPrepare:
+          prepare();
+          return true;
+        case GuardianRequest::kFinish:
+          finish();
+          return true;
+        case GuardianRequest::kOpen:
+          return open(request.open());
+        case GuardianRequest::kAbort:
+          return abort(request.abort());
+        case GuardianRequest::kDone:
+          return done();
+        default:
+          throw Error("serve", "an unknown request of the agent", EPROTO);
+      }
+    } catch (const GuardianGone&) {
+      throw;
+    } catch (const Error& e) {
+      // Before it was prepared a failure ends the session. Later the journal says how it stands, and the agent may ask.
+      if (journal_->state() == State::receiving) discard(kOwn, e.what());
+      if (!reply_failed(*agent_, e)) return agent_gone();
+      return !is_final(journal_->state());
+    }
+  }
+
+  void prepare() {
+    images_ = decode_images(agent_->receive_blob(Deadline::in(options_.timeout)));
+    enforce_identity(policy_, images_);
+    note_hidden_sockets();
+    await_quick_moves();
+    const Room room = tree_->prepare(images_);
+    note_init();
+    fault_point("destination-guardian.shells");
+    reply_room(room);
+  }
+
+  /// While the tree runs at the source: shells and memory for what it has now.
+  void warm() {
+    LayoutParts parts;
+    if (!parts.add(receive_message<wire::Layout>())) throw Error("receive", "a layout of the agent", EPROTO);
+    await_quick_moves();
+    const Room room = tree_->warm(parts.take());
+    note_init();
+    fault_point("destination-guardian.warm");
+    reply_room(room);
+  }
+
+  /// The first task is about to be moved behind the gate.
+  void await_quick_moves() {
+    if (quick_moves_) quick_moves_->wait();
+    quick_moves_.reset();
+  }
+
+  void discard_pages() {
+    tree_->discard_pages(from_wire(receive_message<wire::Discards>()));
+    GuardianReply reply;
+    reply.set_discarded(true);
+    agent_->send(reply);
+  }
+
+  void reserve_pages() {
+    tree_->reserve_pages(from_wire(receive_message<wire::Reserve>()));
+    fault_point("destination-guardian.reserved");
+    GuardianReply reply;
+    reply.set_reserved(true);
+    agent_->send(reply);
+  }
+
+  template <class M>
+  M receive_message() {
+    const std::vector<std::byte> bytes = agent_->receive_blob(Deadline::in(options_.timeout));
+    M message;
+    if (!message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())))
+      throw Corrupt("a message between agent and guardian", "it does not parse");
+    return message;
+  }
+
+  void reply_room(const Room& room) {
+    GuardianReply reply;
+    reply.set_targets(true);
+    agent_->send(reply);
+    send_room(*agent_, room);
+  }
+
+  /// Before there are any: whoever discards the copy removes them.
+  void note_hidden_sockets() {
+    std::vector<std::string> folders = unix_socket_folders(images_);
+    for (std::string& folder : folders) folder.insert(0, options_.root);
+    if (folders == journal_->entry().socket_folders) return;
+    journal_->update([&](JournalEntry& e) { e.socket_folders = std::move(folders); });
+  }
+
+  /// Whoever discards the copy kills its init first: that would take the gate for opened when the frozen tasks die.
+  void note_init() {
+    const std::optional<TaskId> init = tree_->init();
+    if (!init || journal_->entry().init == init) return;
+    journal_->update([&](JournalEntry& e) { e.init = init; });
+  }
+
+  void finish() {
+    tree_->finish();
+    fault_point("destination-guardian.finished");
+    journal_->step_with(State::prepared, kOwn, "complete, behind its gate", [this](JournalEntry& e) {
+      e.tasks = tree_->tasks();
+      e.init = tree_->init();
+    });
+    fault_point("destination-guardian.prepared");
+    listen_for_agents();
+    GuardianReply reply;
+    reply.set_prepared(static_cast<uint32_t>(journal_->entry().tasks.size()));
+    agent_->send(reply);
+  }
+
+  /// Also repeated by a later agent, whose source did not hear the first answer.
+  bool open(uint64_t peer_epoch) {
+    if (peer_epoch < journal_->entry().peer_epoch) {
+      throw Refusal("the source's order to open the gate of session " + to_hex(journal_->id()) + " is out of date",
+                    "see `migrate resolve`");
+    }
+    if (journal_->state() == State::prepared) {
+      if (!parts_.keeper->lives(journal_->entry())) {
+        discard(kTreeGone, "it died behind its gate");
+        throw Error("the copy died behind its gate; it never ran");
+      }
+      journal_->step_with(State::gate_open, kPeer, "the source committed",
+                          [&](JournalEntry& e) { e.peer_epoch = peer_epoch; });
+      thaw();
+      fault_point("destination-guardian.gate-open");
+    }
+    if (journal_->state() != State::gate_open) throw Refusal("the session is over", "start a new one");
+    GuardianReply reply;
+    reply.set_opened(journal_->entry().tasks.empty() ? 0 : static_cast<uint32_t>(journal_->entry().tasks[0].pid));
+    agent_->send(reply);
+    try {
+      parts_.keeper->leave_gate(journal_->entry());
+    } catch (const Error& e) {
+      log_.warn("leaving the gate's cgroup: {}", e.what());  // answered already, and the tree runs
+    }
+    return true;
+  }
+
+  /// From here on the copy is the program: nothing may discard it, also not a failure to open in the good way.
+  void thaw() {
+    RestoredTree* tree = tree_.release();
+    try {
+      fault_point("destination-guardian.gate-journaled");
+      tree->open_gate();
+    } catch (const std::exception& e) {
+      log_.error("opening the gate: {}; thawing it", e.what());
+      tree->leave_alone();
+      parts_.keeper->open_gate(journal_->entry());
+    }
+  }
+
+  bool abort(const std::string& reason) {
+    discard(kPeer, reason);
+    GuardianReply reply;
+    reply.set_aborted(journal_->state() == State::aborted);
+    agent_->send(reply);
+    return !is_final(journal_->state());
+  }
+
+  bool done() {
+    if (journal_->state() == State::gate_open) journal_->step(State::done, kPeer, "the source tree is gone");
+    GuardianReply reply;
+    reply.set_done(true);
+    agent_->send(reply);
+    return false;
+  }
+
+  /// Before PREPARED nobody can have been told that it is ready; after it, only the source or the operator decides.
+  bool agent_gone() {
+    agent_.reset();
+    if (journal_->state() == State::receiving) discard(kOwn, "its agent went away");
+    return journal_->state() == State::prepared && listener_;
+  }
+
+  void discard(Authority authority, const std::string& reason) {
+    if (!journal_ || !legal_step(Role::destination, journal_->state(), State::aborted, authority)) return;
+    try {
+      journal_->step(State::aborted, authority, reason);
+    } catch (const std::exception& e) {
+      // The old state stays on disk; a later agent finds the tree dead, which says the same.
+      log_.error("the abort of session {} could not be written: {}", to_hex(journal_->id()), e.what());
+    }
+    try {
+      if (tree_) tree_->discard();
+    } catch (const std::exception& e) {
+      log_.error("discarding the copy: {}", e.what());
+    }
+    try {
+      parts_.keeper->discard(journal_->entry());
+    } catch (const std::exception& e) {
+      log_.error("discarding the copy: {}", e.what());
+    }
+    tree_.reset();
+  }
+
+  void listen_for_agents() {
+    const std::string path = store_->socket_path(journal_->id());
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    if (path.size() >= sizeof address.sun_path) throw Error("listen on", path, ENAMETOOLONG);
+    std::memcpy(address.sun_path, path.c_str(), path.size());
+    ::unlink(path.c_str());
+    listener_.reset(check(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), "make", "a socket"));
+    check(::bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), "bind", path);
+    check(::listen(listener_.get(), 4), "listen on", path);
+  }
+
+  std::optional<PacketSocket> agent_;
+  const GuardianParts& parts_;
+  Logger& log_;
+  RestoreOptions options_;
+  IdentityPolicy policy_;
+  std::optional<JournalStore> store_;
+  std::optional<Journal> journal_;
+  ImageSet images_;
+  std::unique_ptr<RestoredTree> tree_;
+  Fd listener_;
+  std::optional<QuickMoves> quick_moves_;  ///< until the first tasks are there
+};
+
+}  // namespace
+
+int serve_destination_guardian(PacketSocket agent, const GuardianParts& parts, Logger& log) {
+  return DestinationGuardian(std::move(agent), parts, log).run();
+}
+
+}  // namespace migrate

@@ -1,0 +1,248 @@
+// The source's guardian: tracer while the tree is stopped, then the one who may let it run, or be killed.
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#include "core/freeze/quick_moves.h"
+#include "core/memory/huge_pages.h"
+#include "migrate/session/guardian/guardian.h"
+#include "migrate/session/guardian/guardian_common.h"
+#include "migrate/session/telling/fault.h"
+
+namespace migrate {
+namespace {
+
+using std::chrono::milliseconds;
+using wire::GuardianReply;
+using wire::GuardianRequest;
+
+/// How long a freeze that was said to be near is prepared for.
+constexpr milliseconds kNear{100};
+/// For the huge pages of a tree that nobody tracks any more.
+constexpr milliseconds kPuttingBack{2000};
+
+class SourceGuardian {
+ public:
+  SourceGuardian(PacketSocket agent, const GuardianParts& parts, Logger& log)
+      : agent_(std::move(agent)), parts_(parts), log_(log) {}
+
+  int run() {
+    try {
+      if (!start()) return 0;
+      while (serve_one()) {
+      }
+    } catch (const std::exception& e) {
+      log_.debug("source guardian: {}", e.what());
+      settle_alone(e.what());
+    }
+    leave_huge_pages_whole();
+    return 0;
+  }
+
+ private:
+  /// The first request makes the journal; nothing is touched before it is durable.
+  bool start() {
+    const std::optional<GuardianRequest> request = await_start(agent_);
+    if (!request) return false;
+    const GuardianRequest::StartSource& s = request->start_source();
+    silence_ = milliseconds(s.silence_ms());
+    bound_sends();
+    try {
+      JournalEntry entry = first_entry(Role::source, s);
+      dump_.root = Pid(s.dump().root());
+      dump_.shell_job = s.dump().shell_job();
+      dump_.tcp_close = s.dump().tcp_close();
+      dump_.tracked = s.dump().tracked();
+      dump_.foresee_mappings = true;
+      dump_.mappings = MappingReader::shared();
+      dump_.timeout = milliseconds(s.dump().timeout_ms());
+      dump_.visit_hook = visit_fault_hook("source-guardian");
+      const auto root = TaskId::of(dump_.root.get());
+      if (!root) throw Refusal("there is no task " + std::to_string(dump_.root.get()), "look up its pid again");
+      if (dump_.tracked) {
+        dump_.earlier_sleeps = Dump::survey_sleeps(dump_.root);
+        huge_pages_ = HugePages::of_tree(dump_.root);
+        agent_process_ = agent_.open_peer();
+      }
+      entry.tasks = {*root};
+      entry.peer_settled = false;
+      store_.emplace(s.state_dir());
+      journal_.emplace(store_->create(std::move(entry)));
+    } catch (const Error& e) {
+      reply_failed(agent_, e);
+      return false;
+    }
+    fault_point("source-guardian.started");
+    reply_started(agent_, journal_->entry().epoch);
+    return true;
+  }
+
+  /// False when the session is settled or left to a later agent.
+  bool serve_one() {
+    GuardianRequest request;
+    switch (agent_.receive(request, Deadline::in(silence_))) {
+      case PacketSocket::Outcome::closed:
+        settle_alone("its agent went away");
+        return false;
+      case PacketSocket::Outcome::timeout:
+        settle_alone("its agent said nothing for too long");
+        return false;
+      case PacketSocket::Outcome::message:
+        break;
+    }
+    switch (request.body_case()) {
+      case GuardianRequest::kAlive:
+        return true;
+      case GuardianRequest::kFreeze:
+        for (const auto& mark : request.stops())
+          dump_.stops.push_back({mark.tid(), mark.stopped_at(), mark.let_go_at()});
+        return freeze();
+      case GuardianRequest::kFreezeIsNear:
+        if (!quick_moves_ || !quick_moves_->extend(kNear)) quick_moves_.emplace(kNear);
+        return true;
+      case GuardianRequest::kLookAgain:
+        if (tree_) tree_->look_again();
+        return true;
+      case GuardianRequest::kCommit:
+        return commit();
+      case GuardianRequest::kKill:
+        return kill();
+      case GuardianRequest::kAbort:
+        return abort(request.abort());
+      default:
+        throw Error("serve", "an unknown request of the agent", EPROTO);
+    }
+  }
+
+  bool freeze() {
+    try {
+      tree_ = parts_.held_tree(dump_);
+      tree_->stop();
+      fault_point("source-guardian.stopped");
+      record_ = tree_->hold(cgroup_name(journal_->id(), Role::source));
+      fault_point("source-guardian.held");
+      GuardianReply reply;
+      reply.set_frozen(true);
+      reply.set_stopping_since_ns(tree_->stopping_since_ns());
+      agent_.send(reply);
+      agent_.send_blob(encode_images(tree_->images()));
+      send_sources(agent_, tree_->memories());
+      // The agent sends already; this must be durable only before the commit. Until then the cgroup's name tells a
+      // later agent whose it is.
+      journal_->step_with(State::frozen, kOwn, "held for the move", [this](JournalEntry& e) {
+        e.tasks = tree_->tasks();
+        e.cgroup = record_;
+      });
+      fault_point("source-guardian.frozen");
+      quick_moves_.reset();
+      return true;
+    } catch (const Error& e) {
+      settle_alone(e.what());
+      reply_failed(agent_, e);
+      return false;
+    }
+  }
+
+  bool commit() {
+    try {
+      fault_point("source-guardian.before-commit");
+      tree_->check();
+      journal_->step(State::committed, kOwn, "the destination is ready");
+    } catch (const Error& e) {
+      settle_alone(e.what());
+      reply_failed(agent_, e);
+      return false;
+    }
+    fault_point("source-guardian.committed");
+    GuardianReply reply;
+    reply.set_committed(true);
+    agent_.send(reply);
+    return true;
+  }
+
+  bool kill() {
+    if (journal_->state() != State::committed) throw Error("kill", "a tree that is not committed", EPROTO);
+    fault_point("source-guardian.before-kill");
+    parts_.keeper->kill(journal_->entry());
+    journal_->step(State::done, kPeer, "it runs at the destination");
+    fault_point("source-guardian.killed");
+    GuardianReply reply;
+    reply.set_killed(true);
+    agent_.send(reply);
+    return false;
+  }
+
+  bool abort(const std::string& reason) {
+    settle_alone(reason);
+    GuardianReply reply;
+    reply.set_aborted(journal_->state() == State::aborted);
+    agent_.send(reply);
+    return false;
+  }
+
+  /// Not committed: the tree runs on, whatever else fails. Committed: stays frozen for a later agent.
+  void settle_alone(const std::string& reason) {
+    if (!journal_ || journal_->state() == State::committed || is_final(journal_->state())) return;
+    try {
+      journal_->step_with(State::aborted, kOwn, reason, [this](JournalEntry& e) {
+        ++e.epoch;
+        if (!record_.folders.empty()) e.cgroup = record_;
+      });
+    } catch (const std::exception& e) {
+      log_.error("the abort of session {} could not be written ({}); the session is forgotten", to_hex(journal_->id()),
+                 e.what());
+      store_->forget(journal_->id(), Role::source);
+    }
+    try {
+      if (tree_) tree_->run_on();
+    } catch (const std::exception& e) {
+      log_.error("letting the tree run on: {}", e.what());
+      parts_.keeper->run_on(journal_->entry());
+    }
+    tree_.reset();
+  }
+
+  /// Tracking splits huge pages. The agent puts them back, unless it is killed before: a process of its own waits for
+  /// its end, since the agent waits for ours.
+  void leave_huge_pages_whole() {
+    if (huge_pages_.empty() || !journal_ || journal_->state() != State::aborted) return;
+    journal_.reset();
+    store_.reset();
+    if (::fork() != 0) return;
+    const Deadline deadline = Deadline::in(silence_);
+    agent_ = PacketSocket(Fd());
+    pollfd p{agent_process_.get(), POLLIN, 0};
+    while (agent_process_ && ::poll(&p, 1, deadline.poll_timeout()) <= 0 && !deadline.passed()) {
+    }
+    huge_pages_.put_back(kPuttingBack);
+    ::_exit(0);
+  }
+
+  /// A stopped agent must not keep us, and with us a frozen tree, in a send for ever.
+  void bound_sends() {
+    const timeval limit{silence_.count() / 1000, (silence_.count() % 1000) * 1000};
+    ::setsockopt(agent_.fd(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+  }
+
+  PacketSocket agent_;
+  const GuardianParts& parts_;
+  Logger& log_;
+  milliseconds silence_{30'000};
+  DumpOptions dump_;
+  std::optional<JournalStore> store_;
+  std::optional<Journal> journal_;
+  std::unique_ptr<HeldTree> tree_;
+  FreezerCgroup::Record record_;
+  std::optional<QuickMoves> quick_moves_;  ///< before the freeze
+  HugePages huge_pages_;                   ///< of the tree before it was tracked
+  Fd agent_process_;                       ///< pidfd; none if it has ended
+};
+
+}  // namespace
+
+int serve_source_guardian(PacketSocket agent, const GuardianParts& parts, Logger& log) {
+  return SourceGuardian(std::move(agent), parts, log).run();
+}
+
+}  // namespace migrate

@@ -1,0 +1,73 @@
+// The local socket between an agent and its guardian (SOCK_SEQPACKET): requests and replies, blobs in memfds,
+// descriptors in batches. Both ends are ours and trusted; either may die at any time.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/base/deadline.h"
+#include "core/base/fd.h"
+#include "core/image/image_set.h"
+#include "core/memory/page_io.h"
+#include "migrate/session/journal/trees.h"
+
+namespace google::protobuf {
+class MessageLite;
+}
+
+namespace migrate {
+
+/// The other process is gone. An expected outcome for who talks to it, so it has a type of its own.
+class GuardianGone : public Error {
+ public:
+  using Error::Error;
+};
+
+class PacketSocket {
+ public:
+  enum class Outcome { message, closed, timeout };
+
+  explicit PacketSocket(Fd socket) : socket_(std::move(socket)) {}
+  int fd() const { return socket_.get(); }
+  /// A pidfd of the process that made the pair; empty if it has ended.
+  Fd open_peer() const;
+
+  /// Throws GuardianGone if nobody is there.
+  void send(const google::protobuf::MessageLite& message);
+  Outcome receive(google::protobuf::MessageLite& message, const Deadline& deadline);
+
+  void send_blob(std::span<const std::byte> bytes);
+  /// Passes a file as it is.
+  void send_file(int fd);
+  /// The file of a blob. Throws GuardianGone, or Error at the deadline.
+  Fd receive_file(const Deadline& deadline);
+  std::vector<std::byte> receive_blob(const Deadline& deadline);
+
+  void send_descriptors(std::span<const int> fds);
+  std::vector<Fd> receive_descriptors(size_t count, const Deadline& deadline);
+
+  /// A connected pair, both close-on-exec.
+  static std::pair<PacketSocket, PacketSocket> pair();
+
+ private:
+  bool readable(const Deadline& deadline) const;
+  Fd socket_;
+};
+
+/// An anonymous file with these contents, at offset 0.
+Fd memory_file(std::span<const std::byte> bytes, const char* name);
+std::vector<std::byte> read_whole(int fd, size_t limit);
+
+/// All images as one run of bytes: {u32 name length, name, u64 size, bytes}, little-endian, each.
+std::vector<std::byte> encode_images(const ImageSet& images);
+/// Throws Corrupt; `bytes` may come from a peer.
+ImageSet decode_images(std::span<const std::byte> bytes);
+
+void send_sources(PacketSocket& socket, const std::vector<PageSource>& sources);
+std::vector<PageSource> receive_sources(PacketSocket& socket, const Deadline& deadline);
+void send_room(PacketSocket& socket, const Room& room);
+Room receive_room(PacketSocket& socket, const Deadline& deadline);
+
+}  // namespace migrate

@@ -1,0 +1,136 @@
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <cstring>
+
+#include "migrate/session/handover/holds.h"
+
+namespace migrate {
+namespace {
+
+using wire::GuardianReply;
+using wire::GuardianRequest;
+
+/// An empty Fd: nobody listens there.
+Fd connect_guardian(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof address.sun_path) return {};
+  std::memcpy(address.sun_path, path.c_str(), path.size());
+  Fd socket(check(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), "make", "a socket"));
+  if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) return {};
+  return socket;
+}
+
+}  // namespace
+
+bool DestinationSessions::ask_guardian(const SessionId& id, const GuardianRequest& request) {
+  Fd raw = connect_guardian(store_.socket_path(id));
+  if (!raw) return false;
+  PacketSocket socket(std::move(raw));
+  try {
+    socket.send(request);
+    GuardianReply reply;
+    switch (socket.receive(reply, Deadline::in(timeouts_.restore))) {
+      case PacketSocket::Outcome::closed:
+        return false;
+      case PacketSocket::Outcome::timeout:
+        throw Error("ask", "the guardian of session " + to_hex(id), ETIMEDOUT);
+      case PacketSocket::Outcome::message:
+        break;
+    }
+    if (reply.body_case() == GuardianReply::kFailed) throw Error(reply.failed().sentence());
+    return true;
+  } catch (const GuardianGone& e) {
+    log_.debug("{}", e.what());
+    return false;
+  }
+}
+
+void DestinationSessions::refuse_stale(const JournalEntry& entry, uint64_t peer_epoch) const {
+  if (peer_epoch >= entry.peer_epoch) return;
+  throw StaleEpoch("an order of epoch " + std::to_string(peer_epoch) + " for session " + to_hex(entry.id) +
+                   " is out of date: epoch " + std::to_string(entry.peer_epoch) + " was heard already");
+}
+
+Journal DestinationSessions::own(const SessionId& id, uint64_t peer_epoch) {
+  std::optional<Journal> journal = store_.take_over(id, Role::destination);
+  if (!journal)
+    throw Error("session " + to_hex(id) + " is in the hands of another process that does not answer; try again");
+  if (peer_epoch > journal->entry().peer_epoch) journal->update([&](JournalEntry& e) { e.peer_epoch = peer_epoch; });
+  return std::move(*journal);
+}
+
+std::optional<JournalEntry> DestinationSessions::look(const SessionId& id) {
+  std::optional<JournalEntry> entry = store_.peek(id, Role::destination);
+  if (!entry) return entry;
+  if (entry->state == State::gate_open) let_run(*entry);
+  const bool gone = entry->state == State::prepared && !keeper_.lives(*entry);
+  // Whoever wrote ABORTED may have died before the copy was gone.
+  const bool aborted = entry->state == State::aborted;
+  if (entry->state != State::receiving && !gone && !aborted) return entry;
+  std::optional<Journal> journal = store_.take_over(id, Role::destination, !aborted);
+  if (!journal) return entry;  // somebody builds or holds it
+  if (journal->state() == State::receiving) {
+    journal->step(State::aborted, kOwn, "the agent that built it died");
+  } else if (journal->state() == State::prepared && !keeper_.lives(journal->entry())) {
+    journal->step(State::aborted, kTreeGone, "it died behind its gate");
+  }
+  if (journal->state() == State::aborted) keeper_.discard(journal->entry());
+  return journal->entry();
+}
+
+/// Journaled, but whoever did that may have died before it thawed the gate or took it away.
+void DestinationSessions::let_run(const JournalEntry& entry) {
+  if (!keeper_.lives(entry)) return;
+  keeper_.open_gate(entry);
+  keeper_.leave_gate(entry);
+}
+
+std::optional<JournalEntry> DestinationSessions::open(const SessionId& id, uint64_t peer_epoch, Authority authority) {
+  std::optional<JournalEntry> entry = look(id);
+  if (!entry) return entry;
+  refuse_stale(*entry, peer_epoch);
+  if (entry->state == State::prepared) {
+    GuardianRequest request;
+    request.set_open(peer_epoch);
+    if (ask_guardian(id, request)) return store_.peek(id, Role::destination);
+    Journal journal = own(id, peer_epoch);
+    if (journal.state() == State::prepared) journal.step(State::gate_open, authority, "the source committed");
+    if (journal.state() == State::gate_open) let_run(journal.entry());
+    return journal.entry();
+  }
+  return entry;
+}
+
+std::optional<JournalEntry> DestinationSessions::discard(const SessionId& id, uint64_t peer_epoch, Authority authority,
+                                                         const std::string& reason) {
+  std::optional<JournalEntry> entry = look(id);
+  if (!entry) return entry;
+  refuse_stale(*entry, peer_epoch);
+  if (entry->state != State::prepared && entry->state != State::receiving) return entry;
+  GuardianRequest request;
+  request.set_abort(reason);
+  if (ask_guardian(id, request)) return store_.peek(id, Role::destination);
+  Journal journal = own(id, peer_epoch);
+  if (!is_final(journal.state()) && journal.state() != State::gate_open) {
+    journal.step(State::aborted, authority, reason);
+    keeper_.discard(journal.entry());
+  }
+  return journal.entry();
+}
+
+std::optional<JournalEntry> DestinationSessions::finish(const SessionId& id, uint64_t peer_epoch) {
+  std::optional<JournalEntry> entry = look(id);
+  if (!entry || entry->state != State::gate_open) return entry;
+  refuse_stale(*entry, peer_epoch);
+  GuardianRequest request;
+  request.set_done(true);
+  if (ask_guardian(id, request)) return store_.peek(id, Role::destination);
+  Journal journal = own(id, peer_epoch);
+  if (journal.state() == State::gate_open) journal.step(State::done, kPeer, "the source tree is gone");
+  return journal.entry();
+}
+
+}  // namespace migrate

@@ -1,0 +1,35 @@
+#include <spdlog/sinks/stdout_sinks.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "migrate/session/base/session.h"
+#include "migrate/session/guardian/guardian.h"
+#include "migrate/session/handover/watch.h"
+
+namespace migrate {
+
+GuardianParts real_guardian_parts(Logger& log) {
+  GuardianParts parts;
+  parts.held_tree = [&log](const DumpOptions& options) { return dump_tree(options, log); };
+  parts.restored_tree = [&log](RestoreOptions options) { return restore_tree(std::move(options), log); };
+  parts.keeper = cgroup_keeper(log);
+  return parts;
+}
+
+int run_guardian(int argc, char** argv) {
+  Logger log("guardian", std::make_shared<spdlog::sinks::stderr_sink_st>());
+  log.set_pattern("%n: %v");
+  log.set_level(::getenv("MIGRATE_DEBUG") != nullptr ? spdlog::level::debug : spdlog::level::warn);
+  if (argc > 1 && std::strcmp(argv[1], "guardian-watch") == 0) return run_watch(argc, argv, log);
+  if (argc != 3) return kRefused;
+  const bool source = std::strcmp(argv[1], "guardian-source") == 0;
+  if (!source && std::strcmp(argv[1], "guardian-destination") != 0) return kRefused;
+  PacketSocket agent(Fd(std::atoi(argv[2])));
+  ::fcntl(agent.fd(), F_SETFD, FD_CLOEXEC);
+  const GuardianParts parts = real_guardian_parts(log);
+  return source ? serve_source_guardian(std::move(agent), parts, log)
+                : serve_destination_guardian(std::move(agent), parts, log);
+}
+
+}  // namespace migrate

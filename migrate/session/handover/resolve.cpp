@@ -1,0 +1,194 @@
+// `migrate resolve`: what is in doubt on this host, and settling it by the other side's word, or the operator's.
+#include "migrate/session/base/session.h"
+#include "migrate/session/handover/settle.h"
+
+namespace migrate {
+namespace {
+
+class Resolver {
+ public:
+  Resolver(const ResolveOptions& options, Events& events, Logger& log)
+      : options_(options),
+        events_(events),
+        log_(log),
+        store_(options.state_dir),
+        keeper_(cgroup_keeper(log)),
+        sessions_(store_, *keeper_, options.timeouts, log) {}
+
+  int run() {
+    check_words();
+    settle_local(store_, *keeper_, options_.timeouts, events_, log_);
+    bool in_doubt = false;
+    size_t open = 0;
+    for (const JournalEntry& entry : store_.list()) {
+      if (!options_.session.empty() && to_hex(entry.id) != options_.session) continue;
+      if (is_final(entry.state) && entry.peer_settled) continue;
+      ++open;
+      try {
+        in_doubt |= !(entry.role == Role::source ? settle_here(entry) : settle_there(entry));
+      } catch (const Error& e) {
+        in_doubt = true;
+        tell("in-doubt", entry, e.what());
+      }
+    }
+    if (open == 0) events_.event("resolved", "nothing is in doubt here");
+    return in_doubt ? kInDoubt : kMoved;
+  }
+
+ private:
+  void check_words() const {
+    if (!options_.session.empty() && !session_from_hex(options_.session)) {
+      throw Refusal("\"" + options_.session + "\" is no session id",
+                    "give all 32 digits, as `migrate resolve` lists them");
+    }
+    if (options_.force == ResolveOptions::Force::none) return;
+    if (options_.session.empty() || options_.typed_session != options_.session) {
+      throw Refusal("forcing needs the session's id, typed again",
+                    "say which session, and its id behind the force option");
+    }
+  }
+
+  void tell(const char* event, const JournalEntry& entry, const std::string& sentence) {
+    events_.event(event,
+                  to_hex(entry.id) + " " + std::string(name_of(entry.role)) + " " + std::string(name_of(entry.state)) +
+                      " " + entry.label + ", peer " + entry.peer + ": " + sentence,
+                  {{"session", to_hex(entry.id)},
+                   {"role", std::string(name_of(entry.role))},
+                   {"state", std::string(name_of(entry.state))},
+                   {"label", entry.label},
+                   {"peer", entry.peer},
+                   {"tasks", static_cast<int64_t>(entry.tasks.size())},
+                   {"reason", sentence}});
+  }
+
+  AskDestination asker(const JournalEntry& entry) {
+    if (!connector_) {
+      try {
+        connector_.emplace(options_.link);
+      } catch (const Error& e) {
+        const std::string why = e.what();
+        return [why](const SessionId&, uint64_t, wire::Resolve::Want) -> wire::Answer { throw Error(why); };
+      }
+    }
+    return ask_over(*connector_, options_.address.empty() ? entry.peer : options_.address, options_.timeouts);
+  }
+
+  /// False: in doubt.
+  bool settle_here(const JournalEntry& seen) {
+    const AskDestination ask = asker(seen);
+    if (is_final(seen.state)) {
+      const std::string where = seen.state == State::done ? "runs at the destination" : "runs on here";
+      const bool told = tell_outcome(store_, seen.id, ask, log_);
+      tell(told ? "resolved" : "untold", seen, where + (told ? "" : "; the destination could not be told yet"));
+      return true;
+    }
+    std::optional<Journal> journal = store_.take_over(seen.id, Role::source);
+    if (!journal) {
+      tell("busy", seen, "is in the hands of pid " + std::to_string(store_.owner(seen.id, seen.role)));
+      return true;
+    }
+    if (options_.force != ResolveOptions::Force::none) return force_here(*journal, ask);
+    const Settled settled = settle_source(*journal, *keeper_, ask, log_);
+    const bool good = settled.outcome != Settled::Outcome::in_doubt;
+    tell(good ? "resolved" : "in-doubt", journal->entry(), settled.sentence);
+    const JournalEntry now = journal->entry();
+    journal.reset();
+    if (is_final(now.state)) tell_outcome(store_, now.id, ask, log_);
+    return good;
+  }
+
+  bool force_here(Journal& journal, const AskDestination& ask) {
+    const bool run = options_.force == ResolveOptions::Force::run;
+    // The other side hears of it first if it can: an order of an older epoch is refused there from now on.
+    if (run) {
+      std::optional<wire::Answer> answer;
+      try {
+        answer = ask(journal.id(), journal.entry().epoch, wire::Resolve::DISCARD);
+      } catch (const Error& e) {
+        log_.warn("the destination could not be told: {}", e.what());
+      }
+      const bool open = answer && !answer->rebooted() &&
+                        (answer->state() == wire::Answer::GATE_OPEN || answer->state() == wire::Answer::DONE);
+      if (open) throw Refusal("the program runs at the destination", "kill it there before you let this copy run");
+    }
+    if (run) {
+      journal.step(State::aborted, kOperator, "the operator let it run");
+      keeper_->run_on(journal.entry());
+    } else {
+      if (journal.state() == State::frozen) journal.step(State::committed, kOwn, "the operator gave it up");
+      if (journal.state() != State::committed) throw Refusal("the session is not held", "kill the program itself");
+      keeper_->kill(journal.entry());
+      journal.step(State::done, kOperator, "the operator killed it");
+    }
+    tell("resolved", journal.entry(),
+         run ? "runs on here, on the operator's word" : "killed here, on the operator's word");
+    return true;
+  }
+
+  bool settle_there(const JournalEntry& seen) {
+    const std::optional<JournalEntry> entry = sessions_.look(seen.id);
+    if (!entry || is_final(entry->state)) return true;
+    const bool rebooted = entry->boot_id != boot_id();
+    if (entry->state == State::receiving) {
+      tell("busy", *entry, "is being received");
+      return true;
+    }
+    if (options_.force == ResolveOptions::Force::run && entry->state == State::prepared) {
+      sessions_.open(seen.id, entry->peer_epoch, kOperator);
+      tell("resolved", *entry, "runs here, on the operator's word");
+      return true;
+    }
+    if (options_.force == ResolveOptions::Force::kill) return force_kill_there(*entry);
+    if (entry->state == State::prepared) {
+      tell("in-doubt", *entry, "waits behind its gate; run `migrate resolve` at the source, which decides");
+      return false;
+    }
+    if (!rebooted) {
+      tell("resolved", *entry, "runs here; the source has not said yet that its copy is gone");
+      return true;
+    }
+    tell("in-doubt", *entry, "ran here until this host was restarted; a copy may be frozen at the source");
+    return false;
+  }
+
+  bool force_kill_there(const JournalEntry& entry) {
+    if (entry.state == State::prepared) {
+      sessions_.discard(entry.id, entry.peer_epoch, kOperator, "the operator discarded it");
+    } else {
+      std::optional<Journal> journal = store_.take_over(entry.id, Role::destination);
+      if (!journal) throw Error("the session is in the hands of another process");
+      keeper_->discard(journal->entry());
+      journal->step(State::done, kOperator, "the operator killed it");
+    }
+    tell("resolved", entry, "killed here, on the operator's word");
+    return true;
+  }
+
+  const ResolveOptions& options_;
+  Events& events_;
+  Logger& log_;
+  JournalStore store_;
+  std::unique_ptr<TreeKeeper> keeper_;
+  DestinationSessions sessions_;
+  std::optional<Connector> connector_;
+};
+
+}  // namespace
+
+int run_resolve(const ResolveOptions& options, Logger& log) {
+  PrintedEvents printed(options.report, "resolve");
+  Events& events = printed;
+  try {
+    ResolveOptions adjusted = options;
+    adjusted.timeouts = with_test_timeouts(options.timeouts);
+    return Resolver(adjusted, events, log).run();
+  } catch (const Error& e) {
+    events.event("refused", e.what());
+    return kRefused;
+  } catch (const std::exception& e) {
+    events.event("failed", e.what());
+    return kFailed;
+  }
+}
+
+}  // namespace migrate

@@ -1,0 +1,208 @@
+#include "migrate/session/handover/settle.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/freeze/cpu_throttle.h"
+#include "migrate/session/wire/host_facts.h"
+
+namespace migrate {
+namespace {
+
+using wire::Answer;
+using wire::Resolve;
+
+/// An agent that was killed together with the keeper of its throttle left the tree without CPU time.
+void lift_throttle(const JournalEntry& entry, Logger& log) {
+  if (entry.tasks.empty() || !entry.tasks.front().lives()) return;
+  try {
+    Throttle::lift_left_over(Pid(entry.tasks.front().pid), to_hex(entry.id).substr(0, 8));
+  } catch (const Error& e) {
+    log.warn("session {}: {}", to_hex(entry.id), e.what());
+  }
+}
+
+void settle_one_source(JournalStore& store, TreeKeeper& keeper, const JournalEntry& entry, Events& events,
+                       Logger& log) {
+  const bool same_boot = entry.boot_id == boot_id();
+  if (entry.state == State::aborted) {
+    // Whoever wrote ABORTED may have died before it let the tree go.
+    if (same_boot) {
+      keeper.run_on(entry);
+      lift_throttle(entry, log);
+    }
+    return;
+  }
+  if (entry.state != State::preparing && entry.state != State::frozen) return;
+  // Rebooted or dead while it was frozen: the destination may hold the only copy, see settle_source.
+  if (entry.state == State::frozen && !keeper.lives(entry)) return;
+  abort_source(store, keeper, entry, "its agent and guardian died", log);
+  lift_throttle(entry, log);
+  events.event("settled", "session " + to_hex(entry.id) + " was not committed: " + entry.label + " runs on here",
+               {{"session", to_hex(entry.id)}});
+}
+
+Settled after_answer(Journal& journal, TreeKeeper& keeper, const Answer& answer, const AskDestination& ask,
+                     Logger& log) {
+  const std::string name = journal.entry().label;
+  const std::string session = to_hex(journal.id());
+  switch (answer.state()) {
+    case Answer::GATE_OPEN:
+    case Answer::DONE:
+      if (answer.rebooted()) {
+        return {Settled::Outcome::in_doubt,
+                "the destination opened the gate for " + name + " and was restarted since; only you can say whether " +
+                    "the frozen copy here may run: migrate resolve --force-run, or --force-kill, with --session " +
+                    session};
+      }
+      keeper.kill(journal.entry());
+      journal.step(State::done, kPeer, "it runs at the destination");
+      try {
+        ask(journal.id(), journal.entry().epoch, Resolve::FINISH);
+        journal.update([](JournalEntry& e) { e.peer_settled = true; });
+      } catch (const Error& e) {
+        log.debug("telling the destination that the source is gone: {}", e.what());
+      }
+      return {Settled::Outcome::runs_there, name + " runs at the destination"};
+    case Answer::ABORTED:
+      journal.step_with(State::aborted, kPeer, "the destination aborted: " + answer.reason(),
+                        [](JournalEntry& e) { e.peer_settled = true; });
+      keeper.run_on(journal.entry());
+      return {Settled::Outcome::runs_here,
+              name + " runs on here; the destination's copy never ran (" + answer.reason() + ")"};
+    case Answer::UNKNOWN:
+      return {Settled::Outcome::in_doubt, "the destination does not know session " + session};
+    default:
+      return {Settled::Outcome::in_doubt, "the destination has not opened the gate for session " + session + " yet"};
+  }
+}
+
+}  // namespace
+
+void settle_session(JournalStore& store, TreeKeeper& keeper, const JournalEntry& entry, Timeouts timeouts,
+                    Events& events, Logger& log) {
+  if (store.owner(entry.id, entry.role) != 0) return;
+  try {
+    if (entry.role == Role::source) {
+      settle_one_source(store, keeper, entry, events, log);
+    } else {
+      DestinationSessions(store, keeper, timeouts, log).look(entry.id);
+    }
+  } catch (const Error& e) {
+    log.warn("session {}: {}", to_hex(entry.id), e.what());
+  }
+}
+
+void settle_local(JournalStore& store, TreeKeeper& keeper, Timeouts timeouts, Events& events, Logger& log) {
+  std::vector<std::string> damaged;
+  for (const JournalEntry& entry : store.list(&damaged)) settle_session(store, keeper, entry, timeouts, events, log);
+  for (const std::string& sentence : damaged) log.warn("{}", sentence);
+}
+
+AskDestination ask_over(const Connector& connector, const std::string& address, Timeouts timeouts) {
+  return [&connector, address, timeouts](const SessionId& id, uint64_t epoch, Resolve::Want want) {
+    const Deadline deadline = Deadline::in(timeouts.connect);
+    ControlChannel channel(connector.connect(parse_host_port(address), deadline, nullptr));
+    channel.open(deadline);
+    wire::Message hello;
+    *hello.mutable_hello() = host_facts();
+    channel.send(std::move(hello));
+    check_hello_version(channel.expect(wire::Message::kHello, deadline).hello());
+    channel.set_session(id, epoch);
+    wire::Message question;
+    question.mutable_resolve()->set_want(want);
+    channel.send(std::move(question));
+    // Opening or discarding takes as long as a restore at most.
+    return channel.expect(wire::Message::kAnswer, Deadline::in(timeouts.restore)).answer();
+  };
+}
+
+Settled settle_source(Journal& journal, TreeKeeper& keeper, const AskDestination& ask, Logger& log) {
+  const bool gone = !keeper.lives(journal.entry());
+  if (journal.state() == State::frozen && gone) {
+    journal.step(State::committed, kTreeGone, "the frozen tree is gone; only the destination's copy is left");
+  }
+  if (journal.state() == State::preparing || journal.state() == State::frozen) {
+    journal.step(State::aborted, gone ? kTreeGone : kOwn, "its agent and guardian died");
+    keeper.run_on(journal.entry());
+    lift_throttle(journal.entry(), log);
+  }
+  if (journal.state() == State::aborted) return {Settled::Outcome::runs_here, journal.entry().label + " runs on here"};
+  if (journal.state() == State::done) {
+    return {Settled::Outcome::runs_there, journal.entry().label + " runs at the destination"};
+  }
+  try {
+    return after_answer(journal, keeper, ask(journal.id(), journal.entry().epoch, Resolve::OPEN), ask, log);
+  } catch (const Error& e) {
+    return {Settled::Outcome::in_doubt, journal.entry().label + " stays frozen here, since it may run at " +
+                                            journal.entry().peer + ", which cannot be asked: " + e.what()};
+  }
+}
+
+bool tell_outcome(JournalStore& store, const SessionId& id, const AskDestination& ask, Logger& log) {
+  const std::optional<JournalEntry> entry = store.peek(id, Role::source);
+  if (!entry || !is_final(entry->state) || entry->peer_settled) return true;
+  const bool aborted = entry->state == State::aborted;
+  try {
+    const Answer answer = ask(id, entry->epoch, aborted ? Resolve::DISCARD : Resolve::FINISH);
+    const bool heard = answer.state() == Answer::UNKNOWN || (answer.state() == Answer::ABORTED) == aborted;
+    if (!heard) return false;
+    if (std::optional<Journal> journal = store.take_over(id, Role::source, false)) {
+      journal->update([](JournalEntry& e) { e.peer_settled = true; });
+    }
+    return true;
+  } catch (const Error& e) {
+    log.debug("telling {} how session {} ended: {}", entry->peer, to_hex(id), e.what());
+    return false;
+  }
+}
+
+Answer answer_resolve(DestinationSessions& sessions, const wire::Message& message, const std::string& peer_name) {
+  if (message.session().size() != 16) throw Corrupt("a question about a session", "it names none");
+  SessionId id{};
+  std::memcpy(id.data(), message.session().data(), id.size());
+  Answer answer;
+  std::optional<JournalEntry> entry = sessions.look(id);
+  if (!entry) return answer;
+  if (entry->peer_name != peer_name) {
+    throw Refusal("session " + to_hex(id) + " came from " + entry->peer_name + ", not from " + peer_name,
+                  "ask with that host's certificate");
+  }
+  switch (message.resolve().want()) {
+    case Resolve::ASK:
+      break;
+    case Resolve::OPEN:
+      entry = sessions.open(id, message.epoch(), kPeer);
+      break;
+    case Resolve::DISCARD:
+      entry = sessions.discard(id, message.epoch(), kPeer, "the source aborted");
+      break;
+    case Resolve::FINISH:
+      entry = sessions.finish(id, message.epoch());
+      break;
+  }
+  switch (entry->state) {
+    case State::receiving:
+      answer.set_state(Answer::RECEIVING);
+      break;
+    case State::prepared:
+      answer.set_state(Answer::PREPARED);
+      break;
+    case State::aborted:
+      answer.set_state(Answer::ABORTED);
+      break;
+    case State::gate_open:
+      answer.set_state(Answer::GATE_OPEN);
+      break;
+    case State::done:
+      answer.set_state(Answer::DONE);
+      break;
+    default:
+      break;
+  }
+  answer.set_rebooted(entry->boot_id != boot_id());
+  answer.set_reason(entry->reason);
+  return answer;
+}
+
+}  // namespace migrate

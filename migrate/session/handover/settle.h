@@ -1,0 +1,40 @@
+// Settling sessions whose agents died: what can be decided on this machine alone, and what the destination's answer
+// decides.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "migrate/session/handover/holds.h"
+#include "migrate/session/telling/events.h"
+#include "migrate/session/wire/channel.h"
+
+namespace migrate {
+
+/// At the start of every command: sessions that nobody owns and that need no word of the other side. Source: not
+/// committed ones run on. Destination: half-built copies are discarded.
+void settle_local(JournalStore& store, TreeKeeper& keeper, Timeouts timeouts, Events& events, Logger& log);
+
+/// Asks the destination about a session; throws if it cannot be reached.
+using AskDestination = std::function<wire::Answer(const SessionId&, uint64_t epoch, wire::Resolve::Want)>;
+/// Connects anew for each question.
+AskDestination ask_over(const Connector& connector, const std::string& address, Timeouts timeouts);
+
+/// The same for one session that nobody owns.
+void settle_session(JournalStore& store, TreeKeeper& keeper, const JournalEntry& entry, Timeouts timeouts,
+                    Events& events, Logger& log);
+
+struct Settled {
+  enum class Outcome { runs_here, runs_there, in_doubt } outcome = Outcome::in_doubt;
+  std::string sentence;
+};
+
+/// Settles a source session that we own: not committed → runs here; committed → as the destination says.
+Settled settle_source(Journal& journal, TreeKeeper& keeper, const AskDestination& ask, Logger& log);
+/// Makes sure that the destination knows how a session ended here (ABORTED or DONE); false: it could not be told.
+bool tell_outcome(JournalStore& store, const SessionId& id, const AskDestination& ask, Logger& log);
+
+/// The destination's answer to a later source agent (`Resolve`). Refusal if the peer is not the session's.
+wire::Answer answer_resolve(DestinationSessions& sessions, const wire::Message& message, const std::string& peer_name);
+
+}  // namespace migrate

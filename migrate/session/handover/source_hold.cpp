@@ -1,0 +1,179 @@
+#include "migrate/session/handover/holds.h"
+
+#include <algorithm>
+#include <span>
+
+namespace migrate {
+namespace {
+using std::chrono::milliseconds;
+using wire::GuardianReply;
+using wire::GuardianRequest;
+constexpr milliseconds kKillTime{30'000};
+}  // namespace
+
+SourceHold::SourceHold(JournalStore& store, TreeKeeper& keeper, const Guardian::Spawn& spawn, Timeouts timeouts,
+                       Logger& log)
+    : store_(store), keeper_(keeper), timeouts_(timeouts), log_(log), spawn_(spawn) {}
+
+void SourceHold::start(const GuardianRequest::StartSource& start) {
+  id_ = *session_from_hex(start.session());
+  guardian_.emplace(spawn_);
+  GuardianRequest request;
+  *request.mutable_start_source() = start;
+  const GuardianReply reply = guardian_->ask(request, Deadline::in(timeouts_.answer));
+  epoch_ = reply.started();
+  started_ = true;
+}
+
+FrozenTree SourceHold::freeze(const std::vector<StopMark>& stops) {
+  GuardianRequest request;
+  request.set_freeze(true);
+  constexpr size_t kMarks = 2000;  // what a packet holds; the time-outs of further threads end late
+  for (const StopMark& stop : std::span(stops).first(std::min(stops.size(), kMarks))) {
+    GuardianRequest::StopMark* mark = request.add_stops();
+    mark->set_tid(stop.tid);
+    mark->set_stopped_at(stop.stopped_at);
+    mark->set_let_go_at(stop.let_go_at);
+  }
+  const Deadline deadline = Deadline::in(timeouts_.freeze + timeouts_.answer);
+  FrozenTree frozen;
+  frozen.stopping_since_ns = guardian_->ask(request, deadline).stopping_since_ns();
+  frozen.images = guardian_->socket().receive_blob(deadline);
+  frozen.memories = receive_sources(guardian_->socket(), deadline);
+  return frozen;
+}
+
+void SourceHold::look_again() {
+  GuardianRequest request;
+  request.set_look_again(true);
+  guardian_->send(request);
+}
+
+void SourceHold::freeze_is_near() {
+  GuardianRequest request;
+  request.set_freeze_is_near(true);
+  guardian_->send(request);
+}
+
+void SourceHold::alive() {
+  if (!guardian_) return;
+  guardian_->check_alive();
+  GuardianRequest request;
+  request.set_alive(true);
+  guardian_->send(request);
+}
+
+void SourceHold::commit() {
+  try {
+    GuardianRequest request;
+    request.set_commit(true);
+    guardian_->ask(request, Deadline::in(timeouts_.answer));
+    committed_ = true;
+    return;
+  } catch (const Error& e) {
+    // The answer may be lost, the step is not: the journal decides.
+    log_.debug("the guardian at the commit: {}", e.what());
+    leave_guardian();
+    const std::optional<JournalEntry> now = store_.peek(id_, Role::source);
+    committed_ = now && now->state == State::committed;
+    if (!committed_) throw;
+  }
+}
+
+void SourceHold::kill() {
+  if (guardian_) {
+    try {
+      GuardianRequest request;
+      request.set_kill(true);
+      guardian_->ask(request, Deadline::in(kKillTime));
+      guardian_->leave(Deadline::in(timeouts_.answer));
+      guardian_.reset();
+      return;
+    } catch (const Error& e) {
+      log_.debug("the guardian at the kill: {}", e.what());
+    }
+  }
+  Journal& journal = succeed_guardian();
+  keeper_.kill(journal.entry());
+  if (journal.state() == State::committed) journal.step(State::done, kPeer, "it runs at the destination");
+}
+
+bool SourceHold::abort(const std::string& reason) {
+  if (!started_) {
+    if (guardian_) guardian_->leave(Deadline::in(timeouts_.answer));
+    guardian_.reset();
+    return true;
+  }
+  if (guardian_) {
+    try {
+      GuardianRequest request;
+      request.set_abort(reason);
+      const GuardianReply reply = guardian_->ask(request, Deadline::in(timeouts_.freeze + timeouts_.answer));
+      if (reply.body_case() == GuardianReply::kAborted) {
+        guardian_->leave(Deadline::in(timeouts_.answer));
+        guardian_.reset();
+        return true;
+      }
+    } catch (const Error& e) {
+      log_.debug("the guardian at the abort: {}", e.what());
+    }
+  }
+  leave_guardian();
+  const std::optional<JournalEntry> now = store_.peek(id_, Role::source);
+  if (!now) return true;  // the guardian let it run and could not write that down
+  if (now->state == State::committed || now->state == State::done) {
+    committed_ = true;
+    return false;
+  }
+  abort_source(store_, keeper_, *now, reason, log_);
+  return true;
+}
+
+std::optional<Journal> SourceHold::take_over() {
+  succeed_guardian();
+  std::optional<Journal> journal = std::move(journal_);
+  journal_.reset();
+  return journal;
+}
+
+void SourceHold::leave_guardian() {
+  // It settles by itself when its agent leaves; one that does not answer is ended, so that there is one owner.
+  if (guardian_) guardian_->leave(Deadline::in(timeouts_.answer));
+  guardian_.reset();
+}
+
+Journal& SourceHold::succeed_guardian() {
+  leave_guardian();
+  if (!journal_) {
+    journal_ = store_.take_over(id_, Role::source);
+    if (!journal_) {
+      throw Error("session " + to_hex(id_) + " was taken over by another process; see `migrate resolve`");
+    }
+    epoch_ = journal_->entry().epoch;
+  }
+  return *journal_;
+}
+
+void abort_source(JournalStore& store, TreeKeeper& keeper, const JournalEntry& seen, const std::string& reason,
+                  Logger& log) {
+  if (seen.state != State::aborted) {
+    try {
+      std::optional<Journal> journal = store.take_over(seen.id, Role::source);
+      if (!journal) throw Refusal("session " + to_hex(seen.id) + " is in the hands of another process", "wait for it");
+      if (journal->state() == State::committed || journal->state() == State::done) {
+        throw Refusal("session " + to_hex(seen.id) + " was committed meanwhile", "see `migrate resolve`");
+      }
+      if (journal->state() != State::aborted) journal->step(State::aborted, kOwn, reason);
+    } catch (const Refusal&) {
+      throw;
+    } catch (const Error& e) {
+      // Whatever the disk says, the tree runs on. An unknown session is in doubt at the destination, never resumed.
+      log.error("the abort of session {} could not be written ({}); the session is forgotten", to_hex(seen.id),
+                e.what());
+      store.forget(seen.id, Role::source);
+    }
+  }
+  keeper.run_on(seen);
+}
+
+}  // namespace migrate

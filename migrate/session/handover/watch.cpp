@@ -1,0 +1,70 @@
+#include "migrate/session/handover/watch.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+
+#include "core/base/error.h"
+#include "migrate/session/base/options.h"
+#include "migrate/session/base/session.h"
+#include "migrate/session/guardian/background.h"
+#include "migrate/session/handover/settle.h"
+#include "migrate/session/telling/events.h"
+
+namespace migrate {
+namespace {
+
+constexpr int kLeftFd = 3, kGuardianFd = 4;
+
+/// In the forked child; async-signal-safe calls only.
+[[noreturn]] void become_watch(int left, int guardian, char* const* argv) {
+  if (::fork() != 0) ::_exit(0);
+  execute_in_background({left, guardian}, argv);
+}
+
+bool wait_for_both_gone() {
+  std::array<pollfd, 2> p{pollfd{kLeftFd, POLLIN, 0}, pollfd{kGuardianFd, POLLIN, 0}};
+  while (p[0].fd >= 0 || p[1].fd >= 0) {
+    if (::poll(p.data(), p.size(), -1) < 0 && errno != EINTR) return false;
+    for (pollfd& one : p) {
+      if (one.revents & POLLNVAL) return false;
+      if (one.revents != 0) one.fd = -1;
+      one.revents = 0;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+SessionWatch::SessionWatch(const std::string& state_dir, const SessionId& id, Role role, int guardian) {
+  std::array<int, 2> ends{};
+  check(::pipe2(ends.data(), O_CLOEXEC), "make", "a pipe");
+  const Fd read_end(ends[0]);
+  left_.reset(ends[1]);
+  std::array<std::string, 5> words{"migrate", "guardian-watch", std::string(name_of(role)), state_dir, to_hex(id)};
+  std::array<char*, 6> argv{};
+  for (size_t i = 0; i < words.size(); ++i) argv[i] = words[i].data();
+  const pid_t pid = check(::fork(), "start", "the watch");
+  if (pid == 0) become_watch(read_end.get(), guardian, argv.data());
+  while (::waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {
+  }
+}
+
+int run_watch(int argc, char** argv, Logger& log) {
+  if (argc != 5) return kRefused;
+  const std::optional<Role> role = role_named(argv[2]);
+  const std::optional<SessionId> id = session_from_hex(argv[4]);
+  if (!role || !id || !wait_for_both_gone()) return kRefused;
+  JournalStore store(argv[3]);
+  const std::unique_ptr<TreeKeeper> keeper = cgroup_keeper(log);
+  PrintedEvents events(ReportFormat::lines, "watch");
+  const std::optional<JournalEntry> entry = store.peek(*id, *role);
+  if (entry) settle_session(store, *keeper, *entry, with_test_timeouts({}), events, log);
+  return kMoved;
+}
+
+}  // namespace migrate

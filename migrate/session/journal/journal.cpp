@@ -1,0 +1,324 @@
+#include "migrate/session/journal/journal.h"
+
+#include <dirent.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "core/base/procfs.h"
+
+namespace migrate {
+namespace {
+
+using nlohmann::json;
+
+constexpr size_t kJournalLimit = 8 << 20;
+
+std::string file_name(const SessionId& id, Role role, const char* suffix) {
+  return to_hex(id) + "." + std::string(name_of(role)) + suffix;
+}
+
+int64_t now_ns() {
+  timespec t{};
+  ::clock_gettime(CLOCK_REALTIME, &t);
+  return int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec;
+}
+
+/// Opens a lock file and locks it; an empty Fd if another process has it. Writes our pid into it, for people.
+Fd lock_file(int dir, const std::string& name) {
+  Fd fd = open_at(dir, name, O_RDWR | O_CREAT | O_NOFOLLOW, 0600);
+  struct flock lock {};
+  lock.l_type = F_WRLCK;
+  lock.l_whence = SEEK_SET;
+  if (::fcntl(fd.get(), F_SETLK, &lock) != 0) {
+    if (errno == EACCES || errno == EAGAIN) return {};
+    throw Error("lock", name, errno);
+  }
+  return fd;
+}
+
+void sync_folder(int dir) { check(::fsync(dir), "sync", "the state folder"); }
+
+/// Replaces `name` as a whole; after an exception the old content is still there.
+void write_durably(int dir, const std::string& name, const std::string& text) {
+  const std::string temporary = name + ".new";
+  try {
+    const Fd fd = open_at(dir, temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0600);
+    write_full(fd.get(), as_bytes_of(text), name);
+    check(::fsync(fd.get()), "sync", name);
+    check(::renameat(dir, temporary.c_str(), dir, name.c_str()), "replace", name);
+  } catch (...) {
+    ::unlinkat(dir, temporary.c_str(), 0);
+    throw;
+  }
+  sync_folder(dir);
+}
+
+json record_to_json(const FreezerCgroup::Record& record) {
+  json from = json::array();
+  for (const auto& [pid, folder] : record.came_from) from.push_back({{"pid", pid}, {"folder", folder}});
+  return {{"v2", record.v2}, {"folders", record.folders}, {"came_from", from}};
+}
+
+FreezerCgroup::Record record_from_json(const json& j) {
+  FreezerCgroup::Record record;
+  record.v2 = j.at("v2").get<bool>();
+  record.folders = j.at("folders").get<std::vector<std::string>>();
+  for (const json& one : j.at("came_from")) {
+    record.came_from[one.at("pid").get<pid_t>()] = one.at("folder").get<std::string>();
+  }
+  return record;
+}
+
+json task_to_json(const TaskId& task) { return {{"pid", task.pid}, {"start", task.start_time}}; }
+TaskId task_from_json(const json& j) { return {j.at("pid").get<pid_t>(), j.at("start").get<uint64_t>()}; }
+
+/// Our own time namespace shifts start times in /proc by its boot-time offset; this takes it out again, so that
+/// processes in different time namespaces agree.
+int64_t own_boottime_offset_ticks() {
+  try {
+    const std::string text = read_file_at(AT_FDCWD, "/proc/self/timens_offsets");
+    const size_t at = text.find("boottime");
+    if (at == std::string::npos) return 0;
+    return std::strtoll(text.c_str() + at + 8, nullptr, 10) * ::sysconf(_SC_CLK_TCK);
+  } catch (const Error&) {
+    return 0;  // a kernel without time namespaces
+  }
+}
+
+}  // namespace
+
+SessionId new_session_id() {
+  SessionId id{};
+  if (::getrandom(id.data(), id.size(), 0) != static_cast<ssize_t>(id.size()))
+    throw Error("get", "random bytes", errno);
+  return id;
+}
+
+std::string to_hex(const SessionId& id) {
+  static constexpr char kDigits[] = "0123456789abcdef";
+  std::string text;
+  for (const std::byte b : id) {
+    text += kDigits[std::to_integer<unsigned>(b) >> 4];
+    text += kDigits[std::to_integer<unsigned>(b) & 15];
+  }
+  return text;
+}
+
+std::optional<SessionId> session_from_hex(std::string_view text) {
+  SessionId id{};
+  if (text.size() != id.size() * 2) return std::nullopt;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    unsigned digit = 0;
+    if (c >= '0' && c <= '9') {
+      digit = static_cast<unsigned>(c - '0');
+    } else if (c >= 'a' && c <= 'f') {
+      digit = static_cast<unsigned>(c - 'a') + 10;
+    } else {
+      return std::nullopt;
+    }
+    id[i / 2] = static_cast<std::byte>((std::to_integer<unsigned>(id[i / 2]) << 4) | digit);
+  }
+  return id;
+}
+
+std::string cgroup_name(const SessionId& id, Role role) {
+  return "migrate-" + to_hex(id).substr(0, 8) + (role == Role::source ? "" : "-in");
+}
+
+std::string boot_id() {
+  if (const char* fake = ::getenv("MIGRATE_FAKE_BOOT_ID"); fake != nullptr && *fake != '\0') return fake;
+  std::string text = read_file_at(AT_FDCWD, "/proc/sys/kernel/random/boot_id", 256);
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  return text;
+}
+
+std::optional<TaskId> TaskId::of(pid_t pid) {
+  try {
+    const int64_t start = static_cast<int64_t>(ProcDir(pid).stat().start_time) - own_boottime_offset_ticks();
+    return TaskId{pid, static_cast<uint64_t>(start)};
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+}
+
+bool TaskId::lives() const {
+  const std::optional<TaskId> now = of(pid);
+  if (!now || *now != *this) return false;
+  try {
+    const char state = ProcDir(pid).stat().state;
+    return state != 'Z' && state != 'X';
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+std::string JournalEntry::hidden_mark() const { return "." + cgroup_name(id, role); }
+
+std::string JournalEntry::to_json() const {
+  json tasks_json = json::array();
+  for (const TaskId& task : tasks) tasks_json.push_back(task_to_json(task));
+  json j = {{"version", 1},     {"session", to_hex(id)},    {"role", name_of(role)},   {"state", name_of(state)},
+            {"epoch", epoch},   {"peer_epoch", peer_epoch}, {"boot_id", boot_id},      {"label", label},
+            {"peer", peer},     {"peer_name", peer_name},   {"tasks", tasks_json},     {"peer_settled", peer_settled},
+            {"reason", reason}, {"created_ns", created_ns}, {"updated_ns", updated_ns}};
+  if (init) j["init"] = task_to_json(*init);
+  if (!socket_folders.empty()) j["socket_folders"] = socket_folders;
+  if (cgroup) j["cgroup"] = record_to_json(*cgroup);
+  return j.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
+}
+
+JournalEntry JournalEntry::from_json(const std::string& text, const std::string& name) {
+  try {
+    const json j = json::parse(text);
+    if (j.at("version").get<int>() != 1) throw Corrupt("journal " + name, "it is of another version");
+    const auto session = session_from_hex(j.at("session").get<std::string>());
+    const auto role = role_named(j.at("role").get<std::string>());
+    const auto state = state_named(j.at("state").get<std::string>());
+    if (!session || !role || !state) throw Corrupt("journal " + name, "unknown session, role or state");
+    JournalEntry e;
+    e.id = *session;
+    e.role = *role;
+    e.state = *state;
+    e.epoch = j.at("epoch").get<uint64_t>();
+    e.peer_epoch = j.at("peer_epoch").get<uint64_t>();
+    e.boot_id = j.at("boot_id").get<std::string>();
+    e.label = j.at("label").get<std::string>();
+    e.peer = j.at("peer").get<std::string>();
+    e.peer_name = j.at("peer_name").get<std::string>();
+    for (const json& task : j.at("tasks")) e.tasks.push_back(task_from_json(task));
+    if (j.contains("init")) e.init = task_from_json(j.at("init"));
+    if (j.contains("socket_folders")) e.socket_folders = j.at("socket_folders").get<std::vector<std::string>>();
+    if (j.contains("cgroup")) e.cgroup = record_from_json(j.at("cgroup"));
+    e.peer_settled = j.at("peer_settled").get<bool>();
+    e.reason = j.at("reason").get<std::string>();
+    e.created_ns = j.at("created_ns").get<int64_t>();
+    e.updated_ns = j.at("updated_ns").get<int64_t>();
+    return e;
+  } catch (const json::exception& e) {
+    throw Corrupt("journal " + name, e.what());
+  }
+}
+
+void Journal::step(State to, Authority authority, std::string reason) {
+  step_from(entry_, to, authority, std::move(reason));
+}
+
+void Journal::step_from(JournalEntry next, State to, Authority authority, std::string reason) {
+  if (!legal_step(entry_.role, entry_.state, to, authority)) {
+    throw Refusal("session " + to_hex(entry_.id) + " is " + std::string(name_of(entry_.state)) + " at the " +
+                      std::string(name_of(entry_.role)) + " and cannot become " + std::string(name_of(to)),
+                  "see `migrate resolve`");
+  }
+  next.state = to;
+  if (!reason.empty()) next.reason = std::move(reason);
+  store(next);
+}
+
+void Journal::store(JournalEntry& next) {
+  next.updated_ns = now_ns();
+  write_durably(dir_.get(), file_name(next.id, next.role, ".journal"), next.to_json());
+  entry_ = next;
+}
+
+JournalStore::JournalStore(const std::string& path) : path_(path) {
+  for (size_t slash = path.find('/', 1);; slash = path.find('/', slash + 1)) {
+    const std::string part = path.substr(0, slash);
+    if (::mkdir(part.c_str(), 0700) != 0 && errno != EEXIST) throw Error("make the state folder", part, errno);
+    if (slash == std::string::npos) break;
+  }
+  dir_ = open_path(path, O_RDONLY | O_DIRECTORY);
+  struct stat st {};
+  check(::fstat(dir_.get(), &st), "look at", path);
+  if (st.st_uid != ::geteuid())
+    throw Refusal("the state folder " + path + " belongs to another user", "choose another");
+  if ((st.st_mode & 077) != 0) check(::fchmod(dir_.get(), 0700), "protect", path);
+}
+
+Journal JournalStore::create(JournalEntry entry) {
+  const std::string name = file_name(entry.id, entry.role, ".journal");
+  Fd tree_lock;
+  if (entry.role == Role::source && !entry.tasks.empty()) {
+    const TaskId root = entry.tasks.front();
+    tree_lock =
+        lock_file(dir_.get(), "tree-" + std::to_string(root.pid) + "-" + std::to_string(root.start_time) + ".lock");
+    if (!tree_lock) throw Refusal(entry.label + " is being moved already", "wait for that, or see `migrate resolve`");
+    for (const JournalEntry& other : list()) {
+      if (is_final(other.state) || other.boot_id != boot_id() || other.role != Role::source) continue;
+      if (std::find(other.tasks.begin(), other.tasks.end(), root) == other.tasks.end()) continue;
+      throw Refusal(entry.label + " is held by session " + to_hex(other.id), "settle it with `migrate resolve`");
+    }
+  }
+  if (::faccessat(dir_.get(), name.c_str(), F_OK, 0) == 0) {
+    throw Refusal("session " + to_hex(entry.id) + " was used before", "start a new one");
+  }
+  Fd lock = lock_file(dir_.get(), file_name(entry.id, entry.role, ".lock"));
+  if (!lock) throw Refusal("session " + to_hex(entry.id) + " belongs to another process", "start a new one");
+  entry.state = first_state(entry.role);
+  entry.boot_id = boot_id();
+  entry.created_ns = now_ns();
+  Journal journal(dir_.dup(), std::move(lock), std::move(tree_lock), entry);
+  journal.store(entry);
+  return journal;
+}
+
+std::optional<Journal> JournalStore::take_over(const SessionId& id, Role role, bool raise) {
+  if (!peek(id, role)) return std::nullopt;
+  Fd lock = lock_file(dir_.get(), file_name(id, role, ".lock"));
+  if (!lock) return std::nullopt;
+  // Read again: it may have changed before the lock was ours.
+  JournalEntry entry = *peek(id, role);
+  Journal journal(dir_.dup(), std::move(lock), {}, std::move(entry));
+  if (raise) journal.update([](JournalEntry& e) { ++e.epoch; });
+  return journal;
+}
+
+std::optional<JournalEntry> JournalStore::peek(const SessionId& id, Role role) const {
+  const std::string name = file_name(id, role, ".journal");
+  if (::faccessat(dir_.get(), name.c_str(), F_OK, 0) != 0) return std::nullopt;
+  return JournalEntry::from_json(read_file_at(dir_.get(), name, kJournalLimit), name);
+}
+
+std::vector<JournalEntry> JournalStore::list(std::vector<std::string>* damaged) const {
+  std::vector<JournalEntry> entries;
+  const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(path_.c_str()), &::closedir);
+  if (!dir) throw Error("read the state folder", path_, errno);
+  while (const dirent* e = ::readdir(dir.get())) {
+    const std::string name = e->d_name;
+    if (!name.ends_with(".journal")) continue;
+    try {
+      entries.push_back(JournalEntry::from_json(read_file_at(dir_.get(), name, kJournalLimit), name));
+    } catch (const Error& error) {
+      if (damaged != nullptr) damaged->push_back(error.what());
+    }
+  }
+  std::sort(entries.begin(), entries.end(),
+            [](const JournalEntry& a, const JournalEntry& b) { return a.created_ns < b.created_ns; });
+  return entries;
+}
+
+void JournalStore::forget(const SessionId& id, Role role) noexcept {
+  ::unlinkat(dir_.get(), file_name(id, role, ".journal").c_str(), 0);
+  ::fsync(dir_.get());
+}
+
+pid_t JournalStore::owner(const SessionId& id, Role role) const {
+  const std::string name = file_name(id, role, ".lock");
+  const int raw = ::openat(dir_.get(), name.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+  if (raw < 0) return 0;
+  const Fd fd(raw);
+  struct flock lock {};
+  lock.l_type = F_WRLCK;
+  lock.l_whence = SEEK_SET;
+  if (::fcntl(fd.get(), F_GETLK, &lock) != 0) return 0;
+  return lock.l_type == F_UNLCK ? 0 : lock.l_pid;
+}
+
+}  // namespace migrate

@@ -1,0 +1,154 @@
+// TreeKeeper over freezer cgroups: the tree by what its journal says, or, when the journal was not written in time, by
+// the cgroup's name, which holds the session id.
+#include <dirent.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <poll.h>
+#include <algorithm>
+#include <sstream>
+
+#include "core/base/deadline.h"
+#include "core/base/procfs.h"
+#include "core/files/hidden_sockets.h"
+#include "migrate/session/journal/trees.h"
+
+namespace migrate {
+namespace {
+
+using std::chrono::milliseconds;
+constexpr milliseconds kKillTime{10'000};
+
+struct Hierarchy {
+  std::string mount;
+  bool v2;
+};
+
+/// Mounted freezer hierarchies: cgroup v2, and v1 with the freezer controller.
+std::vector<Hierarchy> freezer_hierarchies() {
+  std::vector<Hierarchy> found;
+  std::istringstream lines(read_file_at(AT_FDCWD, "/proc/self/mountinfo"));
+  for (std::string line; std::getline(lines, line);) {
+    const size_t dash = line.find(" - ");
+    if (dash == std::string::npos) continue;
+    std::istringstream left(line.substr(0, dash)), right(line.substr(dash + 3));
+    std::string skip, mount, type, source, super;
+    left >> skip >> skip >> skip >> skip >> mount;
+    right >> type >> source >> super;
+    if (type == "cgroup2") found.push_back({mount, true});
+    if (type == "cgroup" && ("," + super + ",").find(",freezer,") != std::string::npos) found.push_back({mount, false});
+  }
+  return found;
+}
+
+void find_folders(const std::string& at, const std::string& name, int depth, std::vector<std::string>& out) {
+  if (depth > 32) return;
+  const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(at.c_str()), &::closedir);
+  if (!dir) return;
+  while (const dirent* e = ::readdir(dir.get())) {
+    if (e->d_type != DT_DIR || e->d_name[0] == '.') continue;
+    const std::string path = at + "/" + e->d_name;
+    if (e->d_name == name) {
+      out.push_back(path);
+    } else {
+      find_folders(path, name, depth + 1, out);
+    }
+  }
+}
+
+/// Every freezer cgroup of this session: the journal's, and those that it does not know yet.
+std::vector<FreezerCgroup::Record> records_of(const JournalEntry& entry) {
+  std::vector<FreezerCgroup::Record> records;
+  if (entry.cgroup) records.push_back(*entry.cgroup);
+  for (const Hierarchy& hierarchy : freezer_hierarchies()) {
+    std::vector<std::string> folders;
+    find_folders(hierarchy.mount, cgroup_name(entry.id, entry.role), 0, folders);
+    if (entry.cgroup && entry.cgroup->v2 == hierarchy.v2) {
+      std::erase_if(folders, [&](const std::string& f) {
+        return std::find(entry.cgroup->folders.begin(), entry.cgroup->folders.end(), f) != entry.cgroup->folders.end();
+      });
+    }
+    if (!folders.empty()) records.push_back({hierarchy.v2, folders, {}});
+  }
+  return records;
+}
+
+bool has_folder(const FreezerCgroup::Record& record) {
+  return std::any_of(record.folders.begin(), record.folders.end(),
+                     [](const std::string& f) { return ::access(f.c_str(), F_OK) == 0; });
+}
+
+/// SIGKILL through a pidfd, so that a pid that was reused meanwhile is spared; waits for the end.
+void kill_task(const TaskId& task) {
+  const std::optional<Fd> pidfd = open_pidfd(task.pid);
+  if (!pidfd || !task.lives()) return;
+  ::syscall(SYS_pidfd_send_signal, pidfd->get(), SIGKILL, nullptr, 0);
+  pollfd p{pidfd->get(), POLLIN, 0};
+  ::poll(&p, 1, static_cast<int>(kKillTime.count()));
+}
+
+class CgroupKeeper final : public TreeKeeper {
+ public:
+  explicit CgroupKeeper(Logger& log) : log_(log) {}
+
+  bool lives(const JournalEntry& entry) override {
+    if (entry.boot_id != boot_id()) return false;
+    return std::any_of(entry.tasks.begin(), entry.tasks.end(), [](const TaskId& t) { return t.lives(); });
+  }
+
+  void run_on(const JournalEntry& entry) override {
+    for (FreezerCgroup& held : ours(entry)) held.dissolve();
+  }
+
+  void kill(const JournalEntry& entry) override {
+    for (FreezerCgroup& held : ours(entry)) {
+      held.kill_all(kKillTime);
+      held.dissolve();
+    }
+  }
+
+  void open_gate(const JournalEntry& entry) override {
+    for (FreezerCgroup& gate : ours(entry)) gate.thaw();
+  }
+
+  void discard(const JournalEntry& entry) override {
+    if (entry.boot_id == boot_id()) kill_copy(entry);
+    remove_hidden_sockets(entry.socket_folders, "", entry.hidden_mark());
+  }
+
+  void kill_copy(const JournalEntry& entry) {
+    // The init first, but only queued: its tasks die with it as soon as they are thawed.
+    if (entry.init && entry.init->lives()) ::kill(entry.init->pid, SIGKILL);
+    for (FreezerCgroup& gate : ours(entry)) {
+      gate.kill_all(kKillTime);
+      gate.dissolve();
+    }
+    if (entry.init) kill_task(*entry.init);
+    for (const TaskId& task : entry.tasks) kill_task(task);
+  }
+
+  void leave_gate(const JournalEntry& entry) override {
+    for (FreezerCgroup& gate : ours(entry)) gate.dissolve();
+  }
+
+ private:
+  std::vector<FreezerCgroup> ours(const JournalEntry& entry) {
+    std::vector<FreezerCgroup> found;
+    if (entry.boot_id != boot_id()) return found;
+    for (FreezerCgroup::Record& record : records_of(entry)) {
+      if (has_folder(record)) found.push_back(FreezerCgroup::adopt(std::move(record)));
+    }
+    log_.debug("session {}: {} cgroup record(s) of ours found", to_hex(entry.id), found.size());
+    return found;
+  }
+
+  Logger& log_;
+};
+
+}  // namespace
+
+std::unique_ptr<TreeKeeper> cgroup_keeper(Logger& log) { return std::make_unique<CgroupKeeper>(log); }
+
+}  // namespace migrate

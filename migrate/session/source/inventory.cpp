@@ -1,0 +1,273 @@
+#include "migrate/session/source/inventory.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <set>
+#include <sstream>
+
+#include "core/base/procfs.h"
+#include "core/files/fdinfo.h"
+#include "core/files/file_locks.h"
+#include "migrate/session/wire/content_hash.h"
+
+namespace migrate {
+namespace {
+
+constexpr const char* kProbeName = "/.migrate-probe-";
+
+struct Need {
+  bool mapped = false;
+  bool writable = false;
+  std::vector<FileLock> locks;
+};
+
+bool is_pseudo(const std::string& path) {
+  for (const char* prefix : {"/dev/", "/proc/", "/sys/", "/memfd:", "/SYSV", "/[aio]"}) {
+    if (path.starts_with(prefix)) return true;
+  }
+  return path.empty() || path[0] != '/' || path.ends_with(" (deleted)");
+}
+
+std::vector<pid_t> tree_of(pid_t root) {
+  std::vector<pid_t> pids{root};
+  for (size_t i = 0; i < pids.size() && pids.size() < 100'000; ++i) {
+    try {
+      for (const pid_t child : ProcDir(pids[i]).children()) pids.push_back(child);
+    } catch (const Error&) {
+      if (i == 0) throw Refusal("there is no task " + std::to_string(root), "look up its pid again");
+    }
+  }
+  return pids;
+}
+
+/// "/proc/PID/maps": the paths of mapped files.
+void add_mappings(const ProcDir& proc, std::map<std::string, Need>& files) {
+  std::istringstream lines(proc.read("maps"));
+  for (std::string line; std::getline(lines, line);) {
+    const size_t slash = line.find('/');
+    const size_t space = line.find(' ');
+    if (slash == std::string::npos || space == std::string::npos || space + 5 > line.size()) continue;
+    const std::string path = line.substr(slash);
+    if (is_pseudo(path)) continue;
+    const bool shared_write = line[space + 2] == 'w' && line[space + 4] == 's';
+    if (shared_write) {
+      files[path].writable = true;
+    } else {
+      files[path].mapped = true;
+    }
+  }
+}
+
+void add_descriptors(const ProcDir& proc, std::map<std::string, Need>& files, std::set<uint64_t>& sockets) {
+  for (const int fd : proc.descriptors()) {
+    std::string path;
+    struct stat st {};
+    try {
+      path = proc.link("fd/" + std::to_string(fd));
+      if (path.starts_with("socket:[")) {
+        sockets.insert(std::strtoull(path.c_str() + 8, nullptr, 10));
+        continue;
+      }
+      if (is_pseudo(path)) continue;
+      if (::fstatat(proc.fd(), ("fd/" + std::to_string(fd)).c_str(), &st, 0) != 0) continue;
+      const FdInfo info = parse_fdinfo(proc.read("fdinfo/" + std::to_string(fd)));
+      Need& need = files[path];
+      need.writable |= (info.flags & O_ACCMODE) != O_RDONLY && S_ISREG(st.st_mode);
+      for (const FileLock& lock : parse_file_locks(info)) need.locks.push_back(lock);
+    } catch (const Error&) {
+      continue;  // closed meanwhile
+    }
+  }
+}
+
+/// One line of /proc/net/{tcp,udp}{,6}: address:port in the host's byte order, a u32 at a time.
+void add_port(const std::string& line, int family, int type, const std::set<uint64_t>& sockets, wire::Check& check) {
+  std::istringstream words(line);
+  std::string slot, local, remote, state, queue, timer, retries, uid, timeout;
+  uint64_t inode = 0;
+  words >> slot >> local >> remote >> state >> queue >> timer >> retries >> uid >> timeout >> inode;
+  const bool listening = type == SOCK_DGRAM ? state == "07" : state == "0A";
+  if (!listening || !sockets.contains(inode)) return;
+  const size_t colon = local.find(':');
+  if (colon == std::string::npos || colon != (family == AF_INET ? 8u : 32u)) return;
+  std::string address;
+  for (size_t i = 0; i < colon; i += 8) {
+    const auto word = static_cast<uint32_t>(std::stoul(local.substr(i, 8), nullptr, 16));
+    address.append(reinterpret_cast<const char*>(&word), 4);
+  }
+  wire::Check::Port* port = check.add_ports();
+  port->set_family(static_cast<uint32_t>(family));
+  port->set_type(static_cast<uint32_t>(type));
+  port->set_address(address);
+  port->set_port(static_cast<uint32_t>(std::stoul(local.substr(colon + 1), nullptr, 16)));
+}
+
+void add_ports(const ProcDir& proc, const std::set<uint64_t>& sockets, wire::Check& check) {
+  static constexpr struct {
+    const char* name;
+    int family, type;
+  } kTables[] = {{"net/tcp", AF_INET, SOCK_STREAM},
+                 {"net/tcp6", AF_INET6, SOCK_STREAM},
+                 {"net/udp", AF_INET, SOCK_DGRAM},
+                 {"net/udp6", AF_INET6, SOCK_DGRAM}};
+  if (sockets.empty()) return;  // reading the tables walks the kernel's, milliseconds even when they are empty
+  for (const auto& table : kTables) {
+    try {
+      std::istringstream lines(proc.read(table.name));
+      std::string line;
+      std::getline(lines, line);
+      while (std::getline(lines, line)) add_port(line, table.family, table.type, sockets, check);
+    } catch (const Error&) {
+      continue;  // no IPv6
+    }
+  }
+}
+
+void add_identity(const ProcDir& proc, wire::Check& check, std::set<uint32_t>& uids, uint64_t& capabilities) {
+  const auto status = proc.status();
+  if (const auto uid = status.find("Uid"); uid != status.end()) {
+    std::istringstream numbers(uid->second);
+    for (uint32_t n; numbers >> n;) uids.insert(n);
+  }
+  for (const char* set : {"CapPrm", "CapInh", "CapAmb"}) {
+    if (const auto c = status.find(set); c != status.end()) capabilities |= std::stoull(c->second, nullptr, 16);
+  }
+  if (const auto rss = status.find("VmRSS"); rss != status.end()) {
+    check.set_memory(check.memory() + std::strtoull(rss->second.c_str(), nullptr, 10) * 1024);
+  }
+}
+
+void describe_file(const std::string& path, const Need& need, wire::Check& check) {
+  struct stat st {};
+  if (::stat(path.c_str(), &st) != 0) return;  // seen through another mount: the dump decides about it
+  wire::Check::File* file = check.add_files();
+  file->set_path(path);
+  file->set_type(st.st_mode & S_IFMT);
+  file->set_size(static_cast<uint64_t>(st.st_size));
+  file->set_inode(st.st_ino);
+  file->set_writable(need.writable);
+  for (const FileLock& lock : need.locks) {
+    if (lock.kind == 0) continue;  // a lease: refused by the dump
+    wire::Check::Lock* out = file->add_locks();
+    out->set_kind(lock.kind);
+    out->set_type(lock.type);
+    out->set_start(lock.start);
+    out->set_length(lock.length);
+  }
+  if (need.mapped && !need.writable && S_ISREG(st.st_mode)) {
+    file->set_mapped(true);
+    file->set_content(content_hash(path));
+  }
+}
+
+bool same_port(const wire::Check::Port& a, const wire::Check::Port& b) {
+  return a.family() == b.family() && a.type() == b.type() && a.address() == b.address() && a.port() == b.port();
+}
+
+/// Takes away what was checked before: files (unless they are written or locked now), ports, users.
+void leave_out(const wire::Check& known, std::map<std::string, Need>& files, wire::Check& check) {
+  for (const auto& file : known.files()) {
+    const auto it = files.find(file.path());
+    if (it == files.end() || (it->second.writable && !file.writable())) continue;
+    if (it->second.locks.empty() || file.locks_size() != 0) files.erase(it);
+  }
+  auto* ports = check.mutable_ports();
+  const auto known_port = [&](const wire::Check::Port& port) {
+    return std::any_of(known.ports().begin(), known.ports().end(), [&](const auto& k) { return same_port(k, port); });
+  };
+  ports->erase(std::remove_if(ports->begin(), ports->end(), known_port), ports->end());
+  const std::set<uint32_t> uids(known.uids().begin(), known.uids().end());
+  auto* now = check.mutable_uids();
+  now->erase(std::remove_if(now->begin(), now->end(), [&](uint32_t uid) { return uids.contains(uid); }), now->end());
+  check.set_capabilities(check.capabilities() & ~known.capabilities());
+  check.clear_pids();
+  check.clear_memory();
+}
+
+}  // namespace
+
+Inventory take_inventory(Pid root, const Inventory* known) {
+  Inventory inventory;
+  std::map<std::string, Need> files;
+  std::set<uint64_t> sockets;
+  std::set<uint32_t> uids;
+  uint64_t capabilities = 0;
+  for (const pid_t pid : tree_of(root.get())) {
+    try {
+      const ProcDir proc(pid);
+      inventory.check.add_pids(static_cast<uint32_t>(pid));
+      if (proc.stat().state == 'Z') continue;
+      add_mappings(proc, files);
+      add_descriptors(proc, files, sockets);
+      add_identity(proc, inventory.check, uids, capabilities);
+      for (const char* link : {"exe", "cwd", "root"}) {
+        const std::string path = proc.link(link);
+        if (!is_pseudo(path)) files.try_emplace(path);
+      }
+    } catch (const Error&) {
+      if (pid == root.get()) throw;  // others may end at any time
+    }
+  }
+  add_ports(ProcDir(root.get()), sockets, inventory.check);
+  for (const uint32_t uid : uids) inventory.check.add_uids(uid);
+  inventory.check.set_capabilities(capabilities);
+  if (known != nullptr) leave_out(known->check, files, inventory.check);
+  for (const auto& [path, need] : files) {
+    describe_file(path, need, inventory.check);
+    if (need.writable) inventory.writable_files.push_back(path);
+  }
+  return inventory;
+}
+
+void extend_inventory(Inventory& known, const Inventory& news) {
+  known.check.MergeFrom(news.check);
+  known.writable_files.insert(known.writable_files.end(), news.writable_files.begin(), news.writable_files.end());
+}
+
+FileProbes::FileProbes(wire::Check& check) {
+  std::map<std::string, std::pair<std::string, std::string>> by_folder;
+  for (auto& file : *check.mutable_files()) {
+    if (!file.writable()) continue;
+    const std::string folder = file.path().substr(0, file.path().rfind('/'));
+    auto [it, fresh] = by_folder.try_emplace(folder);
+    if (fresh) {
+      std::array<unsigned char, 16> random{};
+      if (::getrandom(random.data(), random.size(), 0) != static_cast<ssize_t>(random.size()))
+        throw Error("get", "random bytes", errno);
+      std::string content;
+      for (const unsigned char c : random) content += "0123456789abcdef"[c & 15];
+      const std::string path = folder + kProbeName + content.substr(0, 8);
+      const int raw = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+      if (raw >= 0) {
+        const Fd fd(raw);
+        made_.push_back(path);
+        write_full(fd.get(), as_bytes_of(content), path);
+        ::fsync(fd.get());
+        it->second = {path, content};
+      }
+    }
+    file.set_probe_path(it->second.first);
+    file.set_probe_content(it->second.second);
+  }
+}
+
+FileProbes::~FileProbes() {
+  for (const std::string& path : made_) ::unlink(path.c_str());
+}
+
+void sync_files(const std::vector<std::string>& paths) {
+  for (const std::string& path : paths) {
+    const int raw = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (raw < 0) continue;  // unlinked meanwhile: it travels in the images
+    const Fd fd(raw);
+    check(::fsync(fd.get()), "sync", path);
+  }
+}
+
+}  // namespace migrate

@@ -1,0 +1,95 @@
+// How the source agent ends a migration that failed: before commit the tree runs on, after it the destination is asked.
+#include "migrate/session/source/send_session.h"
+
+namespace migrate {
+
+int SendSession::give_up(const std::exception& e) {
+  const bool refused = !touched_ && dynamic_cast<const Refusal*>(&e) != nullptr;
+  bool runs = true;
+  throttle_.reset();
+  try {
+    runs = hold_.abort(e.what());
+  } catch (const std::exception& again) {
+    events_.event("in-doubt", "session " + to_hex(id_) + ": " + again.what(), {{"session", to_hex(id_)}});
+    return kInDoubt;
+  }
+  if (!runs) return in_doubt(e.what());
+  tracker_.reset();
+  if (sender_) sender_->cancel();
+  tell_peer(e.what());
+  events_.event(refused ? "refused" : "failed",
+                std::string(e.what()) + (touched_ ? "; " + label_ + " runs on here" : ""), {{"touched", touched_}});
+  return refused ? kRefused : kFailed;
+}
+
+void SendSession::tell_peer(const std::string& reason) noexcept {
+  try {
+    if (channel_) channel_->stream().set_stop(nullptr);
+    if (channel_ && !begun_) channel_->refuse(reason);
+    if (!begun_) return;
+    try {
+      if (!channel_->peer_refused()) {
+        Message message;
+        message.mutable_abort()->set_reason(reason.substr(0, 1000));
+        channel_->send(std::move(message));
+        await_aborted();
+      }
+      note_peer_settled();
+      return;
+    } catch (const std::exception& e) {
+      log_.debug("telling the peer about the abort: {}", e.what());
+    }
+    channel_.reset();
+    sender_.reset();
+    if (!tell_outcome(store_, id_, ask_, log_)) {
+      events_.event("untold", "the destination could not be told; `migrate resolve` does that later",
+                    {{"session", to_hex(id_)}});
+    }
+  } catch (const std::exception& e) {
+    log_.debug("telling the peer about the abort: {}", e.what());
+  }
+}
+
+void SendSession::note_peer_settled() {
+  if (auto journal = store_.take_over(id_, Role::source, false)) {
+    journal->update([](JournalEntry& entry) { entry.peer_settled = true; });
+  }
+}
+
+void SendSession::await_aborted() {
+  const Deadline deadline = Deadline::in(options_.timeouts.settle);
+  try {
+    while (channel_->receive(deadline).body_case() != Message::kAborted) {
+    }
+  } catch (const Refusal&) {
+    if (!channel_->peer_refused()) throw;
+  }
+}
+
+int SendSession::in_doubt(const std::string& reason) {
+  log_.debug("after the commit: {}", reason);
+  Settled settled{Settled::Outcome::in_doubt, reason};
+  try {
+    channel_.reset();
+    sender_.reset();
+    std::optional<Journal> journal = hold_.take_over();
+    if (journal) settled = settle_source(*journal, *keeper_, ask_, log_);
+  } catch (const std::exception& e) {
+    settled.sentence += std::string("; ") + e.what();
+  }
+  switch (settled.outcome) {
+    case Settled::Outcome::runs_there:
+      events_.event("done", settled.sentence + " (after: " + reason + ")", {{"session", to_hex(id_)}});
+      return kMoved;
+    case Settled::Outcome::runs_here:
+      events_.event("failed", settled.sentence, {{"session", to_hex(id_)}});
+      return kFailed;
+    case Settled::Outcome::in_doubt:
+      break;
+  }
+  events_.event("in-doubt", settled.sentence + "; see `migrate resolve " + to_hex(id_) + "`",
+                {{"session", to_hex(id_)}});
+  return kInDoubt;
+}
+
+}  // namespace migrate

@@ -1,0 +1,66 @@
+// What a migration tells people: named events with values, as lines on standard error; if that is a terminal, with one
+// live line below them. With --json one object a line on standard output.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "migrate/session/base/options.h"
+
+namespace migrate {
+
+class Report;
+
+using EventValue = std::variant<int64_t, double, bool, std::string>;
+using EventFields = std::vector<std::pair<std::string, EventValue>>;
+
+class Events {
+ public:
+  virtual ~Events() = default;
+  /// A step that happened. `sentence` is for people, `fields` for programs.
+  virtual void event(std::string_view name, const std::string& sentence, EventFields fields = {}) = 0;
+  /// How far the running phase is: the live line of a terminal, at most ten times a second; in JSON once a second.
+  virtual void progress(std::string_view name, const std::string& sentence, EventFields fields = {}) = 0;
+};
+
+/// Never throws for a closed output. What is not printable (names of tasks and peers are not ours) is replaced by '?'
+/// on standard error; a live line is cut to the terminal's width, so that it stays one line.
+class PrintedEvents final : public Events {
+ public:
+  PrintedEvents(ReportFormat format, std::string side);
+  ~PrintedEvents() override;
+  void event(std::string_view name, const std::string& sentence, EventFields fields) override;
+  void progress(std::string_view name, const std::string& sentence, EventFields fields) override;
+
+ private:
+  void clear_live();
+  void print_json(std::string_view name, const std::string& sentence, const EventFields& fields);
+  ReportFormat format_;
+  std::string side_;
+  bool tty_;
+  bool live_ = false;
+  std::chrono::steady_clock::time_point last_progress_{};
+};
+
+/// Passes everything on and keeps it for a report as well.
+class ReportedEvents final : public Events {
+ public:
+  /// Both must outlive this.
+  ReportedEvents(Events& next, Report& report) : next_(next), report_(report) {}
+  void event(std::string_view name, const std::string& sentence, EventFields fields) override;
+  void progress(std::string_view name, const std::string& sentence, EventFields fields) override;
+
+ private:
+  Events& next_;
+  Report& report_;
+};
+
+std::string human_bytes(uint64_t bytes);
+
+}  // namespace migrate

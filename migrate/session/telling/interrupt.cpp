@@ -1,0 +1,37 @@
+#include "migrate/session/telling/interrupt.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <sys/signalfd.h>
+
+#include <array>
+
+namespace migrate {
+
+InterruptWatch::InterruptWatch() {
+  ::signal(SIGPIPE, SIG_IGN);
+  sigset_t set;
+  ::sigemptyset(&set);
+  ::sigaddset(&set, SIGINT);
+  ::sigaddset(&set, SIGTERM);
+  ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  signals_.reset(check(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK), "watch", "signals"));
+  thread_ = std::thread([this] {
+    std::array<pollfd, 2> p{pollfd{signals_.get(), POLLIN, 0}, pollfd{quit_.fd(), POLLIN, 0}};
+    while (::poll(p.data(), p.size(), -1) < 0 && errno == EINTR) {
+    }
+    if (p[0].revents != 0) stop_.trigger();
+  });
+}
+
+InterruptWatch::~InterruptWatch() {
+  quit_.trigger();
+  thread_.join();
+}
+
+bool InterruptWatch::interrupted() const {
+  pollfd p{signals_.get(), POLLIN, 0};
+  return stop_.stopped() || ::poll(&p, 1, 0) > 0;
+}
+
+}  // namespace migrate

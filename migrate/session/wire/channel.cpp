@@ -1,0 +1,198 @@
+#include "migrate/session/wire/channel.h"
+
+#include <algorithm>
+
+namespace migrate {
+namespace {
+
+constexpr int kMaxFiles = 100'000;
+constexpr int kMaxPorts = 10'000;
+constexpr int kMaxPids = 100'000;
+constexpr size_t kMaxPath = 4096;
+constexpr size_t kMaxText = 4096;
+
+void require(bool good, const char* why) {
+  if (!good) throw Corrupt("a message of the peer", why);
+}
+
+void check_text(const std::string& text) { require(text.size() <= kMaxText, "a text is too long"); }
+
+void check_hello(const wire::Hello& hello) {
+  require(hello.features_size() <= 256 && hello.needs_size() <= 256 && hello.cpu_flags_size() <= 4096,
+          "too many features");
+  for (const auto* list : {&hello.features(), &hello.needs(), &hello.cpu_flags()}) {
+    for (const std::string& text : *list) require(text.size() <= 64, "the name of a feature is too long");
+  }
+  for (const std::string* text :
+       {&hello.program(), &hello.host(), &hello.machine(), &hello.kernel(), &hello.boot_id()}) {
+    require(text->size() <= 256, "a name in the greeting is too long");
+  }
+}
+
+void check_check(const wire::Check& check) {
+  require(check.files_size() <= kMaxFiles && check.ports_size() <= kMaxPorts && check.pids_size() <= kMaxPids &&
+              check.uids_size() <= kMaxPids,
+          "too many files, ports or tasks");
+  for (const auto& file : check.files()) {
+    require(file.path().size() <= kMaxPath && file.probe_path().size() <= kMaxPath && file.probe_content().size() <= 64,
+            "a path is too long");
+    require(file.path().find('\0') == std::string::npos && file.probe_path().find('\0') == std::string::npos,
+            "a path holds a zero byte");
+  }
+  for (const auto& port : check.ports()) {
+    require(port.port() <= 65535 && (port.address().size() == 4 || port.address().size() == 16),
+            "an address is no address");
+  }
+}
+
+}  // namespace
+
+void check_bounds(const wire::Message& message) {
+  require(!message.has_session() || message.session().size() == 16, "a session id is not 16 bytes long");
+  switch (message.body_case()) {
+    case wire::Message::kHello:
+      return check_hello(message.hello());
+    case wire::Message::kCheck:
+      return check_check(message.check());
+    case wire::Message::kCheckReply:
+      require(message.check_reply().refusals_size() <= 1000, "too many refusals");
+      for (const std::string& r : message.check_reply().refusals()) check_text(r);
+      return;
+    case wire::Message::kRefused:
+      return check_text(message.refused().sentence());
+    case wire::Message::kAbort:
+      return check_text(message.abort().reason());
+    case wire::Message::kAnswer:
+      return check_text(message.answer().reason());
+    case wire::Message::kBegin:
+      check_text(message.begin().label());
+      return require(message.begin().streams() >= 1 && message.begin().streams() <= kMaxPageStreams,
+                     "an impossible number of streams");
+    case wire::Message::kLayout:
+      return require(message.layout().tasks_size() + message.layout().objects_size() <= kMaxPids, "too many tasks");
+    case wire::Message::kLayoutReady:
+      return require(message.layout_ready().cold_size() <= kMaxPids, "too many memories");
+    case wire::Message::kFillReady:
+      return require(message.fill_ready().cold_size() <= kMaxPids, "too many memories");
+    case wire::Message::kImagesPart:
+      return require(message.images_part().data().size() <= (1 << 20), "a part of the images is too long");
+    case wire::Message::BODY_NOT_SET:
+      throw Corrupt("a message of the peer", "it is of an unknown kind");
+    default:
+      return;
+  }
+}
+
+ControlChannel::ControlChannel(std::unique_ptr<Stream> stream) : frames_(std::move(stream), kFrameLimit) {}
+
+void ControlChannel::open(const Deadline& deadline) { frames_.exchange_preface(deadline); }
+
+void ControlChannel::set_session(const SessionId& id, uint64_t epoch) {
+  session_ = id;
+  epoch_ = epoch;
+}
+
+void ControlChannel::send(wire::Message message) {
+  if (session_) {
+    message.set_session(session_->data(), session_->size());
+    message.set_epoch(epoch_);
+  }
+  frames_.send(static_cast<uint16_t>(message.body_case()), message.SerializeAsString());
+}
+
+wire::Message ControlChannel::receive(const Deadline& deadline) {
+  for (;;) {
+    const std::optional<Frame> frame = frames_.recv(deadline);
+    if (!frame) throw Disconnected("the peer " + stream().peer() + " ended the connection");
+    wire::Message message;
+    if (!message.ParseFromArray(frame->payload.data(), static_cast<int>(frame->payload.size()))) {
+      throw Corrupt("a message of the peer", "it does not parse");
+    }
+    if (message.body_case() == wire::Message::BODY_NOT_SET && (frame->flags & Frame::kOptional) != 0) continue;
+    check_bounds(message);
+    if (message.body_case() != frame->type) throw Corrupt("a message of the peer", "its frame is of another kind");
+    if (message.body_case() == wire::Message::kRefused) {
+      const std::string sentence = "the peer " + stream().peer() + " refuses: " + message.refused().sentence();
+      peer_refused_ = !message.refused().stale();
+      if (message.refused().stale()) throw StaleEpoch(sentence);
+      throw Refusal(sentence, "nothing was changed there");
+    }
+    if (session_ &&
+        !std::equal(session_->begin(), session_->end(), reinterpret_cast<const std::byte*>(message.session().data()),
+                    reinterpret_cast<const std::byte*>(message.session().data()) + message.session().size())) {
+      throw Corrupt("a message of the peer", "it belongs to another session");
+    }
+    return message;
+  }
+}
+
+wire::Message ControlChannel::expect(wire::Message::BodyCase kind, const Deadline& deadline) {
+  wire::Message message = receive(deadline);
+  if (message.body_case() == wire::Message::kAbort && kind != wire::Message::kAbort) {
+    throw Error("the peer " + stream().peer() + " gave up: " + message.abort().reason());
+  }
+  if (message.body_case() != kind) throw Corrupt("a message of the peer", "it is out of turn");
+  return message;
+}
+
+void ControlChannel::refuse(const std::string& sentence, bool stale) noexcept {
+  try {
+    wire::Message message;
+    message.mutable_refused()->set_sentence(sentence.substr(0, kMaxText));
+    message.mutable_refused()->set_stale(stale);
+    send(std::move(message));
+    frames_.finish();
+  } catch (const std::exception&) {
+    // It will notice by itself that we are gone.
+  }
+}
+
+void ControlChannel::turn_away(std::unique_ptr<Stream> stream, const std::string& sentence,
+                               const Deadline& deadline) noexcept {
+  try {
+    ControlChannel channel(std::move(stream));
+    channel.frames_.send_preface(deadline);
+    // Else what it says meanwhile would come to a closed socket, and undo what we say (RFC 9293: a reset).
+    channel.receive(deadline);
+    channel.refuse(sentence);
+  } catch (const std::exception&) {
+    // It left by itself.
+  }
+}
+
+void ControlChannel::finish() noexcept {
+  try {
+    frames_.finish();
+  } catch (const std::exception&) {
+    // The goodbye is a courtesy.
+  }
+}
+
+Connector::Connector(const LinkOptions& options) : options_(options) {
+  if (options_.tls && !options_.insecure) {
+    tls_.emplace(*options_.tls);
+  } else if (!options_.insecure) {
+    throw Refusal("no certificates were given", "name them (`migrate keys` makes some), or say --insecure on loopback");
+  }
+}
+
+std::unique_ptr<Stream> Connector::connect(const HostPort& to, const Deadline& deadline, const StopEvent* stop) const {
+  Fd socket = connect_tcp(to, deadline, stop);
+  if (tls_)
+    return tls_->connect(std::move(socket), options_.tls_name.empty() ? to.host : options_.tls_name, deadline, stop);
+  if (!options_.insecure_forced && !is_loopback_connection(socket.get())) {
+    throw Refusal("--insecure over " + to.text() + " would show all memory of the program to the network",
+                  "use certificates");
+  }
+  return connect_plain(std::move(socket), deadline, stop);
+}
+
+std::unique_ptr<Stream> Connector::accept(Fd socket, const Deadline& deadline, const StopEvent* stop) const {
+  if (tls_) return tls_->accept(std::move(socket), deadline, stop);
+  if (!options_.insecure_forced && !is_loopback_connection(socket.get())) {
+    throw Refusal("--insecure accepts loopback connections only", "use certificates");
+  }
+  return accept_plain(std::move(socket), deadline, stop);
+}
+
+}  // namespace migrate

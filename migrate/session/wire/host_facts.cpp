@@ -1,0 +1,144 @@
+#include "migrate/session/wire/host_facts.h"
+
+#include <cpuid.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <set>
+#include <sstream>
+
+#include "core/base/fd.h"
+#include "migrate/session/journal/journal.h"
+
+namespace migrate {
+namespace {
+
+constexpr std::array kFeatures = {"stop-and-copy", "own-namespaces", "reserve"};
+
+constexpr const char* kLz4Feature = "pages-lz4";
+constexpr const char* kZstdFeature = "pages-zstd";
+constexpr uint32_t kLz4Bit = 1, kZstdBit = 2;
+
+uint64_t number_in(const std::string& path) {
+  return std::strtoull(read_file_at(AT_FDCWD, path, 4096).c_str(), nullptr, 10);
+}
+
+/// Bytes, from "MemAvailable:   123 kB".
+uint64_t memory_available() {
+  std::istringstream lines(read_file_at(AT_FDCWD, "/proc/meminfo"));
+  for (std::string key; lines >> key;) {
+    uint64_t kib = 0;
+    lines >> kib;
+    if (key == "MemAvailable:") return kib * 1024;
+    lines.ignore(256, '\n');
+  }
+  return 0;
+}
+
+/// The flags of the first processor that /proc/cpuinfo lists.
+void add_cpu_flags(wire::Hello& hello) {
+  std::istringstream lines(read_file_at(AT_FDCWD, "/proc/cpuinfo"));
+  for (std::string line; std::getline(lines, line);) {
+    if (!line.starts_with("flags")) continue;
+    std::istringstream words(line.substr(line.find(':') + 1));
+    for (std::string word; words >> word;) hello.add_cpu_flags(word);
+    return;
+  }
+}
+
+/// XCR0: the register states that the kernel switched on (SDM volume 1, 13.3).
+uint64_t xcr0() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c & bit_OSXSAVE) == 0) return 0;
+  unsigned low = 0, high = 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (uint64_t{high} << 32) | low;
+}
+
+/// Flags of /proc/cpuinfo that a program can see and use. The rest (power, virtualisation, bugs, kernel policy) differ
+/// between hosts without harm.
+bool usable_flag(const std::string& flag) {
+  static constexpr std::array kPrefixes = {"sse",    "ssse",    "avx", "amx", "fma",  "aes", "vaes",
+                                           "pclmul", "vpclmul", "bmi", "sha", "gfni", "adx", "xsave"};
+  static constexpr std::array kNames = {"popcnt",     "movbe",   "f16c",     "rdrand",  "rdseed",    "lzcnt",
+                                        "abm",        "erms",    "fsrm",     "rdpid",   "rdtscp",    "cx16",
+                                        "clflushopt", "clwb",    "cldemote", "movdiri", "movdir64b", "pku",
+                                        "serialize",  "waitpkg", "fsgsbase"};
+  return std::any_of(kPrefixes.begin(), kPrefixes.end(), [&](const char* p) { return flag.starts_with(p); }) ||
+         std::find(kNames.begin(), kNames.end(), flag) != kNames.end();
+}
+
+}  // namespace
+
+wire::Hello host_facts(bool packed_pages) {
+  wire::Hello hello;
+  hello.set_version(kProtocolVersion);
+  for (const char* feature : kFeatures) hello.add_features(feature);
+  if (packed_pages) {
+    hello.add_features(kLz4Feature);
+    hello.add_features(kZstdFeature);
+  }
+  hello.add_needs("stop-and-copy");
+  hello.set_program("migrate");
+  utsname name{};
+  check(::uname(&name), "read", "the host's name");
+  hello.set_host(name.nodename);
+  hello.set_machine(name.machine);
+  hello.set_kernel(name.release);
+  hello.set_boot_id(boot_id());
+  hello.set_pid_max(number_in("/proc/sys/kernel/pid_max"));
+  hello.set_memory_available(memory_available());
+  add_cpu_flags(hello);
+  hello.set_xsave_features(xcr0());
+  hello.set_page_size(static_cast<uint64_t>(::sysconf(_SC_PAGESIZE)));
+  return hello;
+}
+
+CodecSet page_codecs(const wire::Hello& peer) {
+  CodecSet codecs;
+  for (const std::string& feature : peer.features()) {
+    codecs.lz4 = codecs.lz4 || feature == kLz4Feature;
+    codecs.zstd = codecs.zstd || feature == kZstdFeature;
+  }
+  return codecs;
+}
+
+uint32_t to_wire(CodecSet codecs) { return (codecs.lz4 ? kLz4Bit : 0) | (codecs.zstd ? kZstdBit : 0); }
+
+CodecSet codecs_from_wire(uint32_t bits) { return {.lz4 = (bits & kLz4Bit) != 0, .zstd = (bits & kZstdBit) != 0}; }
+
+void check_hello_version(const wire::Hello& peer) {
+  if (peer.version() != kProtocolVersion) {
+    throw Refusal("the peer speaks version " + std::to_string(peer.version()) +
+                      " of the migration protocol, we speak " + std::to_string(kProtocolVersion),
+                  "install the same version of migrate on both hosts");
+  }
+  for (const std::string& need : peer.needs()) {
+    if (std::find(kFeatures.begin(), kFeatures.end(), need) == kFeatures.end()) {
+      throw Refusal("the peer needs the feature " + need + ", which this migrate lacks",
+                    "install the same version of migrate on both hosts");
+    }
+  }
+}
+
+std::vector<std::string> incompatibilities(const wire::Hello& source, const wire::Hello& destination) {
+  std::vector<std::string> reasons;
+  if (source.machine() != destination.machine()) {
+    reasons.push_back("the destination is a " + destination.machine() + ", the source a " + source.machine());
+  }
+  if (source.page_size() != destination.page_size()) reasons.push_back("the hosts have pages of different sizes");
+  if ((source.xsave_features() & ~destination.xsave_features()) != 0) {
+    reasons.push_back("the destination's kernel or processor lacks register state that the source has (XCR0)");
+  }
+  const std::set<std::string> there(destination.cpu_flags().begin(), destination.cpu_flags().end());
+  std::string missing;
+  for (const std::string& flag : source.cpu_flags()) {
+    if (usable_flag(flag) && !there.contains(flag)) missing += (missing.empty() ? "" : ", ") + flag;
+  }
+  if (!missing.empty()) reasons.push_back("the destination's processor lacks " + missing);
+  return reasons;
+}
+
+}  // namespace migrate

@@ -1,0 +1,188 @@
+#include "migrate/session/wire/layout_wire.h"
+
+#include <algorithm>
+#include <set>
+#include <string>
+
+#include "core/base/error.h"
+
+namespace migrate {
+namespace {
+
+constexpr size_t kPartAreas = 50'000;
+constexpr int kPartRuns = 50'000;
+constexpr size_t kMaxTasks = 100'000;
+constexpr size_t kMaxAreas = 4'000'000;
+constexpr size_t kMaxObjects = 100'000;
+constexpr int32_t kMaxPid = 1 << 22;
+constexpr uint64_t kUserEnd = 0x7ffffffff000;
+constexpr size_t kMaxMemfdName = 249;  // memfd_create(2)
+constexpr size_t kMaxPath = 4096;
+constexpr size_t kMaxTexts = 64 << 20;
+constexpr uint64_t kMaxOffset = uint64_t{1} << 62;
+
+void require(bool good, const char* why) {
+  if (!good) throw Corrupt("the layout from the peer", why);
+}
+
+void copy_area(const TreeLayout::Area& area, wire::Layout::Area& out) {
+  out.set_start(area.start);
+  out.set_end(area.end);
+  if (area.huge_pages) out.set_huge_pages(true);
+  if (area.no_huge_pages) out.set_no_huge_pages(true);
+  if (area.grows_down) out.set_grows_down(true);
+  if (area.no_reserve) out.set_no_reserve(true);
+  if (area.file.empty()) return;
+  out.set_file(area.file);
+  out.set_offset(area.offset);
+}
+
+wire::Layout::Task* start_task(const TreeLayout::Task& task, wire::Layout& part) {
+  wire::Layout::Task* out = part.add_tasks();
+  out->set_pid(task.pid);
+  out->set_ppid(task.ppid);
+  out->set_pgid(task.pgid);
+  out->set_sid(task.sid);
+  return out;
+}
+
+/// What an area or object counts in a part: a text takes the room of many areas.
+size_t weight(const std::string& text) { return 1 + text.size() / 32; }
+
+std::vector<wire::Layout> in_parts(const TreeLayout& layout, size_t part_areas) {
+  std::vector<wire::Layout> parts(1);
+  size_t in_part = 0;
+  const auto room = [&](size_t needs) {
+    if (in_part + needs <= part_areas) return false;
+    parts.back().set_more(true);
+    parts.emplace_back();
+    in_part = 0;
+    return true;
+  };
+  for (const TreeLayout::Object& object : layout.objects) {
+    room(weight(object.name));
+    wire::Layout::Object* out = parts.back().add_objects();
+    out->set_id(object.id);
+    out->set_bytes(object.bytes);
+    if (object.memfd) {
+      out->set_memfd(true);
+      out->set_name(object.name);
+    }
+    in_part += weight(object.name);
+  }
+  for (const TreeLayout::Task& task : layout.tasks) {
+    room(1);
+    wire::Layout::Task* out = start_task(task, parts.back());
+    ++in_part;
+    for (const TreeLayout::Area& area : task.areas) {
+      if (room(weight(area.file))) out = start_task(task, parts.back());
+      copy_area(area, *out->add_areas());
+      in_part += weight(area.file);
+    }
+  }
+  return parts;
+}
+
+}  // namespace
+
+std::vector<wire::Layout> to_wire(const TreeLayout& layout, uint32_t round) {
+  std::vector<wire::Layout> parts = in_parts(layout, kPartAreas);
+  for (wire::Layout& part : parts) part.set_round(round);
+  return parts;
+}
+
+wire::Layout whole(const TreeLayout& layout) { return std::move(in_parts(layout, SIZE_MAX / 2).front()); }
+
+std::vector<wire::Discards> to_wire(std::span<const PageDiscard> discards) {
+  std::vector<wire::Discards> parts(1);
+  for (const PageDiscard& discard : discards) {
+    if (parts.back().runs_size() == kPartRuns) parts.emplace_back();
+    wire::Discards::Run* run = parts.back().add_runs();
+    run->set_kind(static_cast<uint32_t>(discard.memory.kind));
+    run->set_id(discard.memory.id);
+    run->set_address(discard.address);
+    run->set_pages(discard.pages);
+  }
+  parts.back().set_last(true);
+  return parts;
+}
+
+bool LayoutParts::add(const wire::Layout& part) {
+  require(layout_.objects.size() + static_cast<size_t>(part.objects_size()) <= kMaxObjects, "too many shared objects");
+  for (const wire::Layout::Object& object : part.objects()) {
+    require(object.bytes() % kPageSize == 0 && object.bytes() <= kUserEnd, "a shared object of impossible size");
+    require(object.name().size() <= kMaxMemfdName && object.name().find('\0') == std::string::npos,
+            "a memfd with an impossible name");
+    texts_ += object.name().size();
+    require(texts_ <= kMaxTexts, "too many names");
+    layout_.objects.push_back({object.id(), object.bytes(), object.memfd(), object.name()});
+  }
+  for (const wire::Layout::Task& task : part.tasks()) add_task(task);
+  if (part.more()) return false;
+  check();
+  return true;
+}
+
+void LayoutParts::add_task(const wire::Layout::Task& task) {
+  if (layout_.tasks.empty() || layout_.tasks.back().pid != task.pid()) {
+    require(layout_.tasks.size() < kMaxTasks, "too many tasks");
+    layout_.tasks.push_back({task.pid(), task.ppid(), task.pgid(), task.sid(), {}});
+  }
+  areas_ += static_cast<size_t>(task.areas_size());
+  require(areas_ <= kMaxAreas, "too many areas of memory");
+  std::vector<TreeLayout::Area>& areas = layout_.tasks.back().areas;
+  for (const wire::Layout::Area& area : task.areas()) {
+    require(area.start() % kPageSize == 0 && area.end() % kPageSize == 0 && area.start() < area.end() &&
+                area.end() <= kUserEnd && (areas.empty() || areas.back().end <= area.start()),
+            "an area of memory out of order");
+    require(area.file().empty() || (area.file().front() == '/' && area.file().size() < kMaxPath &&
+                                    area.file().find('\0') == std::string::npos),
+            "a file with an impossible path");
+    texts_ += area.file().size();
+    require(texts_ <= kMaxTexts, "too many paths");
+    require(area.offset() % kPageSize == 0 && area.offset() <= kMaxOffset, "an impossible offset in a file");
+    areas.push_back({area.start(), area.end(), area.huge_pages(), area.no_huge_pages(), area.grows_down(),
+                     area.no_reserve(), area.file(), area.offset()});
+  }
+}
+
+void LayoutParts::check() const {
+  require(!layout_.tasks.empty(), "no tasks");
+  std::set<pid_t> seen;
+  for (const TreeLayout::Task& task : layout_.tasks) {
+    require(task.pid > 0 && task.pid <= kMaxPid && task.pgid >= 0 && task.pgid <= kMaxPid && task.sid >= 0 &&
+                task.sid <= kMaxPid,
+            "an impossible pid");
+    require(seen.empty() || seen.contains(task.ppid), "a task comes before its parent");
+    require(seen.insert(task.pid).second, "a task is in it twice");
+  }
+}
+
+TreeLayout LayoutParts::take() {
+  areas_ = texts_ = 0;
+  TreeLayout whole;
+  std::swap(whole, layout_);
+  return whole;
+}
+
+std::vector<PageDiscard> from_wire(const wire::Discards& discards) {
+  std::vector<PageDiscard> out;
+  out.reserve(static_cast<size_t>(discards.runs_size()));
+  for (const wire::Discards::Run& run : discards.runs()) {
+    require(run.kind() == 1 || run.kind() == 2, "a memory of an unknown kind");
+    require(run.address() % kPageSize == 0 && run.address() <= kUserEnd &&
+                run.pages() <= (kUserEnd - run.address()) / kPageSize,
+            "pages out of range");
+    out.push_back({{static_cast<MemoryId::Kind>(run.kind()), run.id()}, run.address(), run.pages()});
+  }
+  return out;
+}
+
+MemoryId from_wire(const wire::MemoryName& name) { return {static_cast<MemoryId::Kind>(name.kind()), name.id()}; }
+
+void to_wire(MemoryId memory, wire::MemoryName& name) {
+  name.set_kind(static_cast<uint32_t>(memory.kind));
+  name.set_id(memory.id);
+}
+
+}  // namespace migrate

@@ -1,3 +1,9 @@
+# What a backtrace needs, functions and lines: debug info of everything would take a third of the time of a build.
+set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -g1 -DNDEBUG")
+if(MIGRATE_SANITIZE)
+  set(CMAKE_CXX_FLAGS_DEBUG "-g1")
+endif()
+
 # Usage requirements of all our own code: `migrate_options`. Generated code links without it.
 add_library(migrate_options INTERFACE)
 target_compile_options(migrate_options INTERFACE

@@ -1,8 +1,6 @@
 #include "core/restore/messages.h"
 
 #include <poll.h>
-#include <spdlog/details/null_mutex.h>
-#include <spdlog/sinks/base_sink.h>
 #include <sys/socket.h>
 
 #include <array>
@@ -14,23 +12,6 @@ namespace {
 struct Frame {
   uint32_t type;
   int32_t pid;
-};
-
-class SocketSink final : public spdlog::sinks::base_sink<spdlog::details::null_mutex> {
- public:
-  explicit SocketSink(int socket) : socket_(socket) {}
-
- protected:
-  void sink_it_(const spdlog::details::log_msg& msg) override {
-    const Frame frame{static_cast<uint32_t>(Msg::log), msg.level};
-    std::string bytes(reinterpret_cast<const char*>(&frame), sizeof frame);
-    bytes.append(msg.payload.data(), std::min(msg.payload.size(), kMaxBody));
-    (void)::send(socket_, bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
-  }
-  void flush_() override {}
-
- private:
-  int socket_;
 };
 
 }  // namespace
@@ -133,9 +114,12 @@ void rethrow_failure(const Message& message) {
 }
 
 LoggerPtr socket_logger(int socket) {
-  auto logger = std::make_shared<spdlog::logger>("restore", std::make_shared<SocketSink>(socket));
-  logger->set_level(spdlog::level::trace);
-  return logger;
+  return callback_logger("restore", [socket](LogLevel level, std::string_view text) {
+    const Frame frame{static_cast<uint32_t>(Msg::log), static_cast<int32_t>(level)};
+    std::string bytes(reinterpret_cast<const char*>(&frame), sizeof frame);
+    bytes.append(text.substr(0, kMaxBody));
+    (void)::send(socket, bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+  });
 }
 
 }  // namespace migrate

@@ -40,7 +40,7 @@ struct Restore::Impl {
       auto m = receive_message(coordinator.get(), deadline);
       if (!m) throw Error("the coordinator of the restore died");
       if (m->type == Msg::log) {
-        log.log(static_cast<spdlog::level::level_enum>(std::clamp(m->pid, 0, 5)), "{}", m->text());
+        log.log(static_cast<LogLevel>(std::clamp(m->pid, 0, 5)), m->text());
       } else if (m->type == Msg::hello && m->pid != 0) {
         pids[m->pid] = m->sender;
       } else if (m->type == Msg::target) {

@@ -1,8 +1,6 @@
 #include "migrate/cli/core_options.h"
 
-#include <spdlog/sinks/basic_file_sink.h>
-#include <spdlog/sinks/stdout_sinks.h>
-
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
@@ -132,22 +130,13 @@ std::vector<std::string> expand_arguments(std::vector<std::string> arguments) {
 }
 
 LoggerPtr make_logger(const CoreOptions& o) {
-  spdlog::sink_ptr sink;
-  if (o.log_file.empty() || o.log_file == "-") {
-    sink = std::make_shared<spdlog::sinks::stderr_sink_mt>();
-  } else {
-    std::filesystem::path path(o.log_file);
-    if (path.is_relative()) path = std::filesystem::path(o.effective_work_dir()) / path;
-    if (o.log_pid) path += "." + std::to_string(::getpid());
-    sink = std::make_shared<spdlog::sinks::basic_file_sink_mt>(path.string(), true);
-  }
-  auto logger = std::make_shared<spdlog::logger>("migrate", sink);
-  static constexpr spdlog::level::level_enum kLevels[] = {spdlog::level::off, spdlog::level::err, spdlog::level::warn,
-                                                          spdlog::level::info, spdlog::level::debug};
-  logger->set_level(kLevels[std::clamp(o.verbosity, 0, 4)]);
-  logger->set_pattern("(%E.%e) %l: %v");
-  logger->flush_on(spdlog::level::warn);
-  return logger;
+  static constexpr LogLevel kLevels[] = {LogLevel::off, LogLevel::error, LogLevel::warn, LogLevel::info, LogLevel::debug};
+  const LogStyle style{"migrate", "(%E.%e) %l: %v", kLevels[std::clamp(o.verbosity, 0, 4)]};
+  if (o.log_file.empty() || o.log_file == "-") return stderr_logger(style);
+  std::filesystem::path path(o.log_file);
+  if (path.is_relative()) path = std::filesystem::path(o.effective_work_dir()) / path;
+  if (o.log_pid) path += "." + std::to_string(::getpid());
+  return file_logger(style, path.string());
 }
 
 }  // namespace migrate::cli

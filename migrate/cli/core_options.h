@@ -1,13 +1,16 @@
 // Options of the low-level verbs (dump, restore, check), with CRIU's names, so that tools written for it run on this.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "core/base/fd.h"
 #include "core/base/log.h"
+
+namespace CLI {
+class App;
+}
 
 namespace migrate::cli {
 

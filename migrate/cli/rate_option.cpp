@@ -1,5 +1,8 @@
 #include "migrate/cli/rate_option.h"
 
+#include <CLI/CLI.hpp>
+#include <optional>
+
 #include "pageserver/rate_limiter.h"
 
 namespace migrate::cli {

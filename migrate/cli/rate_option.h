@@ -1,9 +1,12 @@
 // Options whose value is a rate.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <string>
+
+namespace CLI {
+class App;
+}
 
 namespace migrate::cli {
 

@@ -1,8 +1,8 @@
 #include "migrate/cli/session_commands.h"
 
-#include <spdlog/sinks/stdout_sinks.h>
 #include <sys/capability.h>
 
+#include <CLI/CLI.hpp>
 #include <iostream>
 #include <map>
 
@@ -16,10 +16,7 @@ namespace migrate::cli {
 namespace {
 
 LoggerPtr session_logger(bool verbose) {
-  auto logger = std::make_shared<spdlog::logger>("migrate", std::make_shared<spdlog::sinks::stderr_sink_mt>());
-  logger->set_level(verbose ? spdlog::level::debug : spdlog::level::warn);
-  logger->set_pattern("%H:%M:%S.%e %l: %v");
-  return logger;
+  return stderr_logger({"migrate", "%H:%M:%S.%e %l: %v", verbose ? LogLevel::debug : LogLevel::warn});
 }
 
 uint64_t capability_bits(const std::vector<std::string>& names) {

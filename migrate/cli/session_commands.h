@@ -1,11 +1,14 @@
 // The verbs that move programs between hosts: send, receive, resolve, keys; and the hidden ones behind them.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <functional>
 
 #include "migrate/session/base/options.h"
 #include "pageserver/keys.h"
+
+namespace CLI {
+class App;
+}
 
 namespace migrate::cli {
 

@@ -104,7 +104,7 @@ class TimeLine {
     const Unit unit = bytes_unit(most);
     const Panel panel{top, Panel::axis(most / unit.size, top)};
     band(panel);
-    frame(svg_, panel, std::string("sent, ") + unit.name + " (a bar's area is its bytes)");
+    frame(svg_, panel, "sent, " + std::string(unit.name).append(" (a bar's area is its bytes)"));
     for (const auto& r : story_.rounds) {
       bar(panel, r.begin, r.end, rate_of(r) / unit.size,
           std::to_string(r.n) + ": " + short_bytes(static_cast<double>(r.bytes)), "round",

@@ -1,5 +1,3 @@
-#include <spdlog/sinks/stdout_sinks.h>
-
 #include <cstdlib>
 #include <cstring>
 
@@ -18,9 +16,9 @@ GuardianParts real_guardian_parts(Logger& log) {
 }
 
 int run_guardian(int argc, char** argv) {
-  Logger log("guardian", std::make_shared<spdlog::sinks::stderr_sink_st>());
-  log.set_pattern("%n: %v");
-  log.set_level(::getenv("MIGRATE_DEBUG") != nullptr ? spdlog::level::debug : spdlog::level::warn);
+  const LogLevel level = ::getenv("MIGRATE_DEBUG") != nullptr ? LogLevel::debug : LogLevel::warn;
+  const LoggerPtr logger = stderr_logger({"guardian", "%n: %v", level}, false);
+  Logger& log = *logger;
   if (argc > 1 && std::strcmp(argv[1], "guardian-watch") == 0) return run_watch(argc, argv, log);
   if (argc != 3) return kRefused;
   const bool source = std::strcmp(argv[1], "guardian-source") == 0;

@@ -1,0 +1,58 @@
+# Most of the time of a small file goes into the headers of others, so these are parsed once for many targets. Files
+# still include what they use: -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON builds as well.
+set(std_headers <algorithm> <array> <atomic> <charconv> <chrono> <cmath> <cstdint> <cstring> <filesystem> <fstream>
+  <functional> <map> <memory> <mutex> <optional> <random> <set> <span> <sstream> <string> <string_view> <thread>
+  <unordered_map> <variant> <vector>)
+# Not <signal.h>, whose macro sigmask is the name of a field in an image.
+set(system_headers <fcntl.h> <poll.h> <sys/mman.h> <sys/socket.h> <sys/stat.h> <sys/syscall.h> <sys/types.h>
+  <unistd.h>)
+
+# add_precompiled(NAME HEADERS... LIBRARIES ...): one set of precompiled headers, compiled as our own code is.
+function(add_precompiled NAME)
+  cmake_parse_arguments(ARG "" "" "HEADERS;LIBRARIES" ${ARGN})
+  set(source ${CMAKE_CURRENT_BINARY_DIR}/${NAME}.cpp)
+  if(NOT EXISTS ${source})
+    file(WRITE ${source} "")
+  endif()
+  add_library(${NAME} OBJECT ${source})
+  target_link_libraries(${NAME} PRIVATE migrate_options ${ARG_LIBRARIES})
+  target_precompile_headers(${NAME} PRIVATE ${ARG_HEADERS})
+endfunction()
+
+add_precompiled(precompiled_plain HEADERS ${std_headers} ${system_headers})
+add_precompiled(precompiled_host HEADERS ${std_headers} ${system_headers} <fmt/core.h> <google/protobuf/message_lite.h>
+  <google/protobuf/repeated_field.h> LIBRARIES spdlog::spdlog proto_images)
+if(MIGRATE_TESTS)
+  find_package(GTest REQUIRED)
+  add_precompiled(precompiled_tests HEADERS ${std_headers} ${system_headers} <fmt/core.h> <gtest/gtest.h>
+    <google/protobuf/message_lite.h> <google/protobuf/repeated_field.h> LIBRARIES spdlog::spdlog proto_images GTest::gtest)
+endif()
+
+# use_precompiled(FOLDER): gives every target of our own code below FOLDER the set that its libraries call for.
+function(use_precompiled FOLDER)
+  get_property(folders DIRECTORY ${FOLDER} PROPERTY SUBDIRECTORIES)
+  foreach(folder IN LISTS folders)
+    use_precompiled(${folder})
+  endforeach()
+  get_property(targets DIRECTORY ${FOLDER} PROPERTY BUILDSYSTEM_TARGETS)
+  foreach(target IN LISTS targets)
+    get_target_property(libraries ${target} LINK_LIBRARIES)
+    get_target_property(sources ${target} SOURCES)
+    if(NOT libraries OR NOT sources MATCHES "\\.cpp" OR target MATCHES "^precompiled_")
+      continue()
+    endif()
+    set(others ${libraries})
+    list(REMOVE_ITEM others migrate_options Threads::Threads)
+    if("GTest::gtest" IN_LIST libraries)
+      if(NOT others MATCHES "core_|session|pageserver|report")
+        continue()
+      endif()
+      set(precompiled precompiled_tests)
+    elseif(others)
+      set(precompiled precompiled_host)
+    else()
+      set(precompiled precompiled_plain)
+    endif()
+    target_precompile_headers(${target} REUSE_FROM ${precompiled})
+  endforeach()
+endfunction()

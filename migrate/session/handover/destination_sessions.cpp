@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "migrate/session/handover/holds.h"
+#include "migrate/session/wire/channel.h"
 
 namespace migrate {
 namespace {

@@ -1,6 +1,7 @@
 // Plain TCP behind the Stream interface (--insecure).
 #include <sys/socket.h>
 
+#include "pageserver/handshake.h"
 #include "pageserver/stream.h"
 #include "pageserver/tcp.h"
 #include "pageserver/verdict.h"
@@ -52,7 +53,37 @@ std::unique_ptr<Stream> greet(Fd socket, Deadline deadline, const StopEvent* sto
   return stream;
 }
 
+class PlainHandshake final : public Handshake {
+ public:
+  PlainHandshake(Fd socket, Admit admit) : stream_(std::make_unique<PlainStream>(std::move(socket))) {
+    if (admit) refusal_ = admit("");
+    verdicts_.emplace(refusal_);
+  }
+  std::optional<Want> advance() override {
+    try {
+      if (const auto want = verdicts_->advance(*stream_))
+        return *want == Stream::Want::write ? Want::write : Want::read;
+      if (!refusal_.empty()) throw Refusal(stream_->peer() + " is refused", refusal_);
+      return {};
+    } catch (const Refusal&) {
+      ::shutdown(stream_->fd(), SHUT_WR);
+      throw;
+    }
+  }
+  std::unique_ptr<Stream> take() override { return std::move(stream_); }
+  int fd() const override { return stream_->fd(); }
+
+ private:
+  std::unique_ptr<PlainStream> stream_;
+  std::string refusal_;
+  std::optional<VerdictExchange> verdicts_;
+};
+
 }  // namespace
+
+std::unique_ptr<Handshake> start_accept_plain(Fd socket, Handshake::Admit admit) {
+  return std::make_unique<PlainHandshake>(std::move(socket), std::move(admit));
+}
 
 std::unique_ptr<Stream> connect_plain(Fd socket, Deadline deadline, const StopEvent* stop) {
   return greet(std::move(socket), deadline, stop);

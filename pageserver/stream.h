@@ -74,9 +74,10 @@ class Stream {
   /// How long write() has waited for the peer to take bytes, in all. For the writing thread.
   std::chrono::nanoseconds waited_to_write() const { return waited_to_write_; }
 
+  enum class Want { nothing, read, write, closed };
+
  protected:
   Stream(Fd fd, std::string peer, std::string peer_name);
-  enum class Want { nothing, read, write, closed };
   struct Step {
     size_t bytes;
     Want want;  ///< nothing: `bytes` moved; read/write: wait for the socket first; closed: orderly end
@@ -90,6 +91,8 @@ class Stream {
   void set_peer(std::string peer, std::string name);
 
  private:
+  friend class VerdictExchange;
+  friend void exchange_verdicts(Stream& stream, std::string_view our_refusal, Deadline deadline);
   void throw_if_stopped() const;
   void wait_to_write(Want want, const std::optional<Deadline>& deadline);
   Fd fd_;

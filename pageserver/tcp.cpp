@@ -244,6 +244,19 @@ std::optional<Fd> Listener::accept(const StopEvent* stop, std::optional<Deadline
   }
 }
 
+Fd Listener::try_accept(int listening, int& error) {
+  Fd fd(::accept4(listening, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  error = fd ? 0 : errno;
+  if (!fd) return fd;
+  try {
+    tune_tcp(fd.get());
+  } catch (const Error& e) {  // it is gone again
+    error = ECONNABORTED;
+    return {};
+  }
+  return fd;
+}
+
 std::vector<int> Listener::fds() const {
   std::vector<int> out;
   for (const Fd& fd : sockets_) out.push_back(fd.get());

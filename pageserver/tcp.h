@@ -45,8 +45,11 @@ class Listener {
   /// Next connection, tuned as in connect_tcp(); nullopt: `stop` was triggered. Throws TimedOut.
   /// `peer`: a connection whose end makes waiting pointless; nullopt when its other side has hung up.
   std::optional<Fd> accept(const StopEvent* stop, std::optional<Deadline> deadline = {}, int peer = -1);
-  /// For an event loop: poll these for reading, then call accept() with a passed deadline.
+  /// For an event loop: poll these for reading, then try_accept().
   std::vector<int> fds() const;
+  /// A connection of one of fds(), tuned as in connect_tcp(); empty with accept(2)'s `error` if there is none (EAGAIN),
+  /// it is gone again, or descriptors or memory are short (EMFILE, ENFILE, ENOBUFS, ENOMEM).
+  static Fd try_accept(int listening, int& error);
 
  private:
   std::vector<Fd> sockets_;

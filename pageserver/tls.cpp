@@ -86,4 +86,30 @@ std::unique_ptr<Stream> TlsContext::accept(Fd socket, Deadline deadline, const S
   return stream;
 }
 
+namespace {
+
+class TlsServerHandshake final : public Handshake {
+ public:
+  TlsServerHandshake(std::unique_ptr<TlsStream> stream, Admit admit)
+      : stream_(std::move(stream)), admit_(std::move(admit)) {}
+  std::optional<Want> advance() override {
+    const auto want = stream_->advance_handshake({}, admit_);
+    if (!want) return {};
+    return *want == Stream::Want::write ? Want::write : Want::read;
+  }
+  std::unique_ptr<Stream> take() override { return std::move(stream_); }
+  int fd() const override { return stream_->fd(); }
+
+ private:
+  std::unique_ptr<TlsStream> stream_;
+  Admit admit_;
+};
+
+}  // namespace
+
+std::unique_ptr<Handshake> TlsContext::start_accept(Fd socket, Handshake::Admit admit) const {
+  return std::make_unique<TlsServerHandshake>(std::make_unique<TlsStream>(shared_, std::move(socket), true),
+                                              std::move(admit));
+}
+
 }  // namespace migrate

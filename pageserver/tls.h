@@ -8,6 +8,7 @@
 
 #include "core/base/deadline.h"
 #include "core/base/fd.h"
+#include "pageserver/handshake.h"
 #include "pageserver/stream.h"
 
 namespace migrate {
@@ -41,9 +42,12 @@ class TlsContext {
   /// either side throws Refusal with one sentence; Disconnected, TimedOut, Cancelled as they are.
   std::unique_ptr<Stream> connect(Fd socket, const std::string& server_name, Deadline deadline,
                                   const StopEvent* stop = nullptr) const;
-  /// Server side. Refusals are thrown here and told to the client. One slow or hostile client blocks only its caller:
-  /// run it in a thread of its own, or with a short deadline (10 s is plenty).
+  /// Server side. Refusals are thrown here and told to the client. One slow or hostile client blocks only its caller,
+  /// until the deadline.
   std::unique_ptr<Stream> accept(Fd socket, Deadline deadline, const StopEvent* stop = nullptr) const;
+
+  /// Server side, a step at a time.
+  std::unique_ptr<Handshake> start_accept(Fd socket, Handshake::Admit admit = {}) const;
 
   struct Shared;
 

@@ -147,39 +147,37 @@ void TlsStream::finish() {
   ::shutdown(fd(), SHUT_WR);
 }
 
-void TlsStream::refuse_plain_peer(Deadline deadline) {
+void TlsStream::refuse_plain_peer() {
   if (shared_->config.bare) throw Refusal(peer() + " speaks plain text instead of TLS", "give it --tls");
   const auto verdict = encode_verdict(
       "this side wants TLS 1.3 with certificates; give --cacert, --cert and --key, or --insecure on both sides");
   [[maybe_unused]] const ssize_t n = ::send(fd(), verdict.data(), verdict.size(), MSG_NOSIGNAL);
-  linger_close(fd(), deadline);
   throw Refusal(peer() + " speaks plain text instead of TLS", "give it --cacert, --cert and --key");
 }
 
-void TlsStream::check_first_bytes(Deadline deadline) {
+bool TlsStream::first_byte_is_tls() {
   // A TLS record starts with its type: 22 handshake, 21 alert.
   unsigned char first = 0;
   while (true) {
     const ssize_t n = ::recv(fd(), &first, 1, MSG_PEEK);
     if (n == 1) break;
     if (n == 0) throw Disconnected(peer() + " connected and left without a word");
-    if (errno != EAGAIN && errno != EINTR) throw Disconnected("read from", peer(), errno);
-    wait(Want::read, deadline, "waiting for the TLS handshake of");
+    if (errno == EAGAIN) return false;
+    if (errno != EINTR) throw Disconnected("read from", peer(), errno);
   }
-  if (first != 22 && first != 21) refuse_plain_peer(Deadline::in(std::chrono::seconds(1)));
+  if (first != 22 && first != 21) refuse_plain_peer();
+  return true;
 }
 
-void TlsStream::run_handshake(Deadline deadline) {
-  if (server_) check_first_bytes(deadline);
+std::optional<Stream::Want> TlsStream::advance_tls() {
   while (true) {
     ERR_clear_error();
     const int result = server_ ? SSL_accept(ssl_.get()) : SSL_connect(ssl_.get());
-    if (result == 1) break;
+    if (result == 1) return {};
     const Step step = outcome(result, "shake hands with");
     if (step.want == Want::closed) throw Disconnected(peer() + " ended the connection during the TLS handshake");
-    wait(try_flush() ? step.want : Want::write, deadline, "in the TLS handshake with");
+    return try_flush() ? step.want : Want::write;
   }
-  while (!try_flush()) wait(Want::write, deadline, "in the TLS handshake with");
 }
 
 std::string TlsStream::peer_refusal(const std::string& server_name) const {
@@ -196,25 +194,61 @@ std::string TlsStream::peer_refusal(const std::string& server_name) const {
   return "the certificate's name " + seen_name_ + " is not accepted here";
 }
 
-void TlsStream::handshake(const std::string& server_name, Deadline deadline) {
-  std::string refusal;
+std::optional<Stream::Want> TlsStream::next_stage(const std::string& server_name, const Handshake::Admit& admit) {
+  switch (stage_) {
+    case Stage::first_byte:
+      if (server_ && !first_byte_is_tls()) return Want::read;
+      stage_ = Stage::tls;
+      [[fallthrough]];
+    case Stage::tls:
+      if (const auto want = advance_tls()) return want;
+      stage_ = Stage::flush;
+      [[fallthrough]];
+    case Stage::flush:
+      if (!try_flush()) return Want::write;
+      set_peer(peer() + " (" + seen_name_ + ")", seen_name_);
+      refusal_ = peer_refusal(server_name);
+      remedy_ = server_ ? "give --accept " + seen_name_ + " if it may send here"
+                        : "connect by a name in its certificate, or give --tls-name";
+      if (refusal_.empty() && admit) {
+        refusal_ = admit(seen_name_);
+        remedy_ = "it may try again later";
+      }
+      verdicts_.emplace(refusal_);
+      stage_ = Stage::verdicts;
+      [[fallthrough]];
+    case Stage::verdicts:
+      if (!shared_->config.bare)
+        if (const auto want = verdicts_->advance(*this)) return want;
+      stage_ = Stage::done;
+      [[fallthrough]];
+    case Stage::done:
+      break;
+  }
+  verdicts_.reset();
+  if (!refusal_.empty()) throw Refusal(peer() + " is refused: " + refusal_, remedy_);
+  greeted_ = !shared_->config.bare;
+  return {};
+}
+
+std::optional<Stream::Want> TlsStream::advance_handshake(const std::string& server_name,
+                                                         const Handshake::Admit& admit) {
   try {
-    run_handshake(deadline);
-    set_peer(peer() + " (" + seen_name_ + ")", seen_name_);
-    refusal = peer_refusal(server_name);
-    if (!shared_->config.bare) exchange_verdicts(*this, refusal, deadline);
+    return next_stage(server_name, admit);
   } catch (const Refusal&) {
     socket_.flush();
+    ::shutdown(fd(), SHUT_WR);
+    throw;
+  }
+}
+
+void TlsStream::handshake(const std::string& server_name, Deadline deadline) {
+  try {
+    while (const auto want = advance_handshake(server_name, {})) wait(*want, deadline, "in the TLS handshake with");
+  } catch (const Refusal&) {
     linger_close(fd(), Deadline::in(std::chrono::seconds(1)));
     throw;
   }
-  if (!refusal.empty()) {
-    linger_close(fd(), Deadline::in(std::chrono::seconds(1)));
-    throw Refusal(peer() + " is refused: " + refusal, server_
-                                                          ? "give --accept " + seen_name_ + " if it may send here"
-                                                          : "connect by a name in its certificate, or give --tls-name");
-  }
-  greeted_ = !shared_->config.bare;
 }
 
 }  // namespace migrate

@@ -2,6 +2,7 @@
 // before the server has looked at its certificate, so that it needs this to learn the outcome.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,6 +15,22 @@ namespace migrate {
 std::vector<std::byte> encode_verdict(std::string_view refusal);
 inline constexpr char kVerdictMagic[4] = {'M', 'I', 'G', 'W'};
 inline constexpr size_t kMaxRefusalText = 512;
+
+/// The exchange, a step at a time. One thread.
+class VerdictExchange {
+ public:
+  /// An empty `refusal` welcomes the peer.
+  explicit VerdictExchange(std::string_view refusal);
+  /// What to wait for before the next call; nullopt: both sides are welcome, or ours was refused and told so. Throws
+  /// Refusal with the peer's sentence, or Refusal that the peer speaks something else.
+  std::optional<Stream::Want> advance(Stream& stream);
+
+ private:
+  std::optional<Stream::Want> read(Stream& stream, size_t until);
+  const bool refuses_;
+  std::vector<std::byte> out_, in_;
+  size_t sent_ = 0;
+};
 
 /// Sends ours (never blocking on the peer's), reads the peer's. Throws Refusal with the peer's sentence, or Refusal
 /// that the peer speaks something else.

@@ -139,6 +139,9 @@ void SessionCommands::add_receive(CLI::App& app, std::function<int()>& run) {
   add_link(*verb, receive_.state_dir);
   verb->add_option("--listen", receive_.listen, "ADDR:PORT")->capture_default_str();
   verb->add_flag("--once", receive_.once, "exit after one migration");
+  verb->add_option("--max-sessions", receive_.max_sessions, "migrations at a time")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
   verb->add_option("--accept", accept_, "take trees only from a peer whose certificate carries this name; repeatable");
   verb->add_option("--allow-uid", receive_.allow_uids, "take only tasks of this user id; repeatable");
   verb->add_option("--deny-caps", denied_capabilities_, "refuse tasks that have one of these capabilities")

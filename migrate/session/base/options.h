@@ -64,6 +64,7 @@ struct SendOptions {
 
 struct ReceiveOptions {
   std::string listen = "0.0.0.0:7400";  ///< port 0: a free one, told by the `listening` event
+  unsigned max_sessions = 8;            ///< migrations at a time
   bool once = false;                    ///< serve one migration, then exit with its code
   LinkOptions link;                     ///< accepted names are in link.tls->accepted_peers
   std::string root;                     ///< folder that all paths of received trees are under

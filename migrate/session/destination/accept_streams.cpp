@@ -1,51 +1,60 @@
 #include "migrate/session/destination/accept_streams.h"
 
+#include <poll.h>
+#include <sys/random.h>
+
+#include <array>
+
+#include "core/base/error.h"
+#include "migrate/session/wire/stream_token.h"
+
 namespace migrate {
 namespace {
 
 using wire::Message;
 
-/// For a stranger to hear that it is turned away; our own streams wait for that long.
-constexpr std::chrono::milliseconds kTurnAway{1000};
-
-/// A source that ends, or gives up, before its streams are here must not keep the next one waiting.
-Fd next_connection(const ReceiveContext& c, ControlChannel& channel, const Deadline& deadline) {
-  std::optional<Fd> socket = c.listener.accept(&c.interrupt.stop(), deadline, channel.fd());
-  if (c.interrupt.interrupted()) throw Cancelled(std::string("interrupted"));
-  if (socket) return std::move(*socket);
-  const Message news = channel.receive(Deadline::in(c.options.timeouts.answer));
-  if (news.body_case() == Message::kAbort) throw Error("the source gave up: " + news.abort().reason());
-  throw Corrupt("a message of the peer", "it is out of turn");
+/// A source that ends, or gives up, before its streams are here ends the wait. The daemon gives us nothing but sockets
+/// whose owner knew a token of ours.
+Fd next_stream(const ReceiveContext& c, ControlChannel& channel, const Deadline& deadline) {
+  for (;;) {
+    if (c.interrupt.interrupted()) throw Cancelled(std::string("interrupted"));
+    std::array<pollfd, 3> p{pollfd{c.daemon.fd(), POLLIN, 0}, pollfd{channel.fd(), POLLIN | POLLRDHUP, 0},
+                            pollfd{c.interrupt.stop().fd(), POLLIN, 0}};
+    const int n = ::poll(p.data(), p.size(), deadline.poll_timeout());
+    if (n == 0 && deadline.passed()) throw TimedOut("time is up while waiting for the page streams of", "the source");
+    if (n > 0 && p[0].revents != 0) {
+      if (Fd socket = c.daemon.next_stream()) return socket;
+    } else if (channel.buffered() || (n > 0 && p[1].revents != 0)) {
+      const Message news = channel.receive(Deadline::in(c.options.timeouts.answer));
+      if (news.body_case() == Message::kAbort) throw Error("the source gave up: " + news.abort().reason());
+      throw Corrupt("a message of the peer", "it is out of turn");
+    }
+  }
 }
 
 }  // namespace
 
+std::vector<StreamToken> make_stream_tokens(uint32_t count) {
+  std::vector<StreamToken> tokens(count);
+  for (StreamToken& token : tokens) {
+    if (::getrandom(token.data(), token.size(), 0) != static_cast<ssize_t>(token.size()))
+      throw Error("read", "random bytes", errno);
+  }
+  return tokens;
+}
+
 std::vector<std::unique_ptr<Stream>> accept_page_streams(const ReceiveContext& context, ControlChannel& channel,
-                                                         const SessionId& id, const std::string& label,
-                                                         uint32_t count) {
+                                                         const SessionId& id, uint32_t count) {
   std::vector<std::unique_ptr<Stream>> streams(count);
   const Deadline deadline = Deadline::in(context.options.timeouts.connect);
-  for (uint32_t got = 0; got < count;) {
-    Fd socket = next_connection(context, channel, deadline);
-    try {
-      std::unique_ptr<Stream> stream = context.connector.accept(std::move(socket), deadline, &context.interrupt.stop());
-      const std::optional<PagePreface> preface = read_page_preface(*stream, deadline);
-      if (!preface) {
-        ControlChannel::turn_away(std::move(stream), "it receives " + label + " right now; try again when that is done",
-                                  Deadline::in(kTurnAway));
-        continue;
-      }
-      if (preface->session != id || preface->index >= count || streams[preface->index] ||
-          stream->peer_name() != channel.stream().peer_name()) {
-        continue;  // somebody else's
-      }
-      streams[preface->index] = std::move(stream);
-      ++got;
-    } catch (const Cancelled&) {
-      throw;
-    } catch (const Error& e) {
-      context.log.debug("a connection that is no page stream: {}", e.what());
-    }
+  for (uint32_t got = 0; got < count; ++got) {
+    std::unique_ptr<Stream> stream =
+        context.connector.accept(next_stream(context, channel, deadline), deadline, &context.interrupt.stop());
+    const std::optional<PagePreface> preface = read_page_preface(*stream, deadline);
+    if (!preface || preface->session != id || preface->index >= count || streams[preface->index] ||
+        stream->peer_name() != channel.stream().peer_name())
+      throw Corrupt("a page stream of the peer", "it is not what was agreed upon");
+    streams[preface->index] = std::move(stream);
   }
   return streams;
 }

@@ -1,14 +1,18 @@
-// The destination's listener while a session waits for its page streams.
+// The page streams of a session: they come to the daemon's listener, which knows them by tokens.
 #pragma once
 
 #include "migrate/session/destination/receive_session.h"
+#include "migrate/session/wire/stream_token.h"
 #include "pageserver/page_stream.h"
 
 namespace migrate {
 
-/// All page streams of the session, in order. A source that comes in between is told that this host is busy (with
-/// `label`); other strangers are cut. Throws Error if the session's own source gives up or leaves, TimedOut, Cancelled.
+/// Random ones, for DaemonLink::expect_streams() and Begun.
+std::vector<StreamToken> make_stream_tokens(uint32_t count);
+
+/// All page streams of the session, in order. Throws Error if the session's own source gives up or leaves, TimedOut,
+/// Cancelled, Corrupt.
 std::vector<std::unique_ptr<Stream>> accept_page_streams(const ReceiveContext& context, ControlChannel& channel,
-                                                         const SessionId& id, const std::string& label, uint32_t count);
+                                                         const SessionId& id, uint32_t count);
 
 }  // namespace migrate

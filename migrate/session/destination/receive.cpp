@@ -1,112 +1,194 @@
-// The destination agent: accepts connections and serves one session after the other.
+// The receiver: a daemon on one event loop that accepts connections, serves strangers side by side, and starts a
+// process for each peer that has shown who it is.
+#include <signal.h>
+#include <sys/signalfd.h>
+
 #include "migrate/session/base/session.h"
+#include "migrate/session/destination/connection.h"
 #include "migrate/session/destination/receive_session.h"
+#include "migrate/session/destination/serving.h"
+#include "migrate/session/destination/strangers.h"
 #include "migrate/session/handover/settle.h"
-#include "migrate/session/telling/fault.h"
-#include "migrate/session/telling/interrupt.h"
-#include "migrate/session/wire/host_facts.h"
+#include "migrate/session/loop/event_loop.h"
+#include "migrate/session/telling/events.h"
 
 namespace migrate {
 namespace {
 
-using wire::Message;
+/// Connections accepted in one turn of the loop: others get their turn in between.
+constexpr int kAcceptAtOnce = 32;
+/// Before accept(2) is tried again when descriptors or memory are short.
+constexpr std::chrono::milliseconds kShortOfRoom{100};
+/// Refusals of strangers that are told, a second; a flood must not fill a disk.
+constexpr unsigned kRefusalsTold = 10;
 
-class ReceiveAgent {
+/// SIGINT, SIGTERM and SIGHUP, blocked, as a descriptor.
+Fd end_signals() {
+  ::signal(SIGPIPE, SIG_IGN);
+  sigset_t set;
+  ::sigemptyset(&set);
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) ::sigaddset(&set, signal);
+  ::sigprocmask(SIG_BLOCK, &set, nullptr);
+  return Fd(check(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK), "watch", "signals"));
+}
+
+class Receiver {
  public:
-  ReceiveAgent(const ReceiveOptions& options, Events& events, const InterruptWatch& interrupt, Logger& log)
+  Receiver(const ReceiveOptions& options, Events& events, Logger& log)
       : options_(options),
         events_(events),
-        interrupt_(interrupt),
         log_(log),
+        signals_(end_signals()),
         connector_(options.link),
         listener_(parse_host_port(options.listen, true)),
-        store_(options.state_dir),
-        keeper_(cgroup_keeper(log)),
-        sessions_(store_, *keeper_, options.timeouts, log) {}
+        serving_(loop_, {.migrations = options.max_sessions},
+                 {.serve =
+                      [this](std::unique_ptr<Stream> stream, Fd link) {
+                        return serve_connection(options_, connector_, std::move(stream), std::move(link), log_);
+                      },
+                  .ended = [this](bool migration, std::optional<int> code) { ended(migration, code); }},
+                 log),
+        strangers_(loop_, connector_, {},
+                   {.admit = [this](const std::string& name) { return serving_.admit(name); },
+                    .authenticated = [this](std::unique_ptr<Stream> stream) { start(std::move(stream)); },
+                    .page_stream = [this](const StreamToken& token,
+                                          Fd socket) { serving_.pass_stream(token, std::move(socket)); },
+                    .refused = [this](const std::string& why) { tell_refused(why); }},
+                   log) {}
 
   int run() {
-    settle_local(store_, *keeper_, options_.timeouts, events_, log_);
+    settle();
     if (options_.link.insecure && !options_.link.insecure_forced && !listener_.loopback_only()) {
       throw Refusal("--insecure listens on loopback addresses only", "use certificates, or listen on 127.0.0.1");
     }
-    events_.event("listening", "listening on " + options_.listen + " (port " + std::to_string(listener_.port()) + ")",
-                  {{"port", int64_t{listener_.port()}}});
-    signal_status(options_.status_fd);
-    while (std::optional<Fd> socket = listener_.accept(&interrupt_.stop())) {
-      const std::optional<int> code = serve(std::move(*socket));
-      if (code && options_.once) return *code;
-    }
-    return options_.once ? kFailed : kMoved;  // interrupted
+    tell_listening();
+    listen();
+    const EventLoop::Watch signals = loop_.when_readable(signals_.get(), [this] { interrupted(); });
+    loop_.run();
+    return code_;
   }
 
  private:
-  /// The exit code of a migration; nullopt for anything else.
-  std::optional<int> serve(Fd socket) {
-    std::optional<ControlChannel> channel;
-    try {
-      const Deadline deadline = Deadline::in(options_.timeouts.connect);
-      channel.emplace(connector_.accept(std::move(socket), deadline, &interrupt_.stop()));
-      channel->stream().set_stop(&interrupt_.stop());
-      channel->open(deadline);
-      const Message hello = channel->expect(Message::kHello, deadline);
-      Message answer;
-      *answer.mutable_hello() = host_facts(options_.packed_pages);
-      channel->send(std::move(answer));
-      check_hello_version(hello.hello());
-      Message first = channel->receive(Deadline::in(options_.timeouts.answer));
-      if (first.body_case() == Message::kResolve) {
-        serve_resolve(*channel, first);
-        return std::nullopt;
+  void settle() {
+    JournalStore store(options_.state_dir);
+    const std::unique_ptr<TreeKeeper> keeper = cgroup_keeper(log_);
+    settle_local(store, *keeper, options_.timeouts, events_, log_);
+  }
+
+  void tell_listening() {
+    events_.event("listening", "listening on " + options_.listen + " (port " + std::to_string(listener_.port()) + ")",
+                  {{"port", int64_t{listener_.port()}}});
+    const std::string trust = who_is_taken(options_.link);
+    if (!trust.empty()) events_.event("trust", trust);
+    signal_status(options_.status_fd);
+  }
+
+  void listen() {
+    listening_.clear();
+    pause_ = {};
+    for (const int fd : listener_.fds()) listening_.push_back(loop_.when_readable(fd, [this, fd] { accept(fd); }));
+  }
+
+  void accept(int listening) {
+    for (int i = 0; i < kAcceptAtOnce; ++i) {
+      int error = 0;
+      Fd socket = Listener::try_accept(listening, error);
+      if (socket) {
+        strangers_.add(std::move(socket));
+      } else if (error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM) {
+        return wait_for_room(error);
+      } else if (error == EAGAIN) {
+        return;
       }
-      events_.event("connect", "connected: " + channel->stream().peer(), {{"peer", channel->stream().peer()}});
-      const ReceiveContext context{options_,   events_, interrupt_, listener_,
-                                   connector_, store_,  sessions_,  exec_guardian("guardian-destination"),
-                                   log_};
-      const int code = serve_migration(context, *channel, std::move(first));
-      return code == kRefused ? std::nullopt : std::optional(code);
-    } catch (const std::exception& e) {
-      if (channel) channel->stream().set_stop(nullptr);
-      if (channel) channel->refuse(e.what(), dynamic_cast<const StaleEpoch*>(&e) != nullptr);
-      events_.event("refused", e.what());
-      return std::nullopt;
     }
   }
 
-  void serve_resolve(ControlChannel& channel, const Message& question) {
-    Message answer;
-    *answer.mutable_answer() = answer_resolve(sessions_, question, channel.stream().peer_name());
-    answer.set_session(question.session());
-    channel.send(std::move(answer));
-    channel.finish();
-    events_.event("asked", "the source asked about a session: " + wire::Answer::State_Name(answer.answer().state()));
+  /// Who is not known yet goes first; the listener's queue keeps the others.
+  void wait_for_room(int error) {
+    if (!short_of_room_) log_.warn("accept a connection: {}; trying again", Error("", "", error).what());
+    short_of_room_ = true;
+    strangers_.drop_oldest();
+    listening_.clear();
+    pause_ = loop_.after(kShortOfRoom, [this] {
+      short_of_room_ = false;
+      listen();
+    });
+  }
+
+  void start(std::unique_ptr<Stream> stream) {
+    const std::string peer = stream->peer();
+    try {
+      std::vector<int> keep;
+      if (options_.status_fd >= 0) keep.push_back(options_.status_fd);
+      serving_.start(std::move(stream), std::move(keep));
+    } catch (const Error& e) {  // no process, no descriptor; the peer sees a cut, and may try again
+      events_.event("refused", peer + ": " + e.what());
+    }
+  }
+
+  void tell_refused(const std::string& why) {
+    if (++refusals_told_ <= kRefusalsTold) events_.event("refused", why);
+    if (!refusals_pause_)
+      refusals_pause_ = loop_.after(std::chrono::seconds(1), [this] {
+        refusals_told_ = 0;
+        refusals_pause_ = {};
+      });
+  }
+
+  void ended(bool migration, std::optional<int> code) {
+    const bool counts = migration && (!code || (*code != kRefused && *code != kQuestionAnswered));
+    if (options_.once && counts) {
+      code_ = code.value_or(kFailed);
+      leave();
+    }
+    if (leaving_ && serving_.empty()) loop_.stop();
+  }
+
+  void interrupted() {
+    signalfd_siginfo info;
+    if (::read(signals_.get(), &info, sizeof info) != sizeof info) return;
+    if (!leaving_) code_ = options_.once ? kFailed : kMoved;
+    serving_.terminate();
+    leave();
+    if (serving_.empty()) loop_.stop();
+  }
+
+  void leave() {
+    leaving_ = true;
+    listening_.clear();
+    pause_ = {};
   }
 
   const ReceiveOptions& options_;
   Events& events_;
-  const InterruptWatch& interrupt_;
   Logger& log_;
+  EventLoop loop_;
+  Fd signals_;
   Connector connector_;
   Listener listener_;
-  JournalStore store_;
-  std::unique_ptr<TreeKeeper> keeper_;
-  DestinationSessions sessions_;
+  ServingProcesses serving_;
+  Strangers strangers_;
+  std::vector<EventLoop::Watch> listening_;
+  EventLoop::Watch pause_, refusals_pause_;
+  bool short_of_room_ = false, leaving_ = false;
+  unsigned refusals_told_ = 0;
+  int code_ = kFailed;
 };
 
 }  // namespace
 
 int run_receive(const ReceiveOptions& options, Logger& log) {
-  PrintedEvents printed(options.report, "receive");
-  Events& events = printed;
+  PrintedEvents events(options.report, "receive");
   try {
-    const InterruptWatch interrupt;
     ReceiveOptions adjusted = options;
     adjusted.timeouts = with_test_timeouts(options.timeouts);
-    return ReceiveAgent(adjusted, events, interrupt, log).run();
+    if (options.once) adjusted.max_sessions = 1;
+    return Receiver(adjusted, events, log).run();
   } catch (const Error& e) {
-    events.event("refused", e.what());
+    events.event("refused", e.what(), {});
     return kRefused;
   } catch (const std::exception& e) {
-    events.event("failed", e.what());
+    events.event("failed", e.what(), {});
     return kFailed;
   }
 }

@@ -144,8 +144,11 @@ class ReceiveSession {
     s->set_timeout_ms(static_cast<uint32_t>(options_.timeouts.restore.count()));
     guardian_->ask(request, answer_by(), &c_.interrupt.stop());
     watch_.emplace(options_.state_dir, id_, Role::destination, guardian_->death_fd());
+    const std::vector<StreamToken> tokens = make_stream_tokens(message.begin().streams());
+    c_.daemon.expect_streams(tokens);
     Message begun;
     begun.mutable_begun();
+    for (const StreamToken& token : tokens) begun.mutable_begun()->add_stream_tokens(token.data(), token.size());
     channel_.send(std::move(begun));
     c_.events.event("begin", "receiving " + label_ + " from " + channel_.stream().peer(),
                     {{"session", to_hex(id_)}, {"label", label_}});
@@ -154,7 +157,7 @@ class ReceiveSession {
 
   void accept_streams(const wire::Begin& begin) {
     const CodecSet codecs = options_.packed_pages ? codecs_from_wire(begin.page_codecs()) : CodecSet{};
-    intake_.emplace(accept_page_streams(c_, channel_, id_, label_, begin.streams()), ReceiveLimits{.codecs = codecs});
+    intake_.emplace(accept_page_streams(c_, channel_, id_, begin.streams()), ReceiveLimits{.codecs = codecs});
   }
 
   /// Until the images come: layouts, discards and passes of pages, and what the tree opened meanwhile.

@@ -5,12 +5,13 @@
 
 #include "core/base/log.h"
 #include "migrate/session/base/options.h"
+#include "migrate/session/destination/daemon_link.h"
 #include "migrate/session/guardian/guardian.h"
 #include "migrate/session/handover/holds.h"
 #include "migrate/session/telling/events.h"
 #include "migrate/session/telling/interrupt.h"
 #include "migrate/session/wire/channel.h"
-#include "pageserver/tcp.h"
+#include "migrate/session/wire/connector.h"
 
 namespace migrate {
 
@@ -19,7 +20,7 @@ struct ReceiveContext {
   const ReceiveOptions& options;
   Events& events;
   const InterruptWatch& interrupt;
-  Listener& listener;
+  DaemonLink& daemon;
   const Connector& connector;
   JournalStore& store;
   DestinationSessions& sessions;

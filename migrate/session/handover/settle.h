@@ -8,6 +8,7 @@
 #include "migrate/session/handover/holds.h"
 #include "migrate/session/telling/events.h"
 #include "migrate/session/wire/channel.h"
+#include "migrate/session/wire/connector.h"
 
 namespace migrate {
 

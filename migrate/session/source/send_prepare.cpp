@@ -7,6 +7,7 @@
 #include "migrate/session/source/send_session.h"
 #include "migrate/session/telling/fault.h"
 #include "migrate/session/wire/host_facts.h"
+#include "migrate/session/wire/stream_token.h"
 
 namespace migrate {
 namespace {
@@ -53,14 +54,9 @@ void SendSession::look_before_touching() {
 
 void SendSession::connect() {
   const Deadline deadline = Deadline::in(options_.timeouts.connect);
-  try {
-    channel_.emplace(connector_.connect(address_, deadline, &interrupt_.stop()));
-    channel_->stream().set_stop(&interrupt_.stop());
-    channel_->open(deadline);
-  } catch (const TimedOut& e) {  // a receiver serves one after the other
-    throw TimedOut(std::string(e.what()) +
-                   "; it cannot be reached, or it receives another migration right now: try again");
-  }
+  channel_.emplace(connector_.connect(address_, deadline, &interrupt_.stop()));
+  channel_->stream().set_stop(&interrupt_.stop());
+  channel_->open(deadline);
   Message hello;
   *hello.mutable_hello() = host_facts();
   const wire::Hello here = hello.hello();
@@ -168,11 +164,13 @@ void SendSession::begin() {
   begin->set_boottime_ns(clocks_.boottime_ns);
   begin->set_at_destination_ns(clocks_.at_destination_ns);
   channel_->send(std::move(message));
-  channel_->expect(Message::kBegun, answer_by());
+  const wire::Begun begun = channel_->expect(Message::kBegun, answer_by()).begun();
+  if (begun.stream_tokens_size() < options_.streams) throw Corrupt("a message of the peer", "tokens are missing");
   std::vector<std::unique_ptr<Stream>> streams;
   for (int i = 0; i < options_.streams; ++i) {
     const Deadline deadline = Deadline::in(options_.timeouts.connect);
-    std::unique_ptr<Stream> stream = connector_.connect(address_, deadline, &interrupt_.stop());
+    std::unique_ptr<Stream> stream =
+        connector_.connect(address_, deadline, &interrupt_.stop(), encode_stream_token(begun.stream_tokens(i)));
     send_page_preface(*stream, {id_, static_cast<uint16_t>(i), static_cast<uint16_t>(options_.streams)}, deadline);
     streams.push_back(std::move(stream));
   }

@@ -58,10 +58,10 @@ void ReportedEvents::progress(std::string_view name, const std::string& sentence
   next_.progress(name, sentence, std::move(fields));
 }
 
-PrintedEvents::PrintedEvents(ReportFormat format, std::string side)
+PrintedEvents::PrintedEvents(ReportFormat format, std::string side, bool live)
     : format_(format),
       side_(std::move(side)),
-      tty_(format == ReportFormat::automatic && ::isatty(2) == 1 && can_erase_lines()) {}
+      tty_(live && format == ReportFormat::automatic && ::isatty(2) == 1 && can_erase_lines()) {}
 
 PrintedEvents::~PrintedEvents() { clear_live(); }
 

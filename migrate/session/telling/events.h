@@ -33,7 +33,8 @@ class Events {
 /// on standard error; a live line is cut to the terminal's width, so that it stays one line.
 class PrintedEvents final : public Events {
  public:
-  PrintedEvents(ReportFormat format, std::string side);
+  /// `live`: whether a live line is wanted; not where several processes share the terminal.
+  PrintedEvents(ReportFormat format, std::string side, bool live = true);
   ~PrintedEvents() override;
   void event(std::string_view name, const std::string& sentence, EventFields fields) override;
   void progress(std::string_view name, const std::string& sentence, EventFields fields) override;

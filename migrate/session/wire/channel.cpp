@@ -1,5 +1,7 @@
 #include "migrate/session/wire/channel.h"
 
+#include "migrate/session/wire/stream_token.h"
+
 #include <algorithm>
 
 namespace migrate {
@@ -68,6 +70,11 @@ void check_bounds(const wire::Message& message) {
       check_text(message.begin().label());
       return require(message.begin().streams() >= 1 && message.begin().streams() <= kMaxPageStreams,
                      "an impossible number of streams");
+    case wire::Message::kBegun:
+      require(message.begun().stream_tokens_size() <= kMaxPageStreams, "too many tokens");
+      for (const std::string& token : message.begun().stream_tokens())
+        require(token.size() == std::tuple_size_v<StreamToken>, "a token is not 16 bytes long");
+      return;
     case wire::Message::kLayout:
       return require(message.layout().tasks_size() + message.layout().objects_size() <= kMaxPids, "too many tasks");
     case wire::Message::kLayoutReady:
@@ -147,52 +154,12 @@ void ControlChannel::refuse(const std::string& sentence, bool stale) noexcept {
   }
 }
 
-void ControlChannel::turn_away(std::unique_ptr<Stream> stream, const std::string& sentence,
-                               const Deadline& deadline) noexcept {
-  try {
-    ControlChannel channel(std::move(stream));
-    channel.frames_.send_preface(deadline);
-    // Else what it says meanwhile would come to a closed socket, and undo what we say (RFC 9293: a reset).
-    channel.receive(deadline);
-    channel.refuse(sentence);
-  } catch (const std::exception&) {
-    // It left by itself.
-  }
-}
-
 void ControlChannel::finish() noexcept {
   try {
     frames_.finish();
   } catch (const std::exception&) {
     // The goodbye is a courtesy.
   }
-}
-
-Connector::Connector(const LinkOptions& options) : options_(options) {
-  if (options_.tls && !options_.insecure) {
-    tls_.emplace(*options_.tls);
-  } else if (!options_.insecure) {
-    throw Refusal("no certificates were given", "name them (`migrate keys` makes some), or say --insecure on loopback");
-  }
-}
-
-std::unique_ptr<Stream> Connector::connect(const HostPort& to, const Deadline& deadline, const StopEvent* stop) const {
-  Fd socket = connect_tcp(to, deadline, stop);
-  if (tls_)
-    return tls_->connect(std::move(socket), options_.tls_name.empty() ? to.host : options_.tls_name, deadline, stop);
-  if (!options_.insecure_forced && !is_loopback_connection(socket.get())) {
-    throw Refusal("--insecure over " + to.text() + " would show all memory of the program to the network",
-                  "use certificates");
-  }
-  return connect_plain(std::move(socket), deadline, stop);
-}
-
-std::unique_ptr<Stream> Connector::accept(Fd socket, const Deadline& deadline, const StopEvent* stop) const {
-  if (tls_) return tls_->accept(std::move(socket), deadline, stop);
-  if (!options_.insecure_forced && !is_loopback_connection(socket.get())) {
-    throw Refusal("--insecure accepts loopback connections only", "use certificates");
-  }
-  return accept_plain(std::move(socket), deadline, stop);
 }
 
 }  // namespace migrate

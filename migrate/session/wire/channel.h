@@ -11,7 +11,6 @@
 #include "migration.pb.h"
 #include "pageserver/frames.h"
 #include "pageserver/page_stream.h"
-#include "pageserver/tcp.h"
 
 namespace migrate {
 
@@ -39,8 +38,6 @@ class ControlChannel {
   wire::Message receive(const Deadline& deadline);
   /// As receive, but only a body of this kind is legal (Corrupt otherwise).
   wire::Message expect(wire::Message::BodyCase kind, const Deadline& deadline);
-  /// Refuses a peer whose preface was read already, without throwing.
-  static void turn_away(std::unique_ptr<Stream> stream, const std::string& sentence, const Deadline& deadline) noexcept;
   /// Tells the peer why we end, without throwing.
   void refuse(const std::string& sentence, bool stale = false) noexcept;
   void finish() noexcept;
@@ -60,18 +57,5 @@ class ControlChannel {
 
 /// Throws Corrupt if a count or length in a peer's message is impossible.
 void check_bounds(const wire::Message& message);
-
-/// Connections as the options say: TLS, or plain with --insecure on loopback.
-class Connector {
- public:
-  /// Refusal if the options do not say how to protect the connection.
-  explicit Connector(const LinkOptions& options);
-  std::unique_ptr<Stream> connect(const HostPort& to, const Deadline& deadline, const StopEvent* stop) const;
-  std::unique_ptr<Stream> accept(Fd socket, const Deadline& deadline, const StopEvent* stop) const;
-
- private:
-  LinkOptions options_;
-  std::optional<TlsContext> tls_;
-};
 
 }  // namespace migrate

@@ -9,7 +9,7 @@
 
 namespace migrate {
 
-inline constexpr uint32_t kProtocolVersion = 1;
+inline constexpr uint32_t kProtocolVersion = 2;
 
 /// This host's greeting. `packed_pages`: it takes pages that are compressed.
 wire::Hello host_facts(bool packed_pages = true);

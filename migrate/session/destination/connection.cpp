@@ -1,0 +1,75 @@
+#include "migrate/session/destination/connection.h"
+
+#include "migrate/session/base/session.h"
+#include "migrate/session/destination/receive_session.h"
+#include "migrate/session/handover/settle.h"
+#include "migrate/session/telling/fault.h"
+#include "migrate/session/telling/interrupt.h"
+#include "migrate/session/wire/channel.h"
+#include "migrate/session/wire/host_facts.h"
+
+namespace migrate {
+namespace {
+
+using wire::Message;
+
+/// Both sides say what they are.
+Message greet(ControlChannel& channel, const ReceiveOptions& options) {
+  const Deadline deadline = Deadline::in(options.timeouts.connect);
+  channel.open(deadline);
+  const Message hello = channel.expect(Message::kHello, deadline);
+  Message answer;
+  *answer.mutable_hello() = host_facts(options.packed_pages);
+  channel.send(std::move(answer));
+  check_hello_version(hello.hello());
+  return channel.receive(Deadline::in(options.timeouts.answer));
+}
+
+void answer_question(ControlChannel& channel, DestinationSessions& sessions, Events& events, const Message& question) {
+  Message answer;
+  *answer.mutable_answer() = answer_resolve(sessions, question, channel.stream().peer_name());
+  answer.set_session(question.session());
+  const std::string state = wire::Answer::State_Name(answer.answer().state());
+  channel.send(std::move(answer));
+  channel.finish();
+  events.event("asked", channel.stream().peer() + " asked about a session: " + state, {{"state", state}});
+}
+
+/// Told to the peer, then here.
+void refuse(ControlChannel& channel, Events& events, const std::exception& why) {
+  channel.stream().set_stop(nullptr);
+  channel.refuse(why.what(), dynamic_cast<const StaleEpoch*>(&why) != nullptr);
+  events.event("refused", why.what());
+}
+
+}  // namespace
+
+int serve_connection(const ReceiveOptions& options, const Connector& connector, std::unique_ptr<Stream> stream, Fd link,
+                     Logger& log) {
+  PrintedEvents events(options.report, "receive", options.max_sessions == 1);
+  const InterruptWatch interrupt;
+  DaemonLink daemon(std::move(link));
+  ControlChannel channel(std::move(stream));
+  channel.stream().set_stop(&interrupt.stop());
+  try {
+    Message first = greet(channel, options);
+    JournalStore store(options.state_dir);
+    const std::unique_ptr<TreeKeeper> keeper = cgroup_keeper(log);
+    DestinationSessions sessions(store, *keeper, options.timeouts, log);
+    if (first.body_case() == Message::kResolve) {
+      answer_question(channel, sessions, events, first);
+      return kQuestionAnswered;
+    }
+    if (const std::string busy = daemon.take_place(Deadline::in(options.timeouts.answer)); !busy.empty())
+      throw Refusal("this receiver is busy", busy);
+    events.event("connect", "connected: " + channel.stream().peer(), {{"peer", channel.stream().peer()}});
+    const ReceiveContext context{
+        options, events, interrupt, daemon, connector, store, sessions, exec_guardian("guardian-destination"), log};
+    return serve_migration(context, channel, std::move(first));
+  } catch (const std::exception& e) {
+    refuse(channel, events, e);
+    return kRefused;
+  }
+}
+
+}  // namespace migrate

@@ -1,0 +1,139 @@
+#include "migrate/session/destination/serving.h"
+
+#include <signal.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <iostream>
+
+#include "core/base/error.h"
+
+namespace migrate {
+namespace {
+
+/// The daemon's other connections, its listener and its loop are no business of the child's.
+void keep_only(std::vector<int> keep) {
+  keep.insert(keep.end(), {0, 1, 2});
+  std::ranges::sort(keep);
+  unsigned from = 0;
+  for (const int fd : keep) {
+    if (fd < 0) continue;
+    const auto number = static_cast<unsigned>(fd);
+    if (number > from) ::close_range(from, number - 1, 0);
+    from = std::max(from, number + 1);
+  }
+  ::close_range(from, ~0U, 0);
+}
+
+}  // namespace
+
+struct ServingProcesses::Process {
+  Process(ServingEnd e, std::string n) : end(std::move(e)), peer_name(std::move(n)) {}
+  pid_t pid = 0;
+  Fd pidfd;
+  ServingEnd end;
+  std::string peer_name;
+  bool migration = false;
+  EventLoop::Watch life, talk;
+  ~Process() {
+    // A watch goes before its descriptor.
+    life = {};
+    talk = {};
+  }
+};
+
+ServingProcesses::ServingProcesses(EventLoop& loop, Limits limits, Outcomes outcomes, Logger& log)
+    : loop_(loop), limits_(limits), outcomes_(std::move(outcomes)), log_(log) {}
+
+ServingProcesses::~ServingProcesses() = default;
+
+size_t ServingProcesses::migrations() const {
+  return static_cast<size_t>(std::ranges::count_if(all_, [](const auto& one) { return one->migration; }));
+}
+
+std::string ServingProcesses::admit(const std::string& peer_name) const {
+  size_t without = 0, same = 0;
+  for (const auto& one : all_) {
+    if (one->migration) continue;
+    ++without;
+    if (one->peer_name == peer_name) ++same;
+  }
+  if (without < limits_.questions && same < limits_.of_a_peer) return {};
+  return "it has " + std::to_string(same) + " connections of that name that say nothing";
+}
+
+void ServingProcesses::start(std::unique_ptr<Stream> stream, std::vector<int> keep) {
+  auto [ours, theirs] = ServingEnd::pair();
+  auto process = std::make_unique<Process>(std::move(ours), stream->peer_name());
+  std::cout.flush();
+  std::fflush(nullptr);
+  const pid_t pid = check(::fork(), "start", "a process for a connection");
+  if (pid == 0) {
+    keep.push_back(stream->fd());
+    keep.push_back(theirs.get());
+    keep_only(std::move(keep));
+    int code = 1;
+    try {
+      code = outcomes_.serve(std::move(stream), std::move(theirs));
+    } catch (const std::exception& e) {
+      log_.error("{}", e.what());
+    }
+    std::cout.flush();
+    std::fflush(nullptr);
+    ::_exit(code);  // the daemon's objects are not ours to destroy
+  }
+  process->pid = pid;
+  process->pidfd.reset(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+  const Place place = all_.insert(all_.end(), std::move(process));
+  Process& one = **place;
+  if (!one.pidfd) throw Error("watch", "a process for a connection", errno);
+  one.life = loop_.when_readable(one.pidfd.get(), [this, place] { ended(place); });
+  one.talk = loop_.when_readable(one.end.fd(), [this, place] { heard(place); });
+}
+
+void ServingProcesses::heard(Place place) {
+  Process& one = **place;
+  const std::optional<ServingRequest> request = one.end.receive();
+  if (!request) return;
+  for (const StreamToken& token : request->tokens) tokens_[token] = &one;
+  if (request->wants_place) {
+    const bool room = migrations() < limits_.migrations;
+    one.migration = one.migration || room;
+    one.end.answer_place(room ? ""
+                              : "it receives " + std::to_string(limits_.migrations) +
+                                    (limits_.migrations == 1 ? " migration" : " migrations") +
+                                    " already; try again when one is done, or start it with a greater --max-sessions");
+  } else if (request->tokens.empty()) {
+    one.talk = {};  // it hung up; its end comes next
+  }
+}
+
+void ServingProcesses::ended(Place place) {
+  Process& one = **place;
+  int status = 0;
+  if (::waitpid(one.pid, &status, WNOHANG) != one.pid) return;
+  std::erase_if(tokens_, [&](const auto& entry) { return entry.second == &one; });
+  const bool migration = one.migration;
+  all_.erase(place);
+  outcomes_.ended(migration, WIFEXITED(status) ? std::optional(WEXITSTATUS(status)) : std::nullopt);
+}
+
+void ServingProcesses::pass_stream(const StreamToken& token, Fd socket) {
+  const auto found = tokens_.find(token);
+  if (found == tokens_.end()) {
+    log_.debug("a page stream of no session here");
+    return;
+  }
+  Process* const process = found->second;
+  tokens_.erase(found);
+  if (!process->end.pass_stream(socket)) log_.debug("a page stream that its session does not take");
+}
+
+void ServingProcesses::terminate() {
+  for (const auto& one : all_) ::syscall(SYS_pidfd_send_signal, one->pidfd.get(), SIGTERM, nullptr, 0);
+}
+
+}  // namespace migrate

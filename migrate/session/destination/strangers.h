@@ -1,0 +1,62 @@
+// Connections that have not shown yet who they are. Nobody waits for them: all are served side by side on the daemon's
+// loop, bounded in number, by address and in time, and the oldest of the address that has the most makes room.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <list>
+#include <memory>
+#include <string>
+
+#include "core/base/fd.h"
+#include "core/base/log.h"
+#include "migrate/session/loop/event_loop.h"
+#include "migrate/session/wire/connector.h"
+#include "migrate/session/wire/stream_token.h"
+#include "pageserver/handshake.h"
+
+namespace migrate {
+
+class Strangers {
+ public:
+  struct Limits {
+    size_t in_all = 256;
+    size_t of_an_address = 64;  ///< IPv6: of a /64 network
+    std::chrono::milliseconds time{5000};
+  };
+  struct Outcomes {
+    Handshake::Admit admit;
+    std::function<void(std::unique_ptr<Stream>)> authenticated;
+    std::function<void(const StreamToken&, Fd)> page_stream;  ///< not authenticated; nothing behind the token was read
+    std::function<void(const std::string& why)> refused;      ///< a sentence
+  };
+
+  /// Loop, connector and log outlive this.
+  Strangers(EventLoop& loop, const Connector& connector, Limits limits, Outcomes outcomes, Logger& log);
+  ~Strangers();
+  void add(Fd socket);
+  /// Makes room, when descriptors are scarce. False if there is nobody to send away.
+  bool drop_oldest();
+  size_t count() const { return all_.size(); }
+
+ private:
+  struct Stranger;
+  using Place = std::list<std::unique_ptr<Stranger>>::iterator;
+
+  void make_room(const std::string& address);
+  void await(Place place, bool writable);
+  void advance(Place place);
+  /// It told by a token whose page stream it is.
+  void pass_on(Place place);
+  void refuse(Place place, const std::string& why);
+  void drop(Place place);
+
+  EventLoop& loop_;
+  const Connector& connector_;
+  const Limits limits_;
+  const Outcomes outcomes_;
+  Logger& log_;
+  std::list<std::unique_ptr<Stranger>> all_;  ///< the oldest first
+};
+
+}  // namespace migrate

@@ -12,6 +12,7 @@ from lib.process import Deadline, descendants, kill_all, read, run, spawn, wait_
 from lib.suite import Skip, expect
 
 PORT = 7411
+VERSION = 2  # of the migration protocol
 
 
 class Link:
@@ -343,15 +344,15 @@ def receiver_of_other_version(link):
 
 
 def receiver_of_other_machine(link):
-    """Version 1, a machine of another architecture, no processor flags."""
-    out = fake_receiver(link, bytes([0x08, 1]) + text_field(MACHINE, b"s390x"))
+    """Our version, a machine of another architecture, no processor flags."""
+    out = fake_receiver(link, bytes([0x08, VERSION]) + text_field(MACHINE, b"s390x"))
     expect("the destination is a s390x, the source a " in out, f"the sender does not say why: {out[-400:]}")
 
 
 def receiver_with_old_processor(link):
     here = os.uname().machine.encode()
     page = bytes([13 << 3]) + b"\x80\x20"
-    out = fake_receiver(link, bytes([0x08, 1]) + text_field(MACHINE, here) + page + bytes([12 << 3]) + b"\xff" * 9 + b"\x01")
+    out = fake_receiver(link, bytes([0x08, VERSION]) + text_field(MACHINE, here) + page + bytes([12 << 3]) + b"\xff" * 9 + b"\x01")
     expect(re.search("the destination's processor lacks .*sse", out), f"the sender does not say why: {out[-400:]}")
 
 

@@ -67,28 +67,6 @@ TEST(ControlChannel, RefusalsKeepTheirKind) {
   EXPECT_THROW(q.b->receive(Pair::soon()), Disconnected);
 }
 
-TEST(ControlChannel, WhoComesInBetweenIsTurnedAwayWithASentence) {
-  std::array<int, 2> fds{};
-  check(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds.data()), "socketpair");
-  ControlChannel client(raw_stream(Fd(fds[0])));
-  std::unique_ptr<Stream> server = raw_stream(Fd(fds[1]));
-  std::thread other([&] {
-    EXPECT_FALSE(read_page_preface(*server, Pair::soon()));
-    ControlChannel::turn_away(std::move(server), "it receives another", Pair::soon());
-  });
-  client.open(Pair::soon());
-  Message hello;
-  hello.mutable_hello();
-  client.send(std::move(hello));
-  try {
-    client.receive(Pair::soon());
-    ADD_FAILURE() << "it was not refused";
-  } catch (const Refusal& e) {
-    EXPECT_NE(std::string(e.what()).find("it receives another"), std::string::npos) << e.what();
-  }
-  other.join();
-}
-
 TEST(ControlChannel, OutOfTurnIsCorruptAndAbortIsSaid) {
   Pair p;
   Message m;

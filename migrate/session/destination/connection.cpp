@@ -1,5 +1,7 @@
 #include "migrate/session/destination/connection.h"
 
+#include <sys/resource.h>
+
 #include "migrate/session/base/session.h"
 #include "migrate/session/destination/receive_session.h"
 #include "migrate/session/handover/settle.h"
@@ -12,6 +14,14 @@ namespace migrate {
 namespace {
 
 using wire::Message;
+
+/// The daemon's limit bounds strangers; a session is bounded by what it is allowed to receive.
+void lift_descriptor_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
 
 /// Both sides say what they are.
 Message greet(ControlChannel& channel, const ReceiveOptions& options) {
@@ -46,6 +56,7 @@ void refuse(ControlChannel& channel, Events& events, const std::exception& why) 
 
 int serve_connection(const ReceiveOptions& options, const Connector& connector, std::unique_ptr<Stream> stream, Fd link,
                      Logger& log) {
+  lift_descriptor_limit();
   PrintedEvents events(options.report, "receive", options.max_sessions == 1);
   const InterruptWatch interrupt;
   DaemonLink daemon(std::move(link));

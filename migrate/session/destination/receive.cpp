@@ -98,6 +98,7 @@ class Receiver {
       } else if (error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM) {
         return wait_for_room(error);
       } else if (error == EAGAIN) {
+        short_of_room_ = false;
         return;
       }
     }
@@ -105,14 +106,11 @@ class Receiver {
 
   /// Who is not known yet goes first; the listener's queue keeps the others.
   void wait_for_room(int error) {
-    if (!short_of_room_) log_.warn("accept a connection: {}; trying again", Error("", "", error).what());
+    if (!short_of_room_) log_.warn("{}; trying again", Error("accept", "a connection", error).what());
     short_of_room_ = true;
     strangers_.drop_oldest();
     listening_.clear();
-    pause_ = loop_.after(kShortOfRoom, [this] {
-      short_of_room_ = false;
-      listen();
-    });
+    pause_ = loop_.after(kShortOfRoom, [this] { listen(); });
   }
 
   void start(std::unique_ptr<Stream> stream) {

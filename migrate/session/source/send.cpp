@@ -1,5 +1,4 @@
 // The source agent while it holds the tree: freeze, send, commit, kill.
-#include <poll.h>
 
 #include <cmath>
 #include <exception>
@@ -206,11 +205,12 @@ bool SendSession::watch(milliseconds time, int wake) {
   }
   if (interrupt_.interrupted()) throw Cancelled(std::string("interrupted"));
   if (channel_->buffered()) return true;
-  std::array<pollfd, 4> p{pollfd{channel_->fd(), POLLIN, 0}, pollfd{interrupt_.stop().fd(), POLLIN, 0},
-                          pollfd{hold_.death_fd().value_or(-1), POLLIN, 0}, pollfd{wake, POLLIN, 0}};
-  ::poll(p.data(), p.size(), static_cast<int>(time.count()));
-  if (p[2].revents != 0) hold_.alive();
-  if (p[0].revents == 0) return false;
+  const int death = hold_.death_fd().value_or(-1);
+  const WatchedFor peer(waiter_, channel_->fd()), guardian(waiter_, death), other(waiter_, wake);
+  waiter_.watch(interrupt_.stop().fd());
+  waiter_.wait(time);
+  if (waiter_.ready(death)) hold_.alive();
+  if (!waiter_.ready(channel_->fd())) return false;
   if (passing_) throw_peer_news();
   return true;
 }

@@ -24,6 +24,7 @@
 #include "migrate/session/handover/holds.h"
 #include "migrate/session/handover/settle.h"
 #include "migrate/session/handover/watch.h"
+#include "migrate/session/loop/waiter.h"
 #include "migrate/session/source/inventory.h"
 #include "migrate/session/telling/events.h"
 #include "migrate/session/telling/interrupt.h"
@@ -155,6 +156,7 @@ class SendSession {
   std::chrono::microseconds last_compare_{};           ///< by content, while the tree was stopped
   std::map<MemoryId, std::vector<PageRun>> all_runs_;  ///< of the frozen tree, before the tracker reduced them
   FixedCost fixed_cost_;
+  Waiter waiter_;
   Clock::time_point last_scan_began_;  ///< of those while the tree ran
   double round_trip_seconds_ = 0.001;
   Decision last_decision_;

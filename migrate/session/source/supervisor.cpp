@@ -33,6 +33,14 @@ std::string service_unit(const ProcDir& proc) {
   return {};
 }
 
+/// The init of a received tree's namespaces: a process of ours, which starts nothing and waits for nothing but its end.
+bool is_init_of_ours(const ProcDir& proc) {
+  const std::string pids = proc.status()["NSpid"];
+  const std::string words = proc.read("cmdline");
+  return pids.substr(pids.find_last_of(" \t") + 1) == "1" &&
+         words.find(std::string("\0guardian-destination\0", 22)) != words.npos;
+}
+
 }  // namespace
 
 void check_supervisor(Pid root, bool shell_job, bool may_notice) {
@@ -46,6 +54,7 @@ void check_supervisor(Pid root, bool shell_job, bool may_notice) {
   if (may_notice || parent_pid == 0) return;
   const ProcStat parent = ProcDir(parent_pid).stat();
   const std::string who = name + " is supervised by " + parent.comm + " (pid " + std::to_string(parent_pid) + ")";
+  if (is_init_of_ours(ProcDir(parent_pid))) return;
   if (parent_pid == 1) {
     const std::string unit = parent.comm == "systemd" ? service_unit(proc) : "";
     if (unit.empty()) return;

@@ -1,0 +1,263 @@
+#!/usr/bin/env python3
+"""A receiver that one can leave on: strangers that say nothing, speak slowly or flood cost honest peers nothing, several
+migrations go at a time, and whoever is trusted is named."""
+import concurrent.futures
+import contextlib
+import os
+import socket
+import sys
+import threading
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from lib import suite  # noqa: E402
+from lib.process import descendants, find_moved, kill_all, read, run, spawn, stat_fields, wait_for  # noqa: E402
+from lib.suite import expect  # noqa: E402
+import tls_refusals  # noqa: E402
+from tls_refusals import PORT, Link  # noqa: E402
+
+
+class Moves(Link):
+    """A link between whose ends programs are moved for good."""
+
+    def __init__(self, context, folder):
+        super().__init__(context, folder)
+        self.programs = []
+
+    def start_program(self):
+        """A program with a command line of its own."""
+        word = str(100_000_000 + len(self.programs) + os.getpid() * 1000)
+        p = spawn(["sleep", word], log=os.path.join(self.folder, "program.log"))
+        self.programs.append((p, word))
+        return p, word
+
+    def receive(self, *options, keys=None, env=None, prefix=()):
+        link = self.keys.options("destination") if keys is None else keys
+        self.receiver = spawn([self.binary, "receive", "--listen", f"127.0.0.1:{PORT}", "--state-dir",
+                               os.path.join(self.folder, "state-destination"), *link, *options], log=self.log, env=env, prefix=prefix)
+        wait_for(lambda: "listening on" in read(self.log), "migrate receive to listen", 15)
+
+    def command(self, pid, *options, verb="send"):
+        target = [f"127.0.0.1:{PORT}", f"pid:{pid}", "--parent-may-notice"] if verb == "send" else []
+        return [self.binary, verb, *target, "--tls-name", "destination", "--state-dir", os.path.join(self.folder, "state-source"),
+                *self.keys.options("source"), *options]
+
+    def move(self, *options, env=None):
+        """Moves a new program; gives (exit code, output, its copy or None)."""
+        p, word = self.start_program()
+        code, out = run(self.command(p.pid, *options), timeout=60, env=env, log=os.path.join(self.folder, "commands.log"))
+        return code, out, find_moved(p.pid, "sleep", word)
+
+    def moves_well(self, *options):
+        code, out, copy = self.move(*options)
+        expect(code == 0 and copy, f"send exited {code}: {out[-600:]}\nreceive: {read(self.log)[-600:]}")
+        kill_all([copy])
+
+    def __exit__(self, *exception):
+        for p, word in self.programs:
+            copy = find_moved(p.pid, "sleep", word)
+            kill_all([p.pid, *([copy] if copy else [])])
+            p.poll()
+        super().__exit__(*exception)
+
+
+def case(function):
+    def run_it(context, folder):
+        with Moves(context, folder) as link:
+            function(link)
+    run_it.__name__ = function.__name__
+    return run_it
+
+
+class Strangers:
+    """`count` connections that are renewed whenever the receiver ends one; `say` is what each says first."""
+
+    def __init__(self, count, say=b""):
+        self.say, self.sockets, self.stop = say, [], threading.Event()
+        for _ in range(count):
+            self.connect()
+        self.thread = threading.Thread(target=self.renew, daemon=True)
+        self.thread.start()
+
+    def connect(self):
+        s = socket.create_connection(("127.0.0.1", PORT), 20)
+        s.setblocking(False)
+        with contextlib.suppress(OSError):
+            s.send(self.say)
+        self.sockets.append(s)
+
+    def renew(self):
+        while not self.stop.wait(0.05):
+            for s in list(self.sockets):
+                try:
+                    if s.recv(100) != b"":
+                        continue
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    pass
+                s.close()
+                self.sockets.remove(s)
+                with contextlib.suppress(OSError):
+                    self.connect()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.thread.join(10)
+        for s in self.sockets:
+            s.close()
+
+
+def beside_strangers(link, count, say=b""):
+    """Three honest moves at a time, and a question about a session that is in doubt."""
+    link.receive()
+    with Strangers(count, say):
+        code, out, copy = link.move(env={"MIGRATE_FAULT": "source-agent.commit-sent:kill-self"})
+        expect(code == -9, f"the sender that is killed exited {code}: {out[-300:]}")
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            for code, out, copy in pool.map(lambda _: link.move(), range(3)):
+                expect(code == 0 and copy, f"send exited {code}: {out[-600:]}\nreceive: {read(link.log)[-600:]}")
+
+        def resolved():
+            code, out = run(link.command(0, verb="resolve"), timeout=30)
+            return code == 0
+        wait_for(resolved, "resolve to settle the session in doubt", 30, 0.5)
+    link.receiver_says("asked about a session: (GATE_OPEN|DONE)")
+
+
+def silent_strangers(link):
+    beside_strangers(link, 40)
+
+
+def slow_strangers(link):
+    """They begin as TLS, as a page stream's token, as nothing known, and do not go on: nobody spins for them."""
+    link.receive()
+    with Strangers(8, b"\x16\x03"), Strangers(8, b"MIG"), Strangers(8, b"MIGT1234"), Strangers(8, b"\x16\x03\x01\x02\x00\x01"):
+        before = stat_fields(link.receiver.pid)
+        link.moves_well()
+        wait_for(lambda: not busy(link.receiver.pid, before), "the receiver to be idle", 5)
+
+
+def busy(pid, before):
+    """Whether it took more than a second of CPU time since."""
+    now = stat_fields(pid)
+    return int(now[11]) + int(now[12]) - int(before[11]) - int(before[12]) > os.sysconf("SC_CLK_TCK")
+
+
+def flood(link):
+    """More connections than strangers may have in all."""
+    link.receive()
+    with Strangers(400):
+        link.moves_well()
+    link.still_well()
+
+
+def out_of_descriptors(link):
+    """accept(2) fails with EMFILE: it waits, and goes on."""
+    link.receive(prefix=["prlimit", "--nofile=40:"])
+    with Strangers(100):
+        wait_for(lambda: "trying again" in read(link.log), "descriptors to run out", 10)
+    link.moves_well()
+
+
+def three_at_a_time(link):
+    """Each stays a while behind Begin: a fourth one is told at once that there is no place."""
+    link.receive("--max-sessions", "3", env={"MIGRATE_FAULT": "destination-agent.begun:sleep"})
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(link.move) for _ in range(3)]
+        wait_for(lambda: read(link.log).count("receiving pid:") == 3, "three sessions to begin", 20)
+        code, out, _ = link.move()
+        expect(code == 2 and "it receives 3 migrations already" in out, f"the fourth send exited {code}: {out[-500:]}")
+        expect(not any(r.done() for r in running), "the fourth was not refused while the others were there")
+        for code, out, copy in (r.result() for r in running):
+            expect(code == 0 and copy, f"send exited {code}: {out[-600:]}")
+
+
+def foreign_page_stream(link):
+    """Tokens that nobody was given, and a stranger that claims to be a page stream while one is awaited."""
+    link.receive()
+    with Strangers(20, b"MIGT" + bytes(16)):
+        link.moves_well()
+
+
+def silent_peers(link):
+    """Authenticated peers that say nothing take no place, and no more processes than they may have."""
+    link.receive("--max-sessions", "1")
+    with contextlib.ExitStack() as stack:
+        for _ in range(6):
+            stack.enter_context(tls_refusals.greeted(link))
+        wait_for(lambda: len(descendants(link.receiver.pid)) == 7, "their processes", 10)
+        link.moves_well()
+    wait_for(lambda: len(descendants(link.receiver.pid)) == 1, "their processes to end", 10)
+
+
+def sent_on(link):
+    """What was received is sent on, without a word about its parent, which is ours."""
+    link.receive()
+    code, out, copy = link.move()
+    expect(code == 0 and copy, f"send exited {code}: {out[-600:]}")
+    inner, word = link.programs[-1][0].pid, link.programs[-1][1]
+    command = link.command(copy)
+    command.remove("--parent-may-notice")
+    code, out = run(command, timeout=60, log=os.path.join(link.folder, "commands.log"))
+    again = find_moved(inner, "sleep", word)
+    expect(code == 0 and again and again != copy, f"sending on exited {code}: {out[-600:]}")
+
+
+def says_whom_it_takes(link):
+    link.receive()
+    link.receiver_says("no --accept: every certificate of the CA .*ca.crt is taken")
+    kill_all([link.receiver.pid])
+    link.receiver.wait(timeout=5)
+    os.unlink(link.log)
+    link.receive("--accept", "source")
+    link.moves_well()
+    expect("every certificate" not in read(link.log), "it claims to take everybody")
+    kill_all([link.receiver.pid])
+    link.receiver.wait(timeout=5)
+    os.unlink(link.log)
+    link.receive("--insecure", keys=[])
+    link.receiver_says("--insecure: taken are connections of user 0 on this machine only")
+
+
+def insecure_other_user(link):
+    """A plain connection of another user is refused, both ways; one of the same user is taken."""
+    link.receive("--insecure", keys=[])
+    told = run([sys.executable, "-c", "import os,socket\nos.setuid(65534)\n"
+                f"s=socket.create_connection(('127.0.0.1',{PORT}))\ns.sendall(b'MIGW'+bytes(4))\ns.settimeout(10)\nprint(s.recv(100))"])
+    link.receiver_says("is user 65534's, not user 0's")
+    expect("MIGW" not in told[1], f"the stranger was greeted: {told}")
+    p, word = link.start_program()
+    command = [link.binary, "send", f"127.0.0.1:{PORT}", f"pid:{p.pid}", "--parent-may-notice", "--insecure", "--state-dir",
+               os.path.join(link.folder, "state-source")]
+    code, out = run(command, timeout=60)
+    expect(code == 0, f"an honest plain send exited {code}: {out[-500:]}\nreceive: {read(link.log)[-300:]}")
+    copy = find_moved(p.pid, "sleep", word)
+    expect(copy, "no copy")
+    kill_all([copy, link.receiver.pid])
+    link.receiver.wait(timeout=5)
+    server = ("import os,socket\nos.setuid(65534)\n"
+              f"s=socket.create_server(('127.0.0.1',{PORT}))\nprint('up',flush=True)\n"
+              "c=s.accept()[0]\nc.sendall(b'MIGW'+bytes(4))\nprint(len(c.recv(8)),c.recv(100))")
+    log = os.path.join(link.folder, "server.log")
+    fake = spawn([sys.executable, "-c", server], log=log)
+    try:
+        wait_for(lambda: "up" in read(log), "the false receiver", 10)
+        code, out = run([link.binary, "send", f"127.0.0.1:{PORT}", f"pid:{link.program.pid}", "--parent-may-notice", "--insecure",
+                         "--state-dir", os.path.join(link.folder, "state-source")], timeout=60)
+        expect(code == 2 and "is user 65534's, not user 0's" in out, f"send exited {code}: {out[-500:]}")
+        fake.wait(timeout=10)
+        expect("b''" in read(log), f"the false receiver was told something: {read(log)}")
+    finally:
+        kill_all([fake.pid])
+    expect(link.program.poll() is None, "the program is gone")
+
+
+CASES = {f"receiver/{f.__name__.replace('_', '-')}": case(f) for f in (
+    silent_strangers, slow_strangers, flood, out_of_descriptors, three_at_a_time, foreign_page_stream, silent_peers, sent_on,
+    says_whom_it_takes, insecure_other_user)}
+
+if __name__ == "__main__":
+    sys.exit(suite.main(suite.arguments(__doc__), CASES, "mreceive-"))

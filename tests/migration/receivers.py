@@ -4,6 +4,7 @@ migrations go at a time, and whoever is trusted is named."""
 import concurrent.futures
 import contextlib
 import os
+import signal
 import socket
 import sys
 import threading
@@ -193,6 +194,32 @@ def silent_peers(link):
     wait_for(lambda: len(descendants(link.receiver.pid)) == 1, "their processes to end", 10)
 
 
+def others_session_id(link):
+    """An accepted peer that begins a session with the id of another's, whose copy waits behind its gate: refused, and the copy
+    stays."""
+    link.receive()
+    p, word = link.start_program()
+    sender = spawn(link.command(p.pid), log=os.path.join(link.folder, "send.log"), env={"MIGRATE_FAULT": "source-agent.ready:stop-self"})
+    try:
+        wait_for(lambda: find_moved(p.pid, "sleep", word) and "is complete behind its gate" in read(link.log), "a copy behind its gate", 30)
+        copy = find_moved(p.pid, "sleep", word)
+        state = os.path.join(link.folder, "state-destination")
+        session = next(f for f in os.listdir(state) if f.endswith(".journal")).split(".")[0]
+        with tls_refusals.greeted(link, "stranger") as s:
+            s.sendall(tls_refusals.preface() + tls_refusals.hello(tls_refusals.VERSION))
+            s.sendall(tls_refusals.frame(14, bytes([14 << 3 | 2, 0])))  # an empty Check
+            head = bytes([1 << 3 | 2, 16]) + bytes.fromhex(session) + bytes([2 << 3, 1])
+            s.sendall(tls_refusals.frame(16, head + bytes([0x82, 0x01, 2, 2 << 3, 1])))  # Begin with one stream
+            told = tls_refusals.drain(s)
+        expect(b"refuse" in told or b"used" in told or b"start" in told, f"the peer was told {told[-300:]!r}")
+        expect(find_moved(p.pid, "sleep", word) == copy, f"the copy is gone: {read(link.log)[-500:]}")
+        os.kill(sender.pid, signal.SIGCONT)
+        expect(sender.wait(timeout=30) == 0, f"the move failed: {read(os.path.join(link.folder, 'send.log'))[-500:]}")
+        expect(find_moved(p.pid, "sleep", word) == copy, "it does not run there")
+    finally:
+        kill_all([sender.pid])
+
+
 def sent_on(link):
     """What was received is sent on, without a word about its parent, which is ours."""
     link.receive()
@@ -256,7 +283,7 @@ def insecure_other_user(link):
 
 
 CASES = {f"receiver/{f.__name__.replace('_', '-')}": case(f) for f in (
-    silent_strangers, slow_strangers, flood, out_of_descriptors, three_at_a_time, foreign_page_stream, silent_peers, sent_on,
+    silent_strangers, slow_strangers, flood, out_of_descriptors, three_at_a_time, foreign_page_stream, silent_peers, others_session_id, sent_on,
     says_whom_it_takes, insecure_other_user)}
 
 if __name__ == "__main__":

@@ -276,9 +276,9 @@ def noise_after_handshake(link):
     link.still_well()
 
 
-def greeted(link):
+def greeted(link, name="source"):
     """Through the exchange of verdicts; the receiver's is read."""
-    s = link.tls()
+    s = link.tls(name)
     verdict = s.recv(8)
     while len(verdict) < 8:
         verdict += s.recv(8 - len(verdict))

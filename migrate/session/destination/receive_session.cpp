@@ -142,7 +142,12 @@ class ReceiveSession {
     s->set_at_local_monotonic_ns(message.begin().at_destination_ns());
     s->set_peer_epoch(peer_epoch_);
     s->set_timeout_ms(static_cast<uint32_t>(options_.timeouts.restore.count()));
-    guardian_->ask(request, answer_by(), &c_.interrupt.stop());
+    try {
+      guardian_->ask(request, answer_by(), &c_.interrupt.stop());
+    } catch (const Refusal&) {
+      not_ours_ = true;  // it took back what it had made; a journal of that id is another session's
+      throw;
+    }
     watch_.emplace(options_.state_dir, id_, Role::destination, guardian_->death_fd());
     const std::vector<StreamToken> tokens = make_stream_tokens(message.begin().streams());
     c_.daemon.expect_streams(tokens);
@@ -451,13 +456,16 @@ class ReceiveSession {
     }
     // A refusal tells the source that nothing of the session is left here.
     const std::optional<JournalEntry> left = c_.store.peek(id_, Role::destination);
-    if (!left || is_final(left->state)) channel_.refuse(e.what());
+    if (not_ours_ || !left || is_final(left->state)) channel_.refuse(e.what());
     c_.events.event(refusal ? "refused" : "failed", e.what());
     return refusal ? kRefused : kFailed;
   }
 
   void settle_without_guardian(const std::string& reason) noexcept {
     try {
+      // The id is the peer's choice: it may name the session of another.
+      const std::optional<JournalEntry> entry = c_.store.peek(id_, Role::destination);
+      if (not_ours_ || !entry || entry->peer_name != channel_.stream().peer_name()) return;
       // Ready was not said: PREPARED, if it came to that, is ours to take back.
       c_.sessions.discard(id_, peer_epoch_, finishing_ ? kPeer : kOwn, reason);
     } catch (const std::exception& e) {
@@ -499,6 +507,7 @@ class ReceiveSession {
   std::string label_;
   bool checked_ = false;
   bool finishing_ = false;
+  bool not_ours_ = false;  ///< the session never began here
   uint32_t tasks_ = 0;
   std::optional<Guardian> guardian_;
   std::optional<SessionWatch> watch_;

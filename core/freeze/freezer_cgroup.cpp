@@ -2,6 +2,7 @@
 
 #include <signal.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include "core/base/deadline.h"
 #include "core/base/error.h"
 #include "core/base/fd.h"
+#include "core/base/procfs.h"
 #include "core/freeze/cgroup_mounts.h"
 
 namespace migrate {
@@ -78,6 +80,19 @@ std::string parent_of(const std::string& folder) { return folder.substr(0, folde
 void move_task(Pid pid, const std::string& folder) {
   const int err = write_file(folder + "/cgroup.procs", std::to_string(pid.get()));
   if (err != 0 && err != ESRCH) throw Error("move task " + std::to_string(pid.get()) + " to cgroup", folder, err);
+}
+
+/// SIGKILL to each member that still is one when we hold it: a number that was read may be another's by then.
+void kill_members(const std::string& folder) {
+  std::vector<std::pair<Pid, Fd>> held;
+  for (const Pid pid : members_of(folder)) {
+    if (std::optional<Fd> pidfd = open_pidfd(pid.get())) held.emplace_back(pid, std::move(*pidfd));
+  }
+  const std::vector<Pid> still = members_of(folder);
+  for (const auto& [pid, pidfd] : held) {
+    if (std::find(still.begin(), still.end(), pid) == still.end()) continue;
+    ::syscall(SYS_pidfd_send_signal, pidfd.get(), SIGKILL, nullptr, 0);
+  }
 }
 
 /// Waits a little for something to change in the cgroups, without a signal.
@@ -202,7 +217,10 @@ void FreezerCgroup::kill_all(std::chrono::milliseconds timeout) {
   for (;;) {
     const auto pids = members();
     if (pids.empty()) return;
-    for (const Pid pid : pids) ::kill(pid.get(), SIGKILL);
+    for (const std::string& folder : record_.folders) {
+      // cgroup.kill (Linux 5.14) needs no numbers.
+      if (!record_.v2 || write_file(folder + "/cgroup.kill", "1") != 0) kill_members(folder);
+    }
     // v1: the signals take effect once thawed, and nothing else runs before them. v2: at once.
     if (!record_.v2) thaw();
     if (deadline.passed()) throw Error("task " + std::to_string(pids.front().get()) + " does not die of SIGKILL");

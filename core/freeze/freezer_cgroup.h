@@ -56,7 +56,8 @@ class FreezerCgroup {
   void thaw();
   bool frozen() const;
   std::vector<Pid> members() const;
-  /// SIGKILL to all members and waits until the cgroup is empty. v1 thaws after the signals are queued.
+  /// SIGKILL to all members, by cgroup.kill or pidfds, and waits until the cgroup is empty. v1 thaws after the signals
+  /// are queued.
   void kill_all(std::chrono::milliseconds timeout);
   /// Thaws, moves members back to where they came from (or to the parent) and removes the folders. Never throws for
   /// tasks that died meanwhile.

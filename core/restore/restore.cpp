@@ -2,12 +2,16 @@
 
 #include <linux/sched.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <map>
 #include <set>
 
+#include "core/base/procfs.h"
 #include "core/files/hidden_sockets.h"
 #include "core/restore/coordinator.h"
 #include "core/restore/messages.h"
@@ -25,6 +29,7 @@ struct Restore::Impl {
   pid_t coordinator_pid = 0;    ///< as we number it
   std::vector<pid_t> order;     ///< tasks in the order of the tree, in its own numbers
   std::map<pid_t, pid_t> pids;  ///< the tree's number → ours
+  std::map<pid_t, Fd> pidfds;   ///< by our number: a shell that ended may have been reaped, and its number be another's
   std::vector<FillTarget> targets;
   std::vector<MemoryId> cold;
   std::vector<std::string> socket_folders;
@@ -43,6 +48,7 @@ struct Restore::Impl {
         log.log(static_cast<LogLevel>(std::clamp(m->pid, 0, 5)), m->text());
       } else if (m->type == Msg::hello && m->pid != 0) {
         pids[m->pid] = m->sender;
+        hold(m->sender);
       } else if (m->type == Msg::target) {
         add_target_piece(targets, *m);
       } else {
@@ -64,6 +70,15 @@ struct Restore::Impl {
     return expect(answer);
   }
 
+  /// It has just said hello, and lives.
+  void hold(pid_t pid) {
+    if (auto pidfd = open_pidfd(pid)) pidfds[pid] = std::move(*pidfd);
+  }
+  void kill_held(pid_t pid) const {
+    const auto held = pidfds.find(pid);
+    if (held != pidfds.end()) ::syscall(SYS_pidfd_send_signal, held->second.get(), SIGKILL, nullptr, 0);
+  }
+
   void start(const ImageSet& images);
   void leave_gate(pid_t pid);
   void advance(const ImageSet& images, const Fd& tree, bool final);
@@ -71,8 +86,17 @@ struct Restore::Impl {
   void discard();
 };
 
+/// A descriptor a task is held; the soft limit is 1024 as a rule.
+void raise_limit_of_files() {
+  rlimit files{};
+  if (::getrlimit(RLIMIT_NOFILE, &files) != 0 || files.rlim_cur == files.rlim_max) return;
+  files.rlim_cur = files.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &files);
+}
+
 /// A short-lived child makes the namespaces, so that we stay in ours; the coordinator is its sibling, our child.
 void Restore::Impl::start(const ImageSet& images) {
+  raise_limit_of_files();
   SocketPair pair = SocketPair::make();
   const int on = 1;
   check(::setsockopt(pair.first.get(), SOL_SOCKET, SO_PASSCRED, &on, sizeof on), "ask for credentials on", "a socket");
@@ -93,6 +117,7 @@ void Restore::Impl::start(const ImageSet& images) {
   pair.second.reset();
   if (!options.sibling) ::waitpid(maker, nullptr, 0);
   coordinator_pid = expect(Msg::hello).sender;
+  hold(coordinator_pid);
 }
 
 Restore::Restore(RestoreOptions options, Logger& log) : impl_(std::make_unique<Impl>(std::move(options), log)) {}
@@ -154,6 +179,10 @@ void Restore::Impl::follow(const std::vector<TaskNode>& tasks, const ImageSet& i
   // Numbers of tasks that are gone may soon be those of others.
   const std::set<pid_t> living(order.begin(), order.end());
   std::erase_if(pids, [&](const auto& entry) { return !living.contains(entry.first); });
+  std::erase_if(pidfds, [&](const auto& entry) {
+    const auto is_its = [&](const auto& pair) { return pair.second == entry.first; };
+    return entry.first != coordinator_pid && std::none_of(pids.begin(), pids.end(), is_its);
+  });
 }
 
 std::vector<MemoryId> Restore::warm(const TreeLayout& layout, FreezerCgroup* gate) {
@@ -246,7 +275,7 @@ void Restore::Impl::discard() {
   for (const auto& [inside, outside] : pids) ours.push_back(outside);
   if (coordinator_pid != 0) ours.push_back(coordinator_pid);
   // The coordinator last: until then it is the tracer, and in a pid namespace the one who reaps.
-  for (const pid_t pid : ours) ::kill(pid, SIGKILL);
+  for (const pid_t pid : ours) kill_held(pid);
   if (gate != nullptr && !ours.empty()) {
     try {
       gate->kill_all(options.timeout);
@@ -255,9 +284,11 @@ void Restore::Impl::discard() {
     }
   }
   coordinator.reset();
-  for (const pid_t pid : ours) ::waitpid(pid, nullptr, 0);
+  // Those that are our children.
+  for (const auto& [pid, pidfd] : pidfds) ::waitid(P_PIDFD, static_cast<id_t>(pidfd.get()), nullptr, WEXITED);
   remove_hidden_sockets(socket_folders, options.root, options.mark);
   pids.clear();
+  pidfds.clear();
   coordinator_pid = 0;
 }
 

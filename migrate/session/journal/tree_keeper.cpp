@@ -80,11 +80,18 @@ bool has_folder(const FreezerCgroup::Record& record) {
                      [](const std::string& f) { return ::access(f.c_str(), F_OK) == 0; });
 }
 
-/// SIGKILL through a pidfd, so that a pid that was reused meanwhile is spared; waits for the end.
-void kill_task(const TaskId& task) {
-  const std::optional<Fd> pidfd = open_pidfd(task.pid);
-  if (!pidfd || !task.lives()) return;
+/// SIGKILL through a pidfd, so that a pid that was reused meanwhile is spared. Gives the pidfd, nullopt if it was dead.
+std::optional<Fd> signal_task(const TaskId& task) {
+  std::optional<Fd> pidfd = open_pidfd(task.pid);
+  if (!pidfd || !task.lives()) return std::nullopt;
   ::syscall(SYS_pidfd_send_signal, pidfd->get(), SIGKILL, nullptr, 0);
+  return pidfd;
+}
+
+/// ... and waits for the end.
+void kill_task(const TaskId& task) {
+  const std::optional<Fd> pidfd = signal_task(task);
+  if (!pidfd) return;
   pollfd p{pidfd->get(), POLLIN, 0};
   ::poll(&p, 1, static_cast<int>(kKillTime.count()));
 }
@@ -120,7 +127,7 @@ class CgroupKeeper final : public TreeKeeper {
 
   void kill_copy(const JournalEntry& entry) {
     // The init first, but only queued: its tasks die with it as soon as they are thawed.
-    if (entry.init && entry.init->lives()) ::kill(entry.init->pid, SIGKILL);
+    if (entry.init) signal_task(*entry.init);
     for (FreezerCgroup& gate : ours(entry)) {
       gate.kill_all(kKillTime);
       gate.dissolve();

@@ -216,6 +216,12 @@ TEST_F(Files, DamagedImagesThrow) {
     place_at(::socket(AF_INET, SOCK_STREAM, 0), 23);
   });
   std::filesystem::remove(at("sock"));
+  const auto open_files = [] {
+    const auto all = std::filesystem::directory_iterator("/proc/self/fd");
+    return std::distance(begin(all), end(all));
+  };
+  const auto before = open_files();
+  int refused = 0;
   std::mt19937 random(1);
   for (int round = 0; round < 1500; ++round) {
     ImageSet bad;
@@ -230,9 +236,13 @@ TEST_F(Files, DamagedImagesThrow) {
     try {
       FileRestorer restorer(bad, {}, *log);
       restorer.open_all();
-    } catch (const Error&) {
+    } catch (const Error& e) {
+      EXPECT_FALSE(std::string(e.what()).empty());
+      ++refused;
     }
   }
+  EXPECT_GT(refused, 300) << "hardly any damage was noticed";
+  EXPECT_EQ(open_files(), before) << "what was opened for damaged images stays open";
 }
 
 }  // namespace

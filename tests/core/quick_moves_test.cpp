@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
+
 #include "core/base/fd.h"
 #include "core/base/procfs.h"
 #include "forked_programs.h"
@@ -30,10 +32,19 @@ TEST(QuickMovesTest, EndByThemselves) {
 }
 
 TEST(QuickMovesTest, EndWhileTheKernelMakesThemWait) {
+  const auto threads = [] {
+    const auto all = std::filesystem::directory_iterator("/proc/self/task");
+    return std::distance(begin(all), end(all));
+  };
+  const std::string before = read_file_at(AT_FDCWD, "/proc/self/cgroup");
+  const auto threads_before = threads();
   for (int i = 0; i < 20; ++i) {
     QuickMoves moves;  // destroyed before its first move is through
     if (i % 2 == 0) moves.end();
   }
+  // A joined thread is gone from /proc a moment later.
+  EXPECT_TRUE(eventually([&] { return threads() == threads_before; }));
+  EXPECT_EQ(read_file_at(AT_FDCWD, "/proc/self/cgroup"), before);
 }
 
 }  // namespace

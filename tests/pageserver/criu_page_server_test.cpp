@@ -193,6 +193,7 @@ TEST(CriuPageServer, RefusesWhatItCannotServe) {
 TEST(CriuPageServer, SurvivesRandomConversations) {
   TempDir temp;
   std::mt19937_64 random(3);
+  int in_order = 0, refused = 0;
   for (int i = 0; i < 150; ++i) {
     Served served(temp.path + "/f");
     auto [mine, theirs] = raw_pair();
@@ -213,10 +214,23 @@ TEST(CriuPageServer, SurvivesRandomConversations) {
       } catch (const Error&) {  // the server has had enough
       }
     });
-    served.serve(std::move(theirs));
+    // It ends, with a sentence or in order, and what it stored can be read: whole pages, nowhere but there.
+    const std::string sentence = served.serve(std::move(theirs));
     writer.get();
+    if (sentence.empty()) {
+      ++in_order;
+    } else {
+      ++refused;
+    }
+    for (const auto& file : std::filesystem::directory_iterator(served.path_)) {
+      const std::string name = file.path().filename();
+      EXPECT_TRUE(name.starts_with("pages-") || name.starts_with("pagemap-")) << name;
+      if (name.starts_with("pages-")) EXPECT_EQ(file.file_size() % kPageSize, 0u) << name;
+    }
     std::filesystem::remove_all(served.path_);
   }
+  EXPECT_GT(in_order, 0);
+  EXPECT_GT(refused, 50);
 }
 
 TEST(CriuPageServer, BareTlsBothWays) {

@@ -77,6 +77,7 @@ TEST(Frames, ForeignPreface) {
 }
 
 TEST(Frames, NoiseEndsInExceptions) {
+  int refused = 0, frames = 0;
   for (uint64_t seed = 0; seed < 300; ++seed) {
     Channels c(1 << 16);
     auto noise = random_bytes(2000, seed);
@@ -85,11 +86,18 @@ TEST(Frames, NoiseEndsInExceptions) {
     c.raw->write(noise);
     c.raw.reset();
     try {
-      while (c.channel->recv(soon())) {
+      while (const auto frame = c.channel->recv(soon())) {
+        ++frames;
+        EXPECT_LE(frame->payload.size(), size_t{1} << 16) << "seed " << seed << ": over the limit";
       }
+    } catch (const TimedOut&) {
+      ADD_FAILURE() << "seed " << seed << ": the end of the connection was not noticed";
     } catch (const Error&) {
+      ++refused;
     }
   }
+  EXPECT_GT(frames, 0) << "no seed makes frames that parse";
+  EXPECT_GT(refused, 290) << "noise was taken for an orderly conversation";
 }
 
 TEST(Addresses, Parse) {

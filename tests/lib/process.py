@@ -106,12 +106,20 @@ def reap(pids):
             pass
 
 
+def defaults():
+    """In a forked child: what we inherited (nohup ignores SIGHUP, a shell's background jobs SIGINT and SIGQUIT) is not for what
+    we start, which may well look."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
 def run(command, *, prefix=(), timeout=60, log=None, env=None, cwd=None):
     """Runs a command to its end; gives (exit code, output of both streams). A time-out kills it and counts as code 124."""
     full = [*prefix, *map(str, command)]
     environment = {**os.environ, **(env or {})}
     with subprocess.Popen(full, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
-                          cwd=cwd, start_new_session=True) as p:
+                          cwd=cwd, start_new_session=True, preexec_fn=defaults) as p:
         try:
             out, _ = p.communicate(timeout=timeout)
             code = p.returncode
@@ -131,7 +139,7 @@ def spawn(command, *, log, prefix=(), env=None, cwd=None, clean_env=False, stdin
     environment = dict(env or {}) if clean_env else {**os.environ, **(env or {})}
     with open(log, "ab") as out:
         return subprocess.Popen([*prefix, *map(str, command)], stdin=stdin, stdout=out, stderr=out, env=environment, cwd=cwd,
-                                start_new_session=True)
+                                start_new_session=True, preexec_fn=defaults)
 
 
 def innermost_pid(pid):

@@ -138,6 +138,7 @@ int main(int argc, char** argv) {
   return run(
       [&] {
         Workload w(argc, argv);
+        std::signal(SIGHUP, SIG_DFL);  // nohup(1) has it ignored
         install();
         sigset_t blocked;
         sigemptyset(&blocked);

@@ -26,6 +26,7 @@ struct FakeCopy {
 struct Board {
   FakeCopy source, destination;
   std::atomic<bool> stop_fails{false}, finish_fails{false}, disk_full_after_hold{false};
+  std::atomic<size_t> stop_marks{0};
 };
 
 class SharedBoard {
@@ -157,7 +158,8 @@ class FakeKeeper final : public TreeKeeper {
 
 inline GuardianParts fake_parts(Board& board, const std::string& state_dir) {
   GuardianParts parts;
-  parts.held_tree = [&board, state_dir](const DumpOptions&) {
+  parts.held_tree = [&board, state_dir](const DumpOptions& options) {
+    board.stop_marks = options.stops.size();
     return std::make_unique<FakeHeldTree>(board, state_dir);
   };
   parts.restored_tree = [&board](RestoreOptions) { return std::make_unique<FakeRestoredTree>(board); };
@@ -171,6 +173,7 @@ inline Guardian::Spawn fork_guardian(Role role, Board& board, const std::string&
     const pid_t pid = ::fork();
     if (pid != 0) return pid;
     ::setenv("MIGRATE_FAULT", fault.c_str(), 1);
+    ::setenv("MIGRATE_FAULT_REACHED", (state_dir + "/reached").c_str(), 1);
     // As exec would: the agent's end must not stay open here.
     for (int fd = 3; fd < 256; ++fd) {
       if (fd != end.get()) ::close(fd);

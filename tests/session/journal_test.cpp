@@ -10,6 +10,7 @@
 
 #include "core/base/error.h"
 #include "tests/session/in_child.h"
+#include "tests/session/scoped_env.h"
 #include "tests/session/temp_dir.h"
 
 namespace migrate {
@@ -115,6 +116,80 @@ TEST(Journal, AFailedWriteLeavesTheOldState) {
   EXPECT_THROW(j.step(State::committed, kOwn), Error);
   EXPECT_EQ(j.state(), State::frozen);
   EXPECT_EQ(store.peek(j.id(), Role::source)->state, State::frozen);
+}
+
+/// A journal on its way to `last`, whose folder cannot be synced after the rename that says so.
+struct Unsynced {
+  Role role;
+  std::vector<std::pair<State, Authority>> way;
+  const char* point;
+};
+
+const Unsynced kUnsynced[] = {
+    {Role::source, {{State::frozen, kOwn}}, "source-journal.frozen"},
+    {Role::source, {{State::frozen, kOwn}, {State::committed, kOwn}}, "source-journal.committed"},
+    {Role::source, {{State::frozen, kOwn}, {State::committed, kOwn}, {State::done, kPeer}}, "source-journal.done"},
+    {Role::source, {{State::frozen, kOwn}, {State::aborted, kOwn}}, "source-journal.aborted"},
+    {Role::destination, {{State::prepared, kOwn}}, "destination-journal.prepared"},
+    {Role::destination, {{State::prepared, kOwn}, {State::gate_open, kPeer}}, "destination-journal.gate-open"},
+    {Role::destination,
+     {{State::prepared, kOwn}, {State::gate_open, kPeer}, {State::done, kPeer}},
+     "destination-journal.done"},
+    {Role::destination, {{State::aborted, kOwn}}, "destination-journal.aborted"},
+};
+
+TEST(Journal, AStepThatEverybodyCanReadIsTakenAlsoIfItCannotBeSynced) {
+  for (const Unsynced& c : kUnsynced) {
+    const TempDir dir;
+    JournalStore store(dir.path());
+    JournalEntry e = source_entry();
+    e.role = c.role;
+    Journal j = store.create(e);
+    const ScopedEnv fault("MIGRATE_FAULT", std::string(c.point) + ":sync-fails");
+    for (const auto& [state, authority] : c.way) {
+      const bool last = state == c.way.back().first;
+      EXPECT_TRUE(j.durable()) << c.point;
+      EXPECT_NO_THROW(j.step(state, authority)) << c.point;
+      EXPECT_EQ(j.state(), state) << c.point;
+      EXPECT_EQ(store.peek(j.id(), c.role)->state, j.state()) << c.point << ": memory and disk are apart";
+      EXPECT_EQ(j.durable(), !last) << c.point;
+    }
+    EXPECT_THROW(j.demand_durable(), Error) << c.point;
+    ::unsetenv("MIGRATE_FAULT");
+    j.update([](JournalEntry& x) { x.peer_settled = true; });
+    EXPECT_TRUE(j.durable()) << c.point << ": a later write makes up for it";
+    EXPECT_FALSE(std::filesystem::exists(dir.path() + "/" + to_hex(j.id()) + "." + std::string(name_of(c.role)) +
+                                         ".journal.new"));
+  }
+}
+
+TEST(Journal, ASessionThatCannotBeSyncedDoesNotBegin) {
+  for (const Role role : {Role::source, Role::destination}) {
+    const TempDir dir;
+    JournalStore store(dir.path());
+    JournalEntry e = source_entry();
+    e.role = role;
+    const bool source = role == Role::source;
+    {
+      const ScopedEnv fault(
+          "MIGRATE_FAULT", source ? "source-journal.preparing:sync-fails" : "destination-journal.receiving:sync-fails");
+      EXPECT_THROW(store.create(e), Error);
+    }
+    EXPECT_FALSE(store.peek(e.id, role));
+    EXPECT_TRUE(store.create(e).durable());
+  }
+}
+
+TEST(Journal, TheWholeSessionIdNamesItsCgroup) {
+  SessionId a = new_session_id(), b = a;
+  b.back() ^= std::byte{1};
+  EXPECT_NE(cgroup_name(a, Role::source), cgroup_name(b, Role::source));
+  EXPECT_NE(cgroup_name(a, Role::destination), cgroup_name(b, Role::destination));
+  JournalEntry first, second;
+  first.id = a;
+  second.id = b;
+  first.role = second.role = Role::destination;
+  EXPECT_NE(first.hidden_mark(), second.hidden_mark());
 }
 
 TEST(Journal, ASessionIsUsedOnce) {

@@ -14,9 +14,9 @@ namespace migrate {
 
 enum ExitCode { kMoved = 0, kFailed = 1, kRefused = 2, kInDoubt = 3 };
 
-/// `migrate send`. Handles SIGINT and SIGTERM itself: before commit the source runs on.
+/// `migrate send`. Handles SIGINT, SIGTERM and SIGHUP itself: before commit the source runs on, after it they wait.
 int run_send(const SendOptions& options, Logger& log);
-/// `migrate receive`. SIGINT and SIGTERM end it between sessions, and abort a session that is not prepared yet.
+/// `migrate receive`. SIGINT, SIGTERM and SIGHUP end it between sessions, and abort a session that is not prepared yet.
 int run_receive(const ReceiveOptions& options, Logger& log);
 /// `migrate resolve [SESSION]`.
 int run_resolve(const ResolveOptions& options, Logger& log);

@@ -11,6 +11,12 @@ std::optional<GuardianRequest> await_start(PacketSocket& agent) {
   return request;
 }
 
+void warn_unless_durable(const Journal& journal, Logger& log) {
+  if (journal.durable()) return;
+  log.error("session {} is {}, but that could not be synced: a power failure may take it back", to_hex(journal.id()),
+            name_of(journal.state()));
+}
+
 void reply_started(PacketSocket& agent, uint64_t epoch) {
   GuardianReply reply;
   reply.set_started(epoch);

@@ -3,6 +3,7 @@
 
 #include <optional>
 
+#include "core/base/log.h"
 #include "migrate/session/guardian/packet.h"
 #include "migrate/session/journal/journal.h"
 #include "migration.pb.h"
@@ -24,6 +25,9 @@ JournalEntry first_entry(Role role, const Start& start) {
   entry.peer = start.peer();
   return entry;
 }
+
+/// For steps after which only forward is right.
+void warn_unless_durable(const Journal& journal, Logger& log);
 
 /// Throws GuardianGone if the agent is.
 void reply_started(PacketSocket& agent, uint64_t epoch);

@@ -69,6 +69,7 @@ class DestinationGuardian {
       tree_ = parts_.restored_tree(options_);
       const FreezerCgroup::Record gate = tree_->make_gate(cgroup_name(journal_->id(), Role::destination));
       journal_->update([&](JournalEntry& e) { e.cgroup = gate; });
+      journal_->demand_durable();
     } catch (const Error& e) {
       discard(kOwn, e.what());
       reply_failed(*agent_, e);
@@ -205,6 +206,7 @@ class DestinationGuardian {
     for (std::string& folder : folders) folder.insert(0, options_.root);
     if (folders == journal_->entry().socket_folders) return;
     journal_->update([&](JournalEntry& e) { e.socket_folders = std::move(folders); });
+    journal_->demand_durable();
   }
 
   /// Whoever discards the copy kills its init first: that would take the gate for opened when the frozen tasks die.
@@ -221,6 +223,11 @@ class DestinationGuardian {
       e.tasks = tree_->tasks();
       e.init = tree_->init();
     });
+    if (!journal_->durable()) {
+      // Nobody was told, so it is ours to take back; a disk like this is not to be trusted with GATE_OPEN.
+      discard(kPeer, "its journal could not be synced");
+      throw Error("sync", "the journal of session " + to_hex(journal_->id()), EIO);
+    }
     fault_point("destination-guardian.prepared");
     listen_for_agents();
     GuardianReply reply;
@@ -241,6 +248,8 @@ class DestinationGuardian {
       }
       journal_->step_with(State::gate_open, kPeer, "the source committed",
                           [&](JournalEntry& e) { e.peer_epoch = peer_epoch; });
+      // Whoever reads it will say that it runs here: so it must, whether it is durable or not.
+      warn_unless_durable(*journal_, log_);
       thaw();
       fault_point("destination-guardian.gate-open");
     }

@@ -95,8 +95,7 @@ class SourceGuardian {
       case GuardianRequest::kAlive:
         return true;
       case GuardianRequest::kFreeze:
-        for (const auto& mark : request.stops())
-          dump_.stops.push_back({mark.tid(), mark.stopped_at(), mark.let_go_at()});
+        take_stop_marks();
         return freeze();
       case GuardianRequest::kFreezeIsNear:
         if (!quick_moves_ || !quick_moves_->extend(kNear)) quick_moves_.emplace(kNear);
@@ -113,6 +112,14 @@ class SourceGuardian {
       default:
         throw Error("serve", "an unknown request of the agent", EPROTO);
     }
+  }
+
+  void take_stop_marks() {
+    const std::vector<std::byte> bytes = agent_.receive_blob(Deadline::in(silence_));
+    wire::StopMarks marks;
+    if (!marks.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())))
+      throw Corrupt("a message between agent and guardian", "it does not parse");
+    for (const auto& mark : marks.marks()) dump_.stops.push_back({mark.tid(), mark.stopped_at(), mark.let_go_at()});
   }
 
   bool freeze() {
@@ -134,6 +141,7 @@ class SourceGuardian {
         e.tasks = tree_->tasks();
         e.cgroup = record_;
       });
+      journal_->demand_durable();
       fault_point("source-guardian.frozen");
       quick_moves_.reset();
       return true;
@@ -154,6 +162,8 @@ class SourceGuardian {
       reply_failed(agent_, e);
       return false;
     }
+    // Forward, even if a power failure might take it back: that would take the tree, too, and FROZEN is durable.
+    warn_unless_durable(*journal_, log_);
     fault_point("source-guardian.committed");
     GuardianReply reply;
     reply.set_committed(true);
@@ -194,6 +204,8 @@ class SourceGuardian {
                  e.what());
       store_->forget(journal_->id(), Role::source);
     }
+    // The destination is told in any case; then it is durable there.
+    warn_unless_durable(*journal_, log_);
     try {
       if (tree_) tree_->run_on();
     } catch (const std::exception& e) {

@@ -1,9 +1,13 @@
 // `migrate resolve`: what is in doubt on this host, and settling it by the other side's word, or the operator's.
+#include <poll.h>
+
 #include "migrate/session/base/session.h"
 #include "migrate/session/handover/settle.h"
 
 namespace migrate {
 namespace {
+
+constexpr std::chrono::milliseconds kSettling{5'000};
 
 class Resolver {
  public:
@@ -82,8 +86,10 @@ class Resolver {
       tell(told ? "resolved" : "untold", seen, where + (told ? "" : "; the destination could not be told yet"));
       return true;
     }
-    std::optional<Journal> journal = store_.take_over(seen.id, Role::source);
+    std::optional<Journal> journal = take(seen);
     if (!journal) {
+      const std::optional<JournalEntry> now = store_.peek(seen.id, Role::source);
+      if (!now || (is_final(now->state) && now->peer_settled)) return true;
       tell("busy", seen, "is in the hands of pid " + std::to_string(store_.owner(seen.id, seen.role)));
       return true;
     }
@@ -95,6 +101,16 @@ class Resolver {
     journal.reset();
     if (is_final(now.state)) tell_outcome(store_, now.id, ask, log_);
     return good;
+  }
+
+  /// The session's watch may be settling it right now.
+  std::optional<Journal> take(const JournalEntry& seen) {
+    const Deadline deadline = Deadline::in(seen.state == State::committed ? kSettling : std::chrono::milliseconds(0));
+    for (;;) {
+      std::optional<Journal> journal = store_.take_over(seen.id, Role::source);
+      if (journal || deadline.passed()) return journal;
+      ::poll(nullptr, 0, 20);
+    }
   }
 
   bool force_here(Journal& journal, const AskDestination& ask) {
@@ -110,9 +126,10 @@ class Resolver {
       const bool open = answer && !answer->rebooted() &&
                         (answer->state() == wire::Answer::GATE_OPEN || answer->state() == wire::Answer::DONE);
       if (open) throw Refusal("the program runs at the destination", "kill it there before you let this copy run");
-    }
-    if (run) {
-      journal.step(State::aborted, kOperator, "the operator let it run");
+      const bool told = answer && (answer->rebooted() || answer->state() == wire::Answer::ABORTED ||
+                                   answer->state() == wire::Answer::UNKNOWN);
+      journal.step_with(State::aborted, kOperator, "the operator let it run",
+                        [told](JournalEntry& e) { e.peer_settled = told; });
       keeper_->run_on(journal.entry());
     } else {
       if (journal.state() == State::frozen) journal.step(State::committed, kOwn, "the operator gave it up");

@@ -16,7 +16,7 @@ using wire::Resolve;
 void lift_throttle(const JournalEntry& entry, Logger& log) {
   if (entry.tasks.empty() || !entry.tasks.front().lives()) return;
   try {
-    Throttle::lift_left_over(Pid(entry.tasks.front().pid), to_hex(entry.id).substr(0, 8));
+    Throttle::lift_left_over(Pid(entry.tasks.front().pid), to_hex(entry.id));
   } catch (const Error& e) {
     log.warn("session {}: {}", to_hex(entry.id), e.what());
   }
@@ -145,7 +145,9 @@ bool tell_outcome(JournalStore& store, const SessionId& id, const AskDestination
   const bool aborted = entry->state == State::aborted;
   try {
     const Answer answer = ask(id, entry->epoch, aborted ? Resolve::DISCARD : Resolve::FINISH);
-    const bool heard = answer.state() == Answer::UNKNOWN || (answer.state() == Answer::ABORTED) == aborted;
+    // A restart took its copy, whatever its journal says.
+    const bool heard =
+        answer.state() == Answer::UNKNOWN || answer.rebooted() || (answer.state() == Answer::ABORTED) == aborted;
     if (!heard) return false;
     if (std::optional<Journal> journal = store.take_over(id, Role::source, false)) {
       journal->update([](JournalEntry& e) { e.peer_settled = true; });

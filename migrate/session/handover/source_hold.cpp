@@ -1,8 +1,5 @@
 #include "migrate/session/handover/holds.h"
 
-#include <algorithm>
-#include <span>
-
 namespace migrate {
 namespace {
 using std::chrono::milliseconds;
@@ -26,18 +23,21 @@ void SourceHold::start(const GuardianRequest::StartSource& start) {
 }
 
 FrozenTree SourceHold::freeze(const std::vector<StopMark>& stops) {
-  GuardianRequest request;
-  request.set_freeze(true);
-  constexpr size_t kMarks = 2000;  // what a packet holds; the time-outs of further threads end late
-  for (const StopMark& stop : std::span(stops).first(std::min(stops.size(), kMarks))) {
-    GuardianRequest::StopMark* mark = request.add_stops();
+  wire::StopMarks marks;
+  for (const StopMark& stop : stops) {
+    wire::StopMarks::StopMark* mark = marks.add_marks();
     mark->set_tid(stop.tid);
     mark->set_stopped_at(stop.stopped_at);
     mark->set_let_go_at(stop.let_go_at);
   }
+  GuardianRequest request;
+  request.set_freeze(true);
   const Deadline deadline = Deadline::in(timeouts_.freeze + timeouts_.answer);
+  guardian_->send(request);
+  const std::string packed = marks.SerializeAsString();
+  guardian_->socket().send_blob(as_bytes_of(packed));
   FrozenTree frozen;
-  frozen.stopping_since_ns = guardian_->ask(request, deadline).stopping_since_ns();
+  frozen.stopping_since_ns = guardian_->await(deadline).stopping_since_ns();
   frozen.images = guardian_->socket().receive_blob(deadline);
   frozen.memories = receive_sources(guardian_->socket(), deadline);
   return frozen;

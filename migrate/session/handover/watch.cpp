@@ -6,11 +6,14 @@
 #include <unistd.h>
 
 #include <array>
+#include <span>
+#include <vector>
 
 #include "core/base/error.h"
 #include "migrate/session/base/options.h"
 #include "migrate/session/base/session.h"
 #include "migrate/session/guardian/background.h"
+#include "migrate/session/handover/link_words.h"
 #include "migrate/session/handover/settle.h"
 #include "migrate/session/telling/events.h"
 
@@ -40,14 +43,19 @@ bool wait_for_both_gone() {
 
 }  // namespace
 
-SessionWatch::SessionWatch(const std::string& state_dir, const SessionId& id, Role role, int guardian) {
+SessionWatch::SessionWatch(const std::string& state_dir, const SessionId& id, Role role, int guardian,
+                           const LinkOptions& link) {
   std::array<int, 2> ends{};
   check(::pipe2(ends.data(), O_CLOEXEC), "make", "a pipe");
   const Fd read_end(ends[0]);
   left_.reset(ends[1]);
-  std::array<std::string, 5> words{"migrate", "guardian-watch", std::string(name_of(role)), state_dir, to_hex(id)};
-  std::array<char*, 6> argv{};
-  for (size_t i = 0; i < words.size(); ++i) argv[i] = words[i].data();
+  std::vector<std::string> words{"migrate", "guardian-watch", std::string(name_of(role)), state_dir, to_hex(id)};
+  if (role == Role::source) {
+    for (std::string& word : words_of(link)) words.push_back(std::move(word));
+  }
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.push_back(nullptr);
   const pid_t pid = check(::fork(), "start", "the watch");
   if (pid == 0) become_watch(read_end.get(), guardian, argv.data());
   while (::waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {
@@ -55,15 +63,22 @@ SessionWatch::SessionWatch(const std::string& state_dir, const SessionId& id, Ro
 }
 
 int run_watch(int argc, char** argv, Logger& log) {
-  if (argc != 5) return kRefused;
+  if (argc < 5) return kRefused;
   const std::optional<Role> role = role_named(argv[2]);
   const std::optional<SessionId> id = session_from_hex(argv[4]);
   if (!role || !id || !wait_for_both_gone()) return kRefused;
   JournalStore store(argv[3]);
   const std::unique_ptr<TreeKeeper> keeper = cgroup_keeper(log);
   PrintedEvents events(ReportFormat::lines, "watch");
-  const std::optional<JournalEntry> entry = store.peek(*id, *role);
-  if (entry) settle_session(store, *keeper, *entry, with_test_timeouts({}), events, log);
+  const Timeouts timeouts = with_test_timeouts({});
+  const LinkOptions link = link_from_words(std::span(argv, static_cast<size_t>(argc)).subspan(5));
+  // Anew for each attempt: certificates may have been renewed.
+  std::optional<Connector> connector;
+  const auto asker = [&](const std::string& address) {
+    connector.emplace(link);
+    return ask_over(*connector, address, timeouts);
+  };
+  settle_until_done(store, *keeper, *id, *role, timeouts, asker, {}, events, log);
   return kMoved;
 }
 

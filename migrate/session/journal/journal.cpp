@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/base/procfs.h"
+#include "migrate/session/telling/fault.h"
 
 namespace migrate {
 namespace {
@@ -43,21 +44,40 @@ Fd lock_file(int dir, const std::string& name) {
   return fd;
 }
 
-void sync_folder(int dir) { check(::fsync(dir), "sync", "the state folder"); }
+bool reads_as(int dir, const std::string& name, const std::string& text) {
+  try {
+    return read_file_at(dir, name, kJournalLimit) == text;
+  } catch (const Error&) {
+    return false;
+  }
+}
 
 /// Replaces `name` as a whole; after an exception the old content is still there.
-void write_durably(int dir, const std::string& name, const std::string& text) {
+void replace_file(int dir, const std::string& name, const std::string& text) {
   const std::string temporary = name + ".new";
   try {
     const Fd fd = open_at(dir, temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0600);
     write_full(fd.get(), as_bytes_of(text), name);
     check(::fsync(fd.get()), "sync", name);
-    check(::renameat(dir, temporary.c_str(), dir, name.c_str()), "replace", name);
+    if (::renameat(dir, temporary.c_str(), dir, name.c_str()) == 0) return;
+    const int why = errno;
+    // A file server may have done it and failed to say so.
+    if (!reads_as(dir, name, text)) throw Error("replace", name, why);
   } catch (...) {
     ::unlinkat(dir, temporary.c_str(), 0);
     throw;
   }
-  sync_folder(dir);
+}
+
+/// "source-journal.gate-open"
+std::string sync_point(const JournalEntry& entry) {
+  std::string state(name_of(entry.state));
+  for (char& c : state) c = c == '_' ? '-' : static_cast<char>(c - 'A' + 'a');
+  return std::string(name_of(entry.role)) + "-journal." + state;
+}
+
+bool sync_folder(int dir, const JournalEntry& entry) {
+  return !fault_asked(sync_point(entry), "sync-fails") && ::fsync(dir) == 0;
 }
 
 json record_to_json(const FreezerCgroup::Record& record) {
@@ -130,7 +150,7 @@ std::optional<SessionId> session_from_hex(std::string_view text) {
 }
 
 std::string cgroup_name(const SessionId& id, Role role) {
-  return "migrate-" + to_hex(id).substr(0, 8) + (role == Role::source ? "" : "-in");
+  return "migrate-" + to_hex(id) + (role == Role::source ? "" : "-in");
 }
 
 std::string boot_id() {
@@ -224,8 +244,22 @@ void Journal::step_from(JournalEntry next, State to, Authority authority, std::s
 
 void Journal::store(JournalEntry& next) {
   next.updated_ns = now_ns();
-  write_durably(dir_.get(), file_name(next.id, next.role, ".journal"), next.to_json());
-  entry_ = next;
+  const std::string name = file_name(next.id, next.role, ".journal"), text = next.to_json();
+  replace_file(dir_.get(), name, text);
+  entry_ = std::move(next);
+  durable_ = sync_folder(dir_.get(), entry_);
+  if (durable_) return;
+  // A second fsync(2) of what failed may say yes without having written anything: it is written anew.
+  try {
+    replace_file(dir_.get(), name, text);
+    durable_ = sync_folder(dir_.get(), entry_);
+  } catch (const Error&) {
+    // The first one stands.
+  }
+}
+
+void Journal::demand_durable() const {
+  if (!durable_) throw Error("sync", "the journal of session " + to_hex(entry_.id), EIO);
 }
 
 JournalStore::JournalStore(const std::string& path) : path_(path) {
@@ -266,6 +300,10 @@ Journal JournalStore::create(JournalEntry entry) {
   entry.created_ns = now_ns();
   Journal journal(dir_.dup(), std::move(lock), std::move(tree_lock), entry);
   journal.store(entry);
+  if (!journal.durable()) {
+    forget(journal.id(), journal.entry().role);
+    journal.demand_durable();
+  }
   return journal;
 }
 

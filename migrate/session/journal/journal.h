@@ -1,9 +1,10 @@
 // Journals: one file a session in the state folder, which tells any later process of ours how the session stands.
 //
-// SESSION.SIDE.journal is JSON, replaced as a whole (written, synced, renamed, folder synced); SESSION.SIDE.lock is
-// locked by the one process that may change it (its *owner*); tree-PID-START.lock keeps a tree from being moved twice
-// at a time. Locks are POSIX record locks: they end with the process and, unlike flock(2), are not inherited by the
-// children that a guardian forks. A process must therefore open a lock file only once.
+// SESSION.SIDE.journal is JSON, replaced as a whole (written, synced, renamed, folder synced). The rename is what
+// counts: from then on all processes of this machine see the new content, and in their memory it stands, too.
+// SESSION.SIDE.lock is locked by the one process that may change it (its *owner*); tree-PID-START.lock keeps a tree
+// from being moved twice at a time. Locks are POSIX record locks: they end with the process and, unlike flock(2), are
+// not inherited by the children that a guardian forks. A process must therefore open a lock file only once.
 #pragma once
 
 #include <chrono>
@@ -72,10 +73,16 @@ class Journal {
   SessionId id() const { return entry_.id; }
   State state() const { return entry_.state; }
 
-  /// Makes the step durable, or throws with the old state still in force: Error if the disk fails, Refusal if the step
-  /// is not legal on this authority.
+  /// Takes the step, or throws with the old state still in force: Error if the disk fails, Refusal if the step is not
+  /// legal on this authority. A step that every process of this machine can read is taken, whatever the disk says
+  /// afterwards: see durable().
   void step(State to, Authority authority, std::string reason = {});
-  /// Changes facts, not the state; durable likewise.
+  /// False: the last change stands, but could not be synced, so that a power failure may take it back. Before READY and
+  /// COMMITTED the move is given up for that, see demand_durable(); later only forward is right.
+  bool durable() const { return durable_; }
+  /// Throws Error unless the last change is durable.
+  void demand_durable() const;
+  /// Changes facts, not the state; likewise.
   template <class Change>
   void update(Change change) {
     JournalEntry next = entry_;
@@ -103,6 +110,7 @@ class Journal {
   Fd lock_;
   Fd tree_lock_;
   JournalEntry entry_;
+  bool durable_ = true;
 };
 
 /// The state folder.
@@ -111,8 +119,8 @@ class JournalStore {
   /// Opens (or makes, 0700) the folder.
   explicit JournalStore(const std::string& path);
 
-  /// Starts a session. Refusal if the id was ever used here, or if its root task is being moved already. `entry.tasks`
-  /// holds the root on the source.
+  /// Starts a session, durably, or throws with no trace of it. Refusal if the id was ever used here, or if its root
+  /// task is being moved already. `entry.tasks` holds the root on the source.
   Journal create(JournalEntry entry);
   /// Takes a session over and raises its epoch; nullopt: another process owns it. `raise` false: only to settle what
   /// is final already.

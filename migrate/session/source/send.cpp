@@ -63,8 +63,13 @@ int SendSession::run() {
   } catch (const std::exception& e) {
     return in_doubt(e.what());
   }
-  report();
-  learn_costs();
+  // It has moved, whatever becomes of what is said and remembered about it.
+  try {
+    report();
+    learn_costs();
+  } catch (const std::exception& e) {
+    log_.warn("after the move: {}", e.what());
+  }
   return kMoved;
 }
 

@@ -149,7 +149,7 @@ void SendSession::begin() {
   start.mutable_dump()->set_tracked(precopy_);
   start.mutable_dump()->set_timeout_ms(static_cast<uint32_t>(dump_.timeout.count()));
   hold_.start(start);
-  watch_.emplace(options_.state_dir, id_, Role::source, *hold_.death_fd());
+  watch_.emplace(options_.state_dir, id_, Role::source, *hold_.death_fd(), options_.link);
   channel_->set_session(id_, hold_.epoch());
   begun_ = true;
   Message message;

@@ -219,7 +219,7 @@ TreeSize SendSession::size_of_tree() const {
 void SendSession::prepare_throttle(PrecopyPolicy& policy) {
   if (options_.policy.on_no_convergence != OnNoConvergence::throttle) return;
   try {
-    throttle_ = Throttle::for_tree(target_, to_hex(id_).substr(0, 8));
+    throttle_ = Throttle::for_tree(target_, to_hex(id_));
   } catch (const Error& e) {
     policy.cannot_throttle(e.what());
   }

@@ -1,5 +1,6 @@
 #include "migrate/session/telling/fault.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <time.h>
 #include <unistd.h>
@@ -7,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -17,6 +19,17 @@ namespace migrate {
 namespace {
 
 constexpr auto kPoints = std::to_array<std::string_view>({
+    // Between the rename of a journal that says this, and the sync of its folder.
+    "source-journal.preparing",
+    "source-journal.frozen",
+    "source-journal.committed",
+    "source-journal.aborted",
+    "source-journal.done",
+    "destination-journal.receiving",
+    "destination-journal.prepared",
+    "destination-journal.gate-open",
+    "destination-journal.aborted",
+    "destination-journal.done",
     "source-agent.connected",
     "source-agent.checked",
     "source-agent.begun",
@@ -118,14 +131,37 @@ std::string_view action_for(std::string_view name) {
   return {};
 }
 
+void expect_known(std::string_view name) {
+  if (std::find(kPoints.begin(), kPoints.end(), name) == kPoints.end()) throw std::logic_error(std::string(name));
+}
+
+/// For the test: a point that was not reached proves nothing.
+void note_reached(std::string_view name) {
+  const char* path = ::getenv("MIGRATE_FAULT_REACHED");
+  if (path == nullptr) return;
+  const int fd = ::open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+  if (fd < 0) return;
+  const std::string line = std::string(name) + "\n";
+  if (::write(fd, line.data(), line.size()) < 0) ::perror("the reached fault point");
+  ::close(fd);
+}
+
 }  // namespace
 
 std::span<const std::string_view> fault_points() { return kPoints; }
 
+bool fault_asked(std::string_view name, std::string_view action) {
+  expect_known(name);
+  if (action_for(name) != action) return false;
+  note_reached(name);
+  return true;
+}
+
 void fault_point(std::string_view name) {
-  if (std::find(kPoints.begin(), kPoints.end(), name) == kPoints.end()) throw std::logic_error(std::string(name));
+  expect_known(name);
   const std::string_view action = action_for(name);
   if (action.empty()) return;
+  note_reached(name);
   if (action == "kill-self") ::kill(::getpid(), SIGKILL);
   if (action == "stop-self") {
     ::unsetenv("MIGRATE_FAULT");  // once: whoever continues us waits for no second stop, in a loop say

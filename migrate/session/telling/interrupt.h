@@ -1,4 +1,4 @@
-// SIGINT and SIGTERM as a StopEvent.
+// SIGINT, SIGTERM and SIGHUP as a StopEvent.
 #pragma once
 
 #include <thread>
@@ -8,7 +8,8 @@
 
 namespace migrate {
 
-/// While it lives the two signals are blocked in this thread (make it before other threads) and trigger stop().
+/// While it lives the signals are blocked in this thread (make it before other threads) and trigger stop(). A SIGHUP
+/// that whoever started us has us ignore (nohup) stays ignored.
 class InterruptWatch {
  public:
   InterruptWatch();

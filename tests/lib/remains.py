@@ -76,7 +76,7 @@ def of_case(folder, sessions):
 
 
 def cgroups_of(sessions):
-    names = {f"migrate-{s[:8]}{end}" for s in sessions for end in ("", "-in")}
+    names = {f"migrate-{s}{end}" for s in sessions for end in ("", "-in")}
     return [c.split(" ", 1)[1] for c in cgroups() if os.path.basename(c) in names]
 
 

@@ -1,15 +1,17 @@
 """What can go wrong at a fault point: the columns of the hand-over's failure table."""
 import os
 import random
+import re
 import signal
 import time
 import uuid
 
-from lib.process import descendants, exists, kill_all, wait_for
+from lib.process import descendants, kill_all, wait_for
 
 # Time-outs for actions that have to wait for them, in ms; long enough for a busy machine.
 TIMEOUTS = "connect=2500,answer=2500,freeze=4000,restore=3500,silence=1500,settle=1000"
 PAST_TIMEOUTS = 7
+JOURNAL = re.compile(r"(source|destination)-journal\.")
 INJECT = ("source-guardian.inject-", "source-agent.inject-")
 MODES = ("precopy", "stop-copy")
 
@@ -37,12 +39,12 @@ def cut_off(case):
 
 def kill_agents(case):
     """Both agents are killed; the operator starts them again."""
-    case.kill(case.sender.pid, case.receiver.pid)
+    case.kill(*case.agents("source"), *case.agents("destination"))
     case.resume()
 
 
 def kill_peer(case):
-    case.kill(case.agent(case.other_host).pid)
+    case.kill(*case.agents(case.other_host))
     case.resume()
 
 
@@ -53,17 +55,16 @@ def kill_guardians(case):
 
 def kill_side(case):
     """Agent and guardian of one host at the same moment; only the watch is left."""
-    case.kill(case.agent(case.host).pid, *case.guardians(case.host))
+    case.kill(*case.agents(case.host), *case.guardians(case.host))
     case.resume()
 
 
 def silent_peer(case):
-    victim = case.agent(case.other_host).pid
-    os.kill(victim, signal.SIGSTOP)
-    case.resume(victim)
+    victims = case.agents(case.other_host)
+    case.signal(signal.SIGSTOP, victims)
+    case.resume(victims)
     await_send(case)
-    if exists(victim):
-        os.kill(victim, signal.SIGCONT)
+    case.signal(signal.SIGCONT, victims)
 
 
 def reboot_destination(case):
@@ -82,7 +83,7 @@ def reboot(case, host):
     # All at once, as power goes: the guardian must not see its agent die.
     for p in case.guardians(host):
         os.kill(p, signal.SIGSTOP)
-    case.kill(agent.pid)
+    case.kill(*case.agents(host))
     agent.wait(timeout=10)
     kill_all([*victims, *tree])
     case.resume()
@@ -111,12 +112,18 @@ def out_of_memory(case):
 
 
 def interrupt(case):
-    case.agent(case.host).send_signal(signal.SIGINT)
+    case.signal(signal.SIGINT, case.agents(case.host))
     case.resume()
 
 
 def terminate(case):
-    case.agent(case.host).send_signal(signal.SIGTERM)
+    case.signal(signal.SIGTERM, case.agents(case.host))
+    case.resume()
+
+
+def hang_up(case):
+    """The terminal goes."""
+    case.signal(signal.SIGHUP, case.agents(case.host))
     case.resume()
 
 
@@ -126,7 +133,7 @@ def late_init(case):
     for p in inits:
         os.kill(p, signal.SIGSTOP)
     case.kill(*case.guardians())
-    os.kill(case.receiver.pid, signal.SIGCONT)
+    case.signal(signal.SIGCONT, case.agents("destination"))
     await_send(case, 30)
     for p in inits:
         os.kill(p, signal.SIGCONT)
@@ -136,7 +143,7 @@ def kill_soon(case):
     """The agent dies somewhere in its first look at the tree, as its tracer perhaps."""
     case.resume()
     time.sleep(random.uniform(0, 0.08))
-    case.kill(case.agent(case.host).pid)
+    case.kill(*case.agents(case.host))
 
 
 class Action:
@@ -155,6 +162,7 @@ def points(names):
 ACTIONS = {
     "kill-self": Action(None),
     "fail": Action(None),
+    "sync-fails": Action(None),
     "kill-agents": Action(kill_agents, points("sa.frozen sa.ready sa.commit-sent sa.scanned sa.round-sent sg.held "
                                               "sg.inject-parasite-running da.prepared da.round-received "
                                               "dg.gate-journaled")),
@@ -186,7 +194,11 @@ ACTIONS = {
                                           "da.reserved")),
     "terminate": Action(terminate, points("sa.frozen sa.ready sa.commit-sent sa.round-sent da.begun "
                                           "da.images-received da.round-received dg.shells dg.prepared")),
+    "hang-up": Action(hang_up, points("sa.round-sent sa.ready sa.commit-sent da.prepared")),
 }
+
+# What else must happen for such a step to be taken at all.
+ALSO = {"source-journal.aborted": "source-agent.frozen:fail", "destination-journal.aborted": "destination-agent.prepared:fail"}
 
 
 # Reached by pre-copy only, and without it only.
@@ -200,6 +212,8 @@ EXTRA = {("destination-agent.ready-sent", "late-init"): Action(late_init),
 
 def inapplicable(point, action, mode):
     """Why that cannot happen there, or None. The reasons are told in migrate/session/README.md."""
+    if (action == "sync-fails") != bool(JOURNAL.match(point)):
+        return "only the sync behind a journal's rename, and nothing else, fails there"
     if point.startswith(INJECT) and action == "fail":
         return "nothing may throw between infecting and curing a task"
     if mode == "stop-copy" and (point in OF_ROUNDS or point.startswith(INJECT[1])):

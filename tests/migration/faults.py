@@ -1,5 +1,7 @@
 """One broken migration: two hosts, a program that counts, a fault, and what must be true afterwards."""
+import contextlib
 import errno
+import json
 import os
 import re
 import signal
@@ -7,7 +9,7 @@ import socket
 import subprocess
 import time
 
-from fault_actions import ACTIONS, EXTRA, INJECT, Action, TIMEOUTS
+from fault_actions import ACTIONS, ALSO, EXTRA, INJECT, Action, TIMEOUTS
 from lib import memory_limit, netns, programs, remains, snapshot, tool
 from lib.process import Deadline, all_pids, descendants, exists, find_moved, kill_all, kill_tree, read, stat_fields, wait_for
 
@@ -63,46 +65,69 @@ class Case:
     # The course of events.
 
     def run(self):
-        self.program.ready()
-        wait_for(lambda: len(self.lines()) > 50, "the program to count", 10)
-        self.comm = self.program.comm()
-        self.before = snapshot.tree_facts(self.old)
-        self.program.remember()
+        self.look_before()
         action = EXTRA.get((self.point, self.action)) or ACTIONS.get(self.action, Action(None))
         rendezvous = action.function
         what = "stop-self" if rendezvous else self.action
-        env = {"MIGRATE_FAULT": f"{self.point}:{what}"} if self.action != "none" else {}
+        also = "," + ALSO[self.point] if self.point in ALSO else ""
+        env = {"MIGRATE_FAULT": f"{self.point}:{what}{also}", "MIGRATE_FAULT_REACHED": f"{self.folder}/reached"} if self.action != "none" else {}
         times = {"MIGRATE_TEST_TIMEOUTS": TIMEOUTS} if action.timed else {}
         env_of = {self.host: {**times, **env}, self.other_host: times}
         prefix_of = {self.host: self.memory.prefix() if self.memory else []}
-        self.receiver = self.tool.receive(self.network, "destination", self.keys, env=env_of["destination"],
-                                          prefix=prefix_of.get("destination", []))
-        self.sender = self.tool.send(self.network, "source", "destination", self.keys, self.old, env=env_of["source"], wait=False,
-                                     prefix=prefix_of.get("source", []))
+        self.start_agents(env_of, prefix_of)
         if rendezvous:
             wait_for(lambda: self.stopped_ones() or self.sender.poll() is not None, "the fault point", 40, 0.05)
             if not self.stopped_ones():
                 raise NotReached(f"send ended ({self.sender.returncode}) before {self.point} was reached")
             rendezvous(self)
         wait_for(lambda: self.sender.poll() is not None, "migrate send to end", SEND_LIMIT, 0.05)
-        if self.action == "kill-self" and self.point.startswith("source-agent.") and self.sender.returncode != -signal.SIGKILL:
-            raise NotReached(f"send ended ({self.sender.returncode}), it did not die at {self.point}")
-        return self.settle()
+        text = self.settle()
+        if self.action != "none":
+            self.expect_reached()
+        return text
+
+    def expect_reached(self):
+        try:
+            wait_for(lambda: self.point in read(f"{self.folder}/reached").split(), "the fault point", 3)
+        except Deadline:
+            raise NotReached(f"send ended ({self.sender.returncode}), and {self.point} was not reached, which proves nothing") from None
+
+    def look_before(self):
+        self.program.ready()
+        wait_for(lambda: len(self.lines()) > 50, "the program to count", 10)
+        self.comm = self.program.comm()
+        self.before = snapshot.tree_facts(self.old)
+        self.program.remember()
+
+    def start_agents(self, env_of, prefix_of=None):
+        prefix_of = prefix_of or {}
+        self.receiver = self.tool.receive(self.network, "destination", self.keys, env=env_of["destination"],
+                                          prefix=prefix_of.get("destination", []))
+        self.sender = self.tool.send(self.network, "source", "destination", self.keys, self.old, env=env_of["source"], wait=False,
+                                     prefix=prefix_of.get("source", []))
 
     def settle(self):
         """After the fault: where does it run? If nowhere, resolve has to say why, or settle it."""
         code = self.sender.returncode
+        if code not in (0, 1, 2):
+            # A receiver is there again, as a supervisor of services sees to it: whoever is left settles it then.
+            self.restart_receiver()
         where = self.wait_where(8 if code in (0, 1) else 3)
         resolved = ""
         if where != "source" and BEFORE_COMMIT.match(self.point) and not self.rebooted and self.action in ("kill-side", "kill-agents"):
             raise programs.Unwell(f"nobody let the program run on after {self.action} (it runs: {where})")
-        if self.action in ("interrupt", "terminate"):
+        if self.action in ("interrupt", "terminate", "hang-up"):
             self.check_interrupted(code)
         self.make_room()
-        # The operator acts when told to, or when nobody is left to tell.
-        if where == "nowhere" or code not in (0, 1, 2) or '"untold"' in read(os.path.join(self.folder, "send.log")):
-            resolved = self.resolve()
-            where = self.wait_where(8)
+        # The operator acts when nobody else did.
+        if where == "nowhere" or not self.settled() or code not in (0, 1, 2):
+            self.restart_receiver()
+            with contextlib.suppress(Deadline):
+                wait_for(lambda: self.settled() or not self.watches("source"), "the session to be settled", 12, 0.1)
+            where = self.wait_where(3)
+            if where == "nowhere" or not self.settled():
+                resolved = self.resolve()
+                where = self.wait_where(8)
         self.expect_single(where)
         if where == "nowhere" and self.lost():
             return f"lost with its host, which rebooted (exit {code})"
@@ -161,12 +186,39 @@ class Case:
         if all(p.poll() is not None for p in [self.receiver, *self.extra]):
             self.extra.append(self.tool.receive(self.network, "destination", self.keys))
 
+    def settled(self):
+        """Nothing is left to be done about the session, as its journals have it."""
+        sides = {host: self.journal(host) for host in ("source", "destination")}
+        if here := sides["source"]:
+            return here["state"] in ("ABORTED", "DONE") and here["peer_settled"]
+        return sides["destination"] is None or sides["destination"]["state"] in ("ABORTED", "DONE")
+
+    def journal(self, host):
+        """Of the case's session; None before there is one, or when it is forgotten."""
+        state = os.path.join(self.folder, f"state-{host}")
+        names = [n for n in os.listdir(state) if n.endswith(".journal")] if os.path.isdir(state) else []
+        with contextlib.suppress(ValueError):
+            return json.loads(read(os.path.join(state, names[0]))) if names else None
+
     def agent(self, host):
         return self.sender if host == "source" else self.receiver
 
+    def agents(self, host):
+        """Numbers of the host's agent and, at the destination, of those that it forked to serve a session each."""
+        if host == "source":
+            return [self.sender.pid]
+        return [p for p in self.ours() if self.verb(p) == "receive" and self.host_of(p) == host]
+
+    @staticmethod
+    def verb(pid):
+        return (read(f"/proc/{pid}/cmdline").split("\0") + ["", ""])[1]
+
+    def watches(self, host):
+        return [p for p in self.ours() if read(f"/proc/{p}/cmdline").split("\0")[1:3] == ["guardian-watch", host]]
+
     def guardians(self, host=None):
         verbs = [f"guardian-{h}" for h in ("source", "destination") if host in (None, h)]
-        found = [p for p in self.ours() if read(f"/proc/{p}/cmdline").split("\0")[1:2] in [[v] for v in verbs]]
+        found = [p for p in self.ours() if self.verb(p) in verbs]
         # What they forked looks like them; the copy's init is as much the copy as its tasks.
         return [p for p in found if (f := stat_fields(p)) and int(f[1]) not in found and self.in_our_pid_namespace(p)]
 
@@ -204,7 +256,7 @@ class Case:
 
     def forget_cgroups(self, host):
         """A reboot takes cgroups away."""
-        names = {f"migrate-{s[:8]}" + ("-in" if host == "destination" else "") for s in self.sessions()}
+        names = {f"migrate-{s}" + ("-in" if host == "destination" else "") for s in self.sessions()}
         for folder in [c.split(" ", 1)[1] for c in remains.cgroups() if os.path.basename(c) in names]:
             wait_for(lambda f=folder: not read(f"{f}/cgroup.procs"), f"{folder} to empty", 5)
             os.rmdir(folder)
@@ -361,18 +413,18 @@ class Case:
     def stopped_ones(self):
         return [p for p in self.ours() if (f := stat_fields(p)) and f[0] == "T"]
 
-    def resume(self, but=None):
-        for p in self.stopped_ones():
-            if p != but:
-                os.kill(p, signal.SIGCONT)
+    def resume(self, but=()):
+        self.signal(signal.SIGCONT, [p for p in self.stopped_ones() if p not in but])
 
     @staticmethod
-    def kill(*pids):
+    def signal(number, pids):
         for p in pids:
-            try:
-                os.kill(p, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(p, number)
+
+    @classmethod
+    def kill(cls, *pids):
+        cls.signal(signal.SIGKILL, pids)
 
     # The end.
 

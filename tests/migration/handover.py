@@ -6,7 +6,7 @@
 A program appends a number every millisecond to an O_APPEND file while it is moved. Afterwards exactly one copy runs, or both
 are held and `migrate resolve` names the session; the numbers have no repetition and no hole; its TCP port and its Unix socket
 answer; /proc shows it as before; nothing is left behind. Cases run beside each other, each with processes, network namespaces, folders and cgroups of
-its own. --table writes the outcome as Markdown tables, one a mode, between the markers in FILE."""
+its own. What is seen must be what the tables of migrate/session/README.md say; --table writes them anew, where cases were run."""
 import argparse
 import contextlib
 import os
@@ -27,6 +27,7 @@ from lib.process import run  # noqa: E402
 from lib.skip import Skip  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+README = os.path.join(ROOT, "migrate", "session", "README.md")
 TITLES = {"precopy": "Pre-copy, the default", "stop-copy": "`--mode stop-copy`"}
 
 
@@ -37,22 +38,45 @@ def short(text):
     return " ".join(words + ["r"] * ("resolve" in text))
 
 
-def table(points, actions, outcomes, mode):
-    """`outcomes`: {(point, action, mode): text}. The stages of a visit share a row, with all that was seen there."""
-    lines = ["| fault point | " + " | ".join(actions) + " |", "|---" * (len(actions) + 1) + "|"]
+def row_of(point):
+    """The stages of a visit share a row, with all that was seen there."""
+    return next((f"{i}…" for i in INJECT if point.startswith(i)), point)
+
+
+def table(points, outcomes, mode, known, add):
+    """`outcomes`: {(point, action, mode): text}; `known`: {(row, action): texts}, for cells of which not every point was tried,
+    or, with `add`, for all."""
+    lines = ["| fault point | " + " | ".join(ACTIONS) + " |", "|---" * (len(ACTIONS) + 1) + "|"]
     rows = {}
     for point in points:
-        rows.setdefault(next((f"{i}…" for i in INJECT if point.startswith(i)), point), []).append(point)
+        rows.setdefault(row_of(point), []).append(point)
     for name, members in rows.items():
         cells = []
-        for a in actions:
-            if all(inapplicable(p, a, mode) for p in members):
-                cells.append("-")
-            else:
-                cells.append("; ".join(sorted({outcomes[p, a, mode] for p in members if (p, a, mode) in outcomes})))
+        for a in ACTIONS:
+            able = [p for p in members if not inapplicable(p, a, mode)]
+            seen = {outcomes[p, a, mode] for p in able if (p, a, mode) in outcomes}
+            if add or not all((p, a, mode) in outcomes for p in able):
+                seen |= known.get((name, a), set())
+            cells.append("; ".join(sorted(seen)) if able else "-")
         if any(c.strip("-") for c in cells):
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def read_table(path, mode):
+    """{(row, action): texts}"""
+    begin, end = markers(mode)
+    with open(path) as f:
+        lines = [[c.strip() for c in line.strip("|").split("|")] for line in f.read().split(begin)[1].split(end)[0].split("\n") if line]
+    return {(row[0], action): set(cell.split("; ")) for row in lines[2:] for action, cell in zip(lines[0][1:], row[1:]) if cell}
+
+
+def differs(tables, point, action, mode, text):
+    """What the README says instead, or None."""
+    if action not in ACTIONS:
+        return None
+    said = tables[mode].get((row_of(point), action), set())
+    return None if short(text) in said else f"migrate/session/README.md says \"{'; '.join(sorted(said))}\""
 
 
 def markers(mode):
@@ -81,6 +105,7 @@ def parse():
     p.add_argument("--action", action="append", choices=list(ACTIONS), default=[])
     p.add_argument("--full", action="store_true", help="every action at every point, not a spread")
     p.add_argument("--table", help="Markdown file to write the tables into")
+    p.add_argument("--add", action="store_true", help="with --table: what the cells said stays beside what was seen")
     p.add_argument("-j", "--jobs", type=int, default=4, help="cases at a time")
     p.add_argument("--not-alone", action="store_true", help="others use migrate on this machine: look for remains case by case only")
     p.add_argument("--list", action="store_true")
@@ -105,11 +130,13 @@ def main():
         print("\n".join(f"{p}:{a} {m}" for p, a, m in wanted))
         return 0
     outcomes = {}
+    tables = None if options.table else {mode: read_table(README, mode) for mode in MODES}
     with frame.run_of_cases(options, "mhand-") as (top, counts):
-        run_all(options, Context(binary, workloads, top, options), wanted, counts, outcomes)
+        run_all(options, Context(binary, workloads, top, options), wanted, counts, outcomes, tables)
     for mode in MODES if options.table else ():
         if any(m == mode for _, _, m in outcomes):
-            write_table(options.table, mode, table(points, actions, outcomes, mode))
+            known = read_table(options.table, mode)
+            write_table(options.table, mode, table(points, outcomes, mode, known, options.add))
     return frame.closing_line(counts)
 
 
@@ -132,21 +159,24 @@ class Context:
         self.keys = tool.Keys(binary, os.path.join(top, "keys"), ["source", "destination"])
 
 
-def run_all(options, context, wanted, counts, outcomes):
+def run_all(options, context, wanted, counts, outcomes, tables):
     jobs = [(str(n), *case) for n, case in enumerate(wanted)]
     cases = parallel.run(jobs, lambda job: one(context, *job), options.jobs, 120)
     with contextlib.closing(cases):
         for (_, point, action, mode), result in cases:
             verdict, text, seconds = result or ("FAIL", "the case's process died or hung", 0.0)
+            if verdict == "PASS":
+                outcomes[point, action, mode] = short(text)
+                if tables and (otherwise := differs(tables, point, action, mode, text)):
+                    verdict, text = "FAIL", f"{text}: {otherwise}"
             counts[verdict] += 1
-            outcomes[point, action, mode] = short(text) if verdict == "PASS" else f"**{verdict}**"
             print(f"{verdict} {point}:{action} {mode} ({seconds:.1f} s): {text}", flush=True)
 
 
 def one(context, name, point, action, mode):
     """In the case's process."""
     if time.monotonic() - context.started > context.seconds:
-        return "SKIP", "out of time (--seconds)", 0.0
+        return "FAIL", "out of time (--seconds): it was not tried", 0.0
     # A short name, since the address of a Unix socket is in there.
     folder = os.path.join(context.top, name)
     started, verdict, case = time.monotonic(), "FAIL", None

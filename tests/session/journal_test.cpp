@@ -9,6 +9,7 @@
 #include <fstream>
 
 #include "core/base/error.h"
+#include "migrate/session/journal/trees.h"
 #include "tests/session/in_child.h"
 #include "tests/session/scoped_env.h"
 #include "tests/session/temp_dir.h"
@@ -292,6 +293,33 @@ TEST(TaskId, LivesUntilItDies) {
   EXPECT_FALSE(task->lives());  // a zombie
   ::waitpid(pid, nullptr, 0);
   EXPECT_FALSE(task->lives());
+}
+
+TEST(TreeKeeper, ANumberThatIsAnothersByNowIsSpared) {
+  const LoggerPtr log = null_logger();
+  const std::unique_ptr<TreeKeeper> keeper = cgroup_keeper(*log);
+  const auto sleeper = [] {
+    const pid_t pid = ::fork();
+    if (pid != 0) return pid;
+    ::pause();
+    ::_exit(0);
+  };
+  const pid_t bystander = sleeper(), init = sleeper();
+  JournalEntry e = source_entry();
+  e.role = Role::destination;
+  e.boot_id = boot_id();
+  e.tasks = {*TaskId::of(bystander)};
+  e.tasks[0].start_time += 1;
+  e.init = e.tasks[0];
+  keeper->discard(e);
+  EXPECT_EQ(::waitpid(bystander, nullptr, WNOHANG), 0) << "it was killed for another task that had its number";
+  e.init = TaskId::of(init);
+  keeper->discard(e);
+  int status = 0;
+  EXPECT_EQ(::waitpid(init, &status, WNOHANG), init);
+  EXPECT_TRUE(WIFSIGNALED(status));
+  ::kill(bystander, SIGKILL);
+  ::waitpid(bystander, nullptr, 0);
 }
 
 }  // namespace

@@ -230,7 +230,7 @@ void extend_inventory(Inventory& known, const Inventory& news) {
   known.writable_files.insert(known.writable_files.end(), news.writable_files.begin(), news.writable_files.end());
 }
 
-FileProbes::FileProbes(wire::Check& check) {
+FileProbes::FileProbes(wire::Check& check) : FileProbes() {
   std::map<std::string, std::pair<std::string, std::string>> by_folder;
   for (auto& file : *check.mutable_files()) {
     if (!file.writable()) continue;

@@ -31,6 +31,7 @@ class FileProbes {
   FileProbes& operator=(const FileProbes&) = delete;
 
  private:
+  FileProbes() = default;  ///< complete, so that a failure in the other constructor removes what was made
   std::vector<std::string> made_;
 };
 

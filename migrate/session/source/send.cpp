@@ -65,6 +65,7 @@ int SendSession::run() {
   }
   // It has moved, whatever becomes of what is said and remembered about it.
   try {
+    fault_point("source-agent.reporting");
     report();
     learn_costs();
   } catch (const std::exception& e) {

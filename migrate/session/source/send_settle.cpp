@@ -26,7 +26,10 @@ void SendSession::tell_peer(const std::string& reason) noexcept {
   try {
     if (channel_) channel_->stream().set_stop(nullptr);
     if (channel_ && !begun_) channel_->refuse(reason);
-    if (!begun_) return;
+    if (!begun_) {
+      if (hold_.started()) note_peer_settled();  // it never knew the session
+      return;
+    }
     try {
       if (!channel_->peer_refused()) {
         Message message;

@@ -65,6 +65,7 @@ constexpr auto kPoints = std::to_array<std::string_view>({
     "source-agent.commit-sent",
     "source-agent.gate-open",
     "source-agent.killed",
+    "source-agent.reporting",
     "source-guardian.started",
     // Stages of a parasite visit, in their order (core/inject/visit.cpp).
     "source-guardian.inject-slot-written",

@@ -10,6 +10,7 @@ Subjects:
   convergence        only the latter: each --on-no-convergence choice
   downtime-at-rate   1 GiB and 64 MiB at 10,000 random pages/s in turns (20 moves each), against each other and raw TLS
   freeze             how long a dump freezes a tree, against threads, mappings, descriptors and memory
+  page-files         image files: many operations in flight against plain calls, in memory and on disk, cached and not
   peer               CRIU beside it, where one is installed that starts
 Without --only: matrix, convergence, freeze and peer.
 
@@ -25,12 +26,12 @@ import time
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from measure import baseline, convergence, downtime_at_rate, estimates, freeze, matrix, peer, plots, table  # noqa: E402
+from measure import baseline, convergence, downtime_at_rate, estimates, freeze, matrix, page_files, peer, plots, table  # noqa: E402
 from measure.hosts import LIKE_LOOPBACK, Hosts  # noqa: E402
 from lib.process import become_subreaper  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SUBJECTS = ("matrix", "estimates", "convergence", "downtime-at-rate", "freeze", "peer")
+SUBJECTS = ("matrix", "estimates", "convergence", "downtime-at-rate", "freeze", "page-files", "peer")
 DEFAULT = ("matrix", "convergence", "freeze", "peer")
 
 
@@ -41,7 +42,9 @@ def parse():
     parser.add_argument("--quick", action="store_true", help="a small matrix, once: within two minutes on two cores")
     parser.add_argument("--only", action="append", choices=SUBJECTS, help="may be given several times")
     parser.add_argument("--repeat", type=int, help="moves a cell (default: 3; 20 for downtime-at-rate; with --quick 1 and 2)")
-    parser.add_argument("--sizes", type=lambda text: tuple(int(s) for s in text.split(",")), help="MiB, for the matrix: 64,256,1024,4096")
+    parser.add_argument("--sizes", type=lambda text: tuple(int(s) for s in text.split(",")), help="MiB, for the matrix (64,256,1024,4096) and, the first one, for page-files")
+    parser.add_argument("--before", help="for page-files: a program of an earlier state, measured in turns with this one")
+    parser.add_argument("--disk", default="/var/tmp", help="for page-files: a folder on a disk (default: /var/tmp)")
     parser.add_argument("--mtu", type=int, default=LIKE_LOOPBACK, help="of the cable between the hosts (default: like loopback's)")
     parser.add_argument("--reports", action="store_true", help="with --out: the report of each move as well")
     parser.add_argument("--peer", default="criu", help="name or path of the peer (default: criu)")
@@ -97,6 +100,11 @@ class Run:
 
     def freeze(self):
         self.section("Freeze", freeze.rows(self.hosts, self.repeat(7, 3)))
+
+    def page_files(self):
+        mib = self.options.sizes[0] if self.options.sizes else 128 if self.options.quick else 512
+        self.section("Image files", page_files.rows(self.hosts, self.options.before and os.path.abspath(self.options.before),
+                                                    self.options.disk, mib, self.repeat(9, 3)))
 
     def peer(self):
         self.section("Beside CRIU", peer.rows(self.hosts, self.results, self.options.peer, repeat=self.repeat(3, 1)))

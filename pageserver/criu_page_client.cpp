@@ -25,22 +25,23 @@ bool CriuPageClient::open(MemoryId memory) {
   return has_parent[0] != std::byte{0};
 }
 
-void CriuPageClient::write(uint64_t address, std::span<const std::byte> data) {
-  stream_->write(encode_criu_request({.command = Command::add_f,
-                                      .flags = CriuRequest::kPresent,
-                                      .pages = data.size() / kPageSize,
-                                      .address = address}));
+void CriuPageClient::put(PageBuffer, std::span<const PlacedPages> pages) {
+  for (const PlacedPages& p : pages) {
+    stream_->write(encode_criu_request({.command = Command::add_f,
+                                        .flags = p.data == nullptr ? CriuRequest::kInParent : CriuRequest::kPresent,
+                                        .pages = p.pages,
+                                        .address = p.address}));
+    if (p.data != nullptr) send({p.data, p.pages * kPageSize});
+  }
+}
+
+void CriuPageClient::send(std::span<const std::byte> data) {
   while (!data.empty()) {
     const auto piece = data.first(std::min(limiter_.piece(), data.size()));
     limiter_.acquire(piece.size(), never_);
     stream_->write(piece);
     data = data.subspan(piece.size());
   }
-}
-
-void CriuPageClient::in_parent(uint64_t address, uint64_t pages) {
-  stream_->write(encode_criu_request(
-      {.command = Command::add_f, .flags = CriuRequest::kInParent, .pages = pages, .address = address}));
 }
 
 void CriuPageClient::finish() {

@@ -16,15 +16,17 @@ class CriuPageClient final : public PageStore {
   /// `bandwidth_limit` in bytes a second; 0: none.
   explicit CriuPageClient(std::unique_ptr<Stream> stream, uint64_t bandwidth_limit = 0);
   bool open(MemoryId memory) override;
-  void write(uint64_t address, std::span<const std::byte> data) override;
-  void in_parent(uint64_t address, uint64_t pages) override;
+  PageBuffer buffer() override { return buffers_.take(); }
+  void put(PageBuffer buffer, std::span<const PlacedPages> pages) override;
   void finish() override;
 
  private:
   void answer(std::span<std::byte> bytes);
+  void send(std::span<const std::byte> data);
   std::unique_ptr<Stream> stream_;
   RateLimiter limiter_;
   StopEvent never_;
+  PageBuffers buffers_{kHeld};
 };
 
 }  // namespace migrate

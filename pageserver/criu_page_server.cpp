@@ -13,7 +13,7 @@ using Command = CriuRequest::Command;
 
 class Server {
  public:
-  Server(Stream& stream, PageFolder& folder) : stream_(stream), folder_(folder), buffer_(new std::byte[kBuffer]) {}
+  Server(Stream& stream, PageFolder& folder) : stream_(stream), folder_(folder) {}
 
   void run() {
     std::array<std::byte, kCriuRequestSize> bytes{};
@@ -28,8 +28,6 @@ class Server {
   }
 
  private:
-  static constexpr size_t kBuffer = 1 << 20;
-
   bool next(std::span<std::byte> bytes) {
     try {
       return stream_.read_exact(bytes);
@@ -78,17 +76,19 @@ class Server {
 
   void take(const CriuRequest& r) {
     for (uint64_t done = 0; done < r.pages;) {
-      const uint64_t pages = std::min<uint64_t>(r.pages - done, kBuffer / kPageSize);
-      const std::span<std::byte> data(buffer_.get(), pages * kPageSize);
-      if (!stream_.read_exact(data)) throw Disconnected(stream_.peer() + " left before its pages were complete");
-      folder_.write(r.address + done * kPageSize, data);
+      PageBuffer buffer = folder_.buffer();
+      const std::span<std::byte> whole = buffer.bytes();
+      const uint64_t pages = std::min<uint64_t>(r.pages - done, whole.size() / kPageSize);
+      if (!stream_.read_exact(whole.first(pages * kPageSize)))
+        throw Disconnected(stream_.peer() + " left before its pages were complete");
+      const PlacedPages placed{r.address + done * kPageSize, pages, whole.data()};
+      folder_.put(std::move(buffer), {&placed, 1});
       done += pages;
     }
   }
 
   Stream& stream_;
   PageFolder& folder_;
-  std::unique_ptr<std::byte[]> buffer_;
   bool closed_ = false;
 };
 

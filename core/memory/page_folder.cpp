@@ -15,11 +15,30 @@ namespace {
 constexpr uint32_t kInParent = 1, kPresent = 4;  // pagemap_entry.flags
 constexpr uint64_t kEnd = uint64_t{1} << 47;     // of user addresses; no object is larger either
 constexpr uint32_t kMaxMemories = 1 << 16;       // each is two files
+constexpr size_t kWrites = 4;                    // in flight; those of one file are done one after the other
 
 }  // namespace
 
+void PageStore::write(uint64_t address, std::span<const std::byte> data) {
+  if (data.size() % kPageSize != 0) throw Corrupt("pages", "one is not whole");
+  while (!data.empty()) {
+    PageBuffer copy = buffer();
+    const auto piece = data.first(std::min(data.size(), copy.bytes().size()));
+    std::memcpy(copy.bytes().data(), piece.data(), piece.size());
+    const PlacedPages pages{address, piece.size() / kPageSize, copy.bytes().data()};
+    put(std::move(copy), {&pages, 1});
+    address += piece.size();
+    data = data.subspan(piece.size());
+  }
+}
+
+void PageStore::in_parent(uint64_t address, uint64_t pages) {
+  const PlacedPages same{address, pages, nullptr};
+  put({}, {&same, 1});
+}
+
 PageFolder::PageFolder(int dirfd, ImageSet& images, bool save_pagemaps)
-    : dirfd_(dirfd), images_(images), save_pagemaps_(save_pagemaps) {
+    : dirfd_(dirfd), images_(images), save_pagemaps_(save_pagemaps), buffers_(kHeld + kWrites), ring_(kWrites) {
   const int parent = ::openat(dirfd, "parent", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (parent < 0 && errno != ENOENT) throw Error("open", "the folder's link `parent`", errno);
   if (parent < 0) return;
@@ -36,7 +55,8 @@ bool PageFolder::open(MemoryId memory) {
   if (++pages_id_ > kMaxMemories) throw Corrupt(name_, "too many memories for one folder");
   const std::string pages = image_name("pages", pages_id_);
   ::unlinkat(dirfd_, pages.c_str(), 0);
-  out_ = open_at(dirfd_, pages, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0600);
+  out_ = std::make_shared<Output>(pages, open_at(dirfd_, pages, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0600));
+  offset_ = 0;
   pagemap_.emplace(images_.write(name_, magic::kPagemap));
   img::pagemap_head head;
   head.set_pages_id(pages_id_);
@@ -55,19 +75,43 @@ void PageFolder::advance(uint64_t address, uint64_t pages) {
   end_ = address + pages * kPageSize;
 }
 
-void PageFolder::write(uint64_t address, std::span<const std::byte> data) {
-  if (data.size() % kPageSize != 0) throw Corrupt(name_, "a page is not whole");
-  advance(address, data.size() / kPageSize);
-  write_full(out_.get(), data, image_name("pages", pages_id_));
-  extend(address, data.size() / kPageSize, kPresent);
-  written_ += data.size() / kPageSize;
+PageBuffer PageFolder::buffer() {
+  while (!buffers_.any_free()) ended(ring_.wait());
+  return buffers_.take();
 }
 
-void PageFolder::in_parent(uint64_t address, uint64_t pages) {
-  advance(address, pages);
-  if (!parent_pages_.contains(address, address + pages * kPageSize))
-    throw Corrupt(name_, "pages that should stand in the parent folder are missing there");
-  extend(address, pages, kInParent);
+void PageFolder::put(PageBuffer buffer, std::span<const PlacedPages> pages) {
+  std::vector<iovec> parts;
+  uint64_t bytes = 0;
+  for (const PlacedPages& p : pages) {
+    advance(p.address, p.pages);
+    if (p.data == nullptr) {
+      if (!parent_pages_.contains(p.address, p.address + p.pages * kPageSize))
+        throw Corrupt(name_, "pages that should stand in the parent folder are missing there");
+      extend(p.address, p.pages, kInParent);
+      continue;
+    }
+    extend(p.address, p.pages, kPresent);
+    auto* data = const_cast<std::byte*>(p.data);  // NOLINT: iovec has no other; it is only read
+    if (!parts.empty() && static_cast<std::byte*>(parts.back().iov_base) + parts.back().iov_len == data) {
+      parts.back().iov_len += p.pages * kPageSize;
+    } else {
+      parts.push_back({data, p.pages * kPageSize});
+    }
+    bytes += p.pages * kPageSize;
+  }
+  if (bytes == 0) return;
+  written_ += bytes / kPageSize;
+  const uint64_t tag = next_tag_++;
+  const Write& write = writes_.emplace(tag, Write{std::move(buffer), out_}).first->second;
+  ring_.write(tag, write.to->fd.get(), parts, std::exchange(offset_, offset_ + bytes));
+  while (const auto done = ring_.poll()) ended(*done);
+}
+
+void PageFolder::ended(const IoRing::Done& done) {
+  const auto write = writes_.extract(done.tag);
+  if (!failed_ && done.error != 0) failed_.emplace("write", write.mapped().to->name, done.error);
+  if (failed_) throw Error(*failed_);
 }
 
 void PageFolder::extend(uint64_t address, uint64_t pages, uint32_t flags) {
@@ -100,6 +144,8 @@ void PageFolder::flush() {
 void PageFolder::finish() {
   flush();
   pagemap_.reset();
+  while (ring_.pending() != 0) ended(ring_.wait());
+  if (failed_) throw Error(*failed_);
   out_.reset();
   if (save_pagemaps_) images_.save(dirfd_);
 }

@@ -2,6 +2,7 @@
 // another machine (pageserver/criu_page_client).
 #pragma once
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -9,25 +10,42 @@
 #include <vector>
 
 #include "core/base/fd.h"
+#include "core/base/io_ring.h"
 #include "core/image/image_set.h"
+#include "core/memory/page_buffers.h"
 #include "core/memory/page_images.h"
 #include "core/memory/page_io.h"
 #include "core/memory/track_set.h"
 
 namespace migrate {
 
+/// Pages side by side in a memory.
+struct PlacedPages {
+  uint64_t address = 0, pages = 0;
+  const std::byte* data = nullptr;  ///< nullptr: they are as the parent has them
+};
+
 /// Takes pages, one memory after the other, each in ascending order.
 class PageStore {
  public:
+  /// Buffers that a caller may hold at a time.
+  static constexpr size_t kHeld = 4;
+
   virtual ~PageStore() = default;
   /// Starts the next memory. Whether the folder has a parent that has pages of it. Throws Corrupt if it came before.
   virtual bool open(MemoryId memory) = 0;
-  /// Whole pages. `data` is valid during the call only.
-  virtual void write(uint64_t address, std::span<const std::byte> data) = 0;
-  /// These pages are as the parent has them. Throws Corrupt if the parent lacks one of them.
-  virtual void in_parent(uint64_t address, uint64_t pages) = 0;
+  /// An empty buffer for put(). Waits until there is one.
+  virtual PageBuffer buffer() = 0;
+  /// Takes `pages`, whose data stand in `buffer`, which is the store's from now on: it may be stored from there later,
+  /// and a failure be told by a later call. Throws Corrupt if the parent lacks one of its pages.
+  virtual void put(PageBuffer buffer, std::span<const PlacedPages> pages) = 0;
   /// After the last memory: returns when everything is stored.
   virtual void finish() = 0;
+
+  /// put() of a copy of whole pages.
+  void write(uint64_t address, std::span<const std::byte> data);
+  /// put() of pages that are as the parent has them.
+  void in_parent(uint64_t address, uint64_t pages);
 };
 
 /// A local image folder: pages-N.img (N from 1, one a memory) are written as pages come; the pagemap images, without
@@ -39,8 +57,8 @@ class PageFolder final : public PageStore {
   /// caller's.
   PageFolder(int dirfd, ImageSet& images, bool save_pagemaps);
   bool open(MemoryId memory) override;
-  void write(uint64_t address, std::span<const std::byte> data) override;
-  void in_parent(uint64_t address, uint64_t pages) override;
+  PageBuffer buffer() override;
+  void put(PageBuffer buffer, std::span<const PlacedPages> pages) override;
   void finish() override;
 
   bool has_parent() const { return parent_ != nullptr; }
@@ -49,9 +67,20 @@ class PageFolder final : public PageStore {
   uint64_t pages_written() const { return written_; }
 
  private:
+  /// A pages image, and a write to one.
+  struct Output {
+    std::string name;
+    Fd fd;
+  };
+  struct Write {
+    PageBuffer buffer;
+    std::shared_ptr<Output> to;  ///< must be open as long
+  };
+
   void advance(uint64_t address, uint64_t pages);
   void extend(uint64_t address, uint64_t pages, uint32_t flags);
   void flush();
+  void ended(const IoRing::Done& done);
 
   int dirfd_;
   ImageSet& images_;
@@ -61,12 +90,18 @@ class PageFolder final : public PageStore {
   uint32_t pages_id_ = 0;
   std::string name_;  ///< of the pagemap that is being written
   std::optional<ImageWriter> pagemap_;
-  Fd out_;
+  std::shared_ptr<Output> out_;
+  uint64_t offset_ = 0;  ///< of the next page in it
   PageSet parent_pages_;
   uint64_t end_ = 0;  ///< of the pages that came
   uint64_t entry_address_ = 0, entry_pages_ = 0;
   uint32_t entry_flags_ = 0;
   uint64_t written_ = 0;
+  std::optional<Error> failed_;
+  PageBuffers buffers_;
+  std::map<uint64_t, Write> writes_;  ///< in flight, by tag
+  uint64_t next_tag_ = 0;
+  IoRing ring_;  ///< last, so that it ends before what it reads from
 };
 
 /// Makes (or replaces) the link `parent` of an image folder. `target` as CRIU's --prev-images-dir: relative to the

@@ -18,6 +18,7 @@
 #include "core/files/restore_files.h"
 #include "core/image/magic.h"
 #include "core/memory/page_files.h"
+#include "core/restore/copy_memory.h"
 #include "core/restore/final_state.h"
 #include "core/restore/messages.h"
 #include "core/restore/namespaces.h"
@@ -346,6 +347,14 @@ class Coordinator {
     for (const auto& [id, fd] : files_->shared_objects()) fill_object(pages, id, fd.get(), size_of(fd.get()));
   }
 
+  void tell_memory() {
+    uint64_t bytes = 0;
+    for (const SharedMemory::Object& o : shared_.objects()) bytes += object_memory(o.fd.get());
+    if (files_)
+      for (const auto& [id, fd] : files_->shared_objects()) bytes += object_memory(fd.get());
+    send_message(launcher_.get(), Msg::ok, 0, std::as_bytes(std::span(&bytes, 1)));
+  }
+
   void handle(Message& m) {
     switch (m.type) {
       case Msg::fill: {
@@ -364,6 +373,8 @@ class Coordinator {
         return discard(m);
       case Msg::reserve:
         return reserve(m);
+      case Msg::memory:
+        return tell_memory();
       case Msg::finish:
         return finish(m);
       case Msg::detach:

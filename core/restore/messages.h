@@ -41,6 +41,7 @@ enum class Msg : uint32_t {
   end_child,  // the task `pid`, a child of the receiver, is gone
   end_as_zombie,
   reserve,  // make these pages ready to be filled
+  memory,   // how much do the shared memory objects have? Answered with the number of bytes
 };
 
 struct Message {

@@ -8,12 +8,14 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <set>
 
 #include "core/base/procfs.h"
 #include "core/files/hidden_sockets.h"
 #include "core/restore/coordinator.h"
+#include "core/restore/copy_memory.h"
 #include "core/restore/messages.h"
 #include "core/restore/namespaces.h"
 #include "core/restore/shell.h"
@@ -290,6 +292,22 @@ void Restore::Impl::discard() {
   pids.clear();
   pidfds.clear();
   coordinator_pid = 0;
+}
+
+uint64_t Restore::memory_bytes() {
+  Impl& r = *impl_;
+  if (r.coordinator_pid == 0 || !r.coordinator) return 0;
+  uint64_t bytes = 0;
+  const Message m = r.order_and_expect(Msg::memory, Msg::ok);
+  if (m.body.size() != sizeof bytes) throw Error("receive", "how much memory the copy has", EBADMSG);
+  std::memcpy(&bytes, m.body.data(), sizeof bytes);
+  // What shells have in common with the coordinator, from which they were forked, counts for each of them as its own.
+  const uint64_t inherited = private_memory(r.coordinator_pid, r.options.own_namespaces ? 1 : r.coordinator_pid);
+  for (const auto& [inside, outside] : r.pids) {
+    const uint64_t all = private_memory(outside, inside);
+    bytes += all - std::min(all, inherited);
+  }
+  return bytes;
 }
 
 Pid Restore::root() const { return impl_->order.empty() ? Pid() : Pid(impl_->pids.at(impl_->order.front())); }

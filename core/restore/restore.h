@@ -88,6 +88,10 @@ class Restore {
   /// They read as zeros: what is not filled must be discarded. What is not staged is passed over. Any failure, also
   /// that there is not enough memory, discards everything.
   void reserve_pages(std::span<const PageReserve> pages);
+  /// What the copy occupies now: private memory of its tasks and their page tables, shared memory objects. Not
+  /// counted is what shells have from the process that made them. 0 before anything was made, and when the gate has
+  /// opened. Some 20 us a task.
+  uint64_t memory_bytes();
   /// For fillers in other processes: all targets as the last warm() or prepare() left them. Each can be taken once;
   /// earlier ones are void.
   std::vector<FillTarget> take_fill_targets();

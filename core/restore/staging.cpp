@@ -171,12 +171,16 @@ void Staging::fill_from(const TaskImage& task, PageImages& pages) {
     if ((advice & kHuge) != 0) ::madvise(local(s.staging), s.bytes, MADV_HUGEPAGE);
     if ((advice & kNoHuge) != 0) ::madvise(local(s.staging), s.bytes, MADV_NOHUGEPAGE);
   }
+  read_pages(places(pages), "the pages image of task " + std::to_string(pid_));
+}
+
+std::vector<PagesIn> Staging::places(PageImages& pages) const {
+  std::vector<PagesIn> parts;
   size_t next = 0;
-  const std::string name = pagemap_name({MemoryId::Kind::task, static_cast<uint64_t>(pid_)});
-  for (StoredPages run : pages.locate(name)) {
+  for (StoredPages run : pages.locate(pagemap_name({MemoryId::Kind::task, static_cast<uint64_t>(pid_)}))) {
     while (run.bytes != 0) {
       while (next < ranges_.size() && ranges_[next].final_start + ranges_[next].bytes <= run.address) ++next;
-      if (next == ranges_.size()) return;
+      if (next == ranges_.size()) return parts;
       const StagedRange& s = ranges_[next];
       // Pages of mappings that are not staged (the vdso's) are left out.
       if (run.address < s.final_start) {
@@ -185,12 +189,12 @@ void Staging::fill_from(const TaskImage& task, PageImages& pages) {
         continue;
       }
       const uint64_t n = std::min(run.bytes, s.final_start + s.bytes - run.address);
-      std::byte* to = static_cast<std::byte*>(local(s.staging + (run.address - s.final_start)));
-      if (pread_full(run.fd, {to, n}, run.offset, "a pages image") != n)
-        throw Corrupt("the pages image of task " + std::to_string(pid_), "it is too short");
+      auto* to = static_cast<std::byte*>(local(s.staging + (run.address - s.final_start)));
+      parts.push_back({run.fd, run.offset, {to, n}});
       run = {run.address + n, run.bytes - n, run.fd, run.offset + n};
     }
   }
+  return parts;
 }
 
 void send_target(int socket, const FillTarget& target) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/base/fd.h"
+#include "core/memory/page_fill.h"
 #include "core/memory/page_images.h"
 #include "core/memory/tree_layout.h"
 #include "core/restore/restore.h"
@@ -36,6 +37,8 @@ class Staging {
 
  private:
   void set_up();
+  /// Where the stored pages go, as far as they are staged.
+  std::vector<PagesIn> places(PageImages& pages) const;
   StagedArea area_of_file(const TreeLayout::Area& area, std::map<std::string, Fd>& opened, StagedFiles& files);
 
   pid_t pid_;

@@ -100,6 +100,32 @@ TEST_F(RestoreWarm, FirstKnownWithTheFinalImages) {
   EXPECT_EQ(restore_->cold().size(), 3u) << "the task, shared memory, a memfd";
 }
 
+TEST_F(RestoreWarm, TellsWhatItOccupies) {
+  constexpr uint64_t kOwn = 2 << 20;  // page tables, and what a shell needs itself
+  const auto sent = [&] {
+    uint64_t pages = 0;
+    for (const auto& [memory, contents] : sent_) pages += contents.size();
+    return pages * kPageSize;
+  };
+  EXPECT_EQ(restore_->memory_bytes(), 0u);
+  order("f");
+  round();
+  const uint64_t first = restore_->memory_bytes();
+  EXPECT_GE(first + kOwn, sent());
+  EXPECT_LE(first, sent() + 2 * kOwn);
+  order("gg");
+  const uint64_t before = sent();
+  round();
+  EXPECT_GT(sent(), before);
+  EXPECT_GE(restore_->memory_bytes() + kOwn, first + (sent() - before));
+  std::vector<PageDiscard> everything;
+  for (const auto& [memory, contents] : sent_) everything.push_back({memory, 0, (uint64_t{1} << 47) / kPageSize});
+  restore_->discard_pages(everything);
+  EXPECT_LE(restore_->memory_bytes(), 2 * kOwn);
+  restore_->discard();
+  EXPECT_EQ(restore_->memory_bytes(), 0u);
+}
+
 TEST_F(RestoreWarm, DiscardLeavesNothing) {
   order("f");
   round();

@@ -21,6 +21,7 @@ struct FakeCopy {
   std::atomic<bool> running{false};
   std::atomic<bool> ever_ran{false};
   std::atomic<bool> in_our_cgroup{false};
+  std::atomic<bool> made{false};  ///< it existed once
 };
 
 struct Board {
@@ -101,8 +102,9 @@ class FakeRestoredTree final : public RestoredTree {
     if (!images.has("inventory.img")) throw Corrupt("images", "no inventory");
     return make_room();
   }
+  uint64_t memory_bytes() override { return board_.destination.exists ? 3 << 20 : 0; }
   Room make_room() {
-    board_.destination.exists = true;
+    board_.destination.exists = board_.destination.made = true;
     FillTarget target;
     target.memory = {MemoryId::Kind::task, 1};
     target.ranges = {{0x1000, 0x2000, 0x1000, false}};

@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <thread>
 
+#include "core/image/magic.h"
+#include "images/pstree.pb.h"
 #include "migrate/session/handover/holds.h"
 #include "migrate/session/handover/link_words.h"
 #include "migrate/session/handover/settle.h"
@@ -106,25 +108,34 @@ struct Hosts {
 struct DestinationAgent {
   Hosts& hosts;
   std::optional<Guardian> guardian;
+  bool started = false;
 
   DestinationAgent(Hosts& h, const std::string& fault) : hosts(h) {
     guardian.emplace(fork_guardian(Role::destination, *h.board, h.destination_dir.path(), fault));
   }
   Deadline soon() const { return Deadline::in(milliseconds(3000)); }
-  void prepare() {
+  void start(uint64_t max_tasks = 0) {
+    if (std::exchange(started, true)) return;
     GuardianRequest request;
     auto* s = request.mutable_start_destination();
     s->set_state_dir(hosts.destination_dir.path());
     s->set_session(to_hex(hosts.id));
     s->set_peer_epoch(1);
     s->set_timeout_ms(1000);
+    s->set_max_tasks(max_tasks);
     guardian->ask(request, soon());
+  }
+  void prepare() {
+    ImageSet images;
+    images.adopt("inventory.img", {std::byte{7}});
+    prepare(images);
+  }
+  void prepare(const ImageSet& images, uint64_t max_tasks = 0) {
+    start(max_tasks);
     make_room();
     GuardianRequest prepare;
     prepare.set_prepare(true);
     guardian->send(prepare);
-    ImageSet images;
-    images.adopt("inventory.img", {std::byte{7}});
     guardian->socket().send_blob(encode_images(images));
     guardian->await(soon());
     receive_room(guardian->socket(), soon());
@@ -320,6 +331,79 @@ TEST(Handover, AnySyncMayFailAfterTheRename) {
     if (point == "destination-journal.aborted") fault += ",destination-guardian.finished:fail";
     run_with_fault(fault);
   }
+}
+
+/// As a receiver with --max-tasks asks for it: the answer to images of one task that has `threads` threads.
+std::string prepared_with(uint64_t max_tasks, unsigned threads, Hosts& h) {
+  DestinationAgent destination(h, "");
+  img::pstree_entry task;
+  task.set_pid(42), task.set_ppid(0), task.set_pgid(42), task.set_sid(42);
+  for (unsigned i = 0; i < threads; ++i) task.add_threads(42 + i);
+  ImageSet images;
+  images.adopt("inventory.img", {std::byte{7}});
+  images.put("pstree.img", magic::kPstree, task);
+  try {
+    destination.prepare(images, max_tasks);
+  } catch (const Refusal& e) {
+    destination.guardian->leave(destination.soon());
+    return e.what();
+  }
+  destination.open();
+  destination.done();
+  return {};
+}
+
+TEST(Handover, MoreTasksThanAllowedAreRefusedBeforeAnythingIsMade) {
+  for (const auto& [limit, threads] : {std::pair(0, 5000), std::pair(5000, 5000), std::pair(3, 3)}) {
+    Hosts h;
+    EXPECT_EQ(prepared_with(static_cast<uint64_t>(limit), static_cast<unsigned>(threads), h), "");
+    EXPECT_TRUE(h.board->destination.made);
+  }
+  Hosts h;
+  EXPECT_EQ(prepared_with(3, 4, h),
+            "the tree has 1 task with 3 more threads, and the receiver takes 3 at most; receive with --max-tasks 4 if "
+            "that is what it should have");
+  EXPECT_FALSE(h.board->destination.made);
+  EXPECT_EQ(h.destination_state(), State::aborted);
+}
+
+TEST(Handover, ALayoutOfMoreTasksThanAllowedIsRefused) {
+  TreeLayout layout;
+  for (pid_t pid = 42; pid < 45; ++pid)
+    layout.tasks.push_back({.pid = pid, .ppid = pid == 42 ? 0 : 42, .pgid = 42, .sid = 42});
+  for (const uint64_t most : {3, 2}) {
+    Hosts h;
+    DestinationAgent destination(h, "");
+    destination.start(most);
+    GuardianRequest request;
+    request.set_layout(true);
+    destination.guardian->send(request);
+    const std::string text = whole(layout).SerializeAsString();
+    const auto bytes = as_bytes_of(text);
+    destination.guardian->socket().send_blob({bytes.begin(), bytes.end()});
+    if (most == 3) {
+      EXPECT_TRUE(destination.guardian->await(destination.soon()).targets());
+      receive_room(destination.guardian->socket(), destination.soon());
+    } else {
+      EXPECT_THROW(destination.guardian->await(destination.soon()), Refusal);
+    }
+    EXPECT_EQ(h.board->destination.made.load(), most == 3);
+    destination.guardian->leave(destination.soon());
+  }
+}
+
+TEST(Handover, TheCopysMemoryIsToldAtAnyTime) {
+  Hosts h;
+  DestinationAgent destination(h, "");
+  GuardianRequest request;
+  request.set_memory(true);
+  destination.start();
+  EXPECT_EQ(destination.guardian->ask(request, destination.soon()).memory_bytes(), 0u);
+  destination.prepare();
+  EXPECT_EQ(destination.guardian->ask(request, destination.soon()).memory_bytes(), 3u << 20);
+  destination.open();
+  EXPECT_EQ(destination.guardian->ask(request, destination.soon()).memory_bytes(), 0u);
+  destination.done();
 }
 
 TEST(Handover, AFailingRestoreLeavesTheSourceRunning) {

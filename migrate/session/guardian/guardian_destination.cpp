@@ -13,6 +13,7 @@
 #include "migrate/session/guardian/guardian.h"
 #include "migrate/session/guardian/guardian_common.h"
 #include "migrate/session/guardian/identity_policy.h"
+#include "migrate/session/guardian/task_limit.h"
 #include "migrate/session/telling/fault.h"
 #include "migrate/session/wire/layout_wire.h"
 #include "migrate/session/wire/reserve_wire.h"
@@ -58,6 +59,7 @@ class DestinationGuardian {
       options_.root = s.root();
       policy_.allow_uids.assign(s.allow_uids().begin(), s.allow_uids().end());
       policy_.deny_capabilities = s.deny_capabilities();
+      max_tasks_ = s.max_tasks();
       options_.timeout = milliseconds(s.timeout_ms());
       options_.clocks = RestoreOptions::Clocks{s.monotonic_ns(), s.boottime_ns(), s.at_local_monotonic_ns()};
       entry.peer_name = s.peer_name();
@@ -116,6 +118,9 @@ class DestinationGuardian {
         case GuardianRequest::kReserve:
           reserve_pages();
           return true;
+        case GuardianRequest::kMemory:
+          tell_memory();
+          return true;
         case GuardianRequest::kPrepare:
           prepare();
           return true;
@@ -143,6 +148,7 @@ class DestinationGuardian {
 
   void prepare() {
     images_ = decode_images(agent_->receive_blob(Deadline::in(options_.timeout)));
+    enforce_task_limit(max_tasks_, images_);
     enforce_identity(policy_, images_);
     note_hidden_sockets();
     await_quick_moves();
@@ -156,8 +162,10 @@ class DestinationGuardian {
   void warm() {
     LayoutParts parts;
     if (!parts.add(receive_message<wire::Layout>())) throw Error("receive", "a layout of the agent", EPROTO);
+    const TreeLayout layout = parts.take();
+    enforce_task_limit(max_tasks_, layout);
     await_quick_moves();
-    const Room room = tree_->warm(parts.take());
+    const Room room = tree_->warm(layout);
     note_init();
     fault_point("destination-guardian.warm");
     reply_room(room);
@@ -181,6 +189,12 @@ class DestinationGuardian {
     fault_point("destination-guardian.reserved");
     GuardianReply reply;
     reply.set_reserved(true);
+    agent_->send(reply);
+  }
+
+  void tell_memory() {
+    GuardianReply reply;
+    reply.set_memory_bytes(tree_ ? tree_->memory_bytes() : 0);
     agent_->send(reply);
   }
 
@@ -339,6 +353,7 @@ class DestinationGuardian {
   Logger& log_;
   RestoreOptions options_;
   IdentityPolicy policy_;
+  uint64_t max_tasks_ = 0;
   std::optional<JournalStore> store_;
   std::optional<Journal> journal_;
   ImageSet images_;

@@ -120,6 +120,7 @@ class BuiltTree final : public RestoredTree {
     return {restore_.take_fill_targets(), restore_.cold()};
   }
 
+  uint64_t memory_bytes() override { return restore_.memory_bytes(); }
   void finish() override { restore_.finish(*images_); }
   void open_gate() override { restore_.open_gate(); }
 

@@ -61,6 +61,8 @@ class RestoredTree {
   /// Makes pages of zeros ready to be filled; after warm(), before prepare().
   virtual void reserve_pages(std::span<const PageReserve> pages) = 0;
   virtual Room prepare(const ImageSet& images) = 0;
+  /// Restore::memory_bytes(); at any time.
+  virtual uint64_t memory_bytes() = 0;
   virtual void finish() = 0;
   virtual void open_gate() = 0;
   /// When open_gate() failed: from now on a keeper that thaws the gate is enough.

@@ -27,7 +27,7 @@ _migrate() {
     check) mapfile -t COMPREPLY < <(compgen -W "--feature --all" -- "$cur");;
     send) mapfile -t COMPREPLY < <(compgen -W "$tls --mode --max-downtime --max-rounds --max-total-time --on-no-convergence
       --report --streams --compress --bandwidth-limit --tcp-close --shell-job --parent-may-notice --files-shared --tls-name" -- "$cur");;
-    receive) mapfile -t COMPREPLY < <(compgen -W "$tls --listen --once --max-sessions --accept --allow-uid --deny-caps --root --no-compress --status-fd" -- "$cur");;
+    receive) mapfile -t COMPREPLY < <(compgen -W "$tls --listen --once --max-sessions --max-tasks --max-memory --accept --allow-uid --deny-caps --root --no-compress --status-fd" -- "$cur");;
     resolve) mapfile -t COMPREPLY < <(compgen -W "$tls --force-run --force-kill" -- "$cur");;
     keys) mapfile -t COMPREPLY < <(compgen -W "--dir --days" -- "$cur");;
   esac

@@ -139,6 +139,11 @@ void SessionCommands::add_receive(CLI::App& app, std::function<int()>& run) {
   add_link(*verb, receive_.state_dir);
   verb->add_option("--listen", receive_.listen, "ADDR:PORT")->capture_default_str();
   verb->add_flag("--once", receive_.once, "exit after one migration");
+  add_rate_option(*verb, "--max-memory", receive_.max_memory,
+                  "bytes of memory that a received tree may have, such as 8G (default: what is free when it comes)");
+  verb->add_option("--max-tasks", receive_.max_tasks, "tasks and threads that a received tree may have")
+      ->check(CLI::Range(1, 4'000'000))
+      ->capture_default_str();
   verb->add_option("--max-sessions", receive_.max_sessions, "migrations at a time")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();

@@ -4,6 +4,7 @@ migrations go at a time, and whoever is trusted is named."""
 import concurrent.futures
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -220,6 +221,55 @@ def others_session_id(link):
         kill_all([sender.pid])
 
 
+def too_large(link):
+    """Before anything is touched, by what the sender says; one that fits goes."""
+    link.receive("--max-memory", "1M")
+    big = [sys.executable, "-c", "import time\nx = bytearray(8 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1\nprint('up', flush=True)\n"
+           "time.sleep(1000)"]
+    log = os.path.join(link.folder, "big.log")
+    for command, ready, why in ((big, "up", "MiB in memory, and the receiver takes 976.6 KiB .--max-memory"),
+                                (["sh", "-c", "sleep 1000 & echo up; wait"], "up", "has 2 tasks, and the receiver takes 1 .--max-tasks")):
+        p = spawn(command, log=log)
+        try:
+            wait_for(lambda: ready in read(log), "the program", 10)
+            code, out = run(link.command(p.pid), timeout=30)
+            expect(code == 2 and re.search(why, out), f"send exited {code}: {out[-400:]}")
+            expect(p.poll() is None, "the program is gone")
+        finally:
+            kill_all(descendants(p.pid))
+        os.unlink(log)
+        kill_all([link.receiver.pid])
+        link.receiver.wait(timeout=5)
+        link.receive("--max-memory", "100M", "--max-tasks", "1")
+    link.moves_well()
+
+
+def grows_too_large(link):
+    """A program that grows over the bound while it is on its way: the copy goes, the program runs on."""
+    link.receive("--max-memory", "64M")
+    now = os.path.join(link.folder, "now")
+    grower = (f"import os, time\nprint('up', flush=True)\nwhile not os.path.exists({now!r}): time.sleep(0.01)\nx = bytearray(200 << 20)\n"
+              "for i in range(0, len(x), 4096): x[i] = i >> 12 & 255 or 1\nprint('grown', flush=True)\ntime.sleep(1000)")
+    log = os.path.join(link.folder, "grower.log")
+    p = spawn([sys.executable, "-c", grower], log=log)
+    sender = None
+    try:
+        wait_for(lambda: "up" in read(log), "the program", 10)
+        sender = spawn(link.command(p.pid), log=os.path.join(link.folder, "send.log"),
+                       env={"MIGRATE_FAULT": "source-agent.begun:stop-self"})
+        wait_for(lambda: stat_fields(sender.pid)[0] == "T", "the sender behind its checks", 20)
+        with open(now, "w"):
+            pass
+        wait_for(lambda: "grown" in read(log), "the program to grow", 10)
+        os.kill(sender.pid, signal.SIGCONT)
+        code = sender.wait(timeout=60)
+        out = read(os.path.join(link.folder, "send.log"))
+        expect(code == 1 and "may have 61.0 MiB" in out, f"send exited {code}: {out[-600:]}")
+        expect(p.poll() is None, "the program is gone")
+    finally:
+        kill_all([p.pid, *([sender.pid] if sender else [])])
+
+
 def sent_on(link):
     """What was received is sent on, without a word about its parent, which is ours."""
     link.receive()
@@ -283,7 +333,7 @@ def insecure_other_user(link):
 
 
 CASES = {f"receiver/{f.__name__.replace('_', '-')}": case(f) for f in (
-    silent_strangers, slow_strangers, flood, out_of_descriptors, three_at_a_time, foreign_page_stream, silent_peers, others_session_id, sent_on,
+    silent_strangers, slow_strangers, flood, out_of_descriptors, three_at_a_time, foreign_page_stream, silent_peers, others_session_id, too_large, grows_too_large, sent_on,
     says_whom_it_takes, insecure_other_user)}
 
 if __name__ == "__main__":

@@ -128,11 +128,12 @@ struct DestinationAgent {
   void prepare() {
     ImageSet images;
     images.adopt("inventory.img", {std::byte{7}});
+    start();
+    make_room();
     prepare(images);
   }
   void prepare(const ImageSet& images, uint64_t max_tasks = 0) {
     start(max_tasks);
-    make_room();
     GuardianRequest prepare;
     prepare.set_prepare(true);
     guardian->send(prepare);

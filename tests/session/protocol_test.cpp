@@ -149,7 +149,7 @@ TEST(HostFacts, AHostFitsItself) {
   poor.set_xsave_features(3);
   EXPECT_FALSE(incompatibilities(here, poor).empty());
   wire::Hello newer = here;
-  newer.set_version(2);
+  newer.set_version(kProtocolVersion + 1);
   EXPECT_THROW(check_hello_version(newer), Refusal);
   newer = here;
   newer.add_needs("teleport");

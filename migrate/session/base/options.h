@@ -65,6 +65,8 @@ struct SendOptions {
 struct ReceiveOptions {
   std::string listen = "0.0.0.0:7400";  ///< port 0: a free one, told by the `listening` event
   unsigned max_sessions = 8;            ///< migrations at a time
+  uint64_t max_tasks = 10'000;          ///< tasks and threads of a session
+  uint64_t max_memory = 0;              ///< bytes that a session's copy may have; 0: what is available when it begins
   bool once = false;                    ///< serve one migration, then exit with its code
   LinkOptions link;                     ///< accepted names are in link.tls->accepted_peers
   std::string root;                     ///< folder that all paths of received trees are under

@@ -14,6 +14,7 @@
 
 #include "core/base/fd.h"
 #include "core/files/file_locks.h"
+#include "migrate/session/telling/events.h"
 #include "migrate/session/wire/content_hash.h"
 #include "migrate/session/wire/host_facts.h"
 
@@ -173,6 +174,14 @@ std::vector<std::string> what_is_in_the_way(const wire::Check& check, const Rece
     reasons.push_back("the program has " + std::to_string(check.memory() >> 20) +
                       " MiB in memory and the destination " + std::to_string(here.memory_available() >> 20) +
                       " MiB free");
+  }
+  if (options.max_memory != 0 && check.memory() > options.max_memory) {
+    reasons.push_back("the program has " + human_bytes(check.memory()) + " in memory, and the receiver takes " +
+                      human_bytes(options.max_memory) + " (--max-memory)");
+  }
+  if (static_cast<uint64_t>(check.pids_size()) > options.max_tasks) {
+    reasons.push_back("the program has " + std::to_string(check.pids_size()) + " tasks, and the receiver takes " +
+                      std::to_string(options.max_tasks) + " (--max-tasks)");
   }
   for (const uint32_t pid : check.pids()) {
     if (pid >= here.pid_max()) {

@@ -30,6 +30,8 @@ using wire::GuardianReply;
 using wire::GuardianRequest;
 using wire::Message;
 
+/// How often the memory of a copy is looked at while pages come.
+constexpr milliseconds kMemoryPeriod{100};
 constexpr uint64_t kImagesLimit = uint64_t{1} << 30;
 
 class ReceiveSession {
@@ -141,6 +143,8 @@ class ReceiveSession {
     s->set_boottime_ns(message.begin().boottime_ns());
     s->set_at_local_monotonic_ns(message.begin().at_destination_ns());
     s->set_peer_epoch(peer_epoch_);
+    s->set_max_tasks(options_.max_tasks);
+    max_memory_ = options_.max_memory != 0 ? options_.max_memory : memory_available();
     s->set_timeout_ms(static_cast<uint32_t>(options_.timeouts.restore.count()));
     try {
       guardian_->ask(request, answer_by(), &c_.interrupt.stop());
@@ -244,6 +248,7 @@ class ReceiveSession {
     tell_guardian(request, wanted);
     const GuardianReply reply = guardian_->await(Deadline::in(options_.timeouts.restore), &c_.interrupt.stop());
     if (reply.body_case() != GuardianReply::kReserved) throw Error("make ready", "memory of the copy", EPROTO);
+    check_memory();
     Message reserved;
     reserved.mutable_reserved();
     channel_.send(std::move(reserved));
@@ -308,6 +313,7 @@ class ReceiveSession {
     std::optional<Message> said;
     const PageTotals totals = intake_->receive([&](int wake) {
       watch(milliseconds(50), wake);
+      check_memory();
       if (!said && peer_speaks()) said = channel_.receive(answer_by());
       if (said && said->body_case() == Message::kAbort) throw Error("the source gave up: " + said->abort().reason());
       c_.events.progress("progress", "pages " + human_bytes(intake_->counters().bytes()) + " received",
@@ -318,6 +324,19 @@ class ReceiveSession {
       throw Corrupt("the pages from the peer", "not as many came as were sent");
     }
     return totals;
+  }
+
+  /// What the sender says of its tree is only the sender's word.
+  void check_memory() {
+    if (std::chrono::steady_clock::now() - memory_checked_ < kMemoryPeriod) return;
+    GuardianRequest request;
+    request.set_memory(true);
+    const uint64_t bytes = guardian_->ask(request, answer_by(), &c_.interrupt.stop()).memory_bytes();
+    memory_checked_ = std::chrono::steady_clock::now();
+    if (bytes > max_memory_)
+      throw Refusal("the copy of " + label_ + " has " + human_bytes(bytes) + " in memory and may have " +
+                        human_bytes(max_memory_),
+                    "start the receiver with a greater --max-memory");
   }
 
   void finish() {
@@ -506,6 +525,8 @@ class ReceiveSession {
   uint64_t peer_epoch_ = 0;
   std::string label_;
   bool checked_ = false;
+  uint64_t max_memory_ = 0;
+  std::chrono::steady_clock::time_point memory_checked_{};
   bool finishing_ = false;
   bool not_ours_ = false;  ///< the session never began here
   uint32_t tasks_ = 0;

@@ -161,9 +161,26 @@ PageTotals SendSession::send_pass(std::span<const PageSource> sources) {
   }
   worker.join();
   passing_ = false;
-  if (failure) std::rethrow_exception(failure);
+  if (failure) rethrow_with_peers_reason(failure);
   tell_codecs();
   return totals;
+}
+
+/// A destination that gives up cuts the page streams, and says why on the control connection.
+void SendSession::rethrow_with_peers_reason(const std::exception_ptr& failure) {
+  try {
+    std::rethrow_exception(failure);
+  } catch (const Disconnected&) {
+    constexpr std::chrono::seconds kLastWords{1};
+    try {
+      channel_->receive(Deadline::in(kLastWords));
+    } catch (const Refusal&) {
+      throw;
+    } catch (const Error& e) {
+      log_.debug("the destination says nothing more: {}", e.what());
+    }
+    throw;
+  }
 }
 
 void SendSession::tell_pages_done(const PageTotals& totals) {

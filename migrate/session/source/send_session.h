@@ -72,6 +72,7 @@ class SendSession {
   void make_room(DirtyTracker::Round& round, unsigned n);
   void send_discards(std::span<const PageDiscard> discards);
   PageTotals send_pass(std::span<const PageSource> sources);
+  [[noreturn]] void rethrow_with_peers_reason(const std::exception_ptr& failure);
   void tell_pages_done(const PageTotals& totals);
   /// Files and ports that the tree opened since they were last checked.
   void check_news();

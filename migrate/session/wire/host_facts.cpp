@@ -26,17 +26,6 @@ uint64_t number_in(const std::string& path) {
 }
 
 /// Bytes, from "MemAvailable:   123 kB".
-uint64_t memory_available() {
-  std::istringstream lines(read_file_at(AT_FDCWD, "/proc/meminfo"));
-  for (std::string key; lines >> key;) {
-    uint64_t kib = 0;
-    lines >> kib;
-    if (key == "MemAvailable:") return kib * 1024;
-    lines.ignore(256, '\n');
-  }
-  return 0;
-}
-
 /// The flags of the first processor that /proc/cpuinfo lists.
 void add_cpu_flags(wire::Hello& hello) {
   std::istringstream lines(read_file_at(AT_FDCWD, "/proc/cpuinfo"));
@@ -71,6 +60,17 @@ bool usable_flag(const std::string& flag) {
 }
 
 }  // namespace
+
+uint64_t memory_available() {
+  std::istringstream lines(read_file_at(AT_FDCWD, "/proc/meminfo"));
+  for (std::string key; lines >> key;) {
+    uint64_t kib = 0;
+    lines >> kib;
+    if (key == "MemAvailable:") return kib * 1024;
+    lines.ignore(256, '\n');
+  }
+  return 0;
+}
 
 wire::Hello host_facts(bool packed_pages) {
   wire::Hello hello;

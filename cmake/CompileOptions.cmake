@@ -21,3 +21,9 @@ if(MIGRATE_SANITIZE)
   target_compile_options(migrate_options INTERFACE -Wno-null-dereference -Wno-maybe-uninitialized)
   # Blobs are freestanding and must not be instrumented: see Freestanding.cmake.
 endif()
+if(MIGRATE_FUZZER)
+  # Of our own code only: with the sanitizers, for libFuzzer, and counted for llvm-cov. Clang warns of other things than GCC.
+  target_compile_options(migrate_options INTERFACE -Wno-error -fsanitize=address,undefined,fuzzer-no-link
+    -fno-sanitize-recover=undefined -fprofile-instr-generate -fcoverage-mapping)
+  target_link_options(migrate_options INTERFACE -fsanitize=address,undefined -fprofile-instr-generate)
+endif()

@@ -9,6 +9,8 @@
 #include <memory>
 #include <sstream>
 
+#include "core/base/proc_values.h"
+
 namespace migrate {
 
 ProcStat parse_stat(std::string_view text) {
@@ -18,14 +20,23 @@ ProcStat parse_stat(std::string_view text) {
     throw Corrupt("/proc/PID/stat", "no command name in parentheses");
   ProcStat s;
   s.comm = text.substr(open + 1, close - open - 1);
-  std::istringstream rest{std::string(text.substr(close + 1))};
-  std::vector<std::string> f;
-  for (std::string word; rest >> word;) f.push_back(word);
+  std::vector<std::string_view> f;
+  for (std::string_view rest = text.substr(close + 1);;) {
+    const size_t start = rest.find_first_not_of(" \n");
+    if (start == std::string_view::npos) break;
+    const size_t end = std::min(rest.find_first_of(" \n", start), rest.size());
+    f.push_back(rest.substr(start, end - start));
+    rest.remove_prefix(end);
+  }
   if (f.size() < 50) throw Corrupt("/proc/PID/stat", "too few fields");
   // f[0] is field 3 of proc(5).
   const auto number = [&](int field) {
-    const std::string& w = f[static_cast<size_t>(field - 3)];
-    return w.front() == '-' ? static_cast<uint64_t>(std::stoll(w)) : std::stoull(w);
+    const std::string_view w = f[static_cast<size_t>(field - 3)];
+    if (w.front() != '-') return parse_number(w, "/proc/PID/stat");
+    int64_t value;
+    const auto [end, ec] = std::from_chars(w.data(), w.data() + w.size(), value);
+    if (ec != std::errc() || end != w.data() + w.size()) throw Corrupt("/proc/PID/stat", "a field is not a number");
+    return static_cast<uint64_t>(value);
   };
   const auto small = [&](int field) { return static_cast<int>(static_cast<int64_t>(number(field))); };
   s.state = f[0][0];
@@ -54,17 +65,7 @@ ProcDir ProcDir::thread(pid_t tid) const {
   return ProcDir(tid, open_at(dir_.get(), "task/" + std::to_string(tid), O_RDONLY | O_DIRECTORY));
 }
 
-std::map<std::string, std::string> ProcDir::status() const {
-  std::map<std::string, std::string> fields;
-  std::istringstream lines(read("status"));
-  for (std::string line; std::getline(lines, line);) {
-    const size_t colon = line.find(':');
-    if (colon == std::string::npos) continue;
-    const size_t value = line.find_first_not_of(" \t", colon + 1);
-    fields.emplace(line.substr(0, colon), value == std::string::npos ? "" : line.substr(value));
-  }
-  return fields;
-}
+std::map<std::string, std::string> ProcDir::status() const { return parse_status(read("status")); }
 
 std::vector<int> numeric_entries(int dirfd, const std::string& path) {
   const Fd fd = open_at(dirfd, path, O_RDONLY | O_DIRECTORY);

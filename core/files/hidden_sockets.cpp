@@ -3,8 +3,8 @@
 #include <dirent.h>
 #include <fcntl.h>
 
-#include <algorithm>
 #include <memory>
+#include <set>
 
 #include "core/base/error.h"
 #include "core/files/paths.h"
@@ -14,6 +14,9 @@
 
 namespace migrate {
 namespace {
+
+/// Of their names, in bytes: they stand in a journal, which has a limit too.
+constexpr size_t kMaxFolders = 1 << 20;
 
 /// A folder of ours holds at most the folders of one name and a socket.
 void remove_tree(int at, const char* name, int depth) {
@@ -39,7 +42,8 @@ void remove_tree_at(int folder, const std::string& name) noexcept {
 }
 
 std::vector<std::string> unix_socket_folders(const ImageSet& images) {
-  std::vector<std::string> folders;
+  std::set<std::string> folders;
+  size_t bytes = 0;
   auto reader = images.read("files.img", magic::kFiles);
   img::file_entry file;
   while (reader && reader->next(file)) {
@@ -51,9 +55,10 @@ std::vector<std::string> unix_socket_folders(const ImageSet& images) {
       if (!file.usk().name_dir().starts_with('/')) continue;  // the restore refuses it
       folder = file.usk().name_dir() + "/" + folder;
     }
-    if (std::find(folders.begin(), folders.end(), folder) == folders.end()) folders.push_back(folder);
+    if (const auto [it, fresh] = folders.insert(std::move(folder)); fresh) bytes += it->size();
+    if (bytes > kMaxFolders) throw Corrupt("files.img", "too many Unix sockets in too many folders");
   }
-  return folders;
+  return {folders.begin(), folders.end()};
 }
 
 void remove_hidden_sockets(const std::vector<std::string>& folders, const std::string& root,

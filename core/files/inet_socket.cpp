@@ -242,8 +242,9 @@ Fd InetRestorer::open(const img::inet_sk_entry& e) {
     if (tcp_close_) return fd;
     throw Refusal("the images hold a TCP connection of " + who, "use --tcp-close to restore it closed");
   }
+  // Also where it is to be deaf for now: a filter that the kernel does not take shows here, not behind the gate.
+  if (!hold_ || e.opts().so_filter_size() != 0) attach_own_filter(fd.get(), e.opts(), who);
   if (hold_ && e.src_port() != 0) attach_deaf_filter(fd.get(), who);
-  if (!hold_) attach_own_filter(fd.get(), e.opts(), who);
   if (e.src_port() != 0) {
     // Connections of the dumped tree may still linger in TIME_WAIT.
     if (tcp) set_socket_option(fd.get(), SOL_SOCKET, SO_REUSEADDR, 1, who);

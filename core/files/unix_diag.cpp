@@ -89,6 +89,22 @@ UnixSocketInfo parse_message(const nlmsghdr& header) {
 
 }  // namespace
 
+bool parse_unix_sockets(std::span<const std::byte> bytes, std::map<uint32_t, UnixSocketInfo>& found) {
+  auto left = static_cast<ssize_t>(bytes.size());
+  for (auto* h = reinterpret_cast<const nlmsghdr*>(bytes.data()); NLMSG_OK(h, left); h = NLMSG_NEXT(h, left)) {
+    if (h->nlmsg_type == NLMSG_DONE) return true;
+    if (h->nlmsg_type == NLMSG_ERROR) {
+      nlmsgerr error{};
+      if (h->nlmsg_len >= NLMSG_LENGTH(sizeof error.error)) std::memcpy(&error, h + 1, sizeof error.error);
+      throw Error("ask for", "the Unix sockets (is the unix_diag module there?)", -error.error);
+    }
+    if (h->nlmsg_len < NLMSG_LENGTH(sizeof(unix_diag_msg))) continue;
+    UnixSocketInfo info = parse_message(*h);
+    found.insert_or_assign(info.ino, std::move(info));
+  }
+  return false;
+}
+
 std::map<uint32_t, UnixSocketInfo> list_unix_sockets(const ProcDir* task) {
   const Fd socket = diag_socket(task);
   struct {
@@ -105,16 +121,8 @@ std::map<uint32_t, UnixSocketInfo> list_unix_sockets(const ProcDir* task) {
   std::map<uint32_t, UnixSocketInfo> found;
   std::vector<std::byte> buffer(256 << 10);
   for (;;) {
-    ssize_t n = check(::recv(socket.get(), buffer.data(), buffer.size(), 0), "read", "the Unix sockets");
-    for (auto* h = reinterpret_cast<const nlmsghdr*>(buffer.data()); NLMSG_OK(h, n); h = NLMSG_NEXT(h, n)) {
-      if (h->nlmsg_type == NLMSG_DONE) return found;
-      if (h->nlmsg_type == NLMSG_ERROR)
-        throw Error("ask for", "the Unix sockets (is the unix_diag module there?)",
-                    -reinterpret_cast<const nlmsgerr*>(h + 1)->error);
-      if (h->nlmsg_len < NLMSG_LENGTH(sizeof(unix_diag_msg))) continue;
-      UnixSocketInfo info = parse_message(*h);
-      found.insert_or_assign(info.ino, std::move(info));
-    }
+    const ssize_t n = check(::recv(socket.get(), buffer.data(), buffer.size(), 0), "read", "the Unix sockets");
+    if (n == 0 || parse_unix_sockets(std::span(buffer).first(static_cast<size_t>(n)), found)) return found;
   }
 }
 

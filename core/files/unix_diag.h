@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,9 @@ struct UnixSocketInfo {
   std::vector<uint32_t> waiting;  ///< inodes of connections not accepted yet
   uint32_t backlog = 0;           ///< of listening sockets
 };
+
+/// A piece of the kernel's answer, aligned to four bytes. True: it was the last. Throws Error for a refusal.
+bool parse_unix_sockets(std::span<const std::byte> bytes, std::map<uint32_t, UnixSocketInfo>& found);
 
 /// By inode. `task` says whose network namespace; nullptr: ours.
 std::map<uint32_t, UnixSocketInfo> list_unix_sockets(const ProcDir* task);

@@ -78,6 +78,10 @@ void UnixRestorer::check_entries() {
     const bool datagram = e.type() == SOCK_DGRAM;
     if (!datagram && e.type() != SOCK_STREAM && e.type() != SOCK_SEQPACKET)
       throw Corrupt("files.img", "a Unix socket has an unknown type");
+    if (e.state() != kSocketEstablished && e.state() != kSocketClose && e.state() != kSocketListen)
+      throw Corrupt("files.img", who_is(e) + " is in an unknown state");
+    if (e.state() == kSocketListen && (e.peer() != 0 || datagram || e.name().empty()))
+      throw Corrupt("files.img", who_is(e) + " cannot listen");
     if (!e.name().empty()) UnixAddress{e.name()};
     if (e.peer() == 0) continue;
     const Socket* peer = by_inode(e.peer());
@@ -291,14 +295,14 @@ void UnixRestorer::settle(Socket& a) {
       check(::shutdown(a.fd.get(), how - 1), "shut down", who);
   }
   const auto hidden = hidden_.find(a.entry->ino());
+  // First its own, so that one that the kernel does not take shows before the gate.
+  if (a.entry->opts().so_filter_size() != 0) attach_own_filter(a.fd.get(), a.entry->opts(), who);
   if (a.entry->type() == SOCK_DGRAM && hold_ && !a.entry->name().empty()) {
     attach_deaf_filter(a.fd.get(), who);
     if (hidden == hidden_.end())
       hidden_.emplace(a.entry->ino(), Hidden{Fd(), "", "", a.fd.get(), a.entry});
     else
       hidden->second.socket = a.fd.get();
-  } else if (a.entry->opts().so_filter_size() != 0) {
-    attach_own_filter(a.fd.get(), a.entry->opts(), who);
   }
 }
 

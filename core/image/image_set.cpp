@@ -7,13 +7,17 @@
 #include <cstring>
 #include <filesystem>
 
+#include "core/image/bounded_parse.h"
 #include "core/image/magic.h"
 
 namespace migrate {
 namespace {
 
-/// One entry may be this large (a files or mm entry of a huge task); the image must hold that many bytes anyway.
-constexpr uint32_t kMaxEntry = 256 << 20;
+/// One entry may be this large (the mm entry of a task with a million mappings has 70 MiB).
+constexpr uint32_t kMaxEntry = 128 << 20;
+
+/// A task has six or seven, a thread one: a hundred thousand tasks have fewer.
+constexpr size_t kMaxImages = 1 << 20;
 
 void append_u32(std::vector<std::byte>& out, uint32_t value) {
   for (int shift = 0; shift < 32; shift += 8) out.push_back(static_cast<std::byte>(value >> shift));
@@ -51,9 +55,7 @@ bool ImageReader::next(google::protobuf::MessageLite& message) {
   if (rest_.empty()) return false;
   const uint32_t size = take_u32(rest_, name_);
   if (size > rest_.size() || size > kMaxEntry) throw Corrupt(name_, "an entry is longer than the image");
-  // The partial parse, since the other one prints to standard error what is not ours to print.
-  if (!message.ParsePartialFromArray(rest_.data(), static_cast<int>(size)) || !message.IsInitialized())
-    throw Corrupt(name_, "an entry does not decode");
+  if (!parse_bounded(message, rest_.first(size))) throw Corrupt(name_, "an entry does not decode");
   rest_ = rest_.subspan(size);
   return true;
 }
@@ -122,6 +124,7 @@ ImageSet ImageSet::load(int dirfd, uint64_t limit) {
     if (!S_ISREG(st.st_mode)) throw Corrupt(name, "it is not a regular file");
     total += static_cast<uint64_t>(st.st_size);
     if (total > limit) throw Error("load images", folder, EFBIG);
+    if (set.images_.size() >= kMaxImages) throw Corrupt("the image folder", "it holds too many images");
     std::vector<std::byte> bytes(static_cast<size_t>(st.st_size));
     bytes.resize(read_full(fd.get(), bytes, name));
     set.images_.emplace(name, std::move(bytes));
@@ -131,6 +134,7 @@ ImageSet ImageSet::load(int dirfd, uint64_t limit) {
 
 void ImageSet::adopt(const std::string& name, std::vector<std::byte> bytes) {
   if (!good_name(name)) throw Corrupt("an image from the peer", "its name is not allowed");
+  if (images_.size() >= kMaxImages) throw Corrupt("the images from the peer", "there are too many");
   images_[name] = std::move(bytes);
 }
 

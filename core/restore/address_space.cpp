@@ -66,10 +66,13 @@ std::string ImageVma::describe() const {
 std::vector<ImageVma> read_vmas(const img::mm_entry& mm, pid_t pid, std::vector<ImageVma>* guards) {
   const std::string image = image_name("mm", static_cast<uint64_t>(pid));
   std::vector<ImageVma> vmas;
+  uint64_t guarded = 0;
   for (const img::vma_entry& e : mm.vmas()) {
     if ((e.status() & kVmaVsyscall) != 0) continue;
     ImageVma v = checked(e, image);
     if (v.has(kVmaGuard)) {
+      if (v.start < guarded) throw Corrupt(image, "guards overlap or are out of order");
+      guarded = v.end;
       if (guards != nullptr) guards->push_back(v);
       continue;
     }
@@ -77,6 +80,8 @@ std::vector<ImageVma> read_vmas(const img::mm_entry& mm, pid_t pid, std::vector<
     const uint32_t type = v.flags & MAP_TYPE;
     if (!v.kernel_made() && type != MAP_PRIVATE && type != MAP_SHARED)
       throw Corrupt(image, v.describe() + " is neither private nor shared");
+    if (v.has(kVmaAnonShared) && !v.has_file() && v.pgoff > kUserEnd - v.bytes())
+      throw Corrupt(image, v.describe() + " lies beyond the end of its shared object");
     if (!vmas.empty() && vmas.back().end > v.start) throw Corrupt(image, "mappings overlap or are out of order");
     vmas.push_back(v);
   }

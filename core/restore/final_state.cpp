@@ -105,7 +105,7 @@ void shorten_timeout(const WaitingTask& waiting, size_t thread, int mem, user_re
   if (!call.has_timespec_arg() || !call.has_remaining_ns()) return;
   const uint64_t at = spare_bytes(task.cores[thread], regs.rsp);
   for (const ImageVma& v : task.vmas) {
-    if (at < v.start || at + 16 > v.end || (v.prot & PROT_WRITE) == 0) continue;
+    if (at < v.start || at > v.end - 16 || (v.prot & PROT_WRITE) == 0) continue;
     const uint64_t ns = call.remaining_ns() - std::min<uint64_t>(call.remaining_ns(), waiting.elapsed_ns);
     const timespec left{static_cast<time_t>(ns / 1'000'000'000), static_cast<long>(ns % 1'000'000'000)};
     pwrite_full(mem, std::as_bytes(std::span(&left, 1)), at, thread_name(task.tids[thread]));

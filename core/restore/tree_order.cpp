@@ -15,7 +15,9 @@ namespace migrate {
 namespace {
 
 constexpr uint32_t kMaxPid = 1 << 22;  // PID_MAX_LIMIT on 64-bit
-constexpr uint32_t kTaskDead = 2;      // CRIU's task states
+constexpr size_t kMaxTasks = 100'000;  // each becomes a process
+constexpr size_t kMaxThreads = 1'000'000;
+constexpr uint32_t kTaskDead = 2;  // CRIU's task states
 constexpr uint32_t kTaskZombie = 6;
 constexpr uint32_t kTaskStopped = 3;
 constexpr uint32_t kTaskAlive = 1;
@@ -148,6 +150,8 @@ std::vector<TaskNode> read_tree(const ImageSet& images) {
   std::set<pid_t> ids;
   for (img::pstree_entry e; reader->next(e); e.Clear()) {
     TaskNode n = node_of(e);
+    if (tasks.size() >= kMaxTasks || n.threads.size() > kMaxThreads - ids.size())
+      throw Corrupt("pstree.img", "it names too many tasks or threads");
     for (const pid_t tid : n.threads)
       if (!ids.insert(tid).second) throw Corrupt("pstree.img", "id " + std::to_string(tid) + " is used twice");
     if (!tasks.empty()) {

@@ -109,6 +109,7 @@ std::optional<int64_t> parse_exec_start(std::string_view sched) {
   int64_t ms = 0, ns = 0;  // printed as milliseconds with six decimals
   if (dot == std::string_view::npos || !to_number(value, ms) || !to_number(value.substr(dot + 1, 6), ns))
     return std::nullopt;
+  if (ms < 0 || ms > INT64_MAX / 1'000'000 - 1) return std::nullopt;
   return ms * 1'000'000 + ns;
 }
 

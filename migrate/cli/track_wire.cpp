@@ -6,6 +6,7 @@ namespace migrate::cli {
 namespace {
 
 constexpr uint64_t kVersion = 1;
+constexpr uint64_t kEnd = uint64_t{1} << 47;  // of user addresses; no object is larger either
 
 class Out {
  public:
@@ -94,9 +95,13 @@ TrackMessage decode_message(std::span<const std::byte> bytes) {
     memory.id = in.number();
     PageSet& pages = m.pages[memory];
     const uint64_t count = in.count(2 * sizeof(uint64_t));
+    uint64_t last = 0;
     for (uint64_t n = 0; n < count; ++n) {
-      const uint64_t address = in.number();
-      pages.append(address, address + in.number() * kPageSize);
+      const uint64_t address = in.number(), run = in.number();
+      if (address % kPageSize != 0 || address < last || address > kEnd || run > (kEnd - address) / kPageSize)
+        throw Corrupt("a message of the tracking keeper", "pages are out of range or out of order");
+      last = address + run * kPageSize;
+      pages.append(address, last);
     }
   }
   return m;

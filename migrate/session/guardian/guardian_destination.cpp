@@ -10,6 +10,7 @@
 
 #include "core/files/hidden_sockets.h"
 #include "core/freeze/quick_moves.h"
+#include "core/image/bounded_parse.h"
 #include "migrate/session/guardian/guardian.h"
 #include "migrate/session/guardian/guardian_common.h"
 #include "migrate/session/guardian/identity_policy.h"
@@ -202,8 +203,7 @@ class DestinationGuardian {
   M receive_message() {
     const std::vector<std::byte> bytes = agent_->receive_blob(Deadline::in(options_.timeout));
     M message;
-    if (!message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())))
-      throw Corrupt("a message between agent and guardian", "it does not parse");
+    if (!parse_bounded(message, bytes)) throw Corrupt("a message between agent and guardian", "it does not parse");
     return message;
   }
 

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "core/base/procfs.h"
+#include "core/image/bounded_parse.h"
 #include "migrate/session/wire/layout_wire.h"
 #include "migration.pb.h"
 
@@ -78,9 +79,7 @@ PacketSocket::Outcome PacketSocket::receive(google::protobuf::MessageLite& messa
     if (e.code() == ECONNRESET || e.code() == EPIPE) return Outcome::closed;
     throw;
   }
-  if (!message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
-    throw Corrupt("a message between agent and guardian", "it does not parse");
-  }
+  if (!parse_bounded(message, bytes)) throw Corrupt("a message between agent and guardian", "it does not parse");
   return Outcome::message;
 }
 
@@ -168,7 +167,8 @@ ImageSet decode_images(std::span<const std::byte> bytes) {
     const std::string name(reinterpret_cast<const char*>(bytes.data()), name_size);
     bytes = bytes.subspan(name_size);
     const auto size = take<uint64_t>(bytes);
-    if (size > bytes.size()) throw Corrupt("the images from the peer", name + " is longer than what came");
+    if (size > bytes.size()) throw Corrupt("the images from the peer", "one is longer than what came");
+    if (images.has(name)) throw Corrupt("the images from the peer", name + " comes twice");
     images.adopt(name, {bytes.begin(), bytes.begin() + static_cast<ptrdiff_t>(size)});
     bytes = bytes.subspan(size);
   }
@@ -186,9 +186,7 @@ void send_memories(PacketSocket& socket, const wire::Memories& memories, const s
 wire::Memories receive_memories(PacketSocket& socket, const Deadline& deadline) {
   const std::vector<std::byte> bytes = socket.receive_blob(deadline);
   wire::Memories memories;
-  if (!memories.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
-    throw Corrupt("the guardian's list of memories", "it does not parse");
-  }
+  if (!parse_bounded(memories, bytes)) throw Corrupt("the guardian's list of memories", "it does not parse");
   return memories;
 }
 

@@ -80,6 +80,20 @@ bool sync_folder(int dir, const JournalEntry& entry) {
   return !fault_asked(sync_point(entry), "sync-fails") && ::fsync(dir) == 0;
 }
 
+/// nlohmann cuts what does not fit, and turns negative numbers and fractions into others.
+uint64_t number_from_json(const json& j) {
+  if (!j.is_number_unsigned()) throw std::out_of_range("a number is not what it should be");
+  return j.get<uint64_t>();
+}
+
+/// Whoever reads a journal may kill what it names: never 0 or -1, which kill(2) takes for many.
+pid_t pid_from_json(const json& j) {
+  constexpr uint64_t kMaxPid = 1 << 22;  // PID_MAX_LIMIT
+  const uint64_t pid = number_from_json(j);
+  if (pid == 0 || pid > kMaxPid) throw std::out_of_range("a pid is out of range");
+  return static_cast<pid_t>(pid);
+}
+
 json record_to_json(const FreezerCgroup::Record& record) {
   json from = json::array();
   for (const auto& [pid, folder] : record.came_from) from.push_back({{"pid", pid}, {"folder", folder}});
@@ -91,13 +105,13 @@ FreezerCgroup::Record record_from_json(const json& j) {
   record.v2 = j.at("v2").get<bool>();
   record.folders = j.at("folders").get<std::vector<std::string>>();
   for (const json& one : j.at("came_from")) {
-    record.came_from[one.at("pid").get<pid_t>()] = one.at("folder").get<std::string>();
+    record.came_from[pid_from_json(one.at("pid"))] = one.at("folder").get<std::string>();
   }
   return record;
 }
 
 json task_to_json(const TaskId& task) { return {{"pid", task.pid}, {"start", task.start_time}}; }
-TaskId task_from_json(const json& j) { return {j.at("pid").get<pid_t>(), j.at("start").get<uint64_t>()}; }
+TaskId task_from_json(const json& j) { return {pid_from_json(j.at("pid")), number_from_json(j.at("start"))}; }
 
 /// Our own time namespace shifts start times in /proc by its boot-time offset; this takes it out again, so that
 /// processes in different time namespaces agree.
@@ -198,7 +212,7 @@ std::string JournalEntry::to_json() const {
 JournalEntry JournalEntry::from_json(const std::string& text, const std::string& name) {
   try {
     const json j = json::parse(text);
-    if (j.at("version").get<int>() != 1) throw Corrupt("journal " + name, "it is of another version");
+    if (number_from_json(j.at("version")) != 1) throw Corrupt("journal " + name, "it is of another version");
     const auto session = session_from_hex(j.at("session").get<std::string>());
     const auto role = role_named(j.at("role").get<std::string>());
     const auto state = state_named(j.at("state").get<std::string>());
@@ -207,8 +221,8 @@ JournalEntry JournalEntry::from_json(const std::string& text, const std::string&
     e.id = *session;
     e.role = *role;
     e.state = *state;
-    e.epoch = j.at("epoch").get<uint64_t>();
-    e.peer_epoch = j.at("peer_epoch").get<uint64_t>();
+    e.epoch = number_from_json(j.at("epoch"));
+    e.peer_epoch = number_from_json(j.at("peer_epoch"));
     e.boot_id = j.at("boot_id").get<std::string>();
     e.label = j.at("label").get<std::string>();
     e.peer = j.at("peer").get<std::string>();
@@ -219,10 +233,12 @@ JournalEntry JournalEntry::from_json(const std::string& text, const std::string&
     if (j.contains("cgroup")) e.cgroup = record_from_json(j.at("cgroup"));
     e.peer_settled = j.at("peer_settled").get<bool>();
     e.reason = j.at("reason").get<std::string>();
-    e.created_ns = j.at("created_ns").get<int64_t>();
-    e.updated_ns = j.at("updated_ns").get<int64_t>();
+    e.created_ns = static_cast<int64_t>(number_from_json(j.at("created_ns")));
+    e.updated_ns = static_cast<int64_t>(number_from_json(j.at("updated_ns")));
     return e;
   } catch (const json::exception& e) {
+    throw Corrupt("journal " + name, e.what());
+  } catch (const std::out_of_range& e) {
     throw Corrupt("journal " + name, e.what());
   }
 }

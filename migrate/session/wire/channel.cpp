@@ -1,8 +1,9 @@
 #include "migrate/session/wire/channel.h"
 
-#include "migrate/session/wire/stream_token.h"
-
 #include <algorithm>
+
+#include "core/image/bounded_parse.h"
+#include "migrate/session/wire/stream_token.h"
 
 namespace migrate {
 namespace {
@@ -12,6 +13,8 @@ constexpr int kMaxPorts = 10'000;
 constexpr int kMaxPids = 100'000;
 constexpr size_t kMaxPath = 4096;
 constexpr size_t kMaxText = 4096;
+constexpr int kMaxRuns = 50'000;                 // layout_wire.cpp sends no more at a time
+constexpr int64_t kMaxClock = int64_t{1} << 62;  // nanoseconds: sums of two stay numbers
 
 void require(bool good, const char* why) {
   if (!good) throw Corrupt("a message of the peer", why);
@@ -47,6 +50,16 @@ void check_check(const wire::Check& check) {
   }
 }
 
+bool possible_clock(int64_t ns) { return ns >= 0 && ns <= kMaxClock; }
+
+void check_begin(const wire::Begin& begin) {
+  check_text(begin.label());
+  require(begin.streams() >= 1 && begin.streams() <= kMaxPageStreams, "an impossible number of streams");
+  require(possible_clock(begin.monotonic_ns()) && possible_clock(begin.boottime_ns()) &&
+              possible_clock(begin.at_destination_ns()),
+          "an impossible time");
+}
+
 }  // namespace
 
 void check_bounds(const wire::Message& message) {
@@ -67,9 +80,7 @@ void check_bounds(const wire::Message& message) {
     case wire::Message::kAnswer:
       return check_text(message.answer().reason());
     case wire::Message::kBegin:
-      check_text(message.begin().label());
-      return require(message.begin().streams() >= 1 && message.begin().streams() <= kMaxPageStreams,
-                     "an impossible number of streams");
+      return check_begin(message.begin());
     case wire::Message::kBegun:
       require(message.begun().stream_tokens_size() <= kMaxPageStreams, "too many tokens");
       for (const std::string& token : message.begun().stream_tokens())
@@ -81,6 +92,10 @@ void check_bounds(const wire::Message& message) {
       return require(message.layout_ready().cold_size() <= kMaxPids, "too many memories");
     case wire::Message::kFillReady:
       return require(message.fill_ready().cold_size() <= kMaxPids, "too many memories");
+    case wire::Message::kDiscards:
+      return require(message.discards().runs_size() <= kMaxRuns, "too many discarded pages at a time");
+    case wire::Message::kClockPong:
+      return require(possible_clock(message.clock_pong().monotonic_ns()), "an impossible time");
     case wire::Message::kImagesPart:
       return require(message.images_part().data().size() <= (1 << 20), "a part of the images is too long");
     case wire::Message::BODY_NOT_SET:
@@ -112,9 +127,7 @@ wire::Message ControlChannel::receive(const Deadline& deadline) {
     const std::optional<Frame> frame = frames_.recv(deadline);
     if (!frame) throw Disconnected("the peer " + stream().peer() + " ended the connection");
     wire::Message message;
-    if (!message.ParseFromArray(frame->payload.data(), static_cast<int>(frame->payload.size()))) {
-      throw Corrupt("a message of the peer", "it does not parse");
-    }
+    if (!parse_bounded(message, frame->payload)) throw Corrupt("a message of the peer", "it does not parse");
     if (message.body_case() == wire::Message::BODY_NOT_SET && (frame->flags & Frame::kOptional) != 0) continue;
     check_bounds(message);
     if (message.body_case() != frame->type) throw Corrupt("a message of the peer", "its frame is of another kind");

@@ -113,6 +113,7 @@ bool LayoutParts::add(const wire::Layout& part) {
     require(object.bytes() % kPageSize == 0 && object.bytes() <= kUserEnd, "a shared object of impossible size");
     require(object.name().size() <= kMaxMemfdName && object.name().find('\0') == std::string::npos,
             "a memfd with an impossible name");
+    require(object.memfd() || object.name().empty(), "a name of what has none");
     texts_ += object.name().size();
     require(texts_ <= kMaxTexts, "too many names");
     layout_.objects.push_back({object.id(), object.bytes(), object.memfd(), object.name()});
@@ -140,7 +141,8 @@ void LayoutParts::add_task(const wire::Layout::Task& task) {
             "a file with an impossible path");
     texts_ += area.file().size();
     require(texts_ <= kMaxTexts, "too many paths");
-    require(area.offset() % kPageSize == 0 && area.offset() <= kMaxOffset, "an impossible offset in a file");
+    require(area.offset() % kPageSize == 0 && area.offset() <= kMaxOffset && (area.offset() == 0 || area.has_file()),
+            "an impossible offset in a file");
     areas.push_back({area.start(), area.end(), area.huge_pages(), area.no_huge_pages(), area.grows_down(),
                      area.no_reserve(), area.file(), area.offset()});
   }
@@ -156,6 +158,9 @@ void LayoutParts::check() const {
     require(seen.empty() || seen.contains(task.ppid), "a task comes before its parent");
     require(seen.insert(task.pid).second, "a task is in it twice");
   }
+  std::set<uint64_t> objects;
+  for (const TreeLayout::Object& object : layout_.objects)
+    require(objects.insert(object.id).second, "a shared object is in it twice");
 }
 
 TreeLayout LayoutParts::take() {
@@ -178,7 +183,10 @@ std::vector<PageDiscard> from_wire(const wire::Discards& discards) {
   return out;
 }
 
-MemoryId from_wire(const wire::MemoryName& name) { return {static_cast<MemoryId::Kind>(name.kind()), name.id()}; }
+MemoryId from_wire(const wire::MemoryName& name) {
+  if (name.kind() != 1 && name.kind() != 2) throw Corrupt("a memory that the peer names", "it is of an unknown kind");
+  return {static_cast<MemoryId::Kind>(name.kind()), name.id()};
+}
 
 void to_wire(MemoryId memory, wire::MemoryName& name) {
   name.set_kind(static_cast<uint32_t>(memory.kind));

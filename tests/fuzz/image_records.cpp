@@ -1,0 +1,62 @@
+#include "image_records.h"
+
+#include <array>
+#include <cstdio>
+#include <string>
+
+#include "core/image/magic.h"
+
+namespace migrate::fuzz {
+namespace {
+
+struct Kind {
+  const char* name;  ///< with a place for the number, if there is one
+  uint32_t magic;
+};
+
+/// The order is that of pack_images.py.
+constexpr std::array<Kind, 21> kKinds{{
+    {"inventory.img", magic::kInventory},
+    {"pstree.img", magic::kPstree},
+    {"core-%u.img", magic::kCore},
+    {"mm-%u.img", magic::kMm},
+    {"fs-%u.img", magic::kFs},
+    {"ids-%u.img", magic::kIds},
+    {"files.img", magic::kFiles},
+    {"fdinfo-%u.img", magic::kFdinfo},
+    {"pagemap-%u.img", magic::kPagemap},
+    {"pagemap-shmem-%u.img", magic::kPagemap},
+    {"memfd.img", magic::kMemfdInode},
+    {"pipes-data.img", magic::kPipesData},
+    {"fifo-data.img", magic::kFifoData},
+    {"migrate-pipes.img", magic::kMigrateExt},
+    {"sk-queues.img", magic::kSkQueues},
+    {"remap-fpath.img", magic::kRemapFpath},
+    {"ghost-file-%x.img", magic::kGhostFile},
+    {"timens-%u.img", magic::kTimens},
+    {"filelocks.img", magic::kFileLocks},
+    {"migrate-ext.img", magic::kMigrateExt},
+    {"tty-info.img", magic::kTtyInfo},
+}};
+constexpr uint8_t kRaw = 0x80;
+
+}  // namespace
+
+ImageSet images_from(const std::vector<Record>& records) {
+  ImageSet images;
+  for (const Record& r : records) {
+    const size_t index = r.kind & ~kRaw;
+    if (index >= kKinds.size()) continue;
+    char name[64];
+    std::snprintf(name, sizeof name, kKinds[index].name, r.id);
+    ImageWriter writer = images.write(name, kKinds[index].magic);
+    if ((r.kind & kRaw) == 0) {
+      const auto size = static_cast<uint32_t>(r.payload.size());
+      writer.raw(std::as_bytes(std::span(&size, 1)));
+    }
+    writer.raw(r.payload);
+  }
+  return images;
+}
+
+}  // namespace migrate::fuzz

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/wait.h>
@@ -136,7 +137,7 @@ TEST(Dump, ImagesTellWhatProcTells) {
     ::sigaddset(&set, SIGUSR2);
     ::sigprocmask(SIG_BLOCK, &set, nullptr);
     ::raise(SIGUSR2);
-    ::nice(3);
+    ::setpriority(PRIO_PROCESS, 0, 3);
   });
   Dump dump(options_for(child), *log);
   const img::core_entry core = core_of(dump, child.pid());

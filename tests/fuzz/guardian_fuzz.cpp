@@ -152,7 +152,6 @@ std::vector<std::vector<std::byte>> seeds() {
   add(kRoom, as_bytes_of(memories(true).SerializeAsString()));
   wire::GuardianRequest request;
   request.mutable_start_source()->set_label("pid:42");
-  request.add_stops()->set_tid(42);
   add(kRequest, as_bytes_of(request.SerializeAsString()));
   wire::GuardianReply reply;
   reply.mutable_failed()->set_sentence("no");

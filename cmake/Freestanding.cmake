@@ -23,7 +23,8 @@ function(add_blob NAME LINKER_SCRIPT)
     list(APPEND objects ${o})
   endforeach()
   set(script ${CMAKE_SOURCE_DIR}/${LINKER_SCRIPT})
-  file(WRITE ${obj}.embed.S "
+  # Written only if it changes: the agents need not be linked anew after each run of CMake.
+  file(CONFIGURE OUTPUT ${obj}.embed.S @ONLY CONTENT "
   .section .rodata
   .balign 64
   .globl ${NAME}_start

@@ -5,8 +5,9 @@ _migrate() {
     --restore-sibling --shell-job --tcp-close --ext-unix-sk --link-remap --file-locks --display-stats --log-pid
     --ghost-limit --timeout --pidfile --status-fd --action-script --root --config --no-default-config"
   local pages="--prev-images-dir --track-mem --track-timeout --page-server --address --port --ps-socket --tls --tls-cacert
-    --tls-cacrl --tls-cert --tls-key --tls-no-cn-verify --insecure --bandwidth-limit"
-  local tls="--cacert --cert --key --crl --insecure --state-dir --json"
+    --tls-cacrl --tls-cert --tls-key --tls-no-cn-verify --insecure --bandwidth-limit --auto-dedup --pre-dump-mode"
+  local link="--cacert --cert --key --crl --insecure --insecure-force --json"
+  local session="$link --state-dir --verbose"
   if [ "$COMP_CWORD" = 1 ]; then
     mapfile -t COMPREPLY < <(compgen -W "send receive resolve keys dump pre-dump untrack page-server restore check --version --help" -- "$cur")
     return
@@ -24,12 +25,12 @@ _migrate() {
     page-server) mapfile -t COMPREPLY < <(compgen -W "$core $pages --daemon" -- "$cur");;
     untrack) mapfile -t COMPREPLY < <(compgen -W "--tree" -- "$cur");;
     restore) mapfile -t COMPREPLY < <(compgen -W "$core" -- "$cur");;
-    check) mapfile -t COMPREPLY < <(compgen -W "--feature --all" -- "$cur");;
-    send) mapfile -t COMPREPLY < <(compgen -W "$tls --mode --max-downtime --max-rounds --max-total-time --on-no-convergence
+    check) mapfile -t COMPREPLY < <(compgen -W "$link --tls-name --feature --all --extra --experimental" -- "$cur");;
+    send) mapfile -t COMPREPLY < <(compgen -W "$session --mode --max-downtime --max-rounds --max-total-time --on-no-convergence
       --report --streams --compress --bandwidth-limit --tcp-close --shell-job --parent-may-notice --files-shared --tls-name" -- "$cur");;
-    receive) mapfile -t COMPREPLY < <(compgen -W "$tls --listen --once --max-sessions --max-tasks --max-memory --accept --allow-uid --deny-caps --root --no-compress --status-fd" -- "$cur");;
-    resolve) mapfile -t COMPREPLY < <(compgen -W "$tls --force-run --force-kill" -- "$cur");;
-    keys) mapfile -t COMPREPLY < <(compgen -W "--dir --days" -- "$cur");;
+    receive) mapfile -t COMPREPLY < <(compgen -W "$session --listen --once --max-sessions --max-tasks --max-memory --accept --allow-uid --deny-caps --root --no-compress --status-fd" -- "$cur");;
+    resolve) mapfile -t COMPREPLY < <(compgen -W "$session --peer --tls-name --force-run --force-kill" -- "$cur");;
+    keys) mapfile -t COMPREPLY < <(compgen -W "--dir --days --force" -- "$cur");;
   esac
 }
 complete -F _migrate migrate

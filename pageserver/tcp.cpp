@@ -207,7 +207,7 @@ Listener::Listener(const HostPort& at) : port_(at.port) {
       if (error == EADDRNOTAVAIL && a->ai_next != nullptr) continue;
       if (error == EADDRNOTAVAIL && !sockets_.empty()) break;
       if (error == EADDRINUSE)
-        throw Refusal(address_text(a->ai_addr) + " is in use by another program", "give another port with --listen");
+        throw Refusal(address_text(a->ai_addr) + " is in use by another program", "give another port");
       throw Error("listen on", address_text(a->ai_addr), error);
     }
     check(::listen(fd.get(), 128), "listen on", address_text(a->ai_addr));

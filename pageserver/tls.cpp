@@ -1,5 +1,8 @@
 #include "pageserver/tls.h"
 
+#include <cerrno>
+#include <cstring>
+
 #include "pageserver/tls_context.h"
 #include "pageserver/tls_stream.h"
 
@@ -9,7 +12,7 @@ namespace {
 void check_readable(const std::string& path, const char* what) {
   if (path.empty()) throw Refusal(std::string("no ") + what + " was given", "make keys with `migrate keys`");
   if (::access(path.c_str(), R_OK) != 0)
-    throw Refusal(std::string("cannot read the ") + what + " " + path + ": " + Error("", "", errno).what(),
+    throw Refusal(std::string("cannot read the ") + what + " " + path + ": " + std::strerror(errno),
                   "make keys with `migrate keys`");
 }
 

@@ -76,13 +76,14 @@ HandshakeFailure explain_handshake(const TlsConfig& config, bool we_are_server, 
                                    const std::string& peer_name, long verify_result, int reason) {
   const std::string who = peer_name.empty() ? peer : peer + " (" + peer_name + ")";
   const std::string ours = " refuses our certificate " + config.cert;
+  const std::string key_options = config.bare ? "--tls-cert and --tls-key" : "--cert and --key";
   switch (reason) {
     case SSL_R_CERTIFICATE_VERIFY_FAILED:
       return explain_verify(config, who, verify_result);
     case SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE:
-      return {who + " shows no certificate", "give it --cert and --key"};
+      return {who + " shows no certificate", "give it " + key_options};
     case SSL_R_TLSV13_ALERT_CERTIFICATE_REQUIRED:
-      return {who + " wants a certificate and we showed none", "give --cert and --key"};
+      return {who + " wants a certificate and we showed none", "give " + key_options};
     case SSL_R_TLSV1_ALERT_UNKNOWN_CA:
     case SSL_R_TLSV1_ALERT_DECRYPT_ERROR:
       return {who + ours + ": its CA did not sign it", "use certificates of the same CA on both hosts"};
@@ -103,8 +104,9 @@ HandshakeFailure explain_handshake(const TlsConfig& config, bool we_are_server, 
     case SSL_R_HTTP_REQUEST:
     case SSL_R_HTTPS_PROXY_REQUEST:
     case SSL_R_PACKET_LENGTH_TOO_LONG:
-      return {who + " does not speak TLS", we_are_server
-                                               ? "use migrate on both sides"
+      return {who + " does not speak TLS", we_are_server ? "use migrate on both sides"
+                                           : config.bare
+                                               ? "check address and port, and that it was given --tls"
                                                : "check address and port, and that it runs without --insecure"};
     default: {
       const char* text = ERR_reason_error_string(ERR_PACK(ERR_LIB_SSL, 0, reason));

@@ -209,7 +209,8 @@ std::optional<Stream::Want> TlsStream::next_stage(const std::string& server_name
       set_peer(peer() + " (" + seen_name_ + ")", seen_name_);
       refusal_ = peer_refusal(server_name);
       remedy_ = server_ ? "give --accept " + seen_name_ + " if it may send here"
-                        : "connect by a name in its certificate, or give --tls-name";
+                        : std::string("connect by a name in its certificate, or give ") +
+                              (shared_->config.bare ? "--tls-no-cn-verify" : "--tls-name");
       if (refusal_.empty() && admit) {
         refusal_ = admit(seen_name_);
         remedy_ = "it may try again later";

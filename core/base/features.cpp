@@ -2,6 +2,7 @@
 
 #include <elf.h>
 #include <linux/capability.h>
+#include <linux/io_uring.h>
 #include <linux/kcmp.h>
 #include <linux/openat2.h>
 #include <linux/sched.h>
@@ -21,6 +22,10 @@
 #include "core/base/fd.h"
 #include "core/base/kernel_abi.h"
 #include "core/base/procfs.h"
+
+#ifndef MADV_COLLAPSE  // 6.1
+#define MADV_COLLAPSE 25
+#endif
 
 namespace migrate {
 namespace {
@@ -195,6 +200,25 @@ bool probe_openat2() {
   return static_cast<bool>(Fd(static_cast<int>(::syscall(SYS_openat2, AT_FDCWD, "/", &how, sizeof how))));
 }
 
+bool probe_futex_waitv() {
+  // No futexes: EINVAL where the call is known.
+  return ::syscall(SYS_futex_waitv, nullptr, 0, 0, nullptr, 0) < 0 && errno == EINVAL;
+}
+
+/// An advice that is known is taken for an empty range.
+bool probe_collapse() {
+  void* area = ::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (area == MAP_FAILED) return false;
+  const bool known = ::madvise(area, 0, MADV_COLLAPSE) == 0;
+  ::munmap(area, kPageSize);
+  return known;
+}
+
+bool probe_io_uring() {
+  io_uring_params params{};
+  return static_cast<bool>(Fd(static_cast<int>(::syscall(SYS_io_uring_setup, 1, &params))));
+}
+
 bool probe_unix_diag() {
   return static_cast<bool>(Fd(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 4 /* SOCK_DIAG */)));
 }
@@ -225,26 +249,62 @@ DirtyTracking probe_dirty_tracking() {
   return probe_soft_dirty() ? DirtyTracking::soft_dirty : DirtyTracking::none;
 }
 
-std::vector<Feature> probe_features() {
-  return {
-      {"ptrace_seize", true, probe_seize(), "stopping tasks; allow ptrace of other tasks (CAP_SYS_PTRACE)"},
-      {"kcmp", true, probe_kcmp(), "telling shared descriptors apart; needs a kernel with CONFIG_KCMP"},
-      {"pidfd_getfd", true, probe_pidfd_getfd(), "getting at the descriptors of tasks; needs Linux 5.6"},
-      {"map_files", true, probe_map_files(), "opening shared mappings; needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN"},
-      {"clone3_set_tid", true, probe_clone3_set_tid(), "giving tasks their pids back; needs Linux 5.5"},
-      {"timens", true, probe_timens(), "clocks that go on; needs Linux 5.6 with CONFIG_TIME_NS"},
-      {"openat2", true, probe_openat2(), "opening paths from images safely; needs Linux 5.6"},
-      {"ptrace_get_rseq_conf", true, probe_rseq_configuration(), "restartable sequences; needs Linux 5.13"},
-      {"sock_diag", true, probe_unix_diag(), "describing sockets; needs CONFIG_UNIX_DIAG"},
-      {"freezer", true, mounted("cgroup2", "") || mounted("cgroup", "freezer"),
-       "holding a tree without a tracer; mount cgroup2, or the v1 freezer controller"},
-      {"freezer_v2", false, mounted("cgroup2", ""), "holding a tree in cgroup v2; v1 is used without it"},
-      {"uffd", false, probe_userfaultfd(), "filling memory from the network; needs CONFIG_USERFAULTFD"},
-      {"pagemap_scan", false, probe_pagemap_scan(), "finding pages fast; needs Linux 6.7"},
-      {"uffd_wp_async", false, probe_write_protection(), "pre-copy; needs Linux 6.7 with CONFIG_USERFAULTFD"},
-      {"mem_dirty_track", false, probe_soft_dirty(), "pre-copy by soft-dirty bits; not needed with uffd_wp_async"},
-      {"seccomp_suspend", false, probe_suspend_seccomp(), "visiting tasks with seccomp filters; needs CAP_SYS_ADMIN"},
+namespace {
+
+std::vector<Feature> required_features() {
+  const std::string nothing = "nothing can be moved";
+  const auto needs = [&](const char* name, bool present, const char* use, const char* remedy) {
+    return Feature{name, true, present, use, nothing, remedy, ""};
   };
+  return {
+      needs("ptrace_seize", probe_seize(), "stopping tasks",
+            "run with CAP_SYS_PTRACE, and with kernel.yama.ptrace_scope below 3"),
+      needs("kcmp", probe_kcmp(), "telling shared descriptors apart", "use a kernel with CONFIG_KCMP"),
+      needs("pidfd_getfd", probe_pidfd_getfd(), "getting at the descriptors of tasks", "use Linux 5.6 or newer"),
+      needs("map_files", probe_map_files(), "opening shared mappings", "run with CAP_SYS_ADMIN"),
+      needs("clone3_set_tid", probe_clone3_set_tid(), "giving tasks their pids back, in pid namespaces",
+            "use Linux 5.5 or newer with CONFIG_PID_NS"),
+      needs("timens", probe_timens(), "clocks that go on", "use Linux 5.6 or newer with CONFIG_TIME_NS"),
+      needs("openat2", probe_openat2(), "opening paths from images safely", "use Linux 5.6 or newer"),
+      needs("ptrace_get_rseq_conf", probe_rseq_configuration(), "restartable sequences", "use Linux 5.13 or newer"),
+      needs("futex_waitv", probe_futex_waitv(), "waiting inside a visited task", "use Linux 5.16 or newer"),
+      needs("sock_diag", probe_unix_diag(), "describing sockets", "use a kernel with CONFIG_UNIX_DIAG"),
+      needs("freezer", mounted("cgroup2", "") || mounted("cgroup", "freezer"), "holding a tree without a tracer",
+            "mount cgroup2, or cgroup v1 with the freezer controller"),
+  };
+}
+
+std::vector<Feature> optional_features() {
+  const bool wp_async = probe_write_protection();
+  return {
+      {"freezer_v2", false, mounted("cgroup2", ""), "holding a tree in cgroup v2", "the v1 freezer is used",
+       "nothing, or mount cgroup2", ""},
+      {"uffd", false, probe_userfaultfd(), "filling memory from the network",
+       "`receive` takes no program; `restore` does without", "use a kernel with CONFIG_USERFAULTFD", ""},
+      {"pagemap_scan", false, probe_pagemap_scan(), "finding pages fast", "tables of pages are read piece by piece",
+       "use Linux 6.7 or newer", ""},
+      {"uffd_wp_async", false, wp_async, "pre-copy: telling what a running program writes",
+       "programs are stopped while they are copied (unless there is mem_dirty_track), and `pre-dump` is refused",
+       "use Linux 6.7 or newer with CONFIG_USERFAULTFD", ""},
+      {"mem_dirty_track", false, probe_soft_dirty(), "pre-copy by soft-dirty bits",
+       wp_async ? "nothing is lost: uffd_wp_async is used" : "there is no pre-copy",
+       wp_async ? "nothing" : "use Linux 6.7 or newer, or a kernel with CONFIG_MEM_SOFT_DIRTY", ""},
+      {"seccomp_suspend", false, probe_suspend_seccomp(), "stopping tasks with seccomp filters",
+       "nothing is lost: such tasks are refused anyway", "nothing", ""},
+      {"madv_collapse", false, probe_collapse(), "putting huge pages together again after tracking",
+       "huge pages that pre-copy split stay split when a move is cancelled",
+       "use Linux 6.1 or newer with CONFIG_TRANSPARENT_HUGEPAGE", ""},
+      {"io_uring", false, probe_io_uring(), "writing and reading page files",
+       "page files are written and read by plain calls", "set kernel.io_uring_disabled to 0", ""},
+  };
+}
+
+}  // namespace
+
+std::vector<Feature> probe_features() {
+  std::vector<Feature> all = required_features();
+  for (Feature& feature : optional_features()) all.push_back(std::move(feature));
+  return all;
 }
 
 std::vector<std::string> missing_capabilities() {

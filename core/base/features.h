@@ -7,11 +7,15 @@
 
 namespace migrate {
 
+/// One thing that `check` looks at, and what to tell about it.
 struct Feature {
   std::string name;  ///< as `check --feature NAME` takes it; CRIU's name where it has one
   bool required;     ///< without it nothing can be moved
   bool present;
-  std::string purpose;  ///< what it is needed for, and what to do when it is missing
+  std::string use;      ///< what it is needed for
+  std::string without;  ///< what follows where it is missing
+  std::string remedy;   ///< what to do then
+  std::string found;    ///< what exactly is there, if that can be told
 };
 
 /// The ways of telling which pages of a running task were written.
@@ -26,7 +30,7 @@ DirtyTracking probe_dirty_tracking();
 /// Features of the userfaultfd that tracking needs. Without WP_UNPOPULATED private anonymous memory cannot be scanned.
 extern const uint64_t kAsyncProtection;
 
-/// Probes everything; forks a few short-lived children. Takes milliseconds.
+/// What the kernel can do: probes everything, forks a few short-lived children. Takes milliseconds.
 std::vector<Feature> probe_features();
 
 /// The capabilities (by name) that moving processes needs and this process lacks. CAP_SYS_RESOURCE is never among them.

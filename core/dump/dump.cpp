@@ -31,7 +31,8 @@ FileDumpOptions file_options(const DumpOptions& o) {
           .link_remap = o.link_remap,
           .shell_job = o.shell_job,
           .file_locks = o.file_locks,
-          .ghost_limit = o.ghost_limit};
+          .ghost_limit = o.ghost_limit,
+          .advise_options = o.advise_options};
 }
 
 /// Cheap enough to be checked again when the tree is stopped.
@@ -188,7 +189,7 @@ void Dump::Impl::run() {
   foresee();
   stop();
   if (!alive(tree->root()))
-    throw Refusal("task " + std::to_string(options.root.get()) + " is a zombie", "there is nothing left to dump");
+    throw Refusal("task " + std::to_string(options.root.get()) + " is a zombie", "there is nothing left to move");
   visit();
   log.debug("visited after {} us", microseconds_since(frozen_since));
   files = std::make_unique<FileDumper>(tree->tasks(), file_options(options), images, log);
@@ -211,7 +212,7 @@ namespace {
 void preflight_once(const DumpOptions& options, const MappingReader& mappings, Logger& log) {
   const std::vector<ProcDir> tasks = collect_tree(options.root);
   if (is_zombie(tasks.front()))
-    throw Refusal("task " + std::to_string(options.root.get()) + " is a zombie", "there is nothing left to dump");
+    throw Refusal("task " + std::to_string(options.root.get()) + " is a zombie", "there is nothing left to move");
   check_tree(tasks, options);
   check_threads(tasks);
   check_sharing(tasks);

@@ -25,6 +25,8 @@ struct DumpOptions {
   bool link_remap = false;
   bool file_locks = true;  ///< -l: locks on files are dumped instead of refused
   uint64_t ghost_limit = 1 << 20;
+  /// The user can set the four above, by the options of `migrate dump`: refusals advise to.
+  bool advise_options = false;
   /// Taken by Dump::survey_sleeps() before visits that stop threads (DirtyTracker), so that time-outs that began before
   /// them end when they should.
   std::shared_ptr<const SleepSurvey> earlier_sleeps;

@@ -42,7 +42,7 @@ std::set<std::string> mounts(const ProcDir& task) {
 
 void check_pid_namespace(const ProcDir& root) {
   if (innermost(root.status()["NSpid"]) == 1)
-    throw Refusal(task_name(root) + " is the init of a pid namespace", "containers cannot be dumped yet");
+    throw Refusal(task_name(root) + " is the init of a pid namespace", "containers cannot be moved yet");
 }
 
 pid_t parent_of(pid_t pid) { return ProcDir(pid).stat().ppid; }
@@ -115,7 +115,7 @@ void check_outside_mappers(const Objects& objects, const std::set<pid_t>& inside
     for (const Vma& vma : vmas)
       if (is_private_object(vma) && objects.contains({vma.device, vma.inode}) && !descends(pid, inside))
         throw Refusal("task " + std::to_string(pid) + ", outside the tree, shares memory with it: " + vma.describe(),
-                      "dump a tree that holds both");
+                      "move a tree that holds both");
   }
 }
 
@@ -132,7 +132,7 @@ bool is_zombie(const ProcDir& task) {
   }
   if (state == 'Z' && task.threads().size() > 1)
     throw Refusal("the main thread of " + task_name(task) + " has ended while others run on",
-                  "this cannot be dumped yet");
+                  "this cannot be moved yet");
   return state == 'Z' || state == 'X';
 }
 
@@ -171,19 +171,20 @@ void check_namespaces(const std::vector<ProcDir>& tasks) {
   for (const char* kind : {"net", "uts", "ipc", "user", "cgroup"})
     if (ns_link(root, kind) != ns_link(self, kind))
       throw Refusal(task_name(root) + " is in a " + kind + " namespace of its own",
-                    "containers cannot be dumped yet; run this inside the namespace");
+                    "containers cannot be moved yet; run this inside the namespace");
   if (ns_link(root, "mnt") != ns_link(self, "mnt") && mounts(root) != mounts(self))
-    throw Refusal(task_name(root) + " is in a mount namespace with mounts of its own", "this cannot be dumped yet");
+    throw Refusal(task_name(root) + " is in a mount namespace with mounts of its own",
+                  "run this inside that namespace, or start the program without it");
   if (ns_link(root, "pid") != ns_link(self, "pid")) check_pid_namespace(root);
   for_living(tasks, [&](const ProcDir& task) {
     for (const char* kind : {"net", "uts", "ipc", "user", "cgroup", "mnt", "pid", "time"})
       if (const std::string link = ns_link(task, kind); link != ns_link(root, kind) && !link.empty())
         throw Refusal(task_name(task) + " is in another " + kind + " namespace than the root of its tree",
-                      "trees that span namespaces cannot be dumped yet");
+                      "trees that span namespaces cannot be moved yet");
     for (const std::string kind : {"pid", "time"})
       if (ns_link(task, kind + "_for_children") != ns_link(task, kind) && has_memory(task.pid()))
         throw Refusal(task_name(task) + " has unshared the " + kind + " namespace of its future children",
-                      "trees that span namespaces cannot be dumped yet");
+                      "trees that span namespaces cannot be moved yet");
   });
 }
 
@@ -199,7 +200,7 @@ void check_threads(const std::vector<ProcDir>& tasks) {
       }
       if (status["Seccomp"] != "0" && !status["Seccomp"].empty())
         throw Refusal("thread " + std::to_string(tid) + " of " + task_name(task) + " runs under a seccomp filter",
-                      "this cannot be dumped yet; start the program without seccomp");
+                      "this cannot be moved yet; start the program without seccomp");
       if (status["TracerPid"] != "0")
         throw Refusal(task_name(task) + " is traced by task " + status["TracerPid"], "detach the debugger first");
     }
@@ -245,7 +246,7 @@ void check_sharing(const std::vector<ProcDir>& tasks) {
       for (const auto& [what, name] : {std::pair(KCMP_FS, "working folder"), std::pair(KCMP_FILES, "descriptor table")})
         if (tid != task.pid() && differs(task.pid(), tid, what))
           throw Refusal("thread " + std::to_string(tid) + " of " + task_name(task) + " has a " + name + " of its own",
-                        "this cannot be dumped yet");
+                        "this cannot be moved yet");
   });
   for (size_t i = 0; i < living.size(); ++i)
     for (size_t j = 0; j < i; ++j)
@@ -253,7 +254,7 @@ void check_sharing(const std::vector<ProcDir>& tasks) {
         if (shares(living[i], living[j], what) && goes_on_sharing(living[i], living[j], what))
           throw Refusal(
               "tasks " + std::to_string(living[j]) + " and " + std::to_string(living[i]) + " share their " + name,
-              "try again when a vfork(2) has ended; other sharing cannot be dumped yet");
+              "try again when a vfork(2) has ended; other sharing cannot be moved yet");
   for (const pid_t pid : numeric_entries(AT_FDCWD, "/proc")) {
     if (inside.contains(pid)) continue;
     for (const pid_t member : living)
@@ -261,7 +262,7 @@ void check_sharing(const std::vector<ProcDir>& tasks) {
         if (shares(member, pid, what) && !descends(pid, inside))
           throw Refusal("task " + std::to_string(pid) + ", outside the tree, shares the " + name + " of task " +
                             std::to_string(member),
-                        "dump a tree that holds both");
+                        "move a tree that holds both");
   }
 }
 

@@ -22,6 +22,7 @@ struct FileDumpOptions {
   bool shell_job = false;
   bool file_locks = false;  ///< -l: locks are dumped instead of refused
   uint64_t ghost_limit = 1 << 20;
+  bool advise_options = false;  ///< refusals advise to set ext_unix_sk, link_remap, file_locks and ghost_limit
 };
 
 /// A shared memory object reachable by descriptor (memfd): its pages are dumped as pagemap-shmem-<shmid>.

@@ -119,7 +119,9 @@ class Preflight {
     const std::string link = "socket:[" + std::to_string(socket.info.peer) + "]";
     if (const auto holder = outside_holder(link))
       throw Refusal(socket.who + ", a Unix socket connected to " + *holder + " outside of the tree",
-                    named ? "close it first, or use --ext-unix-sk to connect it again by name" : "close it first");
+                    named && options_.advise_options
+                        ? "close it first, or use --ext-unix-sk to connect it again by name"
+                        : "close it first");
   }
 
   static Refusal pipe_to_outside(const std::string& who, bool reader, const std::string& holder) {

@@ -49,7 +49,9 @@ void check_ghost(const OpenFile& file, const FileDumpOptions& options) {
   const uint64_t bytes = std::min<uint64_t>(file.st.stx_size, file.st.stx_blocks * 512);
   if (file.type() == S_IFREG && bytes > options.ghost_limit)
     throw Refusal(file.who() + ", the deleted file " + file.link + " of " + std::to_string(file.st.stx_size) + " bytes",
-                  "raise --ghost-limit to carry its content along");
+                  options.advise_options ? "raise --ghost-limit to carry its content along"
+                                         : "close it first; no more than " + std::to_string(options.ghost_limit) +
+                                               " bytes of a deleted file are carried along");
 }
 
 RegularDumper::~RegularDumper() {
@@ -81,7 +83,8 @@ RegularDumper::Place RegularDumper::locate(const OpenFile& file) {
     if (file.st.stx_nlink == 0) return {Found::ghost, path};
     if (context_.options.link_remap) return {Found::elsewhere, path};
     throw Refusal(file.who() + ", the file " + path + ", which was removed there but has another name somewhere",
-                  "use --link-remap to give it a temporary name beside its old one");
+                  context_.options.advise_options ? "use --link-remap to give it a temporary name beside its old one"
+                                                  : "close it first, or link its other name to this path again");
   }
   throw Refusal(file.who() + ", the file " + file.link + ", which this path no longer leads to",
                 "something is mounted over it: unmount that first");

@@ -170,7 +170,9 @@ void UnixDumper::check_peer(const Seen& seen) {
   // An accepted peer shares the name of its listener; a client has none, and our own name says more.
   const std::string to = !name.empty() ? printable(name) : printable(seen.info.name);
   throw Refusal(seen.who + ", a Unix socket connected to a process outside of the tree (" + to + ")",
-                datagram ? "close it first, or use --ext-unix-sk to connect it again by name" : "close it first");
+                datagram && context_.options.advise_options
+                    ? "close it first, or use --ext-unix-sk to connect it again by name"
+                    : "close it first");
 }
 
 void UnixDumper::finish() {

@@ -76,7 +76,9 @@ std::unique_ptr<TrackBackend> make_track_backend(Pid root, std::chrono::millisec
     case DirtyTracking::none:
       break;
   }
-  throw Refusal("this kernel cannot tell which pages were written", "use --mode stop-copy");
+  throw Refusal(
+      "this kernel cannot tell which pages were written",
+      "copy its memory while it stands still: `migrate dump` without a pre-dump, or `migrate send --mode stop-copy`");
 }
 
 }  // namespace migrate

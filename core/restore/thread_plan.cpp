@@ -172,7 +172,7 @@ void check_privileges(const TaskImage& task) {
     check(::prlimit(0, static_cast<__rlimit_resource>(resource), nullptr, &own), "read", "our own limits");
     if (e.max() > own.rlim_max && ::prctl(PR_CAPBSET_READ, CAP_SYS_RESOURCE, 0, 0, 0) != 1) {
       throw Refusal(who + " has a hard limit (number " + std::to_string(resource) + ") above ours",
-                    "raise the limit of the receiving process to " + std::to_string(e.max()));
+                    "raise that limit of the process that restores it to " + std::to_string(e.max()));
     }
     ++resource;
   }
@@ -185,7 +185,7 @@ void check_privileges(const TaskImage& task) {
     if ((wanted & ~own) != 0) {
       throw Refusal("thread " + std::to_string(task.tids[i]) + " has capability number " +
                         std::to_string(__builtin_ctzll(wanted & ~own)) + ", which the restoring process lacks",
-                    "run the restore with that capability");
+                    "run `migrate restore` or `migrate receive` with that capability");
     }
   }
 }

@@ -104,7 +104,7 @@ ImagePids::ImagePids(const std::vector<StoppedTask>& tasks) {
     if (levels == 0) levels = depth(list);
     if (depth(list) != levels)
       throw Refusal("task " + std::to_string(task.pid.get()) + " is in another pid namespace than the root of its tree",
-                    "trees that span pid namespaces cannot be dumped yet");
+                    "trees that span pid namespaces cannot be moved yet");
     numbers_[task.pid.get()] = innermost(list);
     for (const StoppedThread& thread : task.threads) {
       if (thread.tid.get() == task.pid.get()) continue;

@@ -181,7 +181,7 @@ ext::ThreadExt describe_thread(const ThreadInputs& in, img::core_entry& core) {
   const Status& status = in.early.status;
   if (const auto seccomp = status.find("Seccomp"); seccomp != status.end() && seccomp->second != "0")
     throw Refusal(name_of(in.thread) + " runs under a seccomp filter",
-                  "this cannot be dumped yet; start the program without seccomp");
+                  "this cannot be moved yet; start the program without seccomp");
   ext::ThreadExt extras = describe_extras(in);
 
   RestartFacts facts;

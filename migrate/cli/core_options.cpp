@@ -25,11 +25,15 @@ void append_config(std::vector<std::string>& out, const std::string& path) {
 
 void add_core_options(CLI::App& verb, CoreOptions& o) {
   verb.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
-  verb.add_option("-t,--tree", o.tree, "root of the process tree")->check(CLI::PositiveNumber);
-  verb.add_option("-D,--images-dir", o.images_dir, "folder of the images");
-  verb.add_option("-W,--work-dir", o.work_dir, "folder of logs, pidfiles and statistics (default: the images')");
-  verb.add_option("-o,--log-file", o.log_file, "log there instead of standard error");
-  verb.add_option("--verbosity", o.verbosity, "0 nothing to 4 debugging; also -v, -vv, -v4")->check(CLI::Range(0, 4));
+  verb.add_option("-t,--tree", o.tree, "root of the process tree")->type_name("PID")->check(CLI::PositiveNumber);
+  verb.add_option("-D,--images-dir", o.images_dir, "folder of the images")->type_name("DIR")->capture_default_str();
+  verb.add_option("-W,--work-dir", o.work_dir, "folder of logs, pidfiles and statistics; default: the images'")
+      ->type_name("DIR");
+  verb.add_option("-o,--log-file", o.log_file, "log there instead of standard error")->type_name("FILE");
+  verb.add_option("--verbosity", o.verbosity, "0 nothing to 4 debugging; also -v, -vv, -v4")
+      ->check(CLI::Range(0, 4))
+      ->type_name("N")
+      ->capture_default_str();
   add_switch(verb, "-R,--leave-running", "leave-running", o.leave_running, "leave the tree running after the dump");
   add_switch(verb, "-s,--leave-stopped", "leave-stopped", o.leave_stopped, "leave the tree stopped");
   add_switch(verb, "-d,--restore-detached", "restore-detached", o.restore_detached,
@@ -42,36 +46,49 @@ void add_core_options(CLI::App& verb, CoreOptions& o) {
   add_switch(verb, "-l,--file-locks", "file-locks", o.file_locks, "handle file locks");
   add_switch(verb, "--display-stats", "display-stats", o.display_stats, "print statistics");
   add_switch(verb, "--log-pid", "log-pid", o.log_pid, "log to FILE.PID");
-  verb.add_option("--ghost-limit", o.ghost_limit, "largest unlinked file to carry, in bytes")
-      ->transform(CLI::AsSizeValue(false));
-  verb.add_option("--timeout", o.timeout_seconds, "seconds for the tree to stop")->check(CLI::Range(1, 3600));
-  verb.add_option("--pidfile", o.pidfile, "write the root's pid there");
-  verb.add_option("--status-fd", o.status_fd, "write a NUL byte there when the tree is ready");
-  verb.add_option("--action-script", o.action_scripts, "run there at each stage; may be given several times")
+  verb.add_option("--ghost-limit", o.ghost_limit, "largest unlinked file to carry, in bytes or as 64K, 1M, 1G")
+      ->transform(CLI::AsSizeValue(false))
+      ->type_name("SIZE")
+      ->default_str("1M");
+  verb.add_option("--timeout", o.timeout_seconds, "time for the tree to stop, 1 to 3600")
+      ->check(CLI::Range(1, 3600))
+      ->type_name("SECONDS")
+      ->capture_default_str();
+  verb.add_option("--pidfile", o.pidfile, "write the root's pid there")->type_name("FILE");
+  verb.add_option("--status-fd", o.status_fd, "write a NUL byte there when the tree is ready")->type_name("FD");
+  verb.add_option("--action-script", o.action_scripts, "run this at each stage; may be given several times")
+      ->type_name("FILE")
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-  verb.add_option("-r,--root", o.root, "root folder of the restored tree");
+  verb.add_option("-r,--root", o.root, "root folder of the restored tree")->type_name("DIR");
 }
 
 void add_page_options(CLI::App& verb, CoreOptions& o) {
-  verb.add_option("--prev-images-dir", o.prev_images_dir, "folder of the dump before, relative to the images folder");
+  verb.add_option("--prev-images-dir", o.prev_images_dir, "folder of the dump before, relative to the images folder")
+      ->type_name("DIR");
   add_switch(verb, "--track-mem", "track-mem", o.track_mem, "leave out what was not written since the pre-dump before");
   add_switch(verb, "--auto-dedup", "auto-dedup", o.auto_dedup, "not supported");
   verb.add_option("--pre-dump-mode", o.pre_dump_mode, "accepted for compatibility")
-      ->check(CLI::IsMember({"splice", "read"}));
-  verb.add_option("--track-timeout", o.track_timeout_seconds, "seconds without a command until tracking ends")
-      ->check(CLI::Range(1, 30 * 86400));
+      ->check(CLI::IsMember({"splice", "read"}))
+      ->type_name("splice|read");
+  verb.add_option("--track-timeout", o.track_timeout_seconds,
+                  "time without a command until tracking ends, 1 to 2592000")
+      ->check(CLI::Range(1, 30 * 86400))
+      ->type_name("SECONDS")
+      ->capture_default_str();
   add_switch(verb, "--page-server", "page-server", o.page_server,
              "pages go to the page server at --address and --port");
-  verb.add_option("--address", o.address, "address of the page server");
-  verb.add_option("--port", o.port, "its port");
+  verb.add_option("--address", o.address, "address of the page server")->type_name("ADDRESS");
+  verb.add_option("--port", o.port, "its port")->type_name("N");
   add_rate_option(verb, "--bandwidth-limit", o.bandwidth_limit,
                   "bytes a second to the page server, such as 200M or 1.5G");
-  verb.add_option("--ps-socket", o.ps_socket, "a connected socket, in place of address and port");
+  verb.add_option("--ps-socket", o.ps_socket, "a connected socket, in place of address and port")->type_name("FD");
   add_switch(verb, "--tls", "tls", o.tls, "TLS with certificates on both sides");
-  verb.add_option("--tls-cacert", o.tls_cacert, "certificate of the CA (default: /etc/migrate/ca.crt)");
-  verb.add_option("--tls-cacrl", o.tls_cacrl, "revoked certificates");
-  verb.add_option("--tls-cert", o.tls_cert, "this host's certificate (default: /etc/migrate/host.crt)");
-  verb.add_option("--tls-key", o.tls_key, "its key (default: /etc/migrate/host.key)");
+  verb.add_option("--tls-cacert", o.tls_cacert, "certificate of the CA; default /etc/migrate/ca.crt")
+      ->type_name("FILE");
+  verb.add_option("--tls-cacrl", o.tls_cacrl, "revoked certificates")->type_name("FILE");
+  verb.add_option("--tls-cert", o.tls_cert, "this host's certificate; default /etc/migrate/host.crt")
+      ->type_name("FILE");
+  verb.add_option("--tls-key", o.tls_key, "its key; default /etc/migrate/host.key")->type_name("FILE");
   add_switch(verb, "--tls-no-cn-verify", "tls-no-cn-verify", o.tls_no_cn_verify,
              "the server's certificate need not carry its address");
   add_switch(verb, "--insecure", "insecure", o.insecure, "without TLS, also to and from other machines");
@@ -130,7 +147,8 @@ std::vector<std::string> expand_arguments(std::vector<std::string> arguments) {
 }
 
 LoggerPtr make_logger(const CoreOptions& o) {
-  static constexpr LogLevel kLevels[] = {LogLevel::off, LogLevel::error, LogLevel::warn, LogLevel::info, LogLevel::debug};
+  static constexpr LogLevel kLevels[] = {LogLevel::off, LogLevel::error, LogLevel::warn, LogLevel::info,
+                                         LogLevel::debug};
   const LogStyle style{"migrate", "(%E.%e) %l: %v", kLevels[std::clamp(o.verbosity, 0, 4)]};
   if (o.log_file.empty() || o.log_file == "-") return stderr_logger(style);
   std::filesystem::path path(o.log_file);

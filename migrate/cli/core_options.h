@@ -37,10 +37,7 @@ struct CoreOptions {
   int status_fd = -1;
   std::vector<std::string> action_scripts;
   std::string root;
-  std::string feature;  ///< check --feature
-  bool all = false;     ///< check --all
-  bool extra = false;
-  bool experimental = false;
+  bool all = false;  ///< of check: accepted, without effect
 
   // dump, pre-dump and page-server
   std::string prev_images_dir;  ///< relative to images_dir

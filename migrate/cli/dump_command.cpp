@@ -57,6 +57,7 @@ int run_dump(const CoreOptions& o) {
   d.link_remap = o.link_remap;
   d.file_locks = o.file_locks;
   d.ghost_limit = o.ghost_limit;
+  d.advise_options = true;
   d.tracked = tracker.has_value();
   d.timeout = std::chrono::seconds(o.timeout_seconds);
   d.mappings = MappingReader::shared();

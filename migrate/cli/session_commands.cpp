@@ -4,9 +4,9 @@
 
 #include <CLI/CLI.hpp>
 #include <iostream>
-#include <map>
 
 #include "core/base/error.h"
+#include "migrate/cli/help.h"
 #include "migrate/cli/key_files.h"
 #include "migrate/cli/rate_option.h"
 #include "migrate/session/base/session.h"
@@ -33,23 +33,27 @@ uint64_t capability_bits(const std::vector<std::string>& names) {
 
 }  // namespace
 
-SessionCommands::SessionCommands(CLI::App& app, std::function<int()>& run) {
+SessionCommands::SessionCommands(CLI::App& app, CoreOptions& core, std::function<int()>& run) {
+  add_check(app, core, run);
   add_send(app, run);
   add_receive(app, run);
   add_resolve(app, run);
   add_keys(app, run);
 }
 
-void SessionCommands::add_link(CLI::App& verb, std::string& state_dir) {
-  verb.add_option("--cacert", link_.cacert, "certificate of the CA (default: /etc/migrate/ca.crt)");
-  verb.add_option("--cert", link_.cert, "this host's certificate (default: /etc/migrate/host.crt)");
-  verb.add_option("--key", link_.key, "this host's key (default: /etc/migrate/host.key)");
-  verb.add_option("--crl", link_.crl, "revoked certificates");
-  verb.add_flag("--insecure", link_.insecure, "no TLS; must be given on both sides, loopback only");
-  verb.add_flag("--insecure-force", link_.force, "with --insecure: also on other addresses");
+void SessionCommands::add_link(CLI::App& verb) {
+  verb.add_option("--cacert", link_.cacert, "certificate of the CA; default /etc/migrate/ca.crt")->type_name("FILE");
+  verb.add_option("--cert", link_.cert, "this host's certificate; default /etc/migrate/host.crt")->type_name("FILE");
+  verb.add_option("--key", link_.key, "this host's key; default /etc/migrate/host.key")->type_name("FILE");
+  verb.add_option("--crl", link_.crl, "revoked certificates")->type_name("FILE");
+  verb.add_flag("--insecure", link_.insecure, "no TLS; on both sides, between processes of one user on one machine");
+  verb.add_flag("--insecure-force", link_.force, "with --insecure: also with other users and machines");
   verb.add_flag("--json", link_.json, "one event an object a line on standard output");
+}
+
+void SessionCommands::add_output(CLI::App& verb, std::string& state_dir) {
   verb.add_flag("-v,--verbose", link_.verbose, "tell more on standard error");
-  verb.add_option("--state-dir", state_dir, "folder of the journals")->capture_default_str();
+  verb.add_option("--state-dir", state_dir, "folder of the journals")->type_name("DIR")->capture_default_str();
 }
 
 LinkOptions SessionCommands::link_options() const {
@@ -71,15 +75,17 @@ void SessionCommands::add_send(CLI::App& app, std::function<int()>& run) {
   CLI::App* verb = app.add_subcommand("send", "move a running tree to another host");
   verb->add_option("address", send_.address, "HOST:PORT of the receiver")->required();
   verb->add_option("target", send_.target, "what moves: pid:N, N and all its descendants")->required();
-  add_link(*verb, send_.state_dir);
-  verb->add_option("--tls-name", link_.tls_name, "name that the receiver's certificate must carry (default: HOST)");
-  const std::map<std::string, SendMode> modes{{"precopy", SendMode::precopy}, {"stop-copy", SendMode::stop_copy}};
-  verb->add_option("--mode", send_.mode, "precopy: send memory while the program runs; stop-copy: stop it first")
-      ->transform(CLI::CheckedTransformer(modes))
-      ->default_str("precopy");
+  add_link(*verb);
+  add_output(*verb, send_.state_dir);
+  verb->add_option("--tls-name", link_.tls_name, "name that the receiver's certificate must carry; default HOST")
+      ->type_name("NAME");
+  add_choice<SendMode>(*verb, "--mode", send_.mode,
+                       {{"precopy", SendMode::precopy}, {"stop-copy", SendMode::stop_copy}},
+                       "precopy: send memory while the program runs; stop-copy: stop it first");
   add_policy(*verb);
   add_page_streams(*verb);
-  verb->add_option("--report", send_.report_file, "FILE.html: a picture of the migration's time line");
+  verb->add_option("--report", send_.report_file, "write a picture of the migration's time line")
+      ->type_name("FILE.html");
   verb->add_flag("--tcp-close", send_.tcp_close, "drop established TCP connections");
   verb->add_flag("-j,--shell-job", send_.shell_job, "the tree was started from a shell, which will see it go");
   verb->add_flag("--parent-may-notice", send_.parent_may_notice,
@@ -97,26 +103,30 @@ void SessionCommands::add_send(CLI::App& app, std::function<int()>& run) {
 }
 
 void SessionCommands::add_policy(CLI::App& verb) {
-  const std::map<std::string, OnNoConvergence> choices{
-      {"stop", OnNoConvergence::stop}, {"throttle", OnNoConvergence::throttle}, {"cancel", OnNoConvergence::cancel}};
-  verb.add_option("--max-downtime", max_downtime_ms_, "milliseconds that the program may stand still")
+  verb.add_option("--max-downtime", max_downtime_ms_, "milliseconds that the program may stand still, 0 to 3600000")
       ->check(CLI::Range(0.0, 3600e3))
+      ->type_name("MS")
       ->capture_default_str();
-  verb.add_option("--max-rounds", send_.policy.max_rounds, "rounds of pages while the program runs")
+  verb.add_option("--max-rounds", send_.policy.max_rounds, "rounds of pages while the program runs, 1 to 1000")
       ->check(CLI::Range(1, 1000))
+      ->type_name("N")
       ->capture_default_str();
-  verb.add_option("--max-total-time", send_.policy.max_total_time, "seconds that the rounds may take in all (0: any)")
+  verb.add_option("--max-total-time", send_.policy.max_total_time,
+                  "seconds that the rounds may take in all; 0: any number")
       ->check(CLI::NonNegativeNumber)
+      ->type_name("SECONDS")
       ->capture_default_str();
-  verb.add_option("--on-no-convergence", send_.policy.on_no_convergence,
-                  "when rounds do not bring the downtime below the limit: stop, throttle or cancel")
-      ->transform(CLI::CheckedTransformer(choices))
-      ->default_str("stop");
+  add_choice<OnNoConvergence>(
+      verb, "--on-no-convergence", send_.policy.on_no_convergence,
+      {{"stop", OnNoConvergence::stop}, {"throttle", OnNoConvergence::throttle}, {"cancel", OnNoConvergence::cancel}},
+      "when rounds do not bring the downtime below the limit: stop the program all the same, "
+      "throttle it first, or cancel the move");
 }
 
 void SessionCommands::add_page_streams(CLI::App& verb) {
-  verb.add_option("--streams", send_.streams, "parallel connections for pages")
+  verb.add_option("--streams", send_.streams, "parallel connections for pages, 1 to 64")
       ->check(CLI::Range(1, 64))
+      ->type_name("N")
       ->capture_default_str();
   verb.add_option_function<std::string>(
           "--compress",
@@ -128,7 +138,8 @@ void SessionCommands::add_page_streams(CLI::App& verb) {
                                     std::to_string(kMaxZstdLevel));
             send_.compress = *wanted;
           },
-          "how pages are packed: off, auto (whatever measures best), lz4, zstd[:LEVEL]")
+          "how pages are packed; auto: whatever measures best; LEVEL: 1 (default) to 19")
+      ->type_name("off|auto|lz4|zstd[:LEVEL]")
       ->default_str("off");
   add_rate_option(verb, "--bandwidth-limit", send_.bandwidth_limit,
                   "bytes a second that pages may take while the program runs, such as 200M or 1.5G");
@@ -136,24 +147,32 @@ void SessionCommands::add_page_streams(CLI::App& verb) {
 
 void SessionCommands::add_receive(CLI::App& app, std::function<int()>& run) {
   CLI::App* verb = app.add_subcommand("receive", "take trees that are sent here");
-  add_link(*verb, receive_.state_dir);
-  verb->add_option("--listen", receive_.listen, "ADDR:PORT")->capture_default_str();
+  add_link(*verb);
+  add_output(*verb, receive_.state_dir);
+  verb->add_option("--listen", receive_.listen, "where senders connect to")
+      ->type_name("ADDR:PORT")
+      ->capture_default_str();
   verb->add_flag("--once", receive_.once, "exit after one migration");
-  add_rate_option(*verb, "--max-memory", receive_.max_memory,
-                  "bytes of memory that a received tree may have, such as 8G (default: what is free when it comes)");
-  verb->add_option("--max-tasks", receive_.max_tasks, "tasks and threads that a received tree may have")
+  add_size_option(*verb, "--max-memory", receive_.max_memory,
+                  "memory that a received tree may have, in bytes or such as 8G; default: what is free when it comes");
+  verb->add_option("--max-tasks", receive_.max_tasks, "tasks and threads that a received tree may have, 1 to 4000000")
       ->check(CLI::Range(1, 4'000'000))
+      ->type_name("N")
       ->capture_default_str();
-  verb->add_option("--max-sessions", receive_.max_sessions, "migrations at a time")
+  verb->add_option("--max-sessions", receive_.max_sessions, "migrations at a time, 1 to 1000")
       ->check(CLI::Range(1, 1000))
+      ->type_name("N")
       ->capture_default_str();
-  verb->add_option("--accept", accept_, "take trees only from a peer whose certificate carries this name; repeatable");
-  verb->add_option("--allow-uid", receive_.allow_uids, "take only tasks of this user id; repeatable");
+  verb->add_option("--accept", accept_, "take trees only from a peer whose certificate carries this name; repeatable")
+      ->type_name("NAME");
+  verb->add_option("--allow-uid", receive_.allow_uids, "take only tasks of this user id; repeatable")->type_name("UID");
   verb->add_option("--deny-caps", denied_capabilities_, "refuse tasks that have one of these capabilities")
+      ->type_name("CAP,...")
       ->delimiter(',');
-  verb->add_option("--root", receive_.root, "folder that all paths of received trees are under");
+  verb->add_option("--root", receive_.root, "folder that all paths of received trees are under")->type_name("DIR");
   verb->add_flag("!--no-compress", receive_.packed_pages, "take no pages that are compressed");
-  verb->add_option("--status-fd", receive_.status_fd, "NUL bytes there: listening, restore may begin, ready");
+  verb->add_option("--status-fd", receive_.status_fd, "NUL bytes there: listening, restore may begin, ready")
+      ->type_name("FD");
   verb->callback([this, &run] {
     run = [this] {
       receive_.link = link_options();
@@ -168,11 +187,13 @@ void SessionCommands::add_receive(CLI::App& app, std::function<int()>& run) {
 void SessionCommands::add_resolve(CLI::App& app, std::function<int()>& run) {
   CLI::App* verb = app.add_subcommand("resolve", "show and settle sessions that are in doubt");
   verb->add_option("session", resolve_.session, "just this one");
-  add_link(*verb, resolve_.state_dir);
-  verb->add_option("--peer", resolve_.address, "HOST:PORT of the other side (default: as the journal says)");
-  verb->add_option("--tls-name", link_.tls_name, "name that the peer's certificate must carry");
-  verb->add_option("--force-run", force_run_, "SESSION: the copy here is to run, whatever the other side does");
-  verb->add_option("--force-kill", force_kill_, "SESSION: the copy here is to be killed");
+  add_link(*verb);
+  add_output(*verb, resolve_.state_dir);
+  verb->add_option("--peer", resolve_.address, "the other side; default: as the journal says")->type_name("HOST:PORT");
+  verb->add_option("--tls-name", link_.tls_name, "name that the peer's certificate must carry")->type_name("NAME");
+  verb->add_option("--force-run", force_run_, "the copy here is to run, whatever the other side does")
+      ->type_name("SESSION");
+  verb->add_option("--force-kill", force_kill_, "the copy here is to be killed")->type_name("SESSION");
   verb->callback([this, &run] {
     run = [this] {
       if (!force_run_.empty() && !force_kill_.empty())
@@ -196,13 +217,39 @@ void SessionCommands::add_resolve(CLI::App& app, std::function<int()>& run) {
   });
 }
 
+void SessionCommands::add_check(CLI::App& app, CoreOptions& core, std::function<int()>& run) {
+  CLI::App* verb = app.add_subcommand("check", "find out what this host can do, or whether a receiver's fits to it");
+  add_core_options(*verb, core);
+  hide_all_but(*verb, {});  // `criu check` takes them
+  verb->add_option("peer", check_.peer, "HOST:PORT of a receiver; nothing is begun there");
+  verb->add_option("--feature", check_.feature, "just this one; `list` names them")->type_name("NAME");
+  verb->add_flag("--all,--extra,--experimental", core.all, "accepted for compatibility: all is told anyway");
+  add_link(*verb);
+  verb->add_option("--tls-name", link_.tls_name, "name that the receiver's certificate must carry; default HOST")
+      ->type_name("NAME");
+  verb->callback([this, &run] {
+    run = [this] {
+      if (!check_.peer.empty() && !check_.feature.empty())
+        throw Refusal("--feature is about this host, not about " + check_.peer, "leave out one of them");
+      check_.link = link_options();
+      check_.keys_named = !(link_.cacert + link_.cert + link_.key + link_.crl).empty();
+      check_.json = link_.json;
+      return run_check(check_);
+    };
+  });
+}
+
 void SessionCommands::add_keys(CLI::App& app, std::function<int()>& run) {
   CLI::App* verb = app.add_subcommand("keys", "make a small CA and host certificates");
   keys_.dir = kDefaultKeyDir;
-  verb->add_option("--dir", keys_.dir, "folder for ca.crt, ca.key, NAME.crt, NAME.key")->capture_default_str();
+  verb->add_option("--dir", keys_.dir, "folder for ca.crt, ca.key, NAME.crt, NAME.key")
+      ->type_name("DIR")
+      ->capture_default_str();
   verb->add_option("names", keys_.names, "host names or addresses, a certificate each");
   verb->add_flag("--force", keys_.force, "replace host certificates that exist");
-  verb->add_option("--days", key_days_, "how long host certificates are valid")->capture_default_str();
+  verb->add_option("--days", key_days_, "how long host certificates are valid")
+      ->type_name("DAYS")
+      ->capture_default_str();
   verb->callback([this, &run] {
     run = [this] {
       keys_.host_not_after = static_cast<int64_t>(key_days_ * 86400);

@@ -3,6 +3,7 @@
 
 #include <functional>
 
+#include "migrate/cli/commands.h"
 #include "migrate/session/base/options.h"
 #include "pageserver/keys.h"
 
@@ -15,20 +16,23 @@ namespace migrate::cli {
 /// Registers the verbs on `app`; parsing one sets `run`. Must outlive the call of `run`.
 class SessionCommands {
  public:
-  SessionCommands(CLI::App& app, std::function<int()>& run);
+  /// `core`: for `check`, which takes the options of CRIU's as well. Must outlive this.
+  SessionCommands(CLI::App& app, CoreOptions& core, std::function<int()>& run);
 
  private:
   struct Link {
     std::string cacert, cert, key, crl, tls_name;
     bool insecure = false, force = false, json = false, verbose = false;
   };
-  void add_link(CLI::App& verb, std::string& state_dir);
+  void add_link(CLI::App& verb);
+  void add_output(CLI::App& verb, std::string& state_dir);
   LinkOptions link_options() const;
   void add_send(CLI::App& app, std::function<int()>& run);
   void add_policy(CLI::App& verb);
   void add_page_streams(CLI::App& verb);
   void add_receive(CLI::App& app, std::function<int()>& run);
   void add_resolve(CLI::App& app, std::function<int()>& run);
+  void add_check(CLI::App& app, CoreOptions& core, std::function<int()>& run);
   void add_keys(CLI::App& app, std::function<int()>& run);
 
   Link link_;
@@ -40,6 +44,7 @@ class SessionCommands {
   ReceiveOptions receive_;
   ResolveOptions resolve_;
   KeyOptions keys_;
+  CheckOptions check_;
 };
 
 }  // namespace migrate::cli

@@ -69,8 +69,9 @@ TEST(Errors, NameWhatAndWhy) {
 TEST(Features, WhatThisProjectNeedsIsProbedByDoing) {
   for (const Feature& f : probe_features()) {
     if (f.required) {
-      EXPECT_TRUE(f.present) << f.name << ": " << f.purpose;
+      EXPECT_TRUE(f.present) << f.name << ": " << f.use << "; " << f.remedy;
     }
+    for (const std::string* text : {&f.use, &f.without, &f.remedy}) EXPECT_FALSE(text->empty()) << f.name;
   }
   for (const std::string& c : missing_capabilities()) EXPECT_NE(c, "CAP_SYS_RESOURCE");
 }

@@ -4,7 +4,8 @@
     refusals.py [--build DIR] [--only REGEX] [--list]
 
 dump/...: refused by `migrate dump`. send/...: by `migrate send`, by either side. tls/...: connections that are refused, told
-on both sides (tls_refusals.py)."""
+on both sides (tls_refusals.py). check/...: what `migrate check` says (check_cases.py). texts/...: that sentences and documents
+are true (texts.py)."""
 import ctypes
 import os
 import re
@@ -18,6 +19,8 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+import check_cases  # noqa: E402
+import texts  # noqa: E402
 import tls_refusals  # noqa: E402
 from lib import netns, programs, snapshot, suite, tool  # noqa: E402
 from lib.process import descendants, exists, kill_all, read, run, spawn, stat_fields, wait_for  # noqa: E402
@@ -91,6 +94,7 @@ def dump_refused(context, folder, pid, patterns, values, options=()):
     expect(code == 2, f"dump exited {code}, not 2: {out.strip()[-600:]}")
     expect_sentence(out, patterns, values)
     sentences = [x for x in out.strip().splitlines() if x.startswith("migrate: ")]
+    texts.sentence_fits_verb(context.binary, out, "dump")
     expect(len(sentences) == 1 and "; " in sentences[0], f"not one sentence with what to do: {out.strip()[-600:]}")
     expect(not os.listdir(images), f"left in the image folder: {os.listdir(images)}")
 
@@ -254,6 +258,7 @@ class Hosts:
         code, out, there = self.send(pid, *options, **named)
         expect(code == exit_code, f"send exited {code}, not {exit_code}: {out.strip()[-600:]}\nreceive said: {there.strip()[-300:]}")
         expect_sentence(out, patterns, values)
+        texts.sentence_fits_verb(self.tool.binary, out, "send", "receive")
         if both:
             expect_sentence(there, patterns[-1:], values)
         if exit_code != 2:
@@ -445,6 +450,7 @@ CASES = {
     "dump/zombie": zombie,
     "restore/pid-taken": pid_taken,
     "send/netlink": send_refuses("netlink", HAS_FD + ", a netlink socket"),
+    "send/deleted-big-file": send_refuses("deleted-big-file", HAS_FD + ", the deleted file", "no more than 1048576 bytes"),
     "send/lease": send_refuses("lease", HAS_FD, "with a lease on it"),
     # Both hosts of the test see one file, and the source keeps its lock until the tree has moved.
     "send/flock-of-both-hosts": send_refuses("flock", "is locked by the program, and the lock cannot be had", both=True),
@@ -469,6 +475,8 @@ CASES = {
     "send/capability-denied": send_refuses("plain", "a task has capabilities that the receiver denies",
                                            receive=("--deny-caps", "chown"), both=True),
     **tls_refusals.CASES,
+    **check_cases.CASES,
+    **texts.CASES,
 }
 
 if __name__ == "__main__":

@@ -314,8 +314,8 @@ def bad_bytes(data, pattern):
     return function
 
 
-def fake_receiver(link, greeting):
-    """A peer with good certificates that greets with the bytes of `greeting`; gives what send said."""
+def fake_receiver(link, greeting, ask=None, exit_code=2):
+    """A peer with good certificates that greets with the bytes of `greeting`; gives what send (or `ask`) said."""
     cacert, cert, key = link.keys.options("destination")[1::2]
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
@@ -332,9 +332,9 @@ def fake_receiver(link, greeting):
     with socket.create_server(("127.0.0.1", PORT)) as server:
         thread = threading.Thread(target=serve, args=(server,), daemon=True)
         thread.start()
-        code, out = link.send()
+        code, out = (ask or link.send)()
         thread.join(10)
-    expect(code == 2, f"send exited {code}, not 2: {out[-400:]}")
+    expect(code == exit_code, f"it exited {code}, not {exit_code}: {out[-400:]}")
     expect(link.program.poll() is None, "the program is gone")
     return out
 

@@ -23,8 +23,8 @@ void lift_descriptor_limit() {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-/// Both sides say what they are.
-Message greet(ControlChannel& channel, const ReceiveOptions& options) {
+/// Both sides say what they are. Nothing: that was all the peer wanted to know (`migrate check`).
+std::optional<Message> greet(ControlChannel& channel, const ReceiveOptions& options) {
   const Deadline deadline = Deadline::in(options.timeouts.connect);
   channel.open(deadline);
   const Message hello = channel.expect(Message::kHello, deadline);
@@ -32,7 +32,7 @@ Message greet(ControlChannel& channel, const ReceiveOptions& options) {
   *answer.mutable_hello() = host_facts(options.packed_pages);
   channel.send(std::move(answer));
   check_hello_version(hello.hello());
-  return channel.receive(Deadline::in(options.timeouts.answer));
+  return channel.receive_unless_over(Deadline::in(options.timeouts.answer));
 }
 
 void answer_question(ControlChannel& channel, DestinationSessions& sessions, Events& events, const Message& question) {
@@ -63,12 +63,17 @@ int serve_connection(const ReceiveOptions& options, const Connector& connector, 
   ControlChannel channel(std::move(stream));
   channel.stream().set_stop(&interrupt.stop());
   try {
-    Message first = greet(channel, options);
+    std::optional<Message> first = greet(channel, options);
+    if (!first) {
+      channel.finish();
+      events.event("looked-at", channel.stream().peer() + " looked at this host, and wants nothing", {});
+      return kQuestionAnswered;
+    }
     JournalStore store(options.state_dir);
     const std::unique_ptr<TreeKeeper> keeper = cgroup_keeper(log);
     DestinationSessions sessions(store, *keeper, options.timeouts, log);
-    if (first.body_case() == Message::kResolve) {
-      answer_question(channel, sessions, events, first);
+    if (first->body_case() == Message::kResolve) {
+      answer_question(channel, sessions, events, *first);
       return kQuestionAnswered;
     }
     if (const std::string busy = daemon.take_place(Deadline::in(options.timeouts.answer)); !busy.empty())
@@ -76,7 +81,7 @@ int serve_connection(const ReceiveOptions& options, const Connector& connector, 
     events.event("connect", "connected: " + channel.stream().peer(), {{"peer", channel.stream().peer()}});
     const ReceiveContext context{
         options, events, interrupt, daemon, connector, store, sessions, exec_guardian("guardian-destination"), log};
-    return serve_migration(context, channel, std::move(first));
+    return serve_migration(context, channel, std::move(*first));
   } catch (const std::exception& e) {
     refuse(channel, events, e);
     return kRefused;

@@ -52,8 +52,7 @@ Settled after_answer(Journal& journal, TreeKeeper& keeper, const Answer& answer,
       if (answer.rebooted()) {
         return {Settled::Outcome::in_doubt,
                 "the destination opened the gate for " + name + " and was restarted since; only you can say whether " +
-                    "the frozen copy here may run: migrate resolve --force-run, or --force-kill, with --session " +
-                    session};
+                    "the frozen copy here may run: `migrate resolve --force-run " + session + "`, or --force-kill"};
       }
       keeper.kill(journal.entry());
       journal.step(State::done, kPeer, "it runs at the destination");

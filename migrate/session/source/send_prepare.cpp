@@ -66,8 +66,8 @@ void SendSession::connect() {
   agree_on_codecs(there);
   const auto& features = there.features();
   peer_reserves_ = std::find(features.begin(), features.end(), "reserve") != features.end();
-  const std::vector<std::string> reasons = incompatibilities(here, there);
-  if (!reasons.empty()) throw Refusal(reasons.front(), "choose a host that has it");
+  const std::vector<Feature> reasons = incompatibilities(here, there);
+  if (!reasons.empty()) throw Refusal(reasons.front().found, reasons.front().remedy);
   events_.event("connect", "connected to " + channel_->stream().peer() + ", " + channel_->stream().description(),
                 {{"peer", channel_->stream().peer()}, {"host", there.host()}, {"kernel", there.kernel()}});
   fault_point("source-agent.connected");

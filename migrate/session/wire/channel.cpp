@@ -123,9 +123,15 @@ void ControlChannel::send(wire::Message message) {
 }
 
 wire::Message ControlChannel::receive(const Deadline& deadline) {
+  std::optional<wire::Message> message = receive_unless_over(deadline);
+  if (!message) throw Disconnected("the peer " + stream().peer() + " ended the connection");
+  return std::move(*message);
+}
+
+std::optional<wire::Message> ControlChannel::receive_unless_over(const Deadline& deadline) {
   for (;;) {
     const std::optional<Frame> frame = frames_.recv(deadline);
-    if (!frame) throw Disconnected("the peer " + stream().peer() + " ended the connection");
+    if (!frame) return std::nullopt;
     wire::Message message;
     if (!parse_bounded(message, frame->payload)) throw Corrupt("a message of the peer", "it does not parse");
     if (message.body_case() == wire::Message::BODY_NOT_SET && (frame->flags & Frame::kOptional) != 0) continue;

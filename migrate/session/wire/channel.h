@@ -36,6 +36,8 @@ class ControlChannel {
   /// The next message. A `refused` is thrown as Refusal (StaleEpoch if it says so); a peer that closed, as
   /// Disconnected.
   wire::Message receive(const Deadline& deadline);
+  /// The same, but nothing if the peer says goodbye in place of a message.
+  std::optional<wire::Message> receive_unless_over(const Deadline& deadline);
   /// As receive, but only a body of this kind is legal (Corrupt otherwise).
   wire::Message expect(wire::Message::BodyCase kind, const Deadline& deadline);
   /// Tells the peer why we end, without throwing.

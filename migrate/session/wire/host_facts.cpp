@@ -123,22 +123,78 @@ void check_hello_version(const wire::Hello& peer) {
   }
 }
 
-std::vector<std::string> incompatibilities(const wire::Hello& source, const wire::Hello& destination) {
-  std::vector<std::string> reasons;
-  if (source.machine() != destination.machine()) {
-    reasons.push_back("the destination is a " + destination.machine() + ", the source a " + source.machine());
-  }
-  if (source.page_size() != destination.page_size()) reasons.push_back("the hosts have pages of different sizes");
-  if ((source.xsave_features() & ~destination.xsave_features()) != 0) {
-    reasons.push_back("the destination's kernel or processor lacks register state that the source has (XCR0)");
-  }
+namespace {
+
+/// Words of the source's list that the destination's lacks.
+std::string missing_flags(const wire::Hello& source, const wire::Hello& destination) {
   const std::set<std::string> there(destination.cpu_flags().begin(), destination.cpu_flags().end());
   std::string missing;
   for (const std::string& flag : source.cpu_flags()) {
     if (usable_flag(flag) && !there.contains(flag)) missing += (missing.empty() ? "" : ", ") + flag;
   }
-  if (!missing.empty()) reasons.push_back("the destination's processor lacks " + missing);
-  return reasons;
+  return missing;
+}
+
+constexpr const char* kNoTree = "no program of the source can run there";
+
+std::vector<Feature> compare_processors(const wire::Hello& source, const wire::Hello& destination) {
+  std::vector<Feature> all;
+  const bool same_machine = source.machine() == destination.machine();
+  all.push_back({"machine", true, same_machine, "programs for the same kind of processor", kNoTree,
+                 "choose a " + source.machine(),
+                 same_machine
+                     ? "both are " + source.machine()
+                     : "the destination is a " + destination.machine() + ", the source a " + source.machine()});
+  const bool same_pages = source.page_size() == destination.page_size();
+  all.push_back({"page_size", true, same_pages, "memory in the same pages", kNoTree,
+                 "choose a host with pages of " + std::to_string(source.page_size()) + " bytes",
+                 same_pages ? "both have pages of " + std::to_string(source.page_size()) + " bytes"
+                            : "the hosts have pages of different sizes"});
+  const bool states = (source.xsave_features() & ~destination.xsave_features()) == 0;
+  all.push_back({"register_state", true, states, "the contents of registers", kNoTree, "choose a host that has it",
+                 states ? "the destination has all register state that the source has (XCR0)"
+                        : "the destination's kernel or processor lacks register state that the source has (XCR0)"});
+  const std::string missing = missing_flags(source, destination);
+  all.push_back({"processor", true, missing.empty(), "instructions that programs may use", kNoTree,
+                 "choose a host that has it",
+                 missing.empty() ? "the destination's processor has all that the source's has"
+                                 : "the destination's processor lacks " + missing});
+  return all;
+}
+
+}  // namespace
+
+std::vector<Feature> compare_hosts(const wire::Hello& source, const wire::Hello& destination) {
+  std::vector<Feature> all = compare_processors(source, destination);
+  const bool same_kernel = source.kernel() == destination.kernel();
+  all.push_back(
+      {"kernel", false, same_kernel, "the same layout of the vdso",
+       "programs are refused if their vdso is laid out differently there", "use the same kernel on both hosts",
+       same_kernel ? "both run Linux " + source.kernel()
+                   : "the source runs Linux " + source.kernel() + ", the destination " + destination.kernel()});
+  const bool all_pids = source.pid_max() <= destination.pid_max();
+  all.push_back({"pid_max", false, all_pids, "giving tasks their pids back",
+                 "programs with a greater pid cannot be received",
+                 "set kernel.pid_max to " + std::to_string(source.pid_max()) + " there",
+                 "pids are up to " + std::to_string(destination.pid_max()) + " there"});
+  const CodecSet codecs = page_codecs(destination);
+  all.push_back({"compress", false, codecs.lz4 || codecs.zstd, "packed pages (`send --compress`)",
+                 "pages go as they are", "start the receiver without --no-compress",
+                 std::string("the destination takes ") + (codecs.lz4    ? codecs.zstd ? "lz4 and zstd" : "lz4"
+                                                          : codecs.zstd ? "zstd"
+                                                                        : "no packed pages")});
+  const auto& features = destination.features();
+  const bool reserves = std::find(features.begin(), features.end(), "reserve") != features.end();
+  all.push_back({"reserve", false, reserves, "making memory ready before a program is stopped",
+                 "`send --mode stop-copy` stops it for longer", "install the same version of migrate on both hosts",
+                 ""});
+  return all;
+}
+
+std::vector<Feature> incompatibilities(const wire::Hello& source, const wire::Hello& destination) {
+  std::vector<Feature> all = compare_hosts(source, destination);
+  std::erase_if(all, [](const Feature& fact) { return !fact.required || fact.present; });
+  return all;
 }
 
 }  // namespace migrate

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/features.h"
 #include "migration.pb.h"
 #include "pageserver/page_codec.h"
 
@@ -23,8 +24,10 @@ CodecSet page_codecs(const wire::Hello& peer);
 uint32_t to_wire(CodecSet codecs);
 CodecSet codecs_from_wire(uint32_t bits);
 
-/// Why a tree of `source` cannot run at `destination`, a sentence each; empty: it can.
-std::vector<std::string> incompatibilities(const wire::Hello& source, const wire::Hello& destination);
+/// Whether trees of `source` can run at `destination`: all that is compared, with what follows and what to do.
+std::vector<Feature> compare_hosts(const wire::Hello& source, const wire::Hello& destination);
+/// Of these, what no tree can do without and is missing; empty: trees can run there.
+std::vector<Feature> incompatibilities(const wire::Hello& source, const wire::Hello& destination);
 /// Refusal if the peer speaks another version or needs what we lack.
 void check_hello_version(const wire::Hello& peer);
 

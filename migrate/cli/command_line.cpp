@@ -1,0 +1,68 @@
+#include "migrate/cli/command_line.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+
+#include "migrate/cli/commands.h"
+#include "migrate/cli/help.h"
+#include "migrate/cli/session_commands.h"
+
+namespace migrate::cli {
+namespace {
+
+using Run = std::function<int()>;
+
+void add_core_verbs(CLI::App& app, CoreOptions& options, Run& run) {
+  CLI::App* dump = app.add_subcommand("dump", "write a tree's state into a folder of images");
+  add_core_options(*dump, options);
+  add_page_options(*dump, options);
+  dump->callback([&] { run = [&] { return run_dump(options); }; });
+
+  CLI::App* pre_dump = app.add_subcommand("pre-dump", "store the memory of a running tree ahead of its dump");
+  add_core_options(*pre_dump, options);
+  add_page_options(*pre_dump, options);
+  pre_dump->callback([&] { run = [&] { return run_pre_dump(options); }; });
+
+  CLI::App* page_server = app.add_subcommand("page-server", "store pages of a dump on another machine");
+  add_core_options(*page_server, options);
+  add_page_options(*page_server, options);
+  page_server->add_flag("--daemon", options.daemon, "return once it listens");
+  page_server->callback([&] { run = [&] { return run_page_server(options); }; });
+
+  CLI::App* untrack = app.add_subcommand("untrack", "end the tracking that a pre-dump has left behind");
+  add_core_options(*untrack, options);
+  hide_all_but(*untrack, {"--tree"});
+  untrack->callback([&] { run = [&] { return run_untrack(options); }; });
+
+  CLI::App* restore = app.add_subcommand("restore", "start a tree from a folder of images");
+  add_core_options(*restore, options);
+  restore->callback([&] { run = [&] { return run_restore(options); }; });
+}
+
+}  // namespace
+
+int run_command_line(int argc, char** argv) {
+  CLI::App app("Live migration for Linux processes", "migrate");
+  app.set_version_flag("-V,--version", "Version: " MIGRATE_VERSION);
+  app.require_subcommand(1);
+  app.set_help_all_flag("--help-all", "help for all verbs");
+  CoreOptions core;
+  Run run;
+  add_core_verbs(app, core, run);
+  SessionCommands session(app, core, run);
+  show_plainly(app);
+
+  std::vector<std::string> arguments(argv + 1, argv + argc);
+  static constexpr std::string_view kLowLevel[] = {"dump", "pre-dump", "restore", "page-server", "untrack", "check"};
+  const bool low_level = !arguments.empty() && std::ranges::find(kLowLevel, arguments[0]) != std::end(kLowLevel);
+  try {
+    if (low_level) arguments = expand_arguments(std::move(arguments));
+    std::reverse(arguments.begin(), arguments.end());  // CLI11 parses a vector from its back
+    app.parse(arguments);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? 0 : 2;
+  }
+  return run();
+}
+
+}  // namespace migrate::cli

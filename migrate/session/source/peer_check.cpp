@@ -1,0 +1,29 @@
+#include "migrate/session/source/peer_check.h"
+
+#include "migrate/session/wire/channel.h"
+#include "migrate/session/wire/connector.h"
+#include "migrate/session/wire/host_facts.h"
+
+namespace migrate {
+
+PeerCheck check_peer(const LinkOptions& link, const std::string& address, const Timeouts& timeouts) {
+  const HostPort to = parse_host_port(address);
+  const Connector connector(link);
+  const Deadline deadline = Deadline::in(timeouts.connect);
+  ControlChannel channel(connector.connect(to, deadline, nullptr));
+  channel.open(deadline);
+  wire::Message hello;
+  *hello.mutable_hello() = host_facts();
+  const wire::Hello here = hello.hello();
+  channel.send(std::move(hello));
+  const wire::Hello there = channel.expect(wire::Message::kHello, Deadline::in(timeouts.answer)).hello();
+  channel.finish();
+  check_hello_version(there);
+  return {.peer = channel.stream().peer(),
+          .connection = channel.stream().description(),
+          .host = there.host(),
+          .memory_available = there.memory_available(),
+          .facts = compare_hosts(here, there)};
+}
+
+}  // namespace migrate

@@ -19,6 +19,8 @@ namespace {
 constexpr int kAcceptAtOnce = 32;
 /// Before accept(2) is tried again when descriptors or memory are short.
 constexpr std::chrono::milliseconds kShortOfRoom{100};
+/// When all places of strangers are taken by some that have just come.
+constexpr std::chrono::milliseconds kStrangersSpeak{20};
 /// Refusals of strangers that are told, a second; a flood must not fill a disk.
 constexpr unsigned kRefusalsTold = 10;
 
@@ -91,6 +93,7 @@ class Receiver {
 
   void accept(int listening) {
     for (int i = 0; i < kAcceptAtOnce; ++i) {
+      if (!strangers_.room()) return pause(kStrangersSpeak);
       int error = 0;
       Fd socket = Listener::try_accept(listening, error);
       if (socket) {
@@ -104,13 +107,18 @@ class Receiver {
     }
   }
 
-  /// Who is not known yet goes first; the listener's queue keeps the others.
+  /// The listener's queue keeps who comes meanwhile.
+  void pause(std::chrono::milliseconds time) {
+    listening_.clear();
+    pause_ = loop_.after(time, [this] { listen(); });
+  }
+
+  /// Who is not known yet goes first.
   void wait_for_room(int error) {
     if (!short_of_room_) log_.warn("{}; trying again", Error("accept", "a connection", error).what());
     short_of_room_ = true;
     strangers_.drop_oldest();
-    listening_.clear();
-    pause_ = loop_.after(kShortOfRoom, [this] { listen(); });
+    pause(kShortOfRoom);
   }
 
   void start(std::unique_ptr<Stream> stream) {

@@ -56,8 +56,12 @@ struct Strangers::Stranger {
   Fd socket;  ///< until the handshake has it
   std::string address;
   std::unique_ptr<Handshake> handshake;
+  const std::chrono::steady_clock::time_point came = std::chrono::steady_clock::now();
   bool refused = false;
   EventLoop::Watch io, timer;
+
+  /// Old enough to make room for others.
+  bool dispensable(const Limits& limits) const;
 
   int fd() const { return handshake ? handshake->fd() : socket.get(); }
   ~Stranger() {
@@ -80,16 +84,36 @@ bool Strangers::drop_oldest() {
   return true;
 }
 
+bool Strangers::Stranger::dispensable(const Limits& limits) const {
+  return std::chrono::steady_clock::now() - came > (handshake ? limits.to_finish : limits.to_speak);
+}
+
+bool Strangers::room() const {
+  return all_.size() < limits_.in_all ||
+         std::ranges::any_of(all_, [this](const auto& one) { return one->dispensable(limits_); });
+}
+
+Strangers::Place Strangers::dispensable(const std::string& address) {
+  const auto found = [&](bool silent) {
+    return std::ranges::find_if(all_, [&](const auto& one) {
+      return (address.empty() || one->address == address) && !one->handshake == silent && one->dispensable(limits_);
+    });
+  };
+  const Place silent = found(true);
+  return silent != all_.end() ? silent : found(false);
+}
+
 void Strangers::make_room(const std::string& address) {
   std::map<std::string, size_t> shares;
   for (const auto& one : all_) ++shares[one->address];
-  std::string from = address;
-  if (shares[address] < limits_.of_an_address) {
-    if (all_.size() < limits_.in_all) return;
-    from = std::ranges::max_element(shares, {}, [](const auto& share) { return share.second; })->first;
+  if (shares[address] >= limits_.of_an_address) {
+    if (const Place place = dispensable(address); place != all_.end()) return drop(place);
   }
-  const auto oldest = std::ranges::find(all_, from, [](const auto& one) { return one->address; });
-  if (oldest != all_.end()) drop(oldest);
+  if (all_.size() < limits_.in_all) return;
+  const auto most = std::ranges::max_element(shares, {}, [](const auto& share) { return share.second; });
+  Place place = dispensable(most->first);
+  if (place == all_.end()) place = dispensable("");
+  if (place != all_.end()) drop(place);
 }
 
 void Strangers::add(Fd socket) {

@@ -1,5 +1,6 @@
 // Connections that have not shown yet who they are. Nobody waits for them: all are served side by side on the daemon's
-// loop, bounded in number, by address and in time, and the oldest of the address that has the most makes room.
+// loop, bounded in number, by address and in time. Who makes room for others was silent for longest, of the address
+// that has the most; whoever has just come is given a moment, and a flood waits in the listener's queue meanwhile.
 #pragma once
 
 #include <chrono>
@@ -23,6 +24,8 @@ class Strangers {
     size_t in_all = 256;
     size_t of_an_address = 64;  ///< IPv6: of a /64 network
     std::chrono::milliseconds time{5000};
+    std::chrono::milliseconds to_speak{200};    ///< before a silent one may have to make room
+    std::chrono::milliseconds to_finish{1000};  ///< and one whose handshake has begun
   };
   struct Outcomes {
     Handshake::Admit admit;
@@ -34,6 +37,8 @@ class Strangers {
   /// Loop, connector and log outlive this.
   Strangers(EventLoop& loop, const Connector& connector, Limits limits, Outcomes outcomes, Logger& log);
   ~Strangers();
+  /// Whether another one would have room; else try again some milliseconds later.
+  bool room() const;
   void add(Fd socket);
   /// Makes room, when descriptors are scarce. False if there is nobody to send away.
   bool drop_oldest();
@@ -44,6 +49,8 @@ class Strangers {
   using Place = std::list<std::unique_ptr<Stranger>>::iterator;
 
   void make_room(const std::string& address);
+  /// Who may be sent away, of that address ("": any); end() if nobody.
+  Place dispensable(const std::string& address);
   void await(Place place, bool writable);
   void advance(Place place);
   /// It told by a token whose page stream it is.

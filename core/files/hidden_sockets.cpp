@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 
 #include <memory>
 #include <set>
@@ -18,24 +19,29 @@ namespace {
 /// Of their names, in bytes: they stand in a journal, which has a limit too.
 constexpr size_t kMaxFolders = 1 << 20;
 
-/// A folder of ours holds at most the folders of one name and a socket.
-void remove_tree(int at, const char* name, int depth) {
-  if (::unlinkat(at, name, 0) == 0 || depth > 64) return;
-  const int fd = ::openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-  const std::unique_ptr<DIR, int (*)(DIR*)> dir(fd < 0 ? nullptr : ::fdopendir(fd), &::closedir);
+/// Only what we make: whoever can change the folder may have moved something else there, even root's.
+void remove_tree(int at, const std::string& name, int depth) {
+  const Fd there = try_open_plain(at, name, O_PATH | O_NOFOLLOW);
+  struct stat st {};
+  if (!there || depth > 64 || ::fstat(there.get(), &st) != 0) return;
+  if (S_ISSOCK(st.st_mode)) ::unlinkat(at, name.c_str(), 0);
+  if (!S_ISDIR(st.st_mode)) return;
+  Fd fd = try_open_plain(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+  const std::unique_ptr<DIR, int (*)(DIR*)> dir(fd ? ::fdopendir(fd.get()) : nullptr, &::closedir);
   if (!dir) return;
+  (void)fd.release();
   while (const dirent* e = ::readdir(dir.get())) {
     const std::string inner = e->d_name;
-    if (inner != "." && inner != "..") remove_tree(fd, inner.c_str(), depth + 1);
+    if (inner != "." && inner != "..") remove_tree(::dirfd(dir.get()), inner, depth + 1);
   }
-  ::unlinkat(at, name, AT_REMOVEDIR);
+  ::unlinkat(at, name.c_str(), AT_REMOVEDIR);
 }
 
 }  // namespace
 
 void remove_tree_at(int folder, const std::string& name) noexcept {
   try {
-    remove_tree(folder, name.c_str(), 0);
+    remove_tree(folder, name, 0);
   } catch (const std::exception&) {
     // No memory: it stays.
   }
@@ -61,17 +67,30 @@ std::vector<std::string> unix_socket_folders(const ImageSet& images) {
   return {folders.begin(), folders.end()};
 }
 
+std::vector<std::string> real_folders(const std::vector<std::string>& folders, const std::string& root) {
+  const Fd top = open_path(root.empty() ? "/" : root, O_PATH | O_DIRECTORY);
+  std::vector<std::string> real;
+  for (const std::string& folder : folders) {
+    const Fd there = try_open_below(top.get(), folder, O_PATH | O_DIRECTORY);
+    real.push_back(there ? read_link_at(AT_FDCWD, "/proc/self/fd/" + std::to_string(there.get())) : root + folder);
+  }
+  return real;
+}
+
 void remove_hidden_sockets(const std::vector<std::string>& folders, const std::string& root,
                            const std::string& mark) noexcept {
   for (const std::string& folder : folders) try {
-      const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir((root + folder).c_str()), &::closedir);
+      const Fd top = open_path(root.empty() ? "/" : root, O_PATH | O_DIRECTORY);
+      Fd fd = try_open_below(top.get(), folder, O_RDONLY | O_DIRECTORY);
+      const std::unique_ptr<DIR, int (*)(DIR*)> dir(fd ? ::fdopendir(fd.get()) : nullptr, &::closedir);
       if (!dir) continue;
+      (void)fd.release();
       while (const dirent* e = ::readdir(dir.get())) {
         const std::string name = e->d_name;
-        if (name.starts_with(mark + "-")) remove_tree(::dirfd(dir.get()), name.c_str(), 0);
+        if (name.starts_with(mark + "-")) remove_tree(::dirfd(dir.get()), name, 0);
       }
     } catch (const std::exception&) {
-      // No memory: the names stay.
+      // No memory, or no such folder: the names stay.
     }
 }
 

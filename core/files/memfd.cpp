@@ -2,6 +2,8 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
+
 #include "core/files/paths.h"
 #include "core/image/magic.h"
 #include "images/memfd.pb.h"
@@ -66,16 +68,36 @@ MemfdRestorer::MemfdRestorer(const ImageSet& images, std::map<uint64_t, WarmMemf
     check(::fchown(fd.get(), e.uid(), e.gid()), "set the owner of", what);
     check(::fchmod(fd.get(), e.has_mode() ? e.mode() & 07777 : 0777), "set the mode of", what);
     const auto id = static_cast<uint32_t>(e.inode_id());
-    if (!inodes_.emplace(id, Inode{e.shmid(), static_cast<int>(e.seals()), static_cast<off_t>(e.size())}).second ||
-        !by_shmid_.emplace(e.shmid(), std::move(fd)).second)
+    const Inode inode{e.shmid(), static_cast<int>(e.seals()), static_cast<off_t>(e.size()), e.uid(), e.gid(), e.mode(),
+                      e.name()};
+    if (!inodes_.emplace(id, inode).second || !by_shmid_.emplace(e.shmid(), std::move(fd)).second)
       throw Corrupt("memfd.img", "an id stands twice");
   }
 }
 
-Fd MemfdRestorer::open(const img::memfd_file_entry& entry, int flags) const {
+const MemfdRestorer::Inode& MemfdRestorer::inode_of(const img::memfd_file_entry& entry) const {
   const auto it = inodes_.find(entry.inode_id());
   if (it == inodes_.end()) throw Corrupt("files.img", "a memfd has no inode in memfd.img");
-  return reopen(by_shmid_.at(it->second.shmid).get(), flags, "a memfd");
+  return it->second;
+}
+
+bool MemfdRestorer::has_set_ids() const {
+  return std::any_of(inodes_.begin(), inodes_.end(),
+                     [](const auto& inode) { return (inode.second.mode & (S_ISUID | S_ISGID)) != 0; });
+}
+
+void MemfdRestorer::check_set_id(const img::memfd_file_entry& entry, const Holders& holders) const {
+  const Inode& inode = inode_of(entry);
+  if ((inode.mode & (S_ISUID | S_ISGID)) == 0) return;
+  for (const FileCredentials& who : holders)
+    if (who.may_set_id(inode.mode, inode.uid, inode.gid)) return;
+  throw Refusal("memfd '" + inode.name + "' of user " + std::to_string(inode.uid) + " and group " +
+                    std::to_string(inode.gid) + " with set-id bits, which no task that has it open could make",
+                "have the program close it");
+}
+
+Fd MemfdRestorer::open(const img::memfd_file_entry& entry, int flags) const {
+  return reopen(by_shmid_.at(inode_of(entry).shmid).get(), flags, "a memfd");
 }
 
 void MemfdRestorer::seal(bool last) const {

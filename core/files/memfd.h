@@ -27,6 +27,9 @@ class MemfdDumper {
 class MemfdRestorer {
  public:
   MemfdRestorer(const ImageSet& images, std::map<uint64_t, WarmMemfd> warm);
+  bool has_set_ids() const;
+  /// Refusal for set-id bits that none of those who have it could have set.
+  void check_set_id(const img::memfd_file_entry& entry, const Holders& holders) const;
   /// A description of its own.
   Fd open(const img::memfd_file_entry& entry, int flags) const;
   const std::map<uint64_t, Fd>& objects() const { return by_shmid_; }
@@ -40,7 +43,10 @@ class MemfdRestorer {
     uint64_t shmid = 0;
     int seals = 0;
     off_t size = 0;
+    uint32_t uid = 0, gid = 0, mode = 0;
+    std::string name;
   };
+  const Inode& inode_of(const img::memfd_file_entry& entry) const;
   std::map<uint32_t, Inode> inodes_;
   std::map<uint64_t, Fd> by_shmid_;
   std::set<uint64_t> warm_;

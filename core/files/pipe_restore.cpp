@@ -91,17 +91,36 @@ Fd PipeRestorer::open_pipe(const img::pipe_entry& entry) {
   return reopen(ends.read.get(), access | O_NONBLOCK, "a pipe");
 }
 
-Fd PipeRestorer::open_fifo(const img::fifo_entry& entry, const Fd& path, uint32_t flags) {
-  const auto [it, fresh] = fifos_.try_emplace(entry.pipe_id());
-  if (fresh) {
-    // Both directions at once: neither end has to wait for the other, and data stays while users are opened.
-    it->second = reopen(path.get(), O_RDWR | O_NONBLOCK, "a FIFO");
-    const auto data = fifo_data_.find(entry.pipe_id());
-    if (data != fifo_data_.end()) fill(it->second.get(), data->second);
+/// Both directions at once: neither end has to wait for the other, and data stays while users are opened. Who has one
+/// direction only gets no more by it; empty if it does without.
+Fd PipeRestorer::open_both_ways(int path, int access, bool data, TaskPaths& paths) {
+  try {
+    return reopen(path, O_RDWR | O_NONBLOCK, "a FIFO");
+  } catch (const Error& e) {
+    if (e.code() != EACCES && e.code() != EPERM) throw;
+    if (!TaskPaths::may(path, access == O_RDONLY ? R_OK : access == O_WRONLY ? W_OK : R_OK | W_OK)) throw;
+    // What waits in it is written again.
+    if (data && access == O_RDONLY) throw;
+    if (access == O_RDONLY) return {};
+    if (!paths.by_root()) throw;
   }
+  Fd both;
+  paths.as_self([&] { both = reopen(path, O_RDWR | O_NONBLOCK, "a FIFO"); });
+  return both;
+}
+
+Fd PipeRestorer::open_fifo(const img::fifo_entry& entry, int path, uint32_t flags, TaskPaths& paths) {
   const int access = static_cast<int>(flags) & O_ACCMODE;
   if (access == O_ACCMODE) throw Corrupt("files.img", "a FIFO has an impossible access mode");
-  return reopen(path.get(), access | O_NONBLOCK, "a FIFO");
+  if (!fifos_.contains(entry.pipe_id())) {
+    const auto data = fifo_data_.find(entry.pipe_id());
+    const bool some = data != fifo_data_.end() && !data->second.bytes.empty();
+    if (Fd both = open_both_ways(path, access, some, paths)) {
+      if (data != fifo_data_.end()) fill(both.get(), data->second);
+      fifos_.emplace(entry.pipe_id(), std::move(both));
+    }
+  }
+  return reopen(path, access | O_NONBLOCK, "a FIFO");
 }
 
 }  // namespace migrate

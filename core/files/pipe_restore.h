@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "core/files/open_file.h"
+#include "core/files/task_paths.h"
 
 namespace migrate {
 
@@ -13,8 +13,8 @@ class PipeRestorer {
  public:
   explicit PipeRestorer(const ImageSet& images);
   Fd open_pipe(const img::pipe_entry& entry);
-  /// `path`: an O_PATH descriptor of the FIFO.
-  Fd open_fifo(const img::fifo_entry& entry, const Fd& path, uint32_t flags);
+  /// `path`: an O_PATH descriptor of the FIFO, found by the right that `paths` has taken on.
+  Fd open_fifo(const img::fifo_entry& entry, int path, uint32_t flags, TaskPaths& paths);
   /// Closes the ends that keep pipes alive while their users are opened: call when all are open.
   void finish() { pipes_.clear(), fifos_.clear(); }
 
@@ -27,6 +27,7 @@ class PipeRestorer {
   static std::map<uint32_t, Data> read_data(const ImageSet& images, const char* name, uint32_t magic);
   void read_packets(const ImageSet& images);
   static void fill(int fd, const Data& data);
+  static Fd open_both_ways(int path, int access, bool data, TaskPaths& paths);
   struct Ends {
     Fd read, write;
     bool read_given = false, write_given = false;

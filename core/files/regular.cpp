@@ -5,6 +5,7 @@
 
 #include "core/files/paths.h"
 #include "core/image/magic.h"
+#include "ext/ext.pb.h"
 #include "images/ghost-file.pb.h"
 #include "images/remap-file-path.pb.h"
 
@@ -71,6 +72,11 @@ void RegularDumper::dump(const OpenFile& file) {
   if (place.found == Found::ghost) add_ghost(file);
   if (place.found == Found::elsewhere) add_link(file, place.path);
   context_.emit(entry);
+  ext::FileOwner owner;
+  owner.set_id(file.id);
+  owner.set_uid(file.st.stx_uid);
+  owner.set_gid(file.st.stx_gid);
+  context_.images.write(kFileOwnersImage, kFileOwnersMagic).entry(owner);
 }
 
 RegularDumper::Place RegularDumper::locate(const OpenFile& file) {

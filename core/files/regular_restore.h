@@ -1,54 +1,63 @@
-// Opening files by their path again, and giving ghosts (files without a path) a short life in their old folder.
+// Opening files by their path again, by the right of those who hold them (core/files/task_paths.h).
 #pragma once
 
 #include <map>
-#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "core/files/ghost_restore.h"
 #include "core/files/open_file.h"
-#include "core/files/restore_files.h"
-#include "images/ghost-file.pb.h"
+#include "core/files/task_paths.h"
 
 namespace migrate {
 
 class RegularRestorer {
  public:
-  /// `entries` must outlive this.
-  RegularRestorer(const ImageSet& images, const std::map<uint32_t, img::file_entry>& entries,
-                  const FileRestoreOptions& options);
-  /// What the path leads to, checked against the entry, as an O_PATH descriptor.
-  Fd find(const img::reg_file_entry& entry);
+  /// `entries` and `paths` must outlive this.
+  RegularRestorer(const ImageSet& images, const std::map<uint32_t, img::file_entry>& entries, TaskPaths& paths,
+                  bool shell_job);
   /// Opens with `flags` (only those that a description keeps).
-  Fd open(const img::reg_file_entry& entry, uint32_t flags);
+  Fd open(const img::reg_file_entry& entry, uint32_t flags, const Holders& holders);
+  /// A working folder, or (`as_root`) a root folder, to be entered: O_PATH. A root folder other than ours is entered by
+  /// the right of root if the task could not change to it itself.
+  Fd open_folder(const img::reg_file_entry& entry, const Holders& holders, bool as_root);
+  /// `use` with what the path leads to, checked against the entry (O_PATH), by the right of a holder who may.
+  void with_found(const img::reg_file_entry& entry, const Holders& holders, const std::function<void(int)>& use);
+  /// Refusal if the file is a deleted one that must not come into being.
+  void check_ghost(const img::reg_file_entry& entry, const Holders& holders) const;
+  bool has_ghosts() const { return !ghosts_.empty(); }
   /// Removes names that --link-remap made for the dump.
   void remove_links(std::vector<std::string>& failures);
-  int root() const { return root_.get(); }
 
  private:
   struct Remap {
     uint32_t id;
     bool ghost;
   };
-  const Fd& ghost(uint32_t ghost_id, const std::string& path);
-  Fd make_ghost(uint32_t ghost_id, const std::string& path);
-  /// With O_TMPFILE, as the description in `prepared_` for the entry that was opened so; empty if it is none of those.
-  Fd make_tmpfile(uint32_t ghost_id, int folder);
-  Fd make_named(uint32_t ghost_id, mode_t type, int folder, const std::string& name);
-  void fill_ghost(int fd, const img::ghost_file_entry& g, ImageReader& reader, const std::string& path);
-  Fd find_linked(const img::reg_file_entry& entry, uint32_t remap_id);
+  struct Link {
+    std::string path;
+    Holders holders;
+  };
+  const Remap* remap_of(const img::reg_file_entry& entry) const;
+  /// Where it is: its own path, or the name that --link-remap gave it.
+  std::string path_of(const img::reg_file_entry& entry);
+  Fd find(Right right, const img::reg_file_entry& entry, const std::string& path, uint32_t flags);
+  Fd open_found(Right right, const img::reg_file_entry& entry, Fd found, const std::string& path, uint32_t flags);
+  Fd under_old_name(Right right, Fd found, const std::string& path, const std::string& old_path);
   void check_found(const img::reg_file_entry& entry, const struct statx& st) const;
+  void check_same(const img::reg_file_entry& entry, const struct statx& st) const;
 
-  const ImageSet& images_;
   const std::map<uint32_t, img::file_entry>& entries_;
+  TaskPaths& paths_;
+  GhostRestorer ghosts_;
   bool shell_job_;
-  Fd root_;
   std::map<uint32_t, Remap> remaps_;
-  std::map<uint32_t, Fd> ghosts_;
-  std::multimap<uint32_t, uint32_t> by_ghost_;  ///< ghost id → file ids
-  /// Descriptions with flags that only an open by name (O_NOFOLLOW) or of the folder (O_TMPFILE) gives, by file id.
-  std::map<uint32_t, Fd> prepared_;
-  std::map<uint32_t, std::string> links_;
+  struct Owner {
+    uint32_t uid, gid;
+  };
+  std::map<uint32_t, Owner> owners_;  ///< by file id; images that are not ours have none
+  std::map<uint32_t, Link> links_;
 };
 
 }  // namespace migrate

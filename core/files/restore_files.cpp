@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <set>
 
 #include "core/files/anonymous.h"
 #include "core/files/image_tables.h"
@@ -12,6 +13,7 @@
 #include "core/files/paths.h"
 #include "core/files/pipe_restore.h"
 #include "core/files/regular_restore.h"
+#include "core/files/task_paths.h"
 #include "core/files/unix_restore.h"
 #include "core/files/unix_socket.h"
 #include "core/image/magic.h"
@@ -42,6 +44,8 @@ struct FileRestorer::Impl {
   FileRestoreOptions options;
   Logger& log;
   std::map<uint32_t, img::file_entry> entries;
+  Fd root;
+  TaskPaths paths;
   MemfdRestorer memfds;
   RegularRestorer regular;
   PipeRestorer pipes;
@@ -49,46 +53,93 @@ struct FileRestorer::Impl {
   UnixRestorer unix_sockets;
   std::map<uint32_t, Fd> files;
   std::map<uint32_t, int> numbers;
+  std::map<std::set<uint32_t>, Holders> by_tables;  ///< holders by the tables that have a file
 
   Impl(const ImageSet& i, const FileRestoreOptions& o, Logger& l, std::map<uint64_t, WarmMemfd> warm)
       : images(i),
         options(o),
         log(l),
         entries(read_file_entries(i)),
+        root(o.root_fd >= 0 ? Fd(check(::fcntl(o.root_fd, F_DUPFD_CLOEXEC, 0), "duplicate", "the root folder"))
+                            : open_path("/", O_PATH | O_DIRECTORY)),
+        paths(root.get(), o.by_root),
         memfds(i, std::move(warm)),
-        regular(i, entries, options),
+        regular(i, entries, paths, o.shell_job),
         pipes(i),
         inet(o.hold_outside, o.tcp_close, l),
-        unix_sockets(i, regular.root(), o.hold_outside, o.mark, l) {}
+        unix_sockets(i, paths, o.hold_outside, o.mark, l) {
+    refuse_set_ids();
+  }
 
-  /// Ids of all files that some table uses.
-  std::map<uint32_t, img::fd_types> used() const {
-    std::map<uint32_t, img::fd_types> ids;
-    for (const uint32_t table : table_ids(images))
+  /// Before anything is made.
+  void refuse_set_ids() {
+    if (!regular.has_ghosts() && !memfds.has_set_ids()) return;
+    for (const auto& [id, use] : used()) {
+      const img::file_entry& e = entries.at(id);
+      if (e.type() == img::fd_types::REG) regular.check_ghost(e.reg(), holders_of(use));
+      if (e.type() == img::fd_types::MEMFD) memfds.check_set_id(e.memfd(), holders_of(use));
+      if (e.type() != img::fd_types::FIFO) continue;
+      const auto path = entries.find(e.fifo().regf_id());
+      if (path != entries.end() && path->second.type() == img::fd_types::REG)
+        regular.check_ghost(path->second.reg(), holders_of(use));
+    }
+  }
+
+  struct Use {
+    img::fd_types type;
+    std::set<uint32_t> tables;
+  };
+
+  /// Any task that has a file may open it.
+  const Holders& holders_of(const Use& use) {
+    Holders& all = by_tables[use.tables];
+    if (!all.empty()) return all;
+    if (!options.holders) add_holder(all, paths.self());
+    for (const uint32_t table : use.tables) {
+      if (!options.holders) break;
+      const auto it = options.holders->find(table);
+      if (it == options.holders->end()) continue;
+      for (const FileCredentials& who : it->second) add_holder(all, who);
+    }
+    // Least rights first.
+    std::stable_sort(all.begin(), all.end(), [](const FileCredentials& a, const FileCredentials& b) {
+      return std::pair(a.uid == 0, a.capabilities) < std::pair(b.uid == 0, b.capabilities);
+    });
+    return all;
+  }
+
+  /// Ids of all files that some task uses.
+  std::map<uint32_t, Use> used() const {
+    std::map<uint32_t, Use> ids;
+    for (const uint32_t table : table_ids(images)) {
+      if (options.holders && !options.holders->contains(table)) continue;
       for (const img::fdinfo_entry& e : read_table(images, table)) {
         const auto it = entries.find(e.id());
         if (it == entries.end())
           throw Corrupt(image_name("fdinfo", table), "fd " + std::to_string(e.fd()) + " has no file in files.img");
         if (it->second.type() != e.type())
           throw Corrupt(image_name("fdinfo", table), "fd " + std::to_string(e.fd()) + " is of another type");
-        ids.emplace(e.id(), e.type());
+        ids.try_emplace(e.id(), Use{e.type(), {}}).first->second.tables.insert(table);
       }
+    }
     return ids;
   }
 
-  Fd open_regular(const img::reg_file_entry& e) {
-    Fd fd = regular.open(e, e.flags());
+  Fd open_regular(const img::reg_file_entry& e, const Holders& holders) {
+    Fd fd = regular.open(e, e.flags(), holders);
     set_status_flags(fd.get(), e.flags(), e.name());
     if ((e.flags() & O_PATH) == 0) set_position(fd.get(), e.pos(), e.name());
     return fd;
   }
 
-  Fd open_fifo(const img::fifo_entry& e) {
+  Fd open_fifo(const img::fifo_entry& e, const Holders& holders) {
     const auto path = entries.find(e.regf_id());
     if (path == entries.end() || path->second.type() != img::fd_types::REG)
       throw Corrupt("files.img", "a FIFO has no path");
-    Fd fd = pipes.open_fifo(e, regular.find(path->second.reg()), path->second.reg().flags());
-    set_status_flags(fd.get(), path->second.reg().flags(), path->second.reg().name());
+    const img::reg_file_entry& reg = path->second.reg();
+    Fd fd;
+    regular.with_found(reg, holders, [&](int found) { fd = pipes.open_fifo(e, found, reg.flags(), paths); });
+    set_status_flags(fd.get(), reg.flags(), reg.name());
     return fd;
   }
 
@@ -100,10 +151,6 @@ struct FileRestorer::Impl {
 
   Fd open_entry(const img::file_entry& e, uint64_t elapsed_ns) {
     switch (e.type()) {
-      case img::fd_types::REG:
-        return open_regular(e.reg());
-      case img::fd_types::FIFO:
-        return open_fifo(e.fifo());
       case img::fd_types::PIPE:
         return pipes.open_pipe(e.pipe());
       case img::fd_types::EVENTFD:
@@ -136,18 +183,50 @@ struct FileRestorer::Impl {
     raise_limit();
     const auto ids = used();
     memfds.seal(false);
-    for (const auto& [id, type] : ids) {
-      if (type == img::fd_types::UNIXSK)
-        unix_sockets.add(entries.at(id).usk());
-      else
-        keep(id, open_entry(entries.at(id), elapsed_ns));
+    open_paths(ids);
+    for (const auto& [id, use] : ids) {
+      const img::file_entry& e = entries.at(id);
+      if (use.type == img::fd_types::UNIXSK) {
+        unix_sockets.add(e.usk(), holders_of(use));
+      } else if (use.type != img::fd_types::REG && use.type != img::fd_types::FIFO) {
+        keep(id, open_entry(e, elapsed_ns));
+      }
     }
+    static const Holders kNobody;
     for (const auto& [id, entry] : entries)
       if (entry.type() == img::fd_types::UNIXSK && (entry.usk().uflags() & kUnixExternal) != 0 && !ids.contains(id))
-        unix_sockets.add(entry.usk());
+        unix_sockets.add(entry.usk(), kNobody);
     for (auto& [id, fd] : unix_sockets.open_all()) keep(id, std::move(fd));
     pipes.finish();
     if (!options.hold_outside) after_gate();
+  }
+
+  /// Those of one holder after the other, since taking on rights takes as long as opening a file.
+  void open_paths(const std::map<uint32_t, Use>& ids) {
+    std::map<const Holders*, std::vector<uint32_t>> by_holders;
+    for (const auto& [id, use] : ids)
+      if (use.type == img::fd_types::REG || use.type == img::fd_types::FIFO) by_holders[&holders_of(use)].push_back(id);
+    const TaskPaths::Batch batch(paths);
+    for (const auto& [holders, files_of] : by_holders)
+      for (const uint32_t id : files_of) {
+        const img::file_entry& e = entries.at(id);
+        keep(id, e.type() == img::fd_types::REG ? open_regular(e.reg(), *holders) : open_fifo(e.fifo(), *holders));
+      }
+  }
+
+  Fd open_wanted(const WantedFile& w) {
+    const auto it = entries.find(w.id);
+    if (it == entries.end()) throw Corrupt("files.img", "file " + std::to_string(w.id) + " is missing");
+    const img::file_entry& e = it->second;
+    const bool folder = w.use != WantedFile::Use::mapped;
+    if (e.type() == img::fd_types::MEMFD && !folder) {
+      memfds.check_set_id(e.memfd(), w.holders);
+      return memfds.open(e.memfd(), w.access & O_ACCMODE);
+    }
+    if (e.type() != img::fd_types::REG)
+      throw Corrupt("files.img", "file " + std::to_string(w.id) + " is not one that has a path");
+    if (folder) return regular.open_folder(e.reg(), w.holders, w.use == WantedFile::Use::root_folder);
+    return regular.open(e.reg(), static_cast<uint32_t>(w.access), w.holders);
   }
 
   static void raise_limit() {
@@ -176,15 +255,12 @@ FileRestorer::FileRestorer(const ImageSet& images, const FileRestoreOptions& opt
     : impl_(std::make_unique<Impl>(images, options, log, std::move(warm))) {}
 FileRestorer::~FileRestorer() = default;
 
-Fd FileRestorer::open_file(uint32_t file_id, int flags) {
-  const auto it = impl_->entries.find(file_id);
-  if (it == impl_->entries.end()) throw Corrupt("files.img", "file " + std::to_string(file_id) + " is missing");
-  const img::file_entry& e = it->second;
-  const uint32_t wanted = flags == -1 ? flags_of(e) : static_cast<uint32_t>(flags);
-  if (e.type() == img::fd_types::MEMFD) return impl_->memfds.open(e.memfd(), static_cast<int>(wanted) & O_ACCMODE);
-  if (e.type() != img::fd_types::REG)
-    throw Corrupt("files.img", "file " + std::to_string(file_id) + " is not one that has a path");
-  return impl_->regular.open(e.reg(), wanted);
+std::vector<Fd> FileRestorer::open_files(const std::vector<WantedFile>& wanted) {
+  const TaskPaths::Batch batch(impl_->paths);
+  std::vector<Fd> opened;
+  opened.reserve(wanted.size());
+  for (const WantedFile& w : wanted) opened.push_back(impl_->open_wanted(w));
+  return opened;
 }
 
 const std::map<uint64_t, Fd>& FileRestorer::shared_objects() { return impl_->memfds.objects(); }

@@ -2,13 +2,17 @@
 // pidfd_getfd(2), so that what was shared stays shared.
 #pragma once
 
+#include <fcntl.h>
+
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "core/base/fd.h"
 #include "core/base/log.h"
+#include "core/files/file_credentials.h"
 #include "core/image/image_set.h"
 
 namespace migrate {
@@ -27,24 +31,38 @@ struct FileRestoreOptions {
   bool hold_outside = true;
   std::string mark = ".migrate";  ///< hidden names begin with it (core/files/hidden_sockets.h)
   int root_fd = -1;               ///< paths are resolved below this folder (openat2 RESOLVE_IN_ROOT); -1: our own root
+  /// Who has each descriptor table: files are opened with their credentials. nullopt: all is the caller's own.
+  std::optional<std::map<uint32_t, Holders>> holders;
+  /// What no holder may open may be opened by root, where root alone can have put it there (core/files/task_paths.h).
+  bool by_root = true;
+};
+
+/// A file that no descriptor leads to: of a mapping, the executable, or a folder of a task.
+struct WantedFile {
+  enum class Use { mapped, work_folder, root_folder };
+  uint32_t id = 0;
+  int access = O_RDONLY;  ///< how a mapping needs it
+  Use use = Use::mapped;
+  Holders holders;
 };
 
 /// Lives in the coordinator (in the tree's mount, time and pid namespaces; single-threaded).
 class FileRestorer {
  public:
-  /// `warm`: memfds by shmid, taken for those of the images that have that name.
+  /// `warm`: memfds by shmid, taken for those of the images that have that name. Refusal for deleted files with set-id
+  /// bits that their holders could not have made.
   FileRestorer(const ImageSet& images, const FileRestoreOptions& options, Logger& log,
                std::map<uint64_t, WarmMemfd> warm = {});
   ~FileRestorer();
 
-  /// Opens the file of a mapping, exe, cwd or root by its id. `flags` overrides the entry's access mode if not -1.
-  /// Memfds give a descriptor of the object.
-  Fd open_file(uint32_t file_id, int flags = -1);
+  /// Opens the files of mappings, executables and folders (those O_PATH), in that order, with the credentials of their
+  /// holders. Memfds give a descriptor of the object.
+  std::vector<Fd> open_files(const std::vector<WantedFile>& wanted);
   /// Makes every memfd and gives its object by shmid, so that memory can fill it.
   const std::map<uint64_t, Fd>& shared_objects();
   /// Whether that one was warm.
   bool is_warm(uint64_t shmid) const;
-  /// Opens all descriptions. Everything that can fail fails here or in open_file, before the gate. `elapsed_ns`: since
+  /// Opens all descriptions. Everything that can fail fails here or in open_files, before the gate. `elapsed_ns`: since
   /// the dump, on the tree's CLOCK_MONOTONIC; timers have so much less left.
   void open_all(uint64_t elapsed_ns = 0);
   /// file id → descriptor number in this process, for install_descriptors.

@@ -57,6 +57,7 @@ void parse_attribute(const rtattr& a, UnixSocketInfo& out) {
       break;
     case UNIX_DIAG_VFS:
       out.file_ino = word(0);
+      out.file_device = word(1);
       break;
     case UNIX_DIAG_PEER:
       out.peer = word(0);

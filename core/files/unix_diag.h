@@ -17,6 +17,7 @@ struct UnixSocketInfo {
   uint32_t peer = 0;              ///< inode of the peer, 0: none, or gone
   std::string name;               ///< as bound; abstract names start with NUL
   uint32_t file_ino = 0;          ///< of the file it is bound to
+  uint32_t file_device = 0;       ///< of that: major << 20 | minor, as /proc/self/mountinfo has it
   std::vector<uint32_t> waiting;  ///< inodes of connections not accepted yet
   uint32_t backlog = 0;           ///< of listening sockets
 };

@@ -19,33 +19,10 @@ Fd new_socket(const img::unix_sk_entry& e) {
   return Fd(check(::socket(AF_UNIX, static_cast<int>(e.type()) | SOCK_CLOEXEC, 0), "make", "a Unix socket"));
 }
 
-std::string who_is(const img::unix_sk_entry& e) {
-  std::string name = clean_name(e.name());
-  if (name.empty()) return "Unix socket " + std::to_string(e.ino());
-  if (abstract_name(name)) name.front() = '@';
-  return "Unix socket " + name;
-}
-
-/// In a backstage: binds `fd` under the entry's name, making folders as needed.
-void bind_backstage(int fd, const img::unix_sk_entry& e) {
-  const UnixAddress address(e.name());
-  const std::string path = clean_name(e.name());
-  if (!abstract_name(path)) {
-    if (path.front() != '/') {
-      const std::string folder = e.has_name_dir() && e.name_dir().starts_with("/") ? e.name_dir() : "/";
-      if (folder != "/") make_folders(folder);
-      check(::chdir(folder.c_str()), "enter", folder);
-    }
-    const size_t slash = path.rfind('/');
-    if (slash != std::string::npos && slash != 0) make_folders(path.substr(0, slash));
-  }
-  check(::bind(fd, address.get(), address.length), "bind", who_is(e));
-}
-
 }  // namespace
 
-UnixRestorer::UnixRestorer(const ImageSet& images, int root, bool hold, std::string mark, Logger& log)
-    : root_(root), hold_(hold), mark_(std::move(mark)), log_(log) {
+UnixRestorer::UnixRestorer(const ImageSet& images, TaskPaths& paths, bool hold, std::string mark, Logger& log)
+    : paths_(paths), names_(paths, std::move(mark)), hold_(hold), log_(log) {
   auto reader = images.read("sk-queues.img", magic::kSkQueues);
   img::sk_packet_entry packet;
   while (reader && reader->next(packet)) {
@@ -56,14 +33,10 @@ UnixRestorer::UnixRestorer(const ImageSet& images, int root, bool hold, std::str
   }
 }
 
-UnixRestorer::~UnixRestorer() {
-  for (const auto& [ino, h] : hidden_)
-    if (!h.hidden.empty()) ::unlinkat(h.folder.get(), h.hidden.c_str(), 0);
-}
-
-void UnixRestorer::add(const Entry& entry) {
-  const bool fresh = (entry.uflags() & kUnixExternal) != 0 ? external_.emplace(entry.ino(), &entry).second
-                                                           : sockets_.emplace(entry.ino(), Socket{&entry, Fd()}).second;
+void UnixRestorer::add(const Entry& entry, const Holders& holders) {
+  const bool fresh = (entry.uflags() & kUnixExternal) != 0
+                         ? external_.emplace(entry.ino(), &entry).second
+                         : sockets_.emplace(entry.ino(), Socket{&entry, Fd(), &holders}).second;
   if (!fresh) throw Corrupt("files.img", "a Unix socket stands twice");
 }
 
@@ -166,7 +139,7 @@ void UnixRestorer::make_pair(Socket& a, Socket& b) {
 void UnixRestorer::make_widow(Socket& a) {
   Entry gone;
   gone.set_type(a.entry->type());
-  Socket b{&gone, Fd()};
+  Socket b{&gone, Fd(), a.holders};
   make_pair(a, b);
   widows_.emplace(a.entry->ino(), std::move(b.fd));
 }
@@ -189,47 +162,12 @@ void UnixRestorer::bind_name(Socket& a) {
     return;
   }
   if (a.entry->deleted()) return backstage([&] { bind_backstage(a.fd.get(), *a.entry); });
-  const bool relative = path.front() != '/';
-  if (relative && !a.entry->name_dir().starts_with("/"))
-    throw Corrupt("files.img", who_is(*a.entry) + " has no folder");
-  const SplitPath split = split_path(path);
-  with_root(root_, [&] {
-    if (relative) check(::chdir(a.entry->name_dir().c_str()), "enter", a.entry->name_dir());
-    bind_path(a, split.folder, split.name);
-  });
-}
-
-/// In a thread whose working folder and root are right for the name. The name itself may be the running source's, on a
-/// shared file system: it is bound below a folder of ours and hidden beside where it belongs.
-void UnixRestorer::bind_path(Socket& a, const std::string& folder, const std::string& name) {
-  const Fd dir = open_path(folder, O_PATH | O_DIRECTORY);
-  const std::string hidden = mark_ + "-" + std::to_string(++serial_), stage = hidden + ".d";
-  struct stat st {};
-  if (::fstatat(dir.get(), name.c_str(), &st, AT_SYMLINK_NOFOLLOW) == 0) {
-    if (!S_ISSOCK(st.st_mode)) throw Error("bind", who_is(*a.entry) + ", where another file is", EEXIST);
-    for (const auto& [ino, info] : list_unix_sockets(nullptr))
-      if (info.file_ino == static_cast<uint32_t>(st.st_ino) && clean_name(info.name) == clean_name(a.entry->name()))
-        throw Error("bind", who_is(*a.entry) + ", which another process uses", EADDRINUSE);
-  }
-  check(::mkdirat(dir.get(), stage.c_str(), 0700), "make a folder beside", who_is(*a.entry));
-  const Fd stage_dir(check(::openat(dir.get(), stage.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC), "open", stage));
-  with_root(stage_dir.get(), [&] {
-    bind_backstage(a.fd.get(), *a.entry);
-    const std::string path = clean_name(a.entry->name());
-    check(::renameat(AT_FDCWD, path.c_str(), dir.get(), hidden.c_str()), "hide", who_is(*a.entry));
-  });
-  remove_tree_at(dir.get(), stage);
-  hidden_.emplace(a.entry->ino(), Hidden{dir.dup(), hidden, name, -1, a.entry});
-  if (!a.entry->has_file_perms()) return;
-  const img::file_perms_entry& perms = a.entry->file_perms();
-  check(::fchownat(dir.get(), hidden.c_str(), perms.uid(), perms.gid(), 0), "set the owner of", who_is(*a.entry));
-  check(::fchmodat(dir.get(), hidden.c_str(), perms.mode() & 07777, 0), "set the mode of", who_is(*a.entry));
+  names_.bind(a.fd.get(), *a.entry, *a.holders);
 }
 
 /// A name under which a socket of ours can be connected to now, before it is published.
 std::string UnixRestorer::reachable_name(const Entry& entry) {
-  const auto it = hidden_.find(entry.ino());
-  if (it != hidden_.end()) return "/proc/self/fd/" + std::to_string(it->second.folder.get()) + "/" + it->second.hidden;
+  if (std::string hidden = names_.reachable(entry.ino()); !hidden.empty()) return hidden;
   if (abstract_name(entry.name())) return entry.name();
   throw Refusal("the images hold a datagram socket connected to " + who_is(entry) + ", which has no name any more",
                 "it cannot be restored");
@@ -239,17 +177,28 @@ void UnixRestorer::connect_datagram(Socket& a) {
   const uint32_t peer = a.entry->peer();
   if (a.entry->type() != SOCK_DGRAM || peer == 0) return;
   const auto external = external_.find(peer);
-  if (external != external_.end()) {
-    const UnixAddress address(external->second->name());
-    return with_root(root_, [&] {
-      check(::connect(a.fd.get(), address.get(), address.length), "connect to", who_is(*external->second));
-    });
-  }
+  if (external != external_.end()) return connect_external(a, *external->second);
   const Socket* b = by_inode(peer);
   if (b == nullptr) throw Corrupt("files.img", "a Unix socket's peer is missing");
   if (b != &a && b->entry->peer() == a.entry->ino()) return;  // a pair already
   const UnixAddress address(reachable_name(*b->entry));
   check(::connect(a.fd.get(), address.get(), address.length), "connect to", who_is(*b->entry));
+}
+
+/// Through the socket's own right: connect(2) wants to write to the file.
+void UnixRestorer::connect_external(Socket& a, const Entry& to) {
+  const std::string path = clean_name(to.name());
+  if (abstract_name(path)) {
+    const UnixAddress address(path);
+    check(::connect(a.fd.get(), address.get(), address.length), "connect to", who_is(to));
+    return;
+  }
+  paths_.attempt(*a.holders, who_is(to), [&](Right right) {
+    if (right == Right::root) throw Denied("the images do not say whose it was");
+    const Fd file = paths_.find_followed(right, path);
+    const UnixAddress address("/proc/self/fd/" + std::to_string(file.get()));
+    check(::connect(a.fd.get(), address.get(), address.length), "connect to", who_is(to));
+  });
 }
 
 void UnixRestorer::fill_queue(Socket& a) {
@@ -294,30 +243,27 @@ void UnixRestorer::settle(Socket& a) {
     if (how != 0 && connected && widows_.count(a.entry->ino()) == 0)
       check(::shutdown(a.fd.get(), how - 1), "shut down", who);
   }
-  const auto hidden = hidden_.find(a.entry->ino());
   // First its own, so that one that the kernel does not take shows before the gate.
   if (a.entry->opts().so_filter_size() != 0) attach_own_filter(a.fd.get(), a.entry->opts(), who);
   if (a.entry->type() == SOCK_DGRAM && hold_ && !a.entry->name().empty()) {
     attach_deaf_filter(a.fd.get(), who);
-    if (hidden == hidden_.end())
-      hidden_.emplace(a.entry->ino(), Hidden{Fd(), "", "", a.fd.get(), a.entry});
-    else
-      hidden->second.socket = a.fd.get();
+    deaf_.emplace(a.entry->ino(), Deaf{a.fd.get(), a.entry});
   }
 }
 
 void UnixRestorer::publish(std::vector<std::string>& failures) {
-  for (auto& [ino, h] : hidden_) try {
-      if (h.socket >= 0) attach_own_filter(h.socket, h.entry->opts(), who_is(*h.entry));
-      if (h.hidden.empty()) continue;
-      // Takes the place of a stale file in one step.
-      check(::renameat(h.folder.get(), h.hidden.c_str(), h.folder.get(), h.name.c_str()), "publish", who_is(*h.entry));
-      h.hidden.clear();
+  const auto attempt = [&](const auto& work) {
+    try {
+      work();
     } catch (const Error& e) {
       log_.error("{}", e.what());
       failures.emplace_back(e.what());
     }
-  hidden_.clear();
+  };
+  for (const auto& [ino, d] : deaf_)
+    attempt([&d = d] { attach_own_filter(d.socket, d.entry->opts(), who_is(*d.entry)); });
+  deaf_.clear();
+  for (const auto& [ino, s] : sockets_) attempt([&, ino = ino] { names_.publish(ino); });
 }
 
 }  // namespace migrate

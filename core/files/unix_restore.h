@@ -11,21 +11,20 @@
 #include <vector>
 
 #include "core/base/log.h"
-#include "core/files/open_file.h"
+#include "core/files/task_paths.h"
+#include "core/files/unix_names.h"
 
 namespace migrate {
 
 class UnixRestorer {
  public:
-  /// `root`: where paths begin; must stay open. `mark`: hidden names begin with it (core/files/hidden_sockets.h).
-  UnixRestorer(const ImageSet& images, int root, bool hold, std::string mark, Logger& log);
-  /// Removes hidden files that were not published.
-  ~UnixRestorer();
+  /// `paths` must outlive this. `mark`: hidden names begin with it (core/files/hidden_sockets.h).
+  UnixRestorer(const ImageSet& images, TaskPaths& paths, bool hold, std::string mark, Logger& log);
   UnixRestorer(const UnixRestorer&) = delete;
   UnixRestorer& operator=(const UnixRestorer&) = delete;
 
-  /// Entries must outlive this.
-  void add(const img::unix_sk_entry& entry);
+  /// Entry and holders must outlive this.
+  void add(const img::unix_sk_entry& entry, const Holders& holders);
   /// Makes all sockets that were added; by file id.
   std::map<uint32_t, Fd> open_all();
   /// Gives the files their names. Never throws; failures are appended.
@@ -36,11 +35,10 @@ class UnixRestorer {
   struct Socket {
     const Entry* entry;
     Fd fd;
+    const Holders* holders;
   };
-  struct Hidden {
-    Fd folder;
-    std::string hidden, name;
-    int socket;  ///< filtered until published, or -1
+  struct Deaf {
+    int socket;  ///< filtered until published
     const Entry* entry;
   };
   Socket* by_inode(uint32_t ino);
@@ -50,22 +48,21 @@ class UnixRestorer {
   void make_widow(Socket& a);
   void make_single(Socket& a);
   void bind_name(Socket& a);
-  void bind_path(Socket& a, const std::string& folder, const std::string& name);
   void connect_datagram(Socket& a);
+  void connect_external(Socket& a, const Entry& to);
   std::string reachable_name(const Entry& entry);
   void fill_queue(Socket& a);
   void settle(Socket& a);
 
-  int root_;
+  TaskPaths& paths_;
+  UnixNames names_;
   bool hold_;
-  std::string mark_;
   Logger& log_;
   std::map<uint32_t, Socket> sockets_;         ///< by inode
   std::map<uint32_t, const Entry*> external_;  ///< likewise
   std::map<uint32_t, Fd> widows_;              ///< by inode: the closed peer, until queues are filled
   std::map<uint32_t, std::vector<std::span<const std::byte>>> queues_;  ///< by file id
-  std::map<uint32_t, Hidden> hidden_;                                   ///< by inode
-  int serial_ = 0;
+  std::map<uint32_t, Deaf> deaf_;                                       ///< by inode
 };
 
 }  // namespace migrate

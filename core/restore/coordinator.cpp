@@ -19,6 +19,7 @@
 #include "core/image/magic.h"
 #include "core/memory/page_files.h"
 #include "core/restore/copy_memory.h"
+#include "core/restore/file_holders.h"
 #include "core/restore/final_state.h"
 #include "core/restore/messages.h"
 #include "core/restore/namespaces.h"
@@ -100,16 +101,22 @@ class Coordinator {
     const int null = open_path("/dev/null", O_RDWR).release();  // closed below with what we inherited
     for (int fd = 0; fd <= 2; ++fd) check(::dup2(null, fd), "redirect", "the standard descriptors");
     constexpr int kHigh = 100;
-    const Fd launcher = move_above(std::move(launcher_), kHigh);
-    const Fd gate = gate_ ? move_above(std::move(gate_->file()), launcher.get() + 1) : Fd();
+    std::vector<Fd*> kept{&launcher_};
+    if (gate_)
+      for (Fd* file : gate_->files())
+        if (*file) kept.push_back(file);
     log_.reset();
-    const auto first = static_cast<unsigned>(launcher.get());
-    const unsigned last = gate ? static_cast<unsigned>(gate.get()) : first;
-    check(::close_range(3, first - 1, 0), "close", "inherited descriptors");
-    if (last > first + 1) ::close_range(first + 1, last - 1, 0);
-    ::close_range(last + 1, ~0u, 0);
-    launcher_ = launcher.dup();
-    if (gate) gate_->file() = gate.dup();
+    // All of them above the others, then the others closed.
+    for (Fd* fd : kept) *fd = move_above(std::move(*fd), kHigh);
+    std::sort(kept.begin(), kept.end(), [](const Fd* a, const Fd* b) { return a->get() < b->get(); });
+    unsigned next = 3;
+    for (const Fd* fd : kept) {
+      const auto number = static_cast<unsigned>(fd->get());
+      if (number > next) check(::close_range(next, number - 1, 0), "close", "inherited descriptors");
+      next = number + 1;
+    }
+    ::close_range(next, ~0u, 0);
+    for (Fd* fd : kept) *fd = fd->dup();
     log_ = socket_logger(launcher_.get());
     rlimit files{};
     ::getrlimit(RLIMIT_NOFILE, &files);
@@ -307,39 +314,37 @@ class Coordinator {
     return std::max(kLowestFloor, highest + 1);
   }
 
-  void open_mapped(uint64_t id, int access) {
-    const MappedFile key{id, access};
-    if (resources_.files.contains(key)) return;
-    if (id == 0 || id > UINT32_MAX) throw Corrupt("the memory images", "a file id is out of range");
-    kept_.push_back(files_->open_file(static_cast<uint32_t>(id), access));
-    resources_.files.emplace(key, kept_.back().get());
-  }
-
   /// Returns the shared objects that are new.
   std::vector<uint64_t> open_files() {
     FileRestoreOptions file_options;
     file_options.tcp_close = options_.tcp_close;
     file_options.shell_job = options_.shell_job;
     file_options.mark = options_.mark;
+    file_options.holders = table_holders(images_of_);
+    file_options.by_root = options_.files_by_root;
     if (!options_.root.empty() && !options_.own_namespaces) {
       root_ = open_path(options_.root, O_PATH | O_DIRECTORY);
       file_options.root_fd = root_.get();
     }
     files_ = std::make_unique<FileRestorer>(images_, file_options, *log_, shared_.take_memfds());
+    open_mapped();
     std::map<uint64_t, SharedMemory::Wanted> shared;
-    for (const TaskImage& task : images_of_) {
-      open_mapped(task.mm.exe_file_id(), O_RDONLY);
-      open_mapped(task.fs.cwd_id(), O_RDONLY);
-      if (task.fs.root_id() != 0) open_mapped(task.fs.root_id(), O_RDONLY);
-      for (const ImageVma& v : task.vmas) {
-        if (v.has_file()) open_mapped(v.object, v.open_flags);
+    for (const TaskImage& task : images_of_)
+      for (const ImageVma& v : task.vmas)
         if (v.has(kVmaAnonShared) && !v.has_file())
           shared[v.object].bytes = std::max(shared[v.object].bytes, v.pgoff + v.bytes());
-      }
-    }
     std::vector<uint64_t> fresh = shared_.follow(shared);
     for (const SharedMemory::Object& o : shared_.objects()) resources_.shared_memory.emplace(o.id, o.fd.get());
     return fresh;
+  }
+
+  void open_mapped() {
+    const std::map<MappedFile, WantedFile> keyed = wanted_files(images_of_);
+    std::vector<WantedFile> wanted;
+    for (const auto& [key, file] : keyed) wanted.push_back(file);
+    kept_ = files_->open_files(wanted);
+    size_t next = 0;
+    for (const auto& [key, file] : keyed) resources_.files.emplace(key, kept_[next++].get());
   }
 
   void fill_shared_memory(PageImages& pages) {

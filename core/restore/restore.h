@@ -25,7 +25,10 @@ struct RestoreOptions {
   bool tcp_close = false;
   bool sibling = false;  ///< -S: the root becomes a child of our parent
   std::string root;      ///< -r: root folder for all paths; empty: ours
-  std::string mark;      ///< hidden names of files begin with it; empty: one of our own
+  /// Files that no task that has them may open here may be opened by root, where root alone can have put them there
+  /// (core/files/task_paths.h). False if the images may be hostile.
+  bool files_by_root = true;
+  std::string mark;  ///< hidden names of files begin with it; empty: one of our own
   std::chrono::milliseconds timeout{30'000};
   /// Where the clocks of the moved tree must continue: value of CLOCK_MONOTONIC / CLOCK_BOOTTIME (ns) that the tree
   /// should read at the local CLOCK_MONOTONIC time `at`. Empty: the values in the images, at the time of prepare.

@@ -241,8 +241,8 @@ class Shell {
 
   void fetch_resources(const Resources& from) {
     fetch_file(from, task_->mm.exe_file_id(), O_RDONLY);
-    fetch_file(from, task_->fs.cwd_id(), O_RDONLY);
-    if (task_->fs.root_id() != 0) fetch_file(from, task_->fs.root_id(), O_RDONLY);
+    fetch_file(from, task_->fs.cwd_id(), kWorkFolder);
+    if (task_->fs.root_id() != 0) fetch_file(from, task_->fs.root_id(), kRootFolder);
     for (const ImageVma& v : task_->vmas) {
       if (v.has_file()) {
         fetch_file(from, v.object, v.open_flags);

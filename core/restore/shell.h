@@ -1,6 +1,8 @@
 // A task shell: a process of ours with the pid of a task, which turns itself into the task.
 #pragma once
 
+#include <fcntl.h>
+
 #include <map>
 #include <span>
 #include <vector>
@@ -17,9 +19,10 @@ namespace migrate {
 /// A file opened for mappings, as executable or as folder.
 struct MappedFile {
   uint64_t id = 0;
-  int access = 0;  ///< O_RDONLY or O_RDWR
+  int access = 0;  ///< O_RDONLY or O_RDWR; kWorkFolder, kRootFolder
   auto operator<=>(const MappedFile&) const = default;
 };
+inline constexpr int kWorkFolder = O_PATH, kRootFolder = O_PATH | O_DIRECTORY;
 
 /// Descriptors that the coordinator opened for the final images, by its own numbers.
 struct Resources {

@@ -52,9 +52,9 @@ void set_coredump_filter(const TaskImage& task) {
 
 FolderFds folders(const ShellContext& context, const TaskImage& task) {
   FolderFds fds;
-  fds.cwd = context.files.at({task.fs.cwd_id(), O_RDONLY});
+  fds.cwd = context.files.at({task.fs.cwd_id(), kWorkFolder});
   if (task.fs.root_id() == 0) return fds;
-  fds.root = context.files.at({task.fs.root_id(), O_RDONLY});
+  fds.root = context.files.at({task.fs.root_id(), kRootFolder});
   struct stat wanted {
   }, own{};
   check(::fstat(fds.root, &wanted), "stat", "the root folder of a task");

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "core/base/procfs.h"
+#include "core/files/paths.h"
 #include "core/memory/page_files.h"
 #include "core/restore/messages.h"
 
@@ -22,13 +23,15 @@ struct TargetHeader {
 
 void* local(uint64_t address) { return reinterpret_cast<void*>(address); }  // NOLINT: an address of this process
 
-/// Opened to be mapped; none if there is no regular file. The path is the peer's: other files must not even be opened,
-/// since that may have effects.
+/// Opened to be mapped; none if there is no regular file. The path is the peer's, and whose right it is opened by is
+/// not known yet: what becomes of it, the final images' own open of the same file decides. Other files must not even be
+/// opened, since that may have effects.
 Fd open_mapped_file(const std::string& path) {
-  const Fd there(::open(path.c_str(), O_PATH | O_CLOEXEC));
+  const Fd root = open_path("/", O_PATH | O_DIRECTORY);
+  const Fd there = try_open_below(root.get(), path, O_PATH);
   struct stat st {};
-  if (!there || ::fstat(there.get(), &st) != 0 || !S_ISREG(st.st_mode)) return {};
-  return Fd(::open(("/proc/self/fd/" + std::to_string(there.get())).c_str(), O_RDONLY | O_CLOEXEC));
+  if (!there || ::fstat(there.get(), &st) != 0 || !S_ISREG(st.st_mode) || on_kernel_file_system(there.get())) return {};
+  return Fd(::open(("/proc/self/fd/" + std::to_string(there.get())).c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
 }
 
 FileKey key_of(int fd) {

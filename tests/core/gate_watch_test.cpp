@@ -2,6 +2,7 @@
 #include "core/restore/gate_watch.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <chrono>
 #include <filesystem>
@@ -52,6 +53,15 @@ TEST_F(GateWatchTest, IsEmptyWhenNobodyIsLeft) {
   EXPECT_EQ(watch.wait(), GateWatch::Outcome::empty);
   std::filesystem::remove_all(folder_);
   EXPECT_EQ(watch.wait(), GateWatch::Outcome::empty);
+}
+
+TEST_F(GateWatchTest, HasNoFolderOpen) {
+  GateWatch watch({.v2 = true, .folders = {folder_}});
+  for (Fd* file : watch.files()) {
+    struct stat st {};
+    ASSERT_EQ(::fstat(file->get(), &st), 0);
+    EXPECT_TRUE(S_ISREG(st.st_mode));
+  }
 }
 
 }  // namespace

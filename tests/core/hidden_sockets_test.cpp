@@ -1,8 +1,11 @@
 #include "core/files/hidden_sockets.h"
 
 #include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 
@@ -24,6 +27,16 @@ class HiddenSockets : public ::testing::Test {
   void touch(const std::string& name) const {
     fs::create_directories((fs::path(dir_) / name).parent_path());
     std::ofstream(dir_ + "/" + name) << "x";
+  }
+  void bind_socket(const std::string& name) const {
+    fs::create_directories((fs::path(dir_) / name).parent_path());
+    sockaddr_un a{};
+    a.sun_family = AF_UNIX;
+    const std::string path = dir_ + "/" + name;
+    ASSERT_LT(path.size(), sizeof a.sun_path);
+    std::memcpy(a.sun_path, path.data(), path.size());
+    const Fd fd(::socket(AF_UNIX, SOCK_STREAM, 0));
+    ASSERT_EQ(::bind(fd.get(), reinterpret_cast<const sockaddr*>(&a), sizeof a), 0);
   }
   bool there(const std::string& name) const { return fs::exists(dir_ + "/" + name); }
   std::string dir_;
@@ -77,16 +90,36 @@ TEST(UnixSocketFolders, AreThoseOfNamesThatWillBePublished) {
 }
 
 TEST_F(HiddenSockets, OnlyWhatBearsTheMarkGoes) {
-  for (const char* name : {"f/.m-1", "f/.m-2.d/run/deep/s", "f/.m", "f/.mx-1", "f/kept", "g/.m-1"}) touch(name);
+  for (const char* name : {"f/.m-1", "f/.m-2.d/run/deep/s", "f/.m", "f/.mx-1", "f/kept", "g/.m-1"}) bind_socket(name);
   fs::create_symlink("../g", dir_ + "/f/.m-link");
   remove_hidden_sockets({"/f", "/absent"}, dir_, ".m");
   EXPECT_FALSE(there("f/.m-1"));
   EXPECT_FALSE(there("f/.m-2.d"));
-  EXPECT_FALSE(fs::is_symlink(dir_ + "/f/.m-link"));
   EXPECT_TRUE(there("f/.m"));
   EXPECT_TRUE(there("f/.mx-1"));
   EXPECT_TRUE(there("f/kept"));
   EXPECT_TRUE(there("g/.m-1"));
+}
+
+TEST_F(HiddenSockets, WhatIsNotOursStaysWhateverItIsCalled) {
+  touch("f/.m-1");
+  touch("f/.m-2.d/precious");
+  bind_socket("f/.m-2.d/s");
+  remove_hidden_sockets({"/f"}, dir_, ".m");
+  EXPECT_TRUE(there("f/.m-1"));
+  EXPECT_TRUE(there("f/.m-2.d/precious"));
+  EXPECT_FALSE(there("f/.m-2.d/s"));
+}
+
+TEST_F(HiddenSockets, FoldersAreFoundBelowTheRootFolder) {
+  fs::create_directories(dir_ + "/run/x");
+  fs::create_directories(dir_ + "/var");
+  fs::create_symlink("/run", dir_ + "/var/run");
+  EXPECT_EQ(real_folders({"/var/run/x", "/absent"}, dir_),
+            (std::vector<std::string>{dir_ + "/run/x", dir_ + "/absent"}));
+  bind_socket("run/x/.m-1");
+  remove_hidden_sockets({"/var/run/x"}, dir_, ".m");
+  EXPECT_FALSE(there("run/x/.m-1"));
 }
 
 }  // namespace

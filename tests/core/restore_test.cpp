@@ -1,3 +1,4 @@
+#include <grp.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -122,13 +123,15 @@ TEST(RestoreImages, HostileMappingsAreThrownOut) {
   EXPECT_THROW(read_vmas(mm, 42), Corrupt);
 }
 
-/// Appends a byte to `path` every few milliseconds, for ever.
-[[noreturn]] void grow(const std::string& path) {
+/// Appends a byte to `path` every few milliseconds, for ever; as user `uid`, who could not open it, if that is not 0.
+[[noreturn]] void grow(const std::string& path, uid_t uid) {
   ::setsid();
   const int null = ::open("/dev/null", O_RDWR);
   for (int fd = 0; fd <= 2; ++fd) ::dup2(null, fd);
   ::close_range(3, ~0u, 0);
   const int file = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600);
+  if (uid != 0 && (::setgroups(0, nullptr) != 0 || ::setresgid(uid, uid, uid) != 0 || ::setresuid(uid, uid, uid) != 0))
+    ::_exit(1);
   for (;;) {
     if (::write(file, "x", 1) != 1) ::_exit(1);
     ::usleep(2000);
@@ -146,10 +149,10 @@ bool grows_beyond(const std::string& path, uint64_t bytes) {
 }
 
 /// A dump of `grow`, which is dead afterwards.
-ImageSet dumped(const std::string& folder, pid_t& pid) {
+ImageSet dumped(const std::string& folder, pid_t& pid, uid_t uid = 0) {
   const auto log = null_logger();
   pid = ::fork();
-  if (pid == 0) grow(folder + "/growing");
+  if (pid == 0) grow(folder + "/growing", uid);
   EXPECT_TRUE(grows_beyond(folder + "/growing", 5));
   const Fd dir = open_path(folder, O_RDONLY | O_DIRECTORY);
   {
@@ -163,7 +166,7 @@ ImageSet dumped(const std::string& folder, pid_t& pid) {
 }
 
 /// The process is restored in place behind a gate of that kind; none: stopped by ptrace alone.
-void go_on_in_place(std::optional<CgroupVersion> gate_version) {
+void go_on_in_place(std::optional<CgroupVersion> gate_version, uid_t uid = 0) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root";
   const auto log = null_logger();
   std::optional<FreezerCgroup> gate;
@@ -177,7 +180,7 @@ void go_on_in_place(std::optional<CgroupVersion> gate_version) {
   const std::string path = folder + "/growing";
   pid_t child = 0, alive = 0;
   try {
-    const ImageSet images = dumped(folder, child);
+    const ImageSet images = dumped(folder, child, uid);
     const Fd dir = open_path(folder, O_RDONLY | O_DIRECTORY);
     const uint64_t before = std::filesystem::file_size(path);
     Restore restore(RestoreOptions{}, *log);
@@ -206,6 +209,55 @@ void go_on_in_place(std::optional<CgroupVersion> gate_version) {
 TEST(RestoreEndToEnd, ProcessGoesOnInPlace) { go_on_in_place(std::nullopt); }
 TEST(RestoreEndToEnd, ProcessGoesOnBehindAVersion1Gate) { go_on_in_place(CgroupVersion::v1); }
 TEST(RestoreEndToEnd, ProcessGoesOnBehindAVersion2Gate) { go_on_in_place(CgroupVersion::v2); }
+
+TEST(RestoreEndToEnd, WorkerGoesOnWithTheFileThatRootOpened) { go_on_in_place(std::nullopt, 65534); }
+
+/// A worker of user 65534 with a file of root's in a folder of root's, which `plant` changes meanwhile.
+void worker_is_refused(const std::string& part, RestoreOptions options,
+                       const std::function<void(const std::string&)>& plant) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  std::string folder = "/tmp/migrate-restore-XXXXXX";
+  ASSERT_NE(::mkdtemp(folder.data()), nullptr);
+  const auto log = null_logger();
+  pid_t pid = 0;
+  const ImageSet images = dumped(folder, pid, 65534);
+  const Fd dir = open_path(folder, O_RDONLY | O_DIRECTORY);
+  plant(folder);
+  const std::vector<pid_t> before = ProcDir(::getpid()).children();
+  try {
+    Restore restore(options, *log);
+    restore.prepare(images, nullptr);
+    restore.fill_from(dir.get());
+    restore.finish(images);
+    ADD_FAILURE() << "it got the file";
+  } catch (const Refusal& e) {
+    EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << e.what();
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << e.what();
+  }
+  EXPECT_NE(::kill(pid, 0), 0);
+  EXPECT_EQ(ProcDir(::getpid()).children().size(), before.size());
+  std::filesystem::remove_all(folder);
+  std::filesystem::remove_all(folder + ".old");
+}
+
+TEST(RestoreRights, AFolderThatOthersCanChangeIsNotOpenedByRoot) {
+  worker_is_refused("can be changed by others than root", {},
+                    [](const std::string& folder) { ASSERT_EQ(::chown(folder.c_str(), 65534, 65534), 0); });
+}
+
+TEST(RestoreRights, ALinkOfAUsersInTheFoldersPlaceIsNotFollowed) {
+  worker_is_refused("growing, which user 65534 may not use here", {}, [](const std::string& folder) {
+    std::filesystem::rename(folder, folder + ".old");
+    std::filesystem::create_symlink(folder + ".old", folder);
+    ASSERT_EQ(::lchown(folder.c_str(), 65534, 65534), 0);
+  });
+}
+
+TEST(RestoreRights, NothingIsOpenedByRootForHostileImages) {
+  worker_is_refused("user 65534 may not use here", {.own_namespaces = true, .files_by_root = false},
+                    [](const std::string&) {});
+}
 
 template <class Entry>
 void change(ImageSet& images, const std::string& name, uint32_t type, const std::function<void(Entry&)>& how) {

@@ -40,7 +40,7 @@ void restore(const ImageSet& images, bool hold) {
   FileRestorer files(images, options, *null_logger());
   files.shared_objects();
   for (const auto& [id, entry] : read_file_entries(images)) try {
-      files.open_file(id);
+      files.open_files({{id, static_cast<int>(flags_of(entry)), WantedFile::Use::mapped, {own_credentials()}}});
     } catch (const Error&) {  // not one with a path
     }
   files.open_all(1'000'000'000);

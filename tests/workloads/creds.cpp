@@ -120,7 +120,9 @@ int main(int argc, char** argv) {
   return run(
       [&] {
         Workload w(argc, argv);
-        must(chmod(w.dir().c_str(), 0777), "chmod");
+        // Its own, so that it may open it again: a file of root's in a folder that others can change would be refused.
+        must(chown(w.dir().c_str(), 2000, 2000), "chown");
+        must(fchown(STDOUT_FILENO, 2000, 2000), "fchown");
         const uint64_t setuid_caps = 1 << CAP_SETUID | 1 << CAP_KILL;
         become(2000, 2000, setuid_caps | 1 << CAP_NET_BIND_SERVICE | 1 << CAP_CHOWN, setuid_caps,
                1 << CAP_NET_BIND_SERVICE);

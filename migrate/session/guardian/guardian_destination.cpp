@@ -61,6 +61,8 @@ class DestinationGuardian {
       policy_.allow_uids.assign(s.allow_uids().begin(), s.allow_uids().end());
       policy_.deny_capabilities = s.deny_capabilities();
       max_tasks_ = s.max_tasks();
+      // Who is bound to some users must not get other users' files through us.
+      options_.files_by_root = policy_.allow_uids.empty();
       options_.timeout = milliseconds(s.timeout_ms());
       options_.clocks = RestoreOptions::Clocks{s.monotonic_ns(), s.boottime_ns(), s.at_local_monotonic_ns()};
       entry.peer_name = s.peer_name();
@@ -216,8 +218,7 @@ class DestinationGuardian {
 
   /// Before there are any: whoever discards the copy removes them.
   void note_hidden_sockets() {
-    std::vector<std::string> folders = unix_socket_folders(images_);
-    for (std::string& folder : folders) folder.insert(0, options_.root);
+    std::vector<std::string> folders = real_folders(unix_socket_folders(images_), options_.root);
     if (folders == journal_->entry().socket_folders) return;
     journal_->update([&](JournalEntry& e) { e.socket_folders = std::move(folders); });
     journal_->demand_durable();

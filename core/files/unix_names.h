@@ -1,0 +1,58 @@
+// Files of restored Unix sockets. A socket is bound, and its file waits for the gate, in a folder of ours beside where
+// it belongs, into which nobody else can look; then it is renamed to its name.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "core/files/task_paths.h"
+#include "images/fdinfo.pb.h"
+
+namespace migrate {
+
+/// For people: "Unix socket /run/x".
+std::string who_is(const img::unix_sk_entry& e);
+/// Where the folder is in which a socket's name is; throws Corrupt if that cannot be told.
+std::string folder_of(const img::unix_sk_entry& e);
+
+/// In a thread whose root folder is empty: binds `fd` under the entry's name, making folders as needed.
+void bind_backstage(int fd, const img::unix_sk_entry& e);
+
+class UnixNames {
+ public:
+  /// `mark`: names of our folders begin with it (core/files/hidden_sockets.h).
+  UnixNames(TaskPaths& paths, std::string mark) : paths_(paths), mark_(std::move(mark)) {}
+  /// Removes what was not published.
+  ~UnixNames();
+  UnixNames(const UnixNames&) = delete;
+  UnixNames& operator=(const UnixNames&) = delete;
+
+  /// Binds `fd` to a name in the file system, which a holder must be able to make there. `e` must outlive this.
+  void bind(int fd, const img::unix_sk_entry& e, const Holders& holders);
+  /// A name by which a socket that waits can be connected to; empty if none of that inode does.
+  std::string reachable(uint32_t ino) const;
+  /// Gives the file of the socket with that inode its name, in the place of a stale one.
+  void publish(uint32_t ino);
+
+ private:
+  struct Waiting {
+    const img::unix_sk_entry* entry;
+    Fd folder;                 ///< where it belongs
+    std::string name, hidden;  ///< there: its own, and ours
+    Fd stage;                  ///< folder `hidden`.d
+    FileCredentials who;       ///< by whose right it gets its name
+    bool by_root = false;
+  };
+  Waiting find_place(const img::unix_sk_entry& e, const Holders& holders);
+  void check_free(const Waiting& place) const;
+  void make_stage(Waiting& place) const;
+  void set_owner(const Waiting& place, int file);
+  void remove(Waiting& place) noexcept;
+
+  TaskPaths& paths_;
+  std::string mark_;
+  std::map<uint32_t, Waiting> waiting_;  ///< by socket inode
+  int serial_ = 0;
+};
+
+}  // namespace migrate

@@ -1,0 +1,45 @@
+#include "core/restore/file_holders.h"
+
+namespace migrate {
+namespace {
+
+/// Threads may differ, and share what they have open.
+Holders credentials_of_threads(const TaskImage& task) {
+  Holders all;
+  for (const img::core_entry& core : task.cores)
+    if (core.thread_core().has_creds()) add_holder(all, credentials_of(core.thread_core().creds()));
+  return all;
+}
+
+void want(std::map<MappedFile, WantedFile>& all, uint64_t id, int access, WantedFile::Use use, const Holders& holders) {
+  if (id == 0 || id > UINT32_MAX) throw Corrupt("the memory images", "a file id is out of range");
+  WantedFile& file = all.try_emplace({id, access}).first->second;
+  file.id = static_cast<uint32_t>(id);
+  file.access = access;
+  file.use = use;
+  for (const FileCredentials& who : holders) add_holder(file.holders, who);
+}
+
+}  // namespace
+
+std::map<uint32_t, Holders> table_holders(const std::vector<TaskImage>& tasks) {
+  std::map<uint32_t, Holders> tables;
+  for (const TaskImage& task : tasks)
+    for (const FileCredentials& who : credentials_of_threads(task)) add_holder(tables[task.ids.files_id()], who);
+  return tables;
+}
+
+std::map<MappedFile, WantedFile> wanted_files(const std::vector<TaskImage>& tasks) {
+  std::map<MappedFile, WantedFile> all;
+  for (const TaskImage& task : tasks) {
+    const Holders holders = credentials_of_threads(task);
+    want(all, task.mm.exe_file_id(), O_RDONLY, WantedFile::Use::mapped, holders);
+    want(all, task.fs.cwd_id(), kWorkFolder, WantedFile::Use::work_folder, holders);
+    if (task.fs.root_id() != 0) want(all, task.fs.root_id(), kRootFolder, WantedFile::Use::root_folder, holders);
+    for (const ImageVma& v : task.vmas)
+      if (v.has_file()) want(all, v.object, v.open_flags, WantedFile::Use::mapped, holders);
+  }
+  return all;
+}
+
+}  // namespace migrate

@@ -1,0 +1,19 @@
+// Which task has which file: files are opened by the right of those who have them.
+#pragma once
+
+#include <map>
+#include <vector>
+
+#include "core/files/restore_files.h"
+#include "core/restore/shell.h"
+#include "core/restore/task_image.h"
+
+namespace migrate {
+
+/// The credentials of those who have each descriptor table.
+std::map<uint32_t, Holders> table_holders(const std::vector<TaskImage>& tasks);
+
+/// What the tasks have mapped, as executables and as folders, each once.
+std::map<MappedFile, WantedFile> wanted_files(const std::vector<TaskImage>& tasks);
+
+}  // namespace migrate

@@ -67,7 +67,11 @@ void write_chunks(ImageReader& reader, int fd, uint64_t size, const std::string&
 
 RegularRestorer::RegularRestorer(const ImageSet& images, const std::map<uint32_t, img::file_entry>& entries,
                                  const FileRestoreOptions& options)
-    : images_(images), entries_(entries), shell_job_(options.shell_job) {
+    : images_(images),
+      entries_(entries),
+      terminal_(options.terminal >= 0
+                    ? Fd(check(::fcntl(options.terminal, F_DUPFD_CLOEXEC, 0), "duplicate", "the terminal"))
+                    : Fd()) {
   root_ = options.root_fd >= 0 ? Fd(check(::fcntl(options.root_fd, F_DUPFD_CLOEXEC, 0), "duplicate", "the root folder"))
                                : open_path("/", O_PATH | O_DIRECTORY);
   auto reader = images.read("remap-fpath.img", magic::kRemapFpath);
@@ -89,8 +93,7 @@ void RegularRestorer::check_found(const img::reg_file_entry& entry, const struct
   const std::string& name = entry.name();
   if (entry.has_mode() && type != (entry.mode() & S_IFMT))
     throw Error(name + " is a file of another type than the one that was dumped");
-  const bool device = type == S_IFCHR && (stateless_device(st.stx_rdev_major, st.stx_rdev_minor) ||
-                                          (shell_job_ && terminal_device(st.stx_rdev_major, st.stx_rdev_minor)));
+  const bool device = type == S_IFCHR && stateless_device(st.stx_rdev_major, st.stx_rdev_minor);
   if (type != S_IFREG && type != S_IFDIR && type != S_IFIFO && !device)
     throw Error(name + " is a device or socket that a restore does not open");
   const bool writable = (entry.flags() & O_ACCMODE) != O_RDONLY;
@@ -113,6 +116,7 @@ Fd RegularRestorer::find(const img::reg_file_entry& entry) {
 }
 
 Fd RegularRestorer::open(const img::reg_file_entry& entry, uint32_t flags) {
+  if (CommandTerminal::named_by(entry)) return terminal_.open(entry, open_flags(flags));
   Fd found = find(entry);
   if (flags == entry.flags())
     if (auto ready = prepared_.extract(entry.id()); !ready.empty()) return std::move(ready.mapped());
@@ -159,7 +163,9 @@ Fd RegularRestorer::make_ghost(uint32_t ghost_id, const std::string& path) {
       {static_cast<time_t>(g.atim().tv_sec()), static_cast<long>(g.atim().tv_usec() % 1'000'000 * 1000)},
       {static_cast<time_t>(g.mtim().tv_sec()), static_cast<long>(g.mtim().tv_usec() % 1'000'000 * 1000)}};
   if (g.has_mtim()) ::utimensat(AT_FDCWD, self.c_str(), times, 0);
-  return fd;
+  // No writer stays: a program cannot run from a file that somebody may write to (ETXTBSY, PR_SET_MM_EXE_FILE's
+  // EACCES).
+  return reopen(fd.get(), O_PATH, path);
 }
 
 void RegularRestorer::fill_ghost(int fd, const img::ghost_file_entry& g, ImageReader& reader, const std::string& path) {

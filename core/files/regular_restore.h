@@ -8,6 +8,7 @@
 
 #include "core/files/open_file.h"
 #include "core/files/restore_files.h"
+#include "core/files/terminal.h"
 #include "images/ghost-file.pb.h"
 
 namespace migrate {
@@ -41,7 +42,7 @@ class RegularRestorer {
 
   const ImageSet& images_;
   const std::map<uint32_t, img::file_entry>& entries_;
-  bool shell_job_;
+  CommandTerminal terminal_;
   Fd root_;
   std::map<uint32_t, Remap> remaps_;
   std::map<uint32_t, Fd> ghosts_;

@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <set>
 
 #include "core/files/anonymous.h"
 #include "core/files/image_tables.h"
@@ -134,6 +135,7 @@ struct FileRestorer::Impl {
 
   void open_all(uint64_t elapsed_ns) {
     raise_limit();
+    check_one_terminal(entries);
     const auto ids = used();
     memfds.seal(false);
     for (const auto& [id, type] : ids) {
@@ -170,6 +172,19 @@ struct FileRestorer::Impl {
     return failures;
   }
 };
+
+void check_files_restorable(const ImageSet& images, size_t limit) {
+  std::set<uint32_t> ids;
+  for (const uint32_t table : table_ids(images))
+    for (const img::fdinfo_entry& e : read_table(images, table)) ids.insert(e.id());
+  // A coordinator has all of them open at once, and some more while it opens them.
+  constexpr size_t kMore = 32;
+  if (ids.size() + kMore > limit)
+    throw Refusal("the tree has " + std::to_string(ids.size()) +
+                      " open files, too many to be restored below our own limit of open files",
+                  "raise that of this process (ulimit -Hn)");
+  check_one_terminal(read_file_entries(images));
+}
 
 FileRestorer::FileRestorer(const ImageSet& images, const FileRestoreOptions& options, Logger& log,
                            std::map<uint64_t, WarmMemfd> warm)

@@ -97,19 +97,12 @@ class Coordinator {
   /// Gives up what came from the launcher, and dies with it until the tree can do without.
   void settle() {
     if (!options_.sibling) ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (options_.terminal >= 0)
+      terminal_ = Fd(check(::fcntl(options_.terminal, F_DUPFD_CLOEXEC, 3), "duplicate", "the terminal"));
     const int null = open_path("/dev/null", O_RDWR).release();  // closed below with what we inherited
     for (int fd = 0; fd <= 2; ++fd) check(::dup2(null, fd), "redirect", "the standard descriptors");
-    constexpr int kHigh = 100;
-    const Fd launcher = move_above(std::move(launcher_), kHigh);
-    const Fd gate = gate_ ? move_above(std::move(gate_->file()), launcher.get() + 1) : Fd();
     log_.reset();
-    const auto first = static_cast<unsigned>(launcher.get());
-    const unsigned last = gate ? static_cast<unsigned>(gate.get()) : first;
-    check(::close_range(3, first - 1, 0), "close", "inherited descriptors");
-    if (last > first + 1) ::close_range(first + 1, last - 1, 0);
-    ::close_range(last + 1, ~0u, 0);
-    launcher_ = launcher.dup();
-    if (gate) gate_->file() = gate.dup();
+    keep_only({&launcher_, gate_ ? &gate_->file() : nullptr, terminal_ ? &terminal_ : nullptr});
     log_ = socket_logger(launcher_.get());
     rlimit files{};
     ::getrlimit(RLIMIT_NOFILE, &files);
@@ -124,6 +117,27 @@ class Coordinator {
     // or the tree's kill(0, ...) would reach it.
     check(::setsid(), "start", "a session");
     set_up_mounts(options_.root);
+  }
+
+  /// Closes all descriptors but those and the standard ones; they get low numbers.
+  static void keep_only(std::initializer_list<Fd*> kept) {
+    constexpr int kHigh = 100;
+    int above = kHigh;
+    for (Fd* fd : kept) {
+      if (fd == nullptr) continue;
+      *fd = move_above(std::move(*fd), above);
+      above = fd->get() + 1;
+    }
+    unsigned next = 3;
+    for (const Fd* fd : kept) {
+      if (fd == nullptr) continue;
+      const auto number = static_cast<unsigned>(fd->get());
+      if (number > next) check(::close_range(next, number - 1, 0), "close", "inherited descriptors");
+      next = number + 1;
+    }
+    ::close_range(next, ~0u, 0);
+    for (Fd* fd : kept)
+      if (fd != nullptr) *fd = fd->dup();
   }
 
   void make_ready() {
@@ -195,11 +209,11 @@ class Coordinator {
   }
 
   std::vector<MemoryId> stage_final() {
-    const int floor = read_tasks();
+    read_tasks();
     std::vector<MemoryId> cold;
     for (const uint64_t id : open_files()) cold.push_back({MemoryId::Kind::shmem, id});
     shells_->end_zombies(packed_images_.get());
-    resources_.floor = floor;
+    resources_.room = find_room();
     const Fd resources = pack_resources(resources_);
     for (const TaskNode& task : shells_->tasks()) {
       if (task.zombie) continue;
@@ -296,15 +310,15 @@ class Coordinator {
     send_message(launcher_.get(), Msg::ok, 0);
   }
 
-  /// Returns the floor.
-  int read_tasks() {
-    int highest = -1;
-    for (const TaskNode& node : shells_->tasks()) {
-      if (node.zombie) continue;
-      images_of_.push_back(read_task(images_, node));
-      highest = std::max(highest, highest_fd(images_, images_of_.back().ids.files_id()));
-    }
-    return std::max(kLowestFloor, highest + 1);
+  void read_tasks() {
+    for (const TaskNode& node : shells_->tasks())
+      if (!node.zombie) images_of_.push_back(read_task(images_, node));
+  }
+
+  DescriptorRoom find_room() const {
+    rlimit limit{};
+    check(::getrlimit(RLIMIT_NOFILE, &limit), "read", "the limit of open files");
+    return find_descriptor_room(images_, resources_.needed(), limit.rlim_cur);
   }
 
   void open_mapped(uint64_t id, int access) {
@@ -319,7 +333,7 @@ class Coordinator {
   std::vector<uint64_t> open_files() {
     FileRestoreOptions file_options;
     file_options.tcp_close = options_.tcp_close;
-    file_options.shell_job = options_.shell_job;
+    file_options.terminal = terminal_.get();
     file_options.mark = options_.mark;
     if (!options_.root.empty() && !options_.own_namespaces) {
       root_ = open_path(options_.root, O_PATH | O_DIRECTORY);
@@ -416,7 +430,7 @@ class Coordinator {
     restorer::BlobMessage blob{};
     if (m.body.size() + 8 != sizeof blob) throw Error("receive", "the restorer's report", EBADMSG);
     std::memcpy(reinterpret_cast<std::byte*>(&blob) + 8, m.body.data(), m.body.size());
-    if (static_cast<uint32_t>(m.type) == restorer::kBlobReady) return {&image, blob.arg0, blob.arg1, resources_.floor};
+    if (static_cast<uint32_t>(m.type) == restorer::kBlobReady) return {&image, blob.arg0, blob.arg1, resources_.room};
     std::array<char, 96> where;
     std::snprintf(where.data(), where.size(), " in thread %d (arguments %lx, %lx)", m.pid, blob.arg0, blob.arg1);
     throw Error(step_name(blob.tag), "of task " + std::to_string(image.pid) + where.data(), blob.error);
@@ -452,6 +466,7 @@ class Coordinator {
   /// Before anybody hears that the tree runs: who looks at it then must not find its files open outside of it.
   void forget_files() {
     files_.reset();
+    terminal_.reset();
     kept_.clear();
     packed_images_.reset();
     shared_ = {};
@@ -494,7 +509,7 @@ class Coordinator {
   Resources resources_;
   SharedMemory shared_;
   std::vector<Fd> kept_;
-  Fd root_;
+  Fd root_, terminal_;
   std::unique_ptr<FileRestorer> files_;
   std::vector<TaskImage> images_of_;  ///< of the living tasks, in order
   ImageSet final_images_;

@@ -43,6 +43,7 @@ void SendSession::look_before_touching() {
   check_supervisor(target_, options_.shell_job, options_.parent_may_notice);
   dump_.root = target_;
   dump_.shell_job = options_.shell_job;
+  dump_.terminals = false;
   dump_.tcp_close = options_.tcp_close;
   dump_.timeout = options_.timeouts.freeze;
   dump_.mappings = MappingReader::shared();

@@ -96,7 +96,8 @@ void SendSession::compare_clocks() {
 }
 
 std::vector<std::string> SendSession::ask(wire::Check& check) {
-  if (check.files_size() == 0 && check.ports_size() == 0 && check.uids_size() == 0 && check.capabilities() == 0)
+  if (check.files_size() == 0 && check.ports_size() == 0 && check.uids_size() == 0 && check.gids_size() == 0 &&
+      check.privileges_size() == 0 && check.capabilities() == 0)
     return {};
   std::optional<FileProbes> probes;
   if (!options_.files_shared) probes.emplace(check);

@@ -32,6 +32,7 @@ FileDumpOptions file_options(const DumpOptions& o) {
           .ext_unix_sk = o.ext_unix_sk,
           .link_remap = o.link_remap,
           .shell_job = o.shell_job,
+          .terminals = o.terminals,
           .file_locks = o.file_locks,
           .ghost_limit = o.ghost_limit,
           .advise_options = o.advise_options};

@@ -19,6 +19,7 @@ namespace migrate {
 struct DumpOptions {
   Pid root;
   bool shell_job = false;              ///< -j: the tree's session or terminal may be outside of it
+  bool terminals = true;               ///< with shell_job: a terminal is no obstacle, since the restore has one
   bool allow_outside_session = false;  ///< the destination makes session leaders where they are missing
   bool tcp_close = false;              ///< established TCP connections are dropped (restored closed)
   bool ext_unix_sk = false;

@@ -20,6 +20,7 @@ struct FileDumpOptions {
   bool ext_unix_sk = false;
   bool link_remap = false;
   bool shell_job = false;
+  bool terminals = true;
   bool file_locks = false;  ///< -l: locks are dumped instead of refused
   uint64_t ghost_limit = 1 << 20;
   bool advise_options = false;  ///< refusals advise to set ext_unix_sk, link_remap, file_locks and ghost_limit

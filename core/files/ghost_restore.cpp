@@ -112,6 +112,8 @@ const Fd& GhostRestorer::get(uint32_t ghost_id, const std::string& path, const H
     if (image.type() == S_IFREG) fill(fd.get(), image, path);
     give(fd.get(), image.entry, path);
   });
+  // No writer stays: a program cannot run from a file that somebody may write to (ETXTBSY, PR_SET_MM_EXE_FILE's EACCES).
+  fd = reopen(fd.get(), O_PATH, path);
   return made_.emplace(ghost_id, std::move(fd)).first->second;
 }
 

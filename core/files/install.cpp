@@ -2,6 +2,8 @@
 #include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <set>
@@ -18,8 +20,8 @@ class RoomForDescriptors {
  public:
   explicit RoomForDescriptors(int highest) {
     check(::getrlimit(RLIMIT_NOFILE, &before_), "read", "the limit of open files");
-    // One more for the temporary duplicate.
-    const auto need = static_cast<rlim_t>(highest) + 2;
+    // Temporary duplicates are in gaps, where the caller's own descriptors are too.
+    const auto need = static_cast<rlim_t>(highest) + 1;
     if (before_.rlim_cur >= need) return;
     rlimit wider = before_;
     wider.rlim_cur = std::min(std::max<rlim_t>(need, before_.rlim_cur), before_.rlim_max);
@@ -123,12 +125,33 @@ void fill_epolls(const ImageSet& images, uint32_t files_id, const std::vector<im
   }
 }
 
-void restore_owner(const img::file_entry& entry, int fd, Logger& log) {
+/// For as long as it lives we are another user: the kernel remembers who sets a file's owner, and lets the file send
+/// signals to whomever that user may.
+class AsUser {
+ public:
+  AsUser(uint32_t uid, uint32_t euid) {
+    // The call, not glibc's wrapper: of this thread. The saved id of root leads back.
+    check(::syscall(SYS_setresuid, uid, euid, 0), "become user", std::to_string(uid));
+  }
+  ~AsUser() { ::syscall(SYS_setresuid, 0, 0, 0); }
+  AsUser(const AsUser&) = delete;
+  AsUser& operator=(const AsUser&) = delete;
+};
+
+/// False if it is for another task that has the file to set it.
+bool owner_is(const img::creds_entry& user, const img::fown_entry& owner) {
+  if (user.euid() == 0) return true;
+  const auto is = [&](uint32_t id) { return id == user.uid() || id == user.euid() || id == user.suid(); };
+  return is(owner.uid()) && is(owner.euid());
+}
+
+void restore_owner(const img::file_entry& entry, int fd, const img::creds_entry& user, Logger& log) {
   const img::fown_entry* owner = owner_of(entry);
   if (owner == nullptr) return;
   if (owner->signum() != 0 && ::fcntl(fd, F_SETSIG, static_cast<int>(owner->signum())) != 0)
     log.warn("descriptor {}: its signal cannot be set: {}", fd, std::strerror(errno));
-  if (owner->pid() != 0) {
+  if (owner->pid() != 0 && owner_is(user, *owner)) {
+    const AsUser as(owner->uid(), owner->euid());
     const f_owner_ex wanted{static_cast<decltype(f_owner_ex::type)>(owner->pid_type()),
                             static_cast<pid_t>(owner->pid())};
     // The owner may be outside of the tree, or gone.
@@ -143,7 +166,7 @@ void restore_owner(const img::file_entry& entry, int fd, Logger& log) {
 }  // namespace
 
 void install_descriptors(const ImageSet& images, uint32_t files_id, int coordinator_pidfd,
-                         const std::map<uint32_t, int>& opened, Logger& log) {
+                         const std::map<uint32_t, int>& opened, const img::creds_entry& user, Logger& log) {
   const std::vector<img::fdinfo_entry> table = read_table(images, files_id);
   const std::map<uint32_t, img::file_entry> entries = read_file_entries(images);
   const RoomForDescriptors room(table.empty() ? -1 : static_cast<int>(table.back().fd()));
@@ -164,12 +187,7 @@ void install_descriptors(const ImageSet& images, uint32_t files_id, int coordina
     here.emplace(e.id(), number);
   }
   fill_epolls(images, files_id, table, entries);
-  for (const auto& [id, fd] : here) restore_owner(entries.at(id), fd, log);
-}
-
-int highest_fd(const ImageSet& images, uint32_t files_id) {
-  const std::vector<img::fdinfo_entry> table = read_table(images, files_id);
-  return table.empty() ? -1 : static_cast<int>(table.back().fd());
+  for (const auto& [id, fd] : here) restore_owner(entries.at(id), fd, user, log);
 }
 
 }  // namespace migrate

@@ -101,8 +101,10 @@ FileKind KindTable::classify_path(const OpenFile& file, const FileDumpOptions& o
     case S_IFCHR:
       if (stateless_device(file.st.stx_rdev_major, file.st.stx_rdev_minor)) return FileKind::regular;
       if (terminal_device(file.st.stx_rdev_major, file.st.stx_rdev_minor)) {
-        if (options.shell_job) return FileKind::regular;
-        throw Refusal(file.who() + ", the terminal " + file.link, "redirect it to a file, or use --shell-job");
+        if (options.shell_job && options.terminals) return FileKind::regular;
+        throw Refusal(file.who() + ", the terminal " + file.link,
+                      options.terminals ? "redirect it to a file, or use --shell-job"
+                                        : "redirect it to a file: a terminal stays where it is");
       }
       throw Refusal(file.who() + ", the device " + file.link, "close it first");
     default:

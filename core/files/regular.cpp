@@ -55,7 +55,24 @@ std::string file_system_of(const ProcDir& task, int mount_id) {
 
 }  // namespace
 
+namespace {
+
+/// "/proc/42/task/43/...": when files are opened again there are no threads yet, but for the first of each task.
+void check_not_of_thread(const OpenFile& file) {
+  constexpr std::string_view kProc = "/proc/", kTask = "/task/";
+  if (!file.link.starts_with(kProc)) return;
+  const size_t end = file.link.find('/', kProc.size());
+  if (end == std::string::npos || file.link.compare(end, kTask.size(), kTask) != 0) return;
+  const std::string task = file.link.substr(kProc.size(), end - kProc.size());
+  const size_t thread = end + kTask.size();
+  if (file.link.substr(thread, file.link.find('/', thread) - thread) == task) return;
+  throw Refusal(file.who() + ", " + file.link + ", which is of a thread", "close it first");
+}
+
+}  // namespace
+
 void check_ghost(const OpenFile& file, const FileDumpOptions& options) {
+  check_not_of_thread(file);
   if (file.st.stx_nlink != 0) return;
   if (file.type() == S_IFDIR)
     throw Refusal(file.who() + ", the deleted folder " + file.link, "make the program leave it first");
@@ -79,6 +96,7 @@ RegularDumper::~RegularDumper() {
 }
 
 void RegularDumper::dump(const OpenFile& file) {
+  check_not_of_thread(file);
   const Place place = locate(file);
   img::file_entry entry = entry_of(img::fd_types::REG, file.id);
   img::reg_file_entry& reg = *entry.mutable_reg();

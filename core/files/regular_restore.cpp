@@ -22,8 +22,11 @@ bool writable(uint32_t flags) { return (flags & O_PATH) == 0 && (flags & O_ACCMO
 }  // namespace
 
 RegularRestorer::RegularRestorer(const ImageSet& images, const std::map<uint32_t, img::file_entry>& entries,
-                                 TaskPaths& paths, bool shell_job)
-    : entries_(entries), paths_(paths), ghosts_(images, entries, paths), shell_job_(shell_job) {
+                                 TaskPaths& paths, int terminal)
+    : entries_(entries),
+      paths_(paths),
+      ghosts_(images, entries, paths),
+      terminal_(terminal >= 0 ? Fd(check(::fcntl(terminal, F_DUPFD_CLOEXEC, 0), "duplicate", "the terminal")) : Fd()) {
   auto reader = images.read("remap-fpath.img", magic::kRemapFpath);
   img::remap_file_path_entry remap;
   while (reader && reader->next(remap)) {
@@ -46,8 +49,7 @@ void RegularRestorer::check_found(const img::reg_file_entry& entry, const struct
   const std::string& name = entry.name();
   if (entry.has_mode() && type != (entry.mode() & S_IFMT))
     throw Error(name + " is a file of another type than the one that was dumped");
-  const bool device = type == S_IFCHR && (stateless_device(st.stx_rdev_major, st.stx_rdev_minor) ||
-                                          (shell_job_ && terminal_device(st.stx_rdev_major, st.stx_rdev_minor)));
+  const bool device = type == S_IFCHR && stateless_device(st.stx_rdev_major, st.stx_rdev_minor);
   if (type != S_IFREG && type != S_IFDIR && type != S_IFIFO && !device)
     throw Error(name + " is a device or socket that a restore does not open");
   if (type == S_IFREG && entry.has_size() && !writable(entry.flags()) && entry.size() != st.stx_size)
@@ -107,6 +109,7 @@ void RegularRestorer::with_found(const img::reg_file_entry& entry, const Holders
 }
 
 Fd RegularRestorer::open(const img::reg_file_entry& entry, uint32_t flags, const Holders& holders) {
+  if (CommandTerminal::named_by(entry)) return terminal_.open(entry, open_flags(flags));
   const Remap* remap = remap_of(entry);
   Fd opened;
   if (remap != nullptr && remap->ghost) {

@@ -9,6 +9,7 @@
 #include "core/files/ghost_restore.h"
 #include "core/files/open_file.h"
 #include "core/files/task_paths.h"
+#include "core/files/terminal.h"
 
 namespace migrate {
 
@@ -16,7 +17,7 @@ class RegularRestorer {
  public:
   /// `entries` and `paths` must outlive this.
   RegularRestorer(const ImageSet& images, const std::map<uint32_t, img::file_entry>& entries, TaskPaths& paths,
-                  bool shell_job);
+                  int terminal);
   /// Opens with `flags` (only those that a description keeps).
   Fd open(const img::reg_file_entry& entry, uint32_t flags, const Holders& holders);
   /// A working folder, or (`as_root`) a root folder, to be entered: O_PATH. A root folder other than ours is entered by
@@ -51,7 +52,7 @@ class RegularRestorer {
   const std::map<uint32_t, img::file_entry>& entries_;
   TaskPaths& paths_;
   GhostRestorer ghosts_;
-  bool shell_job_;
+  CommandTerminal terminal_;
   std::map<uint32_t, Remap> remaps_;
   struct Owner {
     uint32_t uid, gid;

@@ -64,7 +64,7 @@ struct FileRestorer::Impl {
                             : open_path("/", O_PATH | O_DIRECTORY)),
         paths(root.get(), o.by_root),
         memfds(i, std::move(warm)),
-        regular(i, entries, paths, o.shell_job),
+        regular(i, entries, paths, o.terminal),
         pipes(i),
         inet(o.hold_outside, o.tcp_close, l),
         unix_sockets(i, paths, o.hold_outside, o.mark, l) {
@@ -181,6 +181,7 @@ struct FileRestorer::Impl {
 
   void open_all(uint64_t elapsed_ns) {
     raise_limit();
+    check_one_terminal(entries);
     const auto ids = used();
     memfds.seal(false);
     open_paths(ids);
@@ -249,6 +250,19 @@ struct FileRestorer::Impl {
     return failures;
   }
 };
+
+void check_files_restorable(const ImageSet& images, size_t limit) {
+  std::set<uint32_t> ids;
+  for (const uint32_t table : table_ids(images))
+    for (const img::fdinfo_entry& e : read_table(images, table)) ids.insert(e.id());
+  // A coordinator has all of them open at once, and some more while it opens them.
+  constexpr size_t kMore = 32;
+  if (ids.size() + kMore > limit)
+    throw Refusal("the tree has " + std::to_string(ids.size()) +
+                      " open files, too many to be restored below our own limit of open files",
+                  "raise that of this process (ulimit -Hn)");
+  check_one_terminal(read_file_entries(images));
+}
 
 FileRestorer::FileRestorer(const ImageSet& images, const FileRestoreOptions& options, Logger& log,
                            std::map<uint64_t, WarmMemfd> warm)

@@ -14,6 +14,7 @@
 #include "core/base/log.h"
 #include "core/files/file_credentials.h"
 #include "core/image/image_set.h"
+#include "images/creds.pb.h"
 
 namespace migrate {
 
@@ -25,7 +26,7 @@ struct WarmMemfd {
 
 struct FileRestoreOptions {
   bool tcp_close = false;
-  bool shell_job = false;
+  int terminal = -1;  ///< takes the place of the images' terminal; -1: images that hold one are refused
   /// Until after_gate(), sockets are bound and listening but deaf (a drop-all filter; Unix names hidden), so that the
   /// tree's own accept(2) works from its first instruction and nobody outside gets an answer.
   bool hold_outside = true;
@@ -78,10 +79,10 @@ class FileRestorer {
 
 /// In a shell: gives this process the descriptor table `files_id`, fetching each description from the coordinator, then
 /// restores what belongs to numbers and owners (epoll interest lists, F_SETOWN/F_SETSIG). Descriptors of this process
-/// that are in the way are the caller's to move first (`highest_fd` tells above which number it is safe).
+/// that are in the way are the caller's to move first. `user`: of the task, whose the owner of a file must be.
 void install_descriptors(const ImageSet& images, uint32_t files_id, int coordinator_pidfd,
-                         const std::map<uint32_t, int>& opened, Logger& log);
-/// The highest descriptor number the table will use, -1 for an empty table.
-int highest_fd(const ImageSet& images, uint32_t files_id);
+                         const std::map<uint32_t, int>& opened, const img::creds_entry& user, Logger& log);
+/// Throws Refusal for what FileRestorer would refuse for the images' sake, or could not open below `limit` descriptors.
+void check_files_restorable(const ImageSet& images, size_t limit);
 
 }  // namespace migrate

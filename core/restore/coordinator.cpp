@@ -98,25 +98,15 @@ class Coordinator {
   /// Gives up what came from the launcher, and dies with it until the tree can do without.
   void settle() {
     if (!options_.sibling) ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (options_.terminal >= 0)
+      terminal_ = Fd(check(::fcntl(options_.terminal, F_DUPFD_CLOEXEC, 3), "duplicate", "the terminal"));
     const int null = open_path("/dev/null", O_RDWR).release();  // closed below with what we inherited
     for (int fd = 0; fd <= 2; ++fd) check(::dup2(null, fd), "redirect", "the standard descriptors");
-    constexpr int kHigh = 100;
-    std::vector<Fd*> kept{&launcher_};
-    if (gate_)
-      for (Fd* file : gate_->files())
-        if (*file) kept.push_back(file);
     log_.reset();
-    // All of them above the others, then the others closed.
-    for (Fd* fd : kept) *fd = move_above(std::move(*fd), kHigh);
-    std::sort(kept.begin(), kept.end(), [](const Fd* a, const Fd* b) { return a->get() < b->get(); });
-    unsigned next = 3;
-    for (const Fd* fd : kept) {
-      const auto number = static_cast<unsigned>(fd->get());
-      if (number > next) check(::close_range(next, number - 1, 0), "close", "inherited descriptors");
-      next = number + 1;
-    }
-    ::close_range(next, ~0u, 0);
-    for (Fd* fd : kept) *fd = fd->dup();
+    std::vector<Fd*> kept{&launcher_, &terminal_};
+    if (gate_)
+      for (Fd* file : gate_->files()) kept.push_back(file);
+    keep_only(std::move(kept));
     log_ = socket_logger(launcher_.get());
     rlimit files{};
     ::getrlimit(RLIMIT_NOFILE, &files);
@@ -131,6 +121,25 @@ class Coordinator {
     // or the tree's kill(0, ...) would reach it.
     check(::setsid(), "start", "a session");
     set_up_mounts(options_.root);
+  }
+
+  /// Closes all descriptors but those and the standard ones; they get low numbers.
+  static void keep_only(std::vector<Fd*> kept) {
+    std::erase_if(kept, [](const Fd* fd) { return !*fd; });
+    constexpr int kHigh = 100;
+    int above = kHigh;
+    for (Fd* fd : kept) {
+      *fd = move_above(std::move(*fd), above);
+      above = fd->get() + 1;
+    }
+    unsigned next = 3;
+    for (const Fd* fd : kept) {
+      const auto number = static_cast<unsigned>(fd->get());
+      if (number > next) check(::close_range(next, number - 1, 0), "close", "inherited descriptors");
+      next = number + 1;
+    }
+    ::close_range(next, ~0u, 0);
+    for (Fd* fd : kept) *fd = fd->dup();
   }
 
   void make_ready() {
@@ -202,11 +211,11 @@ class Coordinator {
   }
 
   std::vector<MemoryId> stage_final() {
-    const int floor = read_tasks();
+    read_tasks();
     std::vector<MemoryId> cold;
     for (const uint64_t id : open_files()) cold.push_back({MemoryId::Kind::shmem, id});
     shells_->end_zombies(packed_images_.get());
-    resources_.floor = floor;
+    resources_.room = find_room();
     const Fd resources = pack_resources(resources_);
     for (const TaskNode& task : shells_->tasks()) {
       if (task.zombie) continue;
@@ -303,22 +312,22 @@ class Coordinator {
     send_message(launcher_.get(), Msg::ok, 0);
   }
 
-  /// Returns the floor.
-  int read_tasks() {
-    int highest = -1;
-    for (const TaskNode& node : shells_->tasks()) {
-      if (node.zombie) continue;
-      images_of_.push_back(read_task(images_, node));
-      highest = std::max(highest, highest_fd(images_, images_of_.back().ids.files_id()));
-    }
-    return std::max(kLowestFloor, highest + 1);
+  void read_tasks() {
+    for (const TaskNode& node : shells_->tasks())
+      if (!node.zombie) images_of_.push_back(read_task(images_, node));
+  }
+
+  DescriptorRoom find_room() const {
+    rlimit limit{};
+    check(::getrlimit(RLIMIT_NOFILE, &limit), "read", "the limit of open files");
+    return find_descriptor_room(images_, resources_.needed(), limit.rlim_cur);
   }
 
   /// Returns the shared objects that are new.
   std::vector<uint64_t> open_files() {
     FileRestoreOptions file_options;
     file_options.tcp_close = options_.tcp_close;
-    file_options.shell_job = options_.shell_job;
+    file_options.terminal = terminal_.get();
     file_options.mark = options_.mark;
     file_options.holders = table_holders(images_of_);
     file_options.by_root = options_.files_by_root;
@@ -421,7 +430,7 @@ class Coordinator {
     restorer::BlobMessage blob{};
     if (m.body.size() + 8 != sizeof blob) throw Error("receive", "the restorer's report", EBADMSG);
     std::memcpy(reinterpret_cast<std::byte*>(&blob) + 8, m.body.data(), m.body.size());
-    if (static_cast<uint32_t>(m.type) == restorer::kBlobReady) return {&image, blob.arg0, blob.arg1, resources_.floor};
+    if (static_cast<uint32_t>(m.type) == restorer::kBlobReady) return {&image, blob.arg0, blob.arg1, resources_.room};
     std::array<char, 96> where;
     std::snprintf(where.data(), where.size(), " in thread %d (arguments %lx, %lx)", m.pid, blob.arg0, blob.arg1);
     throw Error(step_name(blob.tag), "of task " + std::to_string(image.pid) + where.data(), blob.error);
@@ -457,6 +466,7 @@ class Coordinator {
   /// Before anybody hears that the tree runs: who looks at it then must not find its files open outside of it.
   void forget_files() {
     files_.reset();
+    terminal_.reset();
     kept_.clear();
     packed_images_.reset();
     shared_ = {};
@@ -499,7 +509,7 @@ class Coordinator {
   Resources resources_;
   SharedMemory shared_;
   std::vector<Fd> kept_;
-  Fd root_;
+  Fd root_, terminal_;
   std::unique_ptr<FileRestorer> files_;
   std::vector<TaskImage> images_of_;  ///< of the living tasks, in order
   ImageSet final_images_;

@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 
@@ -181,8 +182,11 @@ void set_final_state(const WaitingTask& waiting, std::chrono::milliseconds timeo
   const Fd mem = open_path("/proc/" + std::to_string(task.pid) + "/mem", O_RDWR);
   {
     RemoteCalls leader(Tid(task.pid), RemoteAddr(waiting.region + syscall_offset()), timeout);
-    leader.checked("close our descriptors in", SYS_close_range, {static_cast<uint64_t>(waiting.floor), ~0u, 0});
+    leader.checked("close our descriptors in", SYS_close_range,
+                   {static_cast<uint64_t>(waiting.room.floor), static_cast<uint64_t>(waiting.room.end) - 1, 0});
     take_locks(task, leader, mem.get(), waiting.region + spent_offset());
+    // Only now: from here on the task's user may look into it.
+    if (task.mm.dumpable() == 1) leader.checked("set dumpable in", SYS_prctl, {PR_SET_DUMPABLE, 1, 0, 0, 0});
     leader.checked("unmap the restorer of", SYS_munmap, {waiting.region, waiting.region_bytes});
     leader.give_back();
   }

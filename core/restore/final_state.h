@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "core/base/log.h"
+#include "core/restore/descriptor_room.h"
 #include "core/restore/task_image.h"
 
 namespace migrate {
@@ -12,7 +13,7 @@ namespace migrate {
 struct WaitingTask {
   const TaskImage* image = nullptr;
   uint64_t region = 0, region_bytes = 0;  ///< the blob's, to be unmapped
-  int floor = 0;                          ///< descriptors from here on are ours, to be closed
+  DescriptorRoom room;                    ///< what is in it is ours, to be closed
   uint64_t elapsed_ns = 0;                ///< since the dump, on the tree's clock: time-outs have so much less left
 };
 

@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include <algorithm>
+#include <array>
 #include <sstream>
 
 #include "core/base/deadline.h"
@@ -144,12 +145,47 @@ void make_root_of_namespace(const Fd& top, const std::string& name) {
   check(::chdir("/"), "change to", "/");
 }
 
+/// What container runtimes keep from programs, since it is of the machine and not of the program: the kernel's memory,
+/// keys, timers and commands. /proc has them in every namespace.
+constexpr std::array kMaskedFiles{"/proc/kcore",      "/proc/keys",        "/proc/key-users",    "/proc/latency_stats",
+                                  "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug",  "/proc/kpagecount",
+                                  "/proc/kpageflags", "/proc/kpagecgroup", "/proc/sysrq-trigger"};
+constexpr std::array kMaskedFolders{"/proc/acpi", "/proc/asound", "/proc/scsi", "/sys/firmware",
+                                    "/sys/devices/virtual/powercap"};
+constexpr std::array kReadOnly{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"};
+
+bool exists(const char* path) { return ::faccessat(AT_FDCWD, path, F_OK, AT_SYMLINK_NOFOLLOW) == 0; }
+
+/// A mount of one file, at no place yet.
+Fd clone_mount(const char* path) {
+  return Fd(static_cast<int>(check(::syscall(SYS_open_tree, AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC),
+                                   "clone the mount of", path)));
+}
+
+/// `null`: a mount of a device without content, from outside of the new root, where there need not be one.
+void mask_proc(Fd null) {
+  for (const char* path : kMaskedFiles) {
+    if (!exists(path)) continue;
+    check(::syscall(SYS_move_mount, null.get(), "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH), "mask", path);
+    null = clone_mount(path);
+  }
+  constexpr unsigned long kHarmless = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC;
+  for (const char* path : kMaskedFolders)
+    if (exists(path)) check(::mount("none", path, "tmpfs", kHarmless, "size=0k,mode=755"), "mask", path);
+  for (const char* path : kReadOnly) {
+    if (!exists(path)) continue;
+    check(::mount(path, path, nullptr, MS_BIND | MS_REC, nullptr), "mount", path);
+    check(::mount(nullptr, path, nullptr, MS_BIND | MS_REMOUNT | kHarmless, nullptr), "make read-only", path);
+  }
+}
+
 }  // namespace
 
 void set_up_mounts(const std::string& root) {
   check(::mount("none", "/", nullptr, MS_REC | MS_SLAVE, nullptr), "make slaves of", "all mounts");
   const std::string name = root.empty() ? "/" : root;
   const Fd top = open_path(name, O_PATH | O_DIRECTORY);
+  Fd null = root.empty() ? Fd() : clone_mount("/dev/null");
   // Joining a mount namespace, also one's own, leads to its root, out of a chroot(2).
   const Fd self = open_path("/proc/self/ns/mnt", O_RDONLY);
   check(::setns(self.get(), CLONE_NEWNS), "go to the root of", "the mount namespace");
@@ -157,6 +193,7 @@ void set_up_mounts(const std::string& root) {
   // The tree sees its root as we do; a root within a larger one would show in /proc, and be no good boundary.
   if (wanted.stx_mnt_id != real.stx_mnt_id || wanted.stx_ino != real.stx_ino) make_root_of_namespace(top, name);
   check(::mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, nullptr), "mount", "/proc");
+  if (null) mask_proc(std::move(null));
 }
 
 }  // namespace migrate

@@ -185,7 +185,8 @@ TreeLayout unpack_layout(int fd) {
 
 Fd pack_resources(const Resources& resources) {
   Packer p;
-  p.small(resources.floor);
+  p.small(resources.room.floor);
+  p.small(resources.room.end);
   p.number(resources.files.size());
   for (const auto& [file, fd] : resources.files) {
     p.number(file.id);
@@ -203,7 +204,8 @@ Fd pack_resources(const Resources& resources) {
 Resources unpack_resources(int fd) {
   Unpacker u(fd);
   Resources r;
-  r.floor = u.small();
+  r.room.floor = u.small();
+  r.room.end = u.small();
   for (uint64_t n = u.count(); n > 0; --n) {
     MappedFile file;
     file.id = u.number();

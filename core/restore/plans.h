@@ -32,20 +32,19 @@ struct FolderFds {
   int root = -1, cwd = -1;
   bool change_root = false;
 };
-void plan_folders(const TaskImage& task, const FolderFds& fds, Region& region, OpList& list);
-void plan_signal_actions(const TaskImage& task, Region& region, OpList& list);
-void plan_limits(const TaskImage& task, Region& region, OpList& list);
-/// `elapsed_ns` is taken off what is left of each timer.
-void plan_timers(const TaskImage& task, uint64_t elapsed_ns, Region& region, OpList& list);
-void plan_task_flags(const TaskImage& task, OpList& list);
-void plan_shared_signals(const TaskImage& task, Region& region, OpList& list);
-/// Throws Refusal for limits and capabilities that this process cannot give.
+/// Everything but the address space, in an order that leaves no moment in which the task's code could run, or the
+/// kernel act for it, with other credentials than its own. `elapsed_ns` is taken off what is left of each timer.
+void plan_task(const TaskImage& task, const FolderFds& fds, uint64_t elapsed_ns, Region& region, OpList& list);
+/// credentials_plan.cpp: throws Refusal for limits and capabilities that this process cannot give.
 void check_privileges(const TaskImage& task);
 
-/// thread_plan.cpp: what each thread does for itself, before (`plan_thread`) and after (`plan_identity`) everything
-/// that needs privileges.
+/// thread_plan.cpp: what each thread does for itself. First what needs privileges.
 void plan_thread(const TaskImage& task, size_t thread, Region& region, OpList& list);
-void plan_identity(const TaskImage& task, size_t thread, Region& region, OpList& list);
+/// credentials_plan.cpp: from here on the thread is what its image says, no more.
+void plan_credentials(const TaskImage& task, size_t thread, Region& region, OpList& list);
+/// What makes the kernel act for the thread or look at its memory: only then. A restartable sequence could even make
+/// the kernel jump into the task's code, if its memory says that the restorer's is part of one.
+void plan_user_state(const TaskImage& task, size_t thread, Region& region, OpList& list);
 /// Makes threads 1, 2, ... each with a list of its own.
 void plan_clone_threads(const TaskImage& task, Region& region, OpList& list);
 

@@ -12,6 +12,11 @@
 
 namespace migrate {
 
+/// Address space for the blob of a task, with room to spare.
+inline uint64_t restorer_room(size_t mappings, size_t staged, size_t threads) {
+  return (uint64_t{16} << 20) + (mappings + staged) * 2048 + threads * 65536;
+}
+
 class OpList {
  public:
   using Tag = restorer::Tag;

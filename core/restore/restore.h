@@ -21,7 +21,8 @@ namespace migrate {
 
 struct RestoreOptions {
   bool own_namespaces = false;  ///< new pid, mount and time namespaces with an init of ours, instead of in place
-  bool shell_job = false;
+  bool shell_job = false;       ///< in place: sessions and groups that lie outside of the tree are those we run in
+  int terminal = -1;            ///< takes the place of the tree's terminal (core/files/terminal.h); stays the caller's
   bool tcp_close = false;
   bool sibling = false;  ///< -S: the root becomes a child of our parent
   std::string root;      ///< -r: root folder for all paths; empty: ours

@@ -1,5 +1,6 @@
 #include "core/restore/shell.h"
 
+#include <linux/keyctl.h>
 #include <linux/sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -45,6 +46,7 @@ class Shell {
   [[noreturn]] void run() {
     control_ = context_.shell_ends[index_].get();
     try {
+      leave_keyrings();
       close_inherited();
       fork_children();
       forget_ends();
@@ -62,6 +64,14 @@ class Shell {
   }
 
  private:
+  /// The session keyring is inherited, and with it all keys of whoever started us. Each task gets one of its own: which
+  /// of them had one together at the source is not known, and of different users they must not be.
+  static void leave_keyrings() {
+    if (::syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, nullptr) >= 0) return;
+    // Without keys, or where a seccomp filter forbids them, to the task as to us, there is nothing to leave.
+    if (errno != ENOSYS && errno != EPERM) throw Error("make", "a session keyring", errno);
+  }
+
   void close_inherited() {
     std::vector<int> kept{0, 1, 2, context_.launcher, context_.coordinator_pidfd};
     for (const Fd& fd : context_.shell_ends) kept.push_back(fd.get());
@@ -165,7 +175,7 @@ class Shell {
   void fetch_ends(const std::vector<int>& which, const std::vector<int>& ends) {
     for (const int i : which) {
       const auto at = static_cast<size_t>(i);
-      context_.shell_ends[at] = fetch(ends[at], std::max(kLowestFloor, context_.floor));
+      context_.shell_ends[at] = fetch(ends[at], std::max(kLowestFloor, context_.room.floor));
       fetch_ends(context_.tasks[at].children, ends);
     }
   }
@@ -186,6 +196,7 @@ class Shell {
     img::core_entry core;
     images_.need(image_name("core", static_cast<uint64_t>(node_.pid)), magic::kCore, core);
     ::prctl(PR_SET_NAME, core.tc().comm().c_str());
+    ::prctl(PR_SET_DUMPABLE, 0);  // a core_pattern that is a program does not ask for the limit
     const int status = static_cast<int>(core.tc().exit_code());
     if (!WIFSIGNALED(status)) ::_exit(WEXITSTATUS(status));
     const rlimit none{0, 0};
@@ -215,7 +226,7 @@ class Shell {
     const Resources resources = unpack_resources(fd_of(m, 1));
     node_.threads = unpack_threads(fd_of(m, 2));
     m.fds.clear();
-    lift_descriptors(resources.floor);
+    move_descriptors(resources.room);
     task_ = std::make_unique<TaskImage>(read_task(images_, node_));
     fetch_resources(resources);
     check_privileges(*task_);
@@ -225,10 +236,10 @@ class Shell {
     return cold;
   }
 
-  void lift_descriptors(int floor) {
-    context_.floor = floor;
+  void move_descriptors(const DescriptorRoom& room) {
+    context_.room = room;
     for (int* fd : {&control_, &context_.launcher, &context_.coordinator_pidfd})
-      if (*fd < floor) *fd = move_above(Fd(*fd), floor).release();
+      if (*fd < room.floor || *fd >= room.end) *fd = move_above(Fd(*fd), room.floor).release();
   }
 
   void fetch_file(const Resources& from, uint64_t id, int access) {
@@ -236,7 +247,7 @@ class Shell {
     if (context_.files.contains(key)) return;
     const auto it = from.files.find(key);
     if (it == from.files.end()) throw Corrupt("the memory images", "a mapping's file is unknown");
-    context_.files.emplace(key, fetch(it->second, context_.floor).release());
+    context_.files.emplace(key, fetch(it->second, context_.room.floor).release());
   }
 
   void fetch_resources(const Resources& from) {
@@ -247,7 +258,7 @@ class Shell {
       if (v.has_file()) {
         fetch_file(from, v.object, v.open_flags);
       } else if (v.has(kVmaAnonShared) && !context_.shared_memory.contains(v.object)) {
-        const int fd = fetch(from.shared_memory.at(v.object), context_.floor).release();
+        const int fd = fetch(from.shared_memory.at(v.object), context_.room.floor).release();
         context_.shared_memory.emplace(v.object, fd);
       }
     }

@@ -11,6 +11,7 @@
 #include "core/image/image_set.h"
 #include "core/memory/tree_layout.h"
 #include "core/memory/tree_survey.h"
+#include "core/restore/descriptor_room.h"
 #include "core/restore/restore.h"
 #include "core/restore/tree_order.h"
 
@@ -26,9 +27,12 @@ inline constexpr int kWorkFolder = O_PATH, kRootFolder = O_PATH | O_DIRECTORY;
 
 /// Descriptors that the coordinator opened for the final images, by its own numbers.
 struct Resources {
-  int floor = 0;  ///< above every number that a task uses
+  DescriptorRoom room;
   std::map<MappedFile, int> files;
   std::map<uint64_t, int> shared_memory;  ///< anonymous shared objects by shmid
+
+  /// Descriptors that a shell has besides those of its task: sockets, a pidfd, duplicates on their way.
+  size_t needed() const { return 16 + files.size() + shared_memory.size(); }
 };
 
 /// What a shell inherits by fork.
@@ -40,7 +44,7 @@ struct ShellContext {
   int coordinator_pidfd = -1;
 
   // Of this process, from when the final images came.
-  int floor = 0;
+  DescriptorRoom room;
   std::map<MappedFile, int> files;
   std::map<uint64_t, int> shared_memory;
 };

@@ -34,20 +34,32 @@ void check_same_layout(const TaskImage& task, const TaskImage& staged) {
   if (!same) throw Error("the mappings of task " + std::to_string(task.pid) + " changed after its memory was staged");
 }
 
+/// Written even if it is the value that we have: where we may, that also takes away the lower value that our own
+/// service manager let us go back to, and with us the task.
 void set_oom_score(const TaskImage& task) {
-  const img::task_core_entry& tc = task.core().tc();
-  if (!tc.has_oom_score_adj()) return;
-  const std::string wanted = std::to_string(tc.oom_score_adj());
-  if (read_file_at(AT_FDCWD, "/proc/self/oom_score_adj") == wanted + "\n") return;
+  const std::string wanted = std::to_string(task.core().tc().oom_score_adj());
   const Fd file = open_path("/proc/self/oom_score_adj", O_WRONLY);
-  write_full(file.get(), as_bytes_of(wanted), "oom_score_adj of task " + std::to_string(task.pid));
+  check(::write(file.get(), wanted.data(), wanted.size()), "write",
+        "oom_score_adj of task " + std::to_string(task.pid) + ", " + wanted);
 }
 
 void set_coredump_filter(const TaskImage& task) {
-  if (!task.task_extra().has_coredump_filter()) return;
+  constexpr uint32_t kUsualFilter = 0x33;
+  const ext::TaskExt& extra = task.task_extra();
   const Fd file = open_path("/proc/self/coredump_filter", O_WRONLY);
-  write_full(file.get(), as_bytes_of(std::to_string(task.task_extra().coredump_filter())),
+  write_full(file.get(),
+             as_bytes_of(std::to_string(extra.has_coredump_filter() ? extra.coredump_filter() : kUsualFilter)),
              "coredump_filter of task " + std::to_string(task.pid));
+}
+
+/// Else audit would take what the task does for deeds of whoever started us. It may be set once only, by kernels with
+/// auditing that were told so: then it stays.
+void set_login_uid(const TaskImage& task) {
+  constexpr uint32_t kNobody = UINT32_MAX;
+  const img::task_core_entry& tc = task.core().tc();
+  const std::string wanted = std::to_string(tc.has_loginuid() ? tc.loginuid() : kNobody);
+  const Fd file(::open("/proc/self/loginuid", O_WRONLY | O_CLOEXEC));
+  if (file) (void)!::write(file.get(), wanted.data(), wanted.size());
 }
 
 FolderFds folders(const ShellContext& context, const TaskImage& task) {
@@ -102,16 +114,7 @@ Entry build_region(const ShellContext& context, const ImageSet& images, const Ta
                },
                executable(context, task)},
               region, list);
-  plan_folders(task, folders(context, task), region, list);
-  plan_signal_actions(task, region, list);
-  plan_clone_threads(task, region, list);
-  plan_limits(task, region, list);
-  plan_timers(task, elapsed_since_dump_ns(images), region, list);
-  plan_task_flags(task, list);
-  plan_thread(task, 0, region, list);
-  plan_shared_signals(task, region, list);
-  list.add(Op::await_threads, Tag::clone_thread, {task.tids.size() - 1});
-  plan_identity(task, 0, region, list);
+  plan_task(task, folders(context, task), elapsed_since_dump_ns(images), region, list);
   list.add(Op::ready, Tag::count, {reserved.start, reserved.end - reserved.start});
   entry.list = region.put_list(list);
   entry.stack_top = region.put_stack(kLeaderStack) + kLeaderStack;
@@ -144,16 +147,19 @@ void finish_shell(const ShellContext& context, const TaskNode& node, const Image
   const std::vector<StagedRange> staged = staging.release();
   set_oom_score(task);
   set_coredump_filter(task);
+  set_login_uid(task);
 
-  check(::close_range(0, static_cast<unsigned>(context.floor) - 1, 0), "close", "our own descriptors");
-  install_descriptors(images, task.ids.files_id(), context.coordinator_pidfd, opened, *null_logger());
+  check(::close_range(0, static_cast<unsigned>(context.room.floor) - 1, 0), "close", "our own descriptors");
+  check(::close_range(static_cast<unsigned>(context.room.end), ~0u, 0), "close", "our own descriptors");
+  install_descriptors(images, task.ids.files_id(), context.coordinator_pidfd, opened, task.core().thread_core().creds(),
+                      *null_logger());
 
   std::vector<AddressRange> busy = own_mappings();
   for (const ImageVma& v : task.vmas) busy.push_back({v.start, v.end});
   AddressPicker picker(std::move(busy));
   const std::vector<AddressRange> kernel = own_kernel_mappings();
   const uint64_t parking = kernel.empty() ? 0 : picker.pick(kernel.back().end - kernel.front().start);
-  const uint64_t room = (16 << 20) + (task.vmas.size() + staged.size()) * 2048 + task.tids.size() * 65536;
+  const uint64_t room = restorer_room(task.vmas.size(), staged.size(), task.tids.size());
   const uint64_t base = picker.pick(room);
   Region region(base);
   // Its size is known only when it is built, so the list that spares it is made for all of the room.

@@ -1,5 +1,7 @@
 #include "core/restore/task_image.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 
 #include "core/image/magic.h"
@@ -13,6 +15,7 @@ img::core_entry read_core(const ImageSet& images, pid_t tid) {
   images.need(name, magic::kCore, core);
   if (core.mtype() != img::core_entry::X86_64 || !core.has_thread_info() || !core.has_thread_core())
     throw Corrupt(name, "it does not describe an x86-64 thread");
+  check_credentials(core, name);
   if (core.thread_info().gpregs().mode() != img::NATIVE)
     throw Refusal("thread " + std::to_string(tid) + " runs 32-bit code", "this cannot be restored yet");
   if (core.thread_core().has_seccomp_mode() && core.thread_core().seccomp_mode() != img::disabled)
@@ -28,6 +31,9 @@ TaskImage read_task(const ImageSet& images, const TaskNode& node) {
   t.tids = node.threads;
   const auto id = static_cast<uint64_t>(node.pid);
   for (const pid_t tid : node.threads) t.cores.push_back(read_core(images, tid));
+  // Those of the restoring process, a daemon of root's, are not the task's.
+  if (t.core().tc().rlimits().rlimits_size() < static_cast<int>(RLIM_NLIMITS))
+    throw Corrupt(image_name("core", id), "resource limits are missing");
   images.need(image_name("mm", id), magic::kMm, t.mm);
   images.need(image_name("fs", id), magic::kFs, t.fs);
   if (!images.get(image_name("ids", id), magic::kIds, t.ids)) {

@@ -33,6 +33,9 @@ struct TaskImage {
   }
 };
 
+/// Throws Corrupt if the image of a thread that will run does not say whose it is.
+void check_credentials(const img::core_entry& core, const std::string& image);
+
 /// `node` must not be a zombie. Throws Corrupt, or Refusal for what cannot be restored.
 TaskImage read_task(const ImageSet& images, const TaskNode& node);
 

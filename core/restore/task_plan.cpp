@@ -6,6 +6,7 @@
 #include <sys/time.h>
 #include <time.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 
@@ -73,15 +74,14 @@ void plan_posix_timer(const img::posix_timer_entry& e, uint64_t elapsed_ns, Regi
   list.call(Tag::timer, SYS_timer_settime, {e.it_id(), flags, region.put_value(value), 0});
 }
 
-}  // namespace
-
 void plan_folders(const TaskImage& task, const FolderFds& fds, Region& region, OpList& list) {
   if (fds.change_root) {
     list.call(Tag::folder, SYS_fchdir, {static_cast<uint64_t>(fds.root)});
     list.call(Tag::folder, SYS_chroot, {region.put(as_bytes_of(std::string_view(".", 2)))});
   }
   list.call(Tag::folder, SYS_fchdir, {static_cast<uint64_t>(fds.cwd)});
-  if (task.fs.has_umask()) list.call(Tag::folder, SYS_umask, {task.fs.umask() & 0777});
+  constexpr uint32_t kUsualMask = 022;
+  list.call(Tag::folder, SYS_umask, {(task.fs.has_umask() ? task.fs.umask() : kUsualMask) & 0777});
   list.call(Tag::personality, SYS_personality, {task.core().tc().personality()});
 }
 
@@ -99,13 +99,32 @@ void plan_signal_actions(const TaskImage& task, Region& region, OpList& list) {
   }
 }
 
+/// A signal queue may be as full as its limit, and signals that other processes of the user have queued here count too:
+/// so there is room first, and the limit comes when the signals are in.
+void plan_room_for_signals(const TaskImage& task, Region& region, OpList& list) {
+  rlimit own{};
+  check(::getrlimit(RLIMIT_SIGPENDING, &own), "read", "our own limits");
+  const uint64_t room = std::max<uint64_t>(own.rlim_max, task.core().tc().rlimits().rlimits(RLIMIT_SIGPENDING).max());
+  list.call(Tag::limits, SYS_prlimit64, {0, RLIMIT_SIGPENDING, region.put_value(rlimit{room, room}), 0});
+}
+
+void plan_limit(const TaskImage& task, uint64_t resource, Region& region, OpList& list) {
+  const img::rlimit_entry& e = task.core().tc().rlimits().rlimits(static_cast<int>(resource));
+  list.call(Tag::limits, SYS_prlimit64, {0, resource, region.put_value(rlimit{e.cur(), e.max()}), 0});
+}
+
 void plan_limits(const TaskImage& task, Region& region, OpList& list) {
-  uint64_t resource = 0;
-  for (const img::rlimit_entry& e : task.core().tc().rlimits().rlimits()) {
-    if (resource >= RLIM_NLIMITS) break;
-    const rlimit limit{e.cur(), e.max()};
-    list.call(Tag::limits, SYS_prlimit64, {0, resource++, region.put_value(limit), 0});
-  }
+  for (uint64_t resource = 0; resource < RLIM_NLIMITS; ++resource)
+    if (resource != RLIMIT_SIGPENDING) plan_limit(task, resource, region, list);
+}
+
+/// Clocks that wake the machine want CAP_WAKE_ALARM, which the task may have given up since. Other timers are made by
+/// the task as itself, so that they count as its user's queued signals, not as root's.
+bool timers_need_privilege(const TaskImage& task) {
+  const auto& timers = task.core().tc().timers().posix();
+  return std::any_of(timers.begin(), timers.end(), [](const img::posix_timer_entry& e) {
+    return e.clock_id() == CLOCK_REALTIME_ALARM || e.clock_id() == CLOCK_BOOTTIME_ALARM;
+  });
 }
 
 void plan_timers(const TaskImage& task, uint64_t elapsed_ns, Region& region, OpList& list) {
@@ -145,6 +164,28 @@ void plan_shared_signals(const TaskImage& task, Region& region, OpList& list) {
     list.call(Tag::pending_signal, SYS_rt_sigqueueinfo,
               {static_cast<uint64_t>(task.pid), static_cast<uint64_t>(info.si_signo), region.put_value(info)});
   }
+}
+
+}  // namespace
+
+void plan_task(const TaskImage& task, const FolderFds& fds, uint64_t elapsed_ns, Region& region, OpList& list) {
+  plan_folders(task, fds, region, list);
+  // The task's user must not get at our descriptors in it; final_state sets the task's own value.
+  list.call(Tag::process_flags, SYS_prctl, {PR_SET_DUMPABLE, 0, 0, 0, 0});
+  plan_signal_actions(task, region, list);
+  plan_room_for_signals(task, region, list);
+  plan_clone_threads(task, region, list);
+  plan_limits(task, region, list);
+  const bool privileged_timers = timers_need_privilege(task);
+  if (privileged_timers) plan_timers(task, elapsed_ns, region, list);
+  plan_task_flags(task, list);
+  plan_thread(task, 0, region, list);
+  plan_credentials(task, 0, region, list);
+  if (!privileged_timers) plan_timers(task, elapsed_ns, region, list);
+  plan_shared_signals(task, region, list);
+  plan_user_state(task, 0, region, list);
+  list.add(restorer::Op::await_threads, Tag::clone_thread, {task.tids.size() - 1});
+  plan_limit(task, RLIMIT_SIGPENDING, region, list);
 }
 
 }  // namespace migrate

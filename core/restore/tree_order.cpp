@@ -1,5 +1,8 @@
 #include "core/restore/tree_order.h"
 
+#include <signal.h>
+#include <sys/wait.h>
+
 #include <algorithm>
 #include <map>
 #include <optional>
@@ -45,12 +48,21 @@ TaskNode node_of(const img::pstree_entry& e) {
   return n;
 }
 
+/// Its shell, which is root's, ends itself so: it must end.
+void check_exit(const std::string& image, int status) {
+  const int signal = WTERMSIG(status);
+  const bool stops = signal == SIGSTOP || signal == SIGTSTP || signal == SIGTTIN || signal == SIGTTOU;
+  const bool ends = WIFEXITED(status) || (WIFSIGNALED(status) && signal < NSIG && !stops);
+  if (!ends) throw Corrupt(image, "a dead task has an impossible exit code");
+}
+
 uint32_t state_of(const ImageSet& images, pid_t pid) {
   const std::string name = image_name("core", static_cast<uint64_t>(pid));
   img::core_entry core;
   images.need(name, magic::kCore, core);
   if (!core.has_tc()) throw Corrupt(name, "the task part is missing");
   const uint32_t state = core.tc().task_state();
+  if (state == kTaskZombie || state == kTaskDead) check_exit(name, static_cast<int>(core.tc().exit_code()));
   if (state == kTaskZombie) return kTaskDead;
   if (state != kTaskAlive && state != kTaskDead && state != kTaskStopped) throw Corrupt(name, "unknown task state");
   return state;

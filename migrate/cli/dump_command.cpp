@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "core/dump/dump.h"
+#include "core/restore/restorable.h"
 #include "migrate/cli/action_script.h"
 #include "migrate/cli/commands.h"
 #include "migrate/cli/image_chain.h"
@@ -65,6 +66,7 @@ int run_dump(const CoreOptions& o) {
   scripts.run("pre-dump", o.tree);
 
   Dump dump(d, *logger);
+  if (!o.leave_running) check_restorable(dump.images(), dump.memories(), o.shell_job);
   store_pages(dump, output, tracker, o, *logger);
   stamp_run_id(dump.images());
   dump.images().save(images.get());

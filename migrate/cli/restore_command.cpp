@@ -1,6 +1,7 @@
 // migrate restore -D DIR
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <filesystem>
 
@@ -29,6 +30,13 @@ int wait_for_root(pid_t root) {
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
+/// -1 if none of the standard descriptors is one.
+int own_terminal() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (::isatty(fd) == 1) return fd;
+  return -1;
+}
+
 uint32_t micros(std::chrono::steady_clock::duration d) {
   return static_cast<uint32_t>(std::chrono::duration_cast<std::chrono::microseconds>(d).count());
 }
@@ -44,6 +52,7 @@ int run_restore(const CoreOptions& o) {
 
   RestoreOptions r;
   r.shell_job = o.shell_job;
+  if (o.shell_job) r.terminal = own_terminal();
   r.tcp_close = o.tcp_close;
   r.sibling = o.restore_sibling;
   r.root = o.root;

@@ -22,6 +22,7 @@ LoggerPtr session_logger(bool verbose) {
 uint64_t capability_bits(const std::vector<std::string>& names) {
   uint64_t bits = 0;
   for (std::string name : names) {
+    if (name == "all") return ~uint64_t{0};
     if (name.rfind("cap_", 0) != 0 && name.rfind("CAP_", 0) != 0) name = "cap_" + name;
     cap_value_t value = 0;
     if (::cap_from_name(name.c_str(), &value) != 0)
@@ -166,7 +167,12 @@ void SessionCommands::add_receive(CLI::App& app, std::function<int()>& run) {
   verb->add_option("--accept", accept_, "take trees only from a peer whose certificate carries this name; repeatable")
       ->type_name("NAME");
   verb->add_option("--allow-uid", receive_.allow_uids, "take only tasks of this user id; repeatable")->type_name("UID");
-  verb->add_option("--deny-caps", denied_capabilities_, "refuse tasks that have one of these capabilities")
+  verb->add_option_function<std::vector<uint32_t>>(
+          "--allow-gid", [this](const std::vector<uint32_t>& gids) { receive_.allow_gids = gids; },
+          "take only tasks of these groups; default with --allow-uid: those that these users have here")
+      ->type_name("GID,...")
+      ->delimiter(',');
+  verb->add_option("--deny-caps", denied_capabilities_, "refuse tasks that have one of these capabilities (all: any)")
       ->type_name("CAP,...")
       ->delimiter(',');
   verb->add_option("--root", receive_.root, "folder that all paths of received trees are under")->type_name("DIR");

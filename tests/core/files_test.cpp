@@ -101,10 +101,35 @@ TEST_F(Files, TerminalsNeedShellJob) {
   const Work setup = [&] { place_at(::open(name.c_str(), O_RDWR | O_NOCTTY), 0); };
   refused(setup, "--shell-job");
   const auto images = dump(setup, {.shell_job = true});
-  FileRestorer restorer(images, {.shell_job = true}, *log);
+  refused(setup, "stays where it is", {.shell_job = true, .terminals = false});
+  // The number of the source is somebody else's here.
+  EXPECT_THROW(FileRestorer(images, {}, *log).open_all(), Refusal);
+  const Fd other_master(::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC));
+  ASSERT_EQ(::unlockpt(other_master.get()), 0);
+  const Fd own = open_path(::ptsname(other_master.get()), O_RDWR | O_NOCTTY);
+  FileRestorer restorer(images, {.terminal = own.get()}, *log);
   restorer.open_all();
   ASSERT_EQ(restorer.opened().size(), 1U);
-  EXPECT_EQ(link_of(restorer.opened().begin()->second), name);
+  EXPECT_EQ(link_of(restorer.opened().begin()->second), link_of(own.get()));
+}
+
+TEST_F(Files, TwoTerminalsAreNotMadeOne) {
+  const Fd masters[] = {Fd(::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC)),
+                        Fd(::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC))};
+  if (!masters[1]) GTEST_SKIP() << "needs a devpts mount";
+  std::vector<std::string> names;
+  for (const Fd& master : masters) {
+    ASSERT_EQ(::unlockpt(master.get()), 0);
+    names.emplace_back(::ptsname(master.get()));
+  }
+  const auto open_both = [&](const std::string& second) {
+    return [&names, second] {
+      place_at(::open(names[0].c_str(), O_RDWR | O_NOCTTY), 0);
+      place_at(::open(second.c_str(), O_RDWR | O_NOCTTY), 1);
+    };
+  };
+  EXPECT_NO_THROW(check_files_restorable(dump(open_both(names[0]), {.shell_job = true}), 1024));
+  EXPECT_THROW(check_files_restorable(dump(open_both(names[1]), {.shell_job = true}), 1024), Refusal);
 }
 
 TEST_F(Files, FlagsThatOnlyAnOpenGives) {

@@ -147,7 +147,7 @@ class Files : public testing::Test {
             const Fd pidfd = std::move(*open_pidfd(us));
             check(::dup3(pidfd.get(), kCoordinator, O_CLOEXEC), "keep", "a pidfd");
           }
-          install_descriptors(images, 1, kCoordinator, restorer->opened(), *log);
+          install_descriptors(images, 1, kCoordinator, restorer->opened(), {}, *log);
           ::close(kCoordinator);
         },
         check_all);

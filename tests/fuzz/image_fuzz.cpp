@@ -8,6 +8,7 @@
 #include "core/files/image_tables.h"
 #include "core/files/restore_files.h"
 #include "core/restore/address_space.h"
+#include "core/restore/descriptor_room.h"
 #include "core/restore/namespaces.h"
 #include "core/restore/plans.h"
 #include "core/restore/task_image.h"
@@ -109,15 +110,7 @@ void plan(const ImageSet& images, const TaskImage& task, bool policy) {
   OpList list;
   const auto descriptor = [](const ImageVma& v) { return v.has_file() || v.has(kVmaAnonShared) ? 7 : -1; };
   plan_memory({task, staged, {kBase, kBase + kRoom}, kBase + 2 * kRoom, kernel, descriptor, 8}, region, list);
-  plan_folders(task, {5, 6, true}, region, list);
-  plan_signal_actions(task, region, list);
-  plan_clone_threads(task, region, list);
-  plan_limits(task, region, list);
-  plan_timers(task, kElapsed, region, list);
-  plan_task_flags(task, list);
-  plan_thread(task, 0, region, list);
-  plan_shared_signals(task, region, list);
-  plan_identity(task, 0, region, list);
+  plan_task(task, {5, 6, true}, kElapsed, region, list);
   check_list(list, policy);
   for (const img::core_entry& core : task.cores) unpack_xsave(core.thread_info().fpregs());
   check_privileges(task);
@@ -134,8 +127,11 @@ void read_files(const ImageSet& images) {
     const auto numbers = read_table(images, table);
     for (size_t i = 1; i < numbers.size(); ++i)
       demand(numbers[i - 1].fd() < numbers[i].fd(), "descriptors out of order");
-    highest_fd(images, table);
   }
+  const DescriptorRoom room = find_descriptor_room(images, 20, 1 << 20);
+  for (const uint32_t table : table_ids(images))
+    for (const auto& e : read_table(images, table))
+      demand(static_cast<int>(e.fd()) < room.floor || static_cast<int>(e.fd()) >= room.end, "no room after all");
   for (const std::string& folder : unix_socket_folders(images)) demand(folder.starts_with("/"), "a relative folder");
 }
 

@@ -226,6 +226,32 @@ def plain():
     return None, 0
 
 
+def thread_file():
+    """An open file of /proc that is of another thread than the first."""
+    tids = []
+
+    def run():
+        tids.append(threading.get_native_id())
+        while True:
+            time.sleep(1)
+    threading.Thread(target=run, daemon=True).start()
+    while not tids:
+        time.sleep(0.01)
+    fd = os.open(f"/proc/self/task/{tids[0]}/status", os.O_RDONLY)
+    return fd, fd
+
+
+def favoured():
+    """What root gave to a user who could not take it."""
+    os.nice(-5)
+    os.chmod(os.path.dirname(FOLDER), 0o711)
+    os.chown(FOLDER, 65534, 65534)
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+    return None, 0
+
+
 def child():
     return subprocess.Popen(["sleep", "1000"]), 0
 
@@ -233,7 +259,8 @@ def child():
 KINDS = {f.__name__.replace("_", "-"): f for f in (
     tcp, tcp_backlog, listener, netlink, packet, raw_ip, unix_outside, descriptors_on_their_way, inotify, terminal, io_uring,
     userfaultfd, pidfd, device, flock, posix_lock, lease, sysv_shm, outside_pipe, seccomp, deleted_big_file, writable_file,
-    mapped_file, own_thread_files, zombie_root, shared_memory_outside, landlock, user_dispatch, address_space_limit, plain, child)}
+    mapped_file, own_thread_files, zombie_root, shared_memory_outside, landlock, user_dispatch, address_space_limit, thread_file,
+    favoured, plain, child)}
 
 
 def main():

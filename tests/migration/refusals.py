@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import types
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -414,6 +415,16 @@ def other_file(context, folder):
         untouched.expect()
 
 
+def limit_above_ours(context, folder):
+    """A restore by a command with such a limit could not give the program its own back, and it would be dead."""
+    wrapper = os.path.join(folder, "migrate-limited")
+    with open(wrapper, "w") as f:
+        f.write(f'#!/bin/sh\nulimit -S -l 64 && ulimit -H -l 64 && exec setpriv --bounding-set=-sys_resource {context.binary} "$@"\n')
+    os.chmod(wrapper, 0o755)
+    limited = types.SimpleNamespace(binary=wrapper)
+    holding("plain", "task {pid} has a hard limit \\(number 8\\) above ours")(limited, folder)
+
+
 HAS_FD = "task {pid} has fd {detail}"
 CASES = {
     "dump/tcp-connection": holding("tcp", HAS_FD + ", an established TCP connection to {peer}", "--tcp-close", set_up=accepting),
@@ -446,6 +457,8 @@ CASES = {
     "dump/own-ipc-namespace": holding("plain", "task {pid} is in a ipc namespace of its own", prefix=("unshare", "-i")),
     "dump/own-mounts": holding("plain", "task {pid} is in a mount namespace with mounts of its own",
                                prefix=("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /mnt && exec "$@"', "sh")),
+    "dump/file-of-a-thread": holding("thread-file", HAS_FD + ", /proc/{pid}/task/.* which is of a thread"),
+    "dump/limit-above-ours": limit_above_ours,
     "dump/traced": traced,
     "dump/session-leader-outside": outside_session,
     "dump/own-ancestor": own_ancestor,
@@ -476,6 +489,11 @@ CASES = {
     "send/file-not-shared": unshared_file,
     "send/uid-not-allowed": send_refuses("plain", "a task runs as uid 0, which the receiver does not allow",
                                          receive=("--allow-uid", "12345"), both=True),
+    "send/gid-not-allowed": send_refuses("plain", "a task is in group 0, which the receiver does not allow",
+                                         receive=("--allow-gid", "12345"), both=True),
+    "send/favour-of-root": send_refuses("favoured", "task {pid} has nice value -5 and not CAP_SYS_NICE",
+                                        receive=("--allow-uid", "65534", "--allow-gid", "65534"), both=True),
+    "send/terminal": send_refuses("terminal", "the terminal /dev/.*stays where it is", send=("--shell-job",)),
     "send/capability-denied": send_refuses("plain", "a task has capabilities that the receiver denies",
                                            receive=("--deny-caps", "chown"), both=True),
     **tls_refusals.CASES,

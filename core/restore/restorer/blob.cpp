@@ -102,6 +102,9 @@ long perform(Header& h, const Record& r) {
       __atomic_add_fetch(&h.threads_done, 1, __ATOMIC_RELEASE);
       call6(__NR_futex, reinterpret_cast<uint64_t>(&h.threads_done), FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
       for (uint32_t never = 0;;) call6(__NR_futex, reinterpret_cast<uint64_t>(&never), FUTEX_WAIT_PRIVATE, 0, 0, 0, 0);
+    case Op::clear_word:
+      *reinterpret_cast<volatile uint64_t*>(a[0]) = 0;
+      return 0;
     case Op::ready:
       send(h, kBlobReady, r, 0);
       wait_for_end(h);

@@ -13,6 +13,7 @@ enum class Op : uint32_t {
   await_threads,  ///< until Header::threads_done equals args[0]
   thread_done,    ///< counts this thread and waits for the end; the last record of a thread's list
   timer_create,   ///< args: 0 = clock, 1 = address of sigevent, 2 = wanted id
+  clear_word,     ///< args: 0 = address of 8 bytes in the task's memory
   ready,          ///< tells the coordinator, then waits for the end; the last record of the leader's list
 };
 

@@ -71,6 +71,7 @@ struct ReceiveOptions {
   LinkOptions link;                     ///< accepted names are in link.tls->accepted_peers
   std::string root;                     ///< folder that all paths of received trees are under
   std::vector<uint32_t> allow_uids;     ///< empty: any
+  std::optional<std::vector<uint32_t>> allow_gids;  ///< nullopt: any; with allow_uids: what those users have here
   bool packed_pages = true;             ///< take pages that are compressed
   uint64_t deny_capabilities = 0;       ///< bits of capabilities(7) that no received task may have
   int status_fd = -1;                   ///< one NUL byte when listening, one when a restore may begin, one when ready

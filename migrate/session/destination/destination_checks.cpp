@@ -1,9 +1,12 @@
 #include "migrate/session/destination/destination_checks.h"
 
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <linux/openat2.h>
 #include <netinet/in.h>
 #include <sys/file.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -14,6 +17,7 @@
 
 #include "core/base/fd.h"
 #include "core/files/file_locks.h"
+#include "migrate/session/guardian/privileges.h"
 #include "migrate/session/telling/events.h"
 #include "migrate/session/wire/content_hash.h"
 #include "migrate/session/wire/host_facts.h"
@@ -154,25 +158,71 @@ std::string check_port(const wire::Check::Port& port) {
          " cannot be used at the destination: " + std::strerror(errno);
 }
 
+Privilege from_wire(const wire::Check::Privilege& p) {
+  return {.kind = static_cast<Privilege::Kind>(p.kind()),
+          .task = p.task(),
+          .detail = p.detail(),
+          .value = p.value(),
+          .limit = p.limit(),
+          .held = p.held()};
+}
+
 void check_policy(const wire::Check& check, const ReceiveOptions& options, std::vector<std::string>& reasons) {
+  const IdentityPolicy policy = identity_policy(options);
   for (const uint32_t uid : check.uids()) {
     if (reasons.size() >= kMaxReasons) break;
-    const auto& allowed = options.allow_uids;
-    if (!allowed.empty() && std::find(allowed.begin(), allowed.end(), uid) == allowed.end()) {
+    if (!policy.takes_uid(uid))
       reasons.push_back("a task runs as uid " + std::to_string(uid) +
                         ", which the receiver does not allow (--allow-uid)");
-    }
+  }
+  for (const uint32_t gid : check.gids()) {
+    if (reasons.size() >= kMaxReasons) break;
+    if (!policy.takes_gid(gid))
+      reasons.push_back("a task is in group " + std::to_string(gid) +
+                        ", which the receiver does not allow (--allow-gid)");
   }
   if ((check.capabilities() & options.deny_capabilities) != 0) {
     reasons.push_back("a task has capabilities that the receiver denies (--deny-caps)");
+  }
+  if (check.privileges().empty() || policy.empty()) return;
+  const HostBounds bounds = HostBounds::here();
+  for (const auto& p : check.privileges()) {
+    if (reasons.size() >= kMaxReasons) return;
+    if (auto reason = why_not(from_wire(p), policy, bounds)) reasons.push_back(std::move(*reason));
+  }
+}
+
+/// What the restore will want of this process, and would refuse only after the rounds.
+void check_means(const wire::Check& check, std::vector<std::string>& reasons) {
+  rlimit files{};
+  if (::getrlimit(RLIMIT_NOFILE, &files) == 0 && check.highest_descriptor() >= files.rlim_max) {
+    reasons.push_back("the program has descriptor " + std::to_string(check.highest_descriptor()) +
+                      ", and the receiver's own limit of open files is " + std::to_string(files.rlim_max) +
+                      "; raise that (ulimit -Hn)");
+  }
+  if (::prctl(PR_CAPBSET_READ, CAP_SYS_RESOURCE, 0, 0, 0) == 1) return;
+  const HostBounds bounds = HostBounds::here();
+  for (const auto& p : check.privileges()) {
+    if (static_cast<Privilege::Kind>(p.kind()) != Privilege::Kind::hard_limit) continue;
+    if (p.detail() >= bounds.hard_limits.size() || p.value() <= bounds.hard_limits[p.detail()]) continue;
+    reasons.push_back("task " + std::to_string(p.task()) + " has a hard limit (number " + std::to_string(p.detail()) +
+                      ") above the receiver's, which lacks CAP_SYS_RESOURCE; raise the receiver's own");
+    return;
   }
 }
 
 }  // namespace
 
+IdentityPolicy identity_policy(const ReceiveOptions& options) {
+  IdentityPolicy policy{options.allow_uids, options.allow_gids, options.deny_capabilities};
+  if (!policy.takes_uid(0) && !policy.allow_gids) policy.allow_gids = groups_of_users(policy.allow_uids);
+  return policy;
+}
+
 std::vector<std::string> what_is_in_the_way(const wire::Check& check, const ReceiveOptions& options) {
   std::vector<std::string> reasons;
   check_policy(check, options, reasons);
+  check_means(check, reasons);
   const wire::Hello here = host_facts();
   if (check.memory() > here.memory_available()) {
     reasons.push_back("the program has " + std::to_string(check.memory() >> 20) +

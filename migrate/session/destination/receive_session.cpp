@@ -135,8 +135,12 @@ class ReceiveSession {
     s->set_peer_name(channel_.stream().peer_name());
     s->set_label(label_);
     s->set_root(options_.root);
-    for (const uint32_t uid : options_.allow_uids) s->add_allow_uids(uid);
-    s->set_deny_capabilities(options_.deny_capabilities);
+    const IdentityPolicy policy = identity_policy(options_);
+    for (const uint32_t uid : policy.allow_uids) s->add_allow_uids(uid);
+    s->set_any_gid(!policy.allow_gids);
+    if (policy.allow_gids)
+      for (const uint32_t gid : *policy.allow_gids) s->add_allow_gids(gid);
+    s->set_deny_capabilities(policy.deny_capabilities);
     s->set_shell_job(message.begin().shell_job());
     s->set_tcp_close(message.begin().tcp_close());
     s->set_monotonic_ns(message.begin().monotonic_ns());

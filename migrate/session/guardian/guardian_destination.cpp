@@ -59,6 +59,7 @@ class DestinationGuardian {
       options_.tcp_close = s.tcp_close();
       options_.root = s.root();
       policy_.allow_uids.assign(s.allow_uids().begin(), s.allow_uids().end());
+      if (!s.any_gid()) policy_.allow_gids.emplace(s.allow_gids().begin(), s.allow_gids().end());
       policy_.deny_capabilities = s.deny_capabilities();
       max_tasks_ = s.max_tasks();
       // Who is bound to some users must not get other users' files through us.

@@ -52,6 +52,7 @@ class SourceGuardian {
       JournalEntry entry = first_entry(Role::source, s);
       dump_.root = Pid(s.dump().root());
       dump_.shell_job = s.dump().shell_job();
+      dump_.terminals = false;
       dump_.tcp_close = s.dump().tcp_close();
       dump_.tracked = s.dump().tracked();
       dump_.foresee_mappings = true;

@@ -1,59 +1,103 @@
 #include "migrate/session/guardian/identity_policy.h"
 
+#include <grp.h>
+#include <pwd.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <string>
 
 #include "core/base/error.h"
 #include "core/image/magic.h"
+#include "core/restore/tree_order.h"
 #include "images/core.pb.h"
+#include "migrate/session/guardian/privileges.h"
 
 namespace migrate {
 namespace {
 
-constexpr uint32_t kDead = 6;  ///< a zombie, as CRIU numbers it
-using Words = google::protobuf::RepeatedField<uint32_t>;
+bool among(const std::vector<uint32_t>& ids, uint32_t id) { return std::find(ids.begin(), ids.end(), id) != ids.end(); }
 
-uint64_t bits(const Words& words) {
-  uint64_t all = 0;
-  for (int i = 0; i < std::min(words.size(), 2); ++i) all |= uint64_t{words.Get(i)} << (32 * i);
-  return all;
-}
-
-void check_uids(const IdentityPolicy& policy, const img::creds_entry& creds, const std::string& who) {
-  if (policy.allow_uids.empty()) return;
+void check_ids(const IdentityPolicy& policy, const img::creds_entry& creds, const std::string& who) {
   for (const uint32_t uid : {creds.uid(), creds.euid(), creds.suid(), creds.fsuid()}) {
-    if (std::find(policy.allow_uids.begin(), policy.allow_uids.end(), uid) != policy.allow_uids.end()) continue;
+    if (policy.takes_uid(uid)) continue;
     throw Refusal(who + " has uid " + std::to_string(uid) + ", which the receiver does not allow",
                   "receive with --allow-uid " + std::to_string(uid) + " if it may run here");
   }
+  std::vector<uint32_t> gids{creds.gid(), creds.egid(), creds.sgid(), creds.fsgid()};
+  gids.insert(gids.end(), creds.groups().begin(), creds.groups().end());
+  for (const uint32_t gid : gids) {
+    if (policy.takes_gid(gid)) continue;
+    throw Refusal(who + " is in group " + std::to_string(gid) + ", which the receiver does not allow",
+                  "receive with --allow-gid " + std::to_string(gid) + " if it may be in it here");
+  }
+}
+
+void enforce(const IdentityPolicy& policy, const std::string& who, img::core_entry& core) {
+  if (!core.thread_core().has_creds())
+    throw Refusal(who + " does not say which user it is", "take it from a sender that you trust");
+  img::creds_entry& creds = *core.mutable_thread_core()->mutable_creds();
+  check_ids(policy, creds, who);
+  const uint64_t held = capability_bits(creds.cap_prm()) | capability_bits(creds.cap_eff()) |
+                        capability_bits(creds.cap_inh()) | capability_bits(creds.cap_amb());
+  if ((held & policy.deny_capabilities) != 0)
+    throw Refusal(who + " has capabilities that the receiver denies", "receive without denying them (--deny-caps)");
+  // Audit would believe it, and blame somebody who may not come.
+  if (core.tc().has_loginuid() && !policy.takes_uid(core.tc().loginuid())) core.mutable_tc()->set_loginuid(UINT32_MAX);
+  for (int i = 0; i < std::min(creds.cap_bnd_size(), 2); ++i)
+    creds.set_cap_bnd(i, creds.cap_bnd(i) & ~static_cast<uint32_t>(policy.deny_capabilities >> (32 * i)));
 }
 
 }  // namespace
 
+bool IdentityPolicy::takes_uid(uint32_t uid) const { return allow_uids.empty() || among(allow_uids, uid); }
+
+bool IdentityPolicy::takes_gid(uint32_t gid) const { return !allow_gids || among(*allow_gids, gid); }
+
+bool IdentityPolicy::bounds(uint64_t any_of) const {
+  const bool root_may_come = takes_uid(0);
+  return !root_may_come || (any_of & ~deny_capabilities) == 0;
+}
+
+std::vector<uint32_t> groups_of_users(const std::vector<uint32_t>& uids) {
+  std::vector<uint32_t> all;
+  for (const uint32_t uid : uids) {
+    const passwd* user = ::getpwuid(uid);
+    if (user == nullptr) continue;
+    const std::string name = user->pw_name;
+    const gid_t own = user->pw_gid;
+    std::vector<gid_t> groups(64);
+    int count = static_cast<int>(groups.size());
+    if (::getgrouplist(name.c_str(), own, groups.data(), &count) < 0) {
+      groups.resize(static_cast<size_t>(count));
+      if (::getgrouplist(name.c_str(), own, groups.data(), &count) < 0) count = 0;
+    }
+    groups.resize(static_cast<size_t>(count));
+    all.push_back(own);
+    all.insert(all.end(), groups.begin(), groups.end());
+  }
+  return all;
+}
+
 void enforce_identity(const IdentityPolicy& policy, ImageSet& images) {
   if (policy.empty()) return;
   ImageSet checked;
-  for (const auto& [name, bytes] : images.images()) {
-    if (!name.starts_with("core-")) continue;
-    img::core_entry core;
-    images.need(name, magic::kCore, core);
-    const std::string who = "the task of " + name;
-    if (!core.has_thread_core() || !core.thread_core().has_creds()) {
-      // A task that only waits to be reaped has no credentials and runs no code.
-      if (core.has_tc() && core.tc().task_state() == kDead) continue;
-      throw Refusal(who + " does not say which user it is", "take it from a sender that you trust");
+  // By the tree, as the restore goes: what calls itself a zombie must be one to it too.
+  for (const TaskNode& task : read_tree(images)) {
+    if (task.zombie) continue;
+    for (const pid_t tid : task.threads) {
+      const std::string name = image_name("core", static_cast<uint64_t>(tid));
+      img::core_entry core;
+      images.need(name, magic::kCore, core);
+      const std::string who = (tid == task.pid ? "task " : "thread ") + std::to_string(tid);
+      enforce(policy, who, core);
+      checked.put(name, magic::kCore, core);
     }
-    img::creds_entry& creds = *core.mutable_thread_core()->mutable_creds();
-    check_uids(policy, creds, who);
-    const uint64_t held = bits(creds.cap_prm()) | bits(creds.cap_eff()) | bits(creds.cap_inh()) | bits(creds.cap_amb());
-    if ((held & policy.deny_capabilities) != 0) {
-      throw Refusal(who + " has capabilities that the receiver denies", "receive without denying them (--deny-caps)");
-    }
-    for (int i = 0; i < std::min(creds.cap_bnd_size(), 2); ++i) {
-      creds.set_cap_bnd(i, creds.cap_bnd(i) & ~static_cast<uint32_t>(policy.deny_capabilities >> (32 * i)));
-    }
-    checked.put(name, magic::kCore, core);
   }
+  const HostBounds bounds = HostBounds::here();
+  for (const Privilege& privilege : privileges_of(images))
+    if (const auto reason = why_not(privilege, policy, bounds))
+      throw Refusal(*reason, "give it that capability, or take this away from it, before it is sent");
   for (const auto& [name, bytes] : checked.images()) images.adopt(name, bytes);
 }
 

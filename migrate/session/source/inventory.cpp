@@ -17,6 +17,7 @@
 #include "core/base/procfs.h"
 #include "core/files/fdinfo.h"
 #include "core/files/file_locks.h"
+#include "migrate/session/source/inventory_privileges.h"
 #include "migrate/session/wire/content_hash.h"
 
 namespace migrate {
@@ -67,14 +68,18 @@ void add_mappings(const ProcDir& proc, std::map<std::string, Need>& files) {
   }
 }
 
-void add_descriptors(const ProcDir& proc, std::map<std::string, Need>& files, std::set<uint64_t>& sockets) {
+using Sockets = std::map<uint64_t, SocketHolder>;  ///< by inode
+
+void add_descriptors(const ProcDir& proc, uint64_t held, std::map<std::string, Need>& files, Sockets& sockets) {
   for (const int fd : proc.descriptors()) {
     std::string path;
     struct stat st {};
     try {
       path = proc.link("fd/" + std::to_string(fd));
       if (path.starts_with("socket:[")) {
-        sockets.insert(std::strtoull(path.c_str() + 8, nullptr, 10));
+        SocketHolder& holder = sockets[std::strtoull(path.c_str() + 8, nullptr, 10)];
+        if (holder.task == 0) holder.task = proc.pid();
+        holder.held |= held;
         continue;
       }
       if (is_pseudo(path)) continue;
@@ -90,13 +95,14 @@ void add_descriptors(const ProcDir& proc, std::map<std::string, Need>& files, st
 }
 
 /// One line of /proc/net/{tcp,udp}{,6}: address:port in the host's byte order, a u32 at a time.
-void add_port(const std::string& line, int family, int type, const std::set<uint64_t>& sockets, wire::Check& check) {
+void add_port(const std::string& line, int family, int type, const Sockets& sockets, wire::Check& check) {
   std::istringstream words(line);
   std::string slot, local, remote, state, queue, timer, retries, uid, timeout;
   uint64_t inode = 0;
   words >> slot >> local >> remote >> state >> queue >> timer >> retries >> uid >> timeout >> inode;
   const bool listening = type == SOCK_DGRAM ? state == "07" : state == "0A";
-  if (!listening || !sockets.contains(inode)) return;
+  const auto socket = sockets.find(inode);
+  if (!listening || socket == sockets.end()) return;
   const size_t colon = local.find(':');
   if (colon == std::string::npos || colon != (family == AF_INET ? 8u : 32u)) return;
   std::string address;
@@ -109,9 +115,10 @@ void add_port(const std::string& line, int family, int type, const std::set<uint
   port->set_type(static_cast<uint32_t>(type));
   port->set_address(address);
   port->set_port(static_cast<uint32_t>(std::stoul(local.substr(colon + 1), nullptr, 16)));
+  add_port_privilege(socket->second, port->port(), check);
 }
 
-void add_ports(const ProcDir& proc, const std::set<uint64_t>& sockets, wire::Check& check) {
+void add_ports(const ProcDir& proc, const Sockets& sockets, wire::Check& check) {
   static constexpr struct {
     const char* name;
     int family, type;
@@ -132,14 +139,22 @@ void add_ports(const ProcDir& proc, const std::set<uint64_t>& sockets, wire::Che
   }
 }
 
-void add_identity(const ProcDir& proc, wire::Check& check, std::set<uint32_t>& uids, uint64_t& capabilities) {
+struct Identities {
+  std::set<uint32_t> uids, gids;
+  uint64_t capabilities = 0;
+};
+
+void add_identity(const ProcDir& proc, wire::Check& check, Identities& all) {
   const auto status = proc.status();
-  if (const auto uid = status.find("Uid"); uid != status.end()) {
-    std::istringstream numbers(uid->second);
-    for (uint32_t n; numbers >> n;) uids.insert(n);
+  for (const auto& [key, ids] :
+       {std::pair("Uid", &all.uids), std::pair("Gid", &all.gids), std::pair("Groups", &all.gids)}) {
+    const auto field = status.find(key);
+    if (field == status.end()) continue;
+    std::istringstream numbers(field->second);
+    for (uint32_t n; numbers >> n;) ids->insert(n);
   }
   for (const char* set : {"CapPrm", "CapInh", "CapAmb"}) {
-    if (const auto c = status.find(set); c != status.end()) capabilities |= std::stoull(c->second, nullptr, 16);
+    if (const auto c = status.find(set); c != status.end()) all.capabilities |= std::stoull(c->second, nullptr, 16);
   }
   if (const auto rss = status.find("VmRSS"); rss != status.end()) {
     check.set_memory(check.memory() + std::strtoull(rss->second.c_str(), nullptr, 10) * 1024);
@@ -199,17 +214,18 @@ void leave_out(const wire::Check& known, std::map<std::string, Need>& files, wir
 Inventory take_inventory(Pid root, const Inventory* known) {
   Inventory inventory;
   std::map<std::string, Need> files;
-  std::set<uint64_t> sockets;
-  std::set<uint32_t> uids;
-  uint64_t capabilities = 0;
+  Sockets sockets;
+  Identities identities;
   for (const pid_t pid : tree_of(root.get())) {
     try {
       const ProcDir proc(pid);
       inventory.check.add_pids(static_cast<uint32_t>(pid));
       if (proc.stat().state == 'Z') continue;
       add_mappings(proc, files);
-      add_descriptors(proc, files, sockets);
-      add_identity(proc, inventory.check, uids, capabilities);
+      const uint64_t held = held_capabilities(proc);
+      add_descriptors(proc, held, files, sockets);
+      add_identity(proc, inventory.check, identities);
+      add_privileges(proc, held, inventory.check);
       for (const char* link : {"exe", "cwd", "root"}) {
         const std::string path = proc.link(link);
         if (!is_pseudo(path)) files.try_emplace(path);
@@ -219,8 +235,10 @@ Inventory take_inventory(Pid root, const Inventory* known) {
     }
   }
   add_ports(ProcDir(root.get()), sockets, inventory.check);
-  for (const uint32_t uid : uids) inventory.check.add_uids(uid);
-  inventory.check.set_capabilities(capabilities);
+  for (const uint32_t uid : identities.uids) inventory.check.add_uids(uid);
+  for (const uint32_t gid : identities.gids) inventory.check.add_gids(gid);
+  inventory.check.set_capabilities(identities.capabilities);
+  leave_out_privileges(known != nullptr ? known->check : wire::Check(), inventory.check);
   if (known != nullptr) leave_out(known->check, files, inventory.check);
   for (const auto& [path, need] : files) {
     describe_file(path, need, inventory.check);

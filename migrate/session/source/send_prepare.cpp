@@ -43,6 +43,7 @@ void SendSession::look_before_touching() {
   check_supervisor(target_, options_.shell_job, options_.parent_may_notice);
   dump_.root = target_;
   dump_.shell_job = options_.shell_job;
+  dump_.terminals = false;
   dump_.tcp_close = options_.tcp_close;
   dump_.timeout = options_.timeouts.freeze;
   dump_.mappings = MappingReader::shared();
@@ -95,7 +96,8 @@ void SendSession::compare_clocks() {
 }
 
 std::vector<std::string> SendSession::ask(wire::Check& check) {
-  if (check.files_size() == 0 && check.ports_size() == 0 && check.uids_size() == 0 && check.capabilities() == 0)
+  if (check.files_size() == 0 && check.ports_size() == 0 && check.uids_size() == 0 && check.gids_size() == 0 &&
+      check.privileges_size() == 0 && check.capabilities() == 0)
     return {};
   std::optional<FileProbes> probes;
   if (!options_.files_shared) probes.emplace(check);

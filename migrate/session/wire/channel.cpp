@@ -36,7 +36,7 @@ void check_hello(const wire::Hello& hello) {
 
 void check_check(const wire::Check& check) {
   require(check.files_size() <= kMaxFiles && check.ports_size() <= kMaxPorts && check.pids_size() <= kMaxPids &&
-              check.uids_size() <= kMaxPids,
+              check.uids_size() <= kMaxPids && check.gids_size() <= kMaxPids && check.privileges_size() <= kMaxPids,
           "too many files, ports or tasks");
   for (const auto& file : check.files()) {
     require(file.path().size() <= kMaxPath && file.probe_path().size() <= kMaxPath && file.probe_content().size() <= 64,

@@ -1,0 +1,75 @@
+#include "core/restore/restorable.h"
+
+#include <fcntl.h>
+#include <sys/resource.h>
+
+#include <map>
+#include <set>
+
+#include "core/files/restore_files.h"
+#include "core/restore/descriptor_room.h"
+#include "core/restore/plans.h"
+#include "core/restore/staged_areas.h"
+
+namespace migrate {
+namespace {
+
+/// What the shell keeps besides files of mappings: sockets, the coordinator's pidfd, duplicates on their way.
+constexpr size_t kOwn = 16;
+
+size_t hard_limit() {
+  rlimit limit{};
+  check(::getrlimit(RLIMIT_NOFILE, &limit), "read", "the limit of open files");
+  return limit.rlim_max;
+}
+
+void check_address_space(const TaskImage& task, const std::vector<AddressRange>& pages) {
+  std::set<size_t> staged;
+  for (const size_t i : mappings_to_stage(task.vmas, pages)) staged.insert(i);
+  std::vector<AddressRange> moved, others, busy = own_mappings();
+  for (size_t i = 0; i < task.vmas.size(); ++i)
+    (staged.contains(i) ? moved : others).push_back({task.vmas[i].start, task.vmas[i].end});
+  try {
+    const uint64_t distance = pick_distance(moved, others, busy);
+    for (const AddressRange& r : moved) {
+      const uint64_t at = staged_address(r.start, distance);
+      busy.push_back({at, at + (r.end - r.start)});
+    }
+    for (const ImageVma& v : task.vmas) busy.push_back({v.start, v.end});
+    AddressPicker picker(std::move(busy));
+    picker.pick(restorer_room(task.vmas.size(), staged.size(), task.tids.size()));
+  } catch (const Error& e) {
+    throw Refusal("task " + std::to_string(task.pid) +
+                      " uses so much of its address space that there is no room beside it: " + e.what(),
+                  "let the program reserve less, if it can be told to");
+  }
+}
+
+}  // namespace
+
+void check_restorable(const ImageSet& images, std::span<const PageSource> memories, bool shell_job) {
+  std::vector<TaskNode> tasks = read_tree(images);
+  plan_tree(tasks, shell_job);
+  const std::vector<AddressRange> kernel = own_kernel_mappings();
+  std::map<pid_t, std::vector<AddressRange>> pages;
+  for (const PageSource& memory : memories) {
+    if (memory.memory.kind != MemoryId::Kind::task) continue;
+    std::vector<AddressRange>& runs = pages[static_cast<pid_t>(memory.memory.id)];
+    for (const PageRun& r : memory.runs) runs.push_back({r.address, r.address + r.pages * kPageSize});
+  }
+  std::set<std::pair<uint64_t, int>> mapped;
+  for (const TaskNode& node : tasks) {
+    if (node.zombie) continue;
+    const TaskImage task = read_task(images, node);
+    check_privileges(task);
+    check_kernel_mappings(task, kernel);
+    check_address_space(task, pages[node.pid]);
+    mapped.insert({{task.mm.exe_file_id(), O_RDONLY}, {task.fs.cwd_id(), O_RDONLY}, {task.fs.root_id(), O_RDONLY}});
+    for (const ImageVma& v : task.vmas) mapped.insert({v.object, v.open_flags});
+  }
+  const size_t needed = kOwn + mapped.size();
+  find_descriptor_room(images, needed, hard_limit());
+  check_files_restorable(images, hard_limit() - std::min(hard_limit(), needed));
+}
+
+}  // namespace migrate

@@ -1,0 +1,16 @@
+// Whether a restore on this host, by a process like this one, would take the images.
+#pragma once
+
+#include <span>
+
+#include "core/image/image_set.h"
+#include "core/memory/page_io.h"
+
+namespace migrate {
+
+/// For whoever is about to kill the tree that `images` are of: everything that a restore would refuse for the images'
+/// sake, limits and capabilities of the restoring process, or want of address space and descriptor numbers, without
+/// making anything. `memories`: where the tree has pages. Throws Refusal.
+void check_restorable(const ImageSet& images, std::span<const PageSource> memories, bool shell_job);
+
+}  // namespace migrate

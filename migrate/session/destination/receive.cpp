@@ -26,11 +26,7 @@ constexpr unsigned kRefusalsTold = 10;
 
 /// SIGINT, SIGTERM and SIGHUP, blocked, as a descriptor.
 Fd end_signals() {
-  ::signal(SIGPIPE, SIG_IGN);
-  sigset_t set;
-  ::sigemptyset(&set);
-  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) ::sigaddset(&set, signal);
-  ::sigprocmask(SIG_BLOCK, &set, nullptr);
+  const sigset_t set = block_end_signals();
   return Fd(check(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK), "watch", "signals"));
 }
 

@@ -8,7 +8,7 @@
 
 namespace migrate {
 
-InterruptWatch::InterruptWatch() {
+sigset_t block_end_signals() {
   ::signal(SIGPIPE, SIG_IGN);
   sigset_t set;
   ::sigemptyset(&set);
@@ -18,6 +18,11 @@ InterruptWatch::InterruptWatch() {
   struct sigaction hangup {};
   if (::sigaction(SIGHUP, nullptr, &hangup) == 0 && hangup.sa_handler != SIG_IGN) ::sigaddset(&set, SIGHUP);
   ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  return set;
+}
+
+InterruptWatch::InterruptWatch() {
+  const sigset_t set = block_end_signals();
   signals_.reset(check(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK), "watch", "signals"));
   thread_ = std::thread([this] {
     std::array<pollfd, 2> p{pollfd{signals_.get(), POLLIN, 0}, pollfd{quit_.fd(), POLLIN, 0}};

@@ -1,6 +1,8 @@
 // SIGINT, SIGTERM and SIGHUP as a StopEvent.
 #pragma once
 
+#include <signal.h>
+
 #include <thread>
 
 #include "core/base/fd.h"
@@ -8,8 +10,11 @@
 
 namespace migrate {
 
-/// While it lives the signals are blocked in this thread (make it before other threads) and trigger stop(). A SIGHUP
-/// that whoever started us has us ignore (nohup) stays ignored.
+/// Blocks what asks an agent to end, for a signalfd(2): SIGINT, SIGTERM and, unless whoever started us has us ignore it
+/// (nohup), SIGHUP.
+sigset_t block_end_signals();
+
+/// While it lives the signals are blocked in this thread (make it before other threads) and trigger stop().
 class InterruptWatch {
  public:
   InterruptWatch();

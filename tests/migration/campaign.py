@@ -42,7 +42,10 @@ def failing_calls(r):
     kind = r.choice(list(CALLS))
     errors, most = CALLS[kind]
     first = round(most ** r.random())  # the first calls more often than the last
-    return HOSTS[role], f"{role}:{kind}:{first}:{r.choice((1, 1, 3, 1 << 40))}:{r.choice(errors)}"
+    count, error = r.choice((1, 1, 3, 1 << 40)), r.choice(errors)
+    if error == errno.EINTR:
+        count = min(count, 3)  # whoever is interrupted without end may try without end
+    return HOSTS[role], f"{role}:{kind}:{first}:{count}:{error}"
 
 
 def draw(seed, number):

@@ -138,7 +138,8 @@ int main(int argc, char** argv) {
   return run(
       [&] {
         Workload w(argc, argv);
-        std::signal(SIGHUP, SIG_DFL);  // nohup(1) has it ignored
+        const struct sigaction untouched {};
+        must(sigaction(SIGHUP, &untouched, nullptr), "sigaction");  // nohup(1) has it ignored
         install();
         sigset_t blocked;
         sigemptyset(&blocked);

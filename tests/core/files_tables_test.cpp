@@ -147,7 +147,8 @@ TEST_F(Files, PreflightRefusesWithoutStopping) {
 }
 
 TEST_F(Files, PreflightFindsWhoIsOutside) {
-  const auto refusal = [&](pid_t pid, const FileDumpOptions& options) -> std::string {
+  const auto refusal = [&](pid_t pid, FileDumpOptions options) -> std::string {
+    options.advise_options = true;
     std::vector<ProcDir> tasks;
     tasks.emplace_back(pid);
     try {

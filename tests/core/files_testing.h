@@ -157,7 +157,9 @@ class Files : public testing::Test {
     restorer.reset();
     EXPECT_EQ(shell.finish(), "");
   }
-  void refused(const Work& setup, const std::string& part, const FileDumpOptions& options = {}) {
+  /// As `migrate dump` refuses, which has the options that are advised.
+  void refused(const Work& setup, const std::string& part, FileDumpOptions options = {}) {
+    options.advise_options = true;
     try {
       dump(setup, options);
       FAIL() << "not refused: " << part;

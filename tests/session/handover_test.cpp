@@ -123,6 +123,7 @@ struct DestinationAgent {
     s->set_peer_epoch(1);
     s->set_timeout_ms(1000);
     s->set_max_tasks(max_tasks);
+    s->set_any_gid(true);
     guardian->ask(request, soon());
   }
   void prepare() {

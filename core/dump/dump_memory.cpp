@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/base/looked_at.h"
 #include "core/dump/task_memory.h"
 #include "core/image/magic.h"
 #include "core/memory/page_scan.h"
@@ -25,14 +26,6 @@ bool is_memfd(const Vma& vma, dev_t shm_device) { return vma.device == shm_devic
 bool is_anonymous_shared(const Vma& vma, dev_t shm_device) {
   return vma.shared && vma.device == shm_device &&
          (vma.name.starts_with("/dev/zero") || vma.name.starts_with("[anon_shmem"));
-}
-
-/// The device number of the kernel's internal tmpfs mount, learned from a memfd of our own.
-dev_t internal_shm_device() {
-  const Fd fd(check(::memfd_create("probe", MFD_CLOEXEC), "create", "a memfd"));
-  struct stat st {};
-  check(::fstat(fd.get(), &st), "stat", "a memfd");
-  return st.st_dev;
 }
 
 uint64_t madvise_bits(const Vma& vma) {
@@ -196,7 +189,10 @@ void MemoryDumper::describe_file(const StoppedTask& task, const Vma& vma, img::v
     auto [it, fresh] = anonymous_shmids_.try_emplace(vma.inode);
     if (fresh) {
       it->second = vma.inode;
-      PageSource source{.memory = {MemoryId::Kind::shmem, it->second}, .fd = task.proc.open(link, O_RDONLY)};
+      PageSource source{.memory = {MemoryId::Kind::shmem, it->second},
+                        .fd = open_shm_object(task.proc.fd(), link, O_RDONLY, shm_device_, vma.inode)};
+      if (!source.fd)
+        throw Error("task " + std::to_string(task.pid.get()) + " has something else now at its " + vma.describe());
       source.runs = scan_object_pages(source.fd.get());
       for (PageRun& run : source.runs) run.zero_ok = true;
       sources_.push_back(std::move(source));

@@ -1,6 +1,7 @@
 #include "core/files/memfd.h"
 
 #include <sys/mman.h>
+#include <sys/sysmacros.h>
 
 #include "core/files/paths.h"
 #include "core/image/magic.h"
@@ -19,6 +20,9 @@ constexpr std::string_view kSuffix = " (deleted)";
 uint32_t MemfdDumper::inode_id(const OpenFile& file) {
   const auto [it, fresh] = inodes_.try_emplace(inode_of(file.st), static_cast<uint32_t>(inodes_.size() + 1));
   if (!fresh) return it->second;
+  // The link that told what it is may lead elsewhere by now.
+  if (file.type() != S_IFREG || ::makedev(file.st.stx_dev_major, file.st.stx_dev_minor) != device_)
+    throw Error(file.link + " of task " + std::to_string(file.proc->pid()) + " is something else now");
   Fd readable = reopen(file.ours.get(), O_RDONLY, file.link);
   std::string name = file.link.substr(kPrefix.size());
   if (name.ends_with(kSuffix)) name.resize(name.size() - kSuffix.size());  // the kernel adds it to every memfd

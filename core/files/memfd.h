@@ -5,6 +5,7 @@
 #include <set>
 #include <vector>
 
+#include "core/base/looked_at.h"
 #include "core/files/open_file.h"
 #include "core/files/restore_files.h"
 
@@ -19,6 +20,7 @@ class MemfdDumper {
  private:
   uint32_t inode_id(const OpenFile& file);
   DumpContext& context_;
+  dev_t device_ = internal_shm_device();
   std::map<InodeKey, uint32_t> inodes_;
   std::vector<SharedObject> objects_;
 };

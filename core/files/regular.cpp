@@ -3,6 +3,8 @@
 #include <linux/openat2.h>
 #include <sys/syscall.h>
 
+#include <sstream>
+
 #include "core/files/paths.h"
 #include "core/image/magic.h"
 #include "images/ghost-file.pb.h"
@@ -38,6 +40,18 @@ void set_time(img::timeval& out, const statx_timestamp& t) {
   out.set_tv_usec(t.tv_nsec / 1000);
 }
 
+/// "fuse.sshfs", by the id that fdinfo tells; "" if it is not found.
+std::string file_system_of(const ProcDir& task, int mount_id) {
+  std::istringstream lines(task.read("mountinfo"));
+  for (std::string line; std::getline(lines, line);) {
+    if (std::atoi(line.c_str()) != mount_id) continue;
+    const size_t dash = line.find(" - ");
+    if (dash == std::string::npos) return "";
+    return line.substr(dash + 3, line.find(' ', dash + 3) - dash - 3);
+  }
+  return "";
+}
+
 }  // namespace
 
 void check_ghost(const OpenFile& file, const FileDumpOptions& options) {
@@ -46,6 +60,11 @@ void check_ghost(const OpenFile& file, const FileDumpOptions& options) {
     throw Refusal(file.who() + ", the deleted folder " + file.link, "make the program leave it first");
   if (file.type() != S_IFREG && file.type() != S_IFIFO)
     throw Refusal(file.who() + ", the deleted device " + file.link, "close it first");
+  // Its content is read while the tree stands still: by a server, which may take any time, or be stopped with the tree.
+  if (file.type() == S_IFREG && file.proc != nullptr && file.info.mnt_id >= 0 &&
+      file_system_of(*file.proc, file.info.mnt_id).starts_with("fuse"))
+    throw Refusal(file.who() + ", the deleted file " + file.link + " on a file system in user space (FUSE)",
+                  "close it first");
   const uint64_t bytes = std::min<uint64_t>(file.st.stx_size, file.st.stx_blocks * 512);
   if (file.type() == S_IFREG && bytes > options.ghost_limit)
     throw Refusal(file.who() + ", the deleted file " + file.link + " of " + std::to_string(file.st.stx_size) + " bytes",

@@ -1,12 +1,12 @@
 #include "core/memory/track_objects.h"
 
-#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include <algorithm>
 #include <map>
 #include <string_view>
 
+#include "core/base/looked_at.h"
 #include "core/base/procfs.h"
 #include "core/memory/page_scan.h"
 #include "core/memory/vma.h"
@@ -15,14 +15,6 @@ namespace migrate {
 namespace {
 
 constexpr std::string_view kMemfd = "/memfd:", kDeleted = " (deleted)";
-
-/// The kernel's internal tmpfs mount, learned from a memfd of our own: other files may have such names, too.
-dev_t internal_device() {
-  const Fd fd(check(::memfd_create("migrate-probe", MFD_CLOEXEC), "create", "a memfd"));
-  struct stat st {};
-  check(::fstat(fd.get(), &st), "stat", "a memfd");
-  return st.st_dev;
-}
 
 class ObjectFinder {
  public:
@@ -58,10 +50,9 @@ class ObjectFinder {
     try {
       LivingObject object;
       if (memfd) object.name = name_of(proc.link(path));
-      object.fd = proc.open(path, O_RDONLY | O_NONBLOCK);
+      object.fd = open_shm_object(proc.fd(), path, O_RDONLY, device_, inode);
       struct stat st {};
-      if (::fstat(object.fd.get(), &st) != 0 || st.st_dev != device_ || !S_ISREG(st.st_mode)) return;
-      if ((inode != 0 && st.st_ino != inode) || found_.contains(st.st_ino)) return;
+      if (!object.fd || ::fstat(object.fd.get(), &st) != 0 || found_.contains(st.st_ino)) return;
       object.id = st.st_ino;
       object.memfd = memfd;
       object.bytes = page_ceil(static_cast<uint64_t>(st.st_size));
@@ -80,7 +71,7 @@ class ObjectFinder {
     return link;
   }
 
-  dev_t device_ = internal_device();
+  dev_t device_ = internal_shm_device();
   std::map<uint64_t, LivingObject> found_;
 };
 

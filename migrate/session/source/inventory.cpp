@@ -1,9 +1,11 @@
 #include "migrate/session/source/inventory.h"
 
 #include <arpa/inet.h>
+#include <linux/openat2.h>
 #include <netinet/in.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 
 #include <algorithm>
 #include <cstring>
@@ -11,6 +13,7 @@
 #include <set>
 #include <sstream>
 
+#include "core/base/looked_at.h"
 #include "core/base/procfs.h"
 #include "core/files/fdinfo.h"
 #include "core/files/file_locks.h"
@@ -19,7 +22,7 @@
 namespace migrate {
 namespace {
 
-constexpr const char* kProbeName = "/.migrate-probe-";
+constexpr const char* kProbeName = ".migrate-probe-";
 
 struct Need {
   bool mapped = false;
@@ -145,7 +148,8 @@ void add_identity(const ProcDir& proc, wire::Check& check, std::set<uint32_t>& u
 
 void describe_file(const std::string& path, const Need& need, wire::Check& check) {
   struct stat st {};
-  if (::stat(path.c_str(), &st) != 0) return;  // seen through another mount: the dump decides about it
+  const Fd found(::open(path.c_str(), O_PATH | O_CLOEXEC));  // the program may put something else there at any time
+  if (!found || ::fstat(found.get(), &st) != 0) return;      // seen through another mount: the dump decides about it
   wire::Check::File* file = check.add_files();
   file->set_path(path);
   file->set_type(st.st_mode & S_IFMT);
@@ -162,7 +166,7 @@ void describe_file(const std::string& path, const Need& need, wire::Check& check
   }
   if (need.mapped && !need.writable && S_ISREG(st.st_mode)) {
     file->set_mapped(true);
-    file->set_content(content_hash(path));
+    file->set_content(content_hash("/proc/self/fd/" + std::to_string(found.get())));
   }
 }
 
@@ -236,37 +240,46 @@ FileProbes::FileProbes(wire::Check& check) : FileProbes() {
     if (!file.writable()) continue;
     const std::string folder = file.path().substr(0, file.path().rfind('/'));
     auto [it, fresh] = by_folder.try_emplace(folder);
-    if (fresh) {
-      std::array<unsigned char, 16> random{};
-      if (::getrandom(random.data(), random.size(), 0) != static_cast<ssize_t>(random.size()))
-        throw Error("get", "random bytes", errno);
-      std::string content;
-      for (const unsigned char c : random) content += "0123456789abcdef"[c & 15];
-      const std::string path = folder + kProbeName + content.substr(0, 8);
-      const int raw = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-      if (raw >= 0) {
-        const Fd fd(raw);
-        made_.push_back(path);
-        write_full(fd.get(), as_bytes_of(content), path);
-        ::fsync(fd.get());
-        it->second = {path, content};
-      }
-    }
+    if (fresh) it->second = make(folder);
     file.set_probe_path(it->second.first);
     file.set_probe_content(it->second.second);
   }
 }
 
+/// Gives path and content; both empty if the folder cannot be written. It is the program that names the folder: no link
+/// on the way may lead a file of root's elsewhere.
+std::pair<std::string, std::string> FileProbes::make(const std::string& folder) {
+  std::array<unsigned char, 16> random{};
+  if (::getrandom(random.data(), random.size(), 0) != static_cast<ssize_t>(random.size()))
+    throw Error("get", "random bytes", errno);
+  std::string content;
+  for (const unsigned char c : random) content += "0123456789abcdef"[c & 15];
+  const std::string name = kProbeName + content.substr(0, 8);
+  open_how how{};
+  how.flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
+  how.resolve = RESOLVE_NO_SYMLINKS;
+  Fd place(static_cast<int>(::syscall(SYS_openat2, AT_FDCWD, folder.empty() ? "/" : folder.c_str(), &how, sizeof how)));
+  if (!place) return {};
+  const Fd fd(::openat(place.get(), name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (!fd) return {};
+  made_.emplace_back(std::move(place), name);
+  try {
+    write_full(fd.get(), as_bytes_of(content), folder + "/" + name);
+  } catch (const Error&) {  // the disk is full
+    return {};
+  }
+  ::fsync(fd.get());
+  return {folder + "/" + name, content};
+}
+
 FileProbes::~FileProbes() {
-  for (const std::string& path : made_) ::unlink(path.c_str());
+  for (const auto& [folder, name] : made_) ::unlinkat(folder.get(), name.c_str(), 0);
 }
 
 void sync_files(const std::vector<std::string>& paths) {
   for (const std::string& path : paths) {
-    const int raw = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (raw < 0) continue;  // unlinked meanwhile: it travels in the images
-    const Fd fd(raw);
-    check(::fsync(fd.get()), "sync", path);
+    const Fd fd = open_regular(path, O_RDONLY | O_NONBLOCK);
+    if (fd) check(::fsync(fd.get()), "sync", path);  // else unlinked meanwhile: it travels in the images
   }
 }
 

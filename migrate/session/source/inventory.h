@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/base/fd.h"
@@ -32,7 +33,9 @@ class FileProbes {
 
  private:
   FileProbes() = default;  ///< complete, so that a failure in the other constructor removes what was made
-  std::vector<std::string> made_;
+  std::pair<std::string, std::string> make(const std::string& folder);
+
+  std::vector<std::pair<Fd, std::string>> made_;  ///< folder, name
 };
 
 /// Makes what the tree has written durable on the file systems.

@@ -66,6 +66,16 @@ struct procmap_query {
 #define PTRACE_GET_RSEQ_CONFIGURATION 0x420f
 #endif
 
+#ifndef PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG  // 6.4
+#define PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG 0x4211
+struct ptrace_sud_config {
+  __u64 mode;  // 0: off
+  __u64 selector;
+  __u64 offset;
+  __u64 len;
+};
+#endif
+
 #ifndef PAGE_IS_GUARD  // 6.16
 #define PAGE_IS_GUARD (1 << 8)
 #endif

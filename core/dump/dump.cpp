@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <future>
 #include <map>
+#include <set>
 
 #include "core/dump/dump_memory.h"
 #include "core/dump/preflight.h"
 #include "core/dump/task_memory.h"
 #include "core/dump/tree_images.h"
 #include "core/files/dump_files.h"
+#include "core/freeze/outside_sharing.h"
 #include "core/image/magic.h"
 #include "core/inject/harvest.h"
 #include "core/memory/page_files.h"
@@ -57,8 +59,10 @@ struct Dump::Impl {
 
   void run();
   void foresee();
+  void look_around();
   void stop();
   void look_again();
+  std::future<void> look_for_sharing() const;
   void visit();
   void describe_task_images(size_t index, MemoryDumper& memory);
   std::vector<ext::ThreadExt> describe_core(const StoppedTask& task, uint32_t ordinal);
@@ -79,6 +83,8 @@ struct Dump::Impl {
   std::map<Pid, std::vector<PosixTimer>> timers;
   std::map<Tid, EarlyThread> early;
   std::map<Pid, Fd> mems;
+  DomainWitnesses witnesses;
+  std::set<pid_t> outside;  ///< who was there before the stop, and did not share
   CgroupSets cgroups;
   std::unique_ptr<FileDumper> files;
   std::vector<PageSource> memories;
@@ -87,6 +93,23 @@ struct Dump::Impl {
 void Dump::Impl::foresee() {
   if (!options.foresee_mappings) return;
   for (const ProcDir& task : collect_tree(options.root)) foreseen[task.pid()] = foresee_mappings(task, *mappings);
+}
+
+/// What takes its time, while nobody stands still: witnesses are forked, and all that others share is looked for.
+void Dump::Impl::look_around() {
+  std::vector<pid_t> living;
+  std::set<pid_t> inside;
+  for (const ProcDir& task : collect_tree(options.root)) {
+    inside.insert(task.pid());
+    try {
+      if (is_zombie(task)) continue;
+      living.push_back(task.pid());
+      witnesses.for_task(task, task.status());
+    } catch (const Error&) {  // it ended meanwhile; what else is wrong shows in its visit
+    }
+  }
+  outside = processes_outside(inside);
+  refuse_outside_sharing(living, inside);
 }
 
 /// A thread of ours compares the flags that were believed with what smaps tells now.
@@ -117,17 +140,28 @@ void Dump::Impl::stop() {
   pids = std::make_unique<ImagePids>(tree->tasks());
 }
 
+/// Looks, in a thread of its own, for tasks that share with the tree and were made meanwhile.
+std::future<void> Dump::Impl::look_for_sharing() const {
+  std::vector<pid_t> living;
+  std::set<pid_t> inside;
+  for (const StoppedTask& task : tree->tasks()) {
+    inside.insert(task.pid.get());
+    if (alive(task)) living.push_back(task.pid.get());
+  }
+  return std::async(std::launch::async, refuse_outside_sharing, std::move(living), std::move(inside), outside);
+}
+
 /// What must be read before anything runs in the tasks, then the visits.
 void Dump::Impl::visit() {
   for (StoppedTask& task : tree->tasks()) {
     if (!alive(task)) continue;
-    const int mem = mems.emplace(task.pid, task.proc.open("mem", O_RDONLY)).first->second.get();
+    mems.emplace(task.pid, task.proc.open("mem", O_RDONLY));
     for (const StoppedThread& thread : task.threads)
-      early.emplace(thread.tid, read_early(thread, task.proc.thread(thread.tid.get()), mem));
+      early.emplace(thread.tid, read_early(thread, task.proc.thread(thread.tid.get())));
     std::vector<PosixTimer>& listed = timers[task.pid] = parse_timers(task.proc.read("timers"));
     std::vector<int> ids;
     for (const PosixTimer& timer : listed) ids.push_back(timer.id);
-    harvests.emplace(task.pid, harvest(task, ids, log, options.visit_hook));
+    harvests.emplace(task.pid, harvest(task, ids, log, options.visit_hook, &witnesses));
   }
 }
 
@@ -187,9 +221,11 @@ void Dump::Impl::describe_task_images(size_t index, MemoryDumper& memory) {
 
 void Dump::Impl::run() {
   foresee();
+  look_around();
   stop();
   if (!alive(tree->root()))
     throw Refusal("task " + std::to_string(options.root.get()) + " is a zombie", "there is nothing left to move");
+  std::future<void> sharing = look_for_sharing();
   visit();
   log.debug("visited after {} us", microseconds_since(frozen_since));
   files = std::make_unique<FileDumper>(tree->tasks(), file_options(options), images, log);
@@ -205,6 +241,7 @@ void Dump::Impl::run() {
   cgroups.write(images);
   write_inventory(options.tcp_close, images);
   for (const PageSource& source : memories) stats.pages_scanned += source.pages();
+  sharing.get();
 }
 
 namespace {
@@ -216,6 +253,7 @@ void preflight_once(const DumpOptions& options, const MappingReader& mappings, L
   check_tree(tasks, options);
   check_threads(tasks);
   check_sharing(tasks);
+  check_visits(tasks);
   check_mappings(tasks, mappings, options.tracked);
   FileDumper::preflight(tasks, file_options(options), log);
 }

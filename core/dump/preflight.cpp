@@ -1,6 +1,7 @@
 #include "core/dump/preflight.h"
 
 #include <linux/kcmp.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
@@ -8,8 +9,11 @@
 #include <sstream>
 
 #include "core/dump/dump_memory.h"
+#include "core/freeze/outside_sharing.h"
+#include "core/inject/visit_places.h"
 #include "core/memory/vma.h"
 #include "core/task/core_image.h"
+#include "core/task/proc_text.h"
 
 namespace migrate {
 namespace {
@@ -60,16 +64,6 @@ void for_living(const std::vector<ProcDir>& tasks, Check check) {
     } catch (const Error& e) {
       if (!ended(e) || &task == &tasks.front()) throw;
     }
-  }
-}
-
-/// False for kernel threads and for what is on its way out: kcmp(2) finds the missing memory (files, ...) of any two
-/// of them equal. A task loses its memory first, so one that has it now had the rest a moment ago.
-bool has_memory(pid_t task) {
-  try {
-    return !read_file_at(AT_FDCWD, "/proc/" + std::to_string(task) + "/statm").starts_with("0 ");
-  } catch (const Error&) {
-    return false;
   }
 }
 
@@ -203,7 +197,26 @@ void check_threads(const std::vector<ProcDir>& tasks) {
                       "this cannot be moved yet; start the program without seccomp");
       if (status["TracerPid"] != "0")
         throw Refusal(task_name(task) + " is traced by task " + status["TracerPid"], "detach the debugger first");
+      if (status["CoreDumping"] == "1")
+        throw Refusal(task_name(task) + " is dumping its core", "nothing can be moved: it ends when that is done");
     }
+  });
+}
+
+void check_visits(const std::vector<ProcDir>& tasks) {
+  const uint64_t most_mappings = std::stoull(read_file_at(AT_FDCWD, "/proc/sys/vm/max_map_count"));
+  for_living(tasks, [&](const ProcDir& task) {
+    const auto timers = parse_timers(task.read("timers"));
+    const VisitNeeds needs = check_room_for_visit(task, timers.size());
+    const uint64_t limit = parse_limits(task.read("limits"))[RLIMIT_AS].cur;
+    const uint64_t mapped = std::stoull(task.read("statm")) * kPageSize;
+    if (needs.bytes > limit || mapped > limit - needs.bytes)
+      throw Refusal(task_name(task) + " has " + std::to_string(mapped >> 10) + " KiB mapped and a limit of " +
+                        std::to_string(limit >> 10) + " KiB (RLIMIT_AS): no room for the " +
+                        std::to_string(needs.bytes >> 10) + " KiB of a visit",
+                    "raise that limit with prlimit(1)");
+    if (needs.mappings > most_mappings)
+      throw Refusal(task_name(task) + " has as many mappings as the system allows", "raise vm.max_map_count");
   });
 }
 
@@ -255,15 +268,7 @@ void check_sharing(const std::vector<ProcDir>& tasks) {
           throw Refusal(
               "tasks " + std::to_string(living[j]) + " and " + std::to_string(living[i]) + " share their " + name,
               "try again when a vfork(2) has ended; other sharing cannot be moved yet");
-  for (const pid_t pid : numeric_entries(AT_FDCWD, "/proc")) {
-    if (inside.contains(pid)) continue;
-    for (const pid_t member : living)
-      for (const auto& [what, name] : {std::pair(KCMP_VM, "memory"), std::pair(KCMP_FILES, "descriptor table")})
-        if (shares(member, pid, what) && !descends(pid, inside))
-          throw Refusal("task " + std::to_string(pid) + ", outside the tree, shares the " + name + " of task " +
-                            std::to_string(member),
-                        "move a tree that holds both");
-  }
+  refuse_outside_sharing(living, inside);
 }
 
 }  // namespace migrate

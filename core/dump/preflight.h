@@ -17,14 +17,17 @@ std::vector<ProcDir> collect_tree(Pid root);
 /// Namespaces: those of the tree must be ours, but for pid, mount and time namespaces as a restore makes them. Throws
 /// Refusal, naming task and namespace.
 void check_namespaces(const std::vector<ProcDir>& tasks);
-/// Seccomp filters and foreign tracers, of every thread.
+/// Seccomp filters and foreign tracers, of every thread; core dumps under way.
 void check_threads(const std::vector<ProcDir>& tasks);
+/// Room in each task for what a visit maps there: the address space itself, and limits.
+void check_visits(const std::vector<ProcDir>& tasks);
 /// Sessions whose leader lives outside the tree.
 void check_sessions(const std::vector<ProcDir>& tasks);
 /// Mappings that cannot be dumped, and shared memory objects that tasks outside the tree have mapped too. `tracked`:
 /// write protection by userfaultfd is ours (DirtyTracker).
 void check_mappings(const std::vector<ProcDir>& tasks, const MappingReader& mappings, bool tracked = false);
-/// Address spaces, descriptor tables and the like that are shared in a way that a restore cannot rebuild.
+/// Address spaces, descriptor tables and the like that are shared in a way that a restore cannot rebuild. Sharing with
+/// tasks outside is to be checked again on the stopped tree (refuse_outside_sharing()).
 void check_sharing(const std::vector<ProcDir>& tasks);
 
 /// Whether the task has left its namespaces and memory behind.

@@ -179,7 +179,14 @@ void RegularDumper::add_link(const OpenFile& file, const std::string& path) {
   const Fd& root = root_of(*file.proc);
   const std::string below = path.substr(roots_.at(file.proc->pid()).prefix.size());
   const size_t slash = below.rfind('/');
-  const Fd folder = open_below(root.get(), slash == 0 ? "/" : below.substr(0, slash), O_PATH | O_DIRECTORY);
+  // What the kernel tells of a file has no links on its way. One that is there now would have us put the file
+  // elsewhere.
+  const std::string where = slash == 0 ? "/" : below.substr(0, slash);
+  open_how how{};
+  how.flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
+  how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS;
+  const Fd folder(
+      static_cast<int>(check(::syscall(SYS_openat2, root.get(), where.c_str(), &how, sizeof how), "open", where)));
   const uint32_t id = context_.new_id();
   const std::string name = "link_remap." + std::to_string(id);
   const std::string self = "/proc/self/fd/" + std::to_string(file.ours.get());

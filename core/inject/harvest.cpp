@@ -1,6 +1,7 @@
 #include "core/inject/harvest.h"
 
 #include <cstring>
+#include <optional>
 #include <string>
 
 #include "core/inject/visit.h"
@@ -15,7 +16,7 @@ int64_t demand(int64_t result, const char* call, pid_t tid) {
 
 timespec to_timespec(const parasite::Timespec& t) { return {t.sec, t.nsec}; }
 
-ThreadHarvest to_harvest(Tid tid, const parasite::Thread& t) {
+ThreadHarvest to_harvest(Tid tid, const parasite::Thread& t, int64_t securebits, const RseqState& rseq) {
   const pid_t id = tid.get();
   demand(t.altstack_result, "sigaltstack", id);
   demand(t.tid_address_result, "prctl(PR_GET_TID_ADDRESS)", id);
@@ -26,12 +27,13 @@ ThreadHarvest to_harvest(Tid tid, const parasite::Thread& t) {
   h.altstack.ss_size = t.altstack.size;
   h.clear_child_tid = t.tid_address;
   h.pdeath_signal = t.pdeath_signal;
-  h.securebits = static_cast<uint32_t>(demand(t.securebits, "prctl(PR_GET_SECUREBITS)", id));
-  h.no_new_privs = static_cast<int>(demand(t.no_new_privs, "prctl(PR_GET_NO_NEW_PRIVS)", id));
+  h.securebits = static_cast<uint32_t>(demand(securebits, "prctl(PR_GET_SECUREBITS)", id));
+  h.rseq = rseq;
   return h;
 }
 
-TaskHarvest to_harvest(const StoppedTask& task, const parasite::Area& area) {
+TaskHarvest to_harvest(const StoppedTask& task, const Visit& visit) {
+  const parasite::Area area = visit.area();  // one look: it may change
   const pid_t pid = task.pid.get();
   demand(area.first_error, "collect the state", pid);
   TaskHarvest h{.pid = task.pid};
@@ -50,11 +52,12 @@ TaskHarvest to_harvest(const StoppedTask& task, const parasite::Area& area) {
   h.membarrier_registrations = area.membarrier < 0 ? 0 : static_cast<int>(area.membarrier);
   h.monotonic = to_timespec(area.monotonic);
   h.boottime = to_timespec(area.boottime);
-  h.threads.push_back(to_harvest(task.threads.front().tid, area.leader));
+  const Tid leader = task.threads.front().tid;
+  h.threads.push_back(to_harvest(leader, area.leader, visit.securebits(), visit.rseq(leader)));
   return h;
 }
 
-TimerHarvest to_harvest(const parasite::Timer& t, int id, pid_t pid) {
+TimerHarvest to_harvest(const parasite::Timer t, int id, pid_t pid) {
   demand(t.error, "timer_gettime", pid);
   demand(t.overrun, "timer_getoverrun", pid);
   TimerHarvest h{.id = id, .overrun = t.overrun};
@@ -64,10 +67,12 @@ TimerHarvest to_harvest(const parasite::Timer& t, int id, pid_t pid) {
 
 }  // namespace
 
-TaskHarvest harvest(StoppedTask& task, const std::vector<int>& posix_timer_ids, Logger& log, const FaultHook& hook) {
-  Visit visit(task, posix_timer_ids, hook, log);
+TaskHarvest harvest(StoppedTask& task, const std::vector<int>& posix_timer_ids, Logger& log, const FaultHook& hook,
+                    DomainWitnesses* witnesses) {
+  std::optional<DomainWitnesses> own;
+  Visit visit(task, posix_timer_ids, witnesses != nullptr ? *witnesses : own.emplace(), hook, log);
   visit.run_leader();
-  TaskHarvest result = to_harvest(task, visit.area());
+  TaskHarvest result = to_harvest(task, visit);
   for (size_t i = 0; i < posix_timer_ids.size(); ++i) {
     result.posix_timers.push_back(to_harvest(visit.timers()[i], posix_timer_ids[i], task.pid.get()));
   }
@@ -78,9 +83,7 @@ TaskHarvest harvest(StoppedTask& task, const std::vector<int>& posix_timer_ids, 
     t.altstack_result = returned.altstack;
     t.tid_address_result = returned.tid_address;
     t.pdeath_result = returned.pdeath_signal;
-    t.securebits = returned.securebits;
-    t.no_new_privs = returned.no_new_privs;
-    result.threads.push_back(to_harvest(thread.tid, t));
+    result.threads.push_back(to_harvest(thread.tid, t, returned.securebits, visit.rseq(thread.tid)));
   }
   visit.cure();
   return result;

@@ -13,6 +13,8 @@
 #include <vector>
 
 #include "core/freeze/stopped_tree.h"
+#include "core/inject/domain_witness.h"
+#include "core/inject/thread_checks.h"
 
 namespace migrate {
 
@@ -30,7 +32,7 @@ struct ThreadHarvest {
   uint64_t clear_child_tid = 0;  ///< PR_GET_TID_ADDRESS
   int pdeath_signal = 0;         ///< PR_GET_PDEATHSIG
   uint32_t securebits = 0;       ///< PR_GET_SECUREBITS
-  int no_new_privs = 0;
+  RseqState rseq;                ///< before the visit
 };
 
 struct TimerHarvest {
@@ -58,8 +60,10 @@ struct TaskHarvest {
 using FaultHook = std::function<void(const char* stage)>;
 
 /// Visits one stopped task (not a zombie). `posix_timer_ids` as /proc/PID/timers lists them. On return every thread is
-/// ptrace-stopped again with exactly the registers, masks and mappings it had. Throws Error with the task cured.
-TaskHarvest harvest(StoppedTask& task, const std::vector<int>& posix_timer_ids, Logger& log,
-                    const FaultHook& hook = {});
+/// ptrace-stopped again with exactly the registers, masks and mappings it had, but for threads in a restartable
+/// sequence, which were moved to its abort address, as any interruption by the kernel does (`task` tells so, too).
+/// Throws Refusal or Error with the task cured. `witnesses`: made before if given, else a process is forked meanwhile.
+TaskHarvest harvest(StoppedTask& task, const std::vector<int>& posix_timer_ids, Logger& log, const FaultHook& hook = {},
+                    DomainWitnesses* witnesses = nullptr);
 
 }  // namespace migrate

@@ -73,8 +73,6 @@ void collect_thread(Thread* t) {
   t->altstack_result = call(__NR_sigaltstack, 0, address(&t->altstack));
   t->tid_address_result = call(__NR_prctl, PR_GET_TID_ADDRESS, address(&t->tid_address));
   t->pdeath_result = call(__NR_prctl, PR_GET_PDEATHSIG, address(&t->pdeath_signal));
-  t->securebits = call(__NR_prctl, PR_GET_SECUREBITS);
-  t->no_new_privs = call(__NR_prctl, PR_GET_NO_NEW_PRIVS);
 }
 
 /// Waits until the tracer is gone, the time is up (both: false), or `proceed` is set where `or_proceed` is.

@@ -43,7 +43,7 @@ struct Thread {
   __u64 tid_address;
   __s32 pdeath_signal;
   __s32 pad;
-  __s64 altstack_result, tid_address_result, pdeath_result, securebits, no_new_privs;
+  __s64 altstack_result, tid_address_result, pdeath_result;
 };
 
 /// What the parasite is sent for.
@@ -52,7 +52,7 @@ enum Purpose : __u32 {
   kUserfaultfd = 1,  ///< make a userfaultfd, count `done` up, wait for `proceed`, close it, count up, wait for the cure
 };
 
-/// M starts with this, then `timer_count` Timers, then the parasite's code, then its stack at the end.
+/// M starts with this, then `timer_count` Timers, then the parasite's stack, then, in pages of its own, its code.
 struct Area {
   __u64 leave;  ///< address of the code that unmaps M and goes back; the blob's entry reads it at offset 0
   __u32 done;   ///< futex: visits that have finished

@@ -1,6 +1,7 @@
 #include "core/inject/slot_code.h"
 
 #include <linux/futex.h>
+#include <linux/kcmp.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -25,6 +26,7 @@ namespace {
 enum Reg : uint8_t { rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15 };
 
 constexpr uint32_t kFutex2Size32 = 2;
+constexpr uint64_t kTrapFlag = 0x100;
 
 class Assembler {
  public:
@@ -66,6 +68,7 @@ class Assembler {
     load32(rax, static_cast<uint32_t>(number));
     syscall();
   }
+  void patch8(size_t at, uint8_t v) { bytes_.at(at) = std::byte(v); }
   void patch32(size_t at, uint32_t v) {
     for (size_t i = 0; i < 4; ++i) bytes_.at(at + i) = std::byte(v >> (8 * i));
   }
@@ -75,10 +78,12 @@ class Assembler {
   std::vector<std::byte> bytes_;
 };
 
-/// Constants of a slot, placed before its code.
+/// Constants of a slot, placed before its code. From `target` on they are a frame for iret.
 struct Data {
-  RemoteAddr all_signals, mask, flags, target;
+  RemoteAddr all_signals, mask, target, flags;
 };
+
+bool traps(const user_regs_struct& r) { return (r.eflags & kTrapFlag) != 0; }
 
 bool interrupted_call(const user_regs_struct& r) {
   if (static_cast<int64_t>(r.orig_rax) < 0) return false;
@@ -92,11 +97,14 @@ Data emit_data(Assembler& a, const ReturnState& back) {
   a.imm64(~uint64_t{0});
   d.mask = a.here();
   a.imm64(back.sigmask);
-  d.flags = a.here();
-  a.imm64(back.regs.eflags);
   d.target = a.here();
   // The kernel would step back to the call's instruction (2 bytes: syscall or int 0x80).
   a.imm64(interrupted_call(back.regs) ? back.regs.rip - 2 : back.regs.rip);
+  a.imm64(back.regs.cs);
+  d.flags = a.here();
+  a.imm64(back.regs.eflags);
+  a.imm64(back.regs.rsp);
+  a.imm64(back.regs.ss);
   return d;
 }
 
@@ -109,11 +117,14 @@ void set_signal_mask(Assembler& a, RemoteAddr mask) {
 }
 
 // Signals stay blocked while rsp points at the flags: a frame could not be written there. From the popf on only
-// instructions that leave the flags alone.
+// instructions that leave the flags alone. With the trap flag among them each would trap: then flags, rsp and target
+// are loaded in one, at the price of one instruction's time in which a signal would find rsp elsewhere.
 void emit_return(Assembler& a, const Data& d, const user_regs_struct& r) {
   set_signal_mask(a, d.all_signals);
-  a.load(rsp, d.flags.get());
-  a.raw({0x9d});  // popfq
+  if (!traps(r)) {
+    a.load(rsp, d.flags.get());
+    a.raw({0x9d});  // popfq
+  }
   a.load(rsp, r.rsp);
   set_signal_mask(a, d.mask);
   uint64_t result = r.rax;
@@ -123,6 +134,11 @@ void emit_return(Assembler& a, const Data& d, const user_regs_struct& r) {
   const std::array<uint64_t, 16> values = {result, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi,
                                            r.r8,   r.r9,  r.r10, r.r11, r.r12, r.r13, r.r14, r.r15};
   for (uint8_t i = 0; i < 16; ++i) a.load(static_cast<Reg>(i), values[i]);
+  if (traps(r)) {
+    a.load(rsp, d.target.get());
+    a.raw({0x48, 0xcf});  // iretq
+    return;
+  }
   a.raw({0xff, 0x25});  // jmp *[rip + disp32]
   a.imm32(static_cast<uint32_t>(d.target - (a.here() + 4)));
 }
@@ -139,6 +155,10 @@ SlotCode leader_slot(RemoteAddr base, const ReturnState& back, RemoteAddr area, 
   Assembler a(base);
   const Data data = emit_data(a, back);
   SlotCode slot;
+  slot.second = a.here();
+  a.syscall();
+  a.raw({0xeb, 0});  // jmp leave
+  const size_t skip = a.size();
   slot.entry = a.here();
   a.syscall();
   a.load(rcx, area.get());
@@ -147,6 +167,7 @@ SlotCode leader_slot(RemoteAddr base, const ReturnState& back, RemoteAddr area, 
   const size_t jump = a.size();
   a.imm32(0);
   slot.leave = a.here();
+  a.patch8(skip - 1, static_cast<uint8_t>(a.size() - skip));
   a.load(rdi, area.get());
   a.load32(rsi, area_bytes);
   a.syscall(SYS_munmap);
@@ -160,7 +181,7 @@ ThreadSlotResults::ThreadSlotResults(const user_regs_struct& r)
       tid_address(static_cast<int64_t>(r.rbp)),
       pdeath_signal(static_cast<int64_t>(r.r12)),
       securebits(static_cast<int64_t>(r.r13)),
-      no_new_privs(static_cast<int64_t>(r.r14)) {}
+      seen_witness(static_cast<int64_t>(r.r14)) {}
 
 SlotCode thread_slot(RemoteAddr base, const ReturnState& back, const ThreadSlotTargets& t) {
   Assembler a(base);
@@ -192,7 +213,13 @@ SlotCode thread_slot(RemoteAddr base, const ReturnState& back, const ThreadSlotT
   prctl(PR_GET_TID_ADDRESS, t.tid_address, rbp);
   prctl(PR_GET_PDEATHSIG, t.pdeath_signal, r12);
   prctl(PR_GET_SECUREBITS, RemoteAddr(0), r13);
-  prctl(PR_GET_NO_NEW_PRIVS, RemoteAddr(0), r14);
+  a.load32(rdi, static_cast<uint32_t>(t.own_number));
+  a.load32(rsi, static_cast<uint32_t>(t.witness == 0 ? t.own_number : t.witness));
+  a.load32(rdx, KCMP_VM);
+  a.load32(r10, 0);
+  a.load32(r8, 0);
+  a.syscall(SYS_kcmp);
+  a.keep_result(r14);
 
   // FUTEX_WAKE_OP counts up in the kernel: a store of ours would fault were M gone.
   a.load(rdi, t.done.get());

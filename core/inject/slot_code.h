@@ -22,11 +22,13 @@ struct ReturnState {
 struct SlotCode {
   std::vector<std::byte> bytes;
   RemoteAddr entry;
-  RemoteAddr leave;  ///< leader only: unmaps M, then goes back
+  RemoteAddr second;  ///< leader only: executes a call, then `leave`
+  RemoteAddr leave;   ///< leader only: unmaps M, then goes back
 };
 
 /// The leader's: `entry` executes one system call (the registers are set by the tracer), which maps M; then
 /// unmap M [area, area+area_bytes) and go back. When the call did not return `area`, nothing is unmapped.
+/// With the trap flag set, a thread goes back by `iret`, so that the trap comes behind its next instruction.
 SlotCode leader_slot(RemoteAddr base, const ReturnState& back, RemoteAddr area, uint32_t area_bytes);
 
 /// Addresses in M for a thread's slot.
@@ -34,12 +36,13 @@ struct ThreadSlotTargets {
   RemoteAddr altstack, tid_address, pdeath_signal;  ///< results
   RemoteAddr done, stay;                            ///< futexes
   uint32_t stay_value = 0;                          ///< wait while `stay` has this
+  uint64_t own_number = 0, witness = 0;             ///< of the task and the witness, for kcmp(2); 0: not asked
   int64_t until_sec = 0, until_nsec = 0;            ///< CLOCK_MONOTONIC as the task reads it: end of the wait
 };
 
 /// Registers in which a thread that waits in its slot holds the results of its calls.
 struct ThreadSlotResults {
-  int64_t altstack, tid_address, pdeath_signal, securebits, no_new_privs;
+  int64_t altstack, tid_address, pdeath_signal, securebits, seen_witness;
   explicit ThreadSlotResults(const user_regs_struct& r);
 };
 

@@ -1,14 +1,17 @@
 #include "core/inject/userfaultfd_visit.h"
 
+#include <optional>
 #include <string>
 
 #include "core/inject/visit.h"
 
 namespace migrate {
 
-Fd make_userfaultfd(StoppedTask& task, uint64_t features, Logger& log, const FaultHook& hook) {
+Fd make_userfaultfd(StoppedTask& task, uint64_t features, Logger& log, const FaultHook& hook,
+                    DomainWitnesses* witnesses) {
   const std::vector<int> no_timers;
-  Visit visit(task, no_timers, hook, log);
+  std::optional<DomainWitnesses> own;
+  Visit visit(task, no_timers, witnesses != nullptr ? *witnesses : own.emplace(), hook, log);
   visit.run_leader_for_userfaultfd(features);
   const int64_t number = visit.area().uffd;
   if (number < 0) {

@@ -1,10 +1,13 @@
 #include "core/inject/visit.h"
 
 #include <linux/futex.h>
+#include <linux/kcmp.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 
 #include <cstring>
+#include <sstream>
 #include <string>
 
 #include "core/inject/visit_places.h"
@@ -20,36 +23,42 @@ constexpr int64_t kStayNsec = 3'000'000'000;
 constexpr std::chrono::milliseconds kVisitTimeout{2500};
 constexpr size_t kParasiteStackBytes = 8 << 10;
 constexpr uint64_t kAllSignals = ~uint64_t{0};
-
-size_t align16(size_t n) { return (n + 15) & ~size_t{15}; }
+constexpr uint64_t kTrapFlag = 0x100;
 
 size_t blob_bytes() { return static_cast<size_t>(parasite_blob_end - parasite_blob_start); }
 
-size_t code_offset(size_t timers) { return align16(sizeof(parasite::Area) + timers * sizeof(parasite::Timer)); }
+/// Pages of its own: they may have to be a mapping of their own.
+size_t code_offset(size_t timers) {
+  return page_ceil(sizeof(parasite::Area) + timers * sizeof(parasite::Timer) + kParasiteStackBytes);
+}
+
+/// Of a task in its own pid namespace.
+pid_t innermost_number(pid_t pid, const ThreadStatus& status) {
+  const auto numbers = status.find("NSpid");
+  std::istringstream list(numbers == status.end() ? std::string() : numbers->second);
+  pid_t last = pid;
+  for (pid_t n; list >> n;) last = n;
+  return last;
+}
 
 }  // namespace
 
-SharedMapping::SharedMapping(int fd, size_t bytes)
-    : start_(::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)), bytes_(bytes) {
-  if (start_ == MAP_FAILED) {
-    start_ = nullptr;
-    throw Error("map", "the visit's area", errno);
-  }
-}
+uint64_t visit_area_bytes(size_t timers) { return code_offset(timers) + page_ceil(blob_bytes()); }
 
-SharedMapping::~SharedMapping() {
-  if (start_ != nullptr) ::munmap(start_, bytes_);
-}
-
-Visit::Visit(StoppedTask& task, const std::vector<int>& timer_ids, const FaultHook& hook, Logger& log)
-    : task_(task), timer_ids_(timer_ids), hook_(hook), log_(log) {
+Visit::Visit(StoppedTask& task, const std::vector<int>& timer_ids, DomainWitnesses& witnesses, const FaultHook& hook,
+             Logger& log)
+    : task_(task), timer_ids_(timer_ids), witnesses_(witnesses), hook_(hook), log_(log) {
   if (task_.threads.empty() || task_.threads.front().tid.get() != task_.pid.get()) {
     throw Refusal("task " + std::to_string(task_.pid.get()) + " has ended its main thread",
                   "such a program cannot be moved");
   }
   if (timer_ids_.size() > 65536)
     throw Refusal("task " + std::to_string(task_.pid.get()) + " has over 65536 POSIX timers", "use fewer");
-  refuse_seccomp();
+  const auto status = task_.proc.status();
+  refuse_seccomp(status);
+  for (const StoppedThread& thread : task_.threads) refuse_unvisitable(task_.pid, thread);
+  witness_ = static_cast<uint64_t>(witnesses_.for_task(task_.proc, status));
+  own_number_ = static_cast<uint64_t>(innermost_number(task_.pid.get(), status));
   mem_ = task_.proc.open("mem", O_RDWR);
   choose_places();
 }
@@ -63,7 +72,7 @@ Visit::~Visit() {
 }
 
 // A filter that refuses our calls is suspended only as long as we live: after our death it would kill the task.
-void Visit::refuse_seccomp() const {
+void Visit::refuse_seccomp(const ThreadStatus& of_leader) const {
   for (const StoppedThread& thread : task_.threads) {
     const bool leader = &thread == &task_.threads.front();
     if (!leader) {
@@ -71,7 +80,7 @@ void Visit::refuse_seccomp() const {
       const long n = ::ptrace(PTRACE_SECCOMP_GET_FILTER, thread.tid.get(), 0, nullptr);
       if (n < 0 && (errno == ENOENT || errno == EINVAL)) continue;
     }
-    const auto status = leader ? task_.proc.status() : task_.proc.thread(thread.tid.get()).status();
+    const ThreadStatus status = leader ? of_leader : task_.proc.thread(thread.tid.get()).status();
     const auto seccomp = status.find("Seccomp");
     if (seccomp != status.end() && seccomp->second != "0") {
       throw Refusal("task " + std::to_string(task_.pid.get()) + " uses seccomp", "start it without a seccomp filter");
@@ -81,17 +90,11 @@ void Visit::refuse_seccomp() const {
 
 void Visit::choose_places() {
   const auto maps = parse_maps(task_.proc.read("maps"));
-  constexpr size_t need = kSlotHeaderBytes + kLeaderSlotBytes + kThreadSlotBytes;
-  const auto place = find_slot_place(mem_.get(), maps, need);
-  const size_t bytes = page_ceil(code_offset(timer_ids_.size()) + align16(blob_bytes()) + kParasiteStackBytes);
-  const auto area = find_free_area(maps, bytes);
+  const VisitPlaces places = find_visit_places(task_.pid.get(), mem_.get(), maps, visit_area_bytes(timer_ids_.size()));
+  place_ = places.slots;
+  area_ = places.area;
+  code_ = area_.start + code_offset(timer_ids_.size());
   const std::string who = "task " + std::to_string(task_.pid.get());
-  if (!place)
-    throw Refusal(who + " has no unused bytes in its [vdso] or its libraries",
-                  "it cannot be visited; run it with a vdso");
-  if (!area) throw Refusal(who + " has no free address range", "make it map less");
-  place_ = {place->start, place->start + need};
-  area_ = {*area, *area + bytes};
   for (const StoppedThread& thread : task_.threads) {
     if (place_.contains(RemoteAddr(thread.regs.rip))) {
       throw Error(who + " is still on its way back from an earlier visit; try again in some seconds");
@@ -103,24 +106,35 @@ void Visit::write(RemoteAddr at, std::span<const std::byte> bytes) {
   pwrite_full(mem_.get(), bytes, at.get(), "the memory of task " + std::to_string(task_.pid.get()));
 }
 
+// In the visit the thread returns to user mode outside of its critical section, by which the kernel forgets that.
+void Visit::leave_critical_section(StoppedThread& thread) {
+  const auto [state, first] = rseq_.try_emplace(thread.tid);
+  if (!first) return;
+  state->second = read_rseq(thread, mem_.get());
+  if (state->second.abort_ip) thread.regs.rip = *state->second.abort_ip;
+}
+
 // Registers before the mask: a thread that ran on with all signals blocked would be harmed, one that runs its slot
 // unblocked is not (its stack pointer is its own until the slot blocks signals).
 void Visit::borrow(StoppedThread& thread, RemoteAddr rip, RemoteAddr rsp) {
   user_regs_struct regs = thread.regs;
   regs.rip = rip.get();
   regs.rsp = rsp.get();
-  regs.orig_rax = ~0ull;  // no restart logic for these
+  regs.orig_rax = ~0ull;      // no restart logic for these
+  regs.eflags &= ~kTrapFlag;  // it would trap in the slot
   tracee::set_registers(thread.tid, regs);
 }
 
 void Visit::run_leader() {
   StoppedThread& leader = task_.threads.front();
+  leave_critical_section(leader);
   leader_code_ = leader_slot(place_.start + kSlotHeaderBytes, {leader.regs, leader.sigmask}, area_.start,
                              static_cast<uint32_t>(area_.bytes()));
   slots_written_ = true;
   write(place_.start, as_bytes_of(kSlotMagic));
   write(place_.start + kSlotHeaderBytes, leader_code_.bytes);
   stage("slot written");
+  ask_leader();
   map_area();
   start_parasite();
 }
@@ -141,38 +155,112 @@ void Visit::run_leader_call(std::string_view stage_name) {
   }
 }
 
-void Visit::map_area() {
-  StoppedThread& leader = task_.threads.front();
-  user_regs_struct regs = leader.regs;
-  regs.rip = leader_code_.entry.get();
+/// The result of a call that the leader makes at `at`, a place in its slot. Whoever can write the task's memory can
+/// change the slot, but not what the kernel tells at the exit of a call: which it was, its arguments, its result.
+int64_t Visit::call_in_leader(RemoteAddr at, long number, const std::array<uint64_t, 6>& args,
+                              std::string_view stage_name) {
+  const Tid tid = task_.threads.front().tid;
+  user_regs_struct regs = task_.threads.front().regs;
+  regs.rip = at.get();
   regs.orig_rax = ~0ull;
-  regs.rax = SYS_mmap;
-  regs.rdi = area_.start.get();
-  regs.rsi = area_.bytes();
-  regs.rdx = PROT_READ | PROT_WRITE | PROT_EXEC;
-  regs.r10 = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
-  regs.r8 = ~0ull;
-  regs.r9 = 0;
-  leader_ = Leader::stopped;
-  tracee::set_registers(leader.tid, regs);
-  stage("registers borrowed");
-  tracee::set_signal_mask(leader.tid, kAllSignals);
-  stage("signals blocked");
-  run_leader_call("at the entry of mmap");
-  stage("mapped");
-  const auto result = static_cast<int64_t>(tracee::registers(leader.tid).rax);
-  if (result != static_cast<int64_t>(area_.start.get())) {
-    throw Error("map the visit's area in", "task " + std::to_string(task_.pid.get()),
-                result < 0 && result > -4096 ? static_cast<int>(-result) : 0);
+  regs.eflags &= ~kTrapFlag;
+  regs.rax = static_cast<uint64_t>(number);
+  regs.rdi = args[0];
+  regs.rsi = args[1];
+  regs.rdx = args[2];
+  regs.r10 = args[3];
+  regs.r8 = args[4];
+  regs.r9 = args[5];
+  const bool first = std::exchange(leader_, Leader::stopped) == Leader::untouched;
+  tracee::set_registers(tid, regs);
+  if (first) {
+    stage("registers borrowed");
+    tracee::set_signal_mask(tid, kAllSignals);
+    stage("signals blocked");
   }
+  run_leader_call(stage_name);
+  const user_regs_struct now = tracee::registers(tid);
+  if (now.orig_rax != static_cast<uint64_t>(number) || now.rdi != args[0] || now.rsi != args[1] || now.rdx != args[2] ||
+      now.r10 != args[3])
+    throw Error("task " + std::to_string(task_.pid.get()) +
+                " makes another call than it was told to: somebody interferes with it");
+  return static_cast<int64_t>(now.rax);
+}
+
+void Visit::ask_leader() {
+  const Tid leader = task_.threads.front().tid;
+  if (purpose_ == parasite::kHarvest) {
+    securebits_ = call_in_leader(leader_code_.entry, SYS_prctl, {PR_GET_SECUREBITS}, "at the entry of prctl");
+    stage("asked for the securebits");
+  }
+  if (witness_ == 0) return;
+  if (call_in_leader(leader_code_.entry, SYS_kcmp, {own_number_, witness_, KCMP_VM}, "at the entry of kcmp") == -EPERM)
+    refuse_landlock(leader);
+  stage("looked at the witness");
+}
+
+void Visit::refuse_landlock(Tid tid) const {
+  throw Refusal("thread " + std::to_string(tid.get()) + " of task " + std::to_string(task_.pid.get()) +
+                    " is restricted by landlock (or by another security module), which cannot be read back",
+                "run the program without that sandbox");
+}
+
+int64_t Visit::map_part(RemoteAddr at, RemoteRange range, int protection, std::string_view stage_name) {
+  return call_in_leader(at, SYS_mmap,
+                        {range.start.get(), range.bytes(), static_cast<uint64_t>(protection),
+                         MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, ~0ull, 0},
+                        stage_name);
+}
+
+/// One mapping; two where memory must not be writable and executable (PR_SET_MDWE), which takes two more stops.
+void Visit::map_area() {
+  const auto demand = [this](int64_t result, RemoteAddr start) {
+    if (result != static_cast<int64_t>(start.get()))
+      explain_failed_mapping(result < 0 && result > -4096 ? static_cast<int>(-result) : 0);
+  };
+  const RemoteRange data{area_.start, code_}, code{code_, area_.end};
+  const int64_t whole = map_part(leader_code_.entry, area_, PROT_READ | PROT_WRITE | PROT_EXEC, "at the entry of mmap");
+  if (whole != -EACCES) {
+    demand(whole, area_.start);
+    stage("mapped");
+    mapping_ = map_area_of(task_.proc, area_);
+  } else {
+    demand(map_part(leader_code_.entry, data, PROT_READ | PROT_WRITE, "at the entry of mmap for data"), data.start);
+    stage("mapped for data");
+    demand(map_part(leader_code_.second, code, PROT_READ | PROT_EXEC, "at the entry of mmap for code"), code.start);
+    stage("mapped");
+    mapping_ = map_area_of(task_.proc, data);
+    code_mapping_ = map_area_of(task_.proc, code);
+  }
+  stage("area opened");
+}
+
+void Visit::explain_failed_mapping(int error) const {
+  const std::string who = "task " + std::to_string(task_.pid.get());
+  const std::string what = std::to_string(area_.bytes() / 1024) + " KiB more";
+  switch (error) {
+    case ENOMEM:
+      throw Refusal(who + " cannot map " + what + ": it is at its limit of address space (RLIMIT_AS) or of mappings",
+                    "raise that limit, or vm.max_map_count");
+    case EAGAIN:
+      throw Refusal(who + " cannot map " + what + ": it locks all its memory and is at its limit (RLIMIT_MEMLOCK)",
+                    "raise that limit");
+    case EACCES:
+    case EPERM:
+      throw Refusal(who + " may not map memory for code", "allow it that (SELinux calls it execmem)");
+    default:
+      throw Error("map the visit's area in", who, error);
+  }
+}
+
+void Visit::write_code() {
+  std::byte* const code =
+      code_mapping_.data() != nullptr ? code_mapping_.data() : mapping_.data() + (code_ - area_.start);
+  std::memcpy(code, parasite_blob_start, blob_bytes());
 }
 
 void Visit::start_parasite() {
   StoppedThread& leader = task_.threads.front();
-  char name[64];
-  std::snprintf(name, sizeof name, "map_files/%lx-%lx", area_.start.get(), area_.end.get());
-  mapping_ = SharedMapping(task_.proc.open(name, O_RDWR).get(), area_.bytes());
-  stage("area opened");
   auto* area = area_view();
   area->leave = leader_code_.leave.get();
   area->stay_nsec = kStayNsec;
@@ -182,12 +270,11 @@ void Visit::start_parasite() {
   area->uffd_features = uffd_features_;
   area->timer_count = static_cast<uint32_t>(timer_ids_.size());
   for (size_t i = 0; i < timer_ids_.size(); ++i) parasite::timers_of(area)[i].id = timer_ids_[i];
-  const size_t code = code_offset(timer_ids_.size());
-  std::memcpy(mapping_.data() + code, parasite_blob_start, blob_bytes());
+  write_code();
 
   user_regs_struct regs = leader.regs;
-  regs.rip = (area_.start + code).get();
-  regs.rsp = area_.end.get();
+  regs.rip = code_.get();
+  regs.rsp = code_.get();
   regs.rdi = area_.start.get();
   regs.orig_rax = ~0ull;
   // The parasite's own code was compiled for a clear direction flag; alignment checks would fault in it.
@@ -198,8 +285,14 @@ void Visit::start_parasite() {
   leader_ = Leader::running;
   uffd_lent_ = purpose_ == parasite::kUserfaultfd;
   stage("parasite running");
-  wait_for_done(leader.tid, 1);
+  wait_for_done(leader.tid, ++visits_);
   stage("parasite done");
+  const parasite::Timespec now = area->monotonic;
+  constexpr int64_t kSecond = 1'000'000'000;
+  if (now.sec < 0 || now.sec > kSecond || now.nsec < 0 || now.nsec >= kSecond)
+    throw Error("task " + std::to_string(task_.pid.get()) + " tells an impossible time");
+  until_sec_ = now.sec + (now.nsec + kStayNsec) / kSecond;
+  until_nsec_ = (now.nsec + kStayNsec) % kSecond;
 }
 
 void Visit::wait_for_done(Tid tid, uint32_t visits) {
@@ -239,16 +332,17 @@ ThreadSlotResults Visit::run_thread(StoppedThread& thread) {
     return area_.start + static_cast<uint64_t>(static_cast<const std::byte*>(p) - mapping_.data());
   };
   auto* area = area_view();
+  leave_critical_section(thread);
   ThreadSlotTargets targets{.altstack = member(&area->thread.altstack),
                             .tid_address = member(&area->thread.tid_address),
                             .pdeath_signal = member(&area->thread.pdeath_signal),
                             .done = member(&area->done),
                             .stay = member(&area->stay),
-                            .stay_value = area->stay_value};
-  const int64_t nsec = area->monotonic.nsec + kStayNsec;
-  targets.until_sec = area->monotonic.sec + nsec / 1'000'000'000;
-  targets.until_nsec = nsec % 1'000'000'000;
-  const uint32_t visits = __atomic_load_n(&area->done, __ATOMIC_ACQUIRE) + 1;
+                            .stay_value = death_notice_->value(),
+                            .own_number = own_number_,
+                            .witness = witness_,
+                            .until_sec = until_sec_,
+                            .until_nsec = until_nsec_};
 
   const RemoteAddr base = place_.start + kSlotHeaderBytes + kLeaderSlotBytes;
   const SlotCode slot = thread_slot(base, {thread.regs, thread.sigmask}, targets);
@@ -263,7 +357,7 @@ ThreadSlotResults Visit::run_thread(StoppedThread& thread) {
     if (!tracee::resume(thread.tid, PTRACE_CONT)) throw Error("thread " + std::to_string(thread.tid.get()) + " died");
     running = true;
     stage("thread running");
-    wait_for_done(thread.tid, visits);
+    wait_for_done(thread.tid, ++visits_);
     stage("thread done");
   } catch (const Error&) {
     if (!running || stops_inside(thread)) {
@@ -282,7 +376,15 @@ ThreadSlotResults Visit::run_thread(StoppedThread& thread) {
   stage("thread stopped");
   give_back(thread);
   stage("thread cured");
-  return results;
+  if (results.seen_witness != -EPERM) return results;
+  // A witness for other credentials than the thread's says nothing.
+  const ProcDir proc = task_.proc.thread(thread.tid.get());
+  const auto fitting = static_cast<uint64_t>(witnesses_.for_task(proc, proc.status()));
+  if (fitting == witness_) refuse_landlock(thread.tid);
+  const uint64_t usual = std::exchange(witness_, fitting);
+  const ThreadSlotResults again = run_thread(thread);
+  witness_ = usual;
+  return again;
 }
 
 void Visit::run_leader_for_userfaultfd(uint64_t features) {
@@ -296,7 +398,7 @@ void Visit::return_userfaultfd() {
   uint32_t* proceed = &area_view()->proceed;
   __atomic_store_n(proceed, 1, __ATOMIC_RELEASE);
   ::syscall(SYS_futex, proceed, FUTEX_WAKE, 1, nullptr, nullptr, 0);
-  wait_for_done(task_.threads.front().tid, 2);
+  wait_for_done(task_.threads.front().tid, ++visits_);
   stage("userfaultfd closed");
 }
 

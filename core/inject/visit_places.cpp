@@ -9,6 +9,7 @@
 
 #include "core/base/error.h"
 #include "core/base/fd.h"
+#include "core/inject/slot_code.h"
 
 namespace migrate {
 namespace {
@@ -109,6 +110,27 @@ std::optional<RemoteAddr> find_free_area(const std::vector<MapsLine>& maps, size
   // Room on both sides, so that neither a stack below a gap nor brk grows into it.
   if (best_size < 4 * bytes) return std::nullopt;
   return RemoteAddr(page_floor(best + best_size / 2 - bytes / 2));
+}
+
+VisitPlaces find_visit_places(pid_t pid, int mem_fd, const std::vector<MapsLine>& maps, size_t bytes) {
+  constexpr size_t need = kSlotHeaderBytes + kLeaderSlotBytes + kThreadSlotBytes;
+  const std::string who = "task " + std::to_string(pid);
+  const auto place = find_slot_place(mem_fd, maps, need);
+  if (!place)
+    throw Refusal(who + " has no unused bytes in its [vdso] or its libraries",
+                  "it cannot be visited; run it with a vdso");
+  const auto area = find_free_area(maps, bytes);
+  if (!area) throw Refusal(who + " has no free address range", "make it map less");
+  return {{place->start, place->start + need}, {*area, *area + bytes}};
+}
+
+VisitNeeds check_room_for_visit(const ProcDir& task, size_t timers) {
+  constexpr uint64_t kMappings = 2;
+  const auto maps = parse_maps(task.read("maps"));
+  const uint64_t bytes = visit_area_bytes(timers);
+  find_visit_places(task.pid(), task.open("mem", O_RDONLY).get(), maps, bytes);
+  // The kernel does not count [vsyscall], which is no mapping of the task's.
+  return {.bytes = bytes, .mappings = maps.size() - (!maps.empty() && maps.back().name == "[vsyscall]") + kMappings};
 }
 
 }  // namespace migrate

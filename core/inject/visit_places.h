@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/base/procfs.h"
 #include "core/base/types.h"
 
 namespace migrate {
@@ -30,5 +31,23 @@ std::optional<RemoteRange> find_slot_place(int mem_fd, const std::vector<MapsLin
 
 /// The start of a free range of `bytes` that touches no other mapping: the middle of the largest gap.
 std::optional<RemoteAddr> find_free_area(const std::vector<MapsLine>& maps, size_t bytes);
+
+struct VisitPlaces {
+  RemoteRange slots;  ///< both, with their header
+  RemoteRange area;   ///< M
+};
+/// Both, for M of `bytes`. Throws Refusal if the task has no room.
+VisitPlaces find_visit_places(pid_t pid, int mem_fd, const std::vector<MapsLine>& maps, size_t bytes);
+
+/// What a visit adds to a task.
+struct VisitNeeds {
+  uint64_t bytes = 0;     ///< of address space, for M at its largest
+  uint64_t mappings = 0;  ///< in all, with those that the task has
+};
+/// Looks for room in the running task, for so many POSIX timers. Throws Refusal if there is none.
+VisitNeeds check_room_for_visit(const ProcDir& task, size_t timers);
+
+/// Of M, with its parasite, for so many timers.
+uint64_t visit_area_bytes(size_t timers);
 
 }  // namespace migrate

@@ -36,10 +36,13 @@ class ProtectingBackend final : public RealTree {
  public:
   ProtectingBackend(Pid root, std::shared_ptr<const MappingReader> mappings)
       : RealTree(root), mappings_(std::move(mappings)) {}
-  std::unique_ptr<TaskTracker> task(pid_t pid) override { return std::make_unique<TrackedTask>(pid, mappings_); }
+  std::unique_ptr<TaskTracker> task(pid_t pid) override {
+    return std::make_unique<TrackedTask>(pid, mappings_, witnesses_);
+  }
 
  private:
   std::shared_ptr<const MappingReader> mappings_;
+  std::shared_ptr<DomainWitnesses> witnesses_ = std::make_shared<DomainWitnesses>();
 };
 
 /// The bits cannot be read and cleared in one step: nobody may write between the two, neither a thread of the task nor

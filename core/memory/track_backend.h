@@ -34,7 +34,8 @@ class TaskTracker {
   /// Whether what visit() prepared is for the memory that the task has now (exec gives it another).
   virtual bool memory_is_current() const = 0;
   /// Prepares to track its present memory, of which nothing is known yet. False: it is not tracked (for a reason that
-  /// is logged once a memory). Throws Error when the task does not stop where it has to.
+  /// is logged once a memory). Throws Error when the task does not stop where it has to, Refusal when it cannot be
+  /// moved.
   virtual bool visit(std::chrono::milliseconds timeout, const FaultHook& hook, Logger& log) = 0;
   virtual bool visited() const = 0;
 

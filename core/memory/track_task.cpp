@@ -7,9 +7,11 @@
 
 #include <algorithm>
 #include <array>
+#include <set>
 
 #include "core/base/features.h"
 #include "core/base/kernel_abi.h"
+#include "core/freeze/outside_sharing.h"
 #include "core/freeze/stopped_tree.h"
 #include "core/inject/userfaultfd_visit.h"
 #include "core/memory/huge_pages.h"
@@ -32,8 +34,9 @@ bool same_ranges(const std::vector<Vma>& a, const std::vector<Vma>& b) {
 
 }  // namespace
 
-TrackedTask::TrackedTask(pid_t pid, std::shared_ptr<const MappingReader> reader)
-    : pid_(pid), reader_(std::move(reader)), proc_(pid), pidfd_(pidfd_of(pid)) {
+TrackedTask::TrackedTask(pid_t pid, std::shared_ptr<const MappingReader> reader,
+                         std::shared_ptr<DomainWitnesses> witnesses)
+    : pid_(pid), reader_(std::move(reader)), witnesses_(std::move(witnesses)), proc_(pid), pidfd_(pidfd_of(pid)) {
   proc_.stat();  // fails if the number went to another task between the two
 }
 
@@ -66,6 +69,8 @@ bool TrackedTask::visit(std::chrono::milliseconds timeout, const FaultHook& hook
   mem_.reset();
   huge_.clear();
   maps_text_.clear();
+  witnesses_->for_task(proc_, proc_.status());  // made now, if it is not yet there: it takes a fork
+  const std::set<pid_t> self{pid_}, outside = processes_outside(self);  // the preflight has looked at these
   const SleepSurvey waits = survey_interruptible(proc_);
   StoppedTree stopped(Pid(pid_), {.timeout = timeout, .descendants = false}, log);
   stops_.push_back({.tid = pid_, .stopped_at = leader_switches()});
@@ -74,7 +79,12 @@ bool TrackedTask::visit(std::chrono::milliseconds timeout, const FaultHook& hook
   Fd pagemap = proc_.open("pagemap", O_RDONLY);
   Fd mem = proc_.open("mem", O_RDONLY), maps = proc_.open("maps", O_RDONLY);
   try {
-    uffd_ = make_userfaultfd(stopped.root(), kAsyncProtection, log, hook);
+    refuse_outside_sharing({pid_}, self, outside);
+    uffd_ = make_userfaultfd(stopped.root(), kAsyncProtection, log, hook, witnesses_.get());
+  } catch (const Refusal&) {  // so will the dump be
+    uffd_.reset();
+    stops_.back().let_go_at = leader_switches();
+    throw;
   } catch (const Error& e) {
     if (ended()) throw;
     log.warn("task {} is not tracked, its memory is left to the end: {}", pid_, e.what());

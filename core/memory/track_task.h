@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/base/procfs.h"
+#include "core/inject/domain_witness.h"
 #include "core/memory/mapping_reader.h"
 #include "core/memory/track_backend.h"
 #include "core/memory/track_mappings.h"
@@ -11,13 +12,14 @@ namespace migrate {
 class TrackedTask final : public TaskTracker {
  public:
   /// Throws Error (ESRCH, ENOENT) if there is no such task any more.
-  TrackedTask(pid_t pid, std::shared_ptr<const MappingReader> reader);
+  TrackedTask(pid_t pid, std::shared_ptr<const MappingReader> reader, std::shared_ptr<DomainWitnesses> witnesses);
   /// Unregisters everything and puts huge pages back.
   ~TrackedTask() override;
 
   bool ends_within(std::chrono::milliseconds time) const override;
   bool memory_is_current() const override;
-  /// Stops the task for a moment and takes over a userfaultfd for its present memory.
+  /// Stops the task for a moment and takes over a userfaultfd for its present memory. Throws Refusal for what would be
+  /// refused at the end, too.
   bool visit(std::chrono::milliseconds timeout, const FaultHook& hook, Logger& log) override;
   bool visited() const override { return static_cast<bool>(uffd_); }
   /// Registers what is new, scans and protects; the task runs.
@@ -40,6 +42,7 @@ class TrackedTask final : public TaskTracker {
 
   pid_t pid_;
   std::shared_ptr<const MappingReader> reader_;
+  std::shared_ptr<DomainWitnesses> witnesses_;
   ProcDir proc_;
   Fd pidfd_;
   Fd uffd_, pagemap_, mem_, maps_;  ///< of one memory

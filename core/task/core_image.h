@@ -36,22 +36,12 @@ class ImagePids {
 /// The last number of a list as NSpid, NSpgid and NSsid of /proc/PID/status hold it; 0 for an empty one.
 pid_t innermost(const std::string& list);
 
-/// The restartable sequence of a thread. The kernel forgets the critical section as soon as the thread returns to user
-/// mode elsewhere.
-struct RseqState {
-  uint64_t pointer = 0;  ///< 0: not registered
-  uint32_t size = 0;
-  uint32_t signature = 0;
-  uint64_t critical_section = 0;
-  std::optional<uint64_t> abort_ip;  ///< the thread is inside: it must go on at its abort handler
-};
-
 /// What must be read of a stopped thread before anything is run in it.
 struct EarlyThread {
-  RseqState rseq;
   std::map<std::string, std::string> status;  ///< /proc/TID/status: its switches and pending signals
 };
-EarlyThread read_early(const StoppedThread& thread, const ProcDir& proc, int mem_fd);
+/// Throws Refusal for a thread under seccomp.
+EarlyThread read_early(const StoppedThread& thread, const ProcDir& proc);
 
 /// What thread images are made of.
 struct ThreadInputs {

@@ -93,7 +93,7 @@ void fill_creds(const Status& status, const ThreadHarvest& harvest, img::creds_e
   fill_capabilities(field(status, "CapBnd"), out.mutable_cap_bnd());
   fill_capabilities(field(status, "CapAmb"), out.mutable_cap_amb());
   out.set_secbits(harvest.securebits);
-  out.set_no_new_privs(static_cast<uint32_t>(harvest.no_new_privs));
+  out.set_no_new_privs(static_cast<uint32_t>(std::stoul(field(status, "NoNewPrivs"))));
 }
 
 void fill_scheduling(const StoppedThread& thread, img::thread_core_entry& out) {
@@ -143,45 +143,19 @@ ext::ThreadExt describe_extras(const ThreadInputs& in) {
   return out;
 }
 
-RseqState read_rseq(const StoppedThread& thread, int mem_fd) {
-  struct __ptrace_rseq_configuration config {};
-  RseqState state;
-  if (::ptrace(PTRACE_GET_RSEQ_CONFIGURATION, thread.tid.get(), sizeof config, &config) < 0 ||
-      config.rseq_abi_pointer == 0)
-    return state;
-  state.pointer = config.rseq_abi_pointer;
-  state.size = config.rseq_abi_size;
-  state.signature = config.signature;
-  constexpr off_t kRseqCsAt = 8;  // struct rseq: cpu_id_start, cpu_id, rseq_cs
-  uint64_t descriptor = 0;
-  if (::pread(mem_fd, &descriptor, sizeof descriptor, static_cast<off_t>(state.pointer) + kRseqCsAt) !=
-          sizeof descriptor ||
-      descriptor == 0)
-    return state;
-  struct {
-    uint32_t version, flags;
-    uint64_t start_ip, post_commit_offset, abort_ip;
-  } section{};
-  if (::pread(mem_fd, &section, sizeof section, static_cast<off_t>(descriptor)) != sizeof section) return state;
-  state.critical_section = descriptor;
-  if (thread.regs.rip - section.start_ip < section.post_commit_offset) state.abort_ip = section.abort_ip;
-  return state;
-}
-
 }  // namespace
 
-EarlyThread read_early(const StoppedThread& thread, const ProcDir& proc, int mem_fd) {
-  return {.rseq = read_rseq(thread, mem_fd), .status = proc.status()};
+EarlyThread read_early(const StoppedThread& thread, const ProcDir& proc) {
+  EarlyThread early{.status = proc.status()};
+  // Of any kind, in any thread: calls that are made in it would be killed, or end the thread.
+  if (const auto seccomp = early.status.find("Seccomp"); seccomp != early.status.end() && seccomp->second != "0")
+    throw Refusal(name_of(thread) + " runs under a seccomp filter",
+                  "this cannot be moved yet; start the program without seccomp");
+  return early;
 }
 
 ext::ThreadExt describe_thread(const ThreadInputs& in, img::core_entry& core) {
-  constexpr uint64_t kUserCode64 = 0x33;  // selector of 64-bit user code
-  if (in.thread.regs.cs != kUserCode64)
-    throw Refusal(name_of(in.thread) + " runs 32-bit code", "only 64-bit programs can be moved");
   const Status& status = in.early.status;
-  if (const auto seccomp = status.find("Seccomp"); seccomp != status.end() && seccomp->second != "0")
-    throw Refusal(name_of(in.thread) + " runs under a seccomp filter",
-                  "this cannot be moved yet; start the program without seccomp");
   ext::ThreadExt extras = describe_extras(in);
 
   RestartFacts facts;
@@ -192,7 +166,6 @@ ext::ThreadExt describe_thread(const ThreadInputs& in, img::core_entry& core) {
   facts.mem_fd = in.mem_fd;
   ImageRegisters registers = image_registers(in.thread.regs, facts);
   if (registers.restart) *extras.mutable_restart() = *registers.restart;
-  if (in.early.rseq.abort_ip) registers.regs.rip = *in.early.rseq.abort_ip;
 
   core.set_mtype(img::core_entry::X86_64);
   img::thread_info_x86& info = *core.mutable_thread_info();
@@ -223,12 +196,12 @@ ext::ThreadExt describe_thread(const ThreadInputs& in, img::core_entry& core) {
   comm.pop_back();  // the kernel's newline; a name may end in one of its own
   out.set_comm(comm);
   out.set_cg_set(1);
-  if (in.early.rseq.pointer != 0) {
+  if (in.harvest.rseq.pointer != 0) {
     img::rseq_entry& rseq = *out.mutable_rseq_entry();
-    rseq.set_rseq_abi_pointer(in.early.rseq.pointer);
-    rseq.set_rseq_abi_size(in.early.rseq.size);
-    rseq.set_signature(in.early.rseq.signature);
-    if (in.early.rseq.critical_section != 0) rseq.set_rseq_cs_pointer(in.early.rseq.critical_section);
+    rseq.set_rseq_abi_pointer(in.harvest.rseq.pointer);
+    rseq.set_rseq_abi_size(in.harvest.rseq.size);
+    rseq.set_signature(in.harvest.rseq.signature);
+    if (in.harvest.rseq.critical_section != 0) rseq.set_rseq_cs_pointer(in.harvest.rseq.critical_section);
   }
   return extras;
 }

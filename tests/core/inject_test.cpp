@@ -22,6 +22,7 @@
 #include "core/inject/remote_call.h"
 #include "core/inject/visit_places.h"
 #include "tests/core/forked_programs.h"
+#include "tests/core/visits.h"
 
 namespace migrate {
 namespace {
@@ -49,13 +50,6 @@ class InjectTest : public ForkedPrograms<Shared> {
     return eventually([&] { return shared_->progress[slot].load() > seen + 100; });
   }
 };
-
-std::string maps_of(pid_t pid) {
-  std::ifstream in("/proc/" + std::to_string(pid) + "/maps");
-  std::stringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
 
 char state_of(pid_t pid) { return ProcDir(pid).stat().state; }
 
@@ -206,7 +200,7 @@ TEST_F(InjectTest, ResultsAreWhatTheProgramSetItself) {
     ::timer_settime(timers[1], 0, &spec, nullptr);
     for (int i = 0; i < 2; ++i) ids[i] = static_cast<int>(reinterpret_cast<intptr_t>(timers[i]));
     ::prctl(PR_SET_PDEATHSIG, SIGTERM);
-    ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    ::prctl(PR_SET_SECUREBITS, 1 << 6);  // SECBIT_NO_CAP_AMBIENT_RAISE
     ::prctl(PR_SET_CHILD_SUBREAPER, 1);
     ::prctl(PR_SET_DUMPABLE, 0);
     ids[2] = static_cast<int>(::syscall(SYS_gettid));
@@ -234,7 +228,7 @@ TEST_F(InjectTest, ResultsAreWhatTheProgramSetItself) {
   EXPECT_EQ(h.threads[0].altstack.ss_sp, static_cast<void*>(altstack));
   EXPECT_EQ(h.threads[0].altstack.ss_size, sizeof altstack);
   EXPECT_EQ(h.threads[0].pdeath_signal, SIGTERM);
-  EXPECT_EQ(h.threads[0].no_new_privs, 1);
+  EXPECT_EQ(h.threads[0].securebits, 1u << 6);
   EXPECT_NE(h.threads[0].clear_child_tid, 0u);
   EXPECT_THROW(harvest(tree.root(), {4711}, *log_), Error) << "no such timer";
   EXPECT_EQ(tree.root().threads.size(), 1u);
@@ -386,39 +380,6 @@ TEST_F(InjectTest, RemoteCallsGiveTheRegistersBack) {
   }
   EXPECT_TRUE(goes_on());
   EXPECT_EQ(shared_->damage, 0u);
-}
-
-// The tracer is a child of ours that dies of SIGKILL at stage number `die_at`. Returns false when the visit had fewer
-// stages.
-bool visit_and_die(pid_t target, unsigned die_at, std::string* name) {
-  int fds[2];
-  if (::pipe(fds) != 0) return false;
-  const pid_t tracer = ::fork();
-  if (tracer == 0) {
-    ::close(fds[0]);
-    const LoggerPtr log = null_logger();
-    try {
-      unsigned at = 0;
-      StoppedTree tree(Pid(target), {}, *log);
-      harvest(tree.root(), {}, *log, [&](const char* stage) {
-        if (at++ != die_at) return;
-        if (::write(fds[1], stage, std::strlen(stage)) < 0) ::_exit(3);
-        ::kill(::getpid(), SIGKILL);
-      });
-    } catch (const Error& e) {
-      if (::write(fds[1], e.what(), std::strlen(e.what())) < 0) ::_exit(4);
-      ::_exit(2);
-    }
-    ::_exit(0);
-  }
-  ::close(fds[1]);
-  char text[200];
-  for (ssize_t n; (n = ::read(fds[0], text, sizeof text)) > 0;) name->append(text, static_cast<size_t>(n));
-  ::close(fds[0]);
-  int status = 0;
-  ::waitpid(tracer, &status, 0);
-  if (WIFEXITED(status) && WEXITSTATUS(status) != 0) *name = "error: " + *name;
-  return WIFSIGNALED(status);
 }
 
 TEST_F(InjectTest, TracerKilledAtEveryStageLeavesASpinningTaskUnharmed) {

@@ -16,6 +16,7 @@ import time
 LIBC = ctypes.CDLL(None, use_errno=True)
 FOLDER, KIND, ARGUMENTS = sys.argv[1], sys.argv[2], sys.argv[3:]
 SYS_IO_URING_SETUP, SYS_SECCOMP, SYS_PIDFD_OPEN, SYS_USERFAULTFD = 425, 317, 434, 323
+SYS_LANDLOCK_CREATE_RULESET, SYS_LANDLOCK_RESTRICT_SELF = 444, 446
 
 
 def checked(result, what):
@@ -195,6 +196,32 @@ def shared_memory_outside():
     return mmap.mmap(fd, 4096), fd
 
 
+def landlock():
+    """A domain, which nothing in /proc tells."""
+    rules = LIBC.syscall(SYS_LANDLOCK_CREATE_RULESET, ctypes.byref(ctypes.c_uint64(1)), 8, 0)
+    if rules < 0:
+        return "impossible", f"landlock_create_ruleset(2): {os.strerror(ctypes.get_errno())}"
+    checked(LIBC.prctl(38, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
+    checked(LIBC.syscall(SYS_LANDLOCK_RESTRICT_SELF, rules, 0), "landlock_restrict_self")
+    os.close(rules)
+    return None, 0
+
+
+def user_dispatch():
+    """System calls that the program would get itself, were the selector set."""
+    selector = ctypes.c_char(0)
+    if LIBC.prctl(59, 1, 0, 0, ctypes.byref(selector)) < 0:
+        return "impossible", f"PR_SET_SYSCALL_USER_DISPATCH: {os.strerror(ctypes.get_errno())}"
+    return selector, 0
+
+
+def address_space_limit():
+    import resource
+    pages = int(open("/proc/self/statm").read().split()[0]) + 1
+    resource.setrlimit(resource.RLIMIT_AS, (pages * 4096, pages * 4096))
+    return None, pages * 4
+
+
 def plain():
     return None, 0
 
@@ -206,7 +233,7 @@ def child():
 KINDS = {f.__name__.replace("_", "-"): f for f in (
     tcp, tcp_backlog, listener, netlink, packet, raw_ip, unix_outside, descriptors_on_their_way, inotify, terminal, io_uring,
     userfaultfd, pidfd, device, flock, posix_lock, lease, sysv_shm, outside_pipe, seccomp, deleted_big_file, writable_file,
-    mapped_file, own_thread_files, zombie_root, shared_memory_outside, plain, child)}
+    mapped_file, own_thread_files, zombie_root, shared_memory_outside, landlock, user_dispatch, address_space_limit, plain, child)}
 
 
 def main():

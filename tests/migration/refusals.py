@@ -254,15 +254,15 @@ class Hosts:
                         prefix=self.network.enter("source"), env=self.tool.environment("source"))
         return code, out, read(os.path.join(self.folder, "receive.log"))
 
-    def refused(self, pid, patterns, values, *options, both=False, exit_code=2, **named):
+    def refused(self, pid, patterns, values, *options, both=False, exit_code=2, began=False, **named):
         code, out, there = self.send(pid, *options, **named)
         expect(code == exit_code, f"send exited {code}, not {exit_code}: {out.strip()[-600:]}\nreceive said: {there.strip()[-300:]}")
         expect_sentence(out, patterns, values)
         texts.sentence_fits_verb(self.tool.binary, out, "send", "receive")
         if both:
             expect_sentence(there, patterns[-1:], values)
-        if exit_code != 2:
-            return  # it was touched: the journals tell how it ended
+        if exit_code != 2 or began:
+            return  # it was touched, or the session had begun: the journals tell how it ended
         for host in ("source", "destination"):
             left = [f for d, _, names in os.walk(os.path.join(self.folder, f"state-{host}")) for f in names if "lock" not in f]
             expect(not left, f"left in the state folder of the {host}: {left}")
@@ -276,7 +276,7 @@ class Hosts:
         self.network.close()
 
 
-def send_refuses(kind, *patterns, arguments=(), send=(), receive=(), before=None, both=False, exit_code=2):
+def send_refuses(kind, *patterns, arguments=(), send=(), receive=(), before=None, both=False, exit_code=2, began=False):
     def case(context, folder):
         with Hosts(context, folder) as hosts:
             values = before(hosts, folder) if before else {}
@@ -284,9 +284,9 @@ def send_refuses(kind, *patterns, arguments=(), send=(), receive=(), before=None
             values |= {"pid": program.pid, "detail": program.detail}
             hosts.receive(*receive, *values.get("receive", ()))
             untouched = Untouched(program)
-            hosts.refused(program.pid, patterns, values, *send, both=both, exit_code=exit_code)
+            hosts.refused(program.pid, patterns, values, *send, both=both, exit_code=exit_code, began=began)
             untouched.expect()
-            if exit_code == 2:  # a session that failed is one: --once has done its duty
+            if exit_code == 2 and not began:  # a session that failed is one: --once has done its duty
                 expect(hosts.receiver.poll() is None, "the receiver ended, though nothing was moved")
     return case
 
@@ -438,6 +438,9 @@ CASES = {
     "dump/deleted-big-file": holding("deleted-big-file", HAS_FD, "--ghost-limit", options=("--ghost-limit", "1M")),
     "dump/thread-with-own-descriptors": holding("own-thread-files", "task {pid} has a (descriptor table|working folder) of its own"),
     "dump/memory-shared-with-outside": holding("shared-memory-outside", "{outside}", "shares memory", set_up=memfd_from_here),
+    "dump/landlock": holding("landlock", "thread {pid} of task {pid} is restricted by landlock"),
+    "dump/user-dispatch": holding("user-dispatch", "thread {pid} of task {pid} has its system calls dispatched to itself"),
+    "dump/address-space-limit": holding("address-space-limit", "task {pid} has [0-9]+ KiB mapped and a limit of {detail} KiB \\(RLIMIT_AS\\)"),
     "dump/own-net-namespace": holding("plain", "task {pid} is in a net namespace of its own", prefix=("unshare", "-n")),
     "dump/own-uts-namespace": holding("plain", "task {pid} is in a uts namespace of its own", prefix=("unshare", "-u")),
     "dump/own-ipc-namespace": holding("plain", "task {pid} is in a ipc namespace of its own", prefix=("unshare", "-i")),
@@ -451,6 +454,7 @@ CASES = {
     "restore/pid-taken": pid_taken,
     "send/netlink": send_refuses("netlink", HAS_FD + ", a netlink socket"),
     "send/deleted-big-file": send_refuses("deleted-big-file", HAS_FD + ", the deleted file", "no more than 1048576 bytes"),
+    "send/landlock": send_refuses("landlock", "thread {pid} of task {pid} is restricted by landlock", began=True),
     "send/lease": send_refuses("lease", HAS_FD, "with a lease on it"),
     # Both hosts of the test see one file, and the source keeps its lock until the tree has moved.
     "send/flock-of-both-hosts": send_refuses("flock", "is locked by the program, and the lock cannot be had", both=True),

@@ -33,14 +33,15 @@ void SendSession::rounds() {
                                          .mappings = dump_.mappings,
                                          .visit_hook = visit_fault_hook("source-agent")},
                    log_);
-  touched_ = true;
   TreeSize size = size_of_tree();
   const Calibration calibration = load_calibration(options_.state_dir, options_.address);
   PrecopyPolicy policy(options_.policy, calibration.apply(estimate_fixed_cost(size, round_trip_seconds_)));
   CpuLoad cpu_load(target_);
   prepare_throttle(policy);
   Clock::time_point scanned = Clock::now();
+  // What the first visits refuse is refused with the tree as it was.
   DirtyTracker::Round scan = tracker_->next_round();
+  touched_ = true;
   fault_point("source-agent.scanned");
   for (unsigned n = 0;; ++n) {
     const Clock::time_point began = Clock::now();

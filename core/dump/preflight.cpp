@@ -214,7 +214,7 @@ void check_visits(const std::vector<ProcDir>& tasks) {
       throw Refusal(task_name(task) + " has " + std::to_string(mapped >> 10) + " KiB mapped and a limit of " +
                         std::to_string(limit >> 10) + " KiB (RLIMIT_AS): no room for the " +
                         std::to_string(needs.bytes >> 10) + " KiB of a visit",
-                    "raise that limit with prlimit --as");
+                    "raise that limit with prlimit(1)");
     if (needs.mappings > most_mappings)
       throw Refusal(task_name(task) + " has as many mappings as the system allows", "raise vm.max_map_count");
   });

@@ -53,10 +53,6 @@ std::string file_system_of(const ProcDir& task, int mount_id) {
   return "";
 }
 
-}  // namespace
-
-namespace {
-
 /// "/proc/42/task/43/...": when files are opened again there are no threads yet, but for the first of each task.
 void check_not_of_thread(const OpenFile& file) {
   constexpr std::string_view kProc = "/proc/", kTask = "/task/";

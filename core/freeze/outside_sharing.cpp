@@ -98,7 +98,7 @@ void refuse_outside_sharing(const std::vector<pid_t>& members, const std::set<pi
         if (!member || !has_memory(tid) || descends(pid, inside) || !goes_on(*member, tid, what)) continue;
         throw Refusal("task " + std::to_string(pid) + ", outside the tree, shares the " + name + " of task " +
                           std::to_string(*member),
-                      "dump a tree that holds both");
+                      "move a tree that holds both");
       }
     }
   }

@@ -35,7 +35,8 @@
 namespace migrate {
 namespace {
 
-constexpr uid_t kUser = 61234;
+/// Of this test program alone: queued signals are counted by user, and tests run side by side.
+const uid_t kUser = 1'000'000 + static_cast<uid_t>(::getpid());
 
 template <class Condition>
 bool soon(Condition&& condition) {

@@ -100,5 +100,38 @@ TEST_F(Files, UdpIsDeafUntilTheGate) {
       });
 }
 
+/// What the kernel does not take is found before the gate, where a restore can still fail, and not behind it.
+TEST_F(Files, SocketFiltersAreTriedBeforeTheGate) {
+  const auto images = dump([&] {
+    place_at(::socket(AF_INET, SOCK_DGRAM, 0), 3);
+    MUST(bind_to(3, free_port(SOCK_DGRAM)) == 0);
+    sock_filter pass[] = {{BPF_LD | BPF_W | BPF_LEN, 0, 0, 0}, {BPF_RET | BPF_A, 0, 0, 0}};
+    sock_fprog program{2, pass};
+    MUST(::setsockopt(3, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0);
+    place_at(unix_at(at("server"), SOCK_DGRAM, false), 4);
+    MUST(::setsockopt(4, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0);
+  });
+  {
+    FileRestorer good(images, {}, *log);
+    good.open_all();
+    EXPECT_EQ(good.after_gate(), std::vector<std::string>());
+  }
+  for (const auto type : {img::fd_types::INETSK, img::fd_types::UNIXSK}) {
+    ImageSet bad;
+    for (const auto& [name, bytes] : images.images())
+      if (name != "files.img") bad.adopt(name, bytes);
+    for (auto [id, entry] : read_file_entries(images)) {
+      img::sk_opts_entry* options =
+          type == img::fd_types::INETSK && entry.has_isk()   ? entry.mutable_isk()->mutable_opts()
+          : type == img::fd_types::UNIXSK && entry.has_usk() ? entry.mutable_usk()->mutable_opts()
+                                                             : nullptr;
+      if (options != nullptr) options->set_so_filter(0, ~uint64_t{0});
+      bad.write("files.img", magic::kFiles).entry(entry);
+    }
+    FileRestorer restorer(bad, {}, *log);
+    EXPECT_THROW(restorer.open_all(), Error);
+  }
+}
+
 }  // namespace
 }  // namespace migrate::files_testing

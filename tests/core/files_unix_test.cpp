@@ -83,6 +83,28 @@ TEST_F(Files, UnixServersListenAndKeepConnections) {
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir), {}), 2);
 }
 
+TEST_F(Files, UnixSocketsInImpossibleStatesAreThrownOut) {
+  const auto images = dump([&] {
+    int p[2];
+    MUST(::socketpair(AF_UNIX, SOCK_STREAM, 0, p) == 0);
+  });
+  for (const uint32_t state : {1u, 2u, 10u, 77u}) {
+    ImageSet changed;
+    for (const auto& [name, bytes] : images.images())
+      if (name != "files.img") changed.adopt(name, bytes);
+    for (auto [id, entry] : read_file_entries(images)) {
+      if (entry.has_usk()) entry.mutable_usk()->set_state(state);
+      changed.write("files.img", magic::kFiles).entry(entry);
+    }
+    FileRestorer restorer(changed, {}, *log);
+    if (state == 1) {
+      EXPECT_NO_THROW(restorer.open_all());
+    } else {
+      EXPECT_THROW(restorer.open_all(), Corrupt) << state;  // a pair cannot listen, and there are no other states
+    }
+  }
+}
+
 TEST_F(Files, UnixNamesRelativeAndUnlinked) {
   const auto images = dump([&] {
     MUST(::chdir(dir.c_str()) == 0);

@@ -122,6 +122,33 @@ TEST(RestoreImages, HostileMappingsAreThrownOut) {
   EXPECT_THROW(read_vmas(mm, 42), Corrupt);
 }
 
+TEST(RestoreImages, GuardsAndSharedObjectsThatCannotBeAreThrownOut) {
+  img::mm_entry mm;
+  const auto add = [&mm](uint64_t start, uint64_t end, uint64_t pgoff, uint32_t flags, uint32_t status) {
+    auto* v = mm.add_vmas();
+    v->set_start(start);
+    v->set_end(end);
+    v->set_pgoff(pgoff);
+    v->set_shmid(7);
+    v->set_prot(3);
+    v->set_flags(flags | MAP_ANONYMOUS);
+    v->set_status(status);
+    v->set_fd(-1);
+  };
+  std::vector<ImageVma> guards;
+  add(0x10000, 0x20000, 0, MAP_PRIVATE, kVmaAnonPrivate);
+  add(0x11000, 0x12000, 0, MAP_PRIVATE, kVmaGuard);
+  add(0x12000, 0x13000, 0, MAP_PRIVATE, kVmaGuard);
+  add(0x20000, 0x22000, kUserEnd - 0x2000, MAP_SHARED, kVmaAnonShared);
+  EXPECT_EQ(read_vmas(mm, 42, &guards).size(), 2u);
+  EXPECT_EQ(guards.size(), 2u);
+  mm.mutable_vmas(3)->set_pgoff(uint64_t{1} << 60);
+  EXPECT_THROW(read_vmas(mm, 42, &guards), Corrupt);
+  mm.mutable_vmas(3)->set_pgoff(0);
+  mm.mutable_vmas(2)->set_start(0x11000);
+  EXPECT_THROW(read_vmas(mm, 42, &guards), Corrupt);
+}
+
 /// Appends a byte to `path` every few milliseconds, for ever.
 [[noreturn]] void grow(const std::string& path) {
   ::setsid();

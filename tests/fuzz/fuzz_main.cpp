@@ -73,7 +73,7 @@ extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max
   if (random() % 8 == 0) return LLVMFuzzerMutate(data, size, max_size);
   Input input = migrate::fuzz::mutate_records(std::as_bytes(std::span(data, size)), random);
   for (size_t more = random() % 3; more > 0; --more) input = migrate::fuzz::mutate_records(input, random);
-  if (input.size() > max_size) return LLVMFuzzerMutate(data, size, max_size);
+  if (input.empty() || input.size() > max_size) return LLVMFuzzerMutate(data, size, max_size);
   std::memcpy(data, input.data(), input.size());
   return input.size();
 }

@@ -69,7 +69,7 @@ def records(name, data):
 
 def main():
     folder, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
-    packed = bytearray(b"\0")
+    packed = bytearray()
     for file in sorted(folder.glob("*.img")):
         if file.name.startswith("pages-") or "--files" in sys.argv and re.sub(r"(-\d+)?\.img$", "", file.name) in TASKS:
             continue

@@ -92,6 +92,23 @@ TEST(Journal, DamagedTextIsCorrupt) {
   }
 }
 
+TEST(Journal, PidsThatNameManyOrOthersAreCorrupt) {
+  JournalEntry e = source_entry();
+  e.tasks = {{12345, 34}};
+  e.cgroup = FreezerCgroup::Record{false, {"/sys/fs/cgroup/x"}, {{12345, "/sys/fs/cgroup"}}};
+  const std::string good = e.to_json();
+  const size_t first = good.find("12345"), second = good.find("12345", first + 1);
+  EXPECT_NO_THROW(JournalEntry::from_json(good, "x"));
+  for (const size_t at : {first, second}) {
+    // kill(2) takes 0 and -1 for many; 2^32 + 1 was cut to 1.
+    for (const char* pid : {"0", "-1", "4294967297", "1.5", "5000000", "\"7\""}) {
+      std::string bad = good;
+      bad.replace(at, 5, pid);
+      EXPECT_THROW(JournalEntry::from_json(bad, "x"), Corrupt) << pid;
+    }
+  }
+}
+
 TEST(Journal, StepsAreDurableAndChecked) {
   const TempDir dir;
   JournalStore store(dir.path());

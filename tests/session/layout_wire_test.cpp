@@ -56,6 +56,24 @@ TEST(LayoutWire, ImpossiblePathsAndNamesAreThrownOut) {
   EXPECT_THROW(takes(layout), Corrupt);
 }
 
+TEST(LayoutWire, WhatIsThereTwiceOrOfNoKindIsThrownOut) {
+  LayoutParts parts;
+  for (const wire::Layout& part : to_wire(layout_of(3, "/lib"), 0)) parts.add(part);
+  parts.take();
+  TreeLayout twice = layout_of(1, "");
+  twice.objects.push_back(twice.objects.front());
+  EXPECT_THROW(parts.add(to_wire(twice, 0).front()), Corrupt);
+
+  wire::MemoryName name;
+  name.set_id(7);
+  for (const uint32_t kind : {0u, 3u, 257u}) {
+    name.set_kind(kind);
+    EXPECT_THROW(from_wire(name), Corrupt) << kind;
+  }
+  name.set_kind(2);
+  EXPECT_EQ(from_wire(name), (MemoryId{MemoryId::Kind::shmem, 7}));
+}
+
 TEST(LayoutWire, TooMuchTextIsThrownOut) {
   LayoutParts parts;
   const TreeLayout layout = layout_of(100'000, "/" + std::string(4000, 'p'));

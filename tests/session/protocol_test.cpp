@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "migrate/session/base/session.h"
+#include "migrate/session/destination/destination_checks.h"
 #include "migrate/session/guardian/packet.h"
 #include "migrate/session/handover/holds.h"
 #include "migrate/session/telling/fault.h"
@@ -136,6 +137,9 @@ TEST(PackedImages, RoundTripAndDamage) {
   std::vector<std::byte> long_image = packed;
   long_image[4 + 10 + 7] = std::byte{0xff};
   EXPECT_THROW(decode_images(long_image), Corrupt);
+  std::vector<std::byte> twice = packed;
+  twice.insert(twice.end(), packed.begin(), packed.end());
+  EXPECT_THROW(decode_images(twice), Corrupt);
 }
 
 TEST(HostFacts, AHostFitsItself) {
@@ -173,6 +177,27 @@ TEST(Clocks, TheTreeNeverGoesBackwards) {
   EXPECT_GE(estimated, ahead + 5);
   EXPECT_LE(estimated, ahead + 5 + 40'000);
   EXPECT_EQ(clocks.boottime_ns - clocks.monotonic_ns, 1000 + 2);
+}
+
+TEST(Check, WhatIsInTheWayFitsIntoAReply) {
+  wire::Check check;
+  for (int i = 0; i < 5000; ++i) check.add_pids(1U << 30);
+  for (int i = 0; i < 5000; ++i) check.add_uids(7);
+  check.add_files()->set_path("/" + std::string(4090, 'p'));
+  ReceiveOptions options;
+  for (const bool pids : {true, false}) {
+    options.allow_uids.assign(pids ? 0 : 1, 1000);
+    const std::vector<std::string> reasons = what_is_in_the_way(check, options);
+    EXPECT_FALSE(reasons.empty());
+    wire::Message reply;
+    for (const std::string& reason : reasons) reply.mutable_check_reply()->add_refusals(reason);
+    EXPECT_NO_THROW(check_bounds(reply)) << reasons.size();
+    check.clear_pids();
+  }
+  options.allow_uids.clear();
+  const std::vector<std::string> reasons = what_is_in_the_way(check, options);
+  ASSERT_EQ(reasons.size(), 1u);
+  EXPECT_LE(reasons.front().size(), 4096u);
 }
 
 TEST(FaultPoints, AreNamedOnce) {

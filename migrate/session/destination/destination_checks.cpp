@@ -21,7 +21,9 @@
 namespace migrate {
 namespace {
 
+/// A source takes no more than 1000, of 4096 bytes each (check_bounds).
 constexpr size_t kMaxReasons = 50;
+constexpr size_t kMaxReason = 4096;
 
 /// Opens a peer's path below the root folder, without magic links; blocking files are not waited for.
 Fd open_inside(int root, const std::string& path, int flags) {
@@ -153,6 +155,7 @@ std::string check_port(const wire::Check::Port& port) {
 
 void check_policy(const wire::Check& check, const ReceiveOptions& options, std::vector<std::string>& reasons) {
   for (const uint32_t uid : check.uids()) {
+    if (reasons.size() >= kMaxReasons) break;
     const auto& allowed = options.allow_uids;
     if (!allowed.empty() && std::find(allowed.begin(), allowed.end(), uid) == allowed.end()) {
       reasons.push_back("a task runs as uid " + std::to_string(uid) +
@@ -184,6 +187,7 @@ std::vector<std::string> what_is_in_the_way(const wire::Check& check, const Rece
                       std::to_string(options.max_tasks) + " (--max-tasks)");
   }
   for (const uint32_t pid : check.pids()) {
+    if (reasons.size() >= kMaxReasons) break;
     if (pid >= here.pid_max()) {
       reasons.push_back("pid " + std::to_string(pid) + " is beyond the destination's kernel.pid_max; raise that");
     }
@@ -197,6 +201,7 @@ std::vector<std::string> what_is_in_the_way(const wire::Check& check, const Rece
     if (reasons.size() >= kMaxReasons) break;
     if (std::string why = check_port(port); !why.empty()) reasons.push_back(std::move(why));
   }
+  for (std::string& reason : reasons) reason.resize(std::min(reason.size(), kMaxReason));
   return reasons;
 }
 

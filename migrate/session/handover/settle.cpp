@@ -202,7 +202,7 @@ Answer answer_resolve(DestinationSessions& sessions, const wire::Message& messag
       break;
   }
   answer.set_rebooted(entry->boot_id != boot_id());
-  answer.set_reason(entry->reason);
+  answer.set_reason(entry->reason.substr(0, 4096));  // check_bounds takes no more
   return answer;
 }
 

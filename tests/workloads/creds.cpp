@@ -8,6 +8,7 @@
 
 #include <array>
 #include <csignal>
+#include <filesystem>
 #include <string>
 
 #include "workload.h"
@@ -120,9 +121,10 @@ int main(int argc, char** argv) {
   return run(
       [&] {
         Workload w(argc, argv);
-        // Its own, so that it may open it again: a file of root's in a folder that others can change would be refused.
+        // Its own, so that it may open them again: files of root's in a folder that others can change would be refused.
         must(chown(w.dir().c_str(), 2000, 2000), "chown");
-        must(fchown(STDOUT_FILENO, 2000, 2000), "fchown");
+        for (const auto& file : std::filesystem::directory_iterator(w.dir()))
+          must(chown(file.path().c_str(), 2000, 2000), "chown");
         const uint64_t setuid_caps = 1 << CAP_SETUID | 1 << CAP_KILL;
         become(2000, 2000, setuid_caps | 1 << CAP_NET_BIND_SERVICE | 1 << CAP_CHOWN, setuid_caps,
                1 << CAP_NET_BIND_SERVICE);

@@ -166,7 +166,7 @@ TRIES = 3
 def run_all(options, context, wanted, counts, outcomes, tables):
     for attempt in range(TRIES):
         differing = []
-        jobs = [(f"{attempt or ''}{n}", *case) for n, case in enumerate(wanted)]
+        jobs = [(f"{'abc'[attempt]}{n}", *case) for n, case in enumerate(wanted)]
         with contextlib.closing(parallel.run(jobs, lambda job: one(context, *job), options.jobs, 120)) as cases:
             for (_, point, action, mode), result in cases:
                 verdict, text, seconds = result or ("FAIL", "the case's process died or hung", 0.0)

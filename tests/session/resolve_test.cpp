@@ -1,0 +1,140 @@
+// Sessions that agents and guardians left: what the other side says decides, or the operator.
+#include "tests/session/handover_hosts.h"
+
+namespace migrate {
+namespace {
+
+TEST(Resolve, OrdersOfAnOlderEpochAreRefused) {
+  Hosts h;
+  {
+    JournalEntry e;
+    e.id = h.id;
+    e.role = Role::destination;
+    e.peer_epoch = 2;
+    Journal j = h.destination_store.create(e);
+    j.step(State::prepared, kOwn);
+  }
+  h.board->destination.exists = true;
+  EXPECT_THROW(h.sessions.open(h.id, 1, kPeer), StaleEpoch);
+  EXPECT_THROW(h.sessions.discard(h.id, 1, kPeer, ""), StaleEpoch);
+  EXPECT_EQ(h.destination_state(), State::prepared);
+  EXPECT_FALSE(h.board->destination.ever_ran);
+  EXPECT_EQ(h.sessions.open(h.id, 2, kPeer)->state, State::gate_open);
+  EXPECT_TRUE(h.board->destination.running);
+}
+
+TEST(Resolve, OnlyTheSessionsPeerMaySettleIt) {
+  Hosts h;
+  {
+    JournalEntry e;
+    e.id = h.id;
+    e.role = Role::destination;
+    e.peer_name = "a.example";
+    Journal j = h.destination_store.create(e);
+    j.step(State::prepared, kOwn);
+  }
+  h.board->destination.exists = true;
+  wire::Message m;
+  m.set_session(h.id.data(), h.id.size());
+  m.set_epoch(9);
+  m.mutable_resolve()->set_want(Resolve::OPEN);
+  EXPECT_THROW(answer_resolve(h.sessions, m, "b.example"), Refusal);
+  EXPECT_EQ(h.destination_state(), State::prepared);
+  EXPECT_EQ(answer_resolve(h.sessions, m, "a.example").state(), Answer::GATE_OPEN);
+}
+
+TEST(Resolve, TheDestinationsAnswerDecides) {
+  struct Row {
+    Answer::State state;
+    bool rebooted;
+    Settled::Outcome outcome;
+    State left;
+  };
+  for (const Row& row : {Row{Answer::UNKNOWN, false, Settled::Outcome::in_doubt, State::committed},
+                         Row{Answer::RECEIVING, false, Settled::Outcome::in_doubt, State::committed},
+                         Row{Answer::PREPARED, false, Settled::Outcome::in_doubt, State::committed},
+                         Row{Answer::ABORTED, false, Settled::Outcome::runs_here, State::aborted},
+                         Row{Answer::GATE_OPEN, false, Settled::Outcome::runs_there, State::done},
+                         Row{Answer::DONE, false, Settled::Outcome::runs_there, State::done},
+                         Row{Answer::GATE_OPEN, true, Settled::Outcome::in_doubt, State::committed}}) {
+    Hosts h;
+    commit_and_forget(h);
+    std::optional<Journal> j = h.source_store.take_over(h.id, Role::source);
+    const Settled settled = settle_source(
+        *j, h.keeper,
+        [&](const SessionId&, uint64_t, Resolve::Want) {
+          Answer a;
+          a.set_state(row.state);
+          a.set_rebooted(row.rebooted);
+          return a;
+        },
+        *h.log);
+    EXPECT_EQ(settled.outcome, row.outcome) << row.state;
+    EXPECT_EQ(j->state(), row.left) << row.state;
+    EXPECT_EQ(h.board->source.running.load(), row.outcome == Settled::Outcome::runs_here) << row.state;
+  }
+}
+
+TEST(Resolve, AnUnreachableDestinationIsInDoubt) {
+  Hosts h;
+  commit_and_forget(h);
+  std::optional<Journal> j = h.source_store.take_over(h.id, Role::source);
+  const Settled settled = settle_source(
+      *j, h.keeper, [](const SessionId&, uint64_t, Resolve::Want) -> Answer { throw Error("cable cut"); }, *h.log);
+  EXPECT_EQ(settled.outcome, Settled::Outcome::in_doubt);
+  EXPECT_FALSE(h.board->source.running);
+}
+
+TEST(Resolve, ARebootedFrozenSourceGivesItsCopyUp) {
+  Hosts h;
+  {
+    JournalEntry e;
+    e.id = h.id;
+    e.role = Role::source;
+    Journal j = h.source_store.create(e);
+    j.step(State::frozen, kOwn);
+    JournalEntry d;
+    d.id = h.id;
+    d.role = Role::destination;
+    Journal k = h.destination_store.create(d);
+    k.step(State::prepared, kOwn);
+  }
+  h.board->source.exists = h.board->source.running = false;
+  h.board->destination.exists = true;
+  EXPECT_EQ(h.resolve().outcome, Settled::Outcome::runs_there);
+  EXPECT_TRUE(h.board->destination.running);
+}
+
+TEST(Resolve, ACopyThatDiedBehindItsGateNeverRan) {
+  Hosts h;
+  commit_and_forget(h);
+  {
+    JournalEntry d;
+    d.id = h.id;
+    d.role = Role::destination;
+    Journal k = h.destination_store.create(d);
+    k.step(State::prepared, kOwn);
+  }
+  EXPECT_EQ(h.resolve().outcome, Settled::Outcome::runs_here);
+  EXPECT_EQ(h.destination_state(), State::aborted);
+  EXPECT_TRUE(h.board->source.running);
+}
+
+TEST(Resolve, ARebootAfterTheGateOpenedIsForTheOperator) {
+  Hosts h;
+  commit_and_forget(h);
+  {
+    JournalEntry d;
+    d.id = h.id;
+    d.role = Role::destination;
+    Journal k = h.destination_store.create(d);
+    k.step(State::prepared, kOwn);
+    k.step(State::gate_open, kPeer);
+    k.update([](JournalEntry& e) { e.boot_id = "another boot"; });
+  }
+  EXPECT_EQ(h.resolve().outcome, Settled::Outcome::in_doubt);
+  EXPECT_FALSE(h.board->source.running);
+}
+
+}  // namespace
+}  // namespace migrate

@@ -79,6 +79,7 @@ class Cancels:
             self.cancel()
             if (i + 1) % COMPLETE_EVERY == 0 or i + 1 == self.number:
                 self.complete()
+        self.resolve()  # else watches tell destinations of aborts while there is nobody left to be told
         return f"{self.cancelled} cancelled, {self.moved} came too late"
 
     def start_receiver(self, host):

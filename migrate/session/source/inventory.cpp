@@ -248,7 +248,10 @@ Inventory take_inventory(Pid root, const Inventory* known) {
 }
 
 void extend_inventory(Inventory& known, const Inventory& news) {
+  // What is merged replaces single values: the news would be all of them each time, and be asked about while it stands.
+  const uint64_t capabilities = known.check.capabilities() | news.check.capabilities();
   known.check.MergeFrom(news.check);
+  known.check.set_capabilities(capabilities);
   known.writable_files.insert(known.writable_files.end(), news.writable_files.begin(), news.writable_files.end());
 }
 

@@ -25,7 +25,7 @@ bool CriuPageClient::open(MemoryId memory) {
   return has_parent[0] != std::byte{0};
 }
 
-void CriuPageClient::put(PageBuffer, std::span<const PlacedPages> pages) {
+void CriuPageClient::put(PageFileBuffer, std::span<const PlacedPages> pages) {
   for (const PlacedPages& p : pages) {
     stream_->write(encode_criu_request({.command = Command::add_f,
                                         .flags = p.data == nullptr ? CriuRequest::kInParent : CriuRequest::kPresent,

@@ -16,8 +16,8 @@ class CriuPageClient final : public PageStore {
   /// `bandwidth_limit` in bytes a second; 0: none.
   explicit CriuPageClient(std::unique_ptr<Stream> stream, uint64_t bandwidth_limit = 0);
   bool open(MemoryId memory) override;
-  PageBuffer buffer() override { return buffers_.take(); }
-  void put(PageBuffer buffer, std::span<const PlacedPages> pages) override;
+  PageFileBuffer buffer() override { return buffers_.take(); }
+  void put(PageFileBuffer buffer, std::span<const PlacedPages> pages) override;
   void finish() override;
 
  private:

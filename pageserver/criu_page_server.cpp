@@ -76,7 +76,7 @@ class Server {
 
   void take(const CriuRequest& r) {
     for (uint64_t done = 0; done < r.pages;) {
-      PageBuffer buffer = folder_.buffer();
+      PageFileBuffer buffer = folder_.buffer();
       const std::span<std::byte> whole = buffer.bytes();
       const uint64_t pages = std::min<uint64_t>(r.pages - done, whole.size() / kPageSize);
       if (!stream_.read_exact(whole.first(pages * kPageSize)))

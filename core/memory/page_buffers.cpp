@@ -6,11 +6,11 @@
 
 namespace migrate {
 
-PageBuffer::~PageBuffer() {
+PageFileBuffer::~PageFileBuffer() {
   if (owner_ != nullptr) owner_->free_.push_back(bytes_);
 }
 
-std::span<std::byte> PageBuffer::bytes() const { return {bytes_, owner_ == nullptr ? 0 : PageBuffers::kBytes}; }
+std::span<std::byte> PageFileBuffer::bytes() const { return {bytes_, owner_ == nullptr ? 0 : PageBuffers::kBytes}; }
 
 PageBuffers::PageBuffers(size_t count) : bytes_(count * kBytes) {
   void* at = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -22,7 +22,7 @@ PageBuffers::PageBuffers(size_t count) : bytes_(count * kBytes) {
 
 PageBuffers::~PageBuffers() { ::munmap(memory_, bytes_); }
 
-PageBuffer PageBuffers::take() {
+PageFileBuffer PageBuffers::take() {
   std::byte* bytes = free_.back();
   free_.pop_back();
   return {this, bytes};

@@ -13,22 +13,22 @@ namespace migrate {
 class PageBuffers;
 
 /// One piece; goes back to its PageBuffers, which must live longer, when it goes. Move-only.
-class PageBuffer {
+class PageFileBuffer {
  public:
-  PageBuffer() = default;
-  PageBuffer(PageBuffer&& other) noexcept
+  PageFileBuffer() = default;
+  PageFileBuffer(PageFileBuffer&& other) noexcept
       : owner_(std::exchange(other.owner_, nullptr)), bytes_(std::exchange(other.bytes_, nullptr)) {}
-  PageBuffer& operator=(PageBuffer&& other) noexcept {
+  PageFileBuffer& operator=(PageFileBuffer&& other) noexcept {
     std::swap(owner_, other.owner_);
     std::swap(bytes_, other.bytes_);
     return *this;
   }
-  ~PageBuffer();
+  ~PageFileBuffer();
   std::span<std::byte> bytes() const;  ///< whole pages; empty if there is no buffer
 
  private:
   friend class PageBuffers;
-  PageBuffer(PageBuffers* owner, std::byte* bytes) : owner_(owner), bytes_(bytes) {}
+  PageFileBuffer(PageBuffers* owner, std::byte* bytes) : owner_(owner), bytes_(bytes) {}
   PageBuffers* owner_ = nullptr;
   std::byte* bytes_ = nullptr;
 };
@@ -43,10 +43,10 @@ class PageBuffers {
   PageBuffers& operator=(const PageBuffers&) = delete;
   ~PageBuffers();
   bool any_free() const { return !free_.empty(); }
-  PageBuffer take();  ///< if there is a free one
+  PageFileBuffer take();  ///< if there is a free one
 
  private:
-  friend class PageBuffer;
+  friend class PageFileBuffer;
   size_t bytes_;
   std::byte* memory_;
   std::vector<std::byte*> free_;

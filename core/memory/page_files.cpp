@@ -65,7 +65,7 @@ class MemoryWriter {
   };
   /// What is stored in one go.
   struct Piece {
-    PageBuffer buffer;
+    PageFileBuffer buffer;
     size_t used = 0;  ///< of it
     std::vector<Part> parts;
     size_t being_read = 0;

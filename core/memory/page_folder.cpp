@@ -22,7 +22,7 @@ constexpr size_t kWrites = 4;                    // in flight; those of one file
 void PageStore::write(uint64_t address, std::span<const std::byte> data) {
   if (data.size() % kPageSize != 0) throw Corrupt("pages", "one is not whole");
   while (!data.empty()) {
-    PageBuffer copy = buffer();
+    PageFileBuffer copy = buffer();
     const auto piece = data.first(std::min(data.size(), copy.bytes().size()));
     std::memcpy(copy.bytes().data(), piece.data(), piece.size());
     const PlacedPages pages{address, piece.size() / kPageSize, copy.bytes().data()};
@@ -75,12 +75,12 @@ void PageFolder::advance(uint64_t address, uint64_t pages) {
   end_ = address + pages * kPageSize;
 }
 
-PageBuffer PageFolder::buffer() {
+PageFileBuffer PageFolder::buffer() {
   while (!buffers_.any_free()) ended(ring_.wait());
   return buffers_.take();
 }
 
-void PageFolder::put(PageBuffer buffer, std::span<const PlacedPages> pages) {
+void PageFolder::put(PageFileBuffer buffer, std::span<const PlacedPages> pages) {
   std::vector<iovec> parts;
   uint64_t bytes = 0;
   for (const PlacedPages& p : pages) {

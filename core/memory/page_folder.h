@@ -35,10 +35,10 @@ class PageStore {
   /// Starts the next memory. Whether the folder has a parent that has pages of it. Throws Corrupt if it came before.
   virtual bool open(MemoryId memory) = 0;
   /// An empty buffer for put(). Waits until there is one.
-  virtual PageBuffer buffer() = 0;
+  virtual PageFileBuffer buffer() = 0;
   /// Takes `pages`, whose data stand in `buffer`, which is the store's from now on: it may be stored from there later,
   /// and a failure be told by a later call. Throws Corrupt if the parent lacks one of its pages.
-  virtual void put(PageBuffer buffer, std::span<const PlacedPages> pages) = 0;
+  virtual void put(PageFileBuffer buffer, std::span<const PlacedPages> pages) = 0;
   /// After the last memory: returns when everything is stored.
   virtual void finish() = 0;
 
@@ -57,8 +57,8 @@ class PageFolder final : public PageStore {
   /// caller's.
   PageFolder(int dirfd, ImageSet& images, bool save_pagemaps);
   bool open(MemoryId memory) override;
-  PageBuffer buffer() override;
-  void put(PageBuffer buffer, std::span<const PlacedPages> pages) override;
+  PageFileBuffer buffer() override;
+  void put(PageFileBuffer buffer, std::span<const PlacedPages> pages) override;
   void finish() override;
 
   bool has_parent() const { return parent_ != nullptr; }
@@ -73,7 +73,7 @@ class PageFolder final : public PageStore {
     Fd fd;
   };
   struct Write {
-    PageBuffer buffer;
+    PageFileBuffer buffer;
     std::shared_ptr<Output> to;  ///< must be open as long
   };
 

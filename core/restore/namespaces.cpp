@@ -55,7 +55,7 @@ std::string offset_line(const std::string& clock, int64_t ns) {
   return clock + " " + std::to_string(seconds) + " " + std::to_string(rest) + "\n";
 }
 
-void set_clocks(const TreeClocks& wanted) {
+void set_clocks(const NamespaceClocks& wanted) {
   const int64_t monotonic = wanted.monotonic_ns - clock_ns(CLOCK_MONOTONIC) + own_offset("monotonic");
   const int64_t boottime = wanted.boottime_ns - clock_ns(CLOCK_BOOTTIME) + own_offset("boottime");
   const std::string text = offset_line("monotonic", monotonic) + offset_line("boottime", boottime);
@@ -93,14 +93,14 @@ pid_t fork_with_pid(pid_t pid, uint64_t parent_flag) {
   return static_cast<pid_t>(child);
 }
 
-std::optional<TreeClocks> wanted_clocks(const ImageSet& images, const RestoreOptions& options) {
+std::optional<NamespaceClocks> wanted_clocks(const ImageSet& images, const RestoreOptions& options) {
   if (options.clocks) {
     const int64_t since = clock_ns(CLOCK_MONOTONIC) - options.clocks->at_local_monotonic_ns;
-    return TreeClocks{options.clocks->monotonic_ns + since, options.clocks->boottime_ns + since};
+    return NamespaceClocks{options.clocks->monotonic_ns + since, options.clocks->boottime_ns + since};
   }
   const auto e = read_timens(images);
   if (!e) return std::nullopt;
-  return TreeClocks{to_ns(e->monotonic()), to_ns(e->boottime())};
+  return NamespaceClocks{to_ns(e->monotonic()), to_ns(e->boottime())};
 }
 
 std::optional<int64_t> dumped_monotonic_ns(const ImageSet& images) {

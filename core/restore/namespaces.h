@@ -15,10 +15,10 @@ namespace migrate {
 pid_t fork_with_pid(pid_t pid, uint64_t parent_flag = 0);
 
 /// The clock values that the tree should read now; nullopt if neither the options nor the images say.
-struct TreeClocks {
+struct NamespaceClocks {
   int64_t monotonic_ns, boottime_ns;
 };
-std::optional<TreeClocks> wanted_clocks(const ImageSet& images, const RestoreOptions& options);
+std::optional<NamespaceClocks> wanted_clocks(const ImageSet& images, const RestoreOptions& options);
 /// CLOCK_MONOTONIC at which the images were made, by the tree's clock; nullopt if they do not say.
 std::optional<int64_t> dumped_monotonic_ns(const ImageSet& images);
 /// How long ago the dump was, by CLOCK_MONOTONIC in the tree's time namespace, which the caller must be in: timers have

@@ -30,8 +30,6 @@ using wire::GuardianReply;
 using wire::GuardianRequest;
 using wire::Message;
 
-/// How often the memory of a copy is looked at while pages come.
-constexpr milliseconds kMemoryPeriod{100};
 constexpr uint64_t kImagesLimit = uint64_t{1} << 30;
 
 class ReceiveSession {
@@ -252,7 +250,7 @@ class ReceiveSession {
     tell_guardian(request, wanted);
     const GuardianReply reply = guardian_->await(Deadline::in(options_.timeouts.restore), &c_.interrupt.stop());
     if (reply.body_case() != GuardianReply::kReserved) throw Error("make ready", "memory of the copy", EPROTO);
-    check_memory();
+    measure_memory();
     Message reserved;
     reserved.mutable_reserved();
     channel_.send(std::move(reserved));
@@ -330,15 +328,21 @@ class ReceiveSession {
     return totals;
   }
 
-  /// What the sender says of its tree is only the sender's word.
+  /// What the sender says of its tree is only the sender's word. A copy cannot have grown by more than came since it
+  /// was looked at; so that nobody is asked while it cannot have reached its bound.
   void check_memory() {
-    if (std::chrono::steady_clock::now() - memory_checked_ < kMemoryPeriod) return;
+    const uint64_t came = intake_->counters().bytes() - bytes_at_check_;
+    if (memory_at_check_ + came <= max_memory_) return;
+    measure_memory();
+  }
+
+  void measure_memory() {
     GuardianRequest request;
     request.set_memory(true);
-    const uint64_t bytes = guardian_->ask(request, answer_by(), &c_.interrupt.stop()).memory_bytes();
-    memory_checked_ = std::chrono::steady_clock::now();
-    if (bytes > max_memory_)
-      throw Refusal("the copy of " + label_ + " has " + human_bytes(bytes) + " in memory and may have " +
+    bytes_at_check_ = intake_->counters().bytes();
+    memory_at_check_ = guardian_->ask(request, answer_by(), &c_.interrupt.stop()).memory_bytes();
+    if (memory_at_check_ > max_memory_)
+      throw Refusal("the copy of " + label_ + " has " + human_bytes(memory_at_check_) + " in memory and may have " +
                         human_bytes(max_memory_),
                     "start the receiver with a greater --max-memory");
   }
@@ -530,7 +534,7 @@ class ReceiveSession {
   std::string label_;
   bool checked_ = false;
   uint64_t max_memory_ = 0;
-  std::chrono::steady_clock::time_point memory_checked_{};
+  uint64_t memory_at_check_ = 0, bytes_at_check_ = 0;
   bool finishing_ = false;
   bool not_ours_ = false;  ///< the session never began here
   uint32_t tasks_ = 0;

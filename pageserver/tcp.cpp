@@ -228,14 +228,12 @@ std::optional<Fd> Listener::accept(const StopEvent* stop, std::optional<Deadline
     pollfd hung_up{peer, POLLRDHUP, 0};
     if (peer >= 0 && ::poll(&hung_up, 1, 0) > 0) return {};
     for (const Fd& listener : sockets_) {
-      Fd fd(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-      if (fd) {
-        tune_tcp(fd.get());
-        return fd;
-      }
+      int error = 0;
+      Fd fd = try_accept(listener.get(), error);
+      if (fd) return fd;
       // A peer that is gone again before it was accepted is none of our business; lack of descriptors is.
-      if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM || errno == EBADF)
-        throw Error("accept a connection on port", std::to_string(port_), errno);
+      if (error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM || error == EBADF)
+        throw Error("accept a connection on port", std::to_string(port_), error);
     }
     std::vector<pollfd> polls;
     for (const Fd& listener : sockets_) polls.push_back({listener.get(), POLLIN, 0});

@@ -8,7 +8,6 @@
 
 #include <array>
 #include <cstddef>
-#include <map>
 #include <optional>
 #include <span>
 #include <string>

@@ -65,9 +65,24 @@ TEST(EventLoop, TimersCallOnceAndNotWhenTheyAreGone) {
   EventLoop loop;
   int calls = 0;
   const EventLoop::Watch kept = loop.after(milliseconds(1), [&] { ++calls; });
-  { const EventLoop::Watch gone = loop.after(milliseconds(0), [&] { calls += 100; }); }
+  {
+    const EventLoop::Watch gone = loop.after(milliseconds(0), [&] { calls += 100; });
+  }
   loop.run();
   EXPECT_EQ(calls, 1);
+}
+
+TEST(Waiter, WaitsAlsoWhenWhatWasWatchedBeforeIsGone) {
+  Waiter waiter;
+  const Fd a = event();
+  constexpr milliseconds kTime(20);
+  for (int i = 0; i < 3; ++i) {
+    const WatchedFor watched(waiter, a.get());
+    const auto began = std::chrono::steady_clock::now();
+    waiter.wait(kTime);
+    EXPECT_GE(std::chrono::steady_clock::now() - began, kTime - milliseconds(1))
+        << "the timer of the loop counts whole milliseconds";
+  }
 }
 
 TEST(Waiter, TellsWhichDescriptorsAreReady) {

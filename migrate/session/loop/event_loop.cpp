@@ -12,6 +12,7 @@ namespace migrate {
 struct EventLoop::Impl {
   uv_loop_t loop{};
   std::exception_ptr failure;
+  uint64_t called = 0;  ///< handlers, ever
 };
 
 /// Freed by libuv's close callback, some time after the watch is gone: a handler that runs stays whole.
@@ -35,6 +36,7 @@ struct EventLoop::Handle {
     auto* self = static_cast<Handle*>(of->data);
     if (self->closed || self->loop->failure) return;
     Impl* const loop = self->loop;
+    ++loop->called;
     try {
       self->handler();
     } catch (...) {
@@ -120,7 +122,10 @@ void EventLoop::run() {
 }
 
 void EventLoop::run_once() {
-  uv_run(&impl_->loop, UV_RUN_ONCE);
+  // A turn that only frees what was closed before does not wait: libuv comes back at once (uv_backend_timeout).
+  const uint64_t before = impl_->called;
+  while (impl_->called == before && uv_run(&impl_->loop, UV_RUN_ONCE) != 0) {
+  }
   rethrow();
 }
 

@@ -223,10 +223,8 @@ bool Listener::loopback_only() const {
   return true;
 }
 
-std::optional<Fd> Listener::accept(const StopEvent* stop, std::optional<Deadline> deadline, int peer) {
+std::optional<Fd> Listener::accept(const StopEvent* stop, std::optional<Deadline> deadline) {
   while (true) {
-    pollfd hung_up{peer, POLLRDHUP, 0};
-    if (peer >= 0 && ::poll(&hung_up, 1, 0) > 0) return {};
     for (const Fd& listener : sockets_) {
       int error = 0;
       Fd fd = try_accept(listener.get(), error);
@@ -237,7 +235,6 @@ std::optional<Fd> Listener::accept(const StopEvent* stop, std::optional<Deadline
     }
     std::vector<pollfd> polls;
     for (const Fd& listener : sockets_) polls.push_back({listener.get(), POLLIN, 0});
-    if (peer >= 0) polls.push_back({peer, POLLRDHUP, 0});
     if (!poll_any(polls, stop, deadline, "a connection")) return {};
   }
 }

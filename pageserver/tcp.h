@@ -43,8 +43,7 @@ class Listener {
   /// Whether only loopback addresses are bound.
   bool loopback_only() const;
   /// Next connection, tuned as in connect_tcp(); nullopt: `stop` was triggered. Throws TimedOut.
-  /// `peer`: a connection whose end makes waiting pointless; nullopt when its other side has hung up.
-  std::optional<Fd> accept(const StopEvent* stop, std::optional<Deadline> deadline = {}, int peer = -1);
+  std::optional<Fd> accept(const StopEvent* stop, std::optional<Deadline> deadline = {});
   /// For an event loop: poll these for reading, then try_accept().
   std::vector<int> fds() const;
   /// A connection of one of fds(), tuned as in connect_tcp(); empty with accept(2)'s `error` if there is none (EAGAIN),

@@ -2,10 +2,22 @@
 
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 
 namespace migrate {
+
+void close_all_but(std::vector<int> kept, unsigned from) {
+  std::ranges::sort(kept);
+  for (const int fd : kept) {
+    if (fd < 0) continue;
+    const auto number = static_cast<unsigned>(fd);
+    if (number > from) ::close_range(from, number - 1, 0);
+    from = std::max(from, number + 1);
+  }
+  ::close_range(from, ~0u, 0);
+}
 
 Fd open_at(int dirfd, const std::string& path, int flags, mode_t mode) {
   return Fd(check(::openat(dirfd, path.c_str(), flags | O_CLOEXEC, mode), "open", path));
@@ -85,7 +97,10 @@ namespace {
 constexpr size_t kMaxFds = 250;
 }
 
-void send_fds(int socket, std::span<const std::byte> bytes, std::span<const int> fds) {
+namespace {
+
+/// sendmsg(2)'s result.
+ssize_t send_with_fds(int socket, std::span<const std::byte> bytes, std::span<const int> fds, int flags) {
   if (fds.size() > kMaxFds) throw Error("send descriptors", "over a Unix socket", E2BIG);
   iovec iov{const_cast<std::byte*>(bytes.data()), bytes.size()};
   alignas(cmsghdr) std::array<char, CMSG_SPACE(kMaxFds * sizeof(int))> control{};
@@ -103,10 +118,21 @@ void send_fds(int socket, std::span<const std::byte> bytes, std::span<const int>
   }
   ssize_t n;
   do {
-    n = ::sendmsg(socket, &msg, MSG_NOSIGNAL);
+    n = ::sendmsg(socket, &msg, MSG_NOSIGNAL | flags);
   } while (n < 0 && errno == EINTR);
+  return n;
+}
+
+}  // namespace
+
+void send_fds(int socket, std::span<const std::byte> bytes, std::span<const int> fds) {
+  const ssize_t n = send_with_fds(socket, bytes, fds, 0);
   if (n < 0 || static_cast<size_t>(n) != bytes.size())
     throw Error("send", "over a Unix socket", n < 0 ? errno : EMSGSIZE);
+}
+
+bool try_send_fds(int socket, std::span<const std::byte> bytes, std::span<const int> fds) {
+  return send_with_fds(socket, bytes, fds, MSG_DONTWAIT) == static_cast<ssize_t>(bytes.size());
 }
 
 bool recv_fds(int socket, std::vector<std::byte>& bytes, std::vector<Fd>& fds, size_t max_bytes) {

@@ -44,6 +44,10 @@ class Fd {
   int fd_ = -1;
 };
 
+/// Closes all descriptors from number `from` on, but those in `kept` (negative ones are skipped): an inherited socket or pipe
+/// whose hanging up means something must not be held open. close_range(2).
+void close_all_but(std::vector<int> kept, unsigned from = 0);
+
 /// openat(2), always close-on-exec; throws Error naming `path`.
 Fd open_at(int dirfd, const std::string& path, int flags, mode_t mode = 0);
 Fd open_path(const std::string& path, int flags, mode_t mode = 0);
@@ -63,6 +67,8 @@ std::string read_link_at(int dirfd, const std::string& path);
 /// Sends `bytes` with descriptors attached over a Unix socket in one message; receives likewise. `recv_fds` returns
 /// false at end of file. At most 250 descriptors (the kernel's limit is 253); received ones are close-on-exec.
 void send_fds(int socket, std::span<const std::byte> bytes, std::span<const int> fds);
+/// Does not wait; false if it could not be sent.
+bool try_send_fds(int socket, std::span<const std::byte> bytes, std::span<const int> fds);
 bool recv_fds(int socket, std::vector<std::byte>& bytes, std::vector<Fd>& fds, size_t max_bytes);
 
 inline std::span<const std::byte> as_bytes_of(std::string_view s) {

@@ -12,14 +12,9 @@
 namespace migrate {
 namespace {
 
-/// Sockets and pipes of ours must close with us: a peer waits for that. close_range(2).
+/// Sockets and pipes of ours must close with us: a peer waits for that.
 void keep_only(int fd) {
-  const auto close_all = [](unsigned from, unsigned to) {
-    if (from <= to) ::syscall(SYS_close_range, from, to, 0);
-  };
-  const auto kept = static_cast<unsigned>(fd);
-  close_all(3, kept - 1);
-  close_all(kept + 1, ~0u);
+  close_all_but({fd}, 3);
   const int null = ::open("/dev/null", O_RDWR);
   for (int standard = 0; standard < 3 && null >= 0; ++standard) ::dup2(null, standard);
   if (null > 2) ::close(null);

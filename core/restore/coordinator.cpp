@@ -1,6 +1,5 @@
 #include "core/restore/coordinator.h"
 
-#include <linux/close_range.h>
 #include <linux/sched.h>
 #include <poll.h>
 #include <signal.h>
@@ -132,13 +131,9 @@ class Coordinator {
       *fd = move_above(std::move(*fd), above);
       above = fd->get() + 1;
     }
-    unsigned next = 3;
-    for (const Fd* fd : kept) {
-      const auto number = static_cast<unsigned>(fd->get());
-      if (number > next) check(::close_range(next, number - 1, 0), "close", "inherited descriptors");
-      next = number + 1;
-    }
-    ::close_range(next, ~0u, 0);
+    std::vector<int> numbers;
+    for (const Fd* fd : kept) numbers.push_back(fd->get());
+    close_all_but(numbers, 3);
     for (Fd* fd : kept) *fd = fd->dup();
   }
 

@@ -24,19 +24,6 @@
 namespace migrate {
 namespace {
 
-/// Closes all other descriptors: a shell must not keep sockets of others open, whose hanging up means something.
-void keep_only(std::vector<int> kept) {
-  std::sort(kept.begin(), kept.end());
-  unsigned at = 0;
-  for (const int fd : kept) {
-    if (fd < 0) continue;
-    const auto number = static_cast<unsigned>(fd);
-    if (number > at) ::close_range(at, number - 1, 0);
-    at = std::max(at, number + 1);
-  }
-  ::close_range(at, ~0u, 0);
-}
-
 /// The life of one shell. It ends in the blob, or when its control socket hangs up.
 class Shell {
  public:
@@ -75,7 +62,7 @@ class Shell {
   void close_inherited() {
     std::vector<int> kept{0, 1, 2, context_.launcher, context_.coordinator_pidfd};
     for (const Fd& fd : context_.shell_ends) kept.push_back(fd.get());
-    keep_only(std::move(kept));
+    close_all_but(std::move(kept));
   }
 
   void fork_children() {

@@ -125,20 +125,6 @@ TEST(Addresses, ListenOnBothFamiliesAndLoopback) {
   EXPECT_THROW(listener.accept(nullptr, Deadline::in(std::chrono::milliseconds(1))), TimedOut);
 }
 
-TEST(Addresses, WaitingForAConnectionEndsWithThePeer) {
-  Listener listener({"127.0.0.1", 0});
-  Fd source = connect_tcp({"127.0.0.1", listener.port()}, soon());
-  const auto peer = listener.accept(nullptr, soon());
-  ASSERT_TRUE(peer);
-  // What it says does not end the wait.
-  ASSERT_EQ(::write(source.get(), "x", 1), 1);
-  EXPECT_THROW(listener.accept(nullptr, Deadline::in(std::chrono::milliseconds(20)), peer->get()), TimedOut);
-  const Fd next = connect_tcp({"127.0.0.1", listener.port()}, soon());
-  EXPECT_TRUE(listener.accept(nullptr, soon(), peer->get()));
-  source.reset();
-  EXPECT_FALSE(listener.accept(nullptr, soon(), peer->get()));
-}
-
 TEST(Addresses, NobodyListens) {
   uint16_t port = 0;
   {

@@ -87,21 +87,9 @@ void ServingEnd::answer_place(const std::string& refusal) {
 }
 
 bool ServingEnd::pass_stream(const Fd& socket) {
-  char kind = kStream;
-  iovec part{&kind, 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  cmsghdr* header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof(int));
+  const std::byte kind{kStream};
   const int fd = socket.get();
-  std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
-  return ::sendmsg(socket_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT) == 1;
+  return try_send_fds(socket_.get(), {&kind, 1}, {&fd, 1});
 }
 
 }  // namespace migrate

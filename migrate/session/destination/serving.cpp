@@ -12,23 +12,6 @@
 #include "core/base/error.h"
 
 namespace migrate {
-namespace {
-
-/// The daemon's other connections, its listener and its loop are no business of the child's.
-void keep_only(std::vector<int> keep) {
-  keep.insert(keep.end(), {0, 1, 2});
-  std::ranges::sort(keep);
-  unsigned from = 0;
-  for (const int fd : keep) {
-    if (fd < 0) continue;
-    const auto number = static_cast<unsigned>(fd);
-    if (number > from) ::close_range(from, number - 1, 0);
-    from = std::max(from, number + 1);
-  }
-  ::close_range(from, ~0U, 0);
-}
-
-}  // namespace
 
 struct ServingProcesses::Process {
   Process(ServingEnd e, std::string n) : end(std::move(e)), peer_name(std::move(n)) {}
@@ -74,7 +57,8 @@ void ServingProcesses::start(std::unique_ptr<Stream> stream, std::vector<int> ke
   if (pid == 0) {
     keep.push_back(stream->fd());
     keep.push_back(theirs.get());
-    keep_only(std::move(keep));
+    // The daemon's other connections, its listener and its loop are no business of the child's.
+    close_all_but(std::move(keep), 3);
     int code = 1;
     try {
       code = outcomes_.serve(std::move(stream), std::move(theirs));

@@ -5,10 +5,17 @@ if(MIGRATE_SANITIZE)
 endif()
 
 # compile_quickly(TARGET...): for code that nobody waits for. Optimizing it as the rest would take longer than it ever runs.
-# Not without any optimization: precompiled headers are made with it.
+# Not without any optimization: it shares precompiled headers with code that has it.
 function(compile_quickly)
   foreach(target IN LISTS ARGN)
     target_compile_options(${target} PRIVATE $<$<CONFIG:RelWithDebInfo>:-O1>)
+  endforeach()
+endfunction()
+
+# compile_plainly(TARGET...): without optimization; for tests, which have precompiled headers of their own.
+function(compile_plainly)
+  foreach(target IN LISTS ARGN)
+    target_compile_options(${target} PRIVATE $<$<CONFIG:RelWithDebInfo>:-O0>)
   endforeach()
 endfunction()
 

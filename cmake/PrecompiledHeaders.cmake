@@ -26,6 +26,7 @@ if(MIGRATE_TESTS)
   find_package(GTest REQUIRED)
   add_precompiled(precompiled_tests HEADERS ${std_headers} ${system_headers} <fmt/core.h> <gtest/gtest.h>
     <google/protobuf/message_lite.h> <google/protobuf/repeated_field.h> LIBRARIES spdlog::spdlog proto_images GTest::gtest)
+  compile_plainly(precompiled_tests)
 endif()
 
 # use_precompiled(FOLDER): gives every target of our own code below FOLDER the set that its libraries call for.

@@ -31,8 +31,9 @@ std::string field(unsigned number, const std::string& content) {
 
 /// `count` empty elements of the list `number`.
 std::string empty_ones(unsigned number, size_t count) {
+  const std::string one = field(number, "");
   std::string out;
-  for (size_t i = 0; i < count; ++i) out += field(number, "");
+  for (size_t i = 0; i < count; ++i) out += one;
   return out;
 }
 

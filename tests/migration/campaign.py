@@ -5,7 +5,8 @@
 
 A case is a migration of the program of handover.py in which one or two things happen, drawn from the seed and its number:
 some of our processes are killed at the same moment; the cable is pulled for a while; system calls (sync, rename, write, mmap,
-fork, accept) of one of our processes fail from the n-th on, once, a few times or for ever (tests/shim/failing_calls.cpp).
+fork, accept) of one of our processes fail from the n-th on, once, a few times, or until the operator sees to it
+(tests/shim/failing_calls.cpp).
 Afterwards exactly one copy runs, or both are held and `migrate resolve` says why; no number is missing or appears twice; nothing
 is left behind. --case repeats one, as far as moments can be repeated."""
 import argparse
@@ -90,6 +91,12 @@ class Disturbed(faults.Case):
         text = self.settle()
         self.happened += read(f"{self.folder}/failed").splitlines()
         return text
+
+    def make_room(self):
+        """What failed for ever works again: who was held up by it goes on."""
+        super().make_room()
+        with open(f"{self.folder}/failed.over", "w"):
+            pass
 
     @staticmethod
     def may_leave_probes(code):

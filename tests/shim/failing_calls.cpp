@@ -2,7 +2,8 @@
 //
 // FAILING_CALLS="ROLE:KIND:FIRST:COUNT:ERRNO[,...]": in processes whose first argument is ROLE ("guardian-source") the
 // calls of KIND (sync, rename, write, mmap, fork, accept) fail from the FIRST to the (FIRST + COUNT - 1)th with ERRNO.
-// Forked children go on counting where their parent was. FAILING_CALLS_LOG names a file that gets a line for each.
+// Forked children go on counting where their parent was. FAILING_CALLS_LOG names a file that gets a line for each; once
+// there is one of that name with ".over" behind it, no call fails any more.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -78,11 +79,28 @@ __attribute__((constructor)) void begin() {
   }
 }
 
-bool fails(Kind kind) {
+bool is_over() {
+  std::array<char, 4096> name{};
+  if (g_state.log == nullptr) return false;
+  std::snprintf(name.data(), name.size(), "%s.over", g_state.log);
+  return raw(SYS_faccessat, AT_FDCWD, reinterpret_cast<long>(name.data()), F_OK) == 0;
+}
+
+/// Writing to one cannot fail but for EAGAIN: eventfd(2).
+bool is_eventfd(int fd) {
+  std::array<char, 64> name{}, target{};
+  std::snprintf(name.data(), name.size(), "/proc/self/fd/%d", fd);
+  const long n = raw(SYS_readlinkat, AT_FDCWD, reinterpret_cast<long>(name.data()),
+                     reinterpret_cast<long>(target.data()), target.size() - 1);
+  return n > 0 && std::strcmp(target.data(), "anon_inode:[eventfd]") == 0;
+}
+
+bool fails(Kind kind, int fd = -1) {
   const Plan& plan = g_state.plans[kind];
   if (plan.count == 0) return false;
   const uint64_t n = ++g_state.calls[kind];
   if (n < plan.first || n - plan.first >= plan.count) return false;
+  if ((kind == kWrite && is_eventfd(fd)) || is_over()) return false;
   if (g_state.log != nullptr) {
     std::array<char, 160> line{};
     const int size = std::snprintf(line.data(), line.size(), "%s %s %lu\n", g_state.role.data(), kNames[kind], n);
@@ -122,16 +140,16 @@ int renameat2(int a, const char* from, int b, const char* to, unsigned flags) no
 }
 
 ssize_t write(int fd, const void* data, size_t size) {
-  return fails(kWrite) ? -1 : next<ssize_t(int, const void*, size_t)>("write")(fd, data, size);
+  return fails(kWrite, fd) ? -1 : next<ssize_t(int, const void*, size_t)>("write")(fd, data, size);
 }
 ssize_t pwrite(int fd, const void* data, size_t size, off_t at) {
-  return fails(kWrite) ? -1 : next<ssize_t(int, const void*, size_t, off_t)>("pwrite")(fd, data, size, at);
+  return fails(kWrite, fd) ? -1 : next<ssize_t(int, const void*, size_t, off_t)>("pwrite")(fd, data, size, at);
 }
 ssize_t pwrite64(int fd, const void* data, size_t size, off64_t at) {
-  return fails(kWrite) ? -1 : next<ssize_t(int, const void*, size_t, off64_t)>("pwrite64")(fd, data, size, at);
+  return fails(kWrite, fd) ? -1 : next<ssize_t(int, const void*, size_t, off64_t)>("pwrite64")(fd, data, size, at);
 }
 ssize_t writev(int fd, const iovec* parts, int count) {
-  return fails(kWrite) ? -1 : next<ssize_t(int, const iovec*, int)>("writev")(fd, parts, count);
+  return fails(kWrite, fd) ? -1 : next<ssize_t(int, const iovec*, int)>("writev")(fd, parts, count);
 }
 
 void* mmap(void* address, size_t size, int protection, int flags, int fd, off_t at) noexcept {

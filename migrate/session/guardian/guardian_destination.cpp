@@ -89,14 +89,17 @@ class DestinationGuardian {
 
   /// Waits for the agent, or, when there is none, for one that connects.
   bool serve_one() {
-    std::array<pollfd, 2> p{pollfd{agent_ ? agent_->fd() : -1, POLLIN, 0}, pollfd{listener_.get(), POLLIN, 0}};
-    if (::poll(p.data(), p.size(), -1) < 0) {
-      if (errno == EINTR) return true;
-      throw Error("wait for", "an agent", errno);
-    }
+    constexpr int kAcceptAgain = 50;  // ms, when descriptors or memory were short
+    std::array<pollfd, 2> p{pollfd{agent_ ? agent_->fd() : -1, POLLIN, 0},
+                            pollfd{accept_later_ ? -1 : listener_.get(), POLLIN, 0}};
+    const int n = ::poll(p.data(), p.size(), accept_later_ ? kAcceptAgain : -1);
+    accept_later_ = false;
+    if (n < 0 && errno != EINTR) throw Error("wait for", "an agent", errno);
+    if (n <= 0) return true;
     if (p[1].revents != 0) {
       Fd next(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
       if (next) agent_.emplace(std::move(next));
+      accept_later_ = !next;
       return true;
     }
     GuardianRequest request;
@@ -350,6 +353,7 @@ class DestinationGuardian {
     check(::listen(listener_.get(), 4), "listen on", path);
   }
 
+  bool accept_later_ = false;  ///< accept(2) failed just now
   std::optional<PacketSocket> agent_;
   const GuardianParts& parts_;
   Logger& log_;

@@ -88,8 +88,6 @@ ActingAs::ActingAs() : own_(own_credentials()) {
   const CapabilitySets sets = own_capabilities();
   permitted_ = sets.permitted;
   inheritable_ = sets.inheritable;
-  ::prctl(PR_GET_PDEATHSIG, &death_signal_);
-  dumpable_ = ::prctl(PR_GET_DUMPABLE);
 }
 
 ActingAs::~ActingAs() { be_self(); }
@@ -105,10 +103,15 @@ bool ActingAs::set_effective(uint64_t capabilities) const {
   return ::syscall(SYS_capset, &header, data) == 0;
 }
 
-/// A change of file credentials makes the process undumpable and forgets the parent-death signal (commit_creds()).
-void ActingAs::keep_flags() const {
+/// A change of file credentials makes the process undumpable and forgets the parent-death signal (commit_creds()). What
+/// both are is asked each time: a process that has made itself independent of its parent must not die with it after all.
+void ActingAs::note_flags() {
+  ::prctl(PR_GET_PDEATHSIG, &death_signal_);
+  if (!other_) dumpable_ = ::prctl(PR_GET_DUMPABLE);
+}
+
+void ActingAs::keep_death_signal() const {
   if (death_signal_ != 0) ::prctl(PR_SET_PDEATHSIG, death_signal_, 0, 0, 0);
-  if (dumpable_ == 1) ::prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
 }
 
 bool ActingAs::set(const FileCredentials& who, uint64_t capabilities) const {
@@ -124,11 +127,12 @@ void ActingAs::become(const FileCredentials& who) {
   const uint64_t capabilities = who.capabilities & own_.capabilities;
   if (who.uid == own_.uid && who.gid == own_.gid && who.groups == own_.groups && capabilities == own_.capabilities)
     return be_self();
+  note_flags();
   if (other_ && !set_effective(own_.capabilities)) ::abort();
   other_ = who;
   const bool done = set(who, capabilities);
   const int failure = errno;
-  if (death_signal_ != 0) ::prctl(PR_SET_PDEATHSIG, death_signal_, 0, 0, 0);
+  keep_death_signal();
   if (done) return;
   be_self();
   throw Error("take on the rights of", "user " + std::to_string(who.uid), failure == 0 ? EPERM : failure);
@@ -136,10 +140,12 @@ void ActingAs::become(const FileCredentials& who) {
 
 void ActingAs::be_self() noexcept {
   if (!other_) return;
+  note_flags();
   const bool back = set_effective(own_.capabilities) && set(own_, own_.capabilities);
   if (!back) ::abort();
   other_.reset();
-  keep_flags();
+  keep_death_signal();
+  if (dumpable_ == 1) ::prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
 }
 
 }  // namespace migrate

@@ -54,7 +54,8 @@ class ActingAs {
  private:
   bool set(const FileCredentials& who, uint64_t capabilities) const;
   bool set_effective(uint64_t capabilities) const;
-  void keep_flags() const;
+  void note_flags();
+  void keep_death_signal() const;
 
   FileCredentials own_;
   uint64_t permitted_ = 0, inheritable_ = 0;

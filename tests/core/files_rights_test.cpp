@@ -186,6 +186,20 @@ TEST_F(FileRights, RightsComeBackWithAllThatHangsOnThem) {
   ::prctl(PR_SET_PDEATHSIG, 0);
 }
 
+TEST_F(FileRights, WhoNeedsNoParentAnyMoreDoesNotDieWithItAfterAll) {
+  ASSERT_EQ(::prctl(PR_SET_PDEATHSIG, SIGUSR2), 0);
+  ActingAs acting;
+  int signal = -1;
+  acting.become(user());
+  ::prctl(PR_SET_PDEATHSIG, 0);  // as the init of a received tree does: the tree must outlive whoever received it
+  acting.be_self();
+  ::prctl(PR_GET_PDEATHSIG, &signal);
+  EXPECT_EQ(signal, 0);
+  acting.become(user());
+  ::prctl(PR_GET_PDEATHSIG, &signal);
+  EXPECT_EQ(signal, 0);
+}
+
 TEST_F(FileRights, DeletedFilesAreMadeByTheirUsers) {
   const auto ghost = [&](const std::string& name, uid_t owner, mode_t mode) {
     return dump([&] {

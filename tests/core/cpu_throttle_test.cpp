@@ -226,7 +226,6 @@ TEST(CpuThrottleV2, WritesAndRestoresCpuMax) {
   {
     const auto throttle = throttle_v2_in(tree.root(), path);
     EXPECT_EQ(get(), "max 100000\n");
-    std::this_thread::sleep_for(milliseconds(300));
     throttle->apply(0.2);
     unsigned long quota = 0, period = 0;
     ASSERT_EQ(std::sscanf(get().c_str(), "%lu %lu", &quota, &period), 2);

@@ -125,7 +125,7 @@ class Disturbed(faults.Case):
     def cut_cable(self):
         self.happened += ["cut"] * (self.sender.poll() is None)
         self.network.cut("source")
-        time.sleep(self.plan["cut"][1])
+        time.sleep(self.plan["cut"][1])  # not a wait: for so long it is pulled
         self.plug_in()
 
 

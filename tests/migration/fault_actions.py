@@ -25,7 +25,7 @@ def cut(case):
     """The cable is pulled for a second; TCP gets over it."""
     case.network.cut("source")
     case.resume()
-    time.sleep(1)
+    time.sleep(1)  # not a wait: for so long it is pulled
     case.plug_in()
 
 
@@ -96,7 +96,7 @@ def reboot(case, host):
 
 def stopped(case):
     """SIGSTOP past every time-out, then SIGCONT."""
-    time.sleep(PAST_TIMEOUTS)
+    time.sleep(PAST_TIMEOUTS)  # not a wait: for so long it is stopped
     case.resume()
 
 
@@ -142,7 +142,7 @@ def late_init(case):
 def kill_soon(case):
     """The agent dies somewhere in its first look at the tree, as its tracer perhaps."""
     case.resume()
-    time.sleep(random.uniform(0, 0.08))
+    time.sleep(random.uniform(0, 0.08))  # not a wait: the moment is what is tried
     case.kill(*case.agents(case.host))
 
 

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 
+sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from lib import suite  # noqa: E402
 from lib.process import descendants, find_moved, kill_all, read, run, spawn, stat_fields, wait_for  # noqa: E402
@@ -137,15 +138,23 @@ def slow_strangers(link):
     """They begin as TLS, as a page stream's token, as nothing known, and do not go on: nobody spins for them."""
     link.receive()
     with Strangers(8, b"\x16\x03"), Strangers(8, b"MIG"), Strangers(8, b"MIGT1234"), Strangers(8, b"\x16\x03\x01\x02\x00\x01"):
-        before = stat_fields(link.receiver.pid)
         link.moves_well()
-        wait_for(lambda: not busy(link.receiver.pid, before), "the receiver to be idle", 5)
+        expect_idle(link.receiver.pid)
 
 
-def busy(pid, before):
-    """Whether it took more than a second of CPU time since."""
-    now = stat_fields(pid)
-    return int(now[11]) + int(now[12]) - int(before[11]) - int(before[12]) > os.sysconf("SC_CLK_TCK")
+def expect_idle(pid):
+    """Who spins takes nearly all of each half second, also on a busy machine; who waits takes next to nothing of one."""
+    looks = [cpu_seconds(pid)]
+
+    def idle():
+        looks.append(cpu_seconds(pid))
+        return len(looks) > 2 and looks[-1] - looks[-2] < 0.05
+    wait_for(idle, "the receiver to be idle", 10, 0.5)
+
+
+def cpu_seconds(pid):
+    fields = stat_fields(pid)
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def flood(link):
@@ -212,7 +221,7 @@ def others_session_id(link):
             head = bytes([1 << 3 | 2, 16]) + bytes.fromhex(session) + bytes([2 << 3, 1])
             s.sendall(tls_refusals.frame(16, head + bytes([0x82, 0x01, 2, 2 << 3, 1])))  # Begin with one stream
             told = tls_refusals.drain(s)
-        expect(b"refuse" in told or b"used" in told or b"start" in told, f"the peer was told {told[-300:]!r}")
+        expect(b"was used before" in told, f"the peer was told {told[-300:]!r}")
         expect(find_moved(p.pid, "sleep", word) == copy, f"the copy is gone: {read(link.log)[-500:]}")
         os.kill(sender.pid, signal.SIGCONT)
         expect(sender.wait(timeout=30) == 0, f"the move failed: {read(os.path.join(link.folder, 'send.log'))[-500:]}")

@@ -28,6 +28,16 @@ struct Board {
   FakeCopy source, destination;
   std::atomic<bool> stop_fails{false}, finish_fails{false}, disk_full_after_hold{false};
   std::atomic<size_t> stop_marks{0};
+  std::atomic<int> thaws_that_fail{0};
+
+  void thaw_source() {
+    if (thaws_that_fail > 0) {
+      --thaws_that_fail;
+      throw Error("thaw", "the fake", EIO);
+    }
+    source.running = true;
+    source.in_our_cgroup = false;
+  }
 };
 
 class SharedBoard {
@@ -69,10 +79,7 @@ class FakeHeldTree final : public HeldTree {
     }
     return {true, {"/fake/" + name}, {}};
   }
-  void run_on() override {
-    board_.source.running = true;
-    board_.source.in_our_cgroup = false;
-  }
+  void run_on() override { board_.thaw_source(); }
   std::vector<TaskId> tasks() const override { return {*TaskId::of(::getppid())}; }
   const ImageSet& images() const override { return images_; }
   std::vector<PageSource>& memories() override { return memories_; }
@@ -139,9 +146,7 @@ class FakeKeeper final : public TreeKeeper {
     return e.role == Role::source ? board_.source.exists.load() : board_.destination.exists.load();
   }
   void run_on(const JournalEntry& e) override {
-    if (e.boot_id != boot_id() || !board_.source.exists) return;
-    board_.source.running = true;
-    board_.source.in_our_cgroup = false;
+    if (e.boot_id == boot_id() && board_.source.exists) board_.thaw_source();
   }
   void kill(const JournalEntry&) override {
     board_.source.exists = board_.source.running = board_.source.in_our_cgroup = false;

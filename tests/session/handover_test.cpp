@@ -48,7 +48,20 @@ TEST(Handover, AFullDiskBeforeCommitLeavesItRunning) {
   EXPECT_FALSE(source.committed());
   EXPECT_TRUE(source.abort("disk full"));
   h.expect_one_running("disk full");
-  EXPECT_FALSE(h.source_store.peek(h.id, Role::source));  // forgotten: unknown, never resumed
+  EXPECT_EQ(h.source_state(), State::aborted);  // by its name
+}
+
+TEST(Handover, AFullDiskAndAFailedThawAreMendedByWhoeverIsLeft) {
+  Hosts h;
+  h.board->disk_full_after_hold = true;
+  h.board->thaws_that_fail = 2;  // the guardian tries twice
+  SourceHold source = h.hold();
+  source.start(h.start_source());
+  source.freeze();
+  EXPECT_THROW(source.commit(), Error);
+  EXPECT_TRUE(source.abort("disk full"));
+  EXPECT_EQ(h.board->thaws_that_fail, 0);
+  h.expect_one_running("the guardian could neither write nor thaw");
 }
 
 TEST(Handover, ASilentAgentIsGivenUpAndItsLateCommitRefused) {

@@ -136,6 +136,34 @@ TEST(Journal, AFailedWriteLeavesTheOldState) {
   EXPECT_EQ(store.peek(j.id(), Role::source)->state, State::frozen);
 }
 
+TEST(Journal, AnAbortThatCannotBeWrittenIsToldByTheName) {
+  const TempDir dir;
+  JournalStore store(dir.path());
+  Journal j = store.create(source_entry());
+  j.step(State::frozen, kOwn);
+  const std::string in_the_way = dir.path() + "/" + to_hex(j.id()) + ".source.journal.new";
+  std::filesystem::create_directory(in_the_way);
+  EXPECT_TRUE(store.abort_by_name(j.id()));
+  EXPECT_TRUE(store.abort_by_name(j.id())) << "twice";
+  const std::optional<JournalEntry> seen = store.peek(j.id(), Role::source);
+  ASSERT_TRUE(seen);
+  EXPECT_EQ(seen->state, State::aborted);
+  EXPECT_GT(seen->epoch, j.entry().epoch);
+  EXPECT_THROW(store.create(j.entry()), Refusal) << "its id was used";
+  const JournalEntry before = j.entry();
+  { const Journal gone = std::move(j); }
+  // There is room again: whoever settles it writes it after all.
+  std::filesystem::remove(in_the_way);
+  std::optional<Journal> later = store.take_over(before.id, Role::source);
+  ASSERT_TRUE(later);
+  EXPECT_EQ(later->state(), State::aborted);
+  later->update([](JournalEntry& e) { e.peer_settled = true; });
+  ASSERT_EQ(store.list().size(), 1u);
+  EXPECT_EQ(store.list()[0].state, State::aborted);
+  EXPECT_TRUE(store.list()[0].peer_settled);
+  EXPECT_FALSE(std::filesystem::exists(dir.path() + "/" + to_hex(before.id) + ".source.aborted"));
+}
+
 /// A journal on its way to `last`, whose folder cannot be synced after the rename that says so.
 struct Unsynced {
   Role role;

@@ -201,9 +201,9 @@ class SourceGuardian {
         if (!record_.folders.empty()) e.cgroup = record_;
       });
     } catch (const std::exception& e) {
-      log_.error("the abort of session {} could not be written ({}); the session is forgotten", to_hex(journal_->id()),
-                 e.what());
-      store_->forget(journal_->id(), Role::source);
+      const bool named = store_->abort_by_name(journal_->id());
+      log_.error("the abort of session {} could not be written ({}){}", to_hex(journal_->id()), e.what(),
+                 named ? "" : "; the session is forgotten");
     }
     // The destination is told in any case; then it is durable there.
     warn_unless_durable(*journal_, log_);

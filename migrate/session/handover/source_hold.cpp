@@ -168,9 +168,9 @@ void abort_source(JournalStore& store, TreeKeeper& keeper, const JournalEntry& s
       throw;
     } catch (const Error& e) {
       // Whatever the disk says, the tree runs on. An unknown session is in doubt at the destination, never resumed.
-      log.error("the abort of session {} could not be written ({}); the session is forgotten", to_hex(seen.id),
-                e.what());
-      store.forget(seen.id, Role::source);
+      const bool named = store.abort_by_name(seen.id);
+      log.error("the abort of session {} could not be written ({}){}", to_hex(seen.id), e.what(),
+                named ? "" : "; the session is forgotten");
     }
   }
   keeper.run_on(seen);

@@ -20,6 +20,8 @@ namespace {
 using nlohmann::json;
 
 constexpr size_t kJournalLimit = 8 << 20;
+constexpr const char* kJournal = ".journal";
+constexpr const char* kAborted = ".aborted";  ///< a journal whose abort could only be written as its name
 
 std::string file_name(const SessionId& id, Role role, const char* suffix) {
   return to_hex(id) + "." + std::string(name_of(role)) + suffix;
@@ -68,6 +70,18 @@ void replace_file(int dir, const std::string& name, const std::string& text) {
     throw;
   }
 }
+
+JournalEntry read_entry(int dir, const std::string& name) {
+  JournalEntry entry = JournalEntry::from_json(read_file_at(dir, name, kJournalLimit), name);
+  if (name.ends_with(kAborted)) {
+    entry.state = State::aborted;
+    entry.reason = "the abort could not be written";
+    ++entry.epoch;
+  }
+  return entry;
+}
+
+bool is_there(int dir, const std::string& name) { return ::faccessat(dir, name.c_str(), F_OK, 0) == 0; }
 
 /// "source-journal.gate-open"
 std::string sync_point(const JournalEntry& entry) {
@@ -260,8 +274,9 @@ void Journal::step_from(JournalEntry next, State to, Authority authority, std::s
 
 void Journal::store(JournalEntry& next) {
   next.updated_ns = now_ns();
-  const std::string name = file_name(next.id, next.role, ".journal"), text = next.to_json();
+  const std::string name = file_name(next.id, next.role, kJournal), text = next.to_json();
   replace_file(dir_.get(), name, text);
+  ::unlinkat(dir_.get(), file_name(next.id, next.role, kAborted).c_str(), 0);
   entry_ = std::move(next);
   durable_ = sync_folder(dir_.get(), entry_);
   if (durable_) return;
@@ -293,7 +308,6 @@ JournalStore::JournalStore(const std::string& path) : path_(path) {
 }
 
 Journal JournalStore::create(JournalEntry entry) {
-  const std::string name = file_name(entry.id, entry.role, ".journal");
   Fd tree_lock;
   if (entry.role == Role::source && !entry.tasks.empty()) {
     const TaskId root = entry.tasks.front();
@@ -306,7 +320,7 @@ Journal JournalStore::create(JournalEntry entry) {
       throw Refusal(entry.label + " is held by session " + to_hex(other.id), "settle it with `migrate resolve`");
     }
   }
-  if (::faccessat(dir_.get(), name.c_str(), F_OK, 0) == 0) {
+  if (peek(entry.id, entry.role)) {
     throw Refusal("session " + to_hex(entry.id) + " was used before", "start a new one");
   }
   Fd lock = lock_file(dir_.get(), file_name(entry.id, entry.role, ".lock"));
@@ -335,9 +349,11 @@ std::optional<Journal> JournalStore::take_over(const SessionId& id, Role role, b
 }
 
 std::optional<JournalEntry> JournalStore::peek(const SessionId& id, Role role) const {
-  const std::string name = file_name(id, role, ".journal");
-  if (::faccessat(dir_.get(), name.c_str(), F_OK, 0) != 0) return std::nullopt;
-  return JournalEntry::from_json(read_file_at(dir_.get(), name, kJournalLimit), name);
+  for (const char* suffix : {kJournal, kAborted}) {
+    const std::string name = file_name(id, role, suffix);
+    if (is_there(dir_.get(), name)) return read_entry(dir_.get(), name);
+  }
+  return std::nullopt;
 }
 
 std::vector<JournalEntry> JournalStore::list(std::vector<std::string>* damaged) const {
@@ -346,9 +362,12 @@ std::vector<JournalEntry> JournalStore::list(std::vector<std::string>* damaged) 
   if (!dir) throw Error("read the state folder", path_, errno);
   while (const dirent* e = ::readdir(dir.get())) {
     const std::string name = e->d_name;
-    if (!name.ends_with(".journal")) continue;
+    const bool aborted = name.ends_with(kAborted);
+    if (!aborted && !name.ends_with(kJournal)) continue;
+    // Written after all.
+    if (aborted && is_there(dir_.get(), name.substr(0, name.size() - std::strlen(kAborted)) + kJournal)) continue;
     try {
-      entries.push_back(JournalEntry::from_json(read_file_at(dir_.get(), name, kJournalLimit), name));
+      entries.push_back(read_entry(dir_.get(), name));
     } catch (const Error& error) {
       if (damaged != nullptr) damaged->push_back(error.what());
     }
@@ -358,8 +377,19 @@ std::vector<JournalEntry> JournalStore::list(std::vector<std::string>* damaged) 
   return entries;
 }
 
+bool JournalStore::abort_by_name(const SessionId& id) noexcept {
+  const std::string from = file_name(id, Role::source, kJournal), to = file_name(id, Role::source, kAborted);
+  const bool named = ::renameat(dir_.get(), from.c_str(), dir_.get(), to.c_str()) == 0 || is_there(dir_.get(), to);
+  if (named && !is_there(dir_.get(), from)) {
+    ::fsync(dir_.get());
+    return true;
+  }
+  forget(id, Role::source);
+  return false;
+}
+
 void JournalStore::forget(const SessionId& id, Role role) noexcept {
-  ::unlinkat(dir_.get(), file_name(id, role, ".journal").c_str(), 0);
+  ::unlinkat(dir_.get(), file_name(id, role, kJournal).c_str(), 0);
   ::fsync(dir_.get());
 }
 

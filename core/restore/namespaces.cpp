@@ -87,8 +87,8 @@ pid_t fork_with_pid(pid_t pid, uint64_t parent_flag) {
     if (child < 0 && errno == EEXIST) ::usleep(2000);
   } while (child < 0 && errno == EEXIST && !deadline.passed());
   if (child < 0 && errno == EEXIST)
-    throw Error("pid " + std::to_string(pid) +
-                " is taken on this host; end that process, or restore into a pid namespace");
+    throw Refusal("pid " + std::to_string(pid) + " is taken on this host",
+                  "end that process, or restore into a pid namespace");
   if (child < 0) throw Error("fork the shell of", "task " + std::to_string(pid), errno);
   return static_cast<pid_t>(child);
 }

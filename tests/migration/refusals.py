@@ -219,7 +219,7 @@ def pid_taken(context, folder):
         untouched = Untouched(program)
         code, out = run([context.binary, "restore", "-D", images, "-d"], log=t.log)
         expect(code == 2, f"restore exited {code}: {out}")
-        expect_sentence(out, ["{pid}", "(?i)pid|in use|exists|taken"], {"pid": program.pid})
+        expect_sentence(out, ["pid {pid} is taken on this host", "end that process"], {"pid": program.pid})
         untouched.expect()
     finally:
         program.end()

@@ -88,8 +88,6 @@ ActingAs::ActingAs() : own_(own_credentials()) {
   const CapabilitySets sets = own_capabilities();
   permitted_ = sets.permitted;
   inheritable_ = sets.inheritable;
-  ::prctl(PR_GET_PDEATHSIG, &death_signal_);
-  dumpable_ = ::prctl(PR_GET_DUMPABLE);
 }
 
 ActingAs::~ActingAs() { be_self(); }
@@ -124,7 +122,13 @@ void ActingAs::become(const FileCredentials& who) {
   const uint64_t capabilities = who.capabilities & own_.capabilities;
   if (who.uid == own_.uid && who.gid == own_.gid && who.groups == own_.groups && capabilities == own_.capabilities)
     return be_self();
-  if (other_ && !set_effective(own_.capabilities)) ::abort();
+  if (!other_) {
+    // As they are now: a coordinator gives up its death signal when the tree can do without it.
+    check(::prctl(PR_GET_PDEATHSIG, &death_signal_), "read", "our parent-death signal");
+    dumpable_ = ::prctl(PR_GET_DUMPABLE);
+  } else if (!set_effective(own_.capabilities)) {
+    ::abort();
+  }
   other_ = who;
   const bool done = set(who, capabilities);
   const int failure = errno;

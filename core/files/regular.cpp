@@ -5,9 +5,9 @@
 
 #include <sstream>
 
+#include "core/files/file_owners.h"
 #include "core/files/paths.h"
 #include "core/image/magic.h"
-#include "ext/ext.pb.h"
 #include "images/ghost-file.pb.h"
 #include "images/remap-file-path.pb.h"
 
@@ -105,11 +105,7 @@ void RegularDumper::dump(const OpenFile& file) {
   if (place.found == Found::ghost) add_ghost(file);
   if (place.found == Found::elsewhere) add_link(file, place.path);
   context_.emit(entry);
-  ext::FileOwner owner;
-  owner.set_id(file.id);
-  owner.set_uid(file.st.stx_uid);
-  owner.set_gid(file.st.stx_gid);
-  context_.images.write(kFileOwnersImage, kFileOwnersMagic).entry(owner);
+  record_owner(context_, file);
 }
 
 RegularDumper::Place RegularDumper::locate(const OpenFile& file) {

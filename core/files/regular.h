@@ -13,8 +13,6 @@
 namespace migrate {
 
 /// Owners of the files of REG entries: an image of our own (proto/ext/ext.proto, FileOwner).
-inline constexpr char kFileOwnersImage[] = "migrate-files.img";
-inline constexpr uint32_t kFileOwnersMagic = 0x4d494746;
 
 /// Throws Refusal for deleted files that cannot travel with the images. Needs link and st only.
 void check_ghost(const OpenFile& file, const FileDumpOptions& options);

@@ -279,7 +279,8 @@ std::vector<SharedObject> FileDumper::take_shared_objects() { return impl_->memf
 
 void FileDumper::finish() {
   impl_->images.write("files.img", magic::kFiles);  // present even without a single file
-  impl_->regular.keep_links();
 }
+
+void FileDumper::keep_links() noexcept { impl_->regular.keep_links(); }
 
 }  // namespace migrate

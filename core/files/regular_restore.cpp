@@ -5,6 +5,7 @@
 #include "core/files/kinds.h"
 #include "core/files/open_flags.h"
 #include "core/files/paths.h"
+#include "core/files/regular.h"
 #include "core/image/magic.h"
 #include "images/remap-file-path.pb.h"
 
@@ -178,7 +179,7 @@ Fd RegularRestorer::under_old_name(Right right, Fd found, const std::string& pat
 void RegularRestorer::remove_links(std::vector<std::string>& failures) {
   for (const auto& [id, link] : links_) try {
       const SplitPath split = split_path(link.path);
-      if (!split.name.starts_with("link_remap.")) continue;
+      if (!split.name.starts_with(kLinkPrefix)) continue;
       paths_.attempt(link.holders, link.path, [&](Right right) {
         const Fd folder = paths_.find_folder(right, split.folder);
         check(::unlinkat(folder.get(), split.name.c_str(), 0), "remove", link.path);

@@ -283,6 +283,7 @@ Dump::~Dump() = default;
 Dump::Dump(Dump&&) noexcept = default;
 
 StoppedTree& Dump::tree() { return *impl_->tree; }
+void Dump::keep_links() noexcept { impl_->files->keep_links(); }
 ImageSet& Dump::images() { return impl_->images; }
 std::vector<PageSource>& Dump::memories() { return impl_->memories; }
 

@@ -66,6 +66,8 @@ class Dump {
   StoppedTree& tree();
   /// Everything but pages, stats and pagemaps.
   ImageSet& images();
+  /// The images are stored: names that were made for them (link_remap) stay when this goes.
+  void keep_links() noexcept;
   /// All memories of the tree; valid as long as the tree is stopped or frozen and this object lives. Readable from any
   /// thread.
   std::vector<PageSource>& memories();

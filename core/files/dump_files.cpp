@@ -4,6 +4,8 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <optional>
+#include <sstream>
 #include <unordered_map>
 
 #include "core/files/anonymous.h"
@@ -81,6 +83,7 @@ struct FileDumper::Impl {
   std::unordered_map<uint64_t, int> descriptions_of_inode;
   using PathKey = std::tuple<InodeKey, std::string, uint32_t>;
   std::map<PathKey, uint32_t> paths;
+  std::optional<std::map<pid_t, pid_t>> numbers;  ///< our pids → the tree's; empty: the same
 
   Impl(const std::vector<StoppedTask>& t, const FileDumpOptions& o, ImageSet& i, Logger& l)
       : tasks(t),
@@ -94,6 +97,7 @@ struct FileDumper::Impl {
         unix_sockets(context),
         epolls(context),
         locks(context) {
+    context.pid_in_tree = [this](pid_t pid) { return pid_in_tree(pid); };
     assign_tables();
   }
 
@@ -111,6 +115,25 @@ struct FileDumper::Impl {
                             " has a descriptor table of its own",
                         "it cannot be moved");
     }
+  }
+
+  /// Of a process that has ended, or lies outside of the tree, only where both namespaces are one.
+  pid_t pid_in_tree(pid_t pid) {
+    if (!numbers) {
+      numbers.emplace();
+      const auto ns = [](int folder, const char* path) {
+        return stat_cached(folder, path, 0, "a pid namespace").stx_ino;
+      };
+      const bool one = ns(tasks.front().proc.fd(), "ns/pid") == ns(AT_FDCWD, "/proc/self/ns/pid");
+      for (const StoppedTask& task : tasks) {
+        if (one) break;
+        std::istringstream words(task.proc.status()["NSpid"]);
+        for (pid_t number; words >> number;) (*numbers)[task.pid.get()] = number;  // the innermost is the last
+      }
+    }
+    if (numbers->empty()) return pid;
+    const auto it = numbers->find(pid);
+    return it == numbers->end() ? 0 : it->second;
   }
 
   void dump_table(const StoppedTask& task, uint32_t files_id) {
@@ -256,7 +279,8 @@ std::vector<SharedObject> FileDumper::take_shared_objects() { return impl_->memf
 
 void FileDumper::finish() {
   impl_->images.write("files.img", magic::kFiles);  // present even without a single file
-  impl_->regular.keep_links();
 }
+
+void FileDumper::keep_links() noexcept { impl_->regular.keep_links(); }
 
 }  // namespace migrate

@@ -55,6 +55,8 @@ class FileDumper {
   std::vector<SharedObject> take_shared_objects();
   /// Writes files.img, pipes-data, sk-queues, … into the ImageSet.
   void finish();
+  /// The images are stored: names that were made for them (--link-remap) stay. Else they are removed at the end.
+  void keep_links() noexcept;
 
  private:
   struct Impl;

@@ -9,8 +9,10 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <sstream>
 
 #include "core/base/error.h"
+#include "core/base/procfs.h"
 #include "images/creds.pb.h"
 
 namespace migrate {
@@ -70,6 +72,23 @@ FileCredentials credentials_of(const img::creds_entry& creds) {
   FileCredentials c{creds.fsuid(), creds.fsgid(), {creds.groups().begin(), creds.groups().end()}, 0};
   sort_once(c.groups);
   for (int i = 0; i < std::min(creds.cap_eff_size(), 2); ++i) c.capabilities |= uint64_t{creds.cap_eff(i)} << (32 * i);
+  return c;
+}
+
+FileCredentials credentials_of(const ProcDir& task) {
+  auto status = task.status();
+  const auto numbers = [&](const char* key) {
+    std::istringstream words(status[key]);
+    std::vector<uint32_t> all;
+    for (uint32_t n; words >> n;) all.push_back(n);
+    return all;
+  };
+  // Real, effective, saved, file system.
+  const std::vector<uint32_t> uids = numbers("Uid"), gids = numbers("Gid");
+  if (uids.size() != 4 || gids.size() != 4)
+    throw Error("read", "the ids of task " + std::to_string(task.pid()), EBADMSG);
+  FileCredentials c{uids[3], gids[3], numbers("Groups"), std::strtoull(status["CapEff"].c_str(), nullptr, 16)};
+  sort_once(c.groups);
   return c;
 }
 

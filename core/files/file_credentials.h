@@ -11,6 +11,8 @@ class creds_entry;
 
 namespace migrate {
 
+class ProcDir;
+
 /// What the kernel looks at when a thread opens, makes or renames a file.
 struct FileCredentials {
   uint32_t uid = 0, gid = 0;     ///< fsuid, fsgid
@@ -32,6 +34,8 @@ void add_holder(Holders& holders, const FileCredentials& who);
 
 /// Throws Corrupt.
 FileCredentials credentials_of(const img::creds_entry& creds);
+/// Of a living task's first thread.
+FileCredentials credentials_of(const ProcDir& task);
 FileCredentials own_credentials();
 
 /// The file credentials of the calling thread, and only those: its real, effective and saved ids, by which others may

@@ -184,6 +184,7 @@ void dump_inet_socket(const OpenFile& file, DumpContext& context) {
   }
   describe_ip_options(file, v6, *e.mutable_ip_opts());
   context.emit(entry);
+  record_owner(context, file);
 }
 
 namespace {
@@ -227,12 +228,13 @@ void check_entry(const img::inet_sk_entry& e) {
 
 }  // namespace
 
-Fd InetRestorer::open(const img::inet_sk_entry& e) {
+Fd InetRestorer::open(const img::inet_sk_entry& e, const FileOwner& owner, const FileOwner& ours) {
   check_entry(e);
   const std::string who = name_of(e);
   Fd fd(check(
       ::socket(static_cast<int>(e.family()), static_cast<int>(e.type()) | SOCK_CLOEXEC, static_cast<int>(e.proto())),
       "make", who));
+  give_file(fd.get(), owner, ours, who);
   apply_socket_options(fd.get(), e.opts(), who);
   apply_ip_options(fd.get(), e, who);
   const bool tcp = e.proto() == IPPROTO_TCP;

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "core/files/file_owners.h"
 #include "core/files/open_file.h"
 #include "core/files/restore_files.h"
 
@@ -19,7 +20,8 @@ void dump_inet_socket(const OpenFile& file, DumpContext& context);
 class InetRestorer {
  public:
   InetRestorer(bool hold, bool tcp_close, Logger& log) : hold_(hold), tcp_close_(tcp_close), log_(log) {}
-  Fd open(const img::inet_sk_entry& entry);
+  /// `owner`: whose it is for SO_REUSEPORT, too. `ours`: of what we make.
+  Fd open(const img::inet_sk_entry& entry, const FileOwner& owner, const FileOwner& ours);
   /// `fd` must stay open until release().
   void remember(const img::inet_sk_entry& entry, int fd);
   /// Never throws; failures are appended.

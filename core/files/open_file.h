@@ -7,6 +7,7 @@
 #undef sigmask  // an obsolete macro of <signal.h>, and a field of signalfd_entry
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <set>
 #include <string>
@@ -55,6 +56,8 @@ struct DumpContext {
   ImageSet& images;
   Logger& log;
   uint32_t last_file_id = 0;
+
+  std::function<pid_t(pid_t)> pid_in_tree{};  ///< a pid of ours as the tree's namespace numbers it; 0: not known
 
   uint32_t new_id() { return ++last_file_id; }
   void emit(const img::file_entry& entry);

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "core/files/file_owners.h"
 #include "core/files/paths.h"
 #include "core/image/magic.h"
 #include "ext/ext.pb.h"
@@ -109,6 +110,7 @@ void PipeDumper::dump_pipe(const OpenFile& file) {
   describe_common(file, *entry.mutable_pipe());
   entry.mutable_pipe()->set_pipe_id(seen.id);
   context_.emit(entry);
+  record_owner(context_, file);
 }
 
 void PipeDumper::dump_fifo(const OpenFile& file, RegularDumper& regular) {

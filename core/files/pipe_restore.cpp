@@ -68,7 +68,7 @@ void PipeRestorer::fill(int fd, const Data& data) {
   }
 }
 
-Fd PipeRestorer::open_pipe(const img::pipe_entry& entry) {
+Fd PipeRestorer::open_pipe(const img::pipe_entry& entry, const FileOwner& owner, const FileOwner& ours) {
   const auto [it, fresh] = pipes_.try_emplace(entry.pipe_id());
   Ends& ends = it->second;
   if (fresh) {
@@ -76,6 +76,7 @@ Fd PipeRestorer::open_pipe(const img::pipe_entry& entry) {
     check(::pipe2(fds, O_CLOEXEC | O_NONBLOCK), "make", "a pipe");
     ends.read.reset(fds[0]);
     ends.write.reset(fds[1]);
+    give_file(fds[0], owner, ours, "a pipe");
     const auto data = pipe_data_.find(entry.pipe_id());
     if (data != pipe_data_.end()) fill(ends.write.get(), data->second);
   }

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "core/files/file_owners.h"
 #include "core/files/task_paths.h"
 
 namespace migrate {
@@ -12,7 +13,8 @@ namespace migrate {
 class PipeRestorer {
  public:
   explicit PipeRestorer(const ImageSet& images);
-  Fd open_pipe(const img::pipe_entry& entry);
+  /// `owner`: of the pipe, who may open it again (/dev/stdout). `ours`: of what we make.
+  Fd open_pipe(const img::pipe_entry& entry, const FileOwner& owner, const FileOwner& ours);
   /// `path`: an O_PATH descriptor of the FIFO, found by the right that `paths` has taken on.
   Fd open_fifo(const img::fifo_entry& entry, int path, uint32_t flags, TaskPaths& paths);
   /// Closes the ends that keep pipes alive while their users are opened: call when all are open.

@@ -1,13 +1,11 @@
 #include "core/files/regular.h"
 
-#include <linux/openat2.h>
-#include <sys/syscall.h>
-
 #include <sstream>
 
+#include "core/files/file_owners.h"
 #include "core/files/paths.h"
+#include "core/files/task_paths.h"
 #include "core/image/magic.h"
-#include "ext/ext.pb.h"
 #include "images/ghost-file.pb.h"
 #include "images/remap-file-path.pb.h"
 
@@ -88,7 +86,13 @@ void check_ghost(const OpenFile& file, const FileDumpOptions& options) {
 }
 
 RegularDumper::~RegularDumper() {
-  for (const auto& [folder, name] : links_) ::unlinkat(folder.get(), name.c_str(), 0);
+  for (const Link& link : links_) try {
+      ActingAs acting;
+      acting.become(link.who);
+      ::unlinkat(link.folder.get(), link.name.c_str(), 0);
+    } catch (const std::exception&) {
+      // It stays: its folder's owner can remove it.
+    }
 }
 
 void RegularDumper::dump(const OpenFile& file) {
@@ -105,11 +109,7 @@ void RegularDumper::dump(const OpenFile& file) {
   if (place.found == Found::ghost) add_ghost(file);
   if (place.found == Found::elsewhere) add_link(file, place.path);
   context_.emit(entry);
-  ext::FileOwner owner;
-  owner.set_id(file.id);
-  owner.set_uid(file.st.stx_uid);
-  owner.set_gid(file.st.stx_gid);
-  context_.images.write(kFileOwnersImage, kFileOwnersMagic).entry(owner);
+  record_owner(context_, file);
 }
 
 RegularDumper::Place RegularDumper::locate(const OpenFile& file) {
@@ -195,23 +195,38 @@ void RegularDumper::write_ghost(const OpenFile& file, uint32_t ghost_id) {
   out.raw(content);
 }
 
-void RegularDumper::add_link(const OpenFile& file, const std::string& path) {
+/// By the right of a task that has it, else by root where root alone can change the folder: the program chose both.
+/// Gives the name.
+std::string RegularDumper::link_beside(const OpenFile& file, const std::string& path, uint32_t id) {
   const Fd& root = root_of(*file.proc);
-  const std::string below = path.substr(roots_.at(file.proc->pid()).prefix.size());
-  const size_t slash = below.rfind('/');
-  // What the kernel tells of a file has no links on its way. One that is there now would have us put the file
-  // elsewhere.
-  const std::string where = slash == 0 ? "/" : below.substr(0, slash);
-  open_how how{};
-  how.flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
-  how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS;
-  const Fd folder(
-      static_cast<int>(check(::syscall(SYS_openat2, root.get(), where.c_str(), &how, sizeof how), "open", where)));
-  const uint32_t id = context_.new_id();
-  const std::string name = "link_remap." + std::to_string(id);
+  const SplitPath split = split_path(path.substr(roots_.at(file.proc->pid()).prefix.size()));
   const std::string self = "/proc/self/fd/" + std::to_string(file.ours.get());
-  check(::linkat(AT_FDCWD, self.c_str(), folder.get(), name.c_str(), AT_SYMLINK_FOLLOW), "link", path + " as " + name);
-  links_.emplace_back(folder.dup(), name);
+  TaskPaths paths(root.get(), true);
+  std::string name;
+  try {
+    paths.attempt({credentials_of(*file.proc)}, file.who() + ", a file that was removed from " + split.folder,
+                  [&](Right right) {
+                    Fd folder = paths.find_folder(right, split.folder);
+                    int failed = -1;
+                    // Names that somebody took are no reason to fail.
+                    for (int n = 0; failed != 0 && n < 100; ++n) {
+                      name = kLinkPrefix + std::to_string(id) + (n == 0 ? "" : "." + std::to_string(n));
+                      failed = ::linkat(AT_FDCWD, self.c_str(), folder.get(), name.c_str(), AT_SYMLINK_FOLLOW);
+                      if (failed != 0 && errno != EEXIST) break;
+                    }
+                    check(failed, "link", path + " as " + name);
+                    links_.push_back({std::move(folder), name, paths.now()});
+                  });
+  } catch (const Refusal& e) {
+    const std::string text = e.what();
+    throw Refusal(text.substr(0, text.find("; ")), "close it first, or link its other name to this path again");
+  }
+  return name;
+}
+
+void RegularDumper::add_link(const OpenFile& file, const std::string& path) {
+  const uint32_t id = context_.new_id();
+  const std::string name = link_beside(file, path, id);
   img::file_entry entry = entry_of(img::fd_types::REG, id);
   img::reg_file_entry& reg = *entry.mutable_reg();
   describe_common(file, reg);

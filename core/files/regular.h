@@ -8,16 +8,16 @@
 #include <tuple>
 #include <vector>
 
+#include "core/files/file_credentials.h"
 #include "core/files/open_file.h"
 
 namespace migrate {
 
-/// Owners of the files of REG entries: an image of our own (proto/ext/ext.proto, FileOwner).
-inline constexpr char kFileOwnersImage[] = "migrate-files.img";
-inline constexpr uint32_t kFileOwnersMagic = 0x4d494746;
-
 /// Throws Refusal for deleted files that cannot travel with the images. Needs link and st only.
 void check_ghost(const OpenFile& file, const FileDumpOptions& options);
+
+/// Names that --link-remap makes begin with it.
+inline constexpr char kLinkPrefix[] = "link_remap.";
 
 class RegularDumper {
  public:
@@ -26,7 +26,7 @@ class RegularDumper {
   ~RegularDumper();
   /// Emits a REG entry under `file.id`.
   void dump(const OpenFile& file);
-  void keep_links() { links_.clear(); }
+  void keep_links() noexcept { links_.clear(); }
 
  private:
   enum class Found { linked, ghost, elsewhere };
@@ -40,6 +40,7 @@ class RegularDumper {
   void add_ghost(const OpenFile& file);
   void write_ghost(const OpenFile& file, uint32_t ghost_id);
   void add_link(const OpenFile& file, const std::string& path);
+  std::string link_beside(const OpenFile& file, const std::string& path, uint32_t id);
   void add_remap(uint32_t file_id, uint32_t remap_id, int type);
 
   DumpContext& context_;
@@ -49,7 +50,12 @@ class RegularDumper {
   };
   std::map<pid_t, Root> roots_;
   std::map<InodeKey, uint32_t> ghosts_;
-  std::vector<std::pair<Fd, std::string>> links_;  ///< made by us: folder, name
+  struct Link {
+    Fd folder;
+    std::string name;
+    FileCredentials who;  ///< by whose right it was made
+  };
+  std::vector<Link> links_;
 };
 
 }  // namespace migrate

@@ -7,7 +7,6 @@
 #include "core/files/paths.h"
 #include "core/files/regular.h"
 #include "core/image/magic.h"
-#include "ext/ext.pb.h"
 #include "images/remap-file-path.pb.h"
 
 namespace migrate {
@@ -22,8 +21,9 @@ bool writable(uint32_t flags) { return (flags & O_PATH) == 0 && (flags & O_ACCMO
 }  // namespace
 
 RegularRestorer::RegularRestorer(const ImageSet& images, const std::map<uint32_t, img::file_entry>& entries,
-                                 TaskPaths& paths, int terminal)
+                                 const FileOwners& owners, TaskPaths& paths, int terminal)
     : entries_(entries),
+      owners_(owners),
       paths_(paths),
       ghosts_(images, entries, paths),
       terminal_(terminal >= 0 ? Fd(check(::fcntl(terminal, F_DUPFD_CLOEXEC, 0), "duplicate", "the terminal")) : Fd()) {
@@ -39,9 +39,6 @@ RegularRestorer::RegularRestorer(const ImageSet& images, const std::map<uint32_t
     remaps_[remap.orig_id()] = {remap.has_remap_type() ? remap.remap_id() : remap.remap_id() & ~kOldGhostBit, ghost};
     if (ghost) ghosts_.add(remaps_[remap.orig_id()].id, remap.orig_id());
   }
-  auto owners = images.read(kFileOwnersImage, kFileOwnersMagic);
-  ext::FileOwner owner;
-  while (owners && owners->next(owner)) owners_[owner.id()] = {owner.uid(), owner.gid()};
 }
 
 void RegularRestorer::check_found(const img::reg_file_entry& entry, const struct statx& st) const {
@@ -63,8 +60,8 @@ void RegularRestorer::check_same(const img::reg_file_entry& entry, const struct 
   if (type == S_IFCHR && !stateless_device(st.stx_rdev_major, st.stx_rdev_minor)) throw Denied("it is a device");
   if (!entry.has_mode() || (entry.mode() & 07777) != (st.stx_mode & 07777U))
     throw Denied("its mode is not what it was at the source");
-  const auto owner = owners_.find(entry.id());
-  if (owner != owners_.end() && (owner->second.uid != st.stx_uid || owner->second.gid != st.stx_gid))
+  const FileOwner* owner = owners_.recorded(entry.id());
+  if (owner != nullptr && (owner->uid != st.stx_uid || owner->gid != st.stx_gid))
     throw Denied("its owner is not who it was at the source");
 }
 
@@ -182,7 +179,7 @@ Fd RegularRestorer::under_old_name(Right right, Fd found, const std::string& pat
 void RegularRestorer::remove_links(std::vector<std::string>& failures) {
   for (const auto& [id, link] : links_) try {
       const SplitPath split = split_path(link.path);
-      if (!split.name.starts_with("link_remap.")) continue;
+      if (!split.name.starts_with(kLinkPrefix)) continue;
       paths_.attempt(link.holders, link.path, [&](Right right) {
         const Fd folder = paths_.find_folder(right, split.folder);
         check(::unlinkat(folder.get(), split.name.c_str(), 0), "remove", link.path);

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/files/file_owners.h"
 #include "core/files/ghost_restore.h"
 #include "core/files/open_file.h"
 #include "core/files/task_paths.h"
@@ -15,9 +16,9 @@ namespace migrate {
 
 class RegularRestorer {
  public:
-  /// `entries` and `paths` must outlive this.
-  RegularRestorer(const ImageSet& images, const std::map<uint32_t, img::file_entry>& entries, TaskPaths& paths,
-                  int terminal);
+  /// `entries`, `owners` and `paths` must outlive this.
+  RegularRestorer(const ImageSet& images, const std::map<uint32_t, img::file_entry>& entries, const FileOwners& owners,
+                  TaskPaths& paths, int terminal);
   /// Opens with `flags` (only those that a description keeps).
   Fd open(const img::reg_file_entry& entry, uint32_t flags, const Holders& holders);
   /// A working folder, or (`as_root`) a root folder, to be entered: O_PATH. A root folder other than ours is entered by
@@ -50,14 +51,11 @@ class RegularRestorer {
   void check_same(const img::reg_file_entry& entry, const struct statx& st) const;
 
   const std::map<uint32_t, img::file_entry>& entries_;
+  const FileOwners& owners_;
   TaskPaths& paths_;
   GhostRestorer ghosts_;
   CommandTerminal terminal_;
   std::map<uint32_t, Remap> remaps_;
-  struct Owner {
-    uint32_t uid, gid;
-  };
-  std::map<uint32_t, Owner> owners_;  ///< by file id; images that are not ours have none
   std::map<uint32_t, Link> links_;
 };
 

@@ -44,6 +44,7 @@ struct FileRestorer::Impl {
   FileRestoreOptions options;
   Logger& log;
   std::map<uint32_t, img::file_entry> entries;
+  FileOwners owners;
   Fd root;
   TaskPaths paths;
   MemfdRestorer memfds;
@@ -60,15 +61,25 @@ struct FileRestorer::Impl {
         options(o),
         log(l),
         entries(read_file_entries(i)),
+        owners(i, o.owners),
         root(o.root_fd >= 0 ? Fd(check(::fcntl(o.root_fd, F_DUPFD_CLOEXEC, 0), "duplicate", "the root folder"))
                             : open_path("/", O_PATH | O_DIRECTORY)),
         paths(root.get(), o.by_root),
         memfds(i, std::move(warm)),
-        regular(i, entries, paths, o.terminal),
+        regular(i, entries, owners, paths, o.terminal),
         pipes(i),
         inet(o.hold_outside, o.tcp_close, l),
-        unix_sockets(i, paths, o.hold_outside, o.mark, l) {
+        unix_sockets(i, owners, options.make_sockets, paths, o.hold_outside, o.mark, l) {
+    if (!options.make_sockets) options.make_sockets = make_sockets;
     refuse_set_ids();
+    refuse_peers();
+  }
+
+  /// Before anything is made.
+  void refuse_peers() const {
+    if (!options.owners) return;
+    for (const auto& [id, use] : used())
+      if (use.type == img::fd_types::UNIXSK) owners.check_peer(id, who_is(entries.at(id).usk()));
   }
 
   /// Before anything is made.
@@ -149,10 +160,12 @@ struct FileRestorer::Impl {
     return fd;
   }
 
-  Fd open_entry(const img::file_entry& e, uint64_t elapsed_ns) {
+  Fd open_entry(const img::file_entry& e, const Use& use, uint64_t elapsed_ns) {
+    const auto owner = [&] { return owners.owner(e.id(), holders_of(use)); };
+    const FileOwner ours{paths.self().uid, paths.self().gid, {}};
     switch (e.type()) {
       case img::fd_types::PIPE:
-        return pipes.open_pipe(e.pipe());
+        return pipes.open_pipe(e.pipe(), owner(), ours);
       case img::fd_types::EVENTFD:
         return restore_eventfd(e.efd());
       case img::fd_types::TIMERFD:
@@ -164,7 +177,7 @@ struct FileRestorer::Impl {
       case img::fd_types::EVENTPOLL:
         return Fd(check(::epoll_create1(EPOLL_CLOEXEC), "make", "an epoll"));
       case img::fd_types::INETSK:
-        return inet.open(e.isk());
+        return inet.open(e.isk(), owner(), ours);
       default:
         throw Corrupt("files.img", "a file is of an unknown type");
     }
@@ -190,7 +203,7 @@ struct FileRestorer::Impl {
       if (use.type == img::fd_types::UNIXSK) {
         unix_sockets.add(e.usk(), holders_of(use));
       } else if (use.type != img::fd_types::REG && use.type != img::fd_types::FIFO) {
-        keep(id, open_entry(e, elapsed_ns));
+        keep(id, open_entry(e, use, elapsed_ns));
       }
     }
     static const Holders kNobody;

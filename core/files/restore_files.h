@@ -13,6 +13,8 @@
 #include "core/base/fd.h"
 #include "core/base/log.h"
 #include "core/files/file_credentials.h"
+#include "core/files/file_owners.h"
+#include "core/files/socket_makers.h"
 #include "core/image/image_set.h"
 #include "images/creds.pb.h"
 
@@ -36,6 +38,10 @@ struct FileRestoreOptions {
   std::optional<std::map<uint32_t, Holders>> holders;
   /// What no holder may open may be opened by root, where root alone can have put it there (core/files/task_paths.h).
   bool by_root = true;
+  /// Sockets and pipes belong to these only, and Unix sockets tell of no other peers (core/files/file_owners.h).
+  std::optional<UserIds> owners;
+  /// Makes Unix sockets in the processes of which their peers are told; empty: this one.
+  SocketMaker make_sockets = {};
 };
 
 /// A file that no descriptor leads to: of a mapping, the executable, or a folder of a task.

@@ -1,6 +1,7 @@
 #include "core/files/unix_restore.h"
 
 #include <sys/socket.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 
@@ -15,14 +16,15 @@
 namespace migrate {
 namespace {
 
-Fd new_socket(const img::unix_sk_entry& e) {
-  return Fd(check(::socket(AF_UNIX, static_cast<int>(e.type()) | SOCK_CLOEXEC, 0), "make", "a Unix socket"));
+Fd new_socket(const img::unix_sk_entry& e, int flags = 0) {
+  return Fd(check(::socket(AF_UNIX, static_cast<int>(e.type()) | SOCK_CLOEXEC | flags, 0), "make", "a Unix socket"));
 }
 
 }  // namespace
 
-UnixRestorer::UnixRestorer(const ImageSet& images, TaskPaths& paths, bool hold, std::string mark, Logger& log)
-    : paths_(paths), names_(paths, std::move(mark)), hold_(hold), log_(log) {
+UnixRestorer::UnixRestorer(const ImageSet& images, const FileOwners& owners, const SocketMaker& maker, TaskPaths& paths,
+                           bool hold, std::string mark, Logger& log)
+    : owners_(owners), maker_(maker), paths_(paths), names_(paths, std::move(mark)), hold_(hold), log_(log) {
   auto reader = images.read("sk-queues.img", magic::kSkQueues);
   img::sk_packet_entry packet;
   while (reader && reader->next(packet)) {
@@ -36,7 +38,7 @@ UnixRestorer::UnixRestorer(const ImageSet& images, TaskPaths& paths, bool hold, 
 void UnixRestorer::add(const Entry& entry, const Holders& holders) {
   const bool fresh = (entry.uflags() & kUnixExternal) != 0
                          ? external_.emplace(entry.ino(), &entry).second
-                         : sockets_.emplace(entry.ino(), Socket{&entry, Fd(), &holders}).second;
+                         : sockets_.emplace(entry.ino(), Socket{&entry, Fd(), &holders, {}}).second;
   if (!fresh) throw Corrupt("files.img", "a Unix socket stands twice");
 }
 
@@ -69,13 +71,15 @@ void UnixRestorer::check_entries() {
 
 std::map<uint32_t, Fd> UnixRestorer::open_all() {
   check_entries();
-  for (auto& [ino, s] : sockets_) make_connected(s);
-  for (auto& [ino, s] : sockets_)
-    if (!s.fd) make_single(s);
+  for (auto& [ino, s] : sockets_) plan(s);
+  make_pairs();
+  make_connections();
+  make_singles();
   for (auto& [ino, s] : sockets_) connect_datagram(s);
   for (auto& [ino, s] : sockets_) fill_queue(s);
   for (auto& [ino, s] : sockets_) settle(s);
   widows_.clear();
+  gone_.clear();
   std::map<uint32_t, Fd> result;
   for (auto& [ino, s] : sockets_)
     if (!result.emplace(s.entry->id(), std::move(s.fd)).second)
@@ -88,70 +92,155 @@ std::map<uint32_t, Fd> UnixRestorer::open_all() {
   return result;
 }
 
-void UnixRestorer::make_connected(Socket& a) {
-  if (a.fd || a.entry->state() == kSocketListen) return;
+FileOwner UnixRestorer::ours() const { return {paths_.self().uid, paths_.self().gid, {}}; }
+
+/// Whether the kernel knows who the peer is; images that do not say it are of sockets for which it does.
+bool UnixRestorer::told(const Socket& a) const {
+  const FileOwner* owner = owners_.recorded(a.entry->id());
+  return owner == nullptr || owner->peer;
+}
+
+void UnixRestorer::plan(Socket& a) {
+  a.made_as = ours();
+  if (a.planned || a.entry->state() == kSocketListen) return;
   const uint32_t peer = a.entry->peer();
   if (peer == 0) {
     // A named datagram socket counts as established as soon as somebody connects to it.
     const bool alone = a.entry->type() == SOCK_DGRAM && !a.entry->name().empty();
-    if (a.entry->state() == kSocketEstablished && !alone) make_widow(a);
+    if (a.entry->state() == kSocketEstablished && !alone) plan_widow(a);
     return;
   }
   Socket* b = by_inode(peer);
-  // Datagram sockets that merely send to a named one are connected later, by that name.
+  // Datagram sockets that merely send to a named one are connected later, by that name; so are two that are connected
+  // to each other, of which the kernel does not tell who did it, as it does of a pair.
   if (b == nullptr || b == &a || b->entry->peer() != a.entry->ino()) return;
-  make_pair(a, *b);
+  const bool by_name = a.entry->type() == SOCK_DGRAM && !a.entry->name().empty() && !b->entry->name().empty();
+  if (by_name && !told(a) && !told(*b)) return;
+  plan_pair(a, *b);
 }
 
-void UnixRestorer::make_pair(Socket& a, Socket& b) {
-  const bool named = !a.entry->name().empty() || !b.entry->name().empty();
-  if (!named || a.entry->type() == SOCK_DGRAM) {
-    int fds[2];
-    check(::socketpair(AF_UNIX, static_cast<int>(a.entry->type()) | SOCK_CLOEXEC, 0, fds), "make a pair for",
-          who_is(*a.entry));
-    a.fd.reset(fds[0]);
-    b.fd.reset(fds[1]);
-    if (!a.entry->name().empty()) bind_name(a);
-    if (!b.entry->name().empty()) bind_name(b);
-    return;
-  }
-  // An accepted socket shares its listener's address: a listener of that name, where nobody sees it, makes one.
-  const auto listens = [&](const std::string& name) {
-    return std::any_of(sockets_.begin(), sockets_.end(), [&](const auto& s) {
-      return s.second.entry->state() == kSocketListen && s.second.entry->name() == name;
-    });
-  };
-  Socket* server = a.entry->name().empty() || (!b.entry->name().empty() && listens(b.entry->name())) ? &b : &a;
-  Socket* client = server == &a ? &b : &a;
-  backstage([&] {
-    const Fd listener = new_socket(*server->entry);
-    bind_backstage(listener.get(), *server->entry);
-    check(::listen(listener.get(), 1), "listen on", who_is(*server->entry));
-    client->fd = new_socket(*client->entry);
-    const UnixAddress address(server->entry->name());
-    check(::connect(client->fd.get(), address.get(), address.length), "connect to", who_is(*server->entry));
-    server->fd.reset(
-        check(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC), "accept on", who_is(*server->entry)));
-    if (!client->entry->name().empty()) bind_backstage(client->fd.get(), *client->entry);
+bool UnixRestorer::listens(const std::string& name) const {
+  return std::any_of(sockets_.begin(), sockets_.end(), [&](const auto& s) {
+    return s.second.entry->state() == kSocketListen && s.second.entry->name() == name;
   });
 }
 
-void UnixRestorer::make_widow(Socket& a) {
-  Entry gone;
-  gone.set_type(a.entry->type());
-  Socket b{&gone, Fd(), a.holders};
-  make_pair(a, b);
-  widows_.emplace(a.entry->ino(), std::move(b.fd));
+void UnixRestorer::plan_pair(Socket& a, Socket& b) {
+  a.planned = b.planned = true;
+  const bool named = !a.entry->name().empty() || !b.entry->name().empty();
+  if (!named || a.entry->type() == SOCK_DGRAM) {
+    if (told(a) && told(b) && owners_.peer(a.entry->id(), *a.holders) != owners_.peer(b.entry->id(), *b.holders) &&
+        owners_.recorded(a.entry->id()) != nullptr)
+      throw Corrupt(kFileOwnersImage, "the ends of a pair of Unix sockets were made by two");
+    pairs_.push_back({&a, &b});
+    return;
+  }
+  Socket* server = a.entry->name().empty() || (!b.entry->name().empty() && listens(b.entry->name())) ? &b : &a;
+  Socket* client = server == &a ? &b : &a;
+  // Each end tells of the other: who connected, and who called listen(2).
+  connections_.push_back({server, client, owners_.peer(client->entry->id(), *client->holders),
+                          owners_.peer(server->entry->id(), *server->holders)});
 }
 
-void UnixRestorer::make_single(Socket& a) {
-  a.fd = new_socket(*a.entry);
-  if (!a.entry->name().empty()) bind_name(a);
-  if (a.entry->state() != kSocketListen) return;
-  if (a.entry->type() == SOCK_DGRAM || a.entry->name().empty())
-    throw Corrupt("files.img", who_is(*a.entry) + " cannot listen");
-  check(::listen(a.fd.get(), static_cast<int>(std::min<uint32_t>(a.entry->backlog(), INT32_MAX))), "listen on",
-        who_is(*a.entry));
+void UnixRestorer::plan_widow(Socket& a) {
+  Entry& entry = gone_entries_.emplace_back();
+  entry.set_id(a.entry->id());  // tells of the same maker
+  entry.set_type(a.entry->type());
+  Socket& b = gone_.emplace_back(Socket{&entry, Fd(), a.holders, ours()});
+  plan_pair(a, b);
+  widows_.emplace(a.entry->ino(), &b);
+}
+
+void UnixRestorer::make_pairs() {
+  SocketBatch batch(maker_);
+  for (const Pair& pair : pairs_) {
+    const PeerCredentials by = owners_.peer(pair.a->entry->id(), *pair.a->holders);
+    SocketStep step;
+    step.type = static_cast<int>(pair.a->entry->type());
+    batch.add(by, step, [&pair, by](Fd first, Fd second) {
+      pair.a->fd = std::move(first);
+      pair.b->fd = std::move(second);
+      pair.a->made_as = pair.b->made_as = {by.uid, by.gid, {}};
+    });
+  }
+  batch.run();
+  for (const Pair& pair : pairs_)
+    for (Socket* end : {pair.a, pair.b})
+      if (!end->entry->name().empty()) bind_name(*end);
+}
+
+/// Those to one listening socket together, as many at a time as wait in the smallest queue that a system may allow.
+void UnixRestorer::make_connections() {
+  constexpr size_t kAtOnce = 32;
+  const auto same = [](const Connection& x, const Connection& y) {
+    const Entry &a = *x.server->entry, &b = *y.server->entry;
+    return a.type() == b.type() && a.name() == b.name() && a.name_dir() == b.name_dir() && x.listener == y.listener;
+  };
+  std::span<Connection> rest(connections_);
+  while (!rest.empty()) {
+    const auto end =
+        std::partition(rest.begin() + 1, rest.end(), [&](const Connection& c) { return same(rest[0], c); });
+    const auto size = std::min(static_cast<size_t>(end - rest.begin()), kAtOnce);
+    connect_all(rest.first(size));
+    rest = rest.subspan(size);
+  }
+}
+
+/// An accepted socket shares its listener's address: a listener of that name, where nobody sees it, makes them.
+void UnixRestorer::connect_all(std::span<Connection> connections) {
+  const Entry& server = *connections[0].server->entry;
+  const UnixAddress address(server.name());
+  Fd listener, file;
+  backstage([&] {
+    listener = new_socket(server);
+    bind_backstage(listener.get(), server);
+    if (abstract_name(server.name())) return;
+    // connect(2) wants to write to it.
+    const std::string path = clean_name(server.name());
+    check(::chmod(path.c_str(), 0777), "set the mode of", path);
+    file = open_path(path, O_PATH | O_NOFOLLOW);
+  });
+  SocketBatch batch(maker_);
+  SocketStep listen;
+  listen.kind = SocketStep::Kind::listen;
+  listen.backlog = static_cast<int>(connections.size());
+  listen.socket = listener.get();
+  batch.add(connections[0].listener, listen);
+  batch.run();
+  std::vector<Connection*> order;
+  for (Connection& c : connections) {
+    c.client->fd = new_socket(*c.client->entry, SOCK_NONBLOCK);
+    SocketStep step;
+    step.kind = SocketStep::Kind::connect;
+    step.socket = c.client->fd.get();
+    step.file = file.get();
+    step.name = address.raw;
+    step.length = address.length;
+    batch.add(c.connector, step, [&order, &c](const Fd&, const Fd&) { order.push_back(&c); });
+  }
+  batch.run();
+  for (Connection* c : order) {
+    c->server->fd.reset(
+        check(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC), "accept on", who_is(*c->server->entry)));
+    if (!c->client->entry->name().empty()) backstage([&] { bind_backstage(c->client->fd.get(), *c->client->entry); });
+  }
+}
+
+void UnixRestorer::make_singles() {
+  SocketBatch batch(maker_);
+  for (auto& [ino, s] : sockets_) {
+    if (s.planned) continue;
+    const Entry& e = *s.entry;
+    s.fd = new_socket(e);
+    if (!e.name().empty()) bind_name(s);
+    if (e.state() != kSocketListen) continue;
+    SocketStep step;
+    step.kind = SocketStep::Kind::listen;
+    step.backlog = static_cast<int>(std::min<uint32_t>(e.backlog(), INT32_MAX));
+    step.socket = s.fd.get();
+    batch.add(owners_.peer(e.id(), *s.holders), step);
+  }
+  batch.run();
 }
 
 void UnixRestorer::bind_name(Socket& a) {
@@ -180,7 +269,7 @@ void UnixRestorer::connect_datagram(Socket& a) {
   if (external != external_.end()) return connect_external(a, *external->second);
   const Socket* b = by_inode(peer);
   if (b == nullptr) throw Corrupt("files.img", "a Unix socket's peer is missing");
-  if (b != &a && b->entry->peer() == a.entry->ino()) return;  // a pair already
+  if (a.planned) return;  // in a pair
   const UnixAddress address(reachable_name(*b->entry));
   check(::connect(a.fd.get(), address.get(), address.length), "connect to", who_is(*b->entry));
 }
@@ -210,7 +299,7 @@ void UnixRestorer::fill_queue(Socket& a) {
   int sender = -1;
   const auto widow = widows_.find(a.entry->ino());
   Socket* peer = by_inode(a.entry->peer());
-  if (widow != widows_.end()) sender = widow->second.get();
+  if (widow != widows_.end()) sender = widow->second->fd.get();
   if (sender < 0 && peer != nullptr && peer->entry->peer() == a.entry->ino()) sender = peer->fd.get();
   if (sender < 0) {
     if (a.entry->type() != SOCK_DGRAM) throw Corrupt("sk-queues.img", who_is(*a.entry) + " has data but no peer");
@@ -235,6 +324,7 @@ void UnixRestorer::fill_queue(Socket& a) {
 
 void UnixRestorer::settle(Socket& a) {
   const std::string who = who_is(*a.entry);
+  give_file(a.fd.get(), owners_.owner(a.entry->id(), *a.holders), a.made_as, who);
   apply_socket_options(a.fd.get(), a.entry->opts(), who);
   if (a.entry->state() != kSocketListen) {
     // shutdown(2) counts from 0 what the image counts from 1.

@@ -3,14 +3,20 @@
 // A socket can be bound once only, and a task that accepts on a socket that does not listen yet gets an error. So
 // sockets are bound and listening before the gate, but their files have hidden names until publish(); abstract names
 // cannot be hidden and appear as soon as they are bound.
+//
+// What a socket tells of its peer (SO_PEERCRED) is who made it: pairs, listening sockets and connections are made by
+// the processes that the images name.
 #pragma once
 
+#include <deque>
 #include <map>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "core/base/log.h"
+#include "core/files/file_owners.h"
+#include "core/files/socket_makers.h"
 #include "core/files/task_paths.h"
 #include "core/files/unix_names.h"
 
@@ -18,8 +24,10 @@ namespace migrate {
 
 class UnixRestorer {
  public:
-  /// `paths` must outlive this. `mark`: hidden names begin with it (core/files/hidden_sockets.h).
-  UnixRestorer(const ImageSet& images, TaskPaths& paths, bool hold, std::string mark, Logger& log);
+  /// `owners`, `maker` and `paths` must outlive this. `mark`: hidden names begin with it
+  /// (core/files/hidden_sockets.h).
+  UnixRestorer(const ImageSet& images, const FileOwners& owners, const SocketMaker& maker, TaskPaths& paths, bool hold,
+               std::string mark, Logger& log);
   UnixRestorer(const UnixRestorer&) = delete;
   UnixRestorer& operator=(const UnixRestorer&) = delete;
 
@@ -36,6 +44,15 @@ class UnixRestorer {
     const Entry* entry;
     Fd fd;
     const Holders* holders;
+    FileOwner made_as{};   ///< whose the file is by now
+    bool planned = false;  ///< in a pair or a connection
+  };
+  struct Pair {
+    Socket *a, *b;
+  };
+  struct Connection {
+    Socket *server, *client;  ///< the accepted end, and the one that connected
+    PeerCredentials listener, connector;
   };
   struct Deaf {
     int socket;  ///< filtered until published
@@ -43,10 +60,16 @@ class UnixRestorer {
   };
   Socket* by_inode(uint32_t ino);
   void check_entries();
-  void make_connected(Socket& a);
-  void make_pair(Socket& a, Socket& b);
-  void make_widow(Socket& a);
-  void make_single(Socket& a);
+  void plan(Socket& a);
+  void plan_pair(Socket& a, Socket& b);
+  void plan_widow(Socket& a);
+  bool told(const Socket& a) const;
+  bool listens(const std::string& name) const;
+  FileOwner ours() const;
+  void make_pairs();
+  void make_connections();
+  void connect_all(std::span<Connection> connections);
+  void make_singles();
   void bind_name(Socket& a);
   void connect_datagram(Socket& a);
   void connect_external(Socket& a, const Entry& to);
@@ -54,13 +77,19 @@ class UnixRestorer {
   void fill_queue(Socket& a);
   void settle(Socket& a);
 
+  const FileOwners& owners_;
+  const SocketMaker& maker_;
   TaskPaths& paths_;
   UnixNames names_;
   bool hold_;
   Logger& log_;
   std::map<uint32_t, Socket> sockets_;         ///< by inode
   std::map<uint32_t, const Entry*> external_;  ///< likewise
-  std::map<uint32_t, Fd> widows_;              ///< by inode: the closed peer, until queues are filled
+  std::vector<Pair> pairs_;
+  std::vector<Connection> connections_;
+  std::deque<Entry> gone_entries_;  ///< of closed peers, which are there until queues are filled
+  std::deque<Socket> gone_;
+  std::map<uint32_t, Socket*> widows_;                                  ///< by inode: the closed peer
   std::map<uint32_t, std::vector<std::span<const std::byte>>> queues_;  ///< by file id
   std::map<uint32_t, Deaf> deaf_;                                       ///< by inode
 };

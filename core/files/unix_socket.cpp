@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "core/files/file_owners.h"
 #include "core/files/socket_options.h"
 #include "core/image/magic.h"
 #include "images/sk-packet.pb.h"
@@ -74,6 +75,9 @@ void UnixDumper::dump(const OpenFile& file) {
                       std::to_string(info.waiting.size()) + " connections not accepted yet",
                   "try again when they are accepted");
   if (info.state != kSocketListen) dump_queue(file, info);
+  std::optional<PeerCredentials> peer = peer_credentials(file.ours.get(), file.who());
+  if (peer) peer->pid = static_cast<uint32_t>(context_.pid_in_tree(static_cast<pid_t>(peer->pid)));
+  record_owner(context_, file, peer);
   seen_.emplace(info.ino, Seen{std::move(entry), file.who(), info, netns});
 }
 

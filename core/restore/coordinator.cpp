@@ -25,6 +25,7 @@
 #include "core/restore/restorer/protocol.h"
 #include "core/restore/shared_memory.h"
 #include "core/restore/shells.h"
+#include "core/restore/socket_orders.h"
 #include "core/restore/staging.h"
 
 namespace migrate {
@@ -326,6 +327,10 @@ class Coordinator {
     file_options.mark = options_.mark;
     file_options.holders = table_holders(images_of_);
     file_options.by_root = options_.files_by_root;
+    if (!options_.files_by_root) file_options.owners = ids_of(images_of_);
+    file_options.make_sockets = [this](const PeerCredentials& who, std::span<const SocketStep> steps) {
+      return order_sockets(*shells_, who, steps, *log_);
+    };
     if (!options_.root.empty() && !options_.own_namespaces) {
       root_ = open_path(options_.root, O_PATH | O_DIRECTORY);
       file_options.root_fd = root_.get();

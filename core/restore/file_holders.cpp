@@ -29,6 +29,19 @@ std::map<uint32_t, Holders> table_holders(const std::vector<TaskImage>& tasks) {
   return tables;
 }
 
+UserIds ids_of(const std::vector<TaskImage>& tasks) {
+  UserIds ids;
+  for (const TaskImage& task : tasks)
+    for (const img::core_entry& core : task.cores) {
+      if (!core.thread_core().has_creds()) continue;
+      const img::creds_entry& c = core.thread_core().creds();
+      ids.uids.insert({c.uid(), c.euid(), c.suid(), c.fsuid()});
+      ids.gids.insert({c.gid(), c.egid(), c.sgid(), c.fsgid()});
+      ids.gids.insert(c.groups().begin(), c.groups().end());
+    }
+  return ids;
+}
+
 std::map<MappedFile, WantedFile> wanted_files(const std::vector<TaskImage>& tasks) {
   std::map<MappedFile, WantedFile> all;
   for (const TaskImage& task : tasks) {

@@ -13,6 +13,9 @@ namespace migrate {
 /// The credentials of those who have each descriptor table.
 std::map<uint32_t, Holders> table_holders(const std::vector<TaskImage>& tasks);
 
+/// All users and groups that the tasks are or could become by themselves.
+UserIds ids_of(const std::vector<TaskImage>& tasks);
+
 /// What the tasks have mapped, as executables and as folders, each once.
 std::map<MappedFile, WantedFile> wanted_files(const std::vector<TaskImage>& tasks);
 

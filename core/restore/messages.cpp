@@ -9,6 +9,9 @@
 namespace migrate {
 namespace {
 
+/// As many as the kernel takes (SCM_MAX_FD).
+constexpr size_t kMaxFds = 253;
+
 struct Frame {
   uint32_t type;
   int32_t pid;
@@ -33,7 +36,7 @@ void send_message(int socket, Msg type, pid_t pid, std::span<const std::byte> bo
 std::optional<Message> receive_message(int socket) {
   std::vector<std::byte> bytes(kMaxBody + sizeof(Frame));
   iovec iov{bytes.data(), bytes.size()};
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(16 * sizeof(int)) + CMSG_SPACE(sizeof(ucred))> control{};
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(kMaxFds * sizeof(int)) + CMSG_SPACE(sizeof(ucred))> control{};
   msghdr header{};
   header.msg_iov = &iov;
   header.msg_iovlen = 1;

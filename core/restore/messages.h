@@ -40,8 +40,9 @@ enum class Msg : uint32_t {
   discard,    // give back these pages
   end_child,  // the task `pid`, a child of the receiver, is gone
   end_as_zombie,
-  reserve,  // make these pages ready to be filled
-  memory,   // how much do the shared memory objects have? Answered with the number of bytes
+  reserve,       // make these pages ready to be filled
+  make_sockets,  // calls to be made by the task `pid` (packing.cpp), answered by the ends of pairs
+  memory,        // how much do the shared memory objects have? Answered with the number of bytes
 };
 
 struct Message {

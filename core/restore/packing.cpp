@@ -328,4 +328,35 @@ std::vector<TaskNode> unpack_nodes(int fd, std::vector<int>& ends) {
   return tasks;
 }
 
+Fd pack_sockets(const PeerCredentials& who, std::span<const SocketStep> steps) {
+  Packer p;
+  for (const uint32_t number : {who.pid, who.uid, who.gid}) p.number(number);
+  p.number(who.groups.size());
+  for (const uint32_t group : who.groups) p.number(group);
+  p.number(steps.size());
+  for (const SocketStep& step : steps) {
+    p.number(static_cast<uint64_t>(step.kind));
+    for (const int value : {step.type, step.backlog, step.socket, step.file}) p.small(value);
+    p.text({reinterpret_cast<const char*>(&step.name), step.length});
+  }
+  return p.seal("migrate-sockets");
+}
+
+std::vector<SocketStep> unpack_sockets(int fd, PeerCredentials& who) {
+  Unpacker u(fd);
+  for (uint32_t* number : {&who.pid, &who.uid, &who.gid}) *number = static_cast<uint32_t>(u.number());
+  who.groups.resize(u.count());
+  for (uint32_t& group : who.groups) group = static_cast<uint32_t>(u.number());
+  std::vector<SocketStep> steps(u.count());
+  for (SocketStep& step : steps) {
+    step.kind = static_cast<SocketStep::Kind>(u.number());
+    for (int* value : {&step.type, &step.backlog, &step.socket, &step.file}) *value = u.small();
+    const std::string name = u.text();
+    if (name.size() > sizeof step.name) throw Corrupt("a packed table", "an address is too long");
+    std::memcpy(&step.name, name.data(), name.size());
+    step.length = static_cast<socklen_t>(name.size());
+  }
+  return steps;
+}
+
 }  // namespace migrate

@@ -102,6 +102,8 @@ class Shell {
         return staging_.reserve(unpack_areas(fd_of(m, 0))), false;
       case Msg::stage:
         return stage(m);
+      case Msg::make_sockets:
+        return make_unix_sockets(m), false;
       case Msg::end_as_zombie:
         return images_ = unpack_images(fd_of(m, 0)), false;
       case Msg::fill:
@@ -227,6 +229,20 @@ class Shell {
     context_.room = room;
     for (int* fd : {&control_, &context_.launcher, &context_.coordinator_pidfd})
       if (*fd < room.floor || *fd >= room.end) *fd = move_above(Fd(*fd), room.floor).release();
+  }
+
+  /// Sockets that tell of this task.
+  void make_unix_sockets(const Message& m) {
+    PeerCredentials who;
+    std::vector<SocketStep> steps = unpack_sockets(fd_of(m, 0), who);
+    std::vector<Fd> fetched;
+    for (SocketStep& step : steps)
+      for (int* number : {&step.socket, &step.file})
+        if (*number >= 0) *number = fetched.emplace_back(fetch(*number, context_.room.floor)).get();
+    const std::vector<Fd> made = make_sockets(who, steps);
+    std::vector<int> numbers;
+    for (const Fd& fd : made) numbers.push_back(fd.get());
+    send_message(control_, Msg::make_sockets, node_.pid, {}, numbers);
   }
 
   void fetch_file(const Resources& from, uint64_t id, int access) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/base/fd.h"
+#include "core/files/socket_makers.h"
 #include "core/image/image_set.h"
 #include "core/memory/tree_layout.h"
 #include "core/memory/tree_survey.h"
@@ -79,6 +80,9 @@ std::vector<MemoryId> unpack_memories(int fd);
 Fd pack_threads(const std::vector<pid_t>& threads);
 std::vector<pid_t> unpack_threads(int fd);
 /// Tasks with their plan for a change, and the coordinator's number of the control socket of each that is new, else -1.
+/// Descriptors in steps are the coordinator's.
+Fd pack_sockets(const PeerCredentials& who, std::span<const SocketStep> steps);
+std::vector<SocketStep> unpack_sockets(int fd, PeerCredentials& who);
 Fd pack_nodes(const std::vector<TaskNode>& tasks, const std::vector<int>& ends);
 std::vector<TaskNode> unpack_nodes(int fd, std::vector<int>& ends);
 

@@ -74,6 +74,7 @@ int run_dump(const CoreOptions& o) {
   scripts.run("post-dump", o.tree);
   const DumpStats stats = dump.stats();
   write_dump_stats(stats, work.get());
+  dump.keep_links();
   if (o.leave_running) {
     dump.tree().release(false);
   } else if (o.leave_stopped) {

@@ -297,6 +297,49 @@ TEST_F(FileRights, FoldersAreEnteredByTheirTasks) {
   expect_root();
 }
 
+/// What a user holds that was root's when it was opened.
+Work hold_removed(const std::string& path, const std::string& other) {
+  return [=] {
+    place_at(::open(path.c_str(), O_RDONLY), 3);
+    MUST(::link(path.c_str(), other.c_str()) == 0 && ::unlink(path.c_str()) == 0);
+    MUST(::setresgid(kUser, kUser, kUser) == 0 && ::setresuid(kUser, kUser, kUser) == 0);
+  };
+}
+
+TEST_F(FileRights, NamesForRemovedFilesAreMadeByTheUsersRight) {
+  folder("theirs", kOther, 0755);
+  file("theirs/f", "12345", kUser, 0600);
+  refused(hold_removed(at("theirs/f"), at("one")),
+          "removed from " + at("theirs") + ", which user 65534 may not use here", {.link_remap = true});
+  EXPECT_EQ(entries("theirs"), 0u);
+  expect_root();
+  // Its own folder, and root's.
+  file("home/f", "12345", kUser, 0600);
+  file("log/f", "12345", kUser, 0600);
+  const auto users = dump(hold_removed(at("home/f"), at("two")), {.link_remap = true});
+  const auto roots = dump(hold_removed(at("log/f"), at("three")), {.link_remap = true});
+  for (const char* name : {"home", "log"}) EXPECT_EQ(entries(name), 1u) << name;
+  for (const auto& [images, path] :
+       {std::pair(&users, at("home/f (deleted)")), std::pair(&roots, at("log/link_remap."))}) {
+    FileRestorer restorer(*images, options({user()}), *log);
+    restorer.open_all();
+    // A user cannot have it seen under its old name in root's folder.
+    EXPECT_TRUE(link_of(restorer.opened().begin()->second).starts_with(path));
+    EXPECT_EQ(restorer.after_gate(), std::vector<std::string>());
+  }
+  for (const char* name : {"home", "log"}) EXPECT_EQ(entries(name), 0u) << name;
+}
+
+TEST_F(FileRights, NamesForRemovedFilesGoWithADumpThatIsNotStored) {
+  keep_links = false;
+  file("home/f", "12345", kUser, 0600);
+  // One that is taken is left alone.
+  for (int id = 1; id < 5; ++id) file("home/link_remap." + std::to_string(id), "theirs", kUser, 0600);
+  const auto images = dump(hold_removed(at("home/f"), at("two")), {.link_remap = true});
+  EXPECT_TRUE(images.has("remap-fpath.img"));
+  EXPECT_EQ(entries("home"), 4u);
+}
+
 TEST_F(FileRights, RootFoldersAreRootsToGive) {
   using Use = WantedFile::Use;
   folder("jail", 0, 0755);

@@ -132,6 +132,7 @@ class Files : public testing::Test {
     dumper.dump_descriptors();
     objects = dumper.take_shared_objects();
     dumper.finish();
+    if (keep_links) dumper.keep_links();
     return images;
   }
   /// Installs in a child; there `check_all` runs after the gate opened and the coordinator is gone.
@@ -172,6 +173,7 @@ class Files : public testing::Test {
   std::filesystem::path dir;
   LoggerPtr log = null_logger();
   std::vector<SharedObject> objects;
+  bool keep_links = true;  ///< as a dump does that was stored
 };
 
 inline std::string read_some(int fd) {

@@ -1,25 +1,18 @@
 #include "migrate/session/destination/destination_checks.h"
 
-#include <fcntl.h>
 #include <linux/capability.h>
-#include <linux/openat2.h>
 #include <netinet/in.h>
-#include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
 
 #include "core/base/fd.h"
-#include "core/files/file_locks.h"
+#include "migrate/session/destination/file_checks.h"
 #include "migrate/session/guardian/privileges.h"
 #include "migrate/session/telling/events.h"
-#include "migrate/session/wire/content_hash.h"
 #include "migrate/session/wire/host_facts.h"
 
 namespace migrate {
@@ -28,101 +21,6 @@ namespace {
 /// A source takes no more than 1000, of 4096 bytes each (check_bounds).
 constexpr size_t kMaxReasons = 50;
 constexpr size_t kMaxReason = 4096;
-
-/// Opens a peer's path below the root folder, without magic links; blocking files are not waited for.
-Fd open_inside(int root, const std::string& path, int flags) {
-  open_how how{};
-  // openat2(2) refuses flags that O_PATH would ignore.
-  how.flags = static_cast<uint64_t>(flags | O_CLOEXEC | ((flags & O_PATH) != 0 ? 0 : O_NONBLOCK | O_NOCTTY));
-  how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
-  return Fd(static_cast<int>(::syscall(SYS_openat2, root, path.c_str(), &how, sizeof how)));
-}
-
-std::string type_name(uint32_t type) {
-  switch (type) {
-    case S_IFREG:
-      return "a regular file";
-    case S_IFDIR:
-      return "a folder";
-    case S_IFCHR:
-      return "a character device";
-    case S_IFBLK:
-      return "a block device";
-    case S_IFIFO:
-      return "a FIFO";
-    case S_IFSOCK:
-      return "a socket";
-    default:
-      return "something else";
-  }
-}
-
-bool probe_seen(int root, const wire::Check::File& file, uint64_t inode) {
-  if (file.probe_path().empty() || file.probe_content().empty() || inode != file.inode()) return false;
-  const Fd fd = open_inside(root, file.probe_path(), O_RDONLY | O_NOFOLLOW);
-  struct stat st {};
-  if (!fd || ::fstat(fd.get(), &st) != 0 || !S_ISREG(st.st_mode)) return false;
-  std::string content(file.probe_content().size() + 1, '\0');
-  const size_t n = read_full(fd.get(), std::as_writable_bytes(std::span(content)), "a probe");
-  return content.substr(0, n) == file.probe_content();
-}
-
-/// Whether a lock can be had; nothing is locked afterwards. Where both hosts see one file and its locks, the source's
-/// own is in the way until the tree has gone.
-bool can_lock(int fd, const wire::Check::Lock& lock) {
-  if (lock.type() != F_RDLCK && lock.type() != F_WRLCK) return true;
-  if (lock.kind() == kLockFlock) {
-    const bool got = ::flock(fd, (lock.type() == F_RDLCK ? LOCK_SH : LOCK_EX) | LOCK_NB) == 0;
-    if (got) ::flock(fd, LOCK_UN);
-    return got || errno != EWOULDBLOCK;
-  }
-  struct flock wanted {};
-  wanted.l_type = static_cast<short>(lock.type());
-  wanted.l_whence = SEEK_SET;
-  wanted.l_start = lock.start();
-  wanted.l_len = lock.length();
-  return ::fcntl(fd, F_OFD_GETLK, &wanted) != 0 || wanted.l_type == F_UNLCK;
-}
-
-std::string check_locks(int root, const wire::Check::File& file) {
-  if (file.locks_size() == 0 || file.type() != S_IFREG) return {};
-  const Fd fd = open_inside(root, file.path(), O_RDONLY);
-  if (!fd) return {};
-  for (const auto& lock : file.locks()) {
-    if (!can_lock(fd.get(), lock)) {
-      return file.path() +
-             " is locked by the program, and the lock cannot be had at the destination: another process there, or the "
-             "program itself through a shared file system, holds it; let the program release it first";
-    }
-  }
-  return {};
-}
-
-std::string check_file(int root, const wire::Check::File& file) {
-  const Fd path = open_inside(root, file.path(), O_PATH);
-  struct stat st {};
-  if (!path || ::fstat(path.get(), &st) != 0) return file.path() + " does not exist at the destination; put it there";
-  if ((st.st_mode & S_IFMT) != file.type()) {
-    return file.path() + " is " + type_name(file.type()) + " at the source and " + type_name(st.st_mode & S_IFMT) +
-           " at the destination";
-  }
-  if (file.writable() && file.type() == S_IFREG && file.has_probe_path() && !probe_seen(root, file, st.st_ino)) {
-    return file.path() +
-           " is written by the program and is not shown to be the same file on both hosts; put it on a shared file "
-           "system, or say --files-shared if it is";
-  }
-  if (std::string why = check_locks(root, file); !why.empty()) return why;
-  // Opening anything else may do something.
-  if (!file.mapped() || !S_ISREG(st.st_mode)) return {};
-  if (static_cast<uint64_t>(st.st_size) != file.size()) {
-    return file.path() + " has another size at the destination; install the same version";
-  }
-  const Fd content = open_inside(root, file.path(), O_RDONLY);
-  if (file.content() != 0 && (!content || content_hash(content.get()) != file.content())) {
-    return file.path() + " has another content at the destination; install the same version";
-  }
-  return {};
-}
 
 /// Tries to bind as the program will; a port of another program says EADDRINUSE.
 std::string check_port(const wire::Check::Port& port) {
@@ -192,6 +90,16 @@ void check_policy(const wire::Check& check, const ReceiveOptions& options, std::
   }
 }
 
+void check_files(const wire::Check& check, const ReceiveOptions& options, std::vector<std::string>& reasons) {
+  FileChecks files(check, options);
+  // Who may not come as whom it says learns nothing more.
+  if (files.bounded() && !reasons.empty()) return;
+  for (const auto& file : check.files()) {
+    if (reasons.size() >= kMaxReasons) break;
+    if (std::string why = files.why_not(file); !why.empty()) reasons.push_back(std::move(why));
+  }
+}
+
 /// What the restore will want of this process, and would refuse only after the rounds.
 void check_means(const wire::Check& check, std::vector<std::string>& reasons) {
   rlimit files{};
@@ -243,11 +151,7 @@ std::vector<std::string> what_is_in_the_way(const wire::Check& check, const Rece
       reasons.push_back("pid " + std::to_string(pid) + " is beyond the destination's kernel.pid_max; raise that");
     }
   }
-  const Fd root = open_path(options.root.empty() ? "/" : options.root, O_PATH | O_DIRECTORY);
-  for (const auto& file : check.files()) {
-    if (reasons.size() >= kMaxReasons) break;
-    if (std::string why = check_file(root.get(), file); !why.empty()) reasons.push_back(std::move(why));
-  }
+  check_files(check, options, reasons);
   for (const auto& port : check.ports()) {
     if (reasons.size() >= kMaxReasons) break;
     if (std::string why = check_port(port); !why.empty()) reasons.push_back(std::move(why));

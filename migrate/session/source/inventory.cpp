@@ -281,8 +281,10 @@ std::pair<std::string, std::string> FileProbes::make(const std::string& folder) 
   how.resolve = RESOLVE_NO_SYMLINKS;
   Fd place(static_cast<int>(::syscall(SYS_openat2, AT_FDCWD, folder.empty() ? "/" : folder.c_str(), &how, sizeof how)));
   if (!place) return {};
-  const Fd fd(::openat(place.get(), name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
+  const Fd fd(::openat(place.get(), name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644));
   if (!fd) return {};
+  // A bounded receiver reads it as the program's user; what it holds is worth nothing to others.
+  ::fchmod(fd.get(), 0644);
   made_.emplace_back(std::move(place), name);
   try {
     write_full(fd.get(), as_bytes_of(content), folder + "/" + name);

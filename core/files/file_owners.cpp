@@ -77,11 +77,13 @@ const FileOwner* FileOwners::recorded(uint32_t file_id) const {
   return it == owners_.end() ? nullptr : &it->second;
 }
 
+bool FileOwners::allows(uint32_t uid, uint32_t gid) const {
+  return !only_ || (only_->uids.contains(uid) && only_->gids.contains(gid));
+}
+
 FileOwner FileOwners::owner(uint32_t file_id, const Holders& holders) const {
   const FileOwner* owner = recorded(file_id);
-  const bool allowed =
-      owner != nullptr && (!only_ || (only_->uids.contains(owner->uid) && only_->gids.contains(owner->gid)));
-  if (allowed) return *owner;
+  if (owner != nullptr && allows(owner->uid, owner->gid)) return *owner;
   return {holders.front().uid, holders.front().gid, {}};
 }
 

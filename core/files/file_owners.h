@@ -54,6 +54,8 @@ class FileOwners {
   FileOwner owner(uint32_t file_id, const Holders& holders) const;
   /// Of a Unix socket whose peer is known: what it will tell. Without a record: the first of the holders, no pid.
   PeerCredentials peer(uint32_t file_id, const Holders& holders) const;
+  /// Whether something may be said to be theirs.
+  bool allows(uint32_t uid, uint32_t gid) const;
   /// Refusal for a Unix socket that would tell of somebody who is none of those. `who` names it.
   void check_peer(uint32_t file_id, const std::string& who) const;
 

@@ -4,6 +4,8 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <array>
+#include <cstring>
 
 #include "core/files/hidden_sockets.h"
 #include "core/files/paths.h"
@@ -11,6 +13,7 @@
 #include "core/files/unix_address.h"
 #include "core/files/unix_socket.h"
 #include "core/image/magic.h"
+#include "ext/ext.pb.h"
 #include "images/sk-packet.pb.h"
 
 namespace migrate {
@@ -20,18 +23,56 @@ Fd new_socket(const img::unix_sk_entry& e, int flags = 0) {
   return Fd(check(::socket(AF_UNIX, static_cast<int>(e.type()) | SOCK_CLOEXEC | flags, 0), "make", "a Unix socket"));
 }
 
+/// As sent by somebody: root may say by whom, if the process is there; else it was this one.
+ssize_t send_from(int fd, std::span<const std::byte> bytes, std::optional<ucred> from) {
+  iovec iov{const_cast<std::byte*>(bytes.data()), bytes.size()};
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(ucred))> control{};
+  msghdr header{};
+  header.msg_iov = &iov;
+  header.msg_iovlen = 1;
+  const auto send = [&] { return ::sendmsg(fd, &header, MSG_DONTWAIT | MSG_NOSIGNAL); };
+  if (!from) return send();
+  header.msg_control = control.data();
+  header.msg_controllen = control.size();
+  cmsghdr* c = CMSG_FIRSTHDR(&header);
+  c->cmsg_level = SOL_SOCKET;
+  c->cmsg_type = SCM_CREDENTIALS;
+  c->cmsg_len = CMSG_LEN(sizeof(ucred));
+  if (from->pid <= 0) from->pid = ::getpid();
+  std::memcpy(CMSG_DATA(c), &*from, sizeof *from);
+  const ssize_t n = send();
+  if (n >= 0 || errno != ESRCH) return n;
+  from->pid = ::getpid();
+  std::memcpy(CMSG_DATA(c), &*from, sizeof *from);
+  return send();
+}
+
 }  // namespace
 
 UnixRestorer::UnixRestorer(const ImageSet& images, const FileOwners& owners, const SocketMaker& maker, TaskPaths& paths,
                            bool hold, std::string mark, Logger& log)
     : owners_(owners), maker_(maker), paths_(paths), names_(paths, std::move(mark)), hold_(hold), log_(log) {
+  read_queues(images);
+}
+
+void UnixRestorer::read_queues(const ImageSet& images) {
   auto reader = images.read("sk-queues.img", magic::kSkQueues);
   img::sk_packet_entry packet;
   while (reader && reader->next(packet)) {
     const auto data = reader->raw(packet.length());
     if (packet.scm_size() != 0)
       throw Refusal("the images hold descriptors on their way through a Unix socket", "they cannot be restored yet");
-    queues_[packet.id_for()].push_back(data);
+    queues_[packet.id_for()].push_back({data});
+  }
+  auto senders = images.read(kPacketSendersImage, kPacketSendersMagic);
+  ext::PacketSender sender;
+  while (senders && senders->next(sender)) {
+    const auto queue = queues_.find(sender.id_for());
+    if (queue == queues_.end() || sender.packet() >= queue->second.size())
+      throw Corrupt(kPacketSendersImage, "it names a packet that is not there");
+    // Nobody's, as long as it may not be theirs.
+    if (!owners_.allows(sender.uid(), sender.gid())) continue;
+    queue->second[sender.packet()].from = ucred{static_cast<pid_t>(sender.pid()), sender.uid(), sender.gid()};
   }
 }
 
@@ -114,7 +155,8 @@ void UnixRestorer::plan(Socket& a) {
   // Datagram sockets that merely send to a named one are connected later, by that name; so are two that are connected
   // to each other, of which the kernel does not tell who did it, as it does of a pair.
   if (b == nullptr || b == &a || b->entry->peer() != a.entry->ino()) return;
-  const bool by_name = a.entry->type() == SOCK_DGRAM && !a.entry->name().empty() && !b->entry->name().empty();
+  const auto reachable = [](const Entry& e) { return !e.name().empty() && !e.deleted(); };
+  const bool by_name = a.entry->type() == SOCK_DGRAM && reachable(*a.entry) && reachable(*b->entry);
   if (by_name && !told(a) && !told(*b)) return;
   plan_pair(a, *b);
 }
@@ -290,35 +332,37 @@ void UnixRestorer::connect_external(Socket& a, const Entry& to) {
   });
 }
 
+/// A socket whose messages get there; `own` is one that is there for it.
+int UnixRestorer::sender_to(Socket& a, Fd& own) {
+  if (const auto widow = widows_.find(a.entry->ino()); widow != widows_.end()) return widow->second->fd.get();
+  const Socket* peer = by_inode(a.entry->peer());
+  if (peer != nullptr && peer->entry->peer() == a.entry->ino()) return peer->fd.get();
+  if (a.entry->type() != SOCK_DGRAM) throw Corrupt("sk-queues.img", who_is(*a.entry) + " has data but no peer");
+  own = new_socket(*a.entry);
+  const UnixAddress address(reachable_name(*a.entry));
+  check(::connect(own.get(), address.get(), address.length), "connect to", who_is(*a.entry));
+  return own.get();
+}
+
 void UnixRestorer::fill_queue(Socket& a) {
   const auto queue = queues_.find(a.entry->id());
   if (queue == queues_.end()) return;
   size_t total = 0;
-  for (const auto& packet : queue->second) total += packet.size();
+  for (const Packet& packet : queue->second) total += packet.bytes.size();
   Fd own;
-  int sender = -1;
-  const auto widow = widows_.find(a.entry->ino());
-  Socket* peer = by_inode(a.entry->peer());
-  if (widow != widows_.end()) sender = widow->second->fd.get();
-  if (sender < 0 && peer != nullptr && peer->entry->peer() == a.entry->ino()) sender = peer->fd.get();
-  if (sender < 0) {
-    if (a.entry->type() != SOCK_DGRAM) throw Corrupt("sk-queues.img", who_is(*a.entry) + " has data but no peer");
-    own = new_socket(*a.entry);
-    const UnixAddress address(reachable_name(*a.entry));
-    check(::connect(own.get(), address.get(), address.length), "connect to", who_is(*a.entry));
-    sender = own.get();
-  }
+  const int sender = sender_to(a, own);
   // Room for data and the kernel's overhead; the right size is set afterwards.
   const int room =
       static_cast<int>(std::min<size_t>(total * 4 + queue->second.size() * 4096 + (1 << 20), INT32_MAX / 2));
   if (::setsockopt(sender, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room) != 0)
     ::setsockopt(sender, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
-  for (auto packet : queue->second) {
+  for (const Packet& packet : queue->second) {
+    auto rest = packet.bytes;
     do {
-      const ssize_t n = ::send(sender, packet.data(), packet.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+      const ssize_t n = send_from(sender, rest, packet.from);
       if (n < 0) throw Error("put data back into the queue of", who_is(*a.entry), errno);
-      packet = packet.subspan(static_cast<size_t>(n));
-    } while (!packet.empty());
+      rest = rest.subspan(static_cast<size_t>(n));
+    } while (!rest.empty());
   }
 }
 

@@ -8,8 +8,11 @@
 // the processes that the images name.
 #pragma once
 
+#include <sys/socket.h>
+
 #include <deque>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -74,6 +77,8 @@ class UnixRestorer {
   void connect_datagram(Socket& a);
   void connect_external(Socket& a, const Entry& to);
   std::string reachable_name(const Entry& entry);
+  void read_queues(const ImageSet& images);
+  int sender_to(Socket& a, Fd& own);
   void fill_queue(Socket& a);
   void settle(Socket& a);
 
@@ -89,9 +94,13 @@ class UnixRestorer {
   std::vector<Connection> connections_;
   std::deque<Entry> gone_entries_;  ///< of closed peers, which are there until queues are filled
   std::deque<Socket> gone_;
-  std::map<uint32_t, Socket*> widows_;                                  ///< by inode: the closed peer
-  std::map<uint32_t, std::vector<std::span<const std::byte>>> queues_;  ///< by file id
-  std::map<uint32_t, Deaf> deaf_;                                       ///< by inode
+  std::map<uint32_t, Socket*> widows_;  ///< by inode: the closed peer
+  struct Packet {
+    std::span<const std::byte> bytes;
+    std::optional<ucred> from{};  ///< who sent it, if that is told
+  };
+  std::map<uint32_t, std::vector<Packet>> queues_;  ///< by file id
+  std::map<uint32_t, Deaf> deaf_;                   ///< by inode
 };
 
 }  // namespace migrate

@@ -5,10 +5,13 @@
 #include <sys/un.h>
 
 #include <algorithm>
+#include <array>
+#include <cstring>
 
 #include "core/files/file_owners.h"
 #include "core/files/socket_options.h"
 #include "core/image/magic.h"
+#include "ext/ext.pb.h"
 #include "images/sk-packet.pb.h"
 
 #ifndef SIOCUNIXFILE
@@ -39,6 +42,28 @@ class PeekOffset {
   int fd_;
   int before_;
 };
+
+/// `from`: who sent it, which is told where SO_PASSCRED is set. Descriptors (SCM_RIGHTS) must not be there.
+ssize_t peek_message(int fd, std::span<std::byte> buffer, int flags, std::optional<ucred>& from) {
+  from.reset();
+  iovec iov{buffer.data(), buffer.size()};
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(ucred)) + CMSG_SPACE(sizeof(int))> control{};
+  msghdr header{};
+  header.msg_iov = &iov;
+  header.msg_iovlen = 1;
+  header.msg_control = control.data();
+  header.msg_controllen = control.size();
+  const ssize_t n = ::recvmsg(fd, &header, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC | flags);
+  if (n < 0) return n;
+  for (const cmsghdr* c = CMSG_FIRSTHDR(&header); c != nullptr; c = CMSG_NXTHDR(&header, const_cast<cmsghdr*>(c))) {
+    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_CREDENTIALS) continue;
+    ucred told;
+    std::memcpy(&told, CMSG_DATA(c), sizeof told);
+    // Without a pid nobody is known.
+    if (told.pid != 0) from = told;
+  }
+  return n;
+}
 
 }  // namespace
 
@@ -103,28 +128,36 @@ void UnixDumper::describe_name(const OpenFile& file, const UnixSocketInfo& info,
   out.set_name_dir(full.size() == name.size() + 1 ? "/" : full.substr(0, full.size() - name.size() - 1));
 }
 
-void UnixDumper::dump_packet(const OpenFile& file, std::span<const std::byte> data) {
+void UnixDumper::dump_packet(const OpenFile& file, std::span<const std::byte> data, const std::optional<ucred>& from) {
   img::sk_packet_entry packet;
   packet.set_id_for(file.id);
   packet.set_length(static_cast<uint32_t>(data.size()));
   ImageWriter out = context_.images.write("sk-queues.img", magic::kSkQueues);
   out.entry(packet);
   out.raw(data);
+  const uint32_t number = packets_[file.id]++;
+  if (!from) return;
+  ext::PacketSender sender;
+  sender.set_id_for(file.id);
+  sender.set_packet(number);
+  sender.set_pid(static_cast<uint32_t>(context_.pid_in_tree(from->pid)));
+  sender.set_uid(from->uid);
+  sender.set_gid(from->gid);
+  context_.images.write(kPacketSendersImage, kPacketSendersMagic).entry(sender);
 }
 
 void UnixDumper::dump_queue(const OpenFile& file, const UnixSocketInfo& info) {
   const int fd = file.ours.get();
   std::vector<std::byte> buffer(64 << 10);
-  const auto peek = [&](int extra) {
-    return ::recv(fd, buffer.data(), buffer.size(), MSG_PEEK | MSG_DONTWAIT | extra);
-  };
+  std::optional<ucred> from;
+  const auto peek = [&](int extra) { return peek_message(fd, buffer, extra, from); };
   int queued = 0;
   if (info.type == SOCK_STREAM) {
     if (::ioctl(fd, FIONREAD, &queued) != 0 || queued <= 0) return;
     buffer.resize(static_cast<size_t>(queued));
     // One peek gives the whole queue, unless credentials of several senders must be told apart.
     const ssize_t n = peek(0);
-    if (n == queued) return dump_packet(file, buffer);
+    if (n == queued) return dump_packet(file, buffer, from);
   } else if (peek(MSG_TRUNC) < 0) {
     return;
   }
@@ -137,7 +170,7 @@ void UnixDumper::dump_queue(const OpenFile& file, const UnixSocketInfo& info) {
     if (length > buffer.size())
       throw Refusal(file.who() + ", a Unix socket with a message of " + std::to_string(n) + " bytes in its queue",
                     "let it be read first");
-    dump_packet(file, std::span(buffer).first(length));
+    dump_packet(file, std::span(buffer).first(length), from);
     // An empty datagram: a peek would give it for ever, since the offset stands still.
     if (n == 0) return;
   }

@@ -1,7 +1,11 @@
 // Unix sockets, dump side: pairs, listening ones, datagram sockets, with what waits in their queues.
 #pragma once
 
+#include <sys/socket.h>
+
 #include <map>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -14,6 +18,10 @@ namespace migrate {
 inline constexpr uint32_t kUnixExternal = 1;
 // Socket states of the image format (include/net/tcp_states.h).
 inline constexpr uint32_t kSocketEstablished = 1, kSocketClose = 7, kSocketListen = 10;
+
+/// Who sent what waits in queues: an image of our own (proto/ext/ext.proto, PacketSender).
+inline constexpr char kPacketSendersImage[] = "migrate-senders.img";
+inline constexpr uint32_t kPacketSendersMagic = 0x4d494753;
 
 class UnixDumper {
  public:
@@ -32,12 +40,13 @@ class UnixDumper {
   const UnixSocketInfo& info_of(const OpenFile& file, uint64_t netns);
   void describe_name(const OpenFile& file, const UnixSocketInfo& info, img::unix_sk_entry& out);
   void dump_queue(const OpenFile& file, const UnixSocketInfo& info);
-  void dump_packet(const OpenFile& file, std::span<const std::byte> data);
+  void dump_packet(const OpenFile& file, std::span<const std::byte> data, const std::optional<ucred>& from);
   void check_peer(const Seen& seen);
 
   DumpContext& context_;
   std::map<uint64_t, std::map<uint32_t, UnixSocketInfo>> sockets_;  ///< by network namespace
   std::map<uint32_t, Seen> seen_;                                   ///< by socket inode
+  std::map<uint32_t, uint32_t> packets_;                            ///< how many, by file id
   std::map<uint32_t, uint32_t> external_;                           ///< peers outside: inode → file id
 };
 

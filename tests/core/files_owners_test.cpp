@@ -129,6 +129,41 @@ TEST_F(FileOwnersTest, ConnectionsTellOfBothSides) {
   });
 }
 
+TEST_F(FileOwnersTest, WhoSentWhatWaits) {
+  const auto images = dump([&] {
+    int ends[2];
+    const int one = 1;
+    for (const int type : {SOCK_DGRAM, SOCK_STREAM}) {
+      MUST(::socketpair(AF_UNIX, type, 0, ends) == 0);
+      MUST(::setsockopt(ends[1], SOL_SOCKET, SO_PASSCRED, &one, sizeof one) == 0);
+      say(ends[0], "root's");
+      // Credentials are those of a message by the real ids.
+      MUST(::setregid(kUser, -1) == 0 && ::setreuid(kUser, -1) == 0);
+      say(ends[0], "user's");
+      MUST(::setreuid(0, -1) == 0 && ::setregid(0, -1) == 0);
+    }
+  });
+  const auto check_messages = [](uid_t second) {
+    for (const int fd : {1, 3})
+      for (const uid_t uid : {0u, second}) {
+        char text[6];
+        alignas(cmsghdr) char control[CMSG_SPACE(sizeof(ucred))] = {};
+        iovec iov{text, sizeof text};
+        msghdr header{};
+        header.msg_iov = &iov;
+        header.msg_iovlen = 1;
+        header.msg_control = control;
+        header.msg_controllen = sizeof control;
+        MUST(::recvmsg(fd, &header, 0) == 6);
+        ucred from{};
+        MUST(CMSG_FIRSTHDR(&header) != nullptr);
+        std::memcpy(&from, CMSG_DATA(CMSG_FIRSTHDR(&header)), sizeof from);
+        MUST(from.uid == uid && from.gid == uid && from.pid > 0);
+      }
+  };
+  restore(images, [&] { check_messages(kUser); });
+}
+
 TEST_F(FileOwnersTest, AFaultOfAPeersIsCorrupt) {
   const auto images = dump([] { pair(); });
   ImageSet other;

@@ -4,6 +4,9 @@
 #include <cstdio>
 #include <string>
 
+#include "core/files/file_owners.h"
+#include "core/files/pipe.h"
+#include "core/files/unix_socket.h"
 #include "core/image/magic.h"
 
 namespace migrate::fuzz {
@@ -15,7 +18,7 @@ struct Kind {
 };
 
 /// The order is that of pack_images.py.
-constexpr std::array<Kind, 21> kKinds{{
+constexpr std::array<Kind, 23> kKinds{{
     {"inventory.img", magic::kInventory},
     {"pstree.img", magic::kPstree},
     {"core-%u.img", magic::kCore},
@@ -29,7 +32,7 @@ constexpr std::array<Kind, 21> kKinds{{
     {"memfd.img", magic::kMemfdInode},
     {"pipes-data.img", magic::kPipesData},
     {"fifo-data.img", magic::kFifoData},
-    {"migrate-pipes.img", magic::kMigrateExt},
+    {"migrate-pipes.img", kPipePacketsMagic},
     {"sk-queues.img", magic::kSkQueues},
     {"remap-fpath.img", magic::kRemapFpath},
     {"ghost-file-%x.img", magic::kGhostFile},
@@ -37,6 +40,8 @@ constexpr std::array<Kind, 21> kKinds{{
     {"filelocks.img", magic::kFileLocks},
     {"migrate-ext.img", magic::kMigrateExt},
     {"tty-info.img", magic::kTtyInfo},
+    {"migrate-files.img", kFileOwnersMagic},
+    {"migrate-senders.img", kPacketSendersMagic},
 }};
 constexpr uint8_t kRaw = 0x80;
 

@@ -193,6 +193,26 @@ struct Shared {
   _exit(0);
 }
 
+/// Of a message that waits, with SO_PASSCRED.
+void expect_sender(int fd, pid_t pid) {
+  char byte = 0;
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(ucred))] = {};
+  iovec iov{&byte, 1};
+  msghdr header{};
+  header.msg_iov = &iov;
+  header.msg_iovlen = 1;
+  header.msg_control = control;
+  header.msg_controllen = sizeof control;
+  must(recvmsg(fd, &header, MSG_DONTWAIT), "recvmsg");
+  ucred from{};
+  const cmsghdr* c = CMSG_FIRSTHDR(&header);
+  expect(c != nullptr && c->cmsg_type == SCM_CREDENTIALS, "a message does not say who sent it");
+  std::memcpy(&from, CMSG_DATA(c), sizeof from);
+  expect_equal(from.pid, pid, "the sender's pid");
+  expect_equal(from.uid, kUser, "the sender's uid");
+  expect_equal(from.gid, kGroup, "the sender's gid");
+}
+
 void give_up_root(const std::string& dir) {
   must(chown(dir.c_str(), kUser, kGroup), "chown");
   for (const auto& file : std::filesystem::directory_iterator(dir))
@@ -259,6 +279,11 @@ int main(int argc, char** argv) {
         sockets.add("datagram sockets connected by name, the other", two);
         sockets.add("TCP socket", tcp(port));
         sockets.add("fresh socket", must(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket"));
+        int senders[2];
+        const int on = 1;
+        pair(senders, SOCK_DGRAM);
+        must(setsockopt(senders[1], SOL_SOCKET, SO_PASSCRED, &on, sizeof on), "SO_PASSCRED");
+        must(write(senders[0], "m", 1), "write");
         int pipe[2];
         must(pipe2(pipe, O_CLOEXEC), "pipe2");
 
@@ -268,6 +293,8 @@ int main(int argc, char** argv) {
           expect(write(client, &c, 1) == 1 && read(server, &c, 1) == 1, "the connection is gone");
           expect(recv(lone, &c, 1, MSG_DONTWAIT) == 0, "a closed client's connection has no end of file");
           expect(write(one, &c, 1) == 1 && read(two, &c, 1) == 1, "the datagram sockets are not connected");
+          expect_sender(senders[1], us);
+          must(write(senders[0], "m", 1), "write");
           Sockets fresh;
           const int new_client = fresh.add("new client", connected(path, SOCK_STREAM), us, kUser);
           const int new_server = fresh.add("newly accepted", accepted(listener), us, kUser);

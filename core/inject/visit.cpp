@@ -7,7 +7,6 @@
 #include <sys/syscall.h>
 
 #include <cstring>
-#include <sstream>
 #include <string>
 
 #include "core/inject/visit_places.h"
@@ -35,10 +34,7 @@ size_t code_offset(size_t timers) {
 /// Of a task in its own pid namespace.
 pid_t innermost_number(pid_t pid, const ThreadStatus& status) {
   const auto numbers = status.find("NSpid");
-  std::istringstream list(numbers == status.end() ? std::string() : numbers->second);
-  pid_t last = pid;
-  for (pid_t n; list >> n;) last = n;
-  return last;
+  return numbers == status.end() ? pid : innermost(numbers->second);
 }
 
 }  // namespace

@@ -78,9 +78,9 @@ void read_area(Input in) {
   attempt([&] { check_task(answered_task(area, kPid)); });
   attempt([&] { check_thread(answered_thread(area.leader, kTid, area.leader.pdeath_result)); });
   attempt([&] {
-    ThreadSlotResults results(user_regs_struct{});
-    std::memcpy(&results, &area.leader, sizeof results);
-    check_thread(answered_thread(area.thread, kTid, results));
+    user_regs_struct regs{};
+    std::memcpy(&regs, &area.leader, sizeof area.leader);
+    check_thread(answered_thread(area.thread, kTid, ThreadSlotResults(regs)));
   });
   for (int id = 0; !in.rest().empty(); ++id) {
     const auto timer = in.take<parasite::Timer>();

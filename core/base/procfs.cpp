@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <charconv>
 #include <memory>
-#include <sstream>
 
 #include "core/base/proc_values.h"
 
@@ -33,10 +32,7 @@ ProcStat parse_stat(std::string_view text) {
   const auto number = [&](int field) {
     const std::string_view w = f[static_cast<size_t>(field - 3)];
     if (w.front() != '-') return parse_number(w, "/proc/PID/stat");
-    int64_t value;
-    const auto [end, ec] = std::from_chars(w.data(), w.data() + w.size(), value);
-    if (ec != std::errc() || end != w.data() + w.size()) throw Corrupt("/proc/PID/stat", "a field is not a number");
-    return static_cast<uint64_t>(value);
+    return static_cast<uint64_t>(parse_number<int64_t>(w, "/proc/PID/stat"));
   };
   const auto small = [&](int field) { return static_cast<int>(static_cast<int64_t>(number(field))); };
   s.state = f[0][0];
@@ -44,6 +40,7 @@ ProcStat parse_stat(std::string_view text) {
   s.pgid = small(5);
   s.sid = small(6);
   s.tty_nr = small(7);
+  s.flags = static_cast<uint32_t>(number(9));
   s.start_time = number(22);
   s.start_code = number(26);
   s.end_code = number(27);
@@ -98,8 +95,8 @@ std::vector<pid_t> ProcDir::children() const {
     all.clear();
     for (const pid_t tid : threads()) {
       try {
-        std::istringstream list(read("task/" + std::to_string(tid) + "/children"));
-        for (pid_t child; list >> child;) all.push_back(child);
+        const auto list = parse_numbers<pid_t>(read("task/" + std::to_string(tid) + "/children"), "/proc/PID/children");
+        all.insert(all.end(), list.begin(), list.end());
       } catch (const Error& e) {
         if (e.code() != ENOENT && e.code() != ESRCH) throw;
         whole = false;

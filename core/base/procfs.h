@@ -24,6 +24,7 @@ struct ProcStat {
   pid_t pgid = 0;
   pid_t sid = 0;
   int tty_nr = 0;
+  uint32_t flags = 0;       ///< PF_*
   uint64_t start_time = 0;  ///< field 22, clock ticks since boot (as the reader's time namespace sees it)
   uint64_t start_code = 0, end_code = 0, start_stack = 0;
   uint64_t start_data = 0, end_data = 0, start_brk = 0;

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "core/base/looked_at.h"
+#include "core/base/proc_values.h"
 #include "core/dump/task_memory.h"
 #include "core/image/magic.h"
 #include "core/memory/page_scan.h"
@@ -152,7 +153,8 @@ bool MemoryDumper::add_task(const StoppedTask& task, const TaskHarvest& harvest,
   }
   add_guards(memory.guards, mm);
   try {
-    extra.set_coredump_filter(static_cast<uint32_t>(std::stoul(task.proc.read("coredump_filter"), nullptr, 16)));
+    extra.set_coredump_filter(
+        parse_number<uint32_t>(task.proc.read("coredump_filter"), "/proc/PID/coredump_filter", 16));
   } catch (const Error&) {  // kernels without core dumps have none
   }
   sources_.push_back({.memory = {MemoryId::Kind::task, static_cast<uint64_t>(image_pid)},

@@ -8,6 +8,7 @@
 #include <set>
 #include <sstream>
 
+#include "core/base/proc_values.h"
 #include "core/dump/dump_memory.h"
 #include "core/freeze/outside_sharing.h"
 #include "core/inject/visit_places.h"
@@ -204,12 +205,13 @@ void check_threads(const std::vector<ProcDir>& tasks) {
 }
 
 void check_visits(const std::vector<ProcDir>& tasks) {
-  const uint64_t most_mappings = std::stoull(read_file_at(AT_FDCWD, "/proc/sys/vm/max_map_count"));
+  const uint64_t most_mappings =
+      parse_number(read_file_at(AT_FDCWD, "/proc/sys/vm/max_map_count"), "/proc/sys/vm/max_map_count");
   for_living(tasks, [&](const ProcDir& task) {
     const auto timers = parse_timers(task.read("timers"));
     const VisitNeeds needs = check_room_for_visit(task, timers.size());
     const uint64_t limit = parse_limits(task.read("limits"))[RLIMIT_AS].cur;
-    const uint64_t mapped = std::stoull(task.read("statm")) * kPageSize;
+    const uint64_t mapped = parse_first_number(task.read("statm"), "/proc/PID/statm") * kPageSize;
     if (needs.bytes > limit || mapped > limit - needs.bytes)
       throw Refusal(task_name(task) + " has " + std::to_string(mapped >> 10) + " KiB mapped and a limit of " +
                         std::to_string(limit >> 10) + " KiB (RLIMIT_AS): no room for the " +

@@ -4,6 +4,7 @@
 
 #include <sstream>
 
+#include "core/base/proc_values.h"
 #include "core/image/magic.h"
 #include "images/cgroup.pb.h"
 #include "images/fs.pb.h"
@@ -108,7 +109,7 @@ void write_fs(const StoppedTask& task, pid_t image_pid, FileDumper& files, Image
   img::fs_entry entry;
   entry.set_cwd_id(files.add_path(task.proc, "cwd", O_RDONLY | O_DIRECTORY));
   entry.set_root_id(files.add_path(task.proc, "root", O_RDONLY | O_DIRECTORY));
-  entry.set_umask(static_cast<uint32_t>(std::stoul(task.proc.status()["Umask"], nullptr, 8)));
+  entry.set_umask(parse_number<uint32_t>(status_field(task.proc.status(), "Umask"), "/proc/PID/status: Umask", 8));
   images.put(image_name("fs", static_cast<uint64_t>(image_pid)), magic::kFs, entry);
 }
 

@@ -3,6 +3,7 @@
 #include <charconv>
 #include <sstream>
 
+#include "core/base/proc_values.h"
 #include "core/image/magic.h"
 
 namespace migrate {
@@ -44,8 +45,7 @@ pid_t image_pid(const ProcDir& task) {
   const auto status = task.status();
   const auto list = status.find("NSpid");
   if (list == status.end()) return task.pid();
-  const size_t last = list->second.find_last_of(" \t");
-  return static_cast<pid_t>(std::stoi(list->second.substr(last == std::string::npos ? 0 : last + 1)));
+  return innermost(list->second);
 }
 
 }  // namespace

@@ -180,9 +180,9 @@ void RegularRestorer::remove_links(std::vector<std::string>& failures) {
   for (const auto& [id, link] : links_) try {
       const SplitPath split = split_path(link.path);
       if (!split.name.starts_with(kLinkPrefix)) continue;
-      paths_.attempt(link.holders, link.path, [&](Right right) {
+      paths_.attempt(link.holders, link.path, [&, &path = link.path](Right right) {
         const Fd folder = paths_.find_folder(right, split.folder);
-        check(::unlinkat(folder.get(), split.name.c_str(), 0), "remove", link.path);
+        check(::unlinkat(folder.get(), split.name.c_str(), 0), "remove", path);
       });
     } catch (const Error& e) {
       failures.emplace_back(e.what());

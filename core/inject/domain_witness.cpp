@@ -10,7 +10,6 @@
 #include <unistd.h>
 
 #include <array>
-#include <sstream>
 
 #include "core/base/fd.h"
 
@@ -97,17 +96,8 @@ pid_t fork_into(const Fd& pid_namespace, uid_t uid, gid_t gid) {
   return got == sizeof witness ? witness : -1;
 }
 
-pid_t last_number(const std::string& list) {
-  std::istringstream words(list);
-  pid_t last = 0;
-  for (pid_t n; words >> n;) last = n;
-  return last;
-}
-
-uint32_t real_id(const ThreadStatus& status, const char* key) {
-  const auto ids = status.find(key);
-  if (ids == status.end()) throw Corrupt("/proc/PID/status", std::string(key) + " is missing");
-  return static_cast<uint32_t>(std::stoul(ids->second));
+uint32_t real_id(const ThreadStatus& status, const std::string& key) {
+  return parse_first_number<uint32_t>(status_field(status, key), "/proc/PID/status: " + key);
 }
 
 }  // namespace
@@ -143,7 +133,7 @@ pid_t DomainWitnesses::for_task(const ProcDir& task, const ThreadStatus& status)
   }
   wanted.number = wanted.pid;
   made_.push_back(wanted);  // from now on it is reaped
-  if (!here) made_.back().number = last_number(ProcDir(wanted.pid).status()["NSpid"]);
+  if (!here) made_.back().number = innermost(status_field(ProcDir(wanted.pid).status(), "NSpid"));
   return made_.back().number;
 }
 

@@ -5,15 +5,15 @@
 #include <sys/types.h>
 
 #include <list>
-#include <map>
 #include <string>
 
+#include "core/base/proc_values.h"
 #include "core/base/procfs.h"
 
 namespace migrate {
 
 /// /proc/TID/status as key → value.
-using ThreadStatus = std::map<std::string, std::string>;
+using ThreadStatus = StatusFields;
 
 /// Witnesses made so far; each is a process of ours that has ended and is not reaped before this goes. Not for use by
 /// several threads at a time.

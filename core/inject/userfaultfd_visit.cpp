@@ -13,11 +13,7 @@ Fd make_userfaultfd(StoppedTask& task, uint64_t features, Logger& log, const Fau
   std::optional<DomainWitnesses> own;
   Visit visit(task, no_timers, witnesses != nullptr ? *witnesses : own.emplace(), hook, log);
   visit.run_leader_for_userfaultfd(features);
-  const int64_t number = visit.area().uffd;
-  if (number < 0) {
-    throw Error("make a userfaultfd in task", std::to_string(task.pid.get()), static_cast<int>(-number));
-  }
-  Fd uffd = get_remote_fd(task.pidfd.get(), static_cast<int>(number));
+  Fd uffd = get_remote_fd(task.pidfd.get(), answered_userfaultfd(visit.area().uffd, task.pid));
   // The number came through memory that the task could write.
   if (read_link_at(AT_FDCWD, "/proc/self/fd/" + std::to_string(uffd.get())) != "anon_inode:[userfaultfd]")
     throw Error("take the userfaultfd of task " + std::to_string(task.pid.get()) + ": it is something else");

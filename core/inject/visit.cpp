@@ -7,7 +7,6 @@
 #include <sys/syscall.h>
 
 #include <cstring>
-#include <sstream>
 #include <string>
 
 #include "core/inject/visit_places.h"
@@ -35,10 +34,7 @@ size_t code_offset(size_t timers) {
 /// Of a task in its own pid namespace.
 pid_t innermost_number(pid_t pid, const ThreadStatus& status) {
   const auto numbers = status.find("NSpid");
-  std::istringstream list(numbers == status.end() ? std::string() : numbers->second);
-  pid_t last = pid;
-  for (pid_t n; list >> n;) last = n;
-  return last;
+  return numbers == status.end() ? pid : innermost(numbers->second);
 }
 
 }  // namespace
@@ -287,12 +283,10 @@ void Visit::start_parasite() {
   stage("parasite running");
   wait_for_done(leader.tid, ++visits_);
   stage("parasite done");
-  const parasite::Timespec now = area->monotonic;
   constexpr int64_t kSecond = 1'000'000'000;
-  if (now.sec < 0 || now.sec > kSecond || now.nsec < 0 || now.nsec >= kSecond)
-    throw Error("task " + std::to_string(task_.pid.get()) + " tells an impossible time");
-  until_sec_ = now.sec + (now.nsec + kStayNsec) / kSecond;
-  until_nsec_ = (now.nsec + kStayNsec) % kSecond;
+  const timespec now = answered_time(copy_once(area->monotonic), "task " + std::to_string(task_.pid.get()));
+  until_sec_ = now.tv_sec + (now.tv_nsec + kStayNsec) / kSecond;
+  until_nsec_ = (now.tv_nsec + kStayNsec) % kSecond;
 }
 
 void Visit::wait_for_done(Tid tid, uint32_t visits) {

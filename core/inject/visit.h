@@ -12,6 +12,7 @@
 #include "core/base/fd.h"
 #include "core/freeze/stopped_tree.h"
 #include "core/freeze/tracee.h"
+#include "core/inject/answers.h"
 #include "core/inject/area_mapping.h"
 #include "core/inject/death_notice.h"
 #include "core/inject/domain_witness.h"
@@ -44,15 +45,16 @@ class Visit {
   void run_leader_for_userfaultfd(uint64_t features);
   /// Lets the parasite close it.
   void return_userfaultfd();
-  /// Runs the slot's calls in `thread` (not the leader); it is cured again on return. The result is in area().thread
-  /// but for return values, which are given. Throws Refusal as run_leader().
+  /// Runs the slot's calls in `thread` (not the leader); it is cured again on return. The result is
+  /// visited_thread() but for return values, which are given. Throws Refusal as run_leader().
   ThreadSlotResults run_thread(StoppedThread& thread);
   /// Lets nothing of ours stay in the task.
   void cure();
 
-  /// M, as the task sees it too: copy a value before checking it.
-  const parasite::Area& area() const { return *area_view(); }
-  const parasite::Timer* timers() const { return parasite::timers_of(area_view()); }
+  /// What M has at this moment (answers.h looks at it).
+  parasite::Area area() const { return copy_once(*area_view()); }
+  parasite::Thread visited_thread() const { return copy_once(area_view()->thread); }
+  parasite::Timer timer(size_t index) const { return copy_once(parasite::timers_of(area_view())[index]); }
   /// PR_GET_SECUREBITS of the leader, from its registers; after run_leader().
   int64_t securebits() const { return securebits_; }
   /// Of a thread that was visited, as it was before. A thread that was inside a critical section goes on at the abort

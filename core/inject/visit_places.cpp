@@ -101,10 +101,15 @@ std::optional<RemoteAddr> find_free_area(const std::vector<MapsLine>& maps, size
       best_size = end - start;
     }
   };
-  for (const MapsLine& map : maps) {
-    if (map.range.start.get() >= kUserEnd) break;  // [vsyscall]
-    consider(last, map.range.start.get());
-    last = std::max(last, map.range.end.get());
+  // Not always in order: a task that runs may merge mappings between two reads of the text.
+  std::vector<RemoteRange> used;
+  for (const MapsLine& map : maps)
+    if (map.range.start.get() < kUserEnd) used.push_back(map.range);  // not [vsyscall]
+  const auto lower = [](const RemoteRange& a, const RemoteRange& b) { return a.start < b.start; };
+  if (!std::is_sorted(used.begin(), used.end(), lower)) std::sort(used.begin(), used.end(), lower);
+  for (const RemoteRange& range : used) {
+    consider(last, range.start.get());
+    last = std::max(last, range.end.get());
   }
   consider(last, kUserEnd);
   // Room on both sides, so that neither a stack below a gap nor brk grows into it.

@@ -55,7 +55,8 @@ bool PageFolder::open(MemoryId memory) {
   if (++pages_id_ > kMaxMemories) throw Corrupt(name_, "too many memories for one folder");
   const std::string pages = image_name("pages", pages_id_);
   ::unlinkat(dirfd_, pages.c_str(), 0);
-  out_ = std::make_shared<Output>(pages, open_at(dirfd_, pages, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0600));
+  out_ =
+      std::make_shared<Output>(Output{pages, open_at(dirfd_, pages, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0600)});
   offset_ = 0;
   pagemap_.emplace(images_.write(name_, magic::kPagemap));
   img::pagemap_head head;

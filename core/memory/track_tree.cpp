@@ -5,21 +5,18 @@
 #include <unistd.h>
 
 #include <optional>
-#include <sstream>
 #include <string>
 #include <utility>
+
+#include "core/base/proc_values.h"
 
 namespace migrate {
 namespace {
 
 /// The last number of NSpid, NSpgid or NSsid: that in the task's own namespace.
-pid_t innermost_of(const std::map<std::string, std::string>& status, const char* key) {
+pid_t innermost_of(const StatusFields& status, const char* key) {
   const auto found = status.find(key);
-  if (found == status.end()) return 0;
-  std::istringstream words(found->second);
-  pid_t last = 0;
-  for (pid_t pid; words >> pid;) last = pid;
-  return last;
+  return found == status.end() ? 0 : innermost(found->second);
 }
 
 struct Looked {

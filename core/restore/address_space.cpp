@@ -3,12 +3,12 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cstdio>
 #include <optional>
 
 #include "core/base/procfs.h"
 #include "core/image/magic.h"
+#include "core/inject/visit_places.h"
 #include "images/pagemap.pb.h"
 
 namespace migrate {
@@ -89,14 +89,9 @@ std::vector<ImageVma> read_vmas(const img::mm_entry& mm, pid_t pid, std::vector<
 }
 
 std::vector<AddressRange> own_mappings() {
-  const std::string maps = read_file_at(AT_FDCWD, "/proc/self/maps");
   std::vector<AddressRange> ranges;
-  for (size_t at = 0; at < maps.size(); at = maps.find('\n', at) + 1) {
-    AddressRange r;
-    const auto first = std::from_chars(maps.data() + at, maps.data() + maps.size(), r.start, 16);
-    std::from_chars(first.ptr + 1, maps.data() + maps.size(), r.end, 16);
-    if (r.end <= kUserEnd) ranges.push_back(r);
-  }
+  for (const MapsLine& line : parse_maps(read_file_at(AT_FDCWD, "/proc/self/maps")))
+    if (line.range.end.get() <= kUserEnd) ranges.push_back({line.range.start.get(), line.range.end.get()});
   return ranges;
 }
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "core/base/fd.h"
+#include "core/base/proc_values.h"
 #include "core/restore/plans.h"
 
 namespace migrate {
@@ -90,7 +91,9 @@ namespace {
 void check_oom_score(const TaskImage& task, const std::string& who) {
   const std::string own = read_file_at(AT_FDCWD, "/proc/self/oom_score_adj");
   const int wanted = task.core().tc().oom_score_adj();
-  if (wanted >= std::stoi(own) || ::prctl(PR_CAPBSET_READ, CAP_SYS_RESOURCE, 0, 0, 0) == 1) return;
+  if (wanted >= parse_number<int32_t>(own, "/proc/self/oom_score_adj") ||
+      ::prctl(PR_CAPBSET_READ, CAP_SYS_RESOURCE, 0, 0, 0) == 1)
+    return;
   const Fd file = open_path("/proc/self/oom_score_adj", O_WRONLY);
   const std::string text = std::to_string(wanted);
   if (::write(file.get(), text.data(), text.size()) < 0)

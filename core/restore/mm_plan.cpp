@@ -8,6 +8,7 @@
 
 #include "core/base/kernel_abi.h"
 #include "core/base/procfs.h"
+#include "core/inject/visit_places.h"
 #include "core/restore/plans.h"
 
 namespace migrate {
@@ -115,18 +116,10 @@ void plan_layout(const MmPlanInput& in, Region& region, OpList& list) {
 }  // namespace
 
 std::vector<AddressRange> own_kernel_mappings() {
-  const std::string maps = read_file_at(AT_FDCWD, "/proc/self/maps");
   std::vector<AddressRange> ranges;
-  for (size_t at = 0; at < maps.size();) {
-    const size_t end = std::min(maps.find('\n', at), maps.size());
-    const std::string line = maps.substr(at, end - at);
-    if (line.ends_with("[vdso]") || line.ends_with("[vvar]") || line.ends_with("[vvar_vclock]")) {
-      size_t used = 0;
-      const uint64_t start = std::stoull(line, &used, 16);
-      ranges.push_back({start, std::stoull(line.substr(used + 1), nullptr, 16)});
-    }
-    at = end + 1;
-  }
+  for (const MapsLine& line : parse_maps(read_file_at(AT_FDCWD, "/proc/self/maps")))
+    if (line.name == "[vdso]" || line.name == "[vvar]" || line.name == "[vvar_vclock]")
+      ranges.push_back({line.range.start.get(), line.range.end.get()});
   return ranges;
 }
 

@@ -10,9 +10,9 @@
 
 #include <algorithm>
 #include <array>
-#include <sstream>
 
 #include "core/base/deadline.h"
+#include "core/base/proc_values.h"
 #include "core/image/magic.h"
 #include "images/timens.pb.h"
 
@@ -38,14 +38,6 @@ int64_t to_ns(const img::timespec& t) {
   return static_cast<int64_t>(t.tv_sec()) * kNsPerSecond + static_cast<int64_t>(t.tv_nsec());
 }
 
-/// The offset of one clock of our time namespace against the initial one, which new offsets are relative to.
-int64_t own_offset(const std::string& clock) {
-  std::istringstream lines(read_file_at(AT_FDCWD, "/proc/self/timens_offsets"));
-  for (std::string name, seconds, nanoseconds; lines >> name >> seconds >> nanoseconds;)
-    if (name == clock) return std::stoll(seconds) * kNsPerSecond + std::stoll(nanoseconds);
-  throw Error("read", "/proc/self/timens_offsets: no clock " + clock);
-}
-
 std::string offset_line(const std::string& clock, int64_t ns) {
   int64_t seconds = ns / kNsPerSecond, rest = ns % kNsPerSecond;
   if (rest < 0) {
@@ -56,8 +48,10 @@ std::string offset_line(const std::string& clock, int64_t ns) {
 }
 
 void set_clocks(const NamespaceClocks& wanted) {
-  const int64_t monotonic = wanted.monotonic_ns - clock_ns(CLOCK_MONOTONIC) + own_offset("monotonic");
-  const int64_t boottime = wanted.boottime_ns - clock_ns(CLOCK_BOOTTIME) + own_offset("boottime");
+  // New offsets are relative to the initial namespace.
+  const ClockOffsetsText own = parse_clock_offsets(read_file_at(AT_FDCWD, "/proc/self/timens_offsets"));
+  const int64_t monotonic = wanted.monotonic_ns - clock_ns(CLOCK_MONOTONIC) + own.monotonic_ns;
+  const int64_t boottime = wanted.boottime_ns - clock_ns(CLOCK_BOOTTIME) + own.boottime_ns;
   const std::string text = offset_line("monotonic", monotonic) + offset_line("boottime", boottime);
   const Fd file = open_path("/proc/self/timens_offsets", O_WRONLY);
   write_full(file.get(), as_bytes_of(text), "/proc/self/timens_offsets");

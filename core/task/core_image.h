@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/proc_values.h"
 #include "core/base/procfs.h"
 #include "core/freeze/stopped_tree.h"
 #include "core/inject/harvest.h"
@@ -32,9 +33,6 @@ class ImagePids {
  private:
   std::map<pid_t, pid_t> numbers_;
 };
-
-/// The last number of a list as NSpid, NSpgid and NSsid of /proc/PID/status hold it; 0 for an empty one.
-pid_t innermost(const std::string& list);
 
 /// What must be read of a stopped thread before anything is run in it.
 struct EarlyThread {

@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <csignal>
-#include <map>
 #include <string>
 
+#include "core/base/proc_values.h"
 #include "core/freeze/tracee.h"
 
 namespace migrate {
@@ -17,18 +17,17 @@ constexpr int64_t kRestartNoHand = -514;  // include/linux/errno.h
 /// Calls that a stop ends with EINTR and whose time-out is in a register.
 bool has_milliseconds(uint64_t nr) { return nr == SYS_epoll_wait || nr == SYS_epoll_pwait; }
 
-using Status = std::map<std::string, std::string>;
-
-uint64_t number(const Status& status, const char* key, int base) {
+/// 0 where the kernel does not tell.
+uint64_t number(const StatusFields& status, const std::string& key, int base) {
   const auto it = status.find(key);
-  return it == status.end() ? 0 : std::stoull(it->second, nullptr, base);
+  return it == status.end() ? 0 : parse_number(it->second, "/proc/PID/status: " + key, base);
 }
 
 constexpr uint64_t signal_bit(int signal) { return uint64_t{1} << (signal - 1); }
 
 /// An unblocked signal waits that is not ignored: the call ends for that one. While a task is traced the kernel queues
 /// ignored signals too (a child that ends: SIGCHLD), which else would not have interrupted anything.
-bool signal_pending(const Status& status) {
+bool signal_pending(const StatusFields& status) {
   constexpr uint64_t kIgnoredByDefault =
       signal_bit(SIGCHLD) | signal_bit(SIGCONT) | signal_bit(SIGURG) | signal_bit(SIGWINCH);
   const uint64_t pending = number(status, "SigPnd", 16) | number(status, "ShdPnd", 16);
@@ -37,7 +36,7 @@ bool signal_pending(const Status& status) {
 }
 
 /// Of a time-out in milliseconds; the whole of it if the call began after the sample.
-uint64_t time_left(const user_regs_struct& regs, const SleepSample* sample, const Status& status) {
+uint64_t time_left(const user_regs_struct& regs, const SleepSample* sample, const StatusFields& status) {
   const auto asked = static_cast<int32_t>(regs.r10);
   // It woke once, for our stop.
   const bool same = sample != nullptr && sample->call.sp == regs.rsp && sample->call.ip == regs.rip &&
@@ -73,7 +72,7 @@ void mend_interrupted(StoppedTask& task, const SleepSurvey& survey) {
     user_regs_struct& regs = thread.regs;
     if (static_cast<int64_t>(regs.rax) != -EINTR || static_cast<int64_t>(regs.orig_rax) < 0) continue;
     if (!has_milliseconds(regs.orig_rax)) continue;
-    const Status status = task.proc.thread(thread.tid.get()).status();
+    const StatusFields status = task.proc.thread(thread.tid.get()).status();
     if (signal_pending(status)) continue;
     regs.r10 = time_left(regs, survey.find(thread.tid.get()), status);
     regs.rax = static_cast<uint64_t>(kRestartNoHand);

@@ -226,9 +226,10 @@ class Converter {
   void timespec_argument(uint32_t index, uint64_t address) {
     struct timespec wait {};
     if (address == 0 || ::pread(facts_.mem_fd, &wait, sizeof wait, static_cast<off_t>(address)) != sizeof wait) return;
-    constexpr int64_t kLongest = INT64_MAX / 1'000'000'000 - 1;
-    if (wait.tv_sec < 0 || wait.tv_sec > kLongest) return;
-    const int64_t asked = wait.tv_sec * 1'000'000'000 + wait.tv_nsec;
+    // The kernel took this time, but it stands in memory that may have changed since.
+    constexpr int64_t kSecond = 1'000'000'000, kLongest = INT64_MAX / kSecond - 1;
+    if (wait.tv_sec < 0 || wait.tv_sec > kLongest || wait.tv_nsec < 0 || wait.tv_nsec >= kSecond) return;
+    const int64_t asked = wait.tv_sec * kSecond + wait.tv_nsec;
     out_.restart->set_timespec_arg(index);
     out_.restart->set_remaining_ns(static_cast<uint64_t>(std::max<int64_t>(asked - slept_ns(), 0)));
   }

@@ -1,5 +1,3 @@
-#include <sstream>
-
 #include "core/task/core_image.h"
 #include "core/task/signal_queue.h"
 
@@ -69,32 +67,11 @@ void fill_dispositions(const TaskHarvest& harvest, img::task_core_entry& out) {
   }
 }
 
-/// Field 9 of /proc/PID/stat: PF_* flags.
-uint32_t kernel_flags(const std::string& stat) {
-  const size_t close = stat.rfind(')');
-  if (close == std::string::npos) return 0;
-  std::istringstream words(stat.substr(close + 1));
-  std::string state, skipped;
-  uint32_t flags = 0;
-  words >> state >> skipped >> skipped >> skipped >> skipped >> skipped >> flags;
-  return flags;
-}
-
 }  // namespace
-
-pid_t innermost(const std::string& list) {
-  std::istringstream words(list);
-  pid_t last = 0;
-  for (pid_t pid; words >> pid;) last = pid;
-  return last;
-}
 
 ImagePids::ImagePids(const std::vector<StoppedTask>& tasks) {
   const auto depth = [](const std::string& list) {
-    std::istringstream words(list);
-    size_t n = 0;
-    for (pid_t pid; words >> pid;) ++n;
-    return n;
+    return parse_numbers<pid_t>(list, "/proc/PID/status: NSpid").size();
   };
   size_t levels = 0;
   for (const StoppedTask& task : tasks) {
@@ -122,13 +99,13 @@ pid_t ImagePids::of(pid_t pid) const {
 void describe_task(const StoppedTask& task, const TaskHarvest& harvest, const std::vector<PosixTimer>& timers,
                    const ImagePids& pids, img::core_entry& core) {
   img::task_core_entry& out = *core.mutable_tc();
-  const std::string stat = task.proc.read("stat");
+  const ProcStat stat = task.proc.stat();
   out.set_task_state(task.state == TaskState::group_stopped ? kStopped : kAlive);
   out.set_exit_code(0);
-  out.set_personality(static_cast<uint32_t>(std::stoul(task.proc.read("personality"), nullptr, 16)));
-  out.set_flags(kernel_flags(stat));
+  out.set_personality(parse_number<uint32_t>(task.proc.read("personality"), "/proc/PID/personality", 16));
+  out.set_flags(stat.flags);
   out.set_blk_sigset(task.threads.front().sigmask);
-  out.set_comm(parse_stat(stat).comm);
+  out.set_comm(stat.comm);
   fill_timers(task, harvest, timers, pids, *out.mutable_timers());
   for (const Rlimit& limit : parse_limits(task.proc.read("limits"))) {
     img::rlimit_entry& entry = *out.mutable_rlimits()->add_rlimits();
@@ -138,10 +115,10 @@ void describe_task(const StoppedTask& task, const TaskHarvest& harvest, const st
   out.set_cg_set(1);
   read_signal_queue(task.threads.front().tid, true, *out.mutable_signals_s());
   try {
-    out.set_loginuid(static_cast<uint32_t>(std::stoul(task.proc.read("loginuid"))));
+    out.set_loginuid(parse_number<uint32_t>(task.proc.read("loginuid"), "/proc/PID/loginuid"));
   } catch (const Error&) {  // kernels without auditing have none
   }
-  out.set_oom_score_adj(std::stoi(task.proc.read("oom_score_adj")));
+  out.set_oom_score_adj(parse_number<int32_t>(task.proc.read("oom_score_adj"), "/proc/PID/oom_score_adj"));
   fill_dispositions(harvest, out);
   out.set_child_subreaper(harvest.child_subreaper != 0);
   if (task.state == TaskState::group_stopped) out.set_stop_signo(static_cast<uint32_t>(task.stop_signal));

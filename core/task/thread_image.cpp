@@ -1,8 +1,8 @@
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 
+#include <array>
 #include <cstring>
-#include <sstream>
 
 #include "core/task/core_image.h"
 #include "core/task/signal_queue.h"
@@ -24,14 +24,18 @@ struct SchedAttr {
   uint64_t sched_runtime, sched_deadline, sched_period;
 };
 
-using Status = std::map<std::string, std::string>;
-
 std::string name_of(const StoppedThread& thread) { return "thread " + std::to_string(thread.tid.get()); }
 
-const std::string& field(const Status& status, const std::string& key) {
-  const auto it = status.find(key);
-  if (it == status.end()) throw Corrupt("/proc/PID/status", key + " is missing");
-  return it->second;
+/// A set of signals or capabilities.
+uint64_t mask_field(const StatusFields& status, const std::string& key) {
+  return parse_number(status_field(status, key), "/proc/PID/status: " + key, 16);
+}
+
+/// Real, effective, saved, file system.
+std::array<uint32_t, 4> ids_field(const StatusFields& status, const std::string& key) {
+  const auto ids = parse_numbers<uint32_t>(status_field(status, key), "/proc/PID/status: " + key);
+  if (ids.size() != 4) throw Corrupt("/proc/PID/status", key + " has not four ids");
+  return {ids[0], ids[1], ids[2], ids[3]};
 }
 
 void fill_registers(const user_regs_struct& r, img::user_x86_regs_entry& out) {
@@ -65,19 +69,14 @@ void fill_registers(const user_regs_struct& r, img::user_x86_regs_entry& out) {
   out.set_mode(img::NATIVE);
 }
 
-/// "0000003fffffffff" as two words, the low one first.
-void fill_capabilities(const std::string& hex, google::protobuf::RepeatedField<uint32_t>* out) {
-  const uint64_t mask = std::stoull(hex, nullptr, 16);
+/// As two words, the low one first.
+void fill_capabilities(uint64_t mask, google::protobuf::RepeatedField<uint32_t>* out) {
   out->Add(static_cast<uint32_t>(mask));
   out->Add(static_cast<uint32_t>(mask >> 32));
 }
 
-void fill_creds(const Status& status, const ThreadHarvest& harvest, img::creds_entry& out) {
-  std::istringstream uids(field(status, "Uid")), gids(field(status, "Gid")), groups(field(status, "Groups"));
-  uint32_t u[4] = {}, g[4] = {};  // real, effective, saved, file system
-  for (uint32_t& id : u) uids >> id;
-  for (uint32_t& id : g) gids >> id;
-  if (!uids || !gids) throw Corrupt("/proc/PID/status", "user ids are missing");
+void fill_creds(const StatusFields& status, const ThreadHarvest& harvest, img::creds_entry& out) {
+  const std::array<uint32_t, 4> u = ids_field(status, "Uid"), g = ids_field(status, "Gid");
   out.set_uid(u[0]);
   out.set_euid(u[1]);
   out.set_suid(u[2]);
@@ -86,14 +85,15 @@ void fill_creds(const Status& status, const ThreadHarvest& harvest, img::creds_e
   out.set_egid(g[1]);
   out.set_sgid(g[2]);
   out.set_fsgid(g[3]);
-  for (uint32_t group; groups >> group;) out.add_groups(group);
-  fill_capabilities(field(status, "CapInh"), out.mutable_cap_inh());
-  fill_capabilities(field(status, "CapPrm"), out.mutable_cap_prm());
-  fill_capabilities(field(status, "CapEff"), out.mutable_cap_eff());
-  fill_capabilities(field(status, "CapBnd"), out.mutable_cap_bnd());
-  fill_capabilities(field(status, "CapAmb"), out.mutable_cap_amb());
+  for (const uint32_t group : parse_numbers<uint32_t>(status_field(status, "Groups"), "/proc/PID/status: Groups"))
+    out.add_groups(group);
+  fill_capabilities(mask_field(status, "CapInh"), out.mutable_cap_inh());
+  fill_capabilities(mask_field(status, "CapPrm"), out.mutable_cap_prm());
+  fill_capabilities(mask_field(status, "CapEff"), out.mutable_cap_eff());
+  fill_capabilities(mask_field(status, "CapBnd"), out.mutable_cap_bnd());
+  fill_capabilities(mask_field(status, "CapAmb"), out.mutable_cap_amb());
   out.set_secbits(harvest.securebits);
-  out.set_no_new_privs(static_cast<uint32_t>(std::stoul(field(status, "NoNewPrivs"))));
+  out.set_no_new_privs(parse_number<uint32_t>(status_field(status, "NoNewPrivs"), "/proc/PID/status: NoNewPrivs"));
 }
 
 void fill_scheduling(const StoppedThread& thread, img::thread_core_entry& out) {
@@ -120,9 +120,8 @@ void fill_scheduling(const StoppedThread& thread, img::thread_core_entry& out) {
 }
 
 /// Pending for the thread or its task and not blocked.
-bool unblocked_pending(const Status& status, uint64_t blocked) {
-  const auto mask = [&](const char* key) { return std::stoull(field(status, key), nullptr, 16); };
-  return ((mask("SigPnd") | mask("ShdPnd")) & ~blocked) != 0;
+bool unblocked_pending(const StatusFields& status, uint64_t blocked) {
+  return ((mask_field(status, "SigPnd") | mask_field(status, "ShdPnd")) & ~blocked) != 0;
 }
 
 ext::ThreadExt describe_extras(const ThreadInputs& in) {
@@ -137,7 +136,8 @@ ext::ThreadExt describe_extras(const ThreadInputs& in) {
   const long ioprio = ::syscall(SYS_ioprio_get, kIoprioWhoProcess, tid);
   if (ioprio > 0) out.set_ioprio(static_cast<uint32_t>(ioprio));
   try {  // of the thread, but only listed in /proc/TID
-    out.set_timerslack_ns(std::stoull(read_file_at(AT_FDCWD, "/proc/" + std::to_string(tid) + "/timerslack_ns")));
+    const std::string path = "/proc/" + std::to_string(tid) + "/timerslack_ns";
+    out.set_timerslack_ns(parse_number(read_file_at(AT_FDCWD, path), path));
   } catch (const Error&) {  // not permitted: it keeps the default
   }
   return out;
@@ -155,12 +155,13 @@ EarlyThread read_early(const StoppedThread& thread, const ProcDir& proc) {
 }
 
 ext::ThreadExt describe_thread(const ThreadInputs& in, img::core_entry& core) {
-  const Status& status = in.early.status;
+  const StatusFields& status = in.early.status;
   ext::ThreadExt extras = describe_extras(in);
 
   RestartFacts facts;
   facts.sample = in.sleep;
-  facts.voluntary_switches = std::stoull(field(status, "voluntary_ctxt_switches"));
+  facts.voluntary_switches =
+      parse_number(status_field(status, "voluntary_ctxt_switches"), "/proc/PID/status: voluntary_ctxt_switches");
   facts.signal_pending = unblocked_pending(status, in.thread.sigmask);
   facts.now_ns = monotonic_ns();
   facts.mem_fd = in.mem_fd;

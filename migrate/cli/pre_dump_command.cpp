@@ -1,6 +1,7 @@
 // migrate pre-dump -t PID -D DIR, and migrate untrack -t PID
 #include <chrono>
 
+#include "core/base/proc_values.h"
 #include "core/dump/dump.h"
 #include "core/dump/preflight.h"
 #include "core/dump/tree_images.h"
@@ -76,7 +77,10 @@ int run_untrack(const CoreOptions& o) {
 
 int run_track_keeper(char** argv) {
   const auto logger = null_logger();
-  return run_track_keeper({.root = std::stoi(argv[2]), .listener = 3, .idle = std::chrono::seconds(std::stoi(argv[3]))},
+  constexpr const char* kWhere = "the arguments of a keeper";
+  return run_track_keeper({.root = parse_number<pid_t>(argv[2], kWhere),
+                           .listener = 3,
+                           .idle = std::chrono::seconds(parse_number<int32_t>(argv[3], kWhere))},
                           *logger);
 }
 

@@ -167,6 +167,18 @@ TEST_F(Restart, PollWaitsForWhatIsLeft) {
   EXPECT_EQ(interrupted(SYS_poll, -516).regs.rdx, 5000u);
 }
 
+TEST_F(Restart, TimesThatWereChangedInMemoryAreNotReckonedWith) {
+  regs.rsi = 0;
+  regs.rdi = reinterpret_cast<uint64_t>(&wait);
+  EXPECT_TRUE(interrupted(SYS_nanosleep, -516).restart->has_timespec_arg());
+  for (const long ns : {-1L, 1'000'000'000L, INT64_MAX, INT64_MIN}) {
+    wait.tv_nsec = ns;
+    const auto out = interrupted(SYS_nanosleep, -516);
+    expect_reissued(out, SYS_nanosleep);
+    EXPECT_FALSE(out.restart->has_timespec_arg()) << ns;
+  }
+}
+
 TEST_F(Restart, NanosleepGoesOnFromTheKernelsRemainder) {
   regs.rsi = 0x8000;
   const auto out = interrupted(SYS_nanosleep, -516);

@@ -171,6 +171,24 @@ TEST_F(VisitTrustTest, LiesInTheAreaGiveNoPrivilege) {
   EXPECT_TRUE(goes_on());
 }
 
+TEST_F(VisitTrustTest, AnswersThatNoKernelGivesAreNoticed) {
+  constexpr int64_t kImpossible = int64_t{1} << 40;
+  const pid_t pid = start([&] { count(); });
+  for (const size_t at : {offsetof(parasite::Area, boottime), offsetof(parasite::Area, itimers),
+                          offsetof(parasite::Area, brk), offsetof(parasite::Area, dumpable)}) {
+    StoppedTree tree(Pid(pid), {}, *log_);
+    EXPECT_NO_THROW(harvest(tree.root(), {}, *log_)) << "an honest one";
+    const auto tell_a_lie = [&](const std::string& stage) {
+      if (stage != "parasite done") return;
+      const Fd mem = open_path("/proc/" + std::to_string(pid) + "/mem", O_RDWR);
+      const int64_t lie = at == offsetof(parasite::Area, brk) ? -kImpossible : kImpossible;
+      pwrite_full(mem.get(), std::as_bytes(std::span(&lie, 1)), area_of(pid).start.get() + at, "the area");
+    };
+    EXPECT_THROW(harvest(tree.root(), {}, *log_, tell_a_lie), Corrupt) << at;
+  }
+  EXPECT_TRUE(goes_on());
+}
+
 int do_nothing(void* shared) {
   while (static_cast<Shared*>(shared)->quit == 0) ::sched_yield();
   return 0;

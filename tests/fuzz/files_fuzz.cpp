@@ -65,7 +65,14 @@ void restore(const ImageSet& images, bool hold) {
     } catch (const Error&) {  // not one with a path
     }
   files.open_all(1'000'000'000);
-  files.after_gate();
+  if (hold) files.after_gate();
+}
+
+/// Whatever became of it: what waits under hidden names can be removed, also by who was not there.
+void clear(const ImageSet& images) {
+  const std::vector<std::string> folders = unix_socket_folders(images);
+  real_folders(folders, "/mnt");
+  remove_hidden_sockets(folders, "/mnt", FileRestoreOptions().mark);
 }
 
 }  // namespace
@@ -74,6 +81,10 @@ void run(std::span<const std::byte> input) {
   const ImageSet images = images_from(records_of(input));
   try {
     restore(images, input.size() % 2 != 0);
+  } catch (const Error&) {  // as it should be
+  }
+  try {
+    clear(images);
   } catch (const Error&) {  // as it should be
   }
 }

@@ -36,9 +36,19 @@ enum Kind : uint8_t {
 
 Deadline now() { return Deadline::in(std::chrono::milliseconds(0)); }
 
+/// What was taken can be handed on, and taken again as the same.
+template <class Work>
+void demand_taken_again(const Work& work) {
+  try {
+    work();
+  } catch (const Error& e) {
+    demand(false, e.what());
+  }
+}
+
 /// A blob and as many descriptors as it wants, if those are few.
-template <class Receive>
-void pass_memories(std::span<const std::byte> bytes, const Receive& receive) {
+template <class Receive, class Send>
+void pass_memories(std::span<const std::byte> bytes, const Receive& receive, const Send& send) {
   auto [here, there] = PacketSocket::pair();
   here.send_blob(bytes);
   wire::Memories memories;
@@ -49,18 +59,44 @@ void pass_memories(std::span<const std::byte> bytes, const Receive& receive) {
                static_cast<size_t>(m.with_userfaultfd());
   const Fd null = open_path("/dev/null", O_RDWR);
   here.send_descriptors(std::vector<int>(std::min<size_t>(count, 20), null.get()));
-  receive(there);
+  const auto taken = receive(there);
+  demand_taken_again([&] {
+    auto [near, far] = PacketSocket::pair();
+    send(near, taken);
+    send(near, receive(far));
+  });
 }
 
 void receive_packet(std::span<const std::byte> bytes, google::protobuf::MessageLite&& message) {
-  auto [here, there] = PacketSocket::pair();
-  send_fds(here.fd(), bytes, {});
-  there.receive(message, now());
+  auto ends = PacketSocket::pair();
+  send_fds(ends.first.fd(), bytes, {});
+  if (ends.second.receive(message, now()) != PacketSocket::Outcome::message) return;
+  ends.second.send(message);
+  demand_taken_again([&] { ends.first.receive(message, now()); });
+}
+
+template <class Unpack, class Pack>
+void there_and_back(const Fd& file, const Unpack& unpack, const Pack& pack) {
+  const Fd once = pack(unpack(file.get()));
+  demand_taken_again([&] {
+    const Fd twice = pack(unpack(once.get()));
+    constexpr size_t kMost = 64 << 20;
+    demand(read_whole(once.get(), kMost) == read_whole(twice.get(), kMost), "a list that changes on its way");
+  });
+}
+
+void track(std::span<const std::byte> bytes) {
+  const cli::TrackMessage message = cli::decode_message(bytes);
+  auto ends = PacketSocket::pair();
+  cli::send_message(ends.first, message);
+  demand_taken_again([&] {
+    const cli::TrackMessage again = cli::receive_message(ends.second, now());
+    demand(cli::encode_message(again) == cli::encode_message(message), "a message that changes on its way");
+  });
 }
 
 void take(const Record& r) {
   const auto file = [&] { return memory_file(r.payload, "fuzz"); };
-  std::vector<int> ends;
   switch (r.kind) {
     case kImages: {
       const ImageSet images = decode_images(r.payload);
@@ -69,46 +105,47 @@ void take(const Record& r) {
       return;
     }
     case kSources:
-      return pass_memories(r.payload, [](PacketSocket& s) { receive_sources(s, now()); });
+      return pass_memories(
+          r.payload, [](PacketSocket& s) { return receive_sources(s, now()); },
+          [](PacketSocket& s, const auto& sources) { send_sources(s, sources); });
     case kRoom:
-      return pass_memories(r.payload, [](PacketSocket& s) { receive_room(s, now()); });
+      return pass_memories(
+          r.payload, [](PacketSocket& s) { return receive_room(s, now()); },
+          [](PacketSocket& s, const auto& room) { send_room(s, room); });
     case kRequest:
       return receive_packet(r.payload, wire::GuardianRequest());
     case kReply:
       return receive_packet(r.payload, wire::GuardianReply());
     case kTrack:
-      cli::decode_message(r.payload);
-      return;
+      return track(r.payload);
     case kPackedImages:
-      unpack_images(file().get());
-      return;
+      return there_and_back(file(), unpack_images, pack_images);
     case kTable:
-      unpack_table(file().get());
-      return;
+      return there_and_back(file(), unpack_table, pack_table);
     case kLayout:
-      unpack_layout(file().get());
-      return;
+      return there_and_back(file(), unpack_layout, pack_layout);
     case kAreas:
-      unpack_areas(file().get());
-      return;
+      return there_and_back(file(), unpack_areas, pack_areas);
     case kResources:
-      unpack_resources(file().get());
-      return;
+      return there_and_back(file(), unpack_resources, pack_resources);
     case kDiscards:
-      unpack_discards(file().get());
-      return;
+      return there_and_back(file(), unpack_discards, [](const auto& list) { return pack_discards(list); });
     case kReserves:
-      unpack_reserves(file().get());
-      return;
+      return there_and_back(file(), unpack_reserves, [](const auto& list) { return pack_reserves(list); });
     case kMemories:
-      unpack_memories(file().get());
-      return;
+      return there_and_back(file(), unpack_memories, pack_memories);
     case kThreads:
-      unpack_threads(file().get());
-      return;
-    case kNodes:
-      unpack_nodes(file().get(), ends);
-      return;
+      return there_and_back(file(), unpack_threads, pack_threads);
+    case kNodes: {
+      std::vector<int> ends;
+      return there_and_back(
+          file(),
+          [&](int fd) {
+            ends.clear();
+            return unpack_nodes(fd, ends);
+          },
+          [&](const auto& nodes) { return pack_nodes(nodes, ends); });
+    }
     default:
       return;
   }

@@ -3,6 +3,7 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <array>
 
 #include "core/files/hidden_sockets.h"
 #include "core/files/image_tables.h"
@@ -24,6 +25,18 @@ namespace {
 constexpr size_t kMostTasks = 4;  ///< of which the plans are made
 constexpr uint32_t kAllowed = 1000;
 constexpr uint64_t kElapsed = 5'000'000'000;
+
+/// What the receiver allows.
+enum class Policy { all, users, groups };
+
+void enforce(Policy policy, ImageSet& images) {
+  IdentityPolicy only;
+  only.deny_capabilities = uint64_t{1} << 21;
+  if (policy == Policy::users) only.allow_uids = {kAllowed};
+  if (policy == Policy::groups) only.allow_gids = {0, kAllowed};
+  if (policy == Policy::groups) only.deny_capabilities = 0;
+  if (policy != Policy::all) enforce_identity(only, images);
+}
 
 const std::vector<AddressRange>& kernel_mappings() {
   static const std::vector<AddressRange> kMappings = own_kernel_mappings();
@@ -54,7 +67,7 @@ void check_vmas(const TaskImage& task) {
 }
 
 /// The restorer runs as root: memory calls stay in user space, ids are those that were allowed.
-void check_list(const OpList& list, bool policy) {
+void check_list(const OpList& list, Policy policy) {
   for (const restorer::Record& r : list.records()) {
     if (r.op != restorer::Op::syscall) continue;
     switch (r.nr) {
@@ -68,7 +81,12 @@ void check_list(const OpList& list, bool policy) {
                "a memory call out of range");
         break;
       case SYS_setresuid:
-        for (int i = 0; i < 3 && policy; ++i) demand(r.args[i] == kAllowed, "a user that is not allowed");
+        for (int i = 0; i < 3 && policy == Policy::users; ++i)
+          demand(r.args[i] == kAllowed, "a user that is not allowed");
+        break;
+      case SYS_setresgid:
+        for (int i = 0; i < 3 && policy == Policy::groups; ++i)
+          demand(r.args[i] == 0 || r.args[i] == kAllowed, "a group that is not allowed");
         break;
       default:
         break;
@@ -96,7 +114,7 @@ std::vector<StagedRange> stage(const ImageSet& images, const TaskImage& task) {
   return staged;
 }
 
-void plan(const ImageSet& images, const TaskImage& task, bool policy) {
+void plan(const ImageSet& images, const TaskImage& task, Policy policy) {
   check_vmas(task);
   const std::vector<StagedRange> staged = stage(images, task);
   std::vector<AddressRange> kernel = kernel_mappings();
@@ -112,7 +130,12 @@ void plan(const ImageSet& images, const TaskImage& task, bool policy) {
   plan_memory({task, staged, {kBase, kBase + kRoom}, kBase + 2 * kRoom, kernel, descriptor, 8}, region, list);
   plan_task(task, {5, 6, true}, kElapsed, region, list);
   check_list(list, policy);
-  for (const img::core_entry& core : task.cores) unpack_xsave(core.thread_info().fpregs());
+  for (const img::core_entry& core : task.cores) {
+    const std::vector<std::byte> area = unpack_xsave(core.thread_info().fpregs());
+    img::user_x86_fpregs_entry again;
+    std::string unknown;
+    demand(pack_xsave(area, again, unknown), "a state that cannot be dumped");
+  }
   check_privileges(task);
 }
 
@@ -146,21 +169,16 @@ void attempt(const Work& work) {
 }  // namespace
 
 void run(std::span<const std::byte> input) {
-  const bool policy = input.size() % 2 != 0;
+  const auto policy = std::array{Policy::all, Policy::users, Policy::all, Policy::groups}[input.size() % 4];
   ImageSet images = images_from(records_of(input));
   attempt([&] { read_files(images); });
   attempt([&] { elapsed_since_dump_ns(images); });
   attempt([&] { wanted_clocks(images, {}); });
   attempt([&] {
-    if (policy) {
-      IdentityPolicy only;
-      only.allow_uids = {kAllowed};
-      only.deny_capabilities = uint64_t{1} << 21;
-      enforce_identity(only, images);
-    }
+    enforce(policy, images);
     std::vector<TaskNode> tasks = read_tree(images), again = tasks;
     check_tree(tasks);
-    attempt([&] { plan_tree(tasks, !policy); });
+    attempt([&] { plan_tree(tasks, policy == Policy::all); });
     attempt([&] { plan_change(tasks, again); });
     size_t planned = 0;
     for (const TaskNode& node : tasks)

@@ -48,11 +48,7 @@ class Agent {
         }
         return;
       case wire::Message::kReserve:
-        for (const PageReserve& r : from_wire(m.reserve())) {
-          check_memory(r.memory);
-          demand(r.address <= kUserEnd && r.pages <= (kUserEnd - r.address) / kPageSize, "a reserve out of range");
-        }
-        return;
+        return reserve(from_wire(m.reserve()));
       case wire::Message::kLayoutReady:
         for (const wire::MemoryName& name : m.layout_ready().cold()) check_memory(from_wire(name));
         return;
@@ -65,6 +61,18 @@ class Agent {
   }
 
  private:
+  /// Sent on, it is the same.
+  static void reserve(const std::vector<PageReserve>& wanted) {
+    uint64_t pages = 0, again = 0;
+    for (const PageReserve& r : wanted) {
+      check_memory(r.memory);
+      demand(r.address <= kUserEnd && r.pages <= (kUserEnd - r.address) / kPageSize, "a reserve out of range");
+      pages += r.pages;
+    }
+    for (const wire::Reserve& part : to_wire(wanted))
+      for (const PageReserve& r : from_wire(part)) again += r.pages;
+    demand(again == pages, "a reserve that changes on its way");
+  }
   void follow(TreeLayout layout) {
     std::set<uint64_t> objects;
     for (const TreeLayout::Object& o : layout.objects) demand(objects.insert(o.id).second, "a shared object twice");
@@ -104,6 +112,16 @@ std::vector<std::byte> frames(const std::vector<Record>& records) {
   return out;
 }
 
+/// A message that was received can be sent.
+void send_back(ControlChannel& channel, int feeder, const wire::Message& message) {
+  constexpr size_t kFitsIntoASocket = 32 << 10;
+  if (message.ByteSizeLong() > kFitsIntoASocket) return;
+  channel.send(message);
+  std::byte drained[4096];
+  while (::recv(feeder, drained, sizeof drained, MSG_DONTWAIT) > 0) {
+  }
+}
+
 wire::Layout small_layout(uint32_t tasks) {
   wire::Layout layout;
   for (uint32_t i = 0; i < tasks; ++i) {
@@ -129,7 +147,7 @@ wire::Layout small_layout(uint32_t tasks) {
 }
 
 std::vector<wire::Message> messages() {
-  std::vector<wire::Message> all(12);
+  std::vector<wire::Message> all(17);
   *all[0].mutable_hello() = host_facts();
   all[1].mutable_clock_pong()->set_monotonic_ns(5);
   wire::Check& check = *all[2].mutable_check();
@@ -160,6 +178,11 @@ std::vector<wire::Message> messages() {
   all[9].mutable_fill_ready()->add_cold()->set_kind(2);
   all[10].mutable_images_part()->set_data("images");
   all[11].mutable_answer()->set_reason("because");
+  all[12].mutable_check_reply()->add_refusals("not here");
+  all[13].mutable_begun()->add_stream_tokens(std::string(16, 't'));
+  all[14].mutable_abort()->set_reason("no more");
+  all[15].mutable_refused()->set_sentence("no");
+  all[16].mutable_refused()->set_stale(true);
   return all;
 }
 
@@ -178,12 +201,17 @@ void run(std::span<const std::byte> input) {
   const Deadline deadline = Deadline::in(std::chrono::seconds(1));
   try {
     channel.open(deadline);
+    if (bytes.size() % 8 == 7) agent.take(channel.expect(wire::Message::kHello, deadline));
+    if (bytes.size() % 8 == 6) channel.set_session({}, 1);
     for (;;) try {
-        agent.take(channel.receive(deadline));
+        const wire::Message message = channel.receive(deadline);
+        send_back(channel, feeder.get(), message);
+        agent.take(message);
       } catch (const Refusal&) {  // of one message: others may follow here
       }
   } catch (const Error&) {  // as it should be
   }
+  channel.refuse("enough", bytes.size() % 2 != 0);
 }
 
 std::vector<std::vector<std::byte>> seeds() {
@@ -193,6 +221,14 @@ std::vector<std::vector<std::byte>> seeds() {
     for (std::vector<std::byte>* seed : {&all.front(), &one})
       append_record(*seed, 0, static_cast<uint32_t>(m.body_case()), as_bytes_of(m.SerializeAsString()));
     all.push_back(one);
+  }
+  // Of a session, and of lengths that make run() ask for one, and for a hello.
+  for (size_t pad = 0; pad < 8; ++pad) {
+    wire::Message abort;
+    abort.mutable_abort()->set_reason(std::string(pad, 'x'));
+    abort.set_session(std::string(std::tuple_size_v<SessionId>, '\0'));
+    append_record(all.emplace_back(), 0, static_cast<uint32_t>(abort.body_case()),
+                  as_bytes_of(abort.SerializeAsString()));
   }
   return all;
 }

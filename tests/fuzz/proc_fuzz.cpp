@@ -15,6 +15,7 @@
 #include "core/base/procfs.h"
 #include "core/files/fdinfo.h"
 #include "core/files/file_locks.h"
+#include "core/files/net_table.h"
 #include "core/files/unix_diag.h"
 #include "core/freeze/cgroup_mounts.h"
 #include "core/inject/visit_places.h"
@@ -58,6 +59,31 @@ void use_mounts(std::string_view text) {
   }
 }
 
+void use_status(std::string_view text) {
+  const StatusFields status = parse_status(std::string(text));
+  const auto attempt = [](const auto& work) {
+    try {
+      work();
+    } catch (const Corrupt&) {
+    }
+  };
+  for (const char* list : {"Uid", "Groups"})
+    attempt([&] { parse_numbers<uint32_t>(status_field(status, list), list); });
+  for (const char* mask : {"SigPnd", "CapEff"}) attempt([&] { parse_number(status_field(status, mask), mask, 16); });
+  attempt([&] { demand(parse_number<uint32_t>(status_field(status, "Umask"), "Umask", 8) <= UINT32_MAX, "a mask"); });
+  attempt([&] { parse_first_number(status_field(status, "VmRSS"), "VmRSS"); });
+  attempt([&] { parse_number<int32_t>(status_field(status, "Adj"), "Adj"); });  // as oom_score_adj has it
+  innermost(status_field(status, "NSpid"));
+}
+
+void use_ports(std::string_view text) {
+  for (const int family : {AF_INET, AF_INET6}) try {
+      const NetTableLine line = parse_net_table_line(text, family);
+      demand(line.address.size() == (family == AF_INET ? 4u : 16u), "an address of another length");
+    } catch (const Corrupt&) {
+    }
+}
+
 struct Text {
   std::function<void(std::string_view)> use;
   const char* seed;
@@ -68,8 +94,10 @@ const std::array kTexts{
          "42 (a b) c\n(d) S 1 42 42 34816 42 4194304 100 0 0 0 1 2 0 0 20 0 1 0 12345 1000000 100 18446744073709551615 "
          "4194304 4200000 140737488345000 0 0 0 0 0 0 0 0 0 17 1 0 0 0 0 0 6291456 6292000 7000000 140737488346000 "
          "140737488346100 140737488346100 140737488347000 0\n"},
-    Text{[](auto t) { parse_status(std::string(t)); },
-         "Name:\ta\\nb\nUmask:\t0022\nState:\tS (sleeping)\nNSpid:\t42\t7\nSigQ:\t0/1\n"},
+    Text{
+        use_status,
+        "Name:\ta\\nb\nUmask:\t0022\nState:\tS (sleeping)\nUid:\t0\t0\t0\t0\nGroups:\t4 24 4294967295 \nNSpid:\t42\t7\n"
+        "VmRSS:\t    1234 kB\nSigQ:\t0/1\nSigPnd:\t0000000000000000\nCapEff:\t000001ffffffffff\nAdj:\t-1000\n"},
     Text{use_maps,
          "00400000-00401000 r-xp 00000000 08:01 1234                               /usr/bin/a b\n"
          "7ffff7fc1000-7ffff7fc3000 r-xp 00000000 00:00 0                          [vdso]\n"
@@ -110,7 +138,16 @@ const std::array kTexts{
          "25 20 0:22 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
          "26 20 0:23 /a\\040b /sys/fs/cgroup/free\\134zer rw - cgroup cgroup rw,freezer\n0::/user.slice\n"
          "5:freezer,cpu:/a:b\n"},
+    Text{[](auto t) { parse_clock_offsets(t); },
+         "monotonic      -100000         0\nboottime        100000 999999999\n"},
+    Text{
+        use_ports,
+        "   0: 0100007F:07E8 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1072 1 0000 100 0"},
+    Text{use_ports,
+         "   0: 00000000000000000000000001000000:1F90 00000000000000000000000000000000:0000 0A 00000000:00000000 "
+         "00:00000000 00000000  1000        0 20202 1 0000 100 0"},
 };
+constexpr uint8_t kAnswer = 0xff;  ///< not a text
 
 /// The kernel's answer about a listening socket with a name.
 std::vector<std::byte> sockets_answer() {
@@ -143,7 +180,7 @@ void run(std::span<const std::byte> input) {
   const std::string_view text(reinterpret_cast<const char*>(input.data()) + 1, input.size() - 1);
   try {
     if (which < kTexts.size()) kTexts[which].use(text);
-    if (which == kTexts.size()) {
+    if (which == kAnswer) {
       std::vector<std::byte> answer(input.begin() + 1, input.end());  // aligned, as what recv(2) fills is
       std::map<uint32_t, UnixSocketInfo> found;
       parse_unix_sockets(answer, found);
@@ -160,7 +197,7 @@ std::vector<std::vector<std::byte>> seeds() {
     seed.insert(seed.end(), text.begin(), text.end());
   }
   const std::vector<std::byte> answer = sockets_answer();
-  std::vector<std::byte>& seed = all.emplace_back(1, static_cast<std::byte>(kTexts.size()));
+  std::vector<std::byte>& seed = all.emplace_back(1, std::byte{kAnswer});
   seed.insert(seed.end(), answer.begin(), answer.end());
   return all;
 }

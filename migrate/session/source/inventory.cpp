@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <linux/openat2.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -14,9 +15,11 @@
 #include <sstream>
 
 #include "core/base/looked_at.h"
+#include "core/base/proc_values.h"
 #include "core/base/procfs.h"
 #include "core/files/fdinfo.h"
 #include "core/files/file_locks.h"
+#include "core/files/net_table.h"
 #include "migrate/session/source/inventory_privileges.h"
 #include "migrate/session/wire/content_hash.h"
 
@@ -94,27 +97,14 @@ void add_descriptors(const ProcDir& proc, uint64_t held, std::map<std::string, N
   }
 }
 
-/// One line of /proc/net/{tcp,udp}{,6}: address:port in the host's byte order, a u32 at a time.
-void add_port(const std::string& line, int family, int type, const Sockets& sockets, wire::Check& check) {
-  std::istringstream words(line);
-  std::string slot, local, remote, state, queue, timer, retries, uid, timeout;
-  uint64_t inode = 0;
-  words >> slot >> local >> remote >> state >> queue >> timer >> retries >> uid >> timeout >> inode;
-  const bool listening = type == SOCK_DGRAM ? state == "07" : state == "0A";
-  const auto socket = sockets.find(inode);
-  if (!listening || socket == sockets.end()) return;
-  const size_t colon = local.find(':');
-  if (colon == std::string::npos || colon != (family == AF_INET ? 8u : 32u)) return;
-  std::string address;
-  for (size_t i = 0; i < colon; i += 8) {
-    const auto word = static_cast<uint32_t>(std::stoul(local.substr(i, 8), nullptr, 16));
-    address.append(reinterpret_cast<const char*>(&word), 4);
-  }
+void add_port(const NetTableLine& line, int family, int type, const Sockets& sockets, wire::Check& check) {
+  const auto socket = sockets.find(line.inode);
+  if (line.state != (type == SOCK_DGRAM ? TCP_CLOSE : TCP_LISTEN) || socket == sockets.end()) return;
   wire::Check::Port* port = check.add_ports();
   port->set_family(static_cast<uint32_t>(family));
   port->set_type(static_cast<uint32_t>(type));
-  port->set_address(address);
-  port->set_port(static_cast<uint32_t>(std::stoul(local.substr(colon + 1), nullptr, 16)));
+  port->set_address(line.address);
+  port->set_port(line.port);
   add_port_privilege(socket->second, port->port(), check);
 }
 
@@ -128,14 +118,16 @@ void add_ports(const ProcDir& proc, const Sockets& sockets, wire::Check& check) 
                  {"net/udp6", AF_INET6, SOCK_DGRAM}};
   if (sockets.empty()) return;  // reading the tables walks the kernel's, milliseconds even when they are empty
   for (const auto& table : kTables) {
+    std::istringstream lines;
     try {
-      std::istringstream lines(proc.read(table.name));
-      std::string line;
-      std::getline(lines, line);
-      while (std::getline(lines, line)) add_port(line, table.family, table.type, sockets, check);
+      lines.str(proc.read(table.name));
     } catch (const Error&) {
       continue;  // no IPv6
     }
+    std::string line;
+    std::getline(lines, line);
+    while (std::getline(lines, line))
+      add_port(parse_net_table_line(line, table.family), table.family, table.type, sockets, check);
   }
 }
 
@@ -150,14 +142,14 @@ void add_identity(const ProcDir& proc, wire::Check& check, Identities& all) {
        {std::pair("Uid", &all.uids), std::pair("Gid", &all.gids), std::pair("Groups", &all.gids)}) {
     const auto field = status.find(key);
     if (field == status.end()) continue;
-    std::istringstream numbers(field->second);
-    for (uint32_t n; numbers >> n;) ids->insert(n);
+    const auto numbers = parse_numbers<uint32_t>(field->second, "/proc/PID/status: " + std::string(key));
+    ids->insert(numbers.begin(), numbers.end());
   }
-  for (const char* set : {"CapPrm", "CapInh", "CapAmb"}) {
-    if (const auto c = status.find(set); c != status.end()) all.capabilities |= std::stoull(c->second, nullptr, 16);
-  }
+  for (const std::string set : {"CapPrm", "CapInh", "CapAmb"})
+    if (const auto c = status.find(set); c != status.end())
+      all.capabilities |= parse_number(c->second, "/proc/PID/status: " + set, 16);
   if (const auto rss = status.find("VmRSS"); rss != status.end()) {
-    check.set_memory(check.memory() + std::strtoull(rss->second.c_str(), nullptr, 10) * 1024);
+    check.set_memory(check.memory() + parse_first_number(rss->second, "/proc/PID/status: VmRSS") * 1024);
   }
 }
 

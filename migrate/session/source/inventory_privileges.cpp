@@ -9,6 +9,7 @@
 #include <set>
 #include <tuple>
 
+#include "core/base/proc_values.h"
 #include "core/task/proc_text.h"
 #include "migrate/session/guardian/privileges.h"
 
@@ -51,7 +52,7 @@ void add_scheduling(pid_t task, pid_t tid, uint64_t held, const std::array<Rlimi
 uint64_t held_capabilities(const ProcDir& task) {
   const auto status = task.status();
   const auto it = status.find("CapPrm");
-  return it == status.end() ? 0 : std::stoull(it->second, nullptr, 16);
+  return it == status.end() ? 0 : parse_number(it->second, "/proc/PID/status: CapPrm", 16);
 }
 
 void add_privileges(const ProcDir& task, uint64_t held, wire::Check& check) {
@@ -60,11 +61,11 @@ void add_privileges(const ProcDir& task, uint64_t held, wire::Check& check) {
   for (const pid_t tid : task.threads()) add_scheduling(pid, tid, held, limits, check);
   // Which of them are raised the destination knows.
   for (uint32_t i = 0; i < limits.size(); ++i) add(check, pid, held, Kind::hard_limit, limits[i].max, 0, i);
-  const int oom = std::stoi(task.read("oom_score_adj"));
+  const int oom = parse_number<int32_t>(task.read("oom_score_adj"), "/proc/PID/oom_score_adj");
   if (oom < 0) add(check, pid, held, Kind::oom_score, static_cast<uint64_t>(-oom));
   const auto status = task.status();
   if (const auto locked = status.find("VmLck"); locked != status.end()) {
-    const uint64_t bytes = std::strtoull(locked->second.c_str(), nullptr, 10) * 1024;
+    const uint64_t bytes = parse_first_number(locked->second, "/proc/PID/status: VmLck") * 1024;
     if (bytes > limits[RLIMIT_MEMLOCK].max)
       add(check, pid, held, Kind::locked_memory, bytes, limits[RLIMIT_MEMLOCK].max);
   }

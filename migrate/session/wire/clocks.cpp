@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <sstream>
 
 #include "core/base/fd.h"
+#include "core/base/proc_values.h"
 
 namespace migrate {
 namespace {
@@ -24,12 +24,8 @@ int64_t read_clock(clockid_t clock) {
 ClockOffsets offsets_in(const std::string& path) {
   ClockOffsets offsets;
   try {
-    std::istringstream lines(read_file_at(AT_FDCWD, path, 4096));
-    std::string name;
-    int64_t seconds = 0, ns = 0;
-    while (lines >> name >> seconds >> ns) {
-      (name == "monotonic" ? offsets.monotonic_ns : offsets.boottime_ns) = seconds * kSecond + ns;
-    }
+    const ClockOffsetsText text = parse_clock_offsets(read_file_at(AT_FDCWD, path, 4096));
+    offsets = {text.monotonic_ns, text.boottime_ns};
   } catch (const Error&) {
     // A kernel without time namespaces: all clocks are the host's.
   }

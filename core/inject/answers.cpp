@@ -1,0 +1,112 @@
+#include "core/inject/answers.h"
+
+#include <algorithm>
+#include <string>
+
+namespace migrate {
+namespace {
+
+constexpr int64_t kNsPerSecond = 1'000'000'000;
+/// Times are 64 bits of nanoseconds in the kernel (KTIME_SEC_MAX).
+constexpr int64_t kMostSeconds = INT64_MAX / kNsPerSecond;
+/// What a restore can set a clock to.
+constexpr int64_t kMostClockSeconds = int64_t{1} << 32;
+constexpr int64_t kMaxErrno = 4095;
+constexpr int64_t kUserEnd = 0x7fff'ffff'f000;
+constexpr int64_t kMostDumpable = 2, kLastSignal = 64;
+
+std::string name_of(Pid pid) { return "task " + std::to_string(pid.get()); }
+std::string name_of(Tid tid) { return "thread " + std::to_string(tid.get()); }
+
+int64_t within(int64_t value, int64_t lowest, int64_t highest, const char* what, const std::string& who) {
+  if (value < lowest || value > highest)
+    throw Corrupt("the visit of " + who, std::string(what) + " is impossible: " + std::to_string(value));
+  return value;
+}
+
+itimerval interval_timer(const parasite::Itimer& t, const std::string& who) {
+  const auto part = [&](int64_t sec, int64_t usec) -> timeval {
+    return {within(sec, 0, kMostSeconds, "the time of a timer", who),
+            within(usec, 0, 999'999, "the time of a timer", who)};
+  };
+  return {part(t.interval_sec, t.interval_usec), part(t.value_sec, t.value_usec)};
+}
+
+}  // namespace
+
+int64_t answered_result(int64_t result, std::string_view call, const std::string& who) {
+  if (result >= 0) return result;
+  if (result < -kMaxErrno) throw Corrupt("the visit of " + who, std::string(call) + " cannot have failed like that");
+  throw Error(call, "in " + who, static_cast<int>(-result));
+}
+
+timespec answered_time(const parasite::Timespec& time, const std::string& who) {
+  return {within(time.sec, 0, kMostClockSeconds, "a clock", who),
+          within(time.nsec, 0, kNsPerSecond - 1, "a clock", who)};
+}
+
+TaskHarvest answered_task(const parasite::Area& area, Pid pid) {
+  const std::string who = name_of(pid);
+  answered_result(area.first_error, "collect the state", who);
+  TaskHarvest h{.pid = pid};
+  for (size_t i = 0; i < h.sigactions.size(); ++i) {
+    const parasite::Sigaction& a = area.sigactions[i];
+    h.sigactions[i] = {a.handler, a.flags, a.restorer, a.mask};
+  }
+  for (size_t i = 0; i < h.itimers.size(); ++i) h.itimers[i] = interval_timer(area.itimers[i], who);
+  h.dumpable = static_cast<int>(within(answered_result(area.dumpable, "prctl(PR_GET_DUMPABLE)", who), 0, kMostDumpable,
+                                       "its dumpable state", who));
+  h.child_subreaper = static_cast<int>(within(area.child_subreaper, 0, 1, "its subreaper state", who));
+  // Newer kernels answer with flags.
+  h.thp_disabled = answered_result(area.thp_disabled, "prctl(PR_GET_THP_DISABLE)", who) != 0 ? 1 : 0;
+  h.brk = static_cast<uint64_t>(within(area.brk, 0, kUserEnd, "its break", who));
+  h.membarrier_registrations =
+      static_cast<int>(within(std::max<int64_t>(area.membarrier, 0), 0, INT32_MAX, "its membarrier state", who));
+  h.monotonic = answered_time(area.monotonic, who);
+  h.boottime = answered_time(area.boottime, who);
+  return h;
+}
+
+ThreadHarvest answered_thread(const parasite::Thread& thread, Tid tid, int64_t securebits) {
+  const std::string who = name_of(tid);
+  answered_result(thread.altstack_result, "sigaltstack", who);
+  answered_result(thread.tid_address_result, "prctl(PR_GET_TID_ADDRESS)", who);
+  answered_result(thread.pdeath_result, "prctl(PR_GET_PDEATHSIG)", who);
+  ThreadHarvest h{.tid = tid};
+  h.altstack.ss_sp = reinterpret_cast<void*>(thread.altstack.sp);
+  h.altstack.ss_flags = thread.altstack.flags;
+  h.altstack.ss_size = thread.altstack.size;
+  h.clear_child_tid = thread.tid_address;
+  h.pdeath_signal =
+      static_cast<int>(within(thread.pdeath_signal, 0, kLastSignal, "the signal at its parent's death", who));
+  h.securebits = static_cast<uint32_t>(
+      within(answered_result(securebits, "prctl(PR_GET_SECUREBITS)", who), 0, UINT32_MAX, "its securebits", who));
+  return h;
+}
+
+ThreadHarvest answered_thread(parasite::Thread thread, Tid tid, const ThreadSlotResults& results) {
+  thread.altstack_result = results.altstack;
+  thread.tid_address_result = results.tid_address;
+  thread.pdeath_result = results.pdeath_signal;
+  return answered_thread(thread, tid, results.securebits);
+}
+
+TimerHarvest answered_timer(const parasite::Timer& timer, int id, Pid pid) {
+  const std::string who = name_of(pid);
+  answered_result(timer.error, "timer_gettime", who);
+  TimerHarvest h{.id = id, .overrun = static_cast<int>(answered_result(timer.overrun, "timer_getoverrun", who))};
+  const auto part = [&](int64_t sec, int64_t nsec) -> timespec {
+    return {within(sec, 0, kMostSeconds, "the time of a timer", who),
+            within(nsec, 0, kNsPerSecond - 1, "the time of a timer", who)};
+  };
+  h.value = {part(timer.interval_sec, timer.interval_nsec), part(timer.value_sec, timer.value_nsec)};
+  return h;
+}
+
+int answered_userfaultfd(int64_t number, Pid pid) {
+  const std::string who = name_of(pid);
+  return static_cast<int>(
+      within(answered_result(number, "make a userfaultfd", who), 0, INT32_MAX, "the number of a descriptor", who));
+}
+
+}  // namespace migrate

@@ -1,0 +1,102 @@
+// What a visit is told: what a kernel answers is taken as it is, what none would is noticed.
+#include "core/inject/answers.h"
+
+#include <gtest/gtest.h>
+
+namespace migrate {
+namespace {
+
+constexpr Pid kPid{42};
+constexpr Tid kTid{43};
+
+parasite::Area honest() {
+  parasite::Area area{};
+  area.sigactions[1] = {0x401000, 0x14000004, 0x402000, 2};
+  area.itimers[0] = {1, 500'000, INT64_MAX / 1'000'000'000, 999'999};
+  area.dumpable = 2;
+  area.thp_disabled = 3;  // with a flag
+  area.brk = 0x5555'5577'0000;
+  area.membarrier = -38;  // a kernel without it
+  area.monotonic = {1000, 999'999'999};
+  area.boottime = {2000, 6};
+  area.child_subreaper = 1;
+  return area;
+}
+
+TEST(AnswersTest, HonestOnesAreTaken) {
+  const TaskHarvest h = answered_task(honest(), kPid);
+  EXPECT_EQ(h.sigactions[1].handler, 0x401000u);
+  EXPECT_EQ(h.itimers[0].it_interval.tv_usec, 500'000);
+  EXPECT_EQ(h.itimers[0].it_value.tv_sec, INT64_MAX / 1'000'000'000);
+  EXPECT_EQ(h.dumpable, 2);
+  EXPECT_EQ(h.thp_disabled, 1);
+  EXPECT_EQ(h.membarrier_registrations, 0);
+  EXPECT_EQ(h.boottime.tv_nsec, 6);
+  parasite::Thread thread{};
+  thread.altstack = {0x7000, 1, 0, 8192};
+  thread.tid_address = 0x1234;
+  thread.pdeath_signal = 64;
+  const ThreadHarvest t = answered_thread(thread, kTid, 0x2f);
+  EXPECT_EQ(t.altstack.ss_size, 8192u);
+  EXPECT_EQ(t.clear_child_tid, 0x1234u);
+  EXPECT_EQ(t.securebits, 0x2fu);
+  const TimerHarvest timer = answered_timer({0, INT32_MAX, 0, 1, 2, 3, 4}, 5, kPid);
+  EXPECT_EQ(timer.id, 5);
+  EXPECT_EQ(timer.overrun, INT32_MAX);
+  EXPECT_EQ(timer.value.it_value.tv_nsec, 4);
+  EXPECT_EQ(answered_userfaultfd(7, kPid), 7);
+}
+
+TEST(AnswersTest, FailuresOfCallsAreToldByTheirNumber) {
+  parasite::Area area = honest();
+  area.first_error = -EFAULT;
+  try {
+    answered_task(area, kPid);
+    ADD_FAILURE() << "not noticed";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), EFAULT);
+    EXPECT_NE(std::string(e.what()).find("task 42"), std::string::npos) << e.what();
+  }
+  EXPECT_THROW(answered_userfaultfd(-EMFILE, kPid), Error);
+}
+
+TEST(AnswersTest, ImpossibleOnesAreNoticed) {
+  using Change = void (*)(parasite::Area&);
+  const Change changes[] = {
+      [](parasite::Area& a) { a.first_error = INT64_MIN; },
+      [](parasite::Area& a) { a.first_error = -4096; },
+      [](parasite::Area& a) { a.itimers[2].value_sec = -1; },
+      [](parasite::Area& a) { a.itimers[1].interval_sec = INT64_MAX; },
+      [](parasite::Area& a) { a.itimers[0].value_usec = 1'000'000; },
+      [](parasite::Area& a) { a.dumpable = 3; },
+      [](parasite::Area& a) { a.dumpable = int64_t{1} << 32; },
+      [](parasite::Area& a) { a.child_subreaper = 2; },
+      [](parasite::Area& a) { a.thp_disabled = INT64_MIN; },
+      [](parasite::Area& a) { a.brk = -12; },
+      [](parasite::Area& a) { a.brk = int64_t{1} << 47; },
+      [](parasite::Area& a) { a.membarrier = int64_t{1} << 32; },
+      [](parasite::Area& a) { a.monotonic.sec = -1; },
+      [](parasite::Area& a) { a.boottime.sec = INT64_MAX; },
+      [](parasite::Area& a) { a.boottime.nsec = 1'000'000'000; },
+  };
+  for (const Change& change : changes) {
+    parasite::Area area = honest();
+    change(area);
+    EXPECT_THROW(answered_task(area, kPid), Corrupt) << &change - changes;
+  }
+  parasite::Thread thread{};
+  thread.pdeath_signal = 65;
+  EXPECT_THROW(answered_thread(thread, kTid, 0), Corrupt);
+  thread = {};
+  thread.tid_address_result = INT64_MIN;
+  EXPECT_THROW(answered_thread(thread, kTid, 0), Corrupt);
+  EXPECT_THROW(answered_thread(parasite::Thread{}, kTid, int64_t{1} << 32), Corrupt);
+  EXPECT_THROW(answered_timer({0, 0, 0, 0, 0, 0, 1'000'000'000}, 0, kPid), Corrupt);
+  EXPECT_THROW(answered_timer({0, 0, INT64_MIN, 0, 0, 0, 0}, 0, kPid), Corrupt);
+  EXPECT_THROW(answered_timer({0, 0, 0, -1, 0, 0, 0}, 0, kPid), Corrupt);
+  EXPECT_THROW(answered_userfaultfd(INT64_MIN, kPid), Corrupt);
+  EXPECT_THROW(answered_userfaultfd(int64_t{1} << 32, kPid), Corrupt);
+}
+
+}  // namespace
+}  // namespace migrate

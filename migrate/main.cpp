@@ -1,6 +1,10 @@
 // The program: a command of the user's, or one of our own helpers. Everything else is wired from here.
 //
 // Exit codes of the low-level verbs: 0 done, 1 failed. Of send, receive and resolve: see migrate/session/README.md.
+#include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
+
 #include <exception>
 #include <iostream>
 #include <string_view>
@@ -10,7 +14,21 @@
 #include "migrate/cli/commands.h"
 #include "migrate/session/base/session.h"
 
+namespace {
+
+/// What whoever started us may have taken away: a descriptor of ours must not get a number that we print to, and a file
+/// that is as large as it may be (RLIMIT_FSIZE) is an error like a full disk, not our death.
+void stand_on_our_own() {
+  int fd = 0;
+  while (fd >= 0 && fd <= 2) fd = ::open("/dev/null", O_RDWR);
+  if (fd > 2) ::close(fd);
+  ::signal(SIGXFSZ, SIG_IGN);
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
+  stand_on_our_own();
   try {
     // Guardians and keepers are this program executed again; their arguments are not for people.
     if (argc >= 2 && std::string_view(argv[1]).starts_with("guardian-")) return migrate::run_guardian(argc, argv);

@@ -79,6 +79,12 @@ std::vector<int> numeric_entries(int dirfd, const std::string& path) {
   return numbers;
 }
 
+bool task_is_gone(const Error& reading) { return reading.code() == ESRCH || reading.code() == ENOENT; }
+
+bool cannot_be_seen(const Error& reading) {
+  return task_is_gone(reading) || reading.code() == EACCES || reading.code() == EPERM;
+}
+
 std::vector<pid_t> ProcDir::threads() const {
   std::vector<pid_t> tids = numeric_entries(dir_.get(), "task");
   const auto leader = std::find(tids.begin(), tids.end(), pid_);

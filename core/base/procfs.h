@@ -64,6 +64,12 @@ class ProcDir {
   Fd dir_;
 };
 
+/// Whether /proc could not be read because the task, or the thread, is gone. Whatever else fails (no descriptor, no
+/// memory is left) says nothing of it: who took that for its end would take a living tree for a dead one.
+bool task_is_gone(const Error& reading);
+/// Of tasks that are none of the tree's: gone, or one that we may not look at.
+bool cannot_be_seen(const Error& reading);
+
 /// pidfd_open(2); nullopt if there is no such process. Close-on-exec.
 std::optional<Fd> open_pidfd(pid_t pid);
 /// pidfd_getfd(2): a duplicate of another task's descriptor.

@@ -52,9 +52,6 @@ void check_pid_namespace(const ProcDir& root) {
 
 pid_t parent_of(pid_t pid) { return ProcDir(pid).stat().ppid; }
 
-/// Whether a read of /proc failed because the task had ended.
-bool ended(const Error& e) { return e.code() == ESRCH || e.code() == ENOENT; }
-
 /// Calls `check` for each living task. Members of a running tree come and go: one that ends meanwhile is passed over,
 /// but for the root.
 template <class Check>
@@ -63,7 +60,7 @@ void for_living(const std::vector<ProcDir>& tasks, Check check) {
     try {
       if (!is_zombie(task)) check(task);
     } catch (const Error& e) {
-      if (!ended(e) || &task == &tasks.front()) throw;
+      if (!task_is_gone(e) || &task == &tasks.front()) throw;
     }
   }
 }
@@ -72,8 +69,9 @@ void for_living(const std::vector<ProcDir>& tasks, Check check) {
 bool descends(pid_t pid, const std::set<pid_t>& from) {
   try {
     while (pid > 0 && !from.contains(pid)) pid = parent_of(pid);
-  } catch (const Error&) {
-    return true;  // ended meanwhile
+  } catch (const Error& e) {
+    if (!task_is_gone(e)) throw;
+    return true;
   }
   return pid > 0;
 }
@@ -104,8 +102,9 @@ void check_outside_mappers(const Objects& objects, const std::set<pid_t>& inside
     std::vector<Vma> vmas;
     try {
       vmas = parse_smaps(ProcDir(pid).read("maps"));
-    } catch (const Error&) {
-      continue;  // ended meanwhile
+    } catch (const Error& e) {
+      if (!cannot_be_seen(e)) throw;
+      continue;
     }
     for (const Vma& vma : vmas)
       if (is_private_object(vma) && objects.contains({vma.device, vma.inode}) && !descends(pid, inside))
@@ -147,13 +146,13 @@ std::vector<ProcDir> collect_tree(Pid root) {
     try {
       children = tasks[i].children();
     } catch (const Error& e) {
-      if (!ended(e)) throw;
+      if (!task_is_gone(e)) throw;
     }
     for (const pid_t child : children) {
       try {
         tasks.emplace_back(child);
       } catch (const Error& e) {
-        if (!ended(e)) throw;
+        if (!task_is_gone(e)) throw;
       }
     }
   }
@@ -190,7 +189,7 @@ void check_threads(const std::vector<ProcDir>& tasks) {
       try {
         status = task.thread(tid).status();
       } catch (const Error& e) {
-        if (!ended(e)) throw;
+        if (!task_is_gone(e)) throw;
         continue;
       }
       if (status["Seccomp"] != "0" && !status["Seccomp"].empty())

@@ -148,7 +148,8 @@ class Preflight {
         for (const int fd : other.descriptors())
           if (other.link("fd/" + std::to_string(fd)) == link && !inside(pid))
             return "process " + std::to_string(pid) + " (" + other.stat().comm + ")";
-      } catch (const Error&) {
+      } catch (const Error& e) {
+        if (!cannot_be_seen(e)) throw;
         continue;  // it ended, or closed something, meanwhile
       }
     }

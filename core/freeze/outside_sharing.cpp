@@ -21,8 +21,9 @@ long compare(pid_t a, pid_t b, int what) { return ::syscall(SYS_kcmp, a, b, what
 bool descends(pid_t pid, const std::set<pid_t>& from) {
   try {
     while (pid > 0 && !from.contains(pid)) pid = ProcDir(pid).stat().ppid;
-  } catch (const Error&) {
-    return true;  // ended meanwhile
+  } catch (const Error& e) {
+    if (!task_is_gone(e)) throw;
+    return true;
   }
   return pid > 0;
 }
@@ -65,7 +66,8 @@ bool goes_on(pid_t member, pid_t tid, int what) {
 std::vector<pid_t> threads_of(pid_t pid) {
   try {
     return numeric_entries(AT_FDCWD, "/proc/" + std::to_string(pid) + "/task");
-  } catch (const Error&) {
+  } catch (const Error& e) {
+    if (!task_is_gone(e)) throw;
     return {};
   }
 }
@@ -75,7 +77,8 @@ std::vector<pid_t> threads_of(pid_t pid) {
 bool has_memory(pid_t task) {
   try {
     return !read_file_at(AT_FDCWD, "/proc/" + std::to_string(task) + "/statm").starts_with("0 ");
-  } catch (const Error&) {
+  } catch (const Error& e) {
+    if (!task_is_gone(e)) throw;
     return false;
   }
 }

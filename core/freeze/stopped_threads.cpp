@@ -21,7 +21,8 @@ constexpr std::chrono::milliseconds kReapEvery{20};
 std::optional<ProcStat> stat_of_thread(const ProcDir& task, pid_t tid) {
   try {
     return task.thread(tid).stat();
-  } catch (const Error&) {
+  } catch (const Error& e) {
+    if (!task_is_gone(e)) throw;
     return std::nullopt;
   }
 }
@@ -33,7 +34,8 @@ bool is_our_tracee(pid_t tid) {
     const auto status = ProcDir(tid).status();
     const auto tracer = status.find("TracerPid");
     return tracer != status.end() && tracer->second == std::to_string(::gettid());
-  } catch (const Error&) {
+  } catch (const Error& e) {
+    if (!task_is_gone(e)) throw;
     return false;
   }
 }

@@ -17,7 +17,8 @@ bool is_ancestor_or_self(pid_t pid) {
     if (p == pid) return true;
     try {
       p = ProcDir(p).stat().ppid;
-    } catch (const Error&) {
+    } catch (const Error& e) {
+      if (!task_is_gone(e)) throw;
       return false;
     }
   }
@@ -47,7 +48,8 @@ std::string task_name(pid_t pid) { return "task " + std::to_string(pid); }
 std::vector<pid_t> threads_of(const ProcDir& proc) {
   try {
     return proc.threads();
-  } catch (const Error&) {
+  } catch (const Error& e) {
+    if (!task_is_gone(e)) throw;
     return {};
   }
 }
@@ -55,7 +57,8 @@ std::vector<pid_t> threads_of(const ProcDir& proc) {
 std::optional<ProcStat> stat_of(const ProcDir& proc) {
   try {
     return proc.stat();
-  } catch (const Error&) {
+  } catch (const Error& e) {
+    if (!task_is_gone(e)) throw;
     return std::nullopt;
   }
 }
@@ -107,7 +110,8 @@ bool StoppedTree::Impl::add_task(pid_t pid, pid_t parent, const Deadline& deadli
   std::optional<ProcDir> proc;
   try {
     proc.emplace(pid);
-  } catch (const Error&) {
+  } catch (const Error& e) {
+    if (!task_is_gone(e)) throw;
     return false;
   }
   const auto stat = stat_of(*proc);
@@ -156,7 +160,8 @@ bool StoppedTree::Impl::add_children(size_t first, const Deadline& deadline) {
     std::vector<pid_t> children;
     try {
       children = tasks[i].proc.children();
-    } catch (const Error&) {
+    } catch (const Error& e) {
+      if (!task_is_gone(e)) throw;
       continue;
     }
     for (const pid_t child : children) found |= add_task(child, tasks[i].pid.get(), deadline);

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -103,6 +104,43 @@ constexpr const char* kExecutes = "MIGRATE_TEST_EXECUTES";
 }
 
 char state_of(pid_t pid) { return ProcDir(pid).stat().state; }
+
+/// With so few descriptors that they run out at any moment: all of the tree, or an error, and never a part of it.
+TEST_F(FreezeTest, WithoutDescriptorsNoTaskIsTakenForDead) {
+  const pid_t pid = start([&] {
+    for (int i = 0; i < 2; ++i)
+      if (::fork() == 0) {
+        std::thread([&] { count(0); }).detach();
+        count(1);
+      }
+    count(2);
+  });
+  ASSERT_TRUE(wait_ready(5));
+  int stopped = 0;
+  for (rlim_t most = 1; most < 64 && stopped < 3; ++most) {
+    const pid_t tracer = ::fork();
+    if (tracer == 0) {
+      ::close_range(3, ~0U, 0);
+      const rlimit limit{most, 64};
+      ::setrlimit(RLIMIT_NOFILE, &limit);
+      try {
+        const StoppedTree tree(Pid(pid), {}, *log_);
+        size_t threads = 0;
+        for (const StoppedTask& task : tree.tasks())
+          if (task.state == TaskState::running) threads += task.threads.size();
+        ::_exit(tree.tasks().size() == 3 && threads == 5 ? 0 : 2);
+      } catch (const Error& e) {
+        ::_exit(e.code() == EMFILE ? 1 : 3);
+      }
+    }
+    int status = 0;
+    ::waitpid(tracer, &status, 0);
+    ASSERT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) < 2) << most << " descriptors: " << status;
+    stopped += WEXITSTATUS(status) == 0 ? 1 : 0;
+  }
+  EXPECT_EQ(stopped, 3);
+  for (int slot = 0; slot < 3; ++slot) EXPECT_TRUE(goes_on(slot));
+}
 
 TEST_F(FreezeTest, TreeWithThreadsChildrenAndAZombie) {
   const pid_t pid = start([&] {

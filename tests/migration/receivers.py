@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 
@@ -341,9 +342,59 @@ def insecure_other_user(link):
     expect(link.program.poll() is None, "the program is gone")
 
 
+def nothing_to_print_to(link):
+    """Neither side has standard descriptors: nothing of ours gets their numbers."""
+    closed = [sys.executable, "-c", "import os,sys\nos.closerange(0,3)\nos.execv(sys.argv[1],sys.argv[1:])"]
+    state = os.path.join(link.folder, "state-destination")
+    link.receiver = spawn([link.binary, "receive", "--listen", f"127.0.0.1:{PORT}", "--state-dir", state, *link.keys.options("destination")],
+                          log=link.log, prefix=closed)
+    needle = f":{PORT:04X} "
+    wait_for(lambda: any(needle in line and " 0A " in line for line in read("/proc/net/tcp").splitlines()), "migrate receive to listen", 15)
+    p, word = link.start_program()
+    code, out = run(link.command(p.pid), prefix=closed, timeout=60)
+    copy = find_moved(p.pid, "sleep", word)
+    expect(code == 0 and out == "" and copy, f"send exited {code}: {out[-600:]}")
+    kill_all([copy])
+
+
+def no_more_in_a_file(link):
+    """RLIMIT_FSIZE at the source is a full disk, not a death that leaves a probe behind."""
+    link.receive()
+    written = os.path.join(link.folder, "written")
+    os.mkdir(written)
+    p = spawn(["sleep", "1000"], log=os.path.join(written, "log"))
+    try:
+        for size in (0, 4096):
+            code, out = run(link.command(p.pid), prefix=["prlimit", f"--fsize={size}:{size}"], timeout=60)
+            expect(code in (1, 2) and "send: " in out, f"send exited {code}: {out[-600:]}")
+            expect(os.listdir(written) == ["log"], f"left behind: {os.listdir(written)}")
+            expect(p.poll() is None, "the program is gone")
+    finally:
+        kill_all([p.pid])
+
+
+def readers_go(link):
+    """Whoever collects what send says need not wait for the watch, which tells the other host for a day."""
+    link.receive(env={"MIGRATE_FAULT": "destination-agent.begun:stop-self"})
+    p, _ = link.start_program()
+    sender = subprocess.Popen(link.command(p.pid), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    watch = None
+    try:
+        wait_for(lambda: "receiving pid:" in read(link.log), "the session to begin", 20)
+        watch = next(q for q in map(int, filter(str.isdigit, os.listdir("/proc")))
+                     if read(f"/proc/{q}/cmdline").startswith(f"migrate\0guardian-watch\0source\0{link.folder}/"))
+        kill_all(descendants(link.receiver.pid))
+        link.receiver.wait(timeout=5)
+        sender.communicate(timeout=20)
+        expect(os.path.exists(f"/proc/{watch}"), "the watch has ended: it proves nothing")
+        expect(p.poll() is None, "the program is gone")
+    finally:
+        kill_all([sender.pid, *([watch] if watch else [])])
+
+
 CASES = {f"receiver/{f.__name__.replace('_', '-')}": case(f) for f in (
     silent_strangers, slow_strangers, flood, out_of_descriptors, three_at_a_time, foreign_page_stream, silent_peers, others_session_id, too_large, grows_too_large, sent_on,
-    says_whom_it_takes, insecure_other_user)}
+    says_whom_it_takes, insecure_other_user, nothing_to_print_to, no_more_in_a_file, readers_go)}
 
 if __name__ == "__main__":
     sys.exit(suite.main(suite.arguments(__doc__), CASES, "mreceive-"))

@@ -1,6 +1,7 @@
 #include "migrate/session/journal/journal.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -50,6 +51,30 @@ TEST(States, OneSideAloneNeverDecidesAfterCommitOrPrepared) {
 TEST(States, NamesGoBothWays) {
   for (const State s : kAll) EXPECT_EQ(state_named(name_of(s)), s);
   EXPECT_FALSE(state_named("frozen"));
+}
+
+/// Who reads that a tree is dead lets its copy run.
+TEST(TaskId, WithoutDescriptorsNobodyIsTakenForDead) {
+  const std::optional<TaskId> self = TaskId::of(::getpid());
+  ASSERT_TRUE(self && self->lives());
+  EXPECT_EQ(in_child([&] {
+              const rlimit none{0, 0};
+              ::setrlimit(RLIMIT_NOFILE, &none);
+              int thrown = 0;
+              try {
+                self->lives();
+              } catch (const Error& e) {
+                thrown += e.code() == EMFILE ? 1 : 0;
+              }
+              try {
+                TaskId::of(self->pid);
+              } catch (const Error& e) {
+                thrown += e.code() == EMFILE ? 1 : 0;
+              }
+              return thrown;
+            }),
+            2);
+  EXPECT_FALSE(TaskId::of(1 << 22));
 }
 
 TEST(SessionId, Hex) {

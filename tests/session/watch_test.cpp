@@ -83,6 +83,30 @@ TEST(Watch, TellsTheDestinationOfAnAbort) {
   EXPECT_TRUE(h.board->source.running);
 }
 
+/// The journal says that it runs on here: so it must, however often that fails, and whether the other side knows or
+/// not.
+TEST(Watch, TriesUntilTheTreeRunsOn) {
+  for (const bool told : {true, false}) {
+    Hosts h;
+    JournalEntry e;
+    e.id = h.id;
+    e.role = Role::source;
+    e.peer_settled = told;
+    {
+      Journal j = h.source_store.create(e);
+      j.step(State::frozen, kOwn);
+      j.step(State::aborted, kOwn);  // and then all died
+    }
+    h.board->source.running = false;
+    h.board->source.in_our_cgroup = true;
+    h.board->thaws_that_fail = 2;
+    settle_until_done(
+        h.source_store, h.keeper, h.id, Role::source, short_times(), [&](const std::string&) { return h.ask(); },
+        kQuick, h.events, *h.log);
+    EXPECT_TRUE(h.board->source.running) << told;
+  }
+}
+
 TEST(Watch, EndsWhenTheOperatorHasSettledIt) {
   Hosts h;
   commit_and_forget(h);

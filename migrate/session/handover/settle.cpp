@@ -78,17 +78,19 @@ Settled after_answer(Journal& journal, TreeKeeper& keeper, const Answer& answer,
 
 }  // namespace
 
-void settle_session(JournalStore& store, TreeKeeper& keeper, const JournalEntry& entry, Timeouts timeouts,
+bool settle_session(JournalStore& store, TreeKeeper& keeper, const JournalEntry& entry, Timeouts timeouts,
                     Events& events, Logger& log) {
-  if (store.owner(entry.id, entry.role) != 0) return;
+  if (store.owner(entry.id, entry.role) != 0) return true;
   try {
     if (entry.role == Role::source) {
       settle_one_source(store, keeper, entry, events, log);
     } else {
       DestinationSessions(store, keeper, timeouts, log).look(entry.id);
     }
+    return true;
   } catch (const Error& e) {
     log.warn("session {}: {}", to_hex(entry.id), e.what());
+    return false;
   }
 }
 

@@ -21,8 +21,8 @@ using AskDestination = std::function<wire::Answer(const SessionId&, uint64_t epo
 /// Connects anew for each question.
 AskDestination ask_over(const Connector& connector, const std::string& address, Timeouts timeouts);
 
-/// The same for one session that nobody owns.
-void settle_session(JournalStore& store, TreeKeeper& keeper, const JournalEntry& entry, Timeouts timeouts,
+/// The same for one session that nobody owns. False: it failed, and is to be tried again.
+bool settle_session(JournalStore& store, TreeKeeper& keeper, const JournalEntry& entry, Timeouts timeouts,
                     Events& events, Logger& log);
 
 struct Settled {

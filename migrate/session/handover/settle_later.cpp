@@ -57,7 +57,9 @@ class LaterSettler {
     for (milliseconds pause = times.first;; pause = std::min(pause * 2, times.longest)) {
       if (settled()) return;
       const std::optional<JournalEntry> left = store_.peek(id_, role_);
-      if (!left || (is_final(left->state) && (left->peer_settled || telling.passed()))) return;
+      const bool over = !left || (is_final(left->state) && (left->peer_settled || telling.passed()));
+      // One that says how it ended may still have its tree frozen here.
+      if (over && !(left && failed_)) return;
       folder.drain();  // our own changes
       for (const Deadline next = Deadline::in(pause); !next.passed() && !changed(*left);) {
         if (folder.sleep(next)) folder.drain();
@@ -71,7 +73,8 @@ class LaterSettler {
     try {
       std::optional<JournalEntry> entry = store_.peek(id_, role_);
       if (!entry) return true;
-      settle_session(store_, keeper_, *entry, timeouts_, events_, log_);
+      failed_ = !settle_session(store_, keeper_, *entry, timeouts_, events_, log_);
+      if (failed_) return false;
       if (role_ == Role::destination) return true;  // the source decides about what is PREPARED
       entry = store_.peek(id_, role_);
       if (!entry || (is_final(entry->state) && entry->peer_settled)) return true;
@@ -115,6 +118,7 @@ class LaterSettler {
   const std::function<AskDestination(const std::string&)>& asker_;
   Events& events_;
   Logger& log_;
+  bool failed_ = false;  ///< what this host could do alone
 };
 
 }  // namespace

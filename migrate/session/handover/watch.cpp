@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -41,6 +42,14 @@ bool wait_for_both_gone() {
   return true;
 }
 
+/// Whoever collects what the agent says waits until nobody can write there any more: not for us.
+void let_readers_go() {
+  struct stat st {};
+  if (::fstat(STDERR_FILENO, &st) != 0 || !(S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode))) return;
+  const Fd null = open_path("/dev/null", O_RDWR);
+  ::dup2(null.get(), STDERR_FILENO);
+}
+
 }  // namespace
 
 SessionWatch::SessionWatch(const std::string& state_dir, const SessionId& id, Role role, int guardian,
@@ -67,6 +76,7 @@ int run_watch(int argc, char** argv, Logger& log) {
   const std::optional<Role> role = role_named(argv[2]);
   const std::optional<SessionId> id = session_from_hex(argv[4]);
   if (!role || !id || !wait_for_both_gone()) return kRefused;
+  let_readers_go();
   JournalStore store(argv[3]);
   const std::unique_ptr<TreeKeeper> keeper = cgroup_keeper(log);
   PrintedEvents events(ReportFormat::lines, "watch");

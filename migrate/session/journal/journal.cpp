@@ -135,7 +135,8 @@ int64_t own_boottime_offset_ticks() {
     const size_t at = text.find("boottime");
     if (at == std::string::npos) return 0;
     return std::strtoll(text.c_str() + at + 8, nullptr, 10) * ::sysconf(_SC_CLK_TCK);
-  } catch (const Error&) {
+  } catch (const Error& e) {
+    if (e.code() != ENOENT) throw;
     return 0;  // a kernel without time namespaces
   }
 }
@@ -192,7 +193,8 @@ std::optional<TaskId> TaskId::of(pid_t pid) {
   try {
     const int64_t start = static_cast<int64_t>(ProcDir(pid).stat().start_time) - own_boottime_offset_ticks();
     return TaskId{pid, static_cast<uint64_t>(start)};
-  } catch (const Error&) {
+  } catch (const Error& e) {
+    if (!task_is_gone(e)) throw;
     return std::nullopt;
   }
 }
@@ -203,7 +205,8 @@ bool TaskId::lives() const {
   try {
     const char state = ProcDir(pid).stat().state;
     return state != 'Z' && state != 'X';
-  } catch (const Error&) {
+  } catch (const Error& e) {
+    if (!task_is_gone(e)) throw;
     return false;
   }
 }

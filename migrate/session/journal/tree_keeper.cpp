@@ -46,6 +46,8 @@ std::vector<Hierarchy> freezer_hierarchies() {
 void find_folders(const std::string& at, const std::string& name, int depth, std::vector<std::string>& out) {
   if (depth > 32) return;
   const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(at.c_str()), &::closedir);
+  // One that is not seen would stay frozen.
+  if (!dir && errno != ENOENT && errno != ENODEV && errno != EACCES) throw Error("list", at, errno);
   if (!dir) return;
   while (const dirent* e = ::readdir(dir.get())) {
     if (e->d_type != DT_DIR || e->d_name[0] == '.') continue;

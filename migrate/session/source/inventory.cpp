@@ -46,7 +46,8 @@ std::vector<pid_t> tree_of(pid_t root) {
   for (size_t i = 0; i < pids.size() && pids.size() < 100'000; ++i) {
     try {
       for (const pid_t child : ProcDir(pids[i]).children()) pids.push_back(child);
-    } catch (const Error&) {
+    } catch (const Error& e) {
+      if (!task_is_gone(e)) throw;
       if (i == 0) throw Refusal("there is no task " + std::to_string(root), "look up its pid again");
     }
   }
@@ -222,8 +223,8 @@ Inventory take_inventory(Pid root, const Inventory* known) {
         const std::string path = proc.link(link);
         if (!is_pseudo(path)) files.try_emplace(path);
       }
-    } catch (const Error&) {
-      if (pid == root.get()) throw;  // others may end at any time
+    } catch (const Error& e) {
+      if (pid == root.get() || !task_is_gone(e)) throw;  // others may end at any time
     }
   }
   add_ports(ProcDir(root.get()), sockets, inventory.check);

@@ -195,6 +195,9 @@ void check_threads(const std::vector<ProcDir>& tasks) {
       if (status["Seccomp"] != "0" && !status["Seccomp"].empty())
         throw Refusal("thread " + std::to_string(tid) + " of " + task_name(task) + " runs under a seccomp filter",
                       "this cannot be moved yet; start the program without seccomp");
+      if (status["x86_Thread_features"].find("shstk") != std::string::npos)  // Linux 6.6
+        throw Refusal("thread " + std::to_string(tid) + " of " + task_name(task) + " has a shadow stack",
+                      "run it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
       if (status["TracerPid"] != "0")
         throw Refusal(task_name(task) + " is traced by task " + status["TracerPid"], "detach the debugger first");
       if (status["CoreDumping"] == "1")

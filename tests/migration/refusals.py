@@ -3,9 +3,9 @@
 
     refusals.py [--build DIR] [--only REGEX] [--list]
 
-dump/...: refused by `migrate dump`. send/...: by `migrate send`, by either side. tls/...: connections that are refused, told
-on both sides (tls_refusals.py). check/...: what `migrate check` says (check_cases.py). texts/...: that sentences and documents
-are true (texts.py)."""
+dump/...: refused by `migrate dump`. send/...: by `migrate send`, by either side. early/...: what the destination refuses
+before anything is touched (early_refusals.py). tls/...: connections that are refused, told on both sides (tls_refusals.py).
+check/...: what `migrate check` says (check_cases.py). texts/...: that sentences and documents are true (texts.py)."""
 import ctypes
 import os
 import re
@@ -21,6 +21,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import check_cases  # noqa: E402
+import early_refusals  # noqa: E402
 import texts  # noqa: E402
 import tls_refusals  # noqa: E402
 from lib import netns, programs, snapshot, suite, tool  # noqa: E402
@@ -496,6 +497,7 @@ CASES = {
     "send/terminal": send_refuses("terminal", "the terminal /dev/.*stays where it is", send=("--shell-job",)),
     "send/capability-denied": send_refuses("plain", "a task has capabilities that the receiver denies",
                                            receive=("--deny-caps", "chown"), both=True),
+    **early_refusals.cases(send_refuses, Hosts, Untouched),
     **tls_refusals.CASES,
     **check_cases.CASES,
     **texts.CASES,

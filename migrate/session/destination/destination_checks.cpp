@@ -1,5 +1,6 @@
 #include "migrate/session/destination/destination_checks.h"
 
+#include <fcntl.h>
 #include <linux/capability.h>
 #include <netinet/in.h>
 #include <sys/prctl.h>
@@ -8,8 +9,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 
 #include "core/base/fd.h"
+#include "migrate/session/destination/destination_files.h"
 #include "migrate/session/destination/file_checks.h"
 #include "migrate/session/guardian/privileges.h"
 #include "migrate/session/telling/events.h"
@@ -90,14 +93,30 @@ void check_policy(const wire::Check& check, const ReceiveOptions& options, std::
   }
 }
 
+/// What is there, and whether those who hold it may have it.
 void check_files(const wire::Check& check, const ReceiveOptions& options, std::vector<std::string>& reasons) {
-  FileChecks files(check, options);
-  // Who may not come as whom it says learns nothing more.
-  if (files.bounded() && !reasons.empty()) return;
-  for (const auto& file : check.files()) {
-    if (reasons.size() >= kMaxReasons) break;
-    if (std::string why = files.why_not(file); !why.empty()) reasons.push_back(std::move(why));
+  std::set<std::string> told;
+  {
+    FileChecks files(check, options);
+    // Who may not come as whom it says learns nothing more.
+    if (files.bounded() && !reasons.empty()) return;
+    for (const auto& file : check.files()) {
+      if (reasons.size() >= kMaxReasons) break;
+      std::string why = files.why_not(file);
+      if (why.empty()) continue;
+      reasons.push_back(std::move(why));
+      told.insert(file.path());
+    }
   }
+  const Fd root = open_path(options.root.empty() ? "/" : options.root, O_PATH | O_DIRECTORY);
+  check_rights(check,
+               {.root = root.get(),
+                .by_root = options.allow_uids.empty(),
+                .own_proc = !options.root.empty(),
+                .told = std::move(told),
+                .policy = identity_policy(options),
+                .most = kMaxReasons},
+               reasons);
 }
 
 /// What the restore will want of this process, and would refuse only after the rounds.

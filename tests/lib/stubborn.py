@@ -282,6 +282,70 @@ def roots_file():
     return f, f.fileno()
 
 
+def direct_io():
+    """Which writes memory unseen; a dump takes it."""
+    try:
+        f = os.open(os.path.join(FOLDER, "direct"), os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+    except OSError as e:
+        return "impossible", f"O_DIRECT: {e}"
+    return f, f
+
+
+def removed_name():
+    """A file that is open under a name which was removed, and has another."""
+    f = open(os.path.join(FOLDER, "removed"), "w+")
+    os.link(f.name, os.path.join(FOLDER, "other"))
+    os.unlink(f.name)
+    return f, f.fileno()
+
+
+def ebpf_filter():
+    instructions = ctypes.create_string_buffer(struct.pack("<BBhiBBhi", 0xb7, 0, 0, 0, 0x95, 0, 0, 0))  # r0 = 0; exit
+    licence = ctypes.create_string_buffer(b"GPL")
+    attributes = ctypes.create_string_buffer(struct.pack("<IIQQ", 1, 2, ctypes.addressof(instructions), ctypes.addressof(licence)), 128)
+    program = LIBC.syscall(321, 5, attributes, 128)  # bpf(BPF_PROG_LOAD) of a socket filter
+    if program < 0:
+        return "impossible", f"bpf(2): {os.strerror(ctypes.get_errno())}"
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.setsockopt(socket.SOL_SOCKET, 50, program)  # SO_ATTACH_BPF
+    os.close(program)
+    return s, s.fileno()
+
+
+def deadline():
+    attributes = ctypes.create_string_buffer(struct.pack("<IIQiIQQQ", 48, 6, 0, 0, 0, 5_000_000, 100_000_000, 100_000_000))
+    if LIBC.syscall(314, 0, attributes, 0) < 0:  # sched_setattr
+        return "impossible", f"sched_setattr(2): {os.strerror(ctypes.get_errno())}"
+    return None, 0
+
+
+def session_of_two_parents():
+    """Tasks of a session whose leader has ended, under two parents."""
+    checked(LIBC.prctl(36, 1, 0, 0, 0), "PR_SET_CHILD_SUBREAPER")
+
+    def wait():
+        while os.path.isdir(FOLDER):
+            time.sleep(0.05)
+        os._exit(0)
+    leader = os.fork()
+    if leader == 0:
+        os.setsid()
+        if os.fork() == 0:
+            wait()
+        if os.fork() == 0:
+            checked(LIBC.prctl(36, 1, 0, 0, 0), "PR_SET_CHILD_SUBREAPER")
+            if os.fork() == 0:
+                wait()
+            os.setsid()
+            os.mkdir(os.path.join(FOLDER, "apart"))
+            wait()
+        os._exit(0)
+    os.waitpid(leader, 0)
+    while not os.path.isdir(os.path.join(FOLDER, "apart")):
+        time.sleep(0.01)
+    return None, leader
+
+
 def roots_folder():
     """The same of its working folder."""
     os.mkdir(os.path.join(FOLDER, "closed"), 0o700)
@@ -364,7 +428,8 @@ KINDS = {f.__name__.replace("_", "-"): f for f in (
     userfaultfd, pidfd, device, flock, posix_lock, lease, sysv_shm, outside_pipe, seccomp, deleted_big_file, writable_file,
     mapped_file, own_thread_files, zombie_root, shared_memory_outside, landlock, user_dispatch, address_space_limit, thread_file,
     favoured, plain, child, nobody, roots_file, roots_folder, roots_deleted_file, roots_socket, forced_buffer, marked, alarm_clock,
-    thread_of_another, securebits)}
+    thread_of_another, securebits, direct_io,
+    removed_name, ebpf_filter, deadline, session_of_two_parents)}
 
 
 def main():

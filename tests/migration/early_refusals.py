@@ -32,6 +32,7 @@ def cases(send_refuses, hosts, untouched):
         """Only the stop tells: it is undone, and no failure of ours."""
         return send_refuses(kind, pattern, send=("--mode", "stop-copy"), began=True)
 
+    has_fd = "task {pid} has fd {detail}"
     not_by_root = "user 65534 may not use here: .*nor may root in its stead: a folder on the way can be changed by others than root"
     return {
         "early/file": refused("roots-file", "/private, which " + not_by_root, receive=()),
@@ -45,6 +46,12 @@ def cases(send_refuses, hosts, untouched):
         "early/alarm-clock": refused("alarm-clock", "task {pid} has a timer that wakes the machine and not CAP_WAKE_ALARM"),
         "early/thread-of-another": refused("thread-of-another", "a task runs as uid 1234, which the receiver does not allow",
                                            receive=("--allow-uid", "0")),
+        "early/removed-name": send_refuses("removed-name", has_fd + ", the file .*/removed, which was removed there but has another name"),
+        "early/ebpf-filter": send_refuses("ebpf-filter", has_fd + ", a socket with an eBPF filter"),
+        "early/deadline": send_refuses("deadline", "thread {pid} of task {pid} runs under scheduling policy 6"),
+        "early/session-of-two-parents": send_refuses("session-of-two-parents", "the tasks of session {detail} .whose leader has ended. have several parents"),
+        "early/threads-beyond-the-limit": refused("thread-of-another", "has 1 task with 1 more thread, and the receiver takes 1 .--max-tasks",
+                                                  receive=("--max-tasks", "1")),
         # Only a visit tells; the first ones of the rounds, before any page goes.
         "early/securebits": refused("securebits", "task {pid} has securebits 1 and not CAP_SETPCAP", began=True),
         "early/honest-user": moves("nobody"),

@@ -116,6 +116,23 @@ TEST_F(EarlyChecks, NothingIsOpened) {
   refused("user 1234 may not use here", true);
 }
 
+TEST_F(EarlyChecks, NobodyCanGiveACapabilityThatItLacks) {
+  wire::Check::Privilege* limit = check_.add_privileges();
+  limit->set_kind(static_cast<uint32_t>(Privilege::Kind::hard_limit)), limit->set_task(42);
+  limit->set_held(own_credentials().capabilities);
+  taken();
+  limit->set_held(limit->held() | uint64_t{1} << 62);
+  refused("task 42 has capability number 62, which the receiver lacks");
+}
+
+TEST_F(EarlyChecks, ThreadsCount) {
+  for (const uint32_t pid : {10u, 11u}) check_.add_pids(pid);
+  check_.set_threads(9'998);
+  taken();
+  check_.set_threads(9'999);
+  refused("the program has 2 tasks with 9999 more threads, and the receiver takes 10000 (--max-tasks)");
+}
+
 TEST_F(EarlyChecks, NobodysNumberIsRefused) {
   wire::Message message;
   describe(*check_.add_files(), at("home/a"), S_IFREG | 0600, 0, FileUse::opened, O_RDONLY, {1});

@@ -112,8 +112,8 @@ class Identities {
   /// Nearly all are alike: what was seen is not looked at again.
   void add(const std::string& status, HolderNumbers& numbers) {
     const auto part = [&](const char* from, const char* to) {
-      const size_t start = status.find(from), end = start == status.npos ? start : status.find(to, start);
-      return end == status.npos ? std::string() : status.substr(start, end - start);
+      const size_t start = std::min(status.find(from), status.size());
+      return status.substr(start, std::min(status.find(to, start), status.size()) - start);
     };
     const std::string rights = part("\nUid:", "\nNStgid:") + part("\nCapInh:", "\nSeccomp:");
     const auto [it, fresh] = seen_.try_emplace(rights, 0);
@@ -167,6 +167,7 @@ void leave_out(const wire::Check& known, wire::Check& check) {
   check.set_capabilities(check.capabilities() & ~known.capabilities());
   check.clear_pids();
   check.clear_memory();
+  check.clear_threads();
 }
 
 void add_descriptors(const ProcDir& task, uint64_t held, const HolderNumbers& holders, FileNeeds& files,
@@ -211,6 +212,7 @@ Inventory take_inventory(Pid root, InventoryDepth depth, const Inventory* known)
       files.add_links(proc, holders);
       add_descriptors(proc, held, holders, files, descriptors);
       add_memory(proc, inventory.check);
+      inventory.check.set_threads(inventory.check.threads() + proc.threads().size() - 1);
       add_privileges(proc, held, inventory.check);
     } catch (const Error&) {
       if (pid == root.get()) throw;  // others may end at any time

@@ -4,6 +4,8 @@
 #include <algorithm>
 
 #include "core/base/procfs.h"
+#include "core/dump/preflight.h"
+#include "core/restore/restorable.h"
 #include "migrate/session/source/send_session.h"
 #include "migrate/session/telling/fault.h"
 #include "migrate/session/wire/host_facts.h"
@@ -48,6 +50,7 @@ void SendSession::look_before_touching() {
   dump_.timeout = options_.timeouts.freeze;
   dump_.mappings = MappingReader::shared();
   Dump::preflight(dump_, log_);
+  check_buildable(collect_tree(target_), false);
   inventory_ = take_inventory(target_, InventoryDepth::whole);
   label_ = options_.target + " (" + ProcDir(target_.get()).stat().comm + ")";
   choose_mode();

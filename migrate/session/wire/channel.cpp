@@ -11,7 +11,7 @@ namespace migrate {
 namespace {
 
 constexpr int kMaxFiles = 100'000;
-constexpr int kMaxUses = 2'000'000;
+constexpr int kMaxUses = 500'000;
 constexpr int kMaxPorts = 10'000;
 constexpr int kMaxPids = 100'000;
 constexpr size_t kMaxPath = 4096;

@@ -1,11 +1,12 @@
 // What is said before a move of what images hold: what the restore then does must be the same.
 #pragma once
 
+#include <map>
 #include <optional>
 #include <string>
 
 #include "core/files/early_look.h"
-#include "core/files/regular.h"
+#include "core/files/file_owners.h"
 #include "core/files/restore_files.h"
 #include "core/image/magic.h"
 #include "ext/ext.pb.h"
@@ -14,8 +15,9 @@ namespace migrate::files_testing {
 
 /// What is said of the only file before a move, when nothing may be opened yet.
 inline std::optional<std::string> early_look(const ImageSet& images, const FileRestoreOptions& how) {
-  std::optional<ext::FileOwner> owner;
-  if (auto reader = images.read("migrate-files.img", kFileOwnersMagic)) reader->next(owner.emplace());
+  std::map<uint32_t, ext::FileOwner> owners;
+  auto records = images.read(kFileOwnersImage, kFileOwnersMagic);
+  for (ext::FileOwner owner; records && records->next(owner); owner.Clear()) owners[owner.id()] = owner;
   auto reader = images.read("files.img", magic::kFiles);
   const Fd root = open_path("/", O_PATH | O_DIRECTORY);
   TaskPaths paths(root.get(), how.by_root);
@@ -25,7 +27,8 @@ inline std::optional<std::string> early_look(const ImageSet& images, const FileR
       const auto& f = e.reg();
       facts = {.name = f.name(), .mode = f.mode()};
       if (f.has_size() && !writes(f.flags())) facts.size = f.size();
-      if (owner) facts.owner = {owner->uid(), owner->gid()};
+      const auto owner = owners.find(f.id());
+      if (owner != owners.end()) facts.owner = {owner->second.uid(), owner->second.gid()};
       const bool ghost = images.read("remap-fpath.img", magic::kRemapFpath).has_value();
       return why_not_here(paths, how.holders->at(1), ghost ? FileUse::deleted : FileUse::opened, facts, f.flags());
     }

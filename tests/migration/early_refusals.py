@@ -36,7 +36,7 @@ def cases(send_refuses, hosts, untouched):
     not_by_root = "user 65534 may not use here: .*nor may root in its stead: a folder on the way can be changed by others than root"
     return {
         "early/file": refused("roots-file", "/private, which " + not_by_root, receive=()),
-        "early/file-for-one-user": refused("roots-file", "/private, which user 65534 may not use here: Permission denied;"),
+        "early/file-for-one-user": refused("roots-file", "/private, which user 65534 may not use here: it may not write to it;"),
         "early/working-folder": refused("roots-folder", "/closed, which " + not_by_root, receive=()),
         "early/deleted-file": refused("roots-deleted-file", "the deleted file .*/closed/gone, which user 65534 may not use here"),
         "early/socket": refused("roots-socket", "Unix socket .*/closed/socket of user 0 and group 0, which no task"),

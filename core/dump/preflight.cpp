@@ -1,6 +1,7 @@
 #include "core/dump/preflight.h"
 
 #include <linux/kcmp.h>
+#include <sched.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
@@ -62,6 +63,24 @@ void for_living(const std::vector<ProcDir>& tasks, Check check) {
     } catch (const Error& e) {
       if (!task_is_gone(e) || &task == &tasks.front()) throw;
     }
+  }
+}
+
+/// Deadline and extensible policies (thread_image.cpp).
+void check_scheduling(const ProcDir& task, pid_t tid) {
+  const int policy = ::sched_getscheduler(tid);
+  if (policy < 0) return;  // it ended
+  switch (policy & ~SCHED_RESET_ON_FORK) {
+    case SCHED_OTHER:
+    case SCHED_FIFO:
+    case SCHED_RR:
+    case SCHED_BATCH:
+    case SCHED_IDLE:
+      return;
+    default:
+      throw Refusal("thread " + std::to_string(tid) + " of " + task_name(task) + " runs under scheduling policy " +
+                        std::to_string(policy & ~SCHED_RESET_ON_FORK) + " (deadline or extensible)",
+                    "give it another policy with chrt(1) first");
   }
 }
 
@@ -195,6 +214,10 @@ void check_threads(const std::vector<ProcDir>& tasks) {
       if (status["Seccomp"] != "0" && !status["Seccomp"].empty())
         throw Refusal("thread " + std::to_string(tid) + " of " + task_name(task) + " runs under a seccomp filter",
                       "this cannot be moved yet; start the program without seccomp");
+      if (status["x86_Thread_features"].find("shstk") != std::string::npos)  // Linux 6.6
+        throw Refusal("thread " + std::to_string(tid) + " of " + task_name(task) + " has a shadow stack",
+                      "run it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
+      check_scheduling(task, tid);
       if (status["TracerPid"] != "0")
         throw Refusal(task_name(task) + " is traced by task " + status["TracerPid"], "detach the debugger first");
       if (status["CoreDumping"] == "1")

@@ -17,7 +17,7 @@ std::vector<ProcDir> collect_tree(Pid root);
 /// Namespaces: those of the tree must be ours, but for pid, mount and time namespaces as a restore makes them. Throws
 /// Refusal, naming task and namespace.
 void check_namespaces(const std::vector<ProcDir>& tasks);
-/// Seccomp filters and foreign tracers, of every thread; core dumps under way.
+/// Seccomp filters, shadow stacks, scheduling policies and foreign tracers, of every thread; core dumps under way.
 void check_threads(const std::vector<ProcDir>& tasks);
 /// Room in each task for what a visit maps there: the address space itself, and limits.
 void check_visits(const std::vector<ProcDir>& tasks);

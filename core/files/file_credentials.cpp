@@ -8,8 +8,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstdlib>
-#include <sstream>
+#include <string>
 
 #include "core/base/error.h"
 #include "core/base/procfs.h"
@@ -67,6 +68,42 @@ void add_holder(Holders& holders, const FileCredentials& who) {
   if (std::find(holders.begin(), holders.end(), who) == holders.end()) holders.push_back(who);
 }
 
+void least_rights_first(Holders& holders) {
+  std::stable_sort(holders.begin(), holders.end(), [](const FileCredentials& a, const FileCredentials& b) {
+    return std::pair(a.uid == 0, a.capabilities) < std::pair(b.uid == 0, b.capabilities);
+  });
+}
+
+FileCredentials credentials_in_status(std::string_view text) {
+  // Of each thread of a tree: nothing but four lines is looked at.
+  const auto line = [&](std::string_view key) {
+    const size_t at = text.find(key);
+    if (at == text.npos) throw Corrupt("/proc/PID/status", std::string(key.substr(1)) + " is missing");
+    return text.substr(at + key.size(), text.find('\n', at + 1) - at - key.size());
+  };
+  const auto numbers = [](std::string_view words, int base) {
+    std::vector<uint64_t> all;
+    for (const char *at = words.data(), *end = at + words.size(); at != end;) {
+      uint64_t n = 0;
+      const auto [next, error] = std::from_chars(at, end, n, base);
+      if (error == std::errc()) all.push_back(n);
+      at = error == std::errc() ? next : at + 1;
+    }
+    return all;
+  };
+  constexpr size_t kFileSystem = 3;  // real, effective, saved, file system
+  const std::vector<uint64_t> uids = numbers(line("\nUid:"), 10), gids = numbers(line("\nGid:"), 10);
+  const std::vector<uint64_t> groups = numbers(line("\nGroups:"), 10), sets = numbers(line("\nCapEff:"), 16);
+  if (uids.size() <= kFileSystem || gids.size() <= kFileSystem || sets.size() != 1)
+    throw Corrupt("/proc/PID/status", "ids are missing");
+  FileCredentials c{static_cast<uint32_t>(uids[kFileSystem]),
+                    static_cast<uint32_t>(gids[kFileSystem]),
+                    {groups.begin(), groups.end()},
+                    sets[0]};
+  sort_once(c.groups);
+  return c;
+}
+
 FileCredentials credentials_of(const img::creds_entry& creds) {
   if (creds.groups_size() > NGROUPS_MAX) throw Corrupt("the credentials of a thread", "it is in too many groups");
   FileCredentials c{creds.fsuid(), creds.fsgid(), {creds.groups().begin(), creds.groups().end()}, 0};
@@ -75,22 +112,7 @@ FileCredentials credentials_of(const img::creds_entry& creds) {
   return c;
 }
 
-FileCredentials credentials_of(const ProcDir& task) {
-  auto status = task.status();
-  const auto numbers = [&](const char* key) {
-    std::istringstream words(status[key]);
-    std::vector<uint32_t> all;
-    for (uint32_t n; words >> n;) all.push_back(n);
-    return all;
-  };
-  // Real, effective, saved, file system.
-  const std::vector<uint32_t> uids = numbers("Uid"), gids = numbers("Gid");
-  if (uids.size() != 4 || gids.size() != 4)
-    throw Error("read", "the ids of task " + std::to_string(task.pid()), EBADMSG);
-  FileCredentials c{uids[3], gids[3], numbers("Groups"), std::strtoull(status["CapEff"].c_str(), nullptr, 16)};
-  sort_once(c.groups);
-  return c;
-}
+FileCredentials credentials_of(const ProcDir& task) { return credentials_in_status(task.read("status")); }
 
 FileCredentials own_credentials() {
   FileCredentials c;
@@ -123,7 +145,8 @@ bool ActingAs::set_effective(uint64_t capabilities) const {
 }
 
 /// A change of file credentials makes the process undumpable and forgets the parent-death signal (commit_creds()). What
-/// both are is asked each time: a process that has made itself independent of its parent must not die with it after all.
+/// both are is asked each time: a process that has made itself independent of its parent must not die with it after
+/// all.
 void ActingAs::note_flags() {
   ::prctl(PR_GET_PDEATHSIG, &death_signal_);
   if (!other_) dumpable_ = ::prctl(PR_GET_DUMPABLE);

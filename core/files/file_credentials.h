@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string_view>
 #include <vector>
 
 namespace img {
@@ -31,12 +32,15 @@ struct FileCredentials {
 /// Those who have a file open. Any of them may open it again for all.
 using Holders = std::vector<FileCredentials>;
 void add_holder(Holders& holders, const FileCredentials& who);
+void least_rights_first(Holders& holders);
 
 /// Throws Corrupt.
 FileCredentials credentials_of(const img::creds_entry& creds);
 /// Of a living task's first thread.
 FileCredentials credentials_of(const ProcDir& task);
 FileCredentials own_credentials();
+/// Of the thread that /proc/PID/task/TID/status, or /proc/PID/status, tells of. Throws Corrupt.
+FileCredentials credentials_in_status(std::string_view text);
 
 /// The file credentials of the calling thread, and only those: its real, effective and saved ids, by which others may
 /// signal or trace it, stay. One object a thread at a time.

@@ -78,6 +78,15 @@ void set_owner_and_mode(int fd, const img::ghost_file_entry& g, const std::strin
 
 }  // namespace
 
+void check_set_ids(const std::string& path, uint32_t mode, uint32_t uid, uint32_t gid, const Holders& holders) {
+  if ((mode & kSetId) == 0) return;
+  for (const FileCredentials& who : holders)
+    if (who.may_set_id(mode, uid, gid)) return;
+  throw Refusal("the deleted file " + path + " of user " + std::to_string(uid) + " and group " + std::to_string(gid) +
+                    " with set-id bits (mode " + octal(mode) + "), which no task that has it open could make",
+                "have the program close it");
+}
+
 GhostRestorer::Image GhostRestorer::read(uint32_t ghost_id, const std::string& path) const {
   char name[32];
   std::snprintf(name, sizeof name, "ghost-file-%x.img", ghost_id);
@@ -92,13 +101,7 @@ GhostRestorer::Image GhostRestorer::read(uint32_t ghost_id, const std::string& p
 
 void GhostRestorer::check(uint32_t ghost_id, const std::string& path, const Holders& holders) const {
   const img::ghost_file_entry g = read(ghost_id, path).entry;
-  if ((g.mode() & kSetId) == 0) return;
-  for (const FileCredentials& who : holders)
-    if (who.may_set_id(g.mode(), g.uid(), g.gid())) return;
-  throw Refusal("the deleted file " + path + " of user " + std::to_string(g.uid()) + " and group " +
-                    std::to_string(g.gid()) + " with set-id bits (mode " + octal(g.mode()) +
-                    "), which no task that has it open could make",
-                "have the program close it");
+  check_set_ids(path, g.mode(), g.uid(), g.gid(), holders);
 }
 
 const Fd& GhostRestorer::get(uint32_t ghost_id, const std::string& path, const Holders& holders) {
@@ -112,7 +115,8 @@ const Fd& GhostRestorer::get(uint32_t ghost_id, const std::string& path, const H
     if (image.type() == S_IFREG) fill(fd.get(), image, path);
     give(fd.get(), image.entry, path);
   });
-  // No writer stays: a program cannot run from a file that somebody may write to (ETXTBSY, PR_SET_MM_EXE_FILE's EACCES).
+  // No writer stays: a program cannot run from a file that somebody may write to (ETXTBSY, PR_SET_MM_EXE_FILE's
+  // EACCES).
   fd = reopen(fd.get(), O_PATH, path);
   return made_.emplace(ghost_id, std::move(fd)).first->second;
 }

@@ -11,6 +11,9 @@
 
 namespace migrate {
 
+/// Refusal for a deleted file with set-id bits that none of those who hold it could have set.
+void check_set_ids(const std::string& path, uint32_t mode, uint32_t uid, uint32_t gid, const Holders& holders);
+
 class GhostRestorer {
  public:
   /// `entries` and `paths` must outlive this.
@@ -19,7 +22,7 @@ class GhostRestorer {
   /// The file `file_id` is this ghost. Before anything is made.
   void add(uint32_t ghost_id, uint32_t file_id) { by_ghost_.emplace(ghost_id, file_id); }
   bool empty() const { return by_ghost_.empty(); }
-  /// Refusal for one with set-id bits that none of those who hold it could have set.
+  /// check_set_ids() of one.
   void check(uint32_t ghost_id, const std::string& path, const Holders& holders) const;
   /// Made on first use, by a holder in its old folder, or by root where that is root's alone.
   const Fd& get(uint32_t ghost_id, const std::string& path, const Holders& holders);

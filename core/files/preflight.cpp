@@ -9,6 +9,7 @@
 #include "core/files/inet_socket.h"
 #include "core/files/kinds.h"
 #include "core/files/regular.h"
+#include "core/files/socket_options.h"
 #include "core/files/unix_socket.h"
 
 namespace migrate {
@@ -74,13 +75,16 @@ class Preflight {
     }
     switch (kinds_.classify(file, options_)) {
       case FileKind::regular:
-        return check_ghost(file, options_);
+        check_ghost(file, options_);
+        return check_name(file, options_);
       case FileKind::pipe:
       case FileKind::fifo:
         return see_pipe(file);
       case FileKind::inet_socket:
+        check_filter(file.ours.get(), file.who());
         return check_inet_socket(file, options_);
       case FileKind::unix_socket:
+        check_filter(file.ours.get(), file.who());
         return see_socket(file);
       default:
         return;

@@ -85,6 +85,26 @@ void check_ghost(const OpenFile& file, const FileDumpOptions& options) {
                                                " bytes of a deleted file are carried along");
 }
 
+namespace {
+
+[[noreturn]] void refuse_other_name(const OpenFile& file, const std::string& path, const FileDumpOptions& options) {
+  throw Refusal(file.who() + ", the file " + path + ", which was removed there but has another name somewhere",
+                options.advise_options ? "use --link-remap to give it a temporary name beside its old one"
+                                       : "close it first, or link its other name to this path again");
+}
+
+}  // namespace
+
+void check_name(const OpenFile& file, const FileDumpOptions& options) {
+  if (file.st.stx_nlink == 0 || file.type() == S_IFDIR || options.link_remap || !file.link.ends_with(kDeleted)) return;
+  if (file.proc->link("root") != "/") return;
+  const std::string path = file.link.substr(0, file.link.size() - kDeleted.size());
+  const Fd root = file.proc->open("root", O_PATH | O_DIRECTORY);
+  const Fd found = try_open_below(root.get(), path, O_PATH | O_NOFOLLOW);
+  if (!found || inode_of(stat_cached(found.get(), "", AT_EMPTY_PATH, path)) != inode_of(file.st))
+    refuse_other_name(file, path, options);
+}
+
 RegularDumper::~RegularDumper() {
   for (const Link& link : links_) try {
       ActingAs acting;
@@ -121,9 +141,7 @@ RegularDumper::Place RegularDumper::locate(const OpenFile& file) {
       throw Refusal(file.who() + ", the deleted folder " + path, "make the program leave it first");
     if (file.st.stx_nlink == 0) return {Found::ghost, path};
     if (context_.options.link_remap) return {Found::elsewhere, path};
-    throw Refusal(file.who() + ", the file " + path + ", which was removed there but has another name somewhere",
-                  context_.options.advise_options ? "use --link-remap to give it a temporary name beside its old one"
-                                                  : "close it first, or link its other name to this path again");
+    refuse_other_name(file, path, context_.options);
   }
   throw Refusal(file.who() + ", the file " + file.link + ", which this path no longer leads to",
                 "something is mounted over it: unmount that first");

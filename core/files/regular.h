@@ -15,6 +15,8 @@ namespace migrate {
 
 /// Throws Refusal for deleted files that cannot travel with the images. Needs link and st only.
 void check_ghost(const OpenFile& file, const FileDumpOptions& options);
+/// Throws Refusal for a file that was removed under its name, and has another one, unless that is provided for.
+void check_name(const OpenFile& file, const FileDumpOptions& options);
 
 /// Names that --link-remap makes begin with it.
 inline constexpr char kLinkPrefix[] = "link_remap.";

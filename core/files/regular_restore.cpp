@@ -1,8 +1,5 @@
 #include "core/files/regular_restore.h"
 
-#include <linux/capability.h>
-
-#include "core/files/kinds.h"
 #include "core/files/open_flags.h"
 #include "core/files/paths.h"
 #include "core/files/regular.h"
@@ -15,8 +12,6 @@ namespace {
 struct statx look_at(int fd, const std::string& path) {
   return stat_cached(fd, "", AT_EMPTY_PATH, path);
 }
-
-bool writable(uint32_t flags) { return (flags & O_PATH) == 0 && (flags & O_ACCMODE) != O_RDONLY; }
 
 }  // namespace
 
@@ -41,28 +36,12 @@ RegularRestorer::RegularRestorer(const ImageSet& images, const std::map<uint32_t
   }
 }
 
-void RegularRestorer::check_found(const img::reg_file_entry& entry, const struct statx& st) const {
-  const mode_t type = st.stx_mode & S_IFMT;
-  const std::string& name = entry.name();
-  if (entry.has_mode() && type != (entry.mode() & S_IFMT))
-    throw Error(name + " is a file of another type than the one that was dumped");
-  const bool device = type == S_IFCHR && stateless_device(st.stx_rdev_major, st.stx_rdev_minor);
-  if (type != S_IFREG && type != S_IFDIR && type != S_IFIFO && !device)
-    throw Error(name + " is a device or socket that a restore does not open");
-  if (type == S_IFREG && entry.has_size() && !writable(entry.flags()) && entry.size() != st.stx_size)
-    throw Error(name + " has " + std::to_string(st.stx_size) + " bytes, but had " + std::to_string(entry.size()) +
-                " when it was dumped; put the same file in its place");
-}
-
-/// What root opens for a task must be what the task had, as far as can be told; the rest of it is check_found().
-void RegularRestorer::check_same(const img::reg_file_entry& entry, const struct statx& st) const {
-  const mode_t type = st.stx_mode & S_IFMT;
-  if (type == S_IFCHR && !stateless_device(st.stx_rdev_major, st.stx_rdev_minor)) throw Denied("it is a device");
-  if (!entry.has_mode() || (entry.mode() & 07777) != (st.stx_mode & 07777U))
-    throw Denied("its mode is not what it was at the source");
-  const FileOwner* owner = owners_.recorded(entry.id());
-  if (owner != nullptr && (owner->uid != st.stx_uid || owner->gid != st.stx_gid))
-    throw Denied("its owner is not who it was at the source");
+FileFacts RegularRestorer::facts_of(const img::reg_file_entry& entry) const {
+  FileFacts facts{.name = entry.name()};
+  if (entry.has_mode()) facts.mode = entry.mode();
+  if (entry.has_size() && !writes(entry.flags())) facts.size = entry.size();
+  if (const FileOwner* owner = owners_.recorded(entry.id())) facts.owner = {owner->uid, owner->gid};
+  return facts;
 }
 
 const RegularRestorer::Remap* RegularRestorer::remap_of(const img::reg_file_entry& entry) const {
@@ -79,26 +58,17 @@ std::string RegularRestorer::path_of(const img::reg_file_entry& entry) {
   return it->second.reg().name();
 }
 
-Fd RegularRestorer::find(Right right, const img::reg_file_entry& entry, const std::string& path, uint32_t flags) {
-  Fd found = paths_.find(right, path);
-  const struct statx st = look_at(found.get(), path);
-  paths_.check_kind(right, found.get(), st, flags);
-  if (right == Right::root) check_same(entry, st);
-  check_found(entry, st);
-  return found;
-}
-
 void RegularRestorer::with_found(const img::reg_file_entry& entry, const Holders& holders,
                                  const std::function<void(int)>& use) {
   const Remap* remap = remap_of(entry);
   if (remap != nullptr && remap->ghost) {
     const Fd& ghost = ghosts_.get(remap->id, entry.name(), holders);
-    check_found(entry, look_at(ghost.get(), entry.name()));
+    check_found(facts_of(entry), look_at(ghost.get(), entry.name()));
     return paths_.as_self([&] { use(ghost.get()); });
   }
   const std::string path = path_of(entry);
   paths_.attempt(holders, entry.name(), [&](Right right) {
-    Fd found = find(right, entry, path, entry.flags());
+    Fd found = find_file(paths_, right, facts_of(entry), path, entry.flags());
     if (remap != nullptr) found = under_old_name(right, std::move(found), path, entry.name());
     use(found.get());
   });
@@ -121,7 +91,7 @@ Fd RegularRestorer::open(const img::reg_file_entry& entry, uint32_t flags, const
   }
   const std::string path = path_of(entry);
   paths_.attempt(holders, entry.name(), [&](Right right) {
-    Fd found = find(right, entry, path, flags);
+    Fd found = find_file(paths_, right, facts_of(entry), path, flags);
     if (remap != nullptr) found = under_old_name(right, std::move(found), path, entry.name());
     opened = open_found(right, entry, std::move(found), path, flags);
   });
@@ -147,15 +117,7 @@ Fd RegularRestorer::open_found(Right right, const img::reg_file_entry& entry, Fd
 Fd RegularRestorer::open_folder(const img::reg_file_entry& entry, const Holders& holders, bool as_root) {
   Fd folder;
   paths_.attempt(holders, entry.name(), [&](Right right) {
-    folder = find(right, entry, entry.name(), O_PATH);
-    const struct statx st = look_at(folder.get(), entry.name());
-    if ((st.stx_mode & S_IFMT) != S_IFDIR) throw Error("enter", entry.name(), ENOTDIR);
-    if (right == Right::root) return;
-    if (!TaskPaths::may(folder.get(), X_OK)) throw Denied("it may not enter it");
-    const struct statx ours = look_at(paths_.root(), "the root folder");
-    // Programs with set-id bits believe what they find below their root folder.
-    if (as_root && inode_of(st) != inode_of(ours) && !paths_.now().has(CAP_SYS_CHROOT))
-      throw Denied("it may not make it its root folder");
+    folder = find_folder_to_enter(paths_, right, facts_of(entry), entry.name(), as_root);
   });
   return folder;
 }

@@ -4,9 +4,11 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/files/file_owners.h"
+#include "core/files/found_file.h"
 #include "core/files/ghost_restore.h"
 #include "core/files/open_file.h"
 #include "core/files/task_paths.h"
@@ -44,11 +46,9 @@ class RegularRestorer {
   const Remap* remap_of(const img::reg_file_entry& entry) const;
   /// Where it is: its own path, or the name that --link-remap gave it.
   std::string path_of(const img::reg_file_entry& entry);
-  Fd find(Right right, const img::reg_file_entry& entry, const std::string& path, uint32_t flags);
+  FileFacts facts_of(const img::reg_file_entry& entry) const;
   Fd open_found(Right right, const img::reg_file_entry& entry, Fd found, const std::string& path, uint32_t flags);
   Fd under_old_name(Right right, Fd found, const std::string& path, const std::string& old_path);
-  void check_found(const img::reg_file_entry& entry, const struct statx& st) const;
-  void check_same(const img::reg_file_entry& entry, const struct statx& st) const;
 
   const std::map<uint32_t, img::file_entry>& entries_;
   const FileOwners& owners_;

@@ -112,10 +112,7 @@ struct FileRestorer::Impl {
       if (it == options.holders->end()) continue;
       for (const FileCredentials& who : it->second) add_holder(all, who);
     }
-    // Least rights first.
-    std::stable_sort(all.begin(), all.end(), [](const FileCredentials& a, const FileCredentials& b) {
-      return std::pair(a.uid == 0, a.capabilities) < std::pair(b.uid == 0, b.capabilities);
-    });
+    least_rights_first(all);
     return all;
   }
 

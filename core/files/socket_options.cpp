@@ -31,13 +31,18 @@ void apply_timeout(int fd, int name, uint64_t sec, uint64_t usec, const std::str
   check(::setsockopt(fd, SOL_SOCKET, name, &t, sizeof t), "set the time-out of", who);
 }
 
-void describe_filter(int fd, const std::string& who, img::sk_opts_entry& out) {
-  // SO_GET_FILTER counts in instructions, not bytes; eBPF programs give EACCES.
+/// SO_GET_FILTER counts in instructions, not bytes; eBPF programs give EACCES.
+socklen_t filter_length(int fd, const std::string& who) {
   socklen_t count = 0;
   if (::getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, nullptr, &count) != 0) {
     if (errno == EACCES) throw Refusal(who + ", a socket with an eBPF filter", "detach the filter first");
     throw Error("read the filter of socket:", who, errno);
   }
+  return count;
+}
+
+void describe_filter(int fd, const std::string& who, img::sk_opts_entry& out) {
+  socklen_t count = filter_length(fd, who);
   if (count == 0) return;
   std::vector<sock_filter> code(count);
   check(::getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, code.data(), &count), "read the filter of socket:", who);
@@ -57,6 +62,8 @@ void apply_buffer(int fd, int forced, int plain, uint32_t doubled, const std::st
 }
 
 }  // namespace
+
+void check_filter(int fd, const std::string& who) { (void)filter_length(fd, who); }
 
 int socket_option(int fd, int level, int name, const std::string& who) {
   int value = 0;

@@ -17,6 +17,8 @@ int socket_option(int fd, int level, int name, const std::string& who);
 std::optional<int> try_socket_option(int fd, int level, int name);
 void set_socket_option(int fd, int level, int name, int value, const std::string& who);
 
+/// Refusal for eBPF filters.
+void check_filter(int fd, const std::string& who);
 /// Reads everything sk_opts_entry holds. Refusal for eBPF filters.
 void describe_socket_options(int fd, const std::string& who, img::sk_opts_entry& out);
 /// Sets all but the filter.

@@ -6,6 +6,7 @@
 
 #include <sstream>
 
+#include "core/files/found_file.h"
 #include "core/files/hidden_sockets.h"
 #include "core/files/paths.h"
 #include "core/files/unix_address.h"
@@ -83,6 +84,22 @@ void bind_backstage(int fd, const img::unix_sk_entry& e) {
   check(::bind(fd, address.get(), address.length), "bind", who_is(e));
 }
 
+void check_free(const SocketPlace& place, const FileCredentials& who, bool may_be_in_use) {
+  const struct statx folder = look_at(place.folder);
+  const bool sticky = (folder.stx_mode & S_ISVTX) != 0 && folder.stx_uid != who.uid;
+  const auto may_rename = [&](uint32_t owner) { return !sticky || owner == who.uid || who.has(CAP_FOWNER); };
+  if (place.owner && !may_rename(*place.owner)) throw Denied("it may not rename a file of another user there");
+  const Fd there = try_open_plain(place.folder, place.name, O_PATH | O_NOFOLLOW);
+  if (!there && errno == ENOENT) return;
+  check(there.get(), "look at", place.socket);
+  const struct statx st = look_at(there.get());
+  if ((st.stx_mode & S_IFMT) != S_IFSOCK) throw Error("bind", place.socket + ", where another file is", EEXIST);
+  if (!may_be_in_use && in_use(there.get()))
+    throw Error("bind", place.socket + ", which another process uses", EADDRINUSE);
+  if (!may_rename(st.stx_uid))
+    throw Denied("it may not replace the file of user " + std::to_string(st.stx_uid) + " that is there");
+}
+
 UnixNames::~UnixNames() {
   for (auto& [ino, place] : waiting_) remove(place);
 }
@@ -110,33 +127,15 @@ UnixNames::Waiting UnixNames::find_place(const img::unix_sk_entry& e, const Hold
   Waiting place{&e, {}, split_path(clean_name(e.name())).name, mark_ + "-" + std::to_string(++serial_), {}, {}, false};
   const std::string folder = folder_of(e);
   paths_.attempt(holders, who_is(e), [&](Right right) {
-    place.folder = paths_.find_folder(right, folder);
+    place.folder = find_folder_to_make_in(paths_, right, folder);
     place.by_root = right == Right::root;
     place.who = paths_.now();
-    if (!place.by_root && !TaskPaths::may(place.folder.get(), W_OK | X_OK))
-      throw Denied("it may not make files in " + folder);
-    check_free(place);
+    std::optional<uint32_t> owner;
+    if (e.has_file_perms()) owner = e.file_perms().uid();
+    check_free({.folder = place.folder.get(), .name = place.name, .socket = who_is(e), .owner = owner}, place.who,
+               false);
   });
   return place;
-}
-
-/// A file that stands there must be a socket that nobody uses, and one that may be removed.
-void UnixNames::check_free(const Waiting& place) const {
-  const struct statx folder = look_at(place.folder.get());
-  const bool sticky = (folder.stx_mode & S_ISVTX) != 0 && folder.stx_uid != place.who.uid;
-  const auto may_rename = [&](uint32_t owner) {
-    return !sticky || owner == place.who.uid || place.who.has(CAP_FOWNER);
-  };
-  if (place.entry->has_file_perms() && !may_rename(place.entry->file_perms().uid()))
-    throw Denied("it may not rename a file of another user there");
-  const Fd there = try_open_plain(place.folder.get(), place.name, O_PATH | O_NOFOLLOW);
-  if (!there && errno == ENOENT) return;
-  check(there.get(), "look at", who_is(*place.entry));
-  const struct statx st = look_at(there.get());
-  if ((st.stx_mode & S_IFMT) != S_IFSOCK) throw Error("bind", who_is(*place.entry) + ", where another file is", EEXIST);
-  if (in_use(there.get())) throw Error("bind", who_is(*place.entry) + ", which another process uses", EADDRINUSE);
-  if (!may_rename(st.stx_uid))
-    throw Denied("it may not replace the file of user " + std::to_string(st.stx_uid) + " that is there");
 }
 
 /// The folder it is made in may be anybody's, so what was opened must be what was made.

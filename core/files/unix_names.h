@@ -3,6 +3,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 
 #include "core/files/task_paths.h"
@@ -17,6 +18,17 @@ std::string folder_of(const img::unix_sk_entry& e);
 
 /// In a thread whose root folder is empty: binds `fd` under the entry's name, making folders as needed.
 void bind_backstage(int fd, const img::unix_sk_entry& e);
+
+/// Where a socket shall have its name.
+struct SocketPlace {
+  int folder;
+  std::string name;    ///< there
+  std::string socket;  ///< for sentences
+  std::optional<uint32_t> owner;
+};
+/// Throws Denied or Error if something stands there that `who` may not replace: only a socket that nobody uses may be
+/// replaced. `may_be_in_use`: by the program itself, elsewhere.
+void check_free(const SocketPlace& place, const FileCredentials& who, bool may_be_in_use);
 
 class UnixNames {
  public:
@@ -44,7 +56,6 @@ class UnixNames {
     bool by_root = false;
   };
   Waiting find_place(const img::unix_sk_entry& e, const Holders& holders);
-  void check_free(const Waiting& place) const;
   void make_stage(Waiting& place) const;
   void set_owner(const Waiting& place, int file);
   void remove(Waiting& place) noexcept;

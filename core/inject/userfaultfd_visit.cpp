@@ -8,7 +8,7 @@
 namespace migrate {
 
 Fd make_userfaultfd(StoppedTask& task, uint64_t features, Logger& log, const FaultHook& hook,
-                    DomainWitnesses* witnesses) {
+                    DomainWitnesses* witnesses, uint32_t* securebits) {
   const std::vector<int> no_timers;
   std::optional<DomainWitnesses> own;
   Visit visit(task, no_timers, witnesses != nullptr ? *witnesses : own.emplace(), hook, log);
@@ -18,6 +18,7 @@ Fd make_userfaultfd(StoppedTask& task, uint64_t features, Logger& log, const Fau
   if (read_link_at(AT_FDCWD, "/proc/self/fd/" + std::to_string(uffd.get())) != "anon_inode:[userfaultfd]")
     throw Error("take the userfaultfd of task " + std::to_string(task.pid.get()) + ": it is something else");
   if (hook) hook("userfaultfd taken");
+  if (securebits != nullptr && visit.securebits() >= 0) *securebits = static_cast<uint32_t>(visit.securebits());
   visit.return_userfaultfd();
   visit.cure();
   return uffd;

@@ -185,10 +185,8 @@ int64_t Visit::call_in_leader(RemoteAddr at, long number, const std::array<uint6
 
 void Visit::ask_leader() {
   const Tid leader = task_.threads.front().tid;
-  if (purpose_ == parasite::kHarvest) {
-    securebits_ = call_in_leader(leader_code_.entry, SYS_prctl, {PR_GET_SECUREBITS}, "at the entry of prctl");
-    stage("asked for the securebits");
-  }
+  securebits_ = call_in_leader(leader_code_.entry, SYS_prctl, {PR_GET_SECUREBITS}, "at the entry of prctl");
+  stage("asked for the securebits");
   if (witness_ == 0) return;
   if (call_in_leader(leader_code_.entry, SYS_kcmp, {own_number_, witness_, KCMP_VM}, "at the entry of kcmp") == -EPERM)
     refuse_landlock(leader);

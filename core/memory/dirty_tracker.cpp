@@ -281,6 +281,13 @@ std::vector<StopMark> DirtyTracker::stops() const {
   return all;
 }
 
+std::map<pid_t, uint32_t> DirtyTracker::securebits() const {
+  std::map<pid_t, uint32_t> all;
+  for (const auto& [pid, task] : impl_->tasks)
+    if (task && task->securebits() != 0) all[pid] = task->securebits();
+  return all;
+}
+
 void DirtyTracker::Impl::compare_last(PageSource& source, Last& last) const {
   const auto start = Clock::now();
   contents.reduce(source, last.discards);

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <chrono>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -78,6 +79,8 @@ class DirtyTracker {
   Last last_round(std::vector<PageSource>& all);
   /// The visits to the tasks that live, in order: time-outs that ran meanwhile need them (DumpOptions::stops).
   std::vector<StopMark> stops() const;
+  /// Of the leaders that were visited, where there are any: PR_GET_SECUREBITS by pid.
+  std::map<pid_t, uint32_t> securebits() const;
   /// The destination has lost what it had of `memory`: all its pages count as not sent.
   void forget(MemoryId memory);
 

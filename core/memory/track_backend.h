@@ -53,6 +53,8 @@ class TaskTracker {
   virtual PageSet clean(const PageSet& known) const = 0;
   /// How often visit() stopped a thread and made it run.
   virtual std::vector<StopMark> stops() const { return {}; }
+  /// PR_GET_SECUREBITS of its leader, that only a visit can tell.
+  virtual uint32_t securebits() const { return 0; }
   /// A descriptor to read the tracked memory from.
   virtual Fd memory() const = 0;
 };

@@ -80,7 +80,7 @@ bool TrackedTask::visit(std::chrono::milliseconds timeout, const FaultHook& hook
   Fd mem = proc_.open("mem", O_RDONLY), maps = proc_.open("maps", O_RDONLY);
   try {
     refuse_outside_sharing({pid_}, self, outside);
-    uffd_ = make_userfaultfd(stopped.root(), kAsyncProtection, log, hook, witnesses_.get());
+    uffd_ = make_userfaultfd(stopped.root(), kAsyncProtection, log, hook, witnesses_.get(), &securebits_);
   } catch (const Refusal&) {  // so will the dump be
     uffd_.reset();
     stops_.back().let_go_at = leader_switches();

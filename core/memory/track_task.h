@@ -26,6 +26,7 @@ class TrackedTask final : public TaskTracker {
   std::optional<Scan> scan(const TrackRules& rules, const FaultHook& hook) override;
   PageSet clean(const PageSet& known) const override;
   std::vector<StopMark> stops() const override { return stops_; }
+  uint32_t securebits() const override { return securebits_; }
   Fd memory() const override { return mem_.dup(); }
 
  private:
@@ -48,6 +49,7 @@ class TrackedTask final : public TaskTracker {
   Fd uffd_, pagemap_, mem_, maps_;  ///< of one memory
   MemoryIdentity identity_;
   std::vector<StopMark> stops_;  ///< of the leader, which the visits run in
+  uint32_t securebits_ = 0;      ///< of the leader, at the last visit
   bool cannot_visit_ = false;    ///< that memory
   bool mapping_queries_ = true;  ///< PROCMAP_QUERY, Linux 6.11
   std::string maps_text_;        ///< that mappings_ was read for

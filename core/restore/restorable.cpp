@@ -10,6 +10,7 @@
 #include "core/restore/descriptor_room.h"
 #include "core/restore/plans.h"
 #include "core/restore/staged_areas.h"
+#include "core/task/core_image.h"
 
 namespace migrate {
 namespace {
@@ -46,6 +47,34 @@ void check_address_space(const TaskImage& task, const std::vector<AddressRange>&
 }
 
 }  // namespace
+
+void check_buildable(const std::vector<ProcDir>& tasks, bool inherit_outside) {
+  std::vector<TaskNode> nodes;
+  std::map<pid_t, int> places;  // by our numbers
+  for (const ProcDir& task : tasks) {
+    try {
+      const pid_t parent = task.stat().ppid;
+      auto status = task.status();
+      TaskNode node;
+      node.pid = innermost(status["NSpid"]);
+      node.pgid = innermost(status["NSpgid"]);
+      node.sid = innermost(status["NSsid"]);
+      node.threads = {node.pid};
+      if (!nodes.empty()) {
+        const auto place = places.find(parent);
+        if (place == places.end()) return;  // its parent has just ended: the images will tell
+        node.parent = place->second;
+        node.ppid = nodes[static_cast<size_t>(node.parent)].pid;
+        nodes[static_cast<size_t>(node.parent)].children.push_back(static_cast<int>(nodes.size()));
+      }
+      places.emplace(task.pid(), static_cast<int>(nodes.size()));
+      nodes.push_back(std::move(node));
+    } catch (const Error& e) {
+      if (nodes.empty() || (e.code() != ESRCH && e.code() != ENOENT)) throw;
+    }
+  }
+  plan_tree(nodes, inherit_outside);
+}
 
 void check_restorable(const ImageSet& images, std::span<const PageSource> memories, bool shell_job) {
   std::vector<TaskNode> tasks = read_tree(images);

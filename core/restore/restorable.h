@@ -2,7 +2,9 @@
 #pragma once
 
 #include <span>
+#include <vector>
 
+#include "core/base/procfs.h"
 #include "core/image/image_set.h"
 #include "core/memory/page_io.h"
 
@@ -12,5 +14,9 @@ namespace migrate {
 /// sake, limits and capabilities of the restoring process, or want of address space and descriptor numbers, without
 /// making anything. `memories`: where the tree has pages. Throws Refusal.
 void check_restorable(const ImageSet& images, std::span<const PageSource> memories, bool shell_job);
+
+/// What of that a running tree shows before it is stopped: whether its sessions and groups can be built again. `tasks`:
+/// parents before children, zombies too; `inherit_outside` as for plan_tree(). Throws Refusal.
+void check_buildable(const std::vector<ProcDir>& tasks, bool inherit_outside);
 
 }  // namespace migrate

@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "core/dump/dump.h"
+#include "core/dump/preflight.h"
 #include "core/restore/restorable.h"
 #include "migrate/cli/action_script.h"
 #include "migrate/cli/commands.h"
@@ -63,6 +64,7 @@ int run_dump(const CoreOptions& o) {
   d.timeout = std::chrono::seconds(o.timeout_seconds);
   d.mappings = MappingReader::shared();
   Dump::preflight(d, *logger);
+  if (!o.leave_running) check_buildable(collect_tree(d.root), o.shell_job);
   scripts.run("pre-dump", o.tree);
 
   Dump dump(d, *logger);

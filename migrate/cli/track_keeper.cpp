@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "core/base/procfs.h"
+#include "core/dump/dump.h"
 #include "core/memory/dirty_tracker.h"
 #include "migrate/cli/track_wire.h"
 
@@ -23,6 +24,15 @@ bool same_user(int socket) {
   ucred peer{};
   socklen_t size = sizeof peer;
   return ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && peer.uid == ::geteuid();
+}
+
+/// With whatever options: to be told to dump without a pre-dump helps nobody then.
+void refuse_what_no_dump_takes(Pid root, Logger& log) {
+  DumpOptions any;
+  any.root = root;
+  any.shell_job = any.tcp_close = any.ext_unix_sk = any.link_remap = any.advise_options = true;
+  any.ghost_limit = UINT64_MAX;
+  Dump::preflight(any, log);
 }
 
 /// The tracker and what is known of the folder that its last round stands in.
@@ -84,8 +94,10 @@ PagesByMemory Keeper::unchanged(const DirtyTracker::Round& round) const {
 void Keeper::round(PacketSocket& client, const TrackMessage& request) {
   if (!tracker_) {
     const auto mappings = MappingReader::shared();
-    if (const std::string why = DirtyTracker::cannot_track(root_, *mappings); !why.empty())
+    if (const std::string why = DirtyTracker::cannot_track(root_, *mappings); !why.empty()) {
+      refuse_what_no_dump_takes(root_, log_);
       throw Refusal(why, "dump it without a pre-dump");
+    }
     tracker_ = std::make_unique<DirtyTracker>(
         DirtyTracker::Options{
             .root = root_, .timeout = std::chrono::milliseconds(request.timeout_ms), .mappings = mappings},

@@ -1,5 +1,6 @@
 // By whose right files are opened and made: user 65534's, for whom hostile links, folders and files were planted, and
 // honest counterparts of each.
+#include "early_looks.h"
 #include "files_testing.h"
 
 #include <linux/capability.h>
@@ -57,16 +58,30 @@ class FileRights : public Files {
     o.by_root = by_root;
     return o;
   }
+  static void expect_early(const ImageSet& images, const FileRestoreOptions& how, bool refused) {
+    const auto why = early_look(images, how);
+    EXPECT_EQ(why.has_value(), refused) << why.value_or("nothing is in the way, it says before the move");
+    if (why) {
+      EXPECT_NE(why->find("; "), why->npos) << "not said what to do: " << *why;
+    }
+    expect_root();
+  }
   /// What descriptor 3 leads to: the descriptor's only file.
   std::string restored(const ImageSet& images, const FileRestoreOptions& how) {
+    expect_early(images, how, false);
+    return opened(images, how);
+  }
+  std::string opened(const ImageSet& images, const FileRestoreOptions& how) {
     FileRestorer restorer(images, how, *log);
     restorer.open_all();
     EXPECT_EQ(restorer.opened().size(), 1u);
     return link_of(restorer.opened().begin()->second);
   }
-  void denied(const ImageSet& images, const FileRestoreOptions& how, const std::string& part) {
+  void denied(const ImageSet& images, const FileRestoreOptions& how, const std::string& part,
+              bool known_before = true) {
+    if (known_before) expect_early(images, how, true);
     try {
-      const std::string got = restored(images, how);
+      const std::string got = opened(images, how);
       ADD_FAILURE() << "not refused (" << part << "): it got " << got;
     } catch (const Refusal& e) {
       EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << e.what();
@@ -79,8 +94,16 @@ class FileRights : public Files {
     auto reader = images.read("files.img", magic::kFiles);
     img::file_entry entry;
     if (!reader || !reader->next(entry)) throw std::runtime_error("no file was dumped");
+    const auto why = early_look(entry.reg(), use, holders, by_root);
     FileRestorer restorer(images, options(holders, by_root), *log);
-    return std::move(restorer.open_files({{entry.id(), O_RDONLY, use, holders}}).front());
+    try {
+      Fd found = std::move(restorer.open_files({{entry.id(), O_RDONLY, use, holders}}).front());
+      EXPECT_FALSE(why) << *why;
+      return found;
+    } catch (const Refusal&) {
+      EXPECT_TRUE(why) << "nothing is in the way, it says before the move";
+      throw;
+    }
   }
   size_t entries(const std::string& name) const {
     return static_cast<size_t>(std::distance(std::filesystem::directory_iterator(at(name)), {}));
@@ -145,7 +168,8 @@ TEST_F(FileRights, WorkersKeepWhatRootOpenedForThemInRootsFolders) {
   EXPECT_EQ(restored(images, options({user()})), at("log.old/access.log"));
   const auto reading = dump_open("log/access.log", O_RDONLY);
   file("log/access.log", "another line\n", 0, 0640);
-  EXPECT_THROW(restored(reading, options({user()})), Error);
+  expect_early(reading, options({user()}), true);
+  EXPECT_THROW(opened(reading, options({user()})), Error);
   EXPECT_EQ(restored(images, options({user()})), at("log.old/access.log"));
 }
 
@@ -210,6 +234,7 @@ TEST_F(FileRights, DeletedFilesAreMadeByTheirUsers) {
     });
   };
   const auto made = [&](const ImageSet& images, const FileRestoreOptions& how, uid_t owner, mode_t mode) {
+    expect_early(images, how, false);
     FileRestorer restorer(images, how, *log);
     restorer.open_all();
     struct stat st {};
@@ -258,6 +283,7 @@ TEST_F(FileRights, FifosLikeFiles) {
     say(3, "queued");
   });
   const auto read_back = [&] {
+    expect_early(images, options({user()}), false);
     FileRestorer restorer(images, options({user()}), *log);
     restorer.open_all();
     return read_some(restorer.opened().begin()->second);
@@ -376,6 +402,7 @@ class UnixNameRights : public FileRights {
   }
   /// Published, and gone again.
   void served(const ImageSet& images, const FileRestoreOptions& how, const std::string& path, uid_t owner) {
+    expect_early(images, how, false);
     {
       FileRestorer restorer(images, how, *log);
       restorer.open_all();
@@ -404,7 +431,7 @@ TEST_F(UnixNameRights, NamesAreMadeWhereTheUserMayMakeThem) {
   served(images, options({user()}, false), at("home/s"), kUser);
   const Fd stale(unix_at(at("home/s"), SOCK_STREAM, false));
   ::chown(at("home/s").c_str(), kUser, kUser);
-  EXPECT_THROW(restored(images, options({user()}, false)), Error) << "it is in use";
+  EXPECT_THROW(opened(images, options({user()}, false)), Error) << "it is in use";
 }
 
 TEST_F(UnixNameRights, FilesOfOthersAreNotReplaced) {
@@ -492,7 +519,7 @@ TEST_F(UnixNameRights, ConnectionsToOthersByTheUsersRight) {
   say_hello();
   EXPECT_EQ(read_some(server.get()), "hello");
   replace_by_link("home/dev", "secret", kUser);
-  denied(images, options({user()}), "Permission denied");
+  denied(images, options({user()}), "Permission denied", false);
   std::filesystem::remove(at("home/dev"));
   // As /dev/log is one: a link of root's at the path's end.
   folder("home/dev", 0, 0755);

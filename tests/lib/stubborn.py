@@ -6,6 +6,7 @@ Writes "READY PID DETAIL" to FOLDER/status and a growing number to FOLDER/beat; 
 import ctypes
 import fcntl
 import os
+import select
 import socket
 import struct
 import subprocess
@@ -14,6 +15,7 @@ import threading
 import time
 
 LIBC = ctypes.CDLL(None, use_errno=True)
+NOBODY = 65534
 FOLDER, KIND, ARGUMENTS = sys.argv[1], sys.argv[2], sys.argv[3:]
 SYS_IO_URING_SETUP, SYS_SECCOMP, SYS_PIDFD_OPEN, SYS_USERFAULTFD = 425, 317, 434, 323
 SYS_LANDLOCK_CREATE_RULESET, SYS_LANDLOCK_RESTRICT_SELF = 444, 446
@@ -241,14 +243,179 @@ def thread_file():
     return fd, fd
 
 
+def become_nobody(work_folder="/"):
+    """Whose folder, and what is in it, is its own."""
+    os.chmod(os.path.dirname(FOLDER), 0o711)
+    for path in (FOLDER, *(os.path.join(FOLDER, name) for name in ("beat", "output"))):
+        os.chown(path, NOBODY, NOBODY)
+    os.chdir(work_folder)
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+
+
 def favoured():
     """What root gave to a user who could not take it."""
     os.setpriority(os.PRIO_PROCESS, 0, -5)
+    become_nobody()
+    return None, 0
+
+
+def nobody():
+    """A user with what every user can have."""
+    become_nobody()
+    kept = [open(os.path.join(FOLDER, "own"), "w+"), open("/etc/hostname"), os.open("/dev/null", os.O_RDWR), os.pipe(), select.epoll(),
+            os.open("/proc/uptime", os.O_RDONLY)]
+    deleted = open(os.path.join(FOLDER, "deleted"), "w+")
+    os.unlink(deleted.name)
+    named, other = socket.socket(socket.AF_UNIX), socket.socket()
+    named.bind(os.path.join(FOLDER, "socket"))
+    named.listen()
+    other.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    return (kept, deleted, named, other), 0
+
+
+def roots_file():
+    """Root opened it before it became somebody who may not, in a folder that is not root's alone."""
+    f = open(os.path.join(FOLDER, "private"), "w+", opener=lambda path, flags: os.open(path, flags, 0o600))
+    become_nobody()
+    return f, f.fileno()
+
+
+def direct_io():
+    """Which writes memory unseen; a dump takes it."""
+    try:
+        f = os.open(os.path.join(FOLDER, "direct"), os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+    except OSError as e:
+        return "impossible", f"O_DIRECT: {e}"
+    return f, f
+
+
+def removed_name():
+    """A file that is open under a name which was removed, and has another."""
+    f = open(os.path.join(FOLDER, "removed"), "w+")
+    os.link(f.name, os.path.join(FOLDER, "other"))
+    os.unlink(f.name)
+    return f, f.fileno()
+
+
+def ebpf_filter():
+    instructions = ctypes.create_string_buffer(struct.pack("<BBhiBBhi", 0xb7, 0, 0, 0, 0x95, 0, 0, 0))  # r0 = 0; exit
+    licence = ctypes.create_string_buffer(b"GPL")
+    attributes = ctypes.create_string_buffer(struct.pack("<IIQQ", 1, 2, ctypes.addressof(instructions), ctypes.addressof(licence)), 128)
+    program = LIBC.syscall(321, 5, attributes, 128)  # bpf(BPF_PROG_LOAD) of a socket filter
+    if program < 0:
+        return "impossible", f"bpf(2): {os.strerror(ctypes.get_errno())}"
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.setsockopt(socket.SOL_SOCKET, 50, program)  # SO_ATTACH_BPF
+    os.close(program)
+    return s, s.fileno()
+
+
+def deadline():
+    attributes = ctypes.create_string_buffer(struct.pack("<IIQiIQQQ", 48, 6, 0, 0, 0, 5_000_000, 100_000_000, 100_000_000))
+    if LIBC.syscall(314, 0, attributes, 0) < 0:  # sched_setattr
+        return "impossible", f"sched_setattr(2): {os.strerror(ctypes.get_errno())}"
+    return None, 0
+
+
+def session_of_two_parents():
+    """Tasks of a session whose leader has ended, under two parents."""
+    checked(LIBC.prctl(36, 1, 0, 0, 0), "PR_SET_CHILD_SUBREAPER")
+
+    def wait():
+        while os.path.isdir(FOLDER):
+            time.sleep(0.05)
+        os._exit(0)
+    leader = os.fork()
+    if leader == 0:
+        os.setsid()
+        if os.fork() == 0:
+            wait()
+        if os.fork() == 0:
+            checked(LIBC.prctl(36, 1, 0, 0, 0), "PR_SET_CHILD_SUBREAPER")
+            if os.fork() == 0:
+                wait()
+            os.setsid()
+            os.mkdir(os.path.join(FOLDER, "apart"))
+            wait()
+        os._exit(0)
+    os.waitpid(leader, 0)
+    while not os.path.isdir(os.path.join(FOLDER, "apart")):
+        time.sleep(0.01)
+    return None, leader
+
+
+def roots_folder():
+    """The same of its working folder."""
+    os.mkdir(os.path.join(FOLDER, "closed"), 0o700)
+    become_nobody(os.path.join(FOLDER, "closed"))
+    return None, 0
+
+
+def roots_deleted_file():
+    """A deleted file, where its user cannot make one."""
+    os.mkdir(os.path.join(FOLDER, "closed"), 0o755)
+    f = open(os.path.join(FOLDER, "closed", "gone"), "w+")
+    os.chown(f.fileno(), NOBODY, NOBODY)
+    os.unlink(f.name)
+    become_nobody()
+    return f, f.fileno()
+
+
+def roots_socket():
+    """A name of a socket, where its user cannot make one."""
+    os.mkdir(os.path.join(FOLDER, "closed"), 0o755)
+    s = socket.socket(socket.AF_UNIX)
+    s.bind(os.path.join(FOLDER, "closed", "socket"))
+    s.listen()
+    become_nobody()
+    return s, s.fileno()
+
+
+def forced_buffer():
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
+    become_nobody()
+    return s, s.fileno()
+
+
+def marked():
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.setsockopt(socket.SOL_SOCKET, 36, 7)  # SO_MARK
+    become_nobody()
+    return s, s.fileno()
+
+
+def alarm_clock():
+    fd = LIBC.timerfd_create(8, 0)  # CLOCK_REALTIME_ALARM
+    if fd < 0:
+        return "impossible", f"timerfd_create(2): {os.strerror(ctypes.get_errno())}"
+    become_nobody()
+    return fd, fd
+
+
+def securebits():
+    """Which executing a set-id program would not change."""
+    checked(LIBC.prctl(28, 1, 0, 0, 0), "PR_SET_SECUREBITS")  # SECBIT_NOROOT
+    become_nobody()
+    return None, 0
+
+
+def thread_of_another():
+    """A thread that took another user's rights, by a system call of its own."""
+    done = []
+
+    def run():
+        done.append(LIBC.syscall(117, 1234, 1234, 1234))  # setresuid, of this thread alone
+        while True:
+            time.sleep(1)
+    become = threading.Thread(target=run, daemon=True)
     os.chmod(os.path.dirname(FOLDER), 0o711)
-    os.chown(FOLDER, 65534, 65534)
-    os.setgroups([])
-    os.setresgid(65534, 65534, 65534)
-    os.setresuid(65534, 65534, 65534)
+    become.start()
+    while not done:
+        time.sleep(0.01)
+    checked(done[0], "setresuid")
     return None, 0
 
 
@@ -260,7 +427,9 @@ KINDS = {f.__name__.replace("_", "-"): f for f in (
     tcp, tcp_backlog, listener, netlink, packet, raw_ip, unix_outside, descriptors_on_their_way, inotify, terminal, io_uring,
     userfaultfd, pidfd, device, flock, posix_lock, lease, sysv_shm, outside_pipe, seccomp, deleted_big_file, writable_file,
     mapped_file, own_thread_files, zombie_root, shared_memory_outside, landlock, user_dispatch, address_space_limit, thread_file,
-    favoured, plain, child)}
+    favoured, plain, child, nobody, roots_file, roots_folder, roots_deleted_file, roots_socket, forced_buffer, marked, alarm_clock,
+    thread_of_another, securebits, direct_io,
+    removed_name, ebpf_filter, deadline, session_of_two_parents)}
 
 
 def main():

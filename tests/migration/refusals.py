@@ -3,9 +3,9 @@
 
     refusals.py [--build DIR] [--only REGEX] [--list]
 
-dump/...: refused by `migrate dump`. send/...: by `migrate send`, by either side. tls/...: connections that are refused, told
-on both sides (tls_refusals.py). check/...: what `migrate check` says (check_cases.py). texts/...: that sentences and documents
-are true (texts.py)."""
+dump/..., pre-dump/...: refused by that command. send/...: by `migrate send`, by either side. early/...: what the destination refuses
+before anything is touched (early_refusals.py). tls/...: connections that are refused, told on both sides (tls_refusals.py).
+check/...: what `migrate check` says (check_cases.py). texts/...: that sentences and documents are true (texts.py)."""
 import ctypes
 import os
 import re
@@ -21,6 +21,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import check_cases  # noqa: E402
+import early_refusals  # noqa: E402
 import texts  # noqa: E402
 import tls_refusals  # noqa: E402
 from lib import netns, programs, snapshot, suite, tool  # noqa: E402
@@ -88,19 +89,19 @@ def expect_sentence(text, patterns, values):
         expect(re.search(full, text), f"nothing matches {full!r} in: {text.strip()[-600:]}")
 
 
-def dump_refused(context, folder, pid, patterns, values, options=()):
+def dump_refused(context, folder, pid, patterns, values, options=(), verb="dump"):
     images = os.path.join(folder, "images")
     os.makedirs(images, exist_ok=True)
-    code, out = run([context.binary, "dump", "-t", pid, "-D", images, *options], log=os.path.join(folder, "commands.log"))
-    expect(code == 2, f"dump exited {code}, not 2: {out.strip()[-600:]}")
+    code, out = run([context.binary, verb, "-t", pid, "-D", images, *options], log=os.path.join(folder, "commands.log"))
+    expect(code == 2, f"{verb} exited {code}, not 2: {out.strip()[-600:]}")
     expect_sentence(out, patterns, values)
     sentences = [x for x in out.strip().splitlines() if x.startswith("migrate: ")]
-    texts.sentence_fits_verb(context.binary, out, "dump")
+    texts.sentence_fits_verb(context.binary, out, verb)
     expect(len(sentences) == 1 and "; " in sentences[0], f"not one sentence with what to do: {out.strip()[-600:]}")
     expect(not os.listdir(images), f"left in the image folder: {os.listdir(images)}")
 
 
-def holding(kind, *patterns, arguments=(), prefix=(), options=(), set_up=None):
+def holding(kind, *patterns, arguments=(), prefix=(), options=(), set_up=None, verb="dump"):
     """`set_up`: gives (arguments, descriptors to pass, things to keep, values of the patterns)."""
     def case(context, folder):
         more, fds, kept, values = set_up(folder) if set_up else ((), (), None, {})
@@ -109,7 +110,7 @@ def holding(kind, *patterns, arguments=(), prefix=(), options=(), set_up=None):
             program.ready()
             untouched = Untouched(program)
             for attempt in range(2):
-                dump_refused(context, folder, program.pid, patterns, {"pid": program.pid, "detail": program.detail, **values}, options)
+                dump_refused(context, folder, program.pid, patterns, {"pid": program.pid, "detail": program.detail, **values}, options, verb)
             untouched.expect()
         finally:
             program.end()
@@ -464,6 +465,12 @@ CASES = {
     "dump/own-ancestor": own_ancestor,
     "dump/no-such-task": no_such_task,
     "dump/zombie": zombie,
+    # What a dump would refuse too is refused by its name; else the advice helps.
+    "pre-dump/landlock": holding("landlock", "thread {pid} of task {pid} is restricted by landlock", verb="pre-dump"),
+    "pre-dump/user-dispatch": holding("user-dispatch", "has its system calls dispatched to itself", verb="pre-dump"),
+    "pre-dump/seccomp": holding("seccomp", "task {pid} runs under a seccomp filter", verb="pre-dump"),
+    "pre-dump/userfaultfd": holding("userfaultfd", HAS_FD + ", a userfaultfd .*; close it first", verb="pre-dump"),
+    "pre-dump/direct-io": holding("direct-io", HAS_FD + ", open for direct I/O.*; dump it without a pre-dump", verb="pre-dump"),
     "restore/pid-taken": pid_taken,
     "send/netlink": send_refuses("netlink", HAS_FD + ", a netlink socket"),
     "send/deleted-big-file": send_refuses("deleted-big-file", HAS_FD + ", the deleted file", "no more than 1048576 bytes"),
@@ -496,6 +503,7 @@ CASES = {
     "send/terminal": send_refuses("terminal", "the terminal /dev/.*stays where it is", send=("--shell-job",)),
     "send/capability-denied": send_refuses("plain", "a task has capabilities that the receiver denies",
                                            receive=("--deny-caps", "chown"), both=True),
+    **early_refusals.cases(send_refuses, Hosts, Untouched),
     **tls_refusals.CASES,
     **check_cases.CASES,
     **texts.CASES,

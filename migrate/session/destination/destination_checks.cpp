@@ -1,5 +1,6 @@
 #include "migrate/session/destination/destination_checks.h"
 
+#include <fcntl.h>
 #include <linux/capability.h>
 #include <netinet/in.h>
 #include <sys/prctl.h>
@@ -7,9 +8,13 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
+#include <set>
 
 #include "core/base/fd.h"
+#include "core/files/file_credentials.h"
+#include "migrate/session/destination/destination_files.h"
 #include "migrate/session/destination/file_checks.h"
 #include "migrate/session/guardian/privileges.h"
 #include "migrate/session/telling/events.h"
@@ -90,13 +95,41 @@ void check_policy(const wire::Check& check, const ReceiveOptions& options, std::
   }
 }
 
+/// What is there, and whether those who hold it may have it.
 void check_files(const wire::Check& check, const ReceiveOptions& options, std::vector<std::string>& reasons) {
-  FileChecks files(check, options);
-  // Who may not come as whom it says learns nothing more.
-  if (files.bounded() && !reasons.empty()) return;
-  for (const auto& file : check.files()) {
-    if (reasons.size() >= kMaxReasons) break;
-    if (std::string why = files.why_not(file); !why.empty()) reasons.push_back(std::move(why));
+  std::set<std::string> told;
+  {
+    FileChecks files(check, options);
+    // Who may not come as whom it says learns nothing more.
+    if (files.bounded() && !reasons.empty()) return;
+    for (const auto& file : check.files()) {
+      if (reasons.size() >= kMaxReasons) break;
+      std::string why = files.why_not(file);
+      if (why.empty()) continue;
+      reasons.push_back(std::move(why));
+      told.insert(file.path());
+    }
+  }
+  const Fd root = open_path(options.root.empty() ? "/" : options.root, O_PATH | O_DIRECTORY);
+  check_rights(check,
+               {.root = root.get(),
+                .by_root = options.allow_uids.empty(),
+                .own_proc = !options.root.empty(),
+                .told = std::move(told),
+                .policy = identity_policy(options),
+                .most = kMaxReasons},
+               reasons);
+}
+
+/// Nobody can give what it lacks. (Each task has some privilege, with what it holds: its limits.)
+void check_capabilities(const wire::Check& check, std::vector<std::string>& reasons) {
+  const uint64_t own = own_credentials().capabilities;
+  for (const auto& p : check.privileges()) {
+    if ((p.held() & ~own) == 0) continue;
+    reasons.push_back("task " + std::to_string(p.task()) + " has capability number " +
+                      std::to_string(std::countr_zero(p.held() & ~own)) +
+                      ", which the receiver lacks; run `migrate receive` with that capability");
+    return;
   }
 }
 
@@ -108,6 +141,7 @@ void check_means(const wire::Check& check, std::vector<std::string>& reasons) {
                       ", and the receiver's own limit of open files is " + std::to_string(files.rlim_max) +
                       "; raise that (ulimit -Hn)");
   }
+  check_capabilities(check, reasons);
   if (::prctl(PR_CAPBSET_READ, CAP_SYS_RESOURCE, 0, 0, 0) == 1) return;
   const HostBounds bounds = HostBounds::here();
   for (const auto& p : check.privileges()) {
@@ -117,6 +151,17 @@ void check_means(const wire::Check& check, std::vector<std::string>& reasons) {
                       ") above the receiver's, which lacks CAP_SYS_RESOURCE; raise the receiver's own");
     return;
   }
+}
+
+void check_task_limit(const wire::Check& check, uint64_t most, std::vector<std::string>& reasons) {
+  const auto tasks = static_cast<uint64_t>(check.pids_size()), threads = check.threads();
+  if (tasks <= most && threads <= most - tasks) return;
+  const auto counted = [](uint64_t n, const char* what) {
+    return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
+  };
+  reasons.push_back("the program has " + counted(tasks, "task") +
+                    (threads == 0 ? "" : " with " + counted(threads, "more thread")) + ", and the receiver takes " +
+                    std::to_string(most) + " (--max-tasks); let it take more, if that is what it should have");
 }
 
 }  // namespace
@@ -141,10 +186,7 @@ std::vector<std::string> what_is_in_the_way(const wire::Check& check, const Rece
     reasons.push_back("the program has " + human_bytes(check.memory()) + " in memory, and the receiver takes " +
                       human_bytes(options.max_memory) + " (--max-memory)");
   }
-  if (static_cast<uint64_t>(check.pids_size()) > options.max_tasks) {
-    reasons.push_back("the program has " + std::to_string(check.pids_size()) + " tasks, and the receiver takes " +
-                      std::to_string(options.max_tasks) + " (--max-tasks)");
-  }
+  check_task_limit(check, options.max_tasks, reasons);
   for (const uint32_t pid : check.pids()) {
     if (reasons.size() >= kMaxReasons) break;
     if (pid >= here.pid_max()) {

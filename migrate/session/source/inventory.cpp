@@ -17,29 +17,14 @@
 #include "core/base/looked_at.h"
 #include "core/base/proc_values.h"
 #include "core/base/procfs.h"
-#include "core/files/fdinfo.h"
-#include "core/files/file_locks.h"
 #include "core/files/net_table.h"
+#include "migrate/session/source/inventory_files.h"
 #include "migrate/session/source/inventory_privileges.h"
-#include "migrate/session/wire/content_hash.h"
 
 namespace migrate {
 namespace {
 
 constexpr const char* kProbeName = ".migrate-probe-";
-
-struct Need {
-  bool mapped = false;
-  bool writable = false;
-  std::vector<FileLock> locks;
-};
-
-bool is_pseudo(const std::string& path) {
-  for (const char* prefix : {"/dev/", "/proc/", "/sys/", "/memfd:", "/SYSV", "/[aio]"}) {
-    if (path.starts_with(prefix)) return true;
-  }
-  return path.empty() || path[0] != '/' || path.ends_with(" (deleted)");
-}
 
 std::vector<pid_t> tree_of(pid_t root) {
   std::vector<pid_t> pids{root};
@@ -54,49 +39,7 @@ std::vector<pid_t> tree_of(pid_t root) {
   return pids;
 }
 
-/// "/proc/PID/maps": the paths of mapped files.
-void add_mappings(const ProcDir& proc, std::map<std::string, Need>& files) {
-  std::istringstream lines(proc.read("maps"));
-  for (std::string line; std::getline(lines, line);) {
-    const size_t slash = line.find('/');
-    const size_t space = line.find(' ');
-    if (slash == std::string::npos || space == std::string::npos || space + 5 > line.size()) continue;
-    const std::string path = line.substr(slash);
-    if (is_pseudo(path)) continue;
-    const bool shared_write = line[space + 2] == 'w' && line[space + 4] == 's';
-    if (shared_write) {
-      files[path].writable = true;
-    } else {
-      files[path].mapped = true;
-    }
-  }
-}
-
 using Sockets = std::map<uint64_t, SocketHolder>;  ///< by inode
-
-void add_descriptors(const ProcDir& proc, uint64_t held, std::map<std::string, Need>& files, Sockets& sockets) {
-  for (const int fd : proc.descriptors()) {
-    std::string path;
-    struct stat st {};
-    try {
-      path = proc.link("fd/" + std::to_string(fd));
-      if (path.starts_with("socket:[")) {
-        SocketHolder& holder = sockets[std::strtoull(path.c_str() + 8, nullptr, 10)];
-        if (holder.task == 0) holder.task = proc.pid();
-        holder.held |= held;
-        continue;
-      }
-      if (is_pseudo(path)) continue;
-      if (::fstatat(proc.fd(), ("fd/" + std::to_string(fd)).c_str(), &st, 0) != 0) continue;
-      const FdInfo info = parse_fdinfo(proc.read("fdinfo/" + std::to_string(fd)));
-      Need& need = files[path];
-      need.writable |= (info.flags & O_ACCMODE) != O_RDONLY && S_ISREG(st.st_mode);
-      for (const FileLock& lock : parse_file_locks(info)) need.locks.push_back(lock);
-    } catch (const Error&) {
-      continue;  // closed meanwhile
-    }
-  }
-}
 
 void add_port(const NetTableLine& line, int family, int type, const Sockets& sockets, wire::Check& check) {
   const auto socket = sockets.find(line.inode);
@@ -132,63 +75,80 @@ void add_ports(const ProcDir& proc, const Sockets& sockets, wire::Check& check) 
   }
 }
 
-struct Identities {
-  std::set<uint32_t> uids, gids;
-  uint64_t capabilities = 0;
+/// Who the threads of a tree are.
+class Identities {
+ public:
+  explicit Identities(CredentialTable& table) : table_(table) {}
+
+  /// Of all threads, or of the leader alone.
+  HolderNumbers add(const ProcDir& task, bool all_threads) {
+    HolderNumbers numbers;
+    add(task.read("status"), numbers);
+    if (!all_threads) return numbers;
+    for (const pid_t tid : task.threads()) {
+      if (tid == task.pid()) continue;
+      try {
+        add(task.read("task/" + std::to_string(tid) + "/status"), numbers);
+      } catch (const Error& e) {
+        if (e.code() != ESRCH && e.code() != ENOENT) throw;  // it ended meanwhile
+      }
+    }
+    return numbers;
+  }
+  void write(wire::Check& check) const {
+    for (const uint32_t uid : uids_) check.add_uids(uid);
+    for (const uint32_t gid : gids_) check.add_gids(gid);
+    check.set_capabilities(capabilities_);
+  }
+
+ private:
+  /// Nearly all are alike: what was seen is not looked at again.
+  void add(const std::string& status, HolderNumbers& numbers) {
+    const auto part = [&](const char* from, const char* to) {
+      const size_t start = std::min(status.find(from), status.size());
+      return status.substr(start, std::min(status.find(to, start), status.size()) - start);
+    };
+    const std::string rights = part("\nUid:", "\nNStgid:") + part("\nCapInh:", "\nSeccomp:");
+    const auto [it, fresh] = seen_.try_emplace(rights, 0);
+    if (fresh) {
+      it->second = table_.number(credentials_in_status(status));
+      look_at(rights);
+    }
+    numbers.insert(it->second);
+  }
+  void look_at(const std::string& rights) {
+    std::istringstream lines(rights);
+    for (std::string line; std::getline(lines, line);) {
+      std::istringstream words(line);
+      std::string key;
+      words >> key;
+      if (key == "Uid:")
+        for (uint32_t n; words >> n;) uids_.insert(n);
+      if (key == "Gid:" || key == "Groups:")
+        for (uint32_t n; words >> n;) gids_.insert(n);
+      uint64_t set = 0;
+      if ((key == "CapPrm:" || key == "CapInh:" || key == "CapAmb:") && words >> std::hex >> set) capabilities_ |= set;
+    }
+  }
+
+  CredentialTable& table_;
+  std::map<std::string, uint32_t> seen_;  ///< texts, and numbers in the table
+  std::set<uint32_t> uids_, gids_;
+  uint64_t capabilities_ = 0;
 };
 
-void add_identity(const ProcDir& proc, wire::Check& check, Identities& all) {
-  const auto status = proc.status();
-  for (const auto& [key, ids] :
-       {std::pair("Uid", &all.uids), std::pair("Gid", &all.gids), std::pair("Groups", &all.gids)}) {
-    const auto field = status.find(key);
-    if (field == status.end()) continue;
-    const auto numbers = parse_numbers<uint32_t>(field->second, "/proc/PID/status: " + std::string(key));
-    ids->insert(numbers.begin(), numbers.end());
-  }
-  for (const std::string set : {"CapPrm", "CapInh", "CapAmb"})
-    if (const auto c = status.find(set); c != status.end())
-      all.capabilities |= parse_number(c->second, "/proc/PID/status: " + set, 16);
-  if (const auto rss = status.find("VmRSS"); rss != status.end()) {
+void add_memory(const ProcDir& task, wire::Check& check) {
+  const auto status = task.status();
+  if (const auto rss = status.find("VmRSS"); rss != status.end())
     check.set_memory(check.memory() + parse_first_number(rss->second, "/proc/PID/status: VmRSS") * 1024);
-  }
-}
-
-void describe_file(const std::string& path, const Need& need, wire::Check& check) {
-  struct stat st {};
-  const Fd found(::open(path.c_str(), O_PATH | O_CLOEXEC));  // the program may put something else there at any time
-  if (!found || ::fstat(found.get(), &st) != 0) return;      // seen through another mount: the dump decides about it
-  wire::Check::File* file = check.add_files();
-  file->set_path(path);
-  file->set_type(st.st_mode & S_IFMT);
-  file->set_size(static_cast<uint64_t>(st.st_size));
-  file->set_inode(st.st_ino);
-  file->set_writable(need.writable);
-  for (const FileLock& lock : need.locks) {
-    if (lock.kind == 0) continue;  // a lease: refused by the dump
-    wire::Check::Lock* out = file->add_locks();
-    out->set_kind(lock.kind);
-    out->set_type(lock.type);
-    out->set_start(lock.start);
-    out->set_length(lock.length);
-  }
-  if (need.mapped && !need.writable && S_ISREG(st.st_mode)) {
-    file->set_mapped(true);
-    file->set_content(content_hash("/proc/self/fd/" + std::to_string(found.get())));
-  }
 }
 
 bool same_port(const wire::Check::Port& a, const wire::Check::Port& b) {
   return a.family() == b.family() && a.type() == b.type() && a.address() == b.address() && a.port() == b.port();
 }
 
-/// Takes away what was checked before: files (unless they are written or locked now), ports, users.
-void leave_out(const wire::Check& known, std::map<std::string, Need>& files, wire::Check& check) {
-  for (const auto& file : known.files()) {
-    const auto it = files.find(file.path());
-    if (it == files.end() || (it->second.writable && !file.writable())) continue;
-    if (it->second.locks.empty() || file.locks_size() != 0) files.erase(it);
-  }
+/// Takes away what was checked before: ports, users.
+void leave_out(const wire::Check& known, wire::Check& check) {
   auto* ports = check.mutable_ports();
   const auto known_port = [&](const wire::Check::Port& port) {
     return std::any_of(known.ports().begin(), known.ports().end(), [&](const auto& k) { return same_port(k, port); });
@@ -200,51 +160,78 @@ void leave_out(const wire::Check& known, std::map<std::string, Need>& files, wir
   check.set_capabilities(check.capabilities() & ~known.capabilities());
   check.clear_pids();
   check.clear_memory();
+  check.clear_threads();
+}
+
+void add_descriptors(const ProcDir& task, uint64_t held, const HolderNumbers& holders, FileNeeds& files,
+                     DescriptorPrivileges& privileges) {
+  for (const int fd : task.descriptors()) {
+    try {
+      const std::string link = task.link("fd/" + std::to_string(fd));
+      files.add_descriptor(task, fd, link, holders);
+      privileges.add(task, fd, link, held, holders);
+    } catch (const Error&) {
+      continue;  // closed meanwhile
+    }
+  }
+}
+
+/// A message has its bounds. What is left out the restore decides.
+void leave_out_what_is_too_much(wire::Check& check) {
+  constexpr size_t kRoom = 3 << 20;
+  if (check.ByteSizeLong() <= kRoom) return;
+  check.clear_made();
+  check.clear_credentials();
+  for (auto& file : *check.mutable_files()) file.clear_uses();
 }
 
 }  // namespace
 
-Inventory take_inventory(Pid root, const Inventory* known) {
+Inventory take_inventory(Pid root, InventoryDepth depth, const Inventory* known) {
   Inventory inventory;
-  std::map<std::string, Need> files;
-  Sockets sockets;
-  Identities identities;
+  const bool deep = depth == InventoryDepth::whole;
+  CredentialTable credentials = known != nullptr ? CredentialTable(known->check) : CredentialTable();
+  Identities identities(credentials);
+  FileNeeds files(deep);
+  DescriptorPrivileges descriptors(deep, known == nullptr ? nullptr : &known->asked);
   for (const pid_t pid : tree_of(root.get())) {
     try {
       const ProcDir proc(pid);
       inventory.check.add_pids(static_cast<uint32_t>(pid));
       if (proc.stat().state == 'Z') continue;
-      add_mappings(proc, files);
+      const HolderNumbers holders = identities.add(proc, deep);
       const uint64_t held = held_capabilities(proc);
-      add_descriptors(proc, held, files, sockets);
-      add_identity(proc, inventory.check, identities);
+      files.add_mappings(proc, holders);
+      files.add_links(proc, holders);
+      add_descriptors(proc, held, holders, files, descriptors);
+      add_memory(proc, inventory.check);
+      inventory.check.set_threads(inventory.check.threads() + proc.threads().size() - 1);
       add_privileges(proc, held, inventory.check);
-      for (const char* link : {"exe", "cwd", "root"}) {
-        const std::string path = proc.link(link);
-        if (!is_pseudo(path)) files.try_emplace(path);
-      }
     } catch (const Error& e) {
       if (pid == root.get() || !task_is_gone(e)) throw;  // others may end at any time
     }
   }
-  add_ports(ProcDir(root.get()), sockets, inventory.check);
-  for (const uint32_t uid : identities.uids) inventory.check.add_uids(uid);
-  for (const uint32_t gid : identities.gids) inventory.check.add_gids(gid);
-  inventory.check.set_capabilities(identities.capabilities);
+  add_ports(ProcDir(root.get()), descriptors.sockets(), inventory.check);
+  identities.write(inventory.check);
+  inventory.asked = descriptors.write(inventory.check, files);
   leave_out_privileges(known != nullptr ? known->check : wire::Check(), inventory.check);
-  if (known != nullptr) leave_out(known->check, files, inventory.check);
-  for (const auto& [path, need] : files) {
-    describe_file(path, need, inventory.check);
-    if (need.writable) inventory.writable_files.push_back(path);
+  if (known != nullptr) {
+    leave_out(known->check, inventory.check);
+    files.leave_out(known->check);
   }
+  files.describe(inventory.check, inventory.writable_files);
+  credentials.write(inventory.check);
+  leave_out_what_is_too_much(inventory.check);
   return inventory;
 }
 
 void extend_inventory(Inventory& known, const Inventory& news) {
   // What is merged replaces single values: the news would be all of them each time, and be asked about while it stands.
   const uint64_t capabilities = known.check.capabilities() | news.check.capabilities();
+  known.check.clear_credentials();  // the news have them, and more
   known.check.MergeFrom(news.check);
   known.check.set_capabilities(capabilities);
+  known.asked.insert(news.asked.begin(), news.asked.end());
   known.writable_files.insert(known.writable_files.end(), news.writable_files.begin(), news.writable_files.end());
 }
 

@@ -1,6 +1,7 @@
 // What a running tree needs from its host, seen from outside and without touching it: the source's side of the checks.
 #pragma once
 
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,10 +15,15 @@ namespace migrate {
 struct Inventory {
   wire::Check check;
   std::vector<std::string> writable_files;  ///< for syncing
+  std::set<std::string> asked;              ///< sockets and pipes that were looked into
 };
 
-/// Reads /proc of the tree of `root`. With `known`: only what is new since then.
-Inventory take_inventory(Pid root, const Inventory* known = nullptr);
+/// `whole`: with what the destination should decide early, before anything is touched: who may open what there, and
+/// what only a privilege can have given. `quick`: what only the source knows; the rest the restore is about to decide.
+enum class InventoryDepth { whole, quick };
+
+/// Reads /proc of the tree of `root`, and looks into its sockets and pipes. With `known`: only what is new since then.
+Inventory take_inventory(Pid root, InventoryDepth depth, const Inventory* known = nullptr);
 /// Adds what is new to `known`.
 void extend_inventory(Inventory& known, const Inventory& news);
 

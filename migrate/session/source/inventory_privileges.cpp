@@ -1,41 +1,98 @@
 #include "migrate/session/source/inventory_privileges.h"
 
+#include <netinet/in.h>
 #include <sched.h>
+#include <sys/epoll.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <set>
+#include <cstring>
 #include <tuple>
 
 #include "core/base/proc_values.h"
+#include "core/files/fdinfo.h"
+#include "core/files/socket_options.h"
 #include "core/task/proc_text.h"
 #include "migrate/session/guardian/privileges.h"
+
+#ifndef SO_BUF_LOCK
+#define SO_BUF_LOCK 72
+#endif
 
 namespace migrate {
 namespace {
 
 using Kind = Privilege::Kind;
 
+wire::Check::Privilege privilege(Kind kind, uint64_t value, uint32_t detail = 0) {
+  wire::Check::Privilege p;
+  p.set_kind(static_cast<uint32_t>(kind));
+  p.set_detail(detail);
+  p.set_value(value);
+  return p;
+}
+
 void add(wire::Check& check, int32_t task, uint64_t held, Kind kind, uint64_t value, uint64_t limit = 0,
          uint32_t detail = 0) {
   wire::Check::Privilege* p = check.add_privileges();
-  p->set_kind(static_cast<uint32_t>(kind));
+  *p = privilege(kind, value, detail);
   p->set_task(task);
-  p->set_detail(detail);
-  p->set_value(value);
   p->set_limit(limit);
   p->set_held(held);
 }
 
+bool wakes_the_machine(uint64_t clock) { return clock == CLOCK_REALTIME_ALARM || clock == CLOCK_BOOTTIME_ALARM; }
+
+/// As the restore will find them in the images (guardian/privileges_images.cpp).
+void add_socket_options(int fd, std::vector<wire::Check::Privilege>& found) {
+  const auto ask = [&](int option) {
+    return static_cast<uint32_t>(try_socket_option(fd, SOL_SOCKET, option).value_or(0));
+  };
+  const uint32_t domain = ask(SO_DOMAIN);
+  const bool tcp = (domain == AF_INET || domain == AF_INET6) && ask(SO_PROTOCOL) == IPPROTO_TCP;
+  const uint32_t locked = tcp ? ask(SO_BUF_LOCK) : 3;
+  found.push_back(privilege(Kind::send_buffer, ask(SO_SNDBUF), (locked & 1) == 0 ? 1 : 0));
+  found.push_back(privilege(Kind::receive_buffer, ask(SO_RCVBUF), (locked & 2) == 0 ? 1 : 0));
+  if (const uint32_t mark = ask(SO_MARK); mark != 0) found.push_back(privilege(Kind::mark, mark));
+  if (const uint32_t priority = ask(SO_PRIORITY); priority != 0) found.push_back(privilege(Kind::priority, priority));
+}
+
+/// The name in the file system under which a Unix socket will be bound again; empty if it has none.
+std::string socket_name(int fd) {
+  sockaddr_un address{};
+  socklen_t length = sizeof address;
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length) != 0 || address.sun_family != AF_UNIX)
+    return {};
+  if (address.sun_path[0] != '/') return {};  // none, an abstract one, or relative to who knows what
+  // A connection that was accepted has the name of the one that listened.
+  const bool listens = try_socket_option(fd, SOL_SOCKET, SO_ACCEPTCONN).value_or(0) != 0;
+  if (!listens && try_socket_option(fd, SOL_SOCKET, SO_TYPE).value_or(0) != SOCK_DGRAM) return {};
+  return {address.sun_path, ::strnlen(address.sun_path, sizeof address.sun_path)};
+}
+
+/// Whether an interest list has an entry that keeps the machine awake.
+bool keeps_awake(const std::string& fdinfo) {
+  constexpr std::string_view kKey = " events:";
+  for (size_t at = fdinfo.find(kKey); at != fdinfo.npos; at = fdinfo.find(kKey, at + 1))
+    if ((std::strtoul(fdinfo.c_str() + at + kKey.size(), nullptr, 16) & EPOLLWAKEUP) != 0) return true;
+  return false;
+}
+
 void add_scheduling(pid_t task, pid_t tid, uint64_t held, const std::array<Rlimit, kRlimits>& limits,
                     wire::Check& check) {
-  const int policy = ::sched_getscheduler(tid) & ~SCHED_RESET_ON_FORK;
+  const int told = ::sched_getscheduler(tid);
+  const int policy = told < 0 ? SCHED_OTHER : told & ~SCHED_RESET_ON_FORK;
   if (policy == SCHED_FIFO || policy == SCHED_RR) {
     sched_param param{};
     ::sched_getparam(tid, &param);
     add(check, task, held, Kind::realtime, static_cast<uint64_t>(param.sched_priority), limits[RLIMIT_RTPRIO].max);
+  } else if (policy > 0 && policy != SCHED_BATCH && policy != SCHED_IDLE) {
+    add(check, task, held, Kind::deadline, static_cast<uint64_t>(policy));
   }
   errno = 0;
   const int nice = ::getpriority(PRIO_PROCESS, static_cast<id_t>(tid));
@@ -63,6 +120,11 @@ void add_privileges(const ProcDir& task, uint64_t held, wire::Check& check) {
   for (uint32_t i = 0; i < limits.size(); ++i) add(check, pid, held, Kind::hard_limit, limits[i].max, 0, i);
   const int oom = parse_number<int32_t>(task.read("oom_score_adj"), "/proc/PID/oom_score_adj");
   if (oom < 0) add(check, pid, held, Kind::oom_score, static_cast<uint64_t>(-oom));
+  for (const PosixTimer& timer : parse_timers(task.read("timers")))
+    if (wakes_the_machine(static_cast<uint64_t>(timer.clock)))
+      add(check, pid, held, Kind::alarm_clock, static_cast<uint64_t>(timer.clock), 0,
+          static_cast<uint32_t>(timer.clock));
+  if (task.link("root") != "/") add(check, pid, held, Kind::root_folder, 0);
   const auto status = task.status();
   if (const auto locked = status.find("VmLck"); locked != status.end()) {
     const uint64_t bytes = parse_first_number(locked->second, "/proc/PID/status: VmLck") * 1024;
@@ -74,8 +136,86 @@ void add_privileges(const ProcDir& task, uint64_t held, wire::Check& check) {
     check.set_highest_descriptor(std::max(check.highest_descriptor(), static_cast<uint32_t>(numbers.back())));
 }
 
+void DescriptorPrivileges::add(const ProcDir& task, int fd, const std::string& link, uint64_t held,
+                               const HolderNumbers& holders) {
+  const bool socket = link.starts_with("socket:["), pipe = link.starts_with("pipe:[");
+  const auto hold = [&](SocketHolder& holder) {
+    if (holder.task == 0) holder.task = task.pid();
+    holder.held |= held;
+  };
+  if (socket) hold(sockets_[std::strtoull(link.c_str() + 8, nullptr, 10)]);
+  if (!look_) return;
+  std::string key;
+  if (socket || pipe) key = link;
+  // These have no name of their own, and change: they are read for the first answer only.
+  if (asked_ == nullptr && (link == "anon_inode:[timerfd]" || link == "anon_inode:[eventpoll]"))
+    key = link + " " + std::to_string(task.pid()) + " " + std::to_string(fd);
+  if (key.empty() || (asked_ != nullptr && asked_->contains(key))) return;
+  const auto [it, fresh] = facts_.try_emplace(std::move(key));
+  hold(it->second.holder);
+  it->second.holders.insert(holders.begin(), holders.end());
+  if (fresh) look_into(task, fd, link, it->second);
+}
+
+const Fd& DescriptorPrivileges::pidfd_of(pid_t task) {
+  if (of_ == task) return pidfd_;
+  auto opened = open_pidfd(task);
+  if (!opened) throw Error("open a pidfd of task", std::to_string(task), ESRCH);
+  pidfd_ = std::move(*opened);
+  of_ = task;
+  return pidfd_;
+}
+
+void DescriptorPrivileges::look_into(const ProcDir& task, int fd, const std::string& link, Facts& facts) {
+  if (link.starts_with("anon_inode:")) {
+    const FdInfo info = parse_fdinfo(task.read("fdinfo/" + std::to_string(fd)));
+    const bool timer = link == "anon_inode:[timerfd]";
+    if (timer && wakes_the_machine(fdinfo_number(info, "clockid:", 10)))
+      facts.found.push_back(privilege(Kind::alarm_clock, fdinfo_number(info, "clockid:", 10)));
+    if (!timer && keeps_awake(info.text)) facts.found.push_back(privilege(Kind::wake_lock, 0));
+    return;
+  }
+  const Fd ours = get_remote_fd(pidfd_of(task.pid()).get(), fd);
+  if (link.starts_with("pipe:")) {
+    const int size = ::fcntl(ours.get(), F_GETPIPE_SZ);
+    if (size > 0) facts.found.push_back(privilege(Kind::pipe_size, static_cast<uint64_t>(size)));
+    return;
+  }
+  add_socket_options(ours.get(), facts.found);
+  std::string name = socket_name(ours.get());
+  if (!name.empty() && task.link("root") == "/") facts.socket_name = std::move(name);
+}
+
+std::set<std::string> DescriptorPrivileges::write(wire::Check& check, FileNeeds& files) const {
+  std::set<std::string> looked;
+  for (const auto& [key, facts] : facts_) {
+    looked.insert(key);
+    for (const wire::Check::Privilege& found : facts.found) {
+      wire::Check::Privilege* out = check.add_privileges();
+      *out = found;
+      out->set_task(facts.holder.task);
+      out->set_held(facts.holder.held);
+    }
+    if (facts.socket_name.empty()) continue;
+    const Fd file(::open(facts.socket_name.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+    struct stat st {};
+    if (file && ::fstat(file.get(), &st) == 0 && S_ISSOCK(st.st_mode))
+      files.add_socket(facts.socket_name, st, facts.holders);
+  }
+  return looked;
+}
+
 void add_port_privilege(const SocketHolder& holder, uint32_t port, wire::Check& check) {
   add(check, holder.task, holder.held, Kind::port, port);
+}
+
+void add_securebits(pid_t task, uint32_t bits, wire::Check& check) {
+  constexpr uint32_t kKeepCapabilities = 1 << 4;  // that they be kept once anybody may ask for
+  if ((bits & ~kKeepCapabilities) == 0) return;
+  try {
+    add(check, task, held_capabilities(ProcDir(task)), Kind::securebits, bits & ~kKeepCapabilities);
+  } catch (const Error&) {  // it has ended
+  }
 }
 
 void leave_out_privileges(const wire::Check& known, wire::Check& news) {

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <exception>
 #include <thread>
+#include <utility>
 
 #include "migrate/report/report.h"
 #include "migrate/session/source/calibration_file.h"
@@ -76,9 +77,15 @@ int SendSession::run() {
 
 void SendSession::freeze() {
   // The dump may take its time; an interrupt is honoured right after it.
-  touched_ = true;
+  const bool first_stop = !std::exchange(touched_, true);
   freeze_began_ = Clock::now();
-  FrozenTree frozen = hold_.freeze(tracker_ ? tracker_->stops() : std::vector<StopMark>());
+  FrozenTree frozen;
+  try {
+    frozen = hold_.freeze(tracker_ ? tracker_->stops() : std::vector<StopMark>());
+  } catch (const Refusal&) {
+    undone_ = first_stop;  // nothing was sent, and nothing in the program changed
+    throw;
+  }
   frozen_ = Clock::now();
   // Until then it ran on, while the guardian looked at it.
   freeze_began_ += std::chrono::nanoseconds(std::max<int64_t>(frozen.stopping_since_ns - in_ns(freeze_began_), 0));
@@ -95,7 +102,7 @@ void SendSession::freeze() {
                 {{"freeze_ms", rounded(ms_between(freeze_began_, frozen_))}, {"pages", static_cast<int64_t>(pages)}});
   // Beside everything else: it has to be done only before the commit.
   news_ = std::async(std::launch::async, [this] {
-    Inventory news = take_inventory(target_, &inventory_);
+    Inventory news = take_inventory(target_, InventoryDepth::quick, &inventory_);
     sync_files(inventory_.writable_files);
     sync_files(news.writable_files);
     return news;

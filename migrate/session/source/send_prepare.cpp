@@ -4,6 +4,8 @@
 #include <algorithm>
 
 #include "core/base/procfs.h"
+#include "core/dump/preflight.h"
+#include "core/restore/restorable.h"
 #include "migrate/session/source/send_session.h"
 #include "migrate/session/telling/fault.h"
 #include "migrate/session/wire/host_facts.h"
@@ -48,7 +50,8 @@ void SendSession::look_before_touching() {
   dump_.timeout = options_.timeouts.freeze;
   dump_.mappings = MappingReader::shared();
   Dump::preflight(dump_, log_);
-  inventory_ = take_inventory(target_);
+  check_buildable(collect_tree(target_), false);
+  inventory_ = take_inventory(target_, InventoryDepth::whole);
   label_ = options_.target + " (" + ProcDir(target_.get()).stat().comm + ")";
   choose_mode();
 }
@@ -96,8 +99,8 @@ void SendSession::compare_clocks() {
 }
 
 std::vector<std::string> SendSession::ask(wire::Check& check) {
-  if (check.files_size() == 0 && check.ports_size() == 0 && check.uids_size() == 0 && check.gids_size() == 0 &&
-      check.privileges_size() == 0 && check.capabilities() == 0)
+  if (check.files_size() == 0 && check.made_size() == 0 && check.ports_size() == 0 && check.uids_size() == 0 &&
+      check.gids_size() == 0 && check.privileges_size() == 0 && check.capabilities() == 0)
     return {};
   std::optional<FileProbes> probes;
   if (!options_.files_shared) probes.emplace(check);
@@ -121,7 +124,7 @@ std::vector<std::string> SendSession::ask_twice(const std::function<wire::Check&
 
 void SendSession::check_there() {
   const std::vector<std::string> refusals = ask_twice([this](int tries) -> wire::Check& {
-    if (tries > 1) inventory_ = take_inventory(target_);
+    if (tries > 1) inventory_ = take_inventory(target_, InventoryDepth::whole);
     return inventory_.check;
   });
   for (const std::string& reason : refusals) events_.event("refused", reason);

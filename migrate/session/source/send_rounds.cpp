@@ -1,6 +1,7 @@
 // Pre-copy: rounds of pages while the tree runs, until the policy says that it may be stopped.
 #include "migrate/session/source/calibration_file.h"
 #include "migrate/session/source/cpu_load.h"
+#include "migrate/session/source/inventory_privileges.h"
 #include "migrate/session/source/send_session.h"
 #include "migrate/session/telling/events_rounds.h"
 #include "migrate/session/telling/fault.h"
@@ -41,6 +42,7 @@ void SendSession::rounds() {
   Clock::time_point scanned = Clock::now();
   // What the first visits refuse is refused with the tree as it was.
   DirtyTracker::Round scan = tracker_->next_round();
+  ask_about_visits();
   touched_ = true;
   fault_point("source-agent.scanned");
   for (unsigned n = 0;; ++n) {
@@ -193,7 +195,7 @@ void SendSession::tell_pages_done(const PageTotals& totals) {
 void SendSession::check_news() {
   Inventory news;
   const std::vector<std::string> refusals = ask_twice([&](int) -> wire::Check& {
-    news = take_inventory(target_, &inventory_);
+    news = take_inventory(target_, InventoryDepth::whole, &inventory_);
     return news.check;
   });
   if (!refusals.empty()) refuse_news(refusals.front());
@@ -203,6 +205,15 @@ void SendSession::check_news() {
     if (synced_.valid()) synced_.get();
     synced_ = std::async(std::launch::async, [files = inventory_.writable_files] { sync_files(files); });
   }
+}
+
+/// What only visits tell, before the first page goes.
+void SendSession::ask_about_visits() {
+  wire::Check told;
+  for (const auto& [pid, bits] : tracker_->securebits()) add_securebits(pid, bits, told);
+  const std::vector<std::string> refusals = ask(told);
+  if (!refusals.empty())
+    throw Refusal("the destination cannot take " + label_ + ": " + refusals.front(), "it runs on as before");
 }
 
 void SendSession::refuse_news(const std::string& reason) const {

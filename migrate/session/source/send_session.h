@@ -76,6 +76,7 @@ class SendSession {
   void tell_pages_done(const PageTotals& totals);
   /// Files and ports that the tree opened since they were last checked.
   void check_news();
+  void ask_about_visits();
   [[noreturn]] void refuse_news(const std::string& reason) const;
   void ask_about(Inventory news);
   TreeSize size_of_tree() const;
@@ -144,6 +145,7 @@ class SendSession {
   CodecSet codecs_;              ///< in which pages may go
   bool begun_ = false;           ///< the destination may know the session
   bool touched_ = false;         ///< the tree was stopped
+  bool undone_ = false;          ///< ... once, and refused for what only that could tell
   std::future<void> synced_;     ///< the files that the tree writes; its destructor waits
   std::future<Inventory> news_;  ///< of the frozen tree, likewise
   std::vector<std::byte> images_;

@@ -4,7 +4,7 @@
 namespace migrate {
 
 int SendSession::give_up(const std::exception& e) {
-  const bool refused = !touched_ && dynamic_cast<const Refusal*>(&e) != nullptr;
+  const bool refused = (!touched_ || undone_) && dynamic_cast<const Refusal*>(&e) != nullptr;
   bool runs = true;
   throttle_.reset();
   try {

@@ -37,6 +37,8 @@ constexpr auto kPoints = std::to_array<std::string_view>({
     "source-agent.inject-slot-written",
     "source-agent.inject-registers-borrowed",
     "source-agent.inject-signals-blocked",
+    "source-agent.inject-at-the-entry-of-prctl",
+    "source-agent.inject-asked-for-the-securebits",
     "source-agent.inject-at-the-entry-of-kcmp",
     "source-agent.inject-looked-at-the-witness",
     "source-agent.inject-at-the-entry-of-mmap",

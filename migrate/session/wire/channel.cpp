@@ -1,5 +1,7 @@
 #include "migrate/session/wire/channel.h"
 
+#include <limits.h>
+
 #include <algorithm>
 
 #include "core/image/bounded_parse.h"
@@ -9,6 +11,7 @@ namespace migrate {
 namespace {
 
 constexpr int kMaxFiles = 100'000;
+constexpr int kMaxUses = 500'000;
 constexpr int kMaxPorts = 10'000;
 constexpr int kMaxPids = 100'000;
 constexpr size_t kMaxPath = 4096;
@@ -34,16 +37,31 @@ void check_hello(const wire::Hello& hello) {
   }
 }
 
-void check_check(const wire::Check& check) {
-  require(check.files_size() <= kMaxFiles && check.ports_size() <= kMaxPorts && check.pids_size() <= kMaxPids &&
-              check.uids_size() <= kMaxPids && check.gids_size() <= kMaxPids && check.privileges_size() <= kMaxPids,
-          "too many files, ports or tasks");
-  for (const auto& file : check.files()) {
-    require(file.path().size() <= kMaxPath && file.probe_path().size() <= kMaxPath && file.probe_content().size() <= 64,
-            "a path is too long");
-    require(file.path().find('\0') == std::string::npos && file.probe_path().find('\0') == std::string::npos,
-            "a path holds a zero byte");
+/// Returns by how many it is held.
+int check_file(const wire::Check::File& file, int credentials) {
+  require(file.path().size() <= kMaxPath && file.probe_path().size() <= kMaxPath && file.probe_content().size() <= 64,
+          "a path is too long");
+  require(file.path().find('\0') == std::string::npos && file.probe_path().find('\0') == std::string::npos,
+          "a path holds a zero byte");
+  int holders = 0;
+  for (const auto& use : file.uses()) {
+    holders += 1 + use.holders_size();
+    require(std::ranges::all_of(use.holders(), [&](uint32_t n) { return n < static_cast<uint32_t>(credentials); }),
+            "a file is held by nobody that is known");
   }
+  return holders;
+}
+
+void check_check(const wire::Check& check) {
+  require(check.files_size() <= kMaxFiles && check.made_size() <= kMaxFiles && check.credentials_size() <= kMaxPids &&
+              check.ports_size() <= kMaxPorts && check.pids_size() <= kMaxPids && check.uids_size() <= kMaxPids &&
+              check.gids_size() <= kMaxPids && check.privileges_size() <= kMaxPids,
+          "too many files, ports or tasks");
+  int uses = 0;
+  for (const auto* files : {&check.files(), &check.made()})
+    for (const auto& file : *files) uses += check_file(file, check.credentials_size());
+  require(uses <= kMaxUses, "too many tasks have too many files");
+  for (const auto& who : check.credentials()) require(who.groups_size() <= NGROUPS_MAX, "too many groups");
   for (const auto& port : check.ports()) {
     require(port.port() <= 65535 && (port.address().size() == 4 || port.address().size() == 16),
             "an address is no address");

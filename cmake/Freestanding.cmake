@@ -1,4 +1,4 @@
-# add_blob(NAME ENTRY SRC...): compiles freestanding, position-independent code that runs in somebody else's address
+# add_blob(NAME LINKER_SCRIPT SRC...): compiles freestanding, position-independent code that runs in somebody else's address
 # space, links it flat at address 0 and embeds it. Gives the object library target NAME, which defines
 #   extern const unsigned char NAME_start[], NAME_end[];   (the flat image; entry at offset 0)
 # The code must use general registers only, since the floating-point state of the task it runs in stays in place.

@@ -6,9 +6,8 @@
 namespace migrate {
 namespace {
 
-constexpr uint64_t kEnd = uint64_t{1} << 47;  // of user addresses
-constexpr uint64_t kMaxId = UINT32_MAX;       // pids and shmids
-constexpr unsigned kIdBits = 8;               // dst_id: the kind below, the id above
+constexpr uint64_t kMaxId = UINT32_MAX;  // pids and shmids
+constexpr unsigned kIdBits = 8;          // dst_id: the kind below, the id above
 
 bool known(uint16_t command) {
   using enum CriuRequest::Command;
@@ -71,7 +70,7 @@ CriuRequest decode_criu_request(std::span<const std::byte, kCriuRequestSize> byt
     r.memory = {static_cast<MemoryId::Kind>(kind), id >> kIdBits};
   }
   if (names_pages(r.command)) {
-    if (r.address % kPageSize != 0 || r.address > kEnd || r.pages > (kEnd - r.address) / kPageSize)
+    if (r.address % kPageSize != 0 || r.address > kUserSpace || r.pages > (kUserSpace - r.address) / kPageSize)
       corrupt("its pages are out of range");
     if (r.command == CriuRequest::Command::add_f &&
         (r.flags & ~(CriuRequest::kInParent | CriuRequest::kLazy | CriuRequest::kPresent)) != 0)

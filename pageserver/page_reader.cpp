@@ -33,7 +33,7 @@ PageReader::PageReader(const PageSource& source)
 
 void PageReader::find_task() {
   try {
-    const std::string link = "/proc/self/fd/" + std::to_string(source_.fd.get());
+    const std::string link = fd_link(source_.fd.get());
     const std::string path = read_link_at(AT_FDCWD, link);
     if (!path.ends_with("/mem")) return;
     const std::string folder = path.substr(0, path.size() - 4);

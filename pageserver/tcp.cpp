@@ -214,7 +214,8 @@ Listener::Listener(const HostPort& at) : port_(at.port) {
     if (port_ == 0) port_ = get_port(socket_address(fd.get(), ::getsockname));
     sockets_.push_back(std::move(fd));
   }
-  if (sockets_.empty()) throw Error("listen on " + at.text() + ": no such address on this host");
+  if (sockets_.empty())
+    throw Refusal("cannot listen on " + at.text() + ": this host has no such address", "give one that it has");
 }
 
 bool Listener::loopback_only() const {

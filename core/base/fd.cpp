@@ -1,5 +1,6 @@
 #include "core/base/fd.h"
 
+#include <sys/random.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -93,11 +94,17 @@ std::string read_link_at(int dirfd, const std::string& path) {
   }
 }
 
-namespace {
-constexpr size_t kMaxFds = 250;
+void fill_random(std::span<std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::getrandom(bytes.data(), bytes.size(), 0);
+    if (n < 0 && errno == EINTR) continue;
+    bytes = bytes.subspan(static_cast<size_t>(check(n, "get", "random bytes")));
+  }
 }
 
 namespace {
+
+constexpr size_t kMaxFds = 250;
 
 /// sendmsg(2)'s result.
 ssize_t send_with_fds(int socket, std::span<const std::byte> bytes, std::span<const int> fds, int flags) {

@@ -44,8 +44,8 @@ class Fd {
   int fd_ = -1;
 };
 
-/// Closes all descriptors from number `from` on, but those in `kept` (negative ones are skipped): an inherited socket or pipe
-/// whose hanging up means something must not be held open. close_range(2).
+/// Closes all descriptors from number `from` on, but those in `kept` (negative ones are skipped): an inherited socket
+/// or pipe whose hanging up means something must not be held open. close_range(2).
 void close_all_but(std::vector<int> kept, unsigned from = 0);
 
 /// openat(2), always close-on-exec; throws Error naming `path`.
@@ -63,6 +63,11 @@ void pwrite_full(int fd, std::span<const std::byte> data, uint64_t offset, std::
 std::string read_file_at(int dirfd, const std::string& path, size_t limit = 16 << 20);
 /// The target of a symbolic link, of any length up to 64 KiB.
 std::string read_link_at(int dirfd, const std::string& path);
+
+/// The link to a descriptor of ours: opened, it is the same file; read, the file's path.
+inline std::string fd_link(int fd) { return "/proc/self/fd/" + std::to_string(fd); }
+/// Random bytes from the kernel.
+void fill_random(std::span<std::byte> bytes);
 
 /// Sends `bytes` with descriptors attached over a Unix socket in one message; receives likewise. `recv_fds` returns
 /// false at end of file. At most 250 descriptors (the kernel's limit is 253); received ones are close-on-exec.

@@ -4,17 +4,12 @@
 #include <sys/stat.h>
 
 namespace migrate {
-namespace {
-
-std::string self_link(const Fd& fd) { return "/proc/self/fd/" + std::to_string(fd.get()); }
-
-}  // namespace
 
 Fd open_regular(const std::string& path, int flags) {
   const Fd found(::open(path.c_str(), O_PATH | O_CLOEXEC));
   struct stat st {};
   if (!found || ::fstat(found.get(), &st) != 0 || !S_ISREG(st.st_mode)) return {};
-  return Fd(::open(self_link(found).c_str(), flags | O_CLOEXEC));
+  return Fd(::open(fd_link(found.get()).c_str(), flags | O_CLOEXEC));
 }
 
 dev_t internal_shm_device() {
@@ -29,7 +24,7 @@ Fd open_shm_object(int dirfd, const std::string& link, int flags, dev_t device, 
   struct stat st {};
   check(::fstat(found.get(), &st), "stat", link);
   if (!S_ISREG(st.st_mode) || st.st_dev != device || (inode != 0 && st.st_ino != inode)) return {};
-  return open_path(self_link(found), flags);
+  return open_path(fd_link(found.get()), flags);
 }
 
 }  // namespace migrate

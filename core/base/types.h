@@ -33,6 +33,14 @@ using Tid = Strong<struct TidTag, pid_t>;
 inline constexpr uint64_t kPageSize = 4096;
 inline constexpr uint64_t kHugePageSize = 2 << 20;
 
+/// What 4-level page tables reach of user space: no address is above, and no object is larger.
+inline constexpr uint64_t kUserSpace = uint64_t{1} << 47;
+/// Where mappings end: the last page is never given out.
+inline constexpr uint64_t kUserEnd = kUserSpace - kPageSize;
+
+/// PID_MAX_LIMIT on 64-bit.
+inline constexpr pid_t kMaxPid = 1 << 22;
+
 /// An address in another task's address space, in bytes.
 class RemoteAddr {
  public:
@@ -41,7 +49,6 @@ class RemoteAddr {
   constexpr uint64_t get() const { return value_; }
   constexpr RemoteAddr operator+(uint64_t bytes) const { return RemoteAddr(value_ + bytes); }
   constexpr uint64_t operator-(RemoteAddr other) const { return value_ - other.value_; }
-  constexpr bool page_aligned() const { return value_ % kPageSize == 0; }
   auto operator<=>(const RemoteAddr&) const = default;
 
  private:
@@ -55,7 +62,6 @@ struct RemoteRange {
   constexpr uint64_t bytes() const { return end - start; }
   constexpr uint64_t pages() const { return bytes() / kPageSize; }
   constexpr bool contains(RemoteAddr a) const { return start <= a && a < end; }
-  constexpr bool overlaps(const RemoteRange& o) const { return start < o.end && o.start < end; }
   auto operator<=>(const RemoteRange&) const = default;
 };
 

@@ -66,7 +66,7 @@ std::string octal(uint32_t mode) {
 
 /// By descriptor: the magic link leads to what was opened, whatever bears its name now.
 void set_owner_and_mode(int fd, const img::ghost_file_entry& g, const std::string& path) {
-  const std::string self = "/proc/self/fd/" + std::to_string(fd);
+  const std::string self = fd_link(fd);
   const struct statx st = stat_cached(fd, "", AT_EMPTY_PATH, path);
   if (st.stx_uid != g.uid() || st.stx_gid != g.gid())
     check(::fchownat(AT_FDCWD, self.c_str(), g.uid(), g.gid(), 0), "set the owner of", path);
@@ -217,7 +217,7 @@ void GhostRestorer::give(int fd, const img::ghost_file_entry& g, const std::stri
   const timespec times[2] = {
       {static_cast<time_t>(g.atim().tv_sec()), static_cast<long>(g.atim().tv_usec() % 1'000'000 * 1000)},
       {static_cast<time_t>(g.mtim().tv_sec()), static_cast<long>(g.mtim().tv_usec() % 1'000'000 * 1000)}};
-  const std::string self = "/proc/self/fd/" + std::to_string(fd);
+  const std::string self = fd_link(fd);
   paths_.as_self([&] { ::utimensat(AT_FDCWD, self.c_str(), times, 0); });
 }
 

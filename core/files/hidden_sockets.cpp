@@ -72,7 +72,7 @@ std::vector<std::string> real_folders(const std::vector<std::string>& folders, c
   std::vector<std::string> real;
   for (const std::string& folder : folders) {
     const Fd there = try_open_below(top.get(), folder, O_PATH | O_DIRECTORY);
-    real.push_back(there ? read_link_at(AT_FDCWD, "/proc/self/fd/" + std::to_string(there.get())) : root + folder);
+    real.push_back(there ? read_link_at(AT_FDCWD, fd_link(there.get())) : root + folder);
   }
   return real;
 }

@@ -39,7 +39,7 @@ Fd try_open_plain(int root, const std::string& path, int flags, mode_t mode) {
 }
 
 Fd reopen(int fd, int flags, const std::string& what) {
-  const std::string self = "/proc/self/fd/" + std::to_string(fd);
+  const std::string self = fd_link(fd);
   return Fd(check(::open(self.c_str(), flags | O_CLOEXEC), "open", what));
 }
 

@@ -206,7 +206,7 @@ void RegularDumper::write_ghost(const OpenFile& file, uint32_t ghost_id) {
   if (sparse) ghost.set_chunks(true);
   out.entry(ghost);
   // Our duplicate may be write-only, and its position is the task's: a description of our own.
-  const Fd readable = open_path("/proc/self/fd/" + std::to_string(file.ours.get()), O_RDONLY);
+  const Fd readable = open_path(fd_link(file.ours.get()), O_RDONLY);
   if (sparse) return write_chunks(readable, st.stx_size, out, file.link);
   std::vector<std::byte> content(st.stx_size);
   if (pread_full(readable.get(), content, 0, file.link) != content.size()) throw Error("read", file.link, EIO);
@@ -218,7 +218,7 @@ void RegularDumper::write_ghost(const OpenFile& file, uint32_t ghost_id) {
 std::string RegularDumper::link_beside(const OpenFile& file, const std::string& path, uint32_t id) {
   const Fd& root = root_of(*file.proc);
   const SplitPath split = split_path(path.substr(roots_.at(file.proc->pid()).prefix.size()));
-  const std::string self = "/proc/self/fd/" + std::to_string(file.ours.get());
+  const std::string self = fd_link(file.ours.get());
   TaskPaths paths(root.get(), true);
   std::string name;
   try {

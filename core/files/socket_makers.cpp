@@ -62,7 +62,7 @@ void connect_step(const SocketStep& step) {
   sockaddr_un name = step.name;
   socklen_t length = std::min<socklen_t>(step.length, sizeof name);
   if (step.file >= 0) {
-    const std::string path = "/proc/self/fd/" + std::to_string(step.file);
+    const std::string path = fd_link(step.file);
     name = {};
     name.sun_family = AF_UNIX;
     std::copy(path.begin(), path.end(), name.sun_path);

@@ -151,7 +151,7 @@ void UnixNames::make_stage(Waiting& place) const {
 
 /// By descriptor, in a folder that only we can look into.
 void UnixNames::set_owner(const Waiting& place, int file) {
-  const std::string self = "/proc/self/fd/" + std::to_string(file), who = who_is(*place.entry);
+  const std::string self = fd_link(file), who = who_is(*place.entry);
   uint32_t uid = place.who.uid, gid = place.who.gid;
   if (place.entry->has_file_perms()) {
     uid = place.entry->file_perms().uid();
@@ -170,7 +170,7 @@ void UnixNames::set_owner(const Waiting& place, int file) {
 
 std::string UnixNames::reachable(uint32_t ino) const {
   const auto it = waiting_.find(ino);
-  return it == waiting_.end() ? "" : "/proc/self/fd/" + std::to_string(it->second.stage.get()) + "/" + kFile;
+  return it == waiting_.end() ? "" : fd_link(it->second.stage.get()) + "/" + kFile;
 }
 
 void UnixNames::publish(uint32_t ino) {

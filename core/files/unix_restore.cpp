@@ -327,7 +327,7 @@ void UnixRestorer::connect_external(Socket& a, const Entry& to) {
   paths_.attempt(*a.holders, who_is(to), [&](Right right) {
     if (right == Right::root) throw Denied("the images do not say whose it was");
     const Fd file = paths_.find_followed(right, path);
-    const UnixAddress address("/proc/self/fd/" + std::to_string(file.get()));
+    const UnixAddress address(fd_link(file.get()));
     check(::connect(a.fd.get(), address.get(), address.length), "connect to", who_is(to));
   });
 }

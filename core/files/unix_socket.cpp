@@ -119,7 +119,7 @@ void UnixDumper::describe_name(const OpenFile& file, const UnixSocketInfo& info,
   if (st.stx_nlink == 0) out.set_deleted(true);
   if (info.name.front() == '/') return;
   // A relative name: the folder it was bound in.
-  std::string full = read_link_at(AT_FDCWD, "/proc/self/fd/" + std::to_string(path.get()));
+  std::string full = read_link_at(AT_FDCWD, fd_link(path.get()));
   if (full.ends_with(" (deleted)") && st.stx_nlink == 0) full.resize(full.size() - 10);
   const std::string name = printable(info.name);
   if (!full.ends_with("/" + name))

@@ -98,6 +98,18 @@ void set_registers(Tid tid, const user_regs_struct& regs) {
   check(request(PTRACE_SETREGSET, tid, NT_PRSTATUS, address_of(&iov)), "set the registers of", name(tid));
 }
 
+void set_call(user_regs_struct& regs, RemoteAddr at, long number, const std::array<uint64_t, 6>& args) {
+  regs.rip = at.get();
+  regs.rax = static_cast<uint64_t>(number);
+  regs.orig_rax = ~0ull;
+  regs.rdi = args[0];
+  regs.rsi = args[1];
+  regs.rdx = args[2];
+  regs.r10 = args[3];
+  regs.r8 = args[4];
+  regs.r9 = args[5];
+}
+
 uint64_t signal_mask(Tid tid) {
   uint64_t mask = 0;
   check(request(PTRACE_GETSIGMASK, tid, sizeof mask, address_of(&mask)), "read the signal mask of", name(tid));

@@ -7,6 +7,7 @@
 #include <sys/ptrace.h>
 #include <sys/user.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -52,6 +53,10 @@ Stop to_event_stop(Tid tid, bool running, const Deadline& deadline);
 
 user_regs_struct registers(Tid tid);  ///< throws Refusal for a 32-bit task
 void set_registers(Tid tid, const user_regs_struct& regs);
+/// In `regs`: a system call to be made at `at`, where a syscall instruction is. No restart logic applies to them.
+void set_call(user_regs_struct& regs, RemoteAddr at, long number, const std::array<uint64_t, 6>& args);
+/// Of EFLAGS: a trap after each instruction.
+inline constexpr uint64_t kTrapFlag = 0x100;
 uint64_t signal_mask(Tid tid);
 void set_signal_mask(Tid tid, uint64_t mask);
 /// NT_X86_XSTATE: XSAVE standard format.

@@ -114,7 +114,7 @@ void ImageSet::save(int dirfd) const {
 ImageSet ImageSet::load(int dirfd, uint64_t limit) {
   ImageSet set;
   uint64_t total = 0;
-  const std::string folder = "/proc/self/fd/" + std::to_string(dirfd);
+  const std::string folder = fd_link(dirfd);
   for (const auto& file : std::filesystem::directory_iterator(folder)) {
     const std::string name = file.path().filename();
     if (!good_name(name) || name.starts_with("pages-")) continue;

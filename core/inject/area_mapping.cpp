@@ -26,7 +26,7 @@ SharedMapping map_area_of(const ProcDir& task, RemoteRange range) {
   std::snprintf(name, sizeof name, "map_files/%lx-%lx", range.start.get(), range.end.get());
   const std::string what = "the visit's area in task " + std::to_string(task.pid());
   const Fd found = task.open(name, O_PATH);
-  const std::string self = "/proc/self/fd/" + std::to_string(found.get());
+  const std::string self = fd_link(found.get());
   struct stat st {};
   check(::fstat(found.get(), &st), "look at", what);
   // The kernel's name for shared anonymous memory. A memfd, which has an owner with a descriptor, is "/memfd:...", and

@@ -12,6 +12,7 @@
 #include <array>
 
 #include "core/base/fd.h"
+#include "core/base/types.h"
 
 #ifndef SYS_landlock_create_ruleset
 #define SYS_landlock_create_ruleset 444
@@ -52,7 +53,6 @@ pid_t raw_fork(unsigned long flags) { return static_cast<pid_t>(::syscall(SYS_cl
     ::_exit(1);
   const uint64_t text = page_floor(reinterpret_cast<uint64_t>(__executable_start));
   const uint64_t text_end = page_ceil(reinterpret_cast<uint64_t>(etext));
-  constexpr uint64_t kUserEnd = 0x7fff'ffff'f000;
   // All but the code is unmapped before it becomes dumpable: no stack from here on.
   asm volatile(
       "mov $11, %%eax\n xor %%edi, %%edi\n mov %[text], %%rsi\n syscall\n"                         // munmap

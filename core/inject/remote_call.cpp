@@ -50,16 +50,7 @@ void RemoteCalls::run_to_syscall_stop() {
 
 int64_t RemoteCalls::call(long number, std::array<uint64_t, 6> args) {
   user_regs_struct regs = regs_;
-  regs.rip = instruction_.get();
-  regs.rax = static_cast<uint64_t>(number);
-  // Else the kernel applies restart logic to these registers.
-  regs.orig_rax = ~0ull;
-  regs.rdi = args[0];
-  regs.rsi = args[1];
-  regs.rdx = args[2];
-  regs.r10 = args[3];
-  regs.r8 = args[4];
-  regs.r9 = args[5];
+  tracee::set_call(regs, instruction_, number, args);
   tracee::set_registers(tid_, regs);
   run_to_syscall_stop();
   run_to_syscall_stop();

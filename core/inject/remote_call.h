@@ -33,8 +33,7 @@ class RemoteCalls {
   uint64_t checked(std::string_view operation, long number, std::array<uint64_t, 6> args = {});
 
   /// What give_back() sets. Change it to leave the thread with other registers: with orig_rax ≥ 0 and rax a restart
-  /// code
-  /// (-512, -513, -514, -516) the kernel restarts the call, since the thread is left in an event stop.
+  /// code (-512, -513, -514, -516) the kernel restarts the call, since the thread is left in an event stop.
   user_regs_struct& registers() { return regs_; }
   uint64_t& signal_mask() { return mask_; }
   /// Ends in a PTRACE_EVENT_STOP with registers() and signal_mask() set. Idempotent.

@@ -11,12 +11,10 @@
 #include <initializer_list>
 
 #include "core/base/error.h"
+#include "core/freeze/tracee.h"
 
 #ifndef SYS_futex_waitv
 #define SYS_futex_waitv 449
-#endif
-#ifndef PR_GET_TID_ADDRESS
-#define PR_GET_TID_ADDRESS 40
 #endif
 
 namespace migrate {
@@ -26,7 +24,6 @@ namespace {
 enum Reg : uint8_t { rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15 };
 
 constexpr uint32_t kFutex2Size32 = 2;
-constexpr uint64_t kTrapFlag = 0x100;
 
 class Assembler {
  public:
@@ -83,7 +80,7 @@ struct Data {
   RemoteAddr all_signals, mask, target, flags;
 };
 
-bool traps(const user_regs_struct& r) { return (r.eflags & kTrapFlag) != 0; }
+bool traps(const user_regs_struct& r) { return (r.eflags & tracee::kTrapFlag) != 0; }
 
 bool interrupted_call(const user_regs_struct& r) {
   if (static_cast<int64_t>(r.orig_rax) < 0) return false;

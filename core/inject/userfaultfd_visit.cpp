@@ -15,7 +15,7 @@ Fd make_userfaultfd(StoppedTask& task, uint64_t features, Logger& log, const Fau
   visit.run_leader_for_userfaultfd(features);
   Fd uffd = get_remote_fd(task.pidfd.get(), answered_userfaultfd(visit.area().uffd, task.pid));
   // The number came through memory that the task could write.
-  if (read_link_at(AT_FDCWD, "/proc/self/fd/" + std::to_string(uffd.get())) != "anon_inode:[userfaultfd]")
+  if (read_link_at(AT_FDCWD, fd_link(uffd.get())) != "anon_inode:[userfaultfd]")
     throw Error("take the userfaultfd of task " + std::to_string(task.pid.get()) + ": it is something else");
   if (hook) hook("userfaultfd taken");
   if (securebits != nullptr && visit.securebits() >= 0) *securebits = static_cast<uint32_t>(visit.securebits());

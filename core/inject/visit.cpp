@@ -22,7 +22,6 @@ constexpr int64_t kStayNsec = 3'000'000'000;
 constexpr std::chrono::milliseconds kVisitTimeout{2500};
 constexpr size_t kParasiteStackBytes = 8 << 10;
 constexpr uint64_t kAllSignals = ~uint64_t{0};
-constexpr uint64_t kTrapFlag = 0x100;
 
 size_t blob_bytes() { return static_cast<size_t>(parasite_blob_end - parasite_blob_start); }
 
@@ -112,12 +111,11 @@ void Visit::leave_critical_section(StoppedThread& thread) {
 
 // Registers before the mask: a thread that ran on with all signals blocked would be harmed, one that runs its slot
 // unblocked is not (its stack pointer is its own until the slot blocks signals).
-void Visit::borrow(StoppedThread& thread, RemoteAddr rip, RemoteAddr rsp) {
+void Visit::borrow(StoppedThread& thread, RemoteAddr rip) {
   user_regs_struct regs = thread.regs;
   regs.rip = rip.get();
-  regs.rsp = rsp.get();
-  regs.orig_rax = ~0ull;      // no restart logic for these
-  regs.eflags &= ~kTrapFlag;  // it would trap in the slot
+  regs.orig_rax = ~0ull;              // no restart logic for these
+  regs.eflags &= ~tracee::kTrapFlag;  // it would trap in the slot
   tracee::set_registers(thread.tid, regs);
 }
 
@@ -136,7 +134,7 @@ void Visit::run_leader() {
 }
 
 /// Runs the stopped leader to the entry and on to the exit of the call at its instruction pointer.
-void Visit::run_leader_call(std::string_view stage_name) {
+void Visit::run_leader_call(const char* stage_name) {
   const Tid tid = task_.threads.front().tid;
   const Deadline deadline = Deadline::in(kVisitTimeout);
   int signal = 0;
@@ -147,26 +145,17 @@ void Visit::run_leader_call(std::string_view stage_name) {
     if (stop->ended) break;
     signal = stop->signal_delivery() ? stop->signal() : 0;
     if (!stop->syscall_stop()) continue;
-    if (++stops == 1) stage(std::string(stage_name).c_str());
+    if (++stops == 1) stage(stage_name);
   }
 }
 
 /// The result of a call that the leader makes at `at`, a place in its slot. Whoever can write the task's memory can
 /// change the slot, but not what the kernel tells at the exit of a call: which it was, its arguments, its result.
-int64_t Visit::call_in_leader(RemoteAddr at, long number, const std::array<uint64_t, 6>& args,
-                              std::string_view stage_name) {
+int64_t Visit::call_in_leader(RemoteAddr at, long number, const std::array<uint64_t, 6>& args, const char* stage_name) {
   const Tid tid = task_.threads.front().tid;
   user_regs_struct regs = task_.threads.front().regs;
-  regs.rip = at.get();
-  regs.orig_rax = ~0ull;
-  regs.eflags &= ~kTrapFlag;
-  regs.rax = static_cast<uint64_t>(number);
-  regs.rdi = args[0];
-  regs.rsi = args[1];
-  regs.rdx = args[2];
-  regs.r10 = args[3];
-  regs.r8 = args[4];
-  regs.r9 = args[5];
+  tracee::set_call(regs, at, number, args);
+  regs.eflags &= ~tracee::kTrapFlag;
   const bool first = std::exchange(leader_, Leader::stopped) == Leader::untouched;
   tracee::set_registers(tid, regs);
   if (first) {
@@ -199,7 +188,7 @@ void Visit::refuse_landlock(Tid tid) const {
                 "run the program without that sandbox");
 }
 
-int64_t Visit::map_part(RemoteAddr at, RemoteRange range, int protection, std::string_view stage_name) {
+int64_t Visit::map_part(RemoteAddr at, RemoteRange range, int protection, const char* stage_name) {
   return call_in_leader(at, SYS_mmap,
                         {range.start.get(), range.bytes(), static_cast<uint64_t>(protection),
                          MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, ~0ull, 0},
@@ -340,7 +329,7 @@ ThreadSlotResults Visit::run_thread(StoppedThread& thread) {
   const SlotCode slot = thread_slot(base, {thread.regs, thread.sigmask}, targets);
   write(base, slot.bytes);
   stage("thread slot written");
-  borrow(thread, slot.entry, RemoteAddr(thread.regs.rsp));
+  borrow(thread, slot.entry);
   bool running = false;
   try {
     stage("thread registers borrowed");
@@ -414,7 +403,7 @@ void Visit::cure_leader() {
     }
     stage("leader stopped");
   }
-  borrow(leader, leader_code_.leave, RemoteAddr(leader.regs.rsp));
+  borrow(leader, leader_code_.leave);
   stage("leader at its way out");
   run_leader_call("at the entry of munmap");
   stage("unmapped");

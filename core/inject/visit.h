@@ -67,11 +67,11 @@ class Visit {
   void refuse_seccomp(const ThreadStatus& of_leader) const;
   void choose_places();
   void leave_critical_section(StoppedThread& thread);
-  void borrow(StoppedThread& thread, RemoteAddr rip, RemoteAddr rsp);
-  void run_leader_call(std::string_view stage);
-  int64_t call_in_leader(RemoteAddr at, long number, const std::array<uint64_t, 6>& args, std::string_view stage);
+  void borrow(StoppedThread& thread, RemoteAddr rip);
+  void run_leader_call(const char* stage);
+  int64_t call_in_leader(RemoteAddr at, long number, const std::array<uint64_t, 6>& args, const char* stage);
   void ask_leader();
-  int64_t map_part(RemoteAddr at, RemoteRange range, int protection, std::string_view stage);
+  int64_t map_part(RemoteAddr at, RemoteRange range, int protection, const char* stage);
   void map_area();
   [[noreturn]] void refuse_landlock(Tid tid) const;
   [[noreturn]] void explain_failed_mapping(int error) const;

@@ -14,7 +14,6 @@
 namespace migrate {
 namespace {
 
-constexpr uint64_t kUserEnd = 0x7fff'ffff'f000;
 constexpr uint64_t kUserStart = 1 << 20;
 /// Trailing zeros may belong to the image itself (fields of its last header).
 constexpr uint64_t kMargin = 64;

@@ -13,7 +13,6 @@ namespace migrate {
 namespace {
 
 constexpr uint32_t kInParent = 1, kPresent = 4;  // pagemap_entry.flags
-constexpr uint64_t kEnd = uint64_t{1} << 47;     // of user addresses; no object is larger either
 constexpr uint32_t kMaxMemories = 1 << 16;       // each is two files
 constexpr size_t kWrites = 4;                    // in flight; those of one file are done one after the other
 
@@ -71,7 +70,7 @@ bool PageFolder::open(MemoryId memory) {
 
 void PageFolder::advance(uint64_t address, uint64_t pages) {
   if (!pagemap_) throw Corrupt("pages", "of no memory");
-  if (address % kPageSize != 0 || address < end_ || address > kEnd || pages > (kEnd - address) / kPageSize)
+  if (address % kPageSize != 0 || address < end_ || address > kUserSpace || pages > (kUserSpace - address) / kPageSize)
     throw Corrupt(name_, "a run of pages is out of range or out of order");
   end_ = address + pages * kPageSize;
 }

@@ -61,7 +61,6 @@ class PageFolder final : public PageStore {
   void put(PageFileBuffer buffer, std::span<const PlacedPages> pages) override;
   void finish() override;
 
-  bool has_parent() const { return parent_ != nullptr; }
   /// Whether the parent has pages of `memory`.
   bool parent_has(MemoryId memory);
   uint64_t pages_written() const { return written_; }

@@ -12,7 +12,6 @@ namespace migrate {
 namespace {
 
 constexpr uint32_t kInParent = 1, kPresent = 4;  // pagemap_entry.flags
-constexpr uint64_t kEnd = uint64_t{1} << 47;     // of user addresses; no object is larger either
 constexpr int kMaxParents = 256;
 
 }  // namespace
@@ -62,8 +61,8 @@ std::vector<StoredPages> PageImages::locate(const std::string& name) {
   for (img::pagemap_entry e; reader->next(e); e.Clear()) {
     const uint64_t pages = e.has_nr_pages() ? e.nr_pages() : e.compat_nr_pages();
     const uint32_t flags = e.has_flags() ? e.flags() : (e.in_parent() ? kInParent : kPresent);
-    if (e.vaddr() % kPageSize != 0 || e.vaddr() < last_end || e.vaddr() > kEnd ||
-        pages > (kEnd - e.vaddr()) / kPageSize)
+    if (e.vaddr() % kPageSize != 0 || e.vaddr() < last_end || e.vaddr() > kUserSpace ||
+        pages > (kUserSpace - e.vaddr()) / kPageSize)
       throw Corrupt(name, "a run of pages is out of range");
     const uint64_t bytes = pages * kPageSize;
     last_end = e.vaddr() + bytes;

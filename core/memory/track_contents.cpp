@@ -1,7 +1,6 @@
 #include "core/memory/track_contents.h"
 
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -81,7 +80,7 @@ size_t thread_count() { return std::clamp<size_t>(std::thread::hardware_concurre
 }  // namespace
 
 ContentTracker::ContentTracker(const TrackRules& rules) : rules_(rules) {
-  check(::getrandom(&seed_, sizeof seed_, 0), "get", "random bytes");
+  fill_random(std::as_writable_bytes(std::span(&seed_, 1)));
 }
 
 ContentTracker::Hash ContentTracker::hash(const std::byte* page) const {

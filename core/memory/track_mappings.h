@@ -34,6 +34,5 @@ struct MemoryIdentity {
 bool memory_in_use(int mem);
 
 /// No task of a 4-level page table has memory from here on.
-inline constexpr uint64_t kUserEnd = 0x7fff'ffff'f000;
 
 }  // namespace migrate

@@ -13,7 +13,6 @@
 namespace migrate {
 
 /// Highest address a mapping can end at with 4-level page tables (arch/x86 TASK_SIZE).
-inline constexpr uint64_t kUserEnd = 0x7ffffffff000;
 
 /// Bits of vma_entry.status (CRIU's).
 enum VmaStatus : uint32_t {

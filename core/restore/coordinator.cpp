@@ -7,7 +7,6 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include <algorithm>
@@ -22,6 +21,7 @@
 #include "core/restore/final_state.h"
 #include "core/restore/messages.h"
 #include "core/restore/namespaces.h"
+#include "core/restore/page_orders.h"
 #include "core/restore/restorer/protocol.h"
 #include "core/restore/shared_memory.h"
 #include "core/restore/shells.h"
@@ -224,16 +224,10 @@ class Coordinator {
       if (!task.zombie) answered(task, shells_->answer(task));
     for (const SharedMemory::Object& o : shared_.objects()) offer(o.id, o.bytes, o.fd.get());
     for (const auto& [id, fd] : files_->shared_objects()) {
-      offer(id, size_of(fd.get()), fd.get());
+      offer(id, object_size(fd.get()), fd.get());
       if (!files_->is_warm(id)) cold.push_back({MemoryId::Kind::shmem, id});
     }
     return cold;
-  }
-
-  static uint64_t size_of(int fd) {
-    struct stat st {};
-    check(::fstat(fd, &st), "stat", "a memory file");
-    return static_cast<uint64_t>(st.st_size);
   }
 
   void offer(uint64_t id, uint64_t bytes, int fd) {
@@ -244,67 +238,15 @@ class Coordinator {
     send_target(launcher_.get(), target);
   }
 
-  /// What of a memory a peer names, as far as there can be such addresses.
-  static AddressRange possible(uint64_t address, uint64_t pages) {
-    if (address % kPageSize != 0) throw Corrupt("pages of a memory", "an address is not possible");
-    const uint64_t start = std::min(address, kUserEnd);
-    return {start, start + std::min(pages, (kUserEnd - start) / kPageSize) * kPageSize};
-  }
-
   void discard(const Message& m) {
     if (m.fds.empty()) throw Error("receive", "pages to give back", EBADMSG);
-    std::map<pid_t, std::vector<TreeLayout::Area>> of_tasks;
-    for (const PageDiscard& d : unpack_discards(m.fds[0].get())) {
-      const AddressRange r = possible(d.address, d.pages);
-      if (r.start == r.end) continue;
-      if (d.memory.kind == MemoryId::Kind::shmem) {
-        discard_shared(d.memory.id, r);
-      } else {
-        of_tasks[static_cast<pid_t>(d.memory.id)].push_back(area(r, false));
-      }
-    }
-    order_each(Msg::discard, of_tasks);
-  }
-
-  void discard_shared(uint64_t id, const AddressRange& r) {
-    shared_.discard(id, r.start, r.end - r.start);
-    if (!files_) return;
-    const auto memfd = files_->shared_objects().find(id);
-    if (memfd != files_->shared_objects().end())
-      punch_hole(memfd->second.get(), page_ceil(size_of(memfd->second.get())), r.start, r.end - r.start);
+    discard_pages(*shells_, shared_, files_.get(), unpack_discards(m.fds[0].get()));
+    send_message(launcher_.get(), Msg::ok, 0);
   }
 
   void reserve(const Message& m) {
     if (m.fds.empty()) throw Error("receive", "pages to make ready", EBADMSG);
-    std::map<pid_t, std::vector<TreeLayout::Area>> of_tasks;
-    for (const PageReserve& wanted : unpack_reserves(m.fds[0].get())) {
-      const AddressRange r = possible(wanted.address, wanted.pages);
-      if (r.start == r.end || wanted.memory.kind != MemoryId::Kind::task) continue;
-      of_tasks[static_cast<pid_t>(wanted.memory.id)].push_back(area(r, wanted.huge_pages));
-    }
-    order_each(Msg::reserve, of_tasks);
-  }
-
-  static TreeLayout::Area area(const AddressRange& range, bool huge_pages) {
-    TreeLayout::Area a;
-    a.start = range.start;
-    a.end = range.end;
-    a.huge_pages = huge_pages;
-    return a;
-  }
-
-  /// An order about its own ranges to each task that has some.
-  void order_each(Msg type, const std::map<pid_t, std::vector<TreeLayout::Area>>& of_tasks) {
-    std::vector<const TaskNode*> asked;
-    for (const TaskNode& task : shells_->tasks()) {
-      const auto it = of_tasks.find(task.pid);
-      if (it == of_tasks.end() || task.zombie) continue;
-      const Fd areas = pack_areas(it->second);
-      const std::array<int, 1> fds{areas.get()};
-      shells_->send(task, type, fds);
-      asked.push_back(&task);
-    }
-    for (const TaskNode* task : asked) shells_->answer(*task);
+    reserve_pages(*shells_, unpack_reserves(m.fds[0].get()));
     send_message(launcher_.get(), Msg::ok, 0);
   }
 
@@ -358,7 +300,7 @@ class Coordinator {
 
   void fill_shared_memory(PageImages& pages) {
     for (const SharedMemory::Object& o : shared_.objects()) fill_object(pages, o.id, o.fd.get(), o.bytes);
-    for (const auto& [id, fd] : files_->shared_objects()) fill_object(pages, id, fd.get(), size_of(fd.get()));
+    for (const auto& [id, fd] : files_->shared_objects()) fill_object(pages, id, fd.get(), object_size(fd.get()));
   }
 
   void tell_memory() {

@@ -1,6 +1,7 @@
 #include "core/restore/shared_memory.h"
 
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <array>
@@ -61,6 +62,12 @@ std::map<uint64_t, WarmMemfd> SharedMemory::take_memfds() {
     if (o.memfd) taken.emplace(o.id, WarmMemfd{o.name, std::move(o.fd)});
   std::erase_if(objects_, [](const Object& o) { return o.memfd; });
   return taken;
+}
+
+uint64_t object_size(int fd) {
+  struct stat st {};
+  check(::fstat(fd, &st), "stat", "a memory file");
+  return static_cast<uint64_t>(st.st_size);
 }
 
 void punch_hole(int fd, uint64_t size, uint64_t offset, uint64_t bytes) {

@@ -36,6 +36,8 @@ class SharedMemory {
   std::vector<Object> objects_;
 };
 
+/// The size of a memory file.
+uint64_t object_size(int fd);
 /// Gives back pages of an object of `size` bytes, as far as it has them.
 void punch_hole(int fd, uint64_t size, uint64_t offset, uint64_t bytes);
 

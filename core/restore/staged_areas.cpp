@@ -16,7 +16,6 @@ namespace migrate {
 namespace {
 
 constexpr uint64_t kLowest = uint64_t{1} << 30;  // leave the low addresses (mmap_min_addr, 32-bit mappings) to the task
-constexpr uint64_t kSpace = uint64_t{1} << 47;
 constexpr uint64_t kStep = uint64_t{1} << 30;
 
 void* local(uint64_t address) { return reinterpret_cast<void*>(address); }  // NOLINT: an address of this process
@@ -132,10 +131,10 @@ bool distance_fits(uint64_t distance, std::span<const AddressRange> staged, std:
 uint64_t pick_distance(std::span<const AddressRange> staged, std::span<const AddressRange> others,
                        std::span<const AddressRange> busy) {
   // Half of the address space away first: what programs use is near its ends.
-  for (uint64_t part = kSpace / 2; part >= kStep; part /= 2) {
-    for (uint64_t distance = part; distance < kSpace; distance += 2 * part)
+  for (uint64_t part = kUserSpace / 2; part >= kStep; part /= 2) {
+    for (uint64_t distance = part; distance < kUserSpace; distance += 2 * part)
       if (distance_fits(distance, staged, others) && !overlap(staged_at(distance, staged), busy)) return distance;
-    if (part == kSpace / 4096) break;  // thousands of tries mean that it is full
+    if (part == kUserSpace / 4096) break;  // thousands of tries mean that it is full
   }
   uint64_t bytes = 0;
   for (const AddressRange& r : staged) bytes += r.end - r.start;

@@ -44,7 +44,7 @@ AreaChange compare_areas(const std::vector<StagedArea>& have, const std::vector<
 
 /// Where the final address `address` is staged: modulo 2^47, so that every distance is good for a whole address space.
 constexpr uint64_t staged_address(uint64_t address, uint64_t distance) {
-  return (address + distance) & ((uint64_t{1} << 47) - 1);
+  return (address + distance) & (kUserSpace - 1);
 }
 /// A distance (a multiple of 1 GiB, so that even upper page tables are moved whole) at which all of `staged` lies
 /// outside of `busy` (ascending) and of the final address space `staged` and `others`. Throws Error if there is none.

@@ -31,7 +31,7 @@ Fd open_mapped_file(const std::string& path) {
   const Fd there = try_open_below(root.get(), path, O_PATH);
   struct stat st {};
   if (!there || ::fstat(there.get(), &st) != 0 || !S_ISREG(st.st_mode) || on_kernel_file_system(there.get())) return {};
-  return Fd(::open(("/proc/self/fd/" + std::to_string(there.get())).c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+  return Fd(::open(fd_link(there.get()).c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
 }
 
 FileKey key_of(int fd) {

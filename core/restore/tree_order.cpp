@@ -17,7 +17,6 @@
 namespace migrate {
 namespace {
 
-constexpr uint32_t kMaxPid = 1 << 22;  // PID_MAX_LIMIT on 64-bit
 constexpr size_t kMaxTasks = 100'000;  // each becomes a process
 constexpr size_t kMaxThreads = 1'000'000;
 constexpr uint32_t kTaskDead = 2;  // CRIU's task states
@@ -28,7 +27,7 @@ constexpr uint32_t kTaskAlive = 1;
 std::string task_name(pid_t pid) { return "task " + std::to_string(pid); }
 
 pid_t checked_pid(uint32_t value, bool zero_ok) {
-  if (value > kMaxPid || (value == 0 && !zero_ok)) throw Corrupt("pstree.img", "a pid is out of range");
+  if (value > uint32_t{kMaxPid} || (value == 0 && !zero_ok)) throw Corrupt("pstree.img", "a pid is out of range");
   return static_cast<pid_t>(value);
 }
 
@@ -189,8 +188,7 @@ std::vector<TaskNode> read_tree(const TreeLayout& layout) {
   for (const TreeLayout::Task& task : layout.tasks) {
     TaskNode n;
     const auto checked = [&](pid_t id, bool zero_ok) {
-      if (id < 0 || id > static_cast<pid_t>(kMaxPid) || (id == 0 && !zero_ok))
-        throw Corrupt(kWhere, "a pid is out of range");
+      if (id < 0 || id > kMaxPid || (id == 0 && !zero_ok)) throw Corrupt(kWhere, "a pid is out of range");
       return id;
     };
     n.pid = checked(task.pid, false);

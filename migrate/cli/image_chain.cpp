@@ -1,7 +1,5 @@
 #include "migrate/cli/image_chain.h"
 
-#include <sys/random.h>
-
 #include <array>
 #include <cstring>
 
@@ -16,7 +14,7 @@ constexpr const char* kInventory = "inventory.img";
 /// A random UUID (RFC 4122, version 4).
 std::string new_id() {
   std::array<unsigned char, 16> bytes{};
-  check(::getrandom(bytes.data(), bytes.size(), 0), "get", "random bytes");
+  fill_random(std::as_writable_bytes(std::span(bytes)));
   bytes[6] = static_cast<unsigned char>((bytes[6] & 0x0f) | 0x40);
   bytes[8] = static_cast<unsigned char>((bytes[8] & 0x3f) | 0x80);
   std::string id;

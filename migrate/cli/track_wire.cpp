@@ -6,7 +6,6 @@ namespace migrate::cli {
 namespace {
 
 constexpr uint64_t kVersion = 1;
-constexpr uint64_t kEnd = uint64_t{1} << 47;  // of user addresses; no object is larger either
 
 class Out {
  public:
@@ -98,7 +97,8 @@ TrackMessage decode_message(std::span<const std::byte> bytes) {
     uint64_t last = 0;
     for (uint64_t n = 0; n < count; ++n) {
       const uint64_t address = in.number(), run = in.number();
-      if (address % kPageSize != 0 || address < last || address > kEnd || run > (kEnd - address) / kPageSize)
+      if (address % kPageSize != 0 || address < last || address > kUserSpace ||
+          run > (kUserSpace - address) / kPageSize)
         throw Corrupt("a message of the tracking keeper", "pages are out of range or out of order");
       last = address + run * kPageSize;
       pages.append(address, last);

@@ -190,7 +190,7 @@ inline void place_at(int fd, int number, int flags = 0) {
   MUST(::dup3(fd, number, flags) == number);
   ::close(fd);
 }
-inline std::string link_of(int fd) { return read_link_at(AT_FDCWD, "/proc/self/fd/" + std::to_string(fd)); }
+inline std::string link_of(int fd) { return read_link_at(AT_FDCWD, fd_link(fd)); }
 
 inline sockaddr_in loopback(uint16_t port) {
   sockaddr_in a{};

@@ -21,6 +21,7 @@
 #include "core/freeze/freezer_cgroup.h"
 #include "core/freeze/stopped_tree.h"
 #include "core/freeze/tracee.h"
+#include "tests/core/forked_programs.h"
 
 namespace migrate {
 namespace {
@@ -47,15 +48,6 @@ class FreezeTest : public testing::Test {
       if (::waitpid(-1, nullptr, __WALL) < 0) break;
     }
     ::munmap(s_, sizeof(Shared));
-  }
-  template <class F>
-  bool eventually(F&& condition) {
-    const Deadline deadline = Deadline::in(milliseconds(10'000));
-    while (!condition()) {
-      if (deadline.passed()) return false;
-      ::usleep(500);
-    }
-    return true;
   }
   pid_t start(const std::function<void()>& body) {
     const pid_t pid = ::fork();

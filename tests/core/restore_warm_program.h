@@ -194,7 +194,7 @@ class Tree {
     for (const auto& [id, fd] : objects()) {
       struct stat st {};
       ::fstat(fd.get(), &st);
-      const std::string link = read_link_at(AT_FDCWD, "/proc/self/fd/" + std::to_string(fd.get()));
+      const std::string link = read_link_at(AT_FDCWD, fd_link(fd.get()));
       const bool memfd = link.starts_with("/memfd:");
       all.objects.push_back(
           {id, page_ceil(static_cast<uint64_t>(st.st_size)), memfd, memfd ? link.substr(7, link.find(' ') - 7) : ""});

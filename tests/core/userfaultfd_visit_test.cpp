@@ -15,9 +15,9 @@
 #include <set>
 #include <thread>
 
-#include "core/base/deadline.h"
 #include "core/base/kernel_abi.h"
 #include "core/base/procfs.h"
+#include "tests/core/forked_programs.h"
 
 namespace migrate {
 namespace {
@@ -52,15 +52,6 @@ class UserfaultfdVisitTest : public testing::Test {
     ::kill(pid_, SIGKILL);
     ::waitpid(pid_, nullptr, 0);
     ::munmap(shared_, sizeof(Shared));
-  }
-  template <class F>
-  static bool eventually(F&& condition) {
-    const Deadline deadline = Deadline::in(std::chrono::seconds(15));
-    while (!condition()) {
-      if (deadline.passed()) return false;
-      ::usleep(500);
-    }
-    return true;
   }
   bool goes_on() {
     const uint64_t a = shared_->progress[0], b = shared_->progress[1];

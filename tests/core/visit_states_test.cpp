@@ -17,7 +17,6 @@
 
 #include "core/dump/dump.h"
 #include "core/memory/dirty_tracker.h"
-#include "tests/core/forked_programs.h"
 #include "tests/core/visits.h"
 
 namespace migrate {
@@ -32,23 +31,10 @@ struct Shared {
   std::atomic<uint32_t> elsewhere{0};  ///< traps that were told at an address that is not the program's
 };
 
-class VisitStatesTest : public ForkedPrograms<Shared> {
+class VisitStatesTest : public VisitedPrograms<Shared> {
  protected:
   ~VisitStatesTest() override {
     if (shared_->inner != 0) ::kill(shared_->inner, SIGKILL);
-  }
-  pid_t start(const std::function<void()>& body) {
-    const pid_t pid = fork_program(body);
-    EXPECT_TRUE(eventually([&] { return shared_->ready > 0; }));
-    return pid;
-  }
-  bool goes_on() {
-    const uint64_t seen = shared_->progress;
-    return eventually([&] { return shared_->progress > seen + 20; });
-  }
-  [[noreturn]] void count() {
-    for (shared_->ready = 1;; ++shared_->progress) {
-    }
   }
   void visit(pid_t pid) {
     StoppedTree tree(Pid(pid), {}, *log_);

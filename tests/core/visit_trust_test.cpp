@@ -17,7 +17,6 @@
 #include "core/inject/userfaultfd_visit.h"
 #include "core/inject/visit_places.h"
 #include "core/memory/dirty_tracker.h"
-#include "tests/core/forked_programs.h"
 #include "tests/core/visits.h"
 
 namespace migrate {
@@ -38,7 +37,7 @@ RemoteRange area_of(pid_t pid) {
   return {};
 }
 
-class VisitTrustTest : public ForkedPrograms<Shared> {
+class VisitTrustTest : public VisitedPrograms<Shared> {
  protected:
   VisitTrustTest() {
     path_ = Fd(check(::mkostemp(name_, O_CLOEXEC), "make", name_));
@@ -53,19 +52,6 @@ class VisitTrustTest : public ForkedPrograms<Shared> {
       }
     }
     ::unlink(name_);
-  }
-  pid_t start(const std::function<void()>& body) {
-    const pid_t pid = fork_program(body);
-    EXPECT_TRUE(eventually([&] { return shared_->ready > 0; }));
-    return pid;
-  }
-  bool goes_on() {
-    const uint64_t seen = shared_->progress;
-    return eventually([&] { return shared_->progress > seen + 20; });
-  }
-  [[noreturn]] void count() {
-    for (shared_->ready = 1;; ++shared_->progress) {
-    }
   }
   bool file_is_untouched() {
     std::vector<std::byte> bytes(kFileBytes + 1);
@@ -251,7 +237,7 @@ TEST_F(VisitTrustTest, FilesAreLookedAtBeforeTheyAreOpened) {
   const Fd memfd(::memfd_create("ours", MFD_CLOEXEC));
   struct stat st {};
   ASSERT_EQ(::fstat(memfd.get(), &st), 0);
-  const std::string link = "/proc/self/fd/" + std::to_string(memfd.get());
+  const std::string link = fd_link(memfd.get());
   EXPECT_TRUE(open_shm_object(AT_FDCWD, link, O_RDONLY, internal_shm_device(), st.st_ino));
   EXPECT_FALSE(open_shm_object(AT_FDCWD, link, O_RDONLY, internal_shm_device(), st.st_ino + 1));
 }

@@ -12,8 +12,29 @@
 
 #include "core/freeze/stopped_tree.h"
 #include "core/inject/harvest.h"
+#include "tests/core/forked_programs.h"
 
 namespace migrate {
+
+/// Programs that count. `Shared` has what they tell: `ready`, and `progress`.
+template <class Shared>
+class VisitedPrograms : public ForkedPrograms<Shared> {
+ protected:
+  using ForkedPrograms<Shared>::shared_;
+  pid_t start(const std::function<void()>& body) {
+    const pid_t pid = this->fork_program(body);
+    EXPECT_TRUE(eventually([&] { return shared_->ready > 0; }));
+    return pid;
+  }
+  bool goes_on() {
+    const uint64_t seen = shared_->progress;
+    return eventually([&] { return shared_->progress > seen + 20; });
+  }
+  [[noreturn]] void count() {
+    for (shared_->ready = 1;; ++shared_->progress) {
+    }
+  }
+};
 
 inline std::string maps_of(pid_t pid) {
   std::ifstream in("/proc/" + std::to_string(pid) + "/maps");

@@ -11,7 +11,6 @@ namespace migrate::fuzz {
 namespace {
 
 constexpr uint8_t kPagemap = 8, kShmem = 9;  // image_records.cpp
-constexpr uint64_t kEnd = uint64_t{1} << 47;
 
 class Folders {
  public:
@@ -42,7 +41,8 @@ void locate(int dirfd, const std::string& name) {
   PageImages pages(dirfd);
   uint64_t last = 0;
   for (const StoredPages& s : pages.locate(name)) {
-    demand(s.address >= last && s.address <= kEnd && s.bytes <= kEnd - s.address, "pages out of order or range");
+    demand(s.address >= last && s.address <= kUserSpace && s.bytes <= kUserSpace - s.address,
+           "pages out of order or range");
     demand(s.offset <= uint64_t{1} << 62 && s.fd >= 0, "pages of no file");
     last = s.address + s.bytes;
   }

@@ -102,7 +102,7 @@ void run(std::span<const std::byte> input) {
     PageImages pages(dirfd);
     for (const auto& [name, bytes] : stored.images()) pages.locate(name);  // what was taken can be read
   } catch (const Corrupt& e) {
-    demand(!std::filesystem::exists("/proc/self/fd/" + std::to_string(dirfd) + "/pagemap-42.img"), e.what());
+    demand(!std::filesystem::exists(fd_link(dirfd) + "/pagemap-42.img"), e.what());
   } catch (const Error&) {  // as it should be
   }
 }

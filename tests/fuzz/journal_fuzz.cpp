@@ -10,8 +10,6 @@
 namespace migrate::fuzz {
 namespace {
 
-constexpr pid_t kMaxPid = 1 << 22;
-
 JournalEntry an_entry(Role role, State state) {
   JournalEntry e;
   e.id[3] = std::byte{42};

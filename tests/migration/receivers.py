@@ -167,11 +167,13 @@ def flood(link):
 
 
 def out_of_descriptors(link):
-    """accept(2) fails with EMFILE: it waits, and goes on."""
+    """accept(2) fails with EMFILE: it waits, and goes on, and ends when it is told to."""
     link.receive(prefix=["prlimit", "--nofile=40:"])
     with Strangers(100):
         wait_for(lambda: "trying again" in read(link.log), "descriptors to run out", 10)
     link.moves_well()
+    link.receiver.terminate()
+    expect(link.receiver.wait(timeout=10) == 0, "the receiver's end")
 
 
 def three_at_a_time(link):

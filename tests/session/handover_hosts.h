@@ -4,13 +4,17 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <filesystem>
+#include <functional>
+#include <initializer_list>
 #include <thread>
 
 #include "core/image/magic.h"
 #include "images/pstree.pb.h"
-#include "migrate/session/handover/holds.h"
+#include "migrate/session/handover/destination_sessions.h"
 #include "migrate/session/handover/link_words.h"
 #include "migrate/session/handover/settle.h"
+#include "migrate/session/handover/settle_later.h"
+#include "migrate/session/handover/source_hold.h"
 #include "migrate/session/handover/watch.h"
 #include "migrate/session/telling/fault.h"
 #include "migrate/session/wire/layout_wire.h"
@@ -62,6 +66,16 @@ struct Hosts {
     s.set_silence_ms(300);
     s.mutable_dump()->set_root(::getpid());
     return s;
+  }
+  /// The journal that a side left after these steps. `change` comes before the first of them.
+  Journal left(Role role, std::initializer_list<State> steps, const std::function<void(JournalEntry&)>& change = {}) {
+    JournalEntry e;
+    e.id = id;
+    e.role = role;
+    if (change) change(e);
+    Journal j = (role == Role::source ? source_store : destination_store).create(std::move(e));
+    for (const State step : steps) j.step(step, step == State::gate_open ? kPeer : kOwn);
+    return j;
   }
   State source_state() const { return source_store.peek(id, Role::source)->state; }
   std::optional<State> destination_state() const {
@@ -151,18 +165,13 @@ struct DestinationAgent {
     GuardianRequest request;
     request.set_layout(true);
     guardian->send(request);
-    send_body(whole(layout));
+    guardian->socket().send_blob(whole(layout));
     guardian->await(soon());
     receive_room(guardian->socket(), soon());
     request.set_reserve(true);
     guardian->send(request);
-    send_body(to_wire(std::span<const PageReserve>()).front());
+    guardian->socket().send_blob(to_wire(std::span<const PageReserve>()).front());
     guardian->await(soon());
-  }
-  template <class Body>
-  void send_body(const Body& body) {
-    const std::string text = body.SerializeAsString();
-    guardian->socket().send_blob(as_bytes_of(text));
   }
   void open() {
     GuardianRequest request;
@@ -179,12 +188,7 @@ struct DestinationAgent {
 
 /// A committed source whose agents are gone.
 inline void commit_and_forget(Hosts& h) {
-  JournalEntry e;
-  e.id = h.id;
-  e.role = Role::source;
-  Journal j = h.source_store.create(e);
-  j.step(State::frozen, kOwn);
-  j.step(State::committed, kOwn);
+  h.left(Role::source, {State::frozen, State::committed});
   h.board->source.running = false;
 }
 

@@ -234,6 +234,31 @@ TEST(Handover, ALayoutOfMoreTasksThanAllowedIsRefused) {
   }
 }
 
+TEST(Handover, VisitsThatGrowInMemoryAreNotTaken) {
+  const auto freeze = [](Hosts& h, const std::string& marks) {
+    Guardian source(fork_guardian(Role::source, *h.board, h.source_dir.path(), ""));
+    const Deadline soon = Deadline::in(milliseconds(10'000));
+    GuardianRequest request;
+    *request.mutable_start_source() = h.start_source();
+    source.ask(request, soon);
+    request.set_freeze(true);
+    source.send(request);
+    source.socket().send_blob(as_bytes_of(marks));
+    const bool frozen = source.await(soon).frozen();
+    source.leave(soon);
+    return frozen;
+  };
+  Hosts honest, hostile;
+  wire::StopMarks marks;
+  for (int i = 1; i < 1000; ++i) marks.add_marks()->set_tid(i);
+  EXPECT_TRUE(freeze(honest, marks.SerializeAsString()));
+  std::string empty_marks;
+  for (int i = 0; i < 1 << 20; ++i) empty_marks += std::string_view("\x0a\x00", 2);
+  EXPECT_THROW(freeze(hostile, empty_marks), GuardianGone);
+  EXPECT_EQ(hostile.source_state(), State::aborted);
+  EXPECT_TRUE(hostile.board->source.running);
+}
+
 TEST(Handover, TheCopysMemoryIsToldAtAnyTime) {
   Hosts h;
   DestinationAgent destination(h, "");

@@ -10,7 +10,7 @@
 #include "migrate/session/base/session.h"
 #include "migrate/session/destination/destination_checks.h"
 #include "migrate/session/guardian/packet.h"
-#include "migrate/session/handover/holds.h"
+#include "migrate/session/handover/destination_sessions.h"
 #include "migrate/session/telling/fault.h"
 #include "migrate/session/wire/channel.h"
 #include "migrate/session/wire/clocks.h"

@@ -6,14 +6,7 @@ namespace {
 
 TEST(Resolve, OrdersOfAnOlderEpochAreRefused) {
   Hosts h;
-  {
-    JournalEntry e;
-    e.id = h.id;
-    e.role = Role::destination;
-    e.peer_epoch = 2;
-    Journal j = h.destination_store.create(e);
-    j.step(State::prepared, kOwn);
-  }
+  h.left(Role::destination, {State::prepared}, [](JournalEntry& e) { e.peer_epoch = 2; });
   h.board->destination.exists = true;
   EXPECT_THROW(h.sessions.open(h.id, 1, kPeer), StaleEpoch);
   EXPECT_THROW(h.sessions.discard(h.id, 1, kPeer, ""), StaleEpoch);
@@ -25,14 +18,7 @@ TEST(Resolve, OrdersOfAnOlderEpochAreRefused) {
 
 TEST(Resolve, OnlyTheSessionsPeerMaySettleIt) {
   Hosts h;
-  {
-    JournalEntry e;
-    e.id = h.id;
-    e.role = Role::destination;
-    e.peer_name = "a.example";
-    Journal j = h.destination_store.create(e);
-    j.step(State::prepared, kOwn);
-  }
+  h.left(Role::destination, {State::prepared}, [](JournalEntry& e) { e.peer_name = "a.example"; });
   h.board->destination.exists = true;
   wire::Message m;
   m.set_session(h.id.data(), h.id.size());
@@ -87,18 +73,8 @@ TEST(Resolve, AnUnreachableDestinationIsInDoubt) {
 
 TEST(Resolve, ARebootedFrozenSourceGivesItsCopyUp) {
   Hosts h;
-  {
-    JournalEntry e;
-    e.id = h.id;
-    e.role = Role::source;
-    Journal j = h.source_store.create(e);
-    j.step(State::frozen, kOwn);
-    JournalEntry d;
-    d.id = h.id;
-    d.role = Role::destination;
-    Journal k = h.destination_store.create(d);
-    k.step(State::prepared, kOwn);
-  }
+  h.left(Role::source, {State::frozen});
+  h.left(Role::destination, {State::prepared});
   h.board->source.exists = h.board->source.running = false;
   h.board->destination.exists = true;
   EXPECT_EQ(h.resolve().outcome, Settled::Outcome::runs_there);
@@ -108,13 +84,7 @@ TEST(Resolve, ARebootedFrozenSourceGivesItsCopyUp) {
 TEST(Resolve, ACopyThatDiedBehindItsGateNeverRan) {
   Hosts h;
   commit_and_forget(h);
-  {
-    JournalEntry d;
-    d.id = h.id;
-    d.role = Role::destination;
-    Journal k = h.destination_store.create(d);
-    k.step(State::prepared, kOwn);
-  }
+  h.left(Role::destination, {State::prepared});
   EXPECT_EQ(h.resolve().outcome, Settled::Outcome::runs_here);
   EXPECT_EQ(h.destination_state(), State::aborted);
   EXPECT_TRUE(h.board->source.running);
@@ -123,15 +93,9 @@ TEST(Resolve, ACopyThatDiedBehindItsGateNeverRan) {
 TEST(Resolve, ARebootAfterTheGateOpenedIsForTheOperator) {
   Hosts h;
   commit_and_forget(h);
-  {
-    JournalEntry d;
-    d.id = h.id;
-    d.role = Role::destination;
-    Journal k = h.destination_store.create(d);
-    k.step(State::prepared, kOwn);
-    k.step(State::gate_open, kPeer);
-    k.update([](JournalEntry& e) { e.boot_id = "another boot"; });
-  }
+  h.left(Role::destination, {State::prepared, State::gate_open}).update([](JournalEntry& e) {
+    e.boot_id = "another boot";
+  });
   EXPECT_EQ(h.resolve().outcome, Settled::Outcome::in_doubt);
   EXPECT_FALSE(h.board->source.running);
 }

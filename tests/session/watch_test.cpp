@@ -36,13 +36,7 @@ TEST(Watch, AsksUntilTheDestinationAnswers) {
 TEST(Watch, OpensTheGateThatNobodyElseOpens) {
   Hosts h;
   commit_and_forget(h);
-  {
-    JournalEntry d;
-    d.id = h.id;
-    d.role = Role::destination;
-    Journal k = h.destination_store.create(d);
-    k.step(State::prepared, kOwn);
-  }
+  h.left(Role::destination, {State::prepared});
   h.board->destination.exists = h.board->destination.in_our_cgroup = true;
   settle_until_done(
       h.source_store, h.keeper, h.id, Role::source, short_times(), [&](const std::string&) { return h.ask(); }, kQuick,
@@ -55,19 +49,8 @@ TEST(Watch, OpensTheGateThatNobodyElseOpens) {
 
 TEST(Watch, TellsTheDestinationOfAnAbort) {
   Hosts h;
-  {
-    JournalEntry e;
-    e.id = h.id;
-    e.role = Role::source;
-    e.peer_settled = false;
-    Journal j = h.source_store.create(e);
-    j.step(State::frozen, kOwn);  // and then all died
-    JournalEntry d;
-    d.id = h.id;
-    d.role = Role::destination;
-    Journal k = h.destination_store.create(d);
-    k.step(State::prepared, kOwn);
-  }
+  h.left(Role::source, {State::frozen}, [](JournalEntry& e) { e.peer_settled = false; });  // and then all died
+  h.left(Role::destination, {State::prepared});
   h.board->source.running = false;
   h.board->destination.exists = h.board->destination.in_our_cgroup = true;
   int asked = 0;

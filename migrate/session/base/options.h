@@ -15,7 +15,6 @@
 namespace migrate {
 
 inline constexpr const char* kDefaultStateDir = "/var/lib/migrate";
-inline constexpr const char* kDefaultPort = "7400";
 
 /// How long each step may take before the migration is given up.
 struct Timeouts {
@@ -72,9 +71,9 @@ struct ReceiveOptions {
   std::string root;                     ///< folder that all paths of received trees are under
   std::vector<uint32_t> allow_uids;     ///< empty: any
   std::optional<std::vector<uint32_t>> allow_gids;  ///< nullopt: any; with allow_uids: what those users have here
-  bool packed_pages = true;             ///< take pages that are compressed
-  uint64_t deny_capabilities = 0;       ///< bits of capabilities(7) that no received task may have
-  int status_fd = -1;                   ///< one NUL byte when listening, one when a restore may begin, one when ready
+  bool packed_pages = true;                         ///< take pages that are compressed
+  uint64_t deny_capabilities = 0;                   ///< bits of capabilities(7) that no received task may have
+  int status_fd = -1;  ///< one NUL byte when listening, one when a restore may begin, one when ready
   ReportFormat report = ReportFormat::automatic;
   std::string state_dir = kDefaultStateDir;
   Timeouts timeouts;

@@ -1,7 +1,6 @@
 #include "migrate/session/destination/accept_streams.h"
 
 #include <poll.h>
-#include <sys/random.h>
 
 #include <array>
 
@@ -36,10 +35,7 @@ Fd next_stream(const ReceiveContext& c, ControlChannel& channel, const Deadline&
 
 std::vector<StreamToken> make_stream_tokens(uint32_t count) {
   std::vector<StreamToken> tokens(count);
-  for (StreamToken& token : tokens) {
-    if (::getrandom(token.data(), token.size(), 0) != static_cast<ssize_t>(token.size()))
-      throw Error("read", "random bytes", errno);
-  }
+  for (StreamToken& token : tokens) fill_random(token);
   return tokens;
 }
 

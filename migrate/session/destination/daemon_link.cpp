@@ -44,22 +44,13 @@ void DaemonLink::expect_streams(std::span<const StreamToken> tokens) {
 }
 
 Fd DaemonLink::next_stream() {
-  char kind = 0;
-  iovec part{&kind, 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))];
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof control;
-  const ssize_t n = ::recvmsg(socket_.get(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-  if (n < 0 && (errno == EAGAIN || errno == EINTR)) return {};
-  if (n <= 0) throw Error("wait for page streams: the receiver's daemon is gone");
-  const cmsghdr* header = CMSG_FIRSTHDR(&message);
-  if (kind != kStream || header == nullptr || header->cmsg_type != SCM_RIGHTS) return {};
-  int fd = -1;
-  std::memcpy(&fd, CMSG_DATA(header), sizeof fd);
-  return Fd(fd);
+  std::vector<std::byte> kind;
+  std::vector<Fd> sockets;
+  pollfd p{socket_.get(), POLLIN, 0};
+  if (::poll(&p, 1, 0) <= 0) return {};
+  if (!recv_fds(socket_.get(), kind, sockets, 1)) throw Error("wait for page streams: the receiver's daemon is gone");
+  if (kind != std::vector{std::byte{kStream}} || sockets.size() != 1) return {};
+  return std::move(sockets.front());
 }
 
 std::pair<ServingEnd, Fd> ServingEnd::pair() {

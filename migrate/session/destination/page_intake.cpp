@@ -1,7 +1,6 @@
 #include "migrate/session/destination/page_intake.h"
 
-#include <exception>
-#include <thread>
+#include "pageserver/run_beside.h"
 
 namespace migrate {
 
@@ -19,25 +18,9 @@ void PageIntake::set_targets(std::vector<FillTarget> targets) {
 }
 
 PageTotals PageIntake::receive(const std::function<void(int wake)>& watch) {
-  std::exception_ptr failure;
-  StopEvent finished;
   PageTotals totals;
-  std::thread worker([&] {
-    try {
-      totals = receiver_.receive();
-    } catch (...) {
-      failure = std::current_exception();
-    }
-    finished.trigger();
-  });
-  try {
-    while (!finished.stopped()) watch(finished.fd());
-  } catch (...) {
-    receiver_.cancel();
-    worker.join();
-    throw;
-  }
-  worker.join();
+  const std::exception_ptr failure =
+      run_beside([&] { totals = receiver_.receive(); }, watch, [&] { receiver_.cancel(); });
   if (failure) std::rethrow_exception(failure);
   return totals;
 }

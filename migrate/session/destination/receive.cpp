@@ -11,6 +11,7 @@
 #include "migrate/session/handover/settle.h"
 #include "migrate/session/loop/event_loop.h"
 #include "migrate/session/telling/events.h"
+#include "migrate/session/telling/failure.h"
 
 namespace migrate {
 namespace {
@@ -186,12 +187,8 @@ int run_receive(const ReceiveOptions& options, Logger& log) {
     adjusted.timeouts = with_test_timeouts(options.timeouts);
     if (options.once) adjusted.max_sessions = 1;
     return Receiver(adjusted, events, log).run();
-  } catch (const Error& e) {
-    events.event("refused", e.what(), {});
-    return kRefused;
   } catch (const std::exception& e) {
-    events.event("failed", e.what(), {});
-    return kFailed;
+    return tell_failure(events, e);
   }
 }
 

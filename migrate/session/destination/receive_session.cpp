@@ -6,12 +6,11 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <exception>
-#include <thread>
 
 #include "migrate/session/base/session.h"
 #include "migrate/session/destination/accept_streams.h"
+#include "migrate/session/destination/copy_guardian.h"
 #include "migrate/session/destination/destination_checks.h"
 #include "migrate/session/destination/page_intake.h"
 #include "migrate/session/handover/watch.h"
@@ -19,7 +18,6 @@
 #include "migrate/session/wire/clocks.h"
 #include "migrate/session/wire/host_facts.h"
 #include "migrate/session/wire/layout_wire.h"
-#include "migrate/session/wire/reserve_wire.h"
 #include "pageserver/page_stream.h"
 
 namespace migrate {
@@ -81,6 +79,7 @@ class ReceiveSession {
         if (!checked_) throw Corrupt("a message of the peer", "it begins before the checks");
         return message;
       }
+      bool refused = false;
       if (message.body_case() == Message::kClockPing) {
         Message pong;
         pong.mutable_clock_pong()->set_number(message.clock_ping().number());
@@ -88,18 +87,17 @@ class ReceiveSession {
         channel_.send(std::move(pong));
       } else if (message.body_case() == Message::kCheck) {
         checked_ = answer_check(message.check());
-        if (!checked_) {
-          try {
-            message = channel_.receive(Deadline::in(options_.timeouts.answer));
-          } catch (const Error&) {  // the source ends it here
-            return message;
-          }
-          continue;  // it looked again: the tree had closed something meanwhile
-        }
+        refused = !checked_;
       } else {
         throw Corrupt("a message of the peer", "it is out of turn");
       }
-      message = channel_.receive(Deadline::in(options_.timeouts.answer));
+      try {
+        message = channel_.receive(answer_by());
+      } catch (const Error&) {
+        if (refused)
+          return message;  // the source ends it here, unless it looks again: the tree may have closed something
+        throw;
+      }
     }
     throw Corrupt("the peer", "it asks without end");
   }
@@ -117,8 +115,7 @@ class ReceiveSession {
   }
 
   void start(const Message& message) {
-    if (message.session().size() != id_.size()) throw Corrupt("a message of the peer", "a session without an id");
-    std::memcpy(id_.data(), message.session().data(), id_.size());
+    id_ = session_of(message);
     peer_epoch_ = message.epoch();
     label_ = message.begin().label();
     std::replace_if(
@@ -146,7 +143,6 @@ class ReceiveSession {
     s->set_at_local_monotonic_ns(message.begin().at_destination_ns());
     s->set_peer_epoch(peer_epoch_);
     s->set_max_tasks(options_.max_tasks);
-    max_memory_ = options_.max_memory != 0 ? options_.max_memory : memory_available();
     s->set_timeout_ms(static_cast<uint32_t>(options_.timeouts.restore.count()));
     try {
       guardian_->ask(request, answer_by(), &c_.interrupt.stop());
@@ -168,7 +164,9 @@ class ReceiveSession {
 
   void accept_streams(const wire::Begin& begin) {
     const CodecSet codecs = options_.packed_pages ? codecs_from_wire(begin.page_codecs()) : CodecSet{};
+    const uint64_t max_memory = options_.max_memory != 0 ? options_.max_memory : memory_available();
     intake_.emplace(accept_page_streams(c_, channel_, id_, begin.streams()), ReceiveLimits{.codecs = codecs});
+    copy_.emplace(*guardian_, *intake_, c_.interrupt.stop(), options_.timeouts, label_, max_memory);
   }
 
   /// Until the images come: layouts, discards and passes of pages, and what the tree opened meanwhile.
@@ -181,7 +179,7 @@ class ReceiveSession {
           if (parts_.add(message.layout())) make_room_for_round();
           break;
         case Message::kDiscards:
-          discard(message.discards());
+          copy_->discard(message.discards());
           if (message.discards().last() && room_made_) {
             room_made_ = false;
             receive_pass();
@@ -204,53 +202,16 @@ class ReceiveSession {
 
   void make_room_for_round() {
     fault_point("destination-agent.layout-received");
-    const TreeLayout layout = parts_.take();
-    GuardianRequest request;
-    request.set_layout(true);
-    tell_guardian(request, whole(layout));
     Message ready;
-    for (const MemoryId memory : take_room()) to_wire(memory, *ready.mutable_layout_ready()->add_cold());
+    for (const MemoryId memory : copy_->make_room(parts_.take()))
+      to_wire(memory, *ready.mutable_layout_ready()->add_cold());
     ready.mutable_layout_ready();
     channel_.send(std::move(ready));
     room_made_ = true;
   }
 
-  /// A request whose body, too large for a packet, follows it.
-  template <class Body>
-  void tell_guardian(const GuardianRequest& request, const Body& body) {
-    guardian_->send(request);
-    const std::string text = body.SerializeAsString();
-    guardian_->socket().send_blob(as_bytes_of(text));
-  }
-
-  /// The guardian's answer to a layout or to the images; returns the cold memories.
-  std::vector<MemoryId> take_room() {
-    const Deadline deadline = Deadline::in(options_.timeouts.restore);
-    const GuardianReply reply = guardian_->await(deadline, &c_.interrupt.stop());
-    if (reply.body_case() != GuardianReply::kTargets) throw Error("prepare", "the copy", EPROTO);
-    Room room = receive_room(guardian_->socket(), deadline);
-    intake_->set_targets(std::move(room.targets));
-    return std::move(room.cold);
-  }
-
-  void discard(const wire::Discards& discards) {
-    if (discards.runs_size() == 0) return;
-    from_wire(discards);  // the peer's: checked here, where a failure is its fault
-    GuardianRequest request;
-    request.set_discards(true);
-    tell_guardian(request, discards);
-    const GuardianReply reply = guardian_->await(Deadline::in(options_.timeouts.restore), &c_.interrupt.stop());
-    if (reply.body_case() != GuardianReply::kDiscarded) throw Error("give back", "pages of the copy", EPROTO);
-  }
-
   void reserve(const wire::Reserve& wanted) {
-    from_wire(wanted);  // the peer's: checked here, where a failure is its fault
-    GuardianRequest request;
-    request.set_reserve(true);
-    tell_guardian(request, wanted);
-    const GuardianReply reply = guardian_->await(Deadline::in(options_.timeouts.restore), &c_.interrupt.stop());
-    if (reply.body_case() != GuardianReply::kReserved) throw Error("make ready", "memory of the copy", EPROTO);
-    measure_memory();
+    copy_->reserve(wanted);
     Message reserved;
     reserved.mutable_reserved();
     channel_.send(std::move(reserved));
@@ -271,7 +232,7 @@ class ReceiveSession {
       const Message message = next_message(Deadline::in(options_.timeouts.freeze + options_.timeouts.answer));
       if (message.body_case() == Message::kAbort) throw Error("the source gave up: " + message.abort().reason());
       if (message.body_case() == Message::kDiscards) {
-        discard(message.discards());
+        copy_->discard(message.discards());
         continue;
       }
       if (message.body_case() == Message::kImagesEnd) {
@@ -291,12 +252,8 @@ class ReceiveSession {
   }
 
   void prepare() {
-    GuardianRequest request;
-    request.set_prepare(true);
-    guardian_->send(request);
-    guardian_->socket().send_file(images_.get());
     Message ready;
-    for (const MemoryId memory : take_room()) to_wire(memory, *ready.mutable_fill_ready()->add_cold());
+    for (const MemoryId memory : copy_->prepare(images_)) to_wire(memory, *ready.mutable_fill_ready()->add_cold());
     ready.mutable_fill_ready();
     images_.reset();
     channel_.send(std::move(ready));
@@ -315,7 +272,7 @@ class ReceiveSession {
     std::optional<Message> said;
     const PageTotals totals = intake_->receive([&](int wake) {
       watch(milliseconds(50), wake);
-      check_memory();
+      copy_->check_memory();
       if (!said && peer_speaks()) said = channel_.receive(answer_by());
       if (said && said->body_case() == Message::kAbort) throw Error("the source gave up: " + said->abort().reason());
       c_.events.progress("progress", "pages " + human_bytes(intake_->counters().bytes()) + " received",
@@ -326,25 +283,6 @@ class ReceiveSession {
       throw Corrupt("the pages from the peer", "not as many came as were sent");
     }
     return totals;
-  }
-
-  /// What the sender says of its tree is only the sender's word. A copy cannot have grown by more than came since it
-  /// was looked at; so that nobody is asked while it cannot have reached its bound.
-  void check_memory() {
-    const uint64_t came = intake_->counters().bytes() - bytes_at_check_;
-    if (memory_at_check_ + came <= max_memory_) return;
-    measure_memory();
-  }
-
-  void measure_memory() {
-    GuardianRequest request;
-    request.set_memory(true);
-    bytes_at_check_ = intake_->counters().bytes();
-    memory_at_check_ = guardian_->ask(request, answer_by(), &c_.interrupt.stop()).memory_bytes();
-    if (memory_at_check_ > max_memory_)
-      throw Refusal("the copy of " + label_ + " has " + human_bytes(memory_at_check_) + " in memory and may have " +
-                        human_bytes(max_memory_),
-                    "start the receiver with a greater --max-memory");
   }
 
   void finish() {
@@ -533,14 +471,13 @@ class ReceiveSession {
   uint64_t peer_epoch_ = 0;
   std::string label_;
   bool checked_ = false;
-  uint64_t max_memory_ = 0;
-  uint64_t memory_at_check_ = 0, bytes_at_check_ = 0;
   bool finishing_ = false;
   bool not_ours_ = false;  ///< the session never began here
   uint32_t tasks_ = 0;
   std::optional<Guardian> guardian_;
   std::optional<SessionWatch> watch_;
   std::optional<PageIntake> intake_;
+  std::optional<CopyGuardian> copy_;  ///< of these two
   LayoutParts parts_;
   bool room_made_ = false;       ///< for the round whose pages come next
   std::optional<Message> next_;  ///< received, and not looked at yet

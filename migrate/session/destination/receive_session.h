@@ -7,7 +7,7 @@
 #include "migrate/session/base/options.h"
 #include "migrate/session/destination/daemon_link.h"
 #include "migrate/session/guardian/guardian.h"
-#include "migrate/session/handover/holds.h"
+#include "migrate/session/handover/destination_sessions.h"
 #include "migrate/session/telling/events.h"
 #include "migrate/session/telling/interrupt.h"
 #include "migrate/session/wire/channel.h"

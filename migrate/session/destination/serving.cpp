@@ -10,6 +10,7 @@
 #include <iostream>
 
 #include "core/base/error.h"
+#include "core/base/procfs.h"
 
 namespace migrate {
 
@@ -70,10 +71,24 @@ void ServingProcesses::start(std::unique_ptr<Stream> stream, std::vector<int> ke
     ::_exit(code);  // the daemon's objects are not ours to destroy
   }
   process->pid = pid;
-  process->pidfd.reset(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
   const Place place = all_.insert(all_.end(), std::move(process));
+  try {
+    watch(place);
+  } catch (...) {
+    // Unwatched it would never be reaped, take a place for ever, and keep the daemon from ending.
+    ::kill(pid, SIGKILL);
+    while (::waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {
+    }
+    all_.erase(place);
+    throw;
+  }
+}
+
+void ServingProcesses::watch(Place place) {
   Process& one = **place;
-  if (!one.pidfd) throw Error("watch", "a process for a connection", errno);
+  std::optional<Fd> pidfd = open_pidfd(one.pid);
+  if (!pidfd) throw Error("watch", "a process for a connection", ESRCH);
+  one.pidfd = std::move(*pidfd);
   one.life = loop_.when_readable(one.pidfd.get(), [this, place] { ended(place); });
   one.talk = loop_.when_readable(one.end.fd(), [this, place] { heard(place); });
 }

@@ -37,18 +37,20 @@ class ServingProcesses {
 
   /// A sentence that refuses a connection of that peer, or "".
   std::string admit(const std::string& peer_name) const;
-  /// Throws Error if there is no process to be had. `keep`: descriptors, besides 0 to 2, that the process needs.
+  /// Throws Error, with no process left, if there is none to be had. `keep`: descriptors, besides 0 to 2, that the
+  /// process needs.
   void start(std::unique_ptr<Stream> stream, std::vector<int> keep);
   /// To the process whose token that is; else the socket is closed.
   void pass_stream(const StreamToken& token, Fd socket);
   /// SIGTERM to all: migrations that are not ready yet are given up.
   void terminate();
   bool empty() const { return all_.empty(); }
-  size_t migrations() const;
 
  private:
   struct Process;
   using Place = std::list<std::unique_ptr<Process>>::iterator;
+  size_t migrations() const;
+  void watch(Place place);
   void heard(Place place);
   void ended(Place place);
 

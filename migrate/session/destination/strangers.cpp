@@ -78,10 +78,8 @@ Strangers::~Strangers() = default;
 
 void Strangers::drop(Place place) { all_.erase(place); }
 
-bool Strangers::drop_oldest() {
-  if (all_.empty()) return false;
-  all_.pop_front();
-  return true;
+void Strangers::drop_oldest() {
+  if (!all_.empty()) all_.pop_front();
 }
 
 bool Strangers::Stranger::dispensable(const Limits& limits) const {

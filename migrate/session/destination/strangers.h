@@ -40,9 +40,8 @@ class Strangers {
   /// Whether another one would have room; else try again some milliseconds later.
   bool room() const;
   void add(Fd socket);
-  /// Makes room, when descriptors are scarce. False if there is nobody to send away.
-  bool drop_oldest();
-  size_t count() const { return all_.size(); }
+  /// Makes room, when descriptors are scarce.
+  void drop_oldest();
 
  private:
   struct Stranger;

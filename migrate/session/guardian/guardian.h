@@ -21,7 +21,6 @@ struct GuardianParts {
   std::function<std::unique_ptr<RestoredTree>(RestoreOptions)> restored_tree;
   std::shared_ptr<TreeKeeper> keeper;
 };
-GuardianParts real_guardian_parts(Logger& log);
 
 /// Serves until the session is settled or left to a later agent. Returns the process's exit status.
 int serve_source_guardian(PacketSocket agent, const GuardianParts& parts, Logger& log);
@@ -49,14 +48,14 @@ class Guardian {
   PacketSocket& socket() { return socket_; }
   /// Readable when it is dead; for poll(2).
   int death_fd() const { return pidfd_.get(); }
-  /// SIGKILL and reap: for one that does not answer.
-  void kill();
   /// Closes our end and waits until it has settled and left; kills it at the deadline.
   void leave(const Deadline& deadline);
   /// Closes our end and lets it hold what it holds.
   void let_go();
 
  private:
+  /// SIGKILL and reap: for one that does not answer.
+  void kill();
   wire::GuardianReply checked(wire::GuardianReply reply) const;
   bool dead() const;
   PacketSocket socket_;

@@ -116,10 +116,8 @@ class SourceGuardian {
   }
 
   void take_stop_marks() {
-    const std::vector<std::byte> bytes = agent_.receive_blob(Deadline::in(silence_));
     wire::StopMarks marks;
-    if (!marks.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())))
-      throw Corrupt("a message between agent and guardian", "it does not parse");
+    agent_.receive_blob(marks, Deadline::in(silence_));
     for (const auto& mark : marks.marks()) dump_.stops.push_back({mark.tid(), mark.stopped_at(), mark.let_go_at()});
   }
 

@@ -60,58 +60,50 @@ bool PacketSocket::readable(const Deadline& deadline) const {
   }
 }
 
-void PacketSocket::send(const google::protobuf::MessageLite& message) {
-  const std::string text = message.SerializeAsString();
+void PacketSocket::pass(std::span<const std::byte> bytes, std::span<const int> fds) {
   try {
-    send_fds(socket_.get(), as_bytes_of(text), {});
+    send_fds(socket_.get(), bytes, fds);
   } catch (const Error& e) {
     throw GuardianGone(std::string("the process at the other end of the guardian socket is gone (") + e.what() + ")");
   }
+}
+
+void PacketSocket::send(const google::protobuf::MessageLite& message) {
+  const std::string text = message.SerializeAsString();
+  pass(as_bytes_of(text), {});
 }
 
 PacketSocket::Outcome PacketSocket::receive(google::protobuf::MessageLite& message, const Deadline& deadline) {
   if (!readable(deadline)) return Outcome::timeout;
   std::vector<std::byte> bytes;
   std::vector<Fd> fds;
-  try {
-    if (!recv_fds(socket_.get(), bytes, fds, kPacketLimit)) return Outcome::closed;
-  } catch (const Error& e) {
-    if (e.code() == ECONNRESET || e.code() == EPIPE) return Outcome::closed;
-    throw;
-  }
+  if (!recv_fds(socket_.get(), bytes, fds, kPacketLimit)) return Outcome::closed;
   if (!parse_bounded(message, bytes)) throw Corrupt("a message between agent and guardian", "it does not parse");
   return Outcome::message;
 }
 
-void PacketSocket::send_file(int fd) {
-  const std::byte tag{'B'};
-  try {
-    send_fds(socket_.get(), std::span(&tag, 1), std::span(&fd, 1));
-  } catch (const Error& e) {
-    throw GuardianGone(std::string("the process at the other end of the guardian socket is gone (") + e.what() + ")");
-  }
-}
+void PacketSocket::send_file(int fd) { send_descriptors(std::span(&fd, 1)); }
 
 void PacketSocket::send_blob(std::span<const std::byte> bytes) { send_file(memory_file(bytes, "migrate-blob").get()); }
 
-Fd PacketSocket::receive_file(const Deadline& deadline) {
-  std::vector<Fd> fds = receive_descriptors(1, deadline);
-  return std::move(fds.front());
+void PacketSocket::send_blob(const google::protobuf::MessageLite& message) {
+  const std::string text = message.SerializeAsString();
+  send_blob(as_bytes_of(text));
 }
 
 std::vector<std::byte> PacketSocket::receive_blob(const Deadline& deadline) {
-  return read_whole(receive_file(deadline).get(), kBlobLimit);
+  return read_whole(receive_descriptors(1, deadline).front().get(), kBlobLimit);
+}
+
+void PacketSocket::receive_blob(google::protobuf::MessageLite& message, const Deadline& deadline) {
+  if (!parse_bounded(message, receive_blob(deadline)))
+    throw Corrupt("a message between agent and guardian", "it does not parse");
 }
 
 void PacketSocket::send_descriptors(std::span<const int> fds) {
   const std::byte tag{'F'};
-  for (size_t at = 0; at < fds.size(); at += kFdBatch) {
-    try {
-      send_fds(socket_.get(), std::span(&tag, 1), fds.subspan(at, std::min(kFdBatch, fds.size() - at)));
-    } catch (const Error& e) {
-      throw GuardianGone(std::string("the process at the other end of the guardian socket is gone (") + e.what() + ")");
-    }
-  }
+  for (size_t at = 0; at < fds.size(); at += kFdBatch)
+    pass(std::span(&tag, 1), fds.subspan(at, std::min(kFdBatch, fds.size() - at)));
 }
 
 std::vector<Fd> PacketSocket::receive_descriptors(size_t count, const Deadline& deadline) {
@@ -178,15 +170,13 @@ ImageSet decode_images(std::span<const std::byte> bytes) {
 namespace {
 
 void send_memories(PacketSocket& socket, const wire::Memories& memories, const std::vector<int>& fds) {
-  const std::string text = memories.SerializeAsString();
-  socket.send_blob(as_bytes_of(text));
+  socket.send_blob(memories);
   socket.send_descriptors(fds);
 }
 
 wire::Memories receive_memories(PacketSocket& socket, const Deadline& deadline) {
-  const std::vector<std::byte> bytes = socket.receive_blob(deadline);
   wire::Memories memories;
-  if (!parse_bounded(memories, bytes)) throw Corrupt("the guardian's list of memories", "it does not parse");
+  socket.receive_blob(memories, deadline);
   return memories;
 }
 

@@ -38,12 +38,14 @@ class PacketSocket {
   void send(const google::protobuf::MessageLite& message);
   Outcome receive(google::protobuf::MessageLite& message, const Deadline& deadline);
 
+  /// Of any size, in a file that is passed. A blob that is received: throws GuardianGone, or Error at the deadline.
   void send_blob(std::span<const std::byte> bytes);
-  /// Passes a file as it is.
-  void send_file(int fd);
-  /// The file of a blob. Throws GuardianGone, or Error at the deadline.
-  Fd receive_file(const Deadline& deadline);
   std::vector<std::byte> receive_blob(const Deadline& deadline);
+  /// A message that may be too large for a packet. Received: throws Corrupt as well.
+  void send_blob(const google::protobuf::MessageLite& message);
+  void receive_blob(google::protobuf::MessageLite& message, const Deadline& deadline);
+  /// A file as it is, for receive_blob().
+  void send_file(int fd);
 
   void send_descriptors(std::span<const int> fds);
   std::vector<Fd> receive_descriptors(size_t count, const Deadline& deadline);
@@ -53,6 +55,7 @@ class PacketSocket {
 
  private:
   bool readable(const Deadline& deadline) const;
+  void pass(std::span<const std::byte> bytes, std::span<const int> fds);
   Fd socket_;
 };
 

@@ -107,8 +107,7 @@ class Reader {
     images_.need(image_name("mm", static_cast<uint64_t>(of.task)), magic::kMm, mm);
     uint64_t locked = 0;
     for (const img::vma_entry& v : mm.vmas())
-      if ((v.flags() & MAP_LOCKED) != 0 && v.end() > v.start())
-        locked += std::min(v.end() - v.start(), uint64_t{1} << 47);
+      if ((v.flags() & MAP_LOCKED) != 0 && v.end() > v.start()) locked += std::min(v.end() - v.start(), kUserSpace);
     of.limit = leader.tc().rlimits().rlimits(RLIMIT_MEMLOCK).max();
     if (locked != 0) add(of, Kind::locked_memory, locked);
   }

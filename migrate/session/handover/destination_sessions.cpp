@@ -1,10 +1,11 @@
+#include "migrate/session/handover/destination_sessions.h"
+
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
 #include <cstring>
 
-#include "migrate/session/handover/holds.h"
 #include "migrate/session/wire/channel.h"
 
 namespace migrate {
@@ -22,6 +23,12 @@ Fd connect_guardian(const std::string& path) {
   Fd socket(check(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), "make", "a socket"));
   if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) return {};
   return socket;
+}
+
+void refuse_stale(const JournalEntry& entry, uint64_t peer_epoch) {
+  if (peer_epoch >= entry.peer_epoch) return;
+  throw StaleEpoch("an order of epoch " + std::to_string(peer_epoch) + " for session " + to_hex(entry.id) +
+                   " is out of date: epoch " + std::to_string(entry.peer_epoch) + " was heard already");
 }
 
 }  // namespace
@@ -47,12 +54,6 @@ bool DestinationSessions::ask_guardian(const SessionId& id, const GuardianReques
     log_.debug("{}", e.what());
     return false;
   }
-}
-
-void DestinationSessions::refuse_stale(const JournalEntry& entry, uint64_t peer_epoch) const {
-  if (peer_epoch >= entry.peer_epoch) return;
-  throw StaleEpoch("an order of epoch " + std::to_string(peer_epoch) + " for session " + to_hex(entry.id) +
-                   " is out of date: epoch " + std::to_string(entry.peer_epoch) + " was heard already");
 }
 
 Journal DestinationSessions::own(const SessionId& id, uint64_t peer_epoch) {

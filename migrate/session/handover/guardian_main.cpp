@@ -6,6 +6,7 @@
 #include "migrate/session/handover/watch.h"
 
 namespace migrate {
+namespace {
 
 GuardianParts real_guardian_parts(Logger& log) {
   GuardianParts parts;
@@ -14,6 +15,8 @@ GuardianParts real_guardian_parts(Logger& log) {
   parts.keeper = cgroup_keeper(log);
   return parts;
 }
+
+}  // namespace
 
 int run_guardian(int argc, char** argv) {
   const LogLevel level = ::getenv("MIGRATE_DEBUG") != nullptr ? LogLevel::debug : LogLevel::warn;

@@ -3,6 +3,7 @@
 
 #include "migrate/session/base/session.h"
 #include "migrate/session/handover/settle.h"
+#include "migrate/session/telling/failure.h"
 
 namespace migrate {
 namespace {
@@ -199,12 +200,8 @@ int run_resolve(const ResolveOptions& options, Logger& log) {
     ResolveOptions adjusted = options;
     adjusted.timeouts = with_test_timeouts(options.timeouts);
     return Resolver(adjusted, events, log).run();
-  } catch (const Error& e) {
-    events.event("refused", e.what());
-    return kRefused;
   } catch (const std::exception& e) {
-    events.event("failed", e.what());
-    return kFailed;
+    return tell_failure(events, e);
   }
 }
 

@@ -1,9 +1,10 @@
 #include "migrate/session/handover/settle.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/freeze/cpu_throttle.h"
+#include "migrate/session/handover/source_hold.h"
+#include "migrate/session/wire/greeting.h"
 #include "migrate/session/wire/host_facts.h"
 
 namespace migrate {
@@ -104,11 +105,7 @@ AskDestination ask_over(const Connector& connector, const std::string& address, 
   return [&connector, address, timeouts](const SessionId& id, uint64_t epoch, Resolve::Want want) {
     const Deadline deadline = Deadline::in(timeouts.connect);
     ControlChannel channel(connector.connect(parse_host_port(address), deadline, nullptr));
-    channel.open(deadline);
-    wire::Message hello;
-    *hello.mutable_hello() = host_facts();
-    channel.send(std::move(hello));
-    check_hello_version(channel.expect(wire::Message::kHello, deadline).hello());
+    check_hello_version(greet(channel, deadline, timeouts.answer).there);
     channel.set_session(id, epoch);
     wire::Message question;
     question.mutable_resolve()->set_want(want);
@@ -161,9 +158,7 @@ bool tell_outcome(JournalStore& store, const SessionId& id, const AskDestination
 }
 
 Answer answer_resolve(DestinationSessions& sessions, const wire::Message& message, const std::string& peer_name) {
-  if (message.session().size() != 16) throw Corrupt("a question about a session", "it names none");
-  SessionId id{};
-  std::memcpy(id.data(), message.session().data(), id.size());
+  const SessionId id = session_of(message);
   Answer answer;
   std::optional<JournalEntry> entry = sessions.look(id);
   if (!entry) return answer;

@@ -5,7 +5,7 @@
 #include <functional>
 #include <string>
 
-#include "migrate/session/handover/holds.h"
+#include "migrate/session/handover/destination_sessions.h"
 #include "migrate/session/telling/events.h"
 #include "migrate/session/wire/channel.h"
 #include "migrate/session/wire/connector.h"
@@ -16,14 +16,14 @@ namespace migrate {
 /// committed ones run on. Destination: half-built copies are discarded.
 void settle_local(JournalStore& store, TreeKeeper& keeper, Timeouts timeouts, Events& events, Logger& log);
 
+/// The same for one session that nobody owns. False: it failed, and is to be tried again.
+bool settle_session(JournalStore& store, TreeKeeper& keeper, const JournalEntry& entry, Timeouts timeouts,
+                    Events& events, Logger& log);
+
 /// Asks the destination about a session; throws if it cannot be reached.
 using AskDestination = std::function<wire::Answer(const SessionId&, uint64_t epoch, wire::Resolve::Want)>;
 /// Connects anew for each question.
 AskDestination ask_over(const Connector& connector, const std::string& address, Timeouts timeouts);
-
-/// The same for one session that nobody owns. False: it failed, and is to be tried again.
-bool settle_session(JournalStore& store, TreeKeeper& keeper, const JournalEntry& entry, Timeouts timeouts,
-                    Events& events, Logger& log);
 
 struct Settled {
   enum class Outcome { runs_here, runs_there, in_doubt } outcome = Outcome::in_doubt;

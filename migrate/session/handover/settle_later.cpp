@@ -1,4 +1,5 @@
-// What the watch does once agent and guardian are gone.
+#include "migrate/session/handover/settle_later.h"
+
 #include <poll.h>
 #include <sys/inotify.h>
 #include <unistd.h>
@@ -6,7 +7,8 @@
 #include <algorithm>
 #include <array>
 
-#include "migrate/session/handover/watch.h"
+#include "core/base/deadline.h"
+#include "core/base/fd.h"
 
 namespace migrate {
 namespace {

@@ -1,4 +1,4 @@
-#include "migrate/session/handover/holds.h"
+#include "migrate/session/handover/source_hold.h"
 
 namespace migrate {
 namespace {
@@ -34,8 +34,7 @@ FrozenTree SourceHold::freeze(const std::vector<StopMark>& stops) {
   request.set_freeze(true);
   const Deadline deadline = Deadline::in(timeouts_.freeze + timeouts_.answer);
   guardian_->send(request);
-  const std::string packed = marks.SerializeAsString();
-  guardian_->socket().send_blob(as_bytes_of(packed));
+  guardian_->socket().send_blob(marks);
   FrozenTree frozen;
   frozen.stopping_since_ns = guardian_->await(deadline).stopping_since_ns();
   frozen.images = guardian_->socket().receive_blob(deadline);

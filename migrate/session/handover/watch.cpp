@@ -15,7 +15,7 @@
 #include "migrate/session/base/session.h"
 #include "migrate/session/guardian/background.h"
 #include "migrate/session/handover/link_words.h"
-#include "migrate/session/handover/settle.h"
+#include "migrate/session/handover/settle_later.h"
 #include "migrate/session/telling/events.h"
 
 namespace migrate {

@@ -5,14 +5,11 @@
 // acts while one of the two lives, and takes the journal's lock like everybody else.
 #pragma once
 
-#include <functional>
 #include <string>
 
-#include "core/base/deadline.h"
 #include "core/base/fd.h"
 #include "core/base/log.h"
 #include "migrate/session/base/options.h"
-#include "migrate/session/handover/settle.h"
 #include "migrate/session/journal/journal.h"
 
 namespace migrate {
@@ -28,19 +25,6 @@ class SessionWatch {
  private:
   Fd left_;  ///< write end of a pipe
 };
-
-/// How long a watch tries.
-struct WatchTimes {
-  std::chrono::milliseconds first{1'000}, longest{60'000};  ///< between two attempts: doubled each time
-  /// For telling an abort: the tree runs, so a destination that never comes back costs a sleeping process only this
-  /// long. A committed session is asked about without end, since its tree stands still.
-  std::chrono::milliseconds telling{std::chrono::hours(24)};
-};
-
-/// Settles a session that nobody holds any more. `asker`: how to ask the destination, given its address.
-void settle_until_done(JournalStore& store, TreeKeeper& keeper, const SessionId& id, Role role, Timeouts timeouts,
-                       const std::function<AskDestination(const std::string&)>& asker, const WatchTimes& times,
-                       Events& events, Logger& log);
 
 /// The verb `guardian-watch ROLE STATE_DIR SESSION [WORD...]`: descriptor 3 is the pipe's read end, 4 the guardian's
 /// pidfd; the words are words_of() the connection.

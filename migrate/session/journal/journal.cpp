@@ -1,7 +1,6 @@
 #include "migrate/session/journal/journal.h"
 
 #include <dirent.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <time.h>
 
@@ -33,7 +32,7 @@ int64_t now_ns() {
   return int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec;
 }
 
-/// Opens a lock file and locks it; an empty Fd if another process has it. Writes our pid into it, for people.
+/// Opens a lock file and locks it; an empty Fd if another process has it.
 Fd lock_file(int dir, const std::string& name) {
   Fd fd = open_at(dir, name, O_RDWR | O_CREAT | O_NOFOLLOW, 0600);
   struct flock lock {};
@@ -102,9 +101,8 @@ uint64_t number_from_json(const json& j) {
 
 /// Whoever reads a journal may kill what it names: never 0 or -1, which kill(2) takes for many.
 pid_t pid_from_json(const json& j) {
-  constexpr uint64_t kMaxPid = 1 << 22;  // PID_MAX_LIMIT
   const uint64_t pid = number_from_json(j);
-  if (pid == 0 || pid > kMaxPid) throw std::out_of_range("a pid is out of range");
+  if (pid == 0 || pid > uint64_t{kMaxPid}) throw std::out_of_range("a pid is out of range");
   return static_cast<pid_t>(pid);
 }
 
@@ -145,8 +143,7 @@ int64_t own_boottime_offset_ticks() {
 
 SessionId new_session_id() {
   SessionId id{};
-  if (::getrandom(id.data(), id.size(), 0) != static_cast<ssize_t>(id.size()))
-    throw Error("get", "random bytes", errno);
+  fill_random(id);
   return id;
 }
 

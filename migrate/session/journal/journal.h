@@ -139,9 +139,7 @@ class JournalStore {
   const std::string& path() const { return path_; }
   /// Where the destination's guardian of a session listens for later agents: a path short enough for any state folder,
   /// valid in this process only.
-  std::string socket_path(const SessionId& id) const {
-    return "/proc/self/fd/" + std::to_string(dir_.get()) + "/" + to_hex(id) + ".sock";
-  }
+  std::string socket_path(const SessionId& id) const { return fd_link(dir_.get()) + "/" + to_hex(id) + ".sock"; }
 
  private:
   void forget(const SessionId& id, Role role) noexcept;

@@ -8,11 +8,11 @@
 
 #include <poll.h>
 #include <algorithm>
-#include <sstream>
 
 #include "core/base/deadline.h"
 #include "core/base/procfs.h"
 #include "core/files/hidden_sockets.h"
+#include "core/freeze/cgroup_mounts.h"
 #include "migrate/session/journal/trees.h"
 
 namespace migrate {
@@ -20,28 +20,6 @@ namespace {
 
 using std::chrono::milliseconds;
 constexpr milliseconds kKillTime{10'000};
-
-struct Hierarchy {
-  std::string mount;
-  bool v2;
-};
-
-/// Mounted freezer hierarchies: cgroup v2, and v1 with the freezer controller.
-std::vector<Hierarchy> freezer_hierarchies() {
-  std::vector<Hierarchy> found;
-  std::istringstream lines(read_file_at(AT_FDCWD, "/proc/self/mountinfo"));
-  for (std::string line; std::getline(lines, line);) {
-    const size_t dash = line.find(" - ");
-    if (dash == std::string::npos) continue;
-    std::istringstream left(line.substr(0, dash)), right(line.substr(dash + 3));
-    std::string skip, mount, type, source, super;
-    left >> skip >> skip >> skip >> skip >> mount;
-    right >> type >> source >> super;
-    if (type == "cgroup2") found.push_back({mount, true});
-    if (type == "cgroup" && ("," + super + ",").find(",freezer,") != std::string::npos) found.push_back({mount, false});
-  }
-  return found;
-}
 
 void find_folders(const std::string& at, const std::string& name, int depth, std::vector<std::string>& out) {
   if (depth > 32) return;
@@ -64,15 +42,18 @@ void find_folders(const std::string& at, const std::string& name, int depth, std
 std::vector<FreezerCgroup::Record> records_of(const JournalEntry& entry) {
   std::vector<FreezerCgroup::Record> records;
   if (entry.cgroup) records.push_back(*entry.cgroup);
-  for (const Hierarchy& hierarchy : freezer_hierarchies()) {
+  const std::string mounts = read_file_at(AT_FDCWD, "/proc/self/mountinfo");
+  for (const bool v2 : {true, false}) {
+    const std::optional<CgroupMount> mount = find_cgroup_mount(mounts, v2);
+    if (!mount) continue;
     std::vector<std::string> folders;
-    find_folders(hierarchy.mount, cgroup_name(entry.id, entry.role), 0, folders);
-    if (entry.cgroup && entry.cgroup->v2 == hierarchy.v2) {
+    find_folders(mount->point, cgroup_name(entry.id, entry.role), 0, folders);
+    if (entry.cgroup && entry.cgroup->v2 == v2) {
       std::erase_if(folders, [&](const std::string& f) {
         return std::find(entry.cgroup->folders.begin(), entry.cgroup->folders.end(), f) != entry.cgroup->folders.end();
       });
     }
-    if (!folders.empty()) records.push_back({hierarchy.v2, folders, {}});
+    if (!folders.empty()) records.push_back({v2, folders, {}});
   }
   return records;
 }
@@ -127,6 +108,11 @@ class CgroupKeeper final : public TreeKeeper {
     remove_hidden_sockets(entry.socket_folders, "", entry.hidden_mark());
   }
 
+  void leave_gate(const JournalEntry& entry) override {
+    for (FreezerCgroup& gate : ours(entry)) gate.dissolve();
+  }
+
+ private:
   void kill_copy(const JournalEntry& entry) {
     // The init first, but only queued: its tasks die with it as soon as they are thawed.
     if (entry.init) signal_task(*entry.init);
@@ -138,11 +124,6 @@ class CgroupKeeper final : public TreeKeeper {
     for (const TaskId& task : entry.tasks) kill_task(task);
   }
 
-  void leave_gate(const JournalEntry& entry) override {
-    for (FreezerCgroup& gate : ours(entry)) gate.dissolve();
-  }
-
- private:
   std::vector<FreezerCgroup> ours(const JournalEntry& entry) {
     std::vector<FreezerCgroup> found;
     if (entry.boot_id != boot_id()) return found;

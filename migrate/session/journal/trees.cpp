@@ -2,9 +2,9 @@
 #include "migrate/session/journal/trees.h"
 
 #include <algorithm>
-#include <sstream>
 
 #include "core/freeze/quick_moves.h"
+#include "core/inject/visit_places.h"
 
 namespace migrate {
 namespace {
@@ -13,15 +13,10 @@ using std::chrono::milliseconds;
 
 /// Where a task has its [vdso]; empty: nowhere. `mem` is its open /proc/PID/mem.
 RemoteRange vdso_of(int mem) {
-  std::string path = read_link_at(AT_FDCWD, "/proc/self/fd/" + std::to_string(mem));
+  std::string path = read_link_at(AT_FDCWD, fd_link(mem));
   path = path.substr(0, path.rfind('/')) + "/maps";
-  std::istringstream lines(read_file_at(AT_FDCWD, path, 256 << 20));
-  for (std::string line; std::getline(lines, line);) {
-    if (!line.ends_with("[vdso]")) continue;
-    char* end = nullptr;
-    const uint64_t start = std::strtoull(line.c_str(), &end, 16);
-    return {RemoteAddr(start), RemoteAddr(std::strtoull(end + 1, nullptr, 16))};
-  }
+  for (const MapsLine& line : parse_maps(read_file_at(AT_FDCWD, path, 256 << 20)))
+    if (line.name == "[vdso]") return line.range;
   return {};
 }
 
@@ -44,7 +39,6 @@ class DumpedTree final : public HeldTree {
     options_.before_stop = [this] { moves_->wait(); };
     dump_.emplace(options_, log_);
     for (const StoppedTask& task : dump_->tree().tasks()) {
-      pids_.push_back(task.pid);
       if (const auto id = TaskId::of(task.pid.get())) tasks_.push_back(*id);
     }
     drop_vdso(dump_->memories());
@@ -91,7 +85,6 @@ class DumpedTree final : public HeldTree {
   mutable std::optional<Dump> dump_;
   std::optional<FreezerCgroup> held_;
   std::optional<QuickMoves> moves_;  ///< from before the tree stops until it is held
-  std::vector<Pid> pids_;
   std::vector<TaskId> tasks_;
 };
 

@@ -1,4 +1,4 @@
-// The one way in which an agent's session waits for several things at once: the peer, its guardian, the user.
+// How the source's session waits for several things at once: the peer, its guardian, the user.
 #pragma once
 
 #include <chrono>

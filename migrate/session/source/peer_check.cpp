@@ -2,6 +2,7 @@
 
 #include "migrate/session/wire/channel.h"
 #include "migrate/session/wire/connector.h"
+#include "migrate/session/wire/greeting.h"
 #include "migrate/session/wire/host_facts.h"
 
 namespace migrate {
@@ -11,12 +12,7 @@ PeerCheck check_peer(const LinkOptions& link, const std::string& address, const 
   const Connector connector(link);
   const Deadline deadline = Deadline::in(timeouts.connect);
   ControlChannel channel(connector.connect(to, deadline, nullptr));
-  channel.open(deadline);
-  wire::Message hello;
-  *hello.mutable_hello() = host_facts();
-  const wire::Hello here = hello.hello();
-  channel.send(std::move(hello));
-  const wire::Hello there = channel.expect(wire::Message::kHello, Deadline::in(timeouts.answer)).hello();
+  const auto [here, there] = greet(channel, deadline, timeouts.answer);
   channel.finish();
   check_hello_version(there);
   return {.peer = channel.stream().peer(),

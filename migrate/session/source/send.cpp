@@ -10,6 +10,7 @@
 #include "migrate/session/source/send_session.h"
 #include "migrate/session/telling/events_pages.h"
 #include "migrate/session/telling/events_rounds.h"
+#include "migrate/session/telling/failure.h"
 #include "migrate/session/telling/fault.h"
 
 namespace migrate {
@@ -285,12 +286,8 @@ int send_with(const SendOptions& options, Events& events, Logger& log) {
     adjusted.timeouts = with_test_timeouts(options.timeouts);
     SendSession session(adjusted, events, interrupt, log);
     return session.run();
-  } catch (const Error& e) {
-    events.event("refused", e.what());
-    return kRefused;
   } catch (const std::exception& e) {
-    events.event("failed", e.what());
-    return kFailed;
+    return tell_failure(events, e);
   }
 }
 

@@ -8,6 +8,7 @@
 #include "core/restore/restorable.h"
 #include "migrate/session/source/send_session.h"
 #include "migrate/session/telling/fault.h"
+#include "migrate/session/wire/greeting.h"
 #include "migrate/session/wire/host_facts.h"
 #include "migrate/session/wire/stream_token.h"
 
@@ -22,7 +23,7 @@ Pid parse_target(const std::string& target) {
   }
   char* end = nullptr;
   const long pid = std::strtol(target.c_str() + 4, &end, 10);
-  if (*end != '\0' || pid <= 0 || pid > (1 << 22)) throw Refusal("\"" + target + "\" holds no pid", "write pid:N");
+  if (*end != '\0' || pid <= 0 || pid > kMaxPid) throw Refusal("\"" + target + "\" holds no pid", "write pid:N");
   return Pid(static_cast<pid_t>(pid));
 }
 
@@ -60,12 +61,7 @@ void SendSession::connect() {
   const Deadline deadline = Deadline::in(options_.timeouts.connect);
   channel_.emplace(connector_.connect(address_, deadline, &interrupt_.stop()));
   channel_->stream().set_stop(&interrupt_.stop());
-  channel_->open(deadline);
-  Message hello;
-  *hello.mutable_hello() = host_facts();
-  const wire::Hello here = hello.hello();
-  channel_->send(std::move(hello));
-  const wire::Hello there = channel_->expect(Message::kHello, answer_by()).hello();
+  const auto [here, there] = greet(*channel_, deadline, options_.timeouts.answer);
   check_hello_version(there);
   agree_on_codecs(there);
   const auto& features = there.features();

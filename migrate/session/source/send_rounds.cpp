@@ -6,12 +6,29 @@
 #include "migrate/session/telling/events_rounds.h"
 #include "migrate/session/telling/fault.h"
 #include "migrate/session/wire/layout_wire.h"
+#include "pageserver/run_beside.h"
 
 namespace migrate {
 namespace {
 
 using Seconds = std::chrono::duration<double>;
 constexpr double kShortRound = 0.05;
+
+/// What was sent, what was written meanwhile, and who used the processors; the times are the caller's.
+RoundMeasure measured(const PageTotals& sent, const DirtyTracker::Round& next, const CpuUse& cpu) {
+  RoundMeasure measure;
+  measure.pages_sent = sent.pages + sent.zero_pages;
+  measure.content_pages = sent.pages;
+  measure.bytes_sent = sent.pages * kPageSize;
+  measure.dirty_pages = next.pages;
+  measure.tree_cpu = cpu.tree;
+  measure.idle_cpu = cpu.idle;
+  measure.all_cpu = cpu.all;
+  measure.stopped_private_bytes = next.untracked_private_pages * kPageSize;
+  measure.stopped_shared_bytes = next.untracked_shared_pages * kPageSize;
+  measure.compare_seconds = Seconds(next.last_compare).count();
+  return measure;
+}
 
 }  // namespace
 
@@ -57,34 +74,22 @@ void SendSession::rounds() {
     tell_pages_done(totals);
     fault_point("source-agent.round-sent");
     check_news();
-    RoundMeasure measure;
-    measure.round = n;
-    measure.pages_sent = totals.pages + totals.zero_pages;
-    measure.content_pages = totals.pages;
-    measure.bytes_sent = totals.pages * kPageSize;
-    measure.stopped_bandwidth = stopped_bandwidth();
     rounds_wire_bytes_ += totals.wire_bytes;
-    measure.seconds = Seconds(Clock::now() - began).count();
-    rounds_bytes_ += measure.bytes_sent;
-    const Clock::time_point scanned_before = scanned;
-    scanned = Clock::now();
+    rounds_bytes_ += totals.pages * kPageSize;
+    const Clock::time_point scanned_before = std::exchange(scanned, Clock::now());
     DirtyTracker::Round next = tracker_->next_round();
-    measure.dirty_pages = next.pages;
-    measure.dirty_seconds = Seconds(scanned - scanned_before).count();
     last_scan_began_ = scanned;
-    measure.bandwidth = static_cast<double>(measure.bytes_sent) / std::max(pass_seconds, 1e-6);
-    const CpuUse cpu = cpu_load.since_last();
-    measure.tree_cpu = cpu.tree;
-    measure.idle_cpu = cpu.idle;
-    measure.all_cpu = cpu.all;
     size.pages = next.tracked_pages;
     size.walked_pages = dump_.mappings->is_quick() ? 0 : size.pages;
     fixed_cost_ = estimate_fixed_cost(size, round_trip_seconds_);
     policy.set_fixed_cost(calibration.apply(fixed_cost_));
+    RoundMeasure measure = measured(totals, next, cpu_load.since_last());
+    measure.round = n;
+    measure.stopped_bandwidth = stopped_bandwidth();
+    measure.seconds = Seconds(scanned - began).count();
+    measure.dirty_seconds = Seconds(scanned - scanned_before).count();
+    measure.bandwidth = static_cast<double>(measure.bytes_sent) / std::max(pass_seconds, 1e-6);
     measure.elapsed = Seconds(Clock::now() - rounds_began_).count();
-    measure.stopped_private_bytes = next.untracked_private_pages * kPageSize;
-    measure.stopped_shared_bytes = next.untracked_shared_pages * kPageSize;
-    measure.compare_seconds = Seconds(next.last_compare).count();
     last_decision_ = policy.after_round(measure);
     const Decision& decision = last_decision_;
     tell_round(
@@ -134,8 +139,6 @@ void SendSession::send_discards(std::span<const PageDiscard> discards) {
 }
 
 PageTotals SendSession::send_pass(std::span<const PageSource> sources) {
-  std::exception_ptr failure;
-  StopEvent finished;
   PageTotals totals;
   pages_total_ = 0;
   for (const PageSource& source : sources) pages_total_ += source.pages();
@@ -143,26 +146,18 @@ PageTotals SendSession::send_pass(std::span<const PageSource> sources) {
   bytes_before_pass_ = sender_->counters().bytes();
   wire_before_pass_ = sender_->counters().wire_bytes;
   passing_ = true;
-  std::thread worker([&] {
-    try {
-      totals = sender_->send(sources);
-    } catch (...) {
-      failure = std::current_exception();
-    }
-    finished.trigger();
-  });
+  std::exception_ptr failure;
   try {
-    while (!finished.stopped()) {
-      watch(std::chrono::milliseconds(100), finished.fd());
-      show_progress();
-    }
+    failure = run_beside([&] { totals = sender_->send(sources); },
+                         [&](int wake) {
+                           watch(std::chrono::milliseconds(100), wake);
+                           show_progress();
+                         },
+                         [&] { sender_->cancel(); });
   } catch (...) {
-    sender_->cancel();
-    worker.join();
     passing_ = false;
     throw;
   }
-  worker.join();
   passing_ = false;
   if (failure) rethrow_with_peers_reason(failure);
   tell_codecs();

@@ -1,6 +1,6 @@
-// The source agent's session, step by step as in README.md. Its code is in five files: send_prepare.cpp (nothing is
-// touched), send_rounds.cpp (pre-copy), send.cpp (freeze to report), send_settle.cpp (when it fails), send_codecs.cpp.
-// One thread, besides the page workers.
+// The source agent's session, step by step as in README.md. Its code is in six files: send_prepare.cpp (nothing is
+// touched), send_rounds.cpp (pre-copy), send_reserve.cpp (in place of that, in a move without rounds), send.cpp (freeze
+// to report), send_settle.cpp (when it fails), send_codecs.cpp. One thread, besides the page workers.
 #pragma once
 
 #include <array>
@@ -21,8 +21,8 @@
 #include "core/memory/tree_survey.h"
 #include "migrate/policy/precopy_policy.h"
 #include "migrate/session/base/session.h"
-#include "migrate/session/handover/holds.h"
 #include "migrate/session/handover/settle.h"
+#include "migrate/session/handover/source_hold.h"
 #include "migrate/session/handover/watch.h"
 #include "migrate/session/loop/waiter.h"
 #include "migrate/session/source/inventory.h"

@@ -176,7 +176,6 @@ void fault_point(std::string_view name) {
     ::unsetenv("MIGRATE_FAULT");  // once: whoever continues us waits for no second stop, in a loop say
     ::kill(::getpid(), SIGSTOP);
   }
-  if (action == "exit-error") ::_exit(70);
   if (action == "fail") throw Error("reach", name, EIO);
   if (action == "sleep") {
     const timespec five{5, 0};

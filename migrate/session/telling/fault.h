@@ -1,5 +1,5 @@
 // Named places at which a test makes a process of ours fail: MIGRATE_FAULT="point:action[,point:action...]".
-// Actions: kill-self (SIGKILL), stop-self (SIGSTOP), exit-error (_exit(70)), fail (an Error), sleep (5 s, then on); at
+// Actions: kill-self (SIGKILL), stop-self (SIGSTOP), fail (an Error), sleep (5 s, then on); at
 // the points of journals sync-fails, which is what no test can make a disk do. MIGRATE_FAULT_REACHED names a file to
 // which the names of points at which something was done are appended.
 #pragma once

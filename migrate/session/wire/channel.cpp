@@ -3,6 +3,7 @@
 #include <limits.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "core/image/bounded_parse.h"
 #include "migrate/session/wire/stream_token.h"
@@ -121,6 +122,13 @@ void check_bounds(const wire::Message& message) {
     default:
       return;
   }
+}
+
+SessionId session_of(const wire::Message& message) {
+  SessionId id{};
+  if (message.session().size() != id.size()) throw Corrupt("a message of the peer", "a session without an id");
+  std::memcpy(id.data(), message.session().data(), id.size());
+  return id;
 }
 
 ControlChannel::ControlChannel(std::unique_ptr<Stream> stream) : frames_(std::move(stream), kFrameLimit) {}

@@ -14,8 +14,6 @@
 
 namespace migrate {
 
-using WireMessage = wire::Message;
-
 /// An order of an epoch that somebody else has overtaken.
 class StaleEpoch : public Error {
  public:
@@ -56,6 +54,9 @@ class ControlChannel {
   uint64_t epoch_ = 0;
   bool peer_refused_ = false;
 };
+
+/// The session that a message names. Throws Corrupt if it names none.
+SessionId session_of(const wire::Message& message);
 
 /// Throws Corrupt if a count or length in a peer's message is impossible.
 void check_bounds(const wire::Message& message);

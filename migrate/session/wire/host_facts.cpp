@@ -25,7 +25,6 @@ uint64_t number_in(const std::string& path) {
   return std::strtoull(read_file_at(AT_FDCWD, path, 4096).c_str(), nullptr, 10);
 }
 
-/// Bytes, from "MemAvailable:   123 kB".
 /// The flags of the first processor that /proc/cpuinfo lists.
 void add_cpu_flags(wire::Hello& hello) {
   std::istringstream lines(read_file_at(AT_FDCWD, "/proc/cpuinfo"));

@@ -11,7 +11,6 @@ namespace {
 constexpr uint64_t kPartPages = 64 << 10;
 constexpr int kPartRuns = 20'000;
 constexpr uint64_t kHugePages = (2 << 20) / kPageSize;
-constexpr uint64_t kUserEnd = 0x7ffffffff000;
 
 void require(bool good, const char* why) {
   if (!good) throw Corrupt("the pages to be made ready, from the peer", why);

@@ -1,9 +1,9 @@
-// A session's tree as an agent holds it: through its guardian while that lives, else by taking over the journal.
+// The source's tree as its agent holds it: through its guardian while that lives, else by taking over the journal.
 #pragma once
 
-#include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "migrate/session/base/options.h"
 #include "migrate/session/guardian/guardian.h"
@@ -68,32 +68,5 @@ class SourceHold {
 /// run on, the latter also if the disk is full. Refusal if somebody owns or committed it.
 void abort_source(JournalStore& store, TreeKeeper& keeper, const JournalEntry& seen, const std::string& reason,
                   Logger& log);
-
-/// The destination's side of a session for an agent that did not start it: asks the guardian through its socket, or
-/// acts on the journal when there is none. Every function returns how the session stands afterwards.
-class DestinationSessions {
- public:
-  DestinationSessions(JournalStore& store, TreeKeeper& keeper, Timeouts timeouts, Logger& log)
-      : store_(store), keeper_(keeper), timeouts_(timeouts), log_(log) {}
-
-  /// First settles what is certain: a copy that is dead behind its gate, or that no agent builds any more.
-  std::optional<JournalEntry> look(const SessionId& id);
-  std::optional<JournalEntry> open(const SessionId& id, uint64_t peer_epoch, Authority authority);
-  std::optional<JournalEntry> discard(const SessionId& id, uint64_t peer_epoch, Authority authority,
-                                      const std::string& reason);
-  std::optional<JournalEntry> finish(const SessionId& id, uint64_t peer_epoch);
-
- private:
-  /// True if a guardian answered.
-  bool ask_guardian(const SessionId& id, const wire::GuardianRequest& request);
-  void let_run(const JournalEntry& entry);
-  void refuse_stale(const JournalEntry& entry, uint64_t peer_epoch) const;
-  Journal own(const SessionId& id, uint64_t peer_epoch);
-
-  JournalStore& store_;
-  TreeKeeper& keeper_;
-  Timeouts timeouts_;
-  Logger& log_;
-};
 
 }  // namespace migrate

@@ -1,0 +1,14 @@
+// How a command ends that fails.
+#pragma once
+
+#include <exception>
+
+#include "migrate/session/telling/events.h"
+
+namespace migrate {
+
+/// Tells it, and gives the exit code: kRefused for a Refusal, which comes before anything is touched; kFailed for
+/// everything else.
+int tell_failure(Events& events, const std::exception& failure);
+
+}  // namespace migrate

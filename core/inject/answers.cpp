@@ -12,7 +12,6 @@ constexpr int64_t kMostSeconds = INT64_MAX / kNsPerSecond;
 /// What a restore can set a clock to.
 constexpr int64_t kMostClockSeconds = int64_t{1} << 32;
 constexpr int64_t kMaxErrno = 4095;
-constexpr int64_t kUserEnd = 0x7fff'ffff'f000;
 constexpr int64_t kMostDumpable = 2, kLastSignal = 64;
 
 std::string name_of(Pid pid) { return "task " + std::to_string(pid.get()); }
@@ -59,7 +58,7 @@ TaskHarvest answered_task(const parasite::Area& area, Pid pid) {
   h.child_subreaper = static_cast<int>(within(area.child_subreaper, 0, 1, "its subreaper state", who));
   // Newer kernels answer with flags.
   h.thp_disabled = answered_result(area.thp_disabled, "prctl(PR_GET_THP_DISABLE)", who) != 0 ? 1 : 0;
-  h.brk = static_cast<uint64_t>(within(area.brk, 0, kUserEnd, "its break", who));
+  h.brk = static_cast<uint64_t>(within(area.brk, 0, int64_t{kUserEnd}, "its break", who));
   h.membarrier_registrations =
       static_cast<int>(within(std::max<int64_t>(area.membarrier, 0), 0, INT32_MAX, "its membarrier state", who));
   h.monotonic = answered_time(area.monotonic, who);

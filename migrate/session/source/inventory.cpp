@@ -214,7 +214,8 @@ Inventory take_inventory(Pid root, InventoryDepth depth, const Inventory* known)
   add_ports(ProcDir(root.get()), descriptors.sockets(), inventory.check);
   identities.write(inventory.check);
   inventory.asked = descriptors.write(inventory.check, files);
-  leave_out_privileges(known != nullptr ? known->check : wire::Check(), inventory.check);
+  static const wire::Check kNothing;
+  leave_out_privileges(known != nullptr ? known->check : kNothing, inventory.check);
   if (known != nullptr) {
     leave_out(known->check, inventory.check);
     files.leave_out(known->check);

@@ -11,8 +11,8 @@ from .suite import ROOT, Skip, expect
 COMMON, SERVICE, INVENTORY = 0x54564319, 0x55105940, 0x58313116
 # Images that Debian's crit may not know: magic, schema, message.
 OWN = {0x43114433: ("images/timens.proto", "img.timens_entry"), 0x4d494758: ("ext/ext.proto", "ext.ThreadExt"),
-       0x4d494750: ("ext/ext.proto", "ext.PipePackets"),
-       0x4d494746: ("ext/ext.proto", "ext.FileOwner")}
+       0x4d494750: ("ext/ext.proto", "ext.PipePackets"), 0x4d494746: ("ext/ext.proto", "ext.FileOwner"),
+       0x4d494753: ("ext/ext.proto", "ext.PacketSender")}
 
 
 def command():

@@ -314,7 +314,7 @@ def says_whom_it_takes(link):
 def insecure_other_user(link):
     """A plain connection of another user is refused, both ways; one of the same user is taken."""
     link.receive("--insecure", keys=[])
-    told = run([sys.executable, "-c", "import os,socket\nos.setuid(65534)\n"
+    told = run([sys.executable, "-c", "import encodings.idna,os,socket\nos.setuid(65534)\n"
                 f"s=socket.create_connection(('127.0.0.1',{PORT}))\ns.sendall(b'MIGW'+bytes(4))\ns.settimeout(10)\nprint(s.recv(100))"])
     link.receiver_says("is user 65534's, not user 0's")
     expect("MIGW" not in told[1], f"the stranger was greeted: {told}")
@@ -327,7 +327,7 @@ def insecure_other_user(link):
     expect(copy, "no copy")
     kill_all([copy, link.receiver.pid])
     link.receiver.wait(timeout=5)
-    server = ("import os,socket\nos.setuid(65534)\n"
+    server = ("import encodings.idna,os,socket\nos.setuid(65534)\n"
               f"s=socket.create_server(('127.0.0.1',{PORT}))\nprint('up',flush=True)\n"
               "c=s.accept()[0]\nc.sendall(b'MIGW'+bytes(4))\nprint(len(c.recv(8)),c.recv(100))")
     log = os.path.join(link.folder, "server.log")

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstring>
 #include <memory>
 
 #include "core/base/proc_values.h"
@@ -128,6 +129,20 @@ Fd get_remote_fd(int pidfd, int remote_fd) {
 
 bool same_description(pid_t a, int fd_a, pid_t b, int fd_b) {
   return check(::syscall(SYS_kcmp, a, b, KCMP_FILE, fd_a, fd_b), "compare descriptors of task", std::to_string(a)) == 0;
+}
+
+void show_as(std::string_view text) noexcept {
+  try {
+    // Not by our number, which may be another's in the namespace of that /proc.
+    const ProcStat self = parse_stat(read_file_at(AT_FDCWD, "/proc/self/stat"));
+    if (self.arg_start == 0 || self.arg_end <= self.arg_start + 1) return;
+    char* const arguments = reinterpret_cast<char*>(self.arg_start);
+    const size_t room = self.arg_end - self.arg_start;
+    std::memset(arguments, 0, room);
+    std::memcpy(arguments, text.data(), std::min(text.size(), room - 1));
+  } catch (const std::exception&) {
+    // It is but a name.
+  }
 }
 
 }  // namespace migrate

@@ -80,4 +80,12 @@ bool same_description(pid_t a, int fd_a, pid_t b, int fd_b);
 /// The numbers in a folder's entry names, ascending.
 std::vector<int> numeric_entries(int dirfd, const std::string& path);
 
+/// The name that the init of a restored tree's namespaces goes by.
+inline constexpr std::string_view kTreeInit = "migrate: init of a moved tree";
+
+/// What ps(1) and top(1) show for this process from now on, cut to the room that its arguments have. One that goes on
+/// under the command line of the program that forked it is taken for it, and ended with it. No effect where that cannot
+/// be had.
+void show_as(std::string_view text) noexcept;
+
 }  // namespace migrate

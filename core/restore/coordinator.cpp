@@ -117,6 +117,7 @@ class Coordinator {
     ::sigprocmask(SIG_SETMASK, &none, nullptr);
     for (int signal = 1; signal < NSIG; ++signal) ::signal(signal, SIG_DFL);
     if (!options_.own_namespaces) return;
+    show_as(kTreeInit);
     // Tasks whose session and group were outside of their pid namespace share ours: those must not be the launcher's,
     // or the tree's kill(0, ...) would reach it.
     check(::setsid(), "start", "a session");

@@ -54,6 +54,9 @@ class Moves(Link):
     def moves_well(self, *options):
         code, out, copy = self.move(*options)
         expect(code == 0 and copy, f"send exited {code}: {out[-600:]}\nreceive: {read(self.log)[-600:]}")
+        # Whoever tidies up must not take the tree's init for a guardian that was left.
+        init = read(f"/proc/{stat_fields(copy)[1]}/cmdline")
+        expect(init.startswith("migrate: init"), f"the init of the moved tree goes by the name of {init!r}")
         kill_all([copy])
 
     def __exit__(self, *exception):

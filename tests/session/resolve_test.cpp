@@ -1,4 +1,7 @@
 // Sessions that agents and guardians left: what the other side says decides, or the operator.
+#include <filesystem>
+#include <fstream>
+
 #include "tests/session/handover_hosts.h"
 
 namespace migrate {
@@ -98,6 +101,24 @@ TEST(Resolve, ARebootAfterTheGateOpenedIsForTheOperator) {
   });
   EXPECT_EQ(h.resolve().outcome, Settled::Outcome::in_doubt);
   EXPECT_FALSE(h.board->source.running);
+}
+
+TEST(Resolve, TheSocketOfAGuardianThatWasKilledGoes) {
+  for (const bool told : {false, true}) {
+    Hosts h;
+    const std::string path = h.destination_dir.path() + "/" + to_hex(h.id) + ".sock";
+    {
+      Journal j = h.left(Role::destination, {State::prepared, State::gate_open});
+      if (told) j.step(State::done, kPeer);
+      std::ofstream(path) << "as a socket that nobody listens on";
+    }
+    h.board->destination.exists = h.board->destination.running = true;
+    if (!told) h.sessions.finish(h.id, 1);
+    h.sessions.look(h.id);
+    EXPECT_FALSE(std::filesystem::exists(path)) << told;
+    EXPECT_EQ(h.destination_state(), State::done);
+    EXPECT_TRUE(h.board->destination.running);
+  }
 }
 
 }  // namespace

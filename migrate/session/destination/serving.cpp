@@ -45,8 +45,9 @@ std::string ServingProcesses::admit(const std::string& peer_name) const {
     ++without;
     if (one->peer_name == peer_name) ++same;
   }
-  if (without < limits_.questions && same < limits_.of_a_peer) return {};
-  return "it has " + std::to_string(same) + " connections of that name that say nothing";
+  if (same >= limits_.of_a_peer) return "it has " + std::to_string(same) + " connections of that name that say nothing";
+  if (without >= limits_.questions) return "it has " + std::to_string(without) + " connections that say nothing";
+  return {};
 }
 
 void ServingProcesses::start(std::unique_ptr<Stream> stream, std::vector<int> keep) {

@@ -69,10 +69,10 @@ std::optional<JournalEntry> DestinationSessions::look(const SessionId& id) {
   if (!entry) return entry;
   if (entry->state == State::gate_open) let_run(*entry);
   const bool gone = entry->state == State::prepared && !keeper_.lives(*entry);
-  // Whoever wrote ABORTED may have died before the copy was gone.
-  const bool aborted = entry->state == State::aborted;
-  if (entry->state != State::receiving && !gone && !aborted) return entry;
-  std::optional<Journal> journal = store_.take_over(id, Role::destination, !aborted);
+  // Whoever wrote ABORTED may have died before the copy was gone, and whoever wrote DONE before its socket was.
+  const bool final = is_final(entry->state);
+  if (entry->state != State::receiving && !gone && !final) return entry;
+  std::optional<Journal> journal = store_.take_over(id, Role::destination, !final);
   if (!journal) return entry;  // somebody builds or holds it
   if (journal->state() == State::receiving) {
     journal->step(State::aborted, kOwn, "the agent that built it died");

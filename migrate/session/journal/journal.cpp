@@ -341,6 +341,8 @@ std::optional<Journal> JournalStore::take_over(const SessionId& id, Role role, b
   if (!peek(id, role)) return std::nullopt;
   Fd lock = lock_file(dir_.get(), file_name(id, role, ".lock"));
   if (!lock) return std::nullopt;
+  // A guardian that was killed has left it. One that listens has the lock.
+  if (role == Role::destination) ::unlink(socket_path(id).c_str());
   // Read again: it may have changed before the lock was ours.
   JournalEntry entry = *peek(id, role);
   Journal journal(dir_.dup(), std::move(lock), {}, std::move(entry));

@@ -132,9 +132,9 @@ class JournalStore {
   /// The process that owns a session, 0 if none does.
   /// Never for a session that this process owns: that would drop its lock.
   pid_t owner(const SessionId& id, Role role) const;
-  /// For an abort that cannot be written, because the disk is full: the journal gets a name that says ABORTED, which takes no
-  /// room (a source's; its epoch counts as one more). Should that fail too, the session is forgotten: unknown is safe,
-  /// FROZEN would not be. False then.
+  /// For an abort that cannot be written, because the disk is full: the journal gets a name that says ABORTED, which
+  /// takes no room (a source's; its epoch counts as one more). Should that fail too, the session is forgotten: unknown
+  /// is safe, FROZEN would not be. False then.
   bool abort_by_name(const SessionId& id) noexcept;
   const std::string& path() const { return path_; }
   /// Where the destination's guardian of a session listens for later agents: a path short enough for any state folder,

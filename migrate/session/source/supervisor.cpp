@@ -36,9 +36,7 @@ std::string service_unit(const ProcDir& proc) {
 /// The init of a received tree's namespaces: a process of ours, which starts nothing and waits for nothing but its end.
 bool is_init_of_ours(const ProcDir& proc) {
   const std::string pids = proc.status()["NSpid"];
-  const std::string words = proc.read("cmdline");
-  return pids.substr(pids.find_last_of(" \t") + 1) == "1" &&
-         words.find(std::string("\0guardian-destination\0", 22)) != words.npos;
+  return pids.substr(pids.find_last_of(" \t") + 1) == "1" && proc.read("cmdline").starts_with(kTreeInit);
 }
 
 }  // namespace

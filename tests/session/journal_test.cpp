@@ -189,6 +189,22 @@ TEST(Journal, AnAbortThatCannotBeWrittenIsToldByTheName) {
   EXPECT_FALSE(std::filesystem::exists(dir.path() + "/" + to_hex(before.id) + ".source.aborted"));
 }
 
+TEST(Journal, AnAbortToldByTheNameIsForgottenWhenBothKnow) {
+  const TempDir dir;
+  JournalStore store(dir.path());
+  const JournalEntry before = [&] {
+    Journal j = store.create(source_entry());
+    j.step(State::frozen, kOwn);
+    return j.entry();
+  }();
+  std::filesystem::create_directory(dir.path() + "/" + to_hex(before.id) + ".source.journal.new");
+  EXPECT_THROW(store.note_peer_settled(before.id), Error);
+  EXPECT_EQ(store.peek(before.id, Role::source)->state, State::frozen) << "only an abort may be forgotten";
+  EXPECT_TRUE(store.abort_by_name(before.id));
+  EXPECT_NO_THROW(store.note_peer_settled(before.id));
+  EXPECT_FALSE(store.peek(before.id, Role::source));
+}
+
 /// A journal on its way to `last`, whose folder cannot be synced after the rename that says so.
 struct Unsynced {
   Role role;

@@ -147,9 +147,7 @@ bool tell_outcome(JournalStore& store, const SessionId& id, const AskDestination
     const bool heard =
         answer.state() == Answer::UNKNOWN || answer.rebooted() || (answer.state() == Answer::ABORTED) == aborted;
     if (!heard) return false;
-    if (std::optional<Journal> journal = store.take_over(id, Role::source, false)) {
-      journal->update([](JournalEntry& e) { e.peer_settled = true; });
-    }
+    store.note_peer_settled(id);
     return true;
   } catch (const Error& e) {
     log.debug("telling {} how session {} ended: {}", entry->peer, to_hex(id), e.what());

@@ -390,6 +390,19 @@ bool JournalStore::abort_by_name(const SessionId& id) noexcept {
   return false;
 }
 
+void JournalStore::note_peer_settled(const SessionId& id) {
+  std::optional<Journal> journal = take_over(id, Role::source, false);
+  if (!journal) return;
+  try {
+    journal->update([](JournalEntry& e) { e.peer_settled = true; });
+  } catch (const Error&) {
+    const std::string aborted = file_name(id, Role::source, kAborted);
+    if (!is_there(dir_.get(), aborted)) throw;
+    ::unlinkat(dir_.get(), aborted.c_str(), 0);
+    ::fsync(dir_.get());
+  }
+}
+
 void JournalStore::forget(const SessionId& id, Role role) noexcept {
   ::unlinkat(dir_.get(), file_name(id, role, kJournal).c_str(), 0);
   ::fsync(dir_.get());

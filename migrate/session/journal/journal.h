@@ -136,6 +136,9 @@ class JournalStore {
   /// takes no room (a source's; its epoch counts as one more). Should that fail too, the session is forgotten: unknown
   /// is safe, FROZEN would not be. False then.
   bool abort_by_name(const SessionId& id) noexcept;
+  /// The other side knows how the session ended here (a source's). One that only its name says, for want of room, is
+  /// forgotten then: nothing is left to be told. No effect while another process owns it.
+  void note_peer_settled(const SessionId& id);
   const std::string& path() const { return path_; }
   /// Where the destination's guardian of a session listens for later agents: a path short enough for any state folder,
   /// valid in this process only.

@@ -178,7 +178,7 @@ void SendSession::kill_source() {
     done.mutable_done();
     channel_->send(std::move(done));
     channel_->expect(Message::kDone, answer_by());
-    note_peer_settled();
+    store_.note_peer_settled(id_);
     channel_->finish();
     sender_->finish();
   } catch (const Error& e) {

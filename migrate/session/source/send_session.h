@@ -117,7 +117,6 @@ class SendSession {
   /// Before commit: the tree runs on, and the destination is told.
   int give_up(const std::exception& e);
   void tell_peer(const std::string& reason) noexcept;
-  void note_peer_settled();
   /// Either answer says that the destination holds nothing of the session. Earlier messages may be on their way still.
   void await_aborted();
   /// After commit: asks the destination's journal; nothing is guessed.

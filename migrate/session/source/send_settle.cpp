@@ -27,7 +27,7 @@ void SendSession::tell_peer(const std::string& reason) noexcept {
     if (channel_) channel_->stream().set_stop(nullptr);
     if (channel_ && !begun_) channel_->refuse(reason);
     if (!begun_) {
-      if (hold_.started()) note_peer_settled();  // it never knew the session
+      if (hold_.started()) store_.note_peer_settled(id_);  // it never knew the session
       return;
     }
     try {
@@ -37,7 +37,7 @@ void SendSession::tell_peer(const std::string& reason) noexcept {
         channel_->send(std::move(message));
         await_aborted();
       }
-      note_peer_settled();
+      store_.note_peer_settled(id_);
       return;
     } catch (const std::exception& e) {
       log_.debug("telling the peer about the abort: {}", e.what());
@@ -50,12 +50,6 @@ void SendSession::tell_peer(const std::string& reason) noexcept {
     }
   } catch (const std::exception& e) {
     log_.debug("telling the peer about the abort: {}", e.what());
-  }
-}
-
-void SendSession::note_peer_settled() {
-  if (auto journal = store_.take_over(id_, Role::source, false)) {
-    journal->update([](JournalEntry& entry) { entry.peer_settled = true; });
   }
 }
 

@@ -18,9 +18,9 @@ class Server {
   void run() {
     std::array<std::byte, kCriuRequestSize> bytes{};
     while (next(bytes)) {
-      const CriuRequest request = decode_criu_request(bytes);
       // After CLOSE a client may still be there, with nothing to say.
       if (closed_) throw Corrupt("a page server request", "it comes after the end");
+      const CriuRequest request = decode_criu_request(bytes);
       serve(request);
       if (request.command == Command::force_close) return;
     }

@@ -69,7 +69,7 @@ std::vector<MapsLine> parse_maps(std::string_view text) {
     MapsLine map;
     const uint64_t start = hex(line, '-');
     const uint64_t end = hex(line, ' ');
-    if (start >= end || line.size() < 4) throw Corrupt("/proc/PID/maps", "bad line");
+    if (start >= end || (start | end) % kPageSize != 0 || line.size() < 4) throw Corrupt("/proc/PID/maps", "bad line");
     map.range = {RemoteAddr(start), RemoteAddr(end)};
     map.permissions = line.substr(0, 4);
     // offset, device and inode follow; the name starts with '/' or '['.

@@ -48,7 +48,8 @@ std::set<std::string> mounts(const ProcDir& task) {
 
 void check_pid_namespace(const ProcDir& root) {
   if (innermost(root.status()["NSpid"]) == 1)
-    throw Refusal(task_name(root) + " is the init of a pid namespace", "containers cannot be moved yet");
+    throw Refusal(task_name(root) + " is the init of a pid namespace, as the first process of a container is",
+                  "containers cannot be moved yet");
 }
 
 pid_t parent_of(pid_t pid) { return ProcDir(pid).stat().ppid; }
@@ -181,14 +182,23 @@ std::vector<ProcDir> collect_tree(Pid root) {
 void check_namespaces(const std::vector<ProcDir>& tasks) {
   const ProcDir self(::getpid());
   const ProcDir& root = tasks.front();
-  for (const char* kind : {"net", "uts", "ipc", "user", "cgroup"})
-    if (ns_link(root, kind) != ns_link(self, kind))
-      throw Refusal(task_name(root) + " is in a " + kind + " namespace of its own",
-                    "containers cannot be moved yet; run this inside the namespace");
-  if (ns_link(root, "mnt") != ns_link(self, "mnt") && mounts(root) != mounts(self))
-    throw Refusal(task_name(root) + " is in a mount namespace with mounts of its own",
-                  "run this inside that namespace, or start the program without it");
   if (ns_link(root, "pid") != ns_link(self, "pid")) check_pid_namespace(root);
+  std::string kinds, options;
+  // With the options of nsenter(1).
+  constexpr std::pair<const char*, const char*> kKinds[] = {
+      {"net", " -n"}, {"uts", " -u"}, {"ipc", " -i"}, {"user", " -U"}, {"cgroup", " -C"}};
+  for (const auto& [kind, option] : kKinds) {
+    if (ns_link(root, kind) == ns_link(self, kind)) continue;
+    kinds += (kinds.empty() ? "" : ", ") + std::string(kind);
+    options += option;
+  }
+  if (ns_link(root, "mnt") != ns_link(self, "mnt") && mounts(root) != mounts(self)) {
+    kinds += (kinds.empty() ? "" : ", ") + std::string("mount (with other mounts)");
+    options += " -m";
+  }
+  if (!kinds.empty())
+    throw Refusal(task_name(root) + " is in other namespaces than this command: " + kinds,
+                  "run this inside of them: nsenter -t " + std::to_string(root.pid()) + options + " migrate ...");
   for_living(tasks, [&](const ProcDir& task) {
     for (const char* kind : {"net", "uts", "ipc", "user", "cgroup", "mnt", "pid", "time"})
       if (const std::string link = ns_link(task, kind); link != ns_link(root, kind) && !link.empty())

@@ -1,4 +1,5 @@
 #include "core/restore/namespaces.h"
+#include "core/base/procfs.h"
 
 #include <linux/sched.h>
 #include <sched.h>
@@ -65,6 +66,27 @@ int64_t clock_ns(clockid_t clock) {
   return t.tv_sec * kNsPerSecond + t.tv_nsec;
 }
 
+namespace {
+
+std::optional<ProcStat> stat_of(pid_t pid) {
+  try {
+    return ProcDir(pid).stat();
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+}
+
+[[noreturn]] void refuse_taken(pid_t pid, const std::optional<ProcStat>& taker) {
+  const std::string what = "pid " + std::to_string(pid) + " is taken on this host";
+  if (!taker) throw Refusal(what + " as the number of a thread, group or session", "end who has it");
+  if (taker->state == 'Z')
+    throw Refusal(what + " by " + taker->comm + ", which has ended",
+                  "its parent " + std::to_string(taker->ppid) + " has to collect it first");
+  throw Refusal(what + " by " + taker->comm, "end that process");
+}
+
+}  // namespace
+
 pid_t fork_with_pid(pid_t pid, uint64_t parent_flag) {
   clone_args args{};
   args.flags = parent_flag;
@@ -75,14 +97,16 @@ pid_t fork_with_pid(pid_t pid, uint64_t parent_flag) {
   }
   // A tree that was killed a moment ago keeps its ids until all its zombies are reaped, groups and sessions included.
   long child;
-  const Deadline deadline = Deadline::in(std::chrono::milliseconds(500));
+  const Deadline deadline = Deadline::in(std::chrono::milliseconds(500)),
+                 for_zombies = Deadline::in(std::chrono::seconds(3));
+  std::optional<ProcStat> taker;
   do {
     child = ::syscall(SYS_clone3, &args, sizeof args);
-    if (child < 0 && errno == EEXIST) ::usleep(2000);
-  } while (child < 0 && errno == EEXIST && !deadline.passed());
-  if (child < 0 && errno == EEXIST)
-    throw Refusal("pid " + std::to_string(pid) + " is taken on this host",
-                  "end that process, or restore into a pid namespace");
+    if (child >= 0 || errno != EEXIST) break;
+    ::usleep(2000);
+    taker = stat_of(pid);
+  } while (!deadline.passed() || (taker && taker->state == 'Z' && !for_zombies.passed()));
+  if (child < 0 && errno == EEXIST) refuse_taken(pid, taker);
   if (child < 0) throw Error("fork the shell of", "task " + std::to_string(pid), errno);
   return static_cast<pid_t>(child);
 }

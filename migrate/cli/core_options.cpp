@@ -1,5 +1,7 @@
 #include "migrate/cli/core_options.h"
 
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdlib>
@@ -16,8 +18,9 @@ void add_switch(CLI::App& verb, const std::string& names, const std::string& neg
   verb.add_flag(names + ",!--no-" + negated, value, help);
 }
 
+/// One that is not there, or not for this user, says nothing.
 void append_config(std::vector<std::string>& out, const std::string& path) {
-  if (!std::filesystem::exists(path)) return;
+  if (::access(path.c_str(), R_OK) != 0) return;
   for (std::string& word : parse_config(read_file_at(AT_FDCWD, path))) out.push_back(std::move(word));
 }
 
@@ -135,7 +138,7 @@ std::vector<std::string> expand_arguments(std::vector<std::string> arguments) {
     }
   }
   if (!config.empty()) {
-    if (!std::filesystem::exists(config)) throw Error("open", config, ENOENT);
+    if (::access(config.c_str(), R_OK) != 0) throw Error("open", config, errno);
     append_config(out, config);
   } else if (defaults) {
     append_config(out, "/etc/criu/default.conf");

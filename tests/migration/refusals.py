@@ -333,6 +333,29 @@ def silent_destination(context, folder):
         untouched.expect()
 
 
+def no_such_task(context, folder):
+    with Hosts(context, folder) as hosts:
+        hosts.receive()
+        ended = spawn(["true"], log=os.path.join(folder, "ended.log"))
+        ended.wait()
+        hosts.refused(ended.pid, ["there is no task {pid}"], {"pid": ended.pid})
+
+
+def moved_already(context, folder):
+    """By another command, which tracks its memory meanwhile."""
+    with Hosts(context, folder) as hosts:
+        program = hosts.start("plain")
+        hosts.receive()
+        mover = hosts.tool.send(hosts.network, "source", "destination", hosts.keys, program.pid, wait=False,
+                                env={"MIGRATE_FAULT": "source-agent.begun:stop-self"})
+        try:
+            wait_for(lambda: stat_fields(mover.pid)[0] == "T", "the first send to stand", 20)
+            hosts.refused(program.pid, ["pid:{pid} is being moved already, by process"], {"pid": program.pid}, began=True)
+        finally:
+            mover.kill()
+            mover.wait()
+
+
 def own_parent(context, folder):
     with Hosts(context, folder) as hosts:
         hosts.receive()
@@ -453,10 +476,10 @@ CASES = {
     "dump/landlock": holding("landlock", "thread {pid} of task {pid} is restricted by landlock"),
     "dump/user-dispatch": holding("user-dispatch", "thread {pid} of task {pid} has its system calls dispatched to itself"),
     "dump/address-space-limit": holding("address-space-limit", "task {pid} has [0-9]+ KiB mapped and a limit of {detail} KiB \\(RLIMIT_AS\\)"),
-    "dump/own-net-namespace": holding("plain", "task {pid} is in a net namespace of its own", prefix=("unshare", "-n")),
-    "dump/own-uts-namespace": holding("plain", "task {pid} is in a uts namespace of its own", prefix=("unshare", "-u")),
-    "dump/own-ipc-namespace": holding("plain", "task {pid} is in a ipc namespace of its own", prefix=("unshare", "-i")),
-    "dump/own-mounts": holding("plain", "task {pid} is in a mount namespace with mounts of its own",
+    "dump/own-net-namespace": holding("plain", "task {pid} is in other namespaces than this command: net; .*nsenter -t {pid} -n migrate", prefix=("unshare", "-n")),
+    "dump/own-uts-namespace": holding("plain", "task {pid} is in other namespaces than this command: uts; ", prefix=("unshare", "-u")),
+    "dump/own-ipc-namespace": holding("plain", "task {pid} is in other namespaces than this command: ipc; ", prefix=("unshare", "-i")),
+    "dump/own-mounts": holding("plain", "task {pid} is in other namespaces than this command: mount .with other mounts.; .*nsenter -t {pid} -m migrate",
                                prefix=("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /mnt && exec "$@"', "sh")),
     "dump/file-of-a-thread": holding("thread-file", HAS_FD + ", /proc/{pid}/task/.* which is of a thread"),
     "dump/limit-above-ours": limit_above_ours,
@@ -485,6 +508,8 @@ CASES = {
                                          "1e9", "1.5X", "9999T"),
     "send/silent-destination": silent_destination,
     "send/own-ancestor": own_parent,
+    "send/no-such-task": no_such_task,
+    "send/moved-already": moved_already,
     "send/parent-notices": parent_notices,
     "send/restarting-parent": supervised("watcher", "task {pid} has the parent watcher \\(pid {boss}\\)"),
     "send/supervisord": supervised("supervisord", "task {pid} is supervised by supervisord \\(pid {boss}\\)"),

@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <sys/signalfd.h>
 
+#include "core/freeze/freezer_cgroup.h"
 #include "migrate/session/base/session.h"
 #include "migrate/session/destination/connection.h"
 #include "migrate/session/destination/receive_session.h"
@@ -57,6 +58,7 @@ class Receiver {
 
   int run() {
     settle();
+    FreezerCgroup::own_folder();  // refused now, not when a tree is half here
     if (options_.link.insecure && !options_.link.insecure_forced && !listener_.loopback_only()) {
       throw Refusal("--insecure listens on loopback addresses only", "use certificates, or listen on 127.0.0.1");
     }

@@ -45,6 +45,21 @@ Fd lock_file(int dir, const std::string& name) {
   return fd;
 }
 
+/// The process that has a lock file locked, or 0.
+pid_t holder_of(int dir, const std::string& name) {
+  const Fd fd(::openat(dir, name.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+  if (!fd) return 0;
+  struct flock lock {};
+  lock.l_type = F_WRLCK;
+  lock.l_whence = SEEK_SET;
+  if (::fcntl(fd.get(), F_GETLK, &lock) != 0) return 0;
+  return lock.l_type == F_UNLCK ? 0 : lock.l_pid;
+}
+
+std::string tree_lock_name(const TaskId& root) {
+  return "tree-" + std::to_string(root.pid) + "-" + std::to_string(root.start_time) + ".lock";
+}
+
 bool reads_as(int dir, const std::string& name, const std::string& text) {
   try {
     return read_file_at(dir, name, kJournalLimit) == text;
@@ -311,8 +326,7 @@ Journal JournalStore::create(JournalEntry entry) {
   Fd tree_lock;
   if (entry.role == Role::source && !entry.tasks.empty()) {
     const TaskId root = entry.tasks.front();
-    tree_lock =
-        lock_file(dir_.get(), "tree-" + std::to_string(root.pid) + "-" + std::to_string(root.start_time) + ".lock");
+    tree_lock = lock_file(dir_.get(), tree_lock_name(root));
     if (!tree_lock) throw Refusal(entry.label + " is being moved already", "wait for that, or see `migrate resolve`");
     for (const JournalEntry& other : list()) {
       if (is_final(other.state) || other.boot_id != boot_id() || other.role != Role::source) continue;
@@ -409,15 +423,9 @@ void JournalStore::forget(const SessionId& id, Role role) noexcept {
 }
 
 pid_t JournalStore::owner(const SessionId& id, Role role) const {
-  const std::string name = file_name(id, role, ".lock");
-  const int raw = ::openat(dir_.get(), name.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-  if (raw < 0) return 0;
-  const Fd fd(raw);
-  struct flock lock {};
-  lock.l_type = F_WRLCK;
-  lock.l_whence = SEEK_SET;
-  if (::fcntl(fd.get(), F_GETLK, &lock) != 0) return 0;
-  return lock.l_type == F_UNLCK ? 0 : lock.l_pid;
+  return holder_of(dir_.get(), file_name(id, role, ".lock"));
 }
+
+pid_t JournalStore::mover(const TaskId& root) const { return holder_of(dir_.get(), tree_lock_name(root)); }
 
 }  // namespace migrate

@@ -132,6 +132,8 @@ class JournalStore {
   /// The process that owns a session, 0 if none does.
   /// Never for a session that this process owns: that would drop its lock.
   pid_t owner(const SessionId& id, Role role) const;
+  /// The process that moves the tree with that root from here, 0 if none does. Never for one that this process moves.
+  pid_t mover(const TaskId& root) const;
   /// For an abort that cannot be written, because the disk is full: the journal gets a name that says ABORTED, which
   /// takes no room (a source's; its epoch counts as one more). Should that fail too, the session is forgotten: unknown
   /// is safe, FROZEN would not be. False then.

@@ -43,6 +43,11 @@ SendSession::SendSession(const SendOptions& options, Events& events, const Inter
       ask_(ask_over(connector_, options.address, options.timeouts)) {}
 
 void SendSession::look_before_touching() {
+  const std::optional<TaskId> root = TaskId::of(target_.get());
+  if (!root) throw Refusal("there is no task " + std::to_string(target_.get()), "look up its pid again");
+  if (const pid_t mover = store_.mover(*root); mover != 0)
+    throw Refusal(options_.target + " is being moved already, by process " + std::to_string(mover),
+                  "wait for that, or see `migrate resolve`");
   check_supervisor(target_, options_.shell_job, options_.parent_may_notice);
   dump_.root = target_;
   dump_.shell_job = options_.shell_job;

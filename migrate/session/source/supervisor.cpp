@@ -46,7 +46,9 @@ void check_supervisor(Pid root, bool shell_job, bool may_notice) {
   for (pid_t up = ::getpid(); up > 1; up = ProcDir(up).stat().ppid) {
     if (up == root.get()) throw Refusal(name + " is an ancestor of this command", "run it from outside of that tree");
   }
-  if (root.get() == 1) throw Refusal("task 1 is this system's init", "name the program itself");
+  if (root.get() == 1)
+    throw Refusal("task 1 is the init of this pid namespace",
+                  "name the program itself; containers cannot be moved yet");
   const ProcDir proc(root.get());
   const pid_t parent_pid = proc.stat().ppid;
   if (may_notice || parent_pid == 0) return;

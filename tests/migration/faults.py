@@ -201,9 +201,13 @@ class Case:
     def journal(self, host):
         """Of the case's session; None before there is one, or when it is forgotten."""
         state = os.path.join(self.folder, f"state-{host}")
-        names = [n for n in os.listdir(state) if n.endswith(".journal")] if os.path.isdir(state) else []
+        names = [n for n in os.listdir(state) if n.endswith((".journal", ".aborted"))] if os.path.isdir(state) else []
         with contextlib.suppress(ValueError):
-            return json.loads(read(os.path.join(state, names[0]))) if names else None
+            if not names:
+                return None
+            found = json.loads(read(os.path.join(state, names[0])))
+            # There was no room to write it: the name says it.
+            return {**found, "state": "ABORTED"} if names[0].endswith(".aborted") else found
 
     def agent(self, host):
         return self.sender if host == "source" else self.receiver

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "unix_names.h"
 #include "workload.h"
 
 using namespace workload;
@@ -45,20 +46,8 @@ void take(int fd, size_t n, uint64_t salt, bool whole, const std::string& what) 
   expect_pattern(data.data(), n, salt, what);
 }
 
-sockaddr_un address(const std::string& name, socklen_t& length) {
-  sockaddr_un a{};
-  a.sun_family = AF_UNIX;
-  expect(name.size() < sizeof a.sun_path, "socket name too long: " + name);
-  std::memcpy(a.sun_path, name.data(), name.size());
-  length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size());
-  return a;
-}
-
 int listen_on(const std::string& name, int type) {
-  socklen_t n = 0;
-  const sockaddr_un a = address(name, n);
-  const int fd = must(socket(AF_UNIX, type | SOCK_CLOEXEC, 0), "socket");
-  must(bind(fd, reinterpret_cast<const sockaddr*>(&a), n), "bind");
+  const int fd = bound(name, type);
   must(listen(fd, 7), "listen");
   return fd;
 }

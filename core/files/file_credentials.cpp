@@ -8,11 +8,11 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cstdlib>
 #include <string>
 
 #include "core/base/error.h"
+#include "core/base/proc_values.h"
 #include "core/base/procfs.h"
 #include "images/creds.pb.h"
 
@@ -34,11 +34,6 @@ CapabilitySets own_capabilities() {
     sets.inheritable |= uint64_t{data[i].inheritable} << (32 * i);
   }
   return sets;
-}
-
-void sort_once(std::vector<uint32_t>& groups) {
-  std::sort(groups.begin(), groups.end());
-  groups.erase(std::unique(groups.begin(), groups.end()), groups.end());
 }
 
 // The C library's set all threads; these are the calling thread's alone. They report no failure, but what was before.
@@ -64,6 +59,11 @@ bool FileCredentials::may_set_id(uint32_t mode, uint32_t owner, uint32_t group) 
   return (mode & S_ISGID) == 0 || (as_owner && as_group);
 }
 
+void sort_once(std::vector<uint32_t>& groups) {
+  std::sort(groups.begin(), groups.end());
+  groups.erase(std::unique(groups.begin(), groups.end()), groups.end());
+}
+
 void add_holder(Holders& holders, const FileCredentials& who) {
   if (std::find(holders.begin(), holders.end(), who) == holders.end()) holders.push_back(who);
 }
@@ -81,25 +81,14 @@ FileCredentials credentials_in_status(std::string_view text) {
     if (at == text.npos) throw Corrupt("/proc/PID/status", std::string(key.substr(1)) + " is missing");
     return text.substr(at + key.size(), text.find('\n', at + 1) - at - key.size());
   };
-  const auto numbers = [](std::string_view words, int base) {
-    std::vector<uint64_t> all;
-    for (const char *at = words.data(), *end = at + words.size(); at != end;) {
-      uint64_t n = 0;
-      const auto [next, error] = std::from_chars(at, end, n, base);
-      if (error == std::errc()) all.push_back(n);
-      at = error == std::errc() ? next : at + 1;
-    }
-    return all;
+  const auto numbers = [&](std::string_view key) {
+    return parse_numbers<uint32_t>(line(key), "/proc/PID/status: ids");
   };
   constexpr size_t kFileSystem = 3;  // real, effective, saved, file system
-  const std::vector<uint64_t> uids = numbers(line("\nUid:"), 10), gids = numbers(line("\nGid:"), 10);
-  const std::vector<uint64_t> groups = numbers(line("\nGroups:"), 10), sets = numbers(line("\nCapEff:"), 16);
-  if (uids.size() <= kFileSystem || gids.size() <= kFileSystem || sets.size() != 1)
-    throw Corrupt("/proc/PID/status", "ids are missing");
-  FileCredentials c{static_cast<uint32_t>(uids[kFileSystem]),
-                    static_cast<uint32_t>(gids[kFileSystem]),
-                    {groups.begin(), groups.end()},
-                    sets[0]};
+  const std::vector<uint32_t> uids = numbers("\nUid:"), gids = numbers("\nGid:");
+  if (uids.size() <= kFileSystem || gids.size() <= kFileSystem) throw Corrupt("/proc/PID/status", "ids are missing");
+  FileCredentials c{uids[kFileSystem], gids[kFileSystem], numbers("\nGroups:"),
+                    parse_number(line("\nCapEff:"), "/proc/PID/status: CapEff", 16)};
   sort_once(c.groups);
   return c;
 }

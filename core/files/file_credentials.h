@@ -29,6 +29,9 @@ struct FileCredentials {
   bool may_set_id(uint32_t mode, uint32_t owner, uint32_t group) const;
 };
 
+/// As FileCredentials::groups are: in order, each once.
+void sort_once(std::vector<uint32_t>& groups);
+
 /// Those who have a file open. Any of them may open it again for all.
 using Holders = std::vector<FileCredentials>;
 void add_holder(Holders& holders, const FileCredentials& who);

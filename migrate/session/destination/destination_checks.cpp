@@ -70,8 +70,7 @@ Privilege from_wire(const wire::Check::Privilege& p) {
           .held = p.held()};
 }
 
-void check_policy(const wire::Check& check, const ReceiveOptions& options, std::vector<std::string>& reasons) {
-  const IdentityPolicy policy = identity_policy(options);
+void check_policy(const wire::Check& check, const IdentityPolicy& policy, std::vector<std::string>& reasons) {
   for (const uint32_t uid : check.uids()) {
     if (reasons.size() >= kMaxReasons) break;
     if (!policy.takes_uid(uid))
@@ -84,7 +83,7 @@ void check_policy(const wire::Check& check, const ReceiveOptions& options, std::
       reasons.push_back("a task is in group " + std::to_string(gid) +
                         ", which the receiver does not allow (--allow-gid)");
   }
-  if ((check.capabilities() & options.deny_capabilities) != 0) {
+  if ((check.capabilities() & policy.deny_capabilities) != 0) {
     reasons.push_back("a task has capabilities that the receiver denies (--deny-caps)");
   }
   if (check.privileges().empty() || policy.empty()) return;
@@ -96,10 +95,12 @@ void check_policy(const wire::Check& check, const ReceiveOptions& options, std::
 }
 
 /// What is there, and whether those who hold it may have it.
-void check_files(const wire::Check& check, const ReceiveOptions& options, std::vector<std::string>& reasons) {
+void check_files(const wire::Check& check, const ReceiveOptions& options, const IdentityPolicy& policy,
+                 std::vector<std::string>& reasons) {
+  const Fd root = open_path(options.root.empty() ? "/" : options.root, O_PATH | O_DIRECTORY);
   std::set<std::string> told;
   {
-    FileChecks files(check, options);
+    FileChecks files(check, policy, root.get());
     // Who may not come as whom it says learns nothing more.
     if (files.bounded() && !reasons.empty()) return;
     for (const auto& file : check.files()) {
@@ -110,13 +111,12 @@ void check_files(const wire::Check& check, const ReceiveOptions& options, std::v
       told.insert(file.path());
     }
   }
-  const Fd root = open_path(options.root.empty() ? "/" : options.root, O_PATH | O_DIRECTORY);
   check_rights(check,
                {.root = root.get(),
                 .by_root = options.allow_uids.empty(),
                 .own_proc = !options.root.empty(),
                 .told = std::move(told),
-                .policy = identity_policy(options),
+                .policy = policy,
                 .most = kMaxReasons},
                reasons);
 }
@@ -174,7 +174,8 @@ IdentityPolicy identity_policy(const ReceiveOptions& options) {
 
 std::vector<std::string> what_is_in_the_way(const wire::Check& check, const ReceiveOptions& options) {
   std::vector<std::string> reasons;
-  check_policy(check, options, reasons);
+  const IdentityPolicy policy = identity_policy(options);  // asks the user database
+  check_policy(check, policy, reasons);
   check_means(check, reasons);
   const wire::Hello here = host_facts();
   if (check.memory() > here.memory_available()) {
@@ -193,7 +194,7 @@ std::vector<std::string> what_is_in_the_way(const wire::Check& check, const Rece
       reasons.push_back("pid " + std::to_string(pid) + " is beyond the destination's kernel.pid_max; raise that");
     }
   }
-  check_files(check, options, reasons);
+  check_files(check, options, policy, reasons);
   for (const auto& port : check.ports()) {
     if (reasons.size() >= kMaxReasons) break;
     if (std::string why = check_port(port); !why.empty()) reasons.push_back(std::move(why));

@@ -17,8 +17,7 @@ struct Asked {
 
 FileCredentials from_wire(const wire::Check::Credentials& c) {
   FileCredentials who{c.uid(), c.gid(), {c.groups().begin(), c.groups().end()}, c.capabilities()};
-  std::sort(who.groups.begin(), who.groups.end());
-  who.groups.erase(std::unique(who.groups.begin(), who.groups.end()), who.groups.end());
+  sort_once(who.groups);
   return who;
 }
 

@@ -55,31 +55,28 @@ bool can_lock(int fd, const wire::Check::Lock& lock) {
 }
 
 /// As whom a program may come, as far as the peer says and the receiver allows.
-Holders allowed_users(const wire::Check& check, const ReceiveOptions& options) {
-  const IdentityPolicy policy = identity_policy(options);
+Holders allowed_users(const wire::Check& check, const IdentityPolicy& policy) {
   std::vector<uint32_t> groups;
   for (const uint32_t gid : check.gids())
     if (policy.takes_gid(gid) && groups.size() < NGROUPS_MAX) groups.push_back(gid);
-  std::sort(groups.begin(), groups.end());
-  groups.erase(std::unique(groups.begin(), groups.end()), groups.end());
+  sort_once(groups);
   const uint32_t gid = groups.empty() ? kNobodysGroup : groups.front();
   Holders who;
   // Later questions leave out the users that were told before.
-  for (const uint32_t uid : options.allow_uids) {
+  for (const uint32_t uid : policy.allow_uids) {
     const bool meant =
         check.uids().empty() || std::find(check.uids().begin(), check.uids().end(), uid) != check.uids().end();
-    if (meant) add_holder(who, {uid, gid, groups, check.capabilities() & ~options.deny_capabilities});
+    if (meant) add_holder(who, {uid, gid, groups, check.capabilities() & ~policy.deny_capabilities});
   }
   return who;
 }
 
 }  // namespace
 
-FileChecks::FileChecks(const wire::Check& check, const ReceiveOptions& options)
-    : root_(open_path(options.root.empty() ? "/" : options.root, O_PATH | O_DIRECTORY)) {
-  if (identity_policy(options).takes_uid(0)) return;
-  who_ = allowed_users(check, options);
-  paths_.emplace(root_.get(), false);
+FileChecks::FileChecks(const wire::Check& check, const IdentityPolicy& policy, int root) : root_(root) {
+  if (policy.takes_uid(0)) return;
+  who_ = allowed_users(check, policy);
+  paths_.emplace(root_, false);
   batch_.emplace(*paths_);
 }
 
@@ -101,7 +98,7 @@ std::string FileChecks::why_not(const wire::Check::File& file) {
 
 /// O_PATH: nothing happens by that.
 Fd FileChecks::find(const std::string& path, bool follow) {
-  if (!paths_) return open_below(root_.get(), path, follow ? O_PATH : O_PATH | O_NOFOLLOW);
+  if (!paths_) return open_below(root_, path, follow ? O_PATH : O_PATH | O_NOFOLLOW);
   return follow ? paths_->find_followed(Right::task, path) : paths_->find(Right::task, path);
 }
 

@@ -6,7 +6,7 @@
 
 #include "core/base/fd.h"
 #include "core/files/task_paths.h"
-#include "migrate/session/base/options.h"
+#include "migrate/session/guardian/identity_policy.h"
 #include "migration.pb.h"
 
 namespace migrate {
@@ -17,7 +17,8 @@ namespace migrate {
 /// then. For one thread; acts as others while it lives.
 class FileChecks {
  public:
-  FileChecks(const wire::Check& check, const ReceiveOptions& options);
+  /// `root`: the folder that is / for the program; outlives this.
+  FileChecks(const wire::Check& check, const IdentityPolicy& policy, int root);
   /// Whether it acts for others.
   bool bounded() const { return paths_.has_value(); }
   /// What is in the way of this file, with a remedy; else empty.
@@ -29,7 +30,7 @@ class FileChecks {
   Fd open_content(const Fd& found) const;
   bool probe_seen(const wire::Check::File& file, uint64_t inode);
 
-  Fd root_;
+  int root_;
   std::optional<TaskPaths> paths_;  ///< empty: all is done as ourselves
   std::optional<TaskPaths::Batch> batch_;
   Holders who_;

@@ -4,7 +4,6 @@
 #include <linux/openat2.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
@@ -80,17 +79,16 @@ class Identities {
  public:
   explicit Identities(CredentialTable& table) : table_(table) {}
 
-  /// Of all threads, or of the leader alone.
-  HolderNumbers add(const ProcDir& task, bool all_threads) {
+  /// Of the leader, whose status that is, and of these threads.
+  HolderNumbers add(const ProcDir& task, const std::string& status, std::span<const pid_t> threads) {
     HolderNumbers numbers;
-    add(task.read("status"), numbers);
-    if (!all_threads) return numbers;
-    for (const pid_t tid : task.threads()) {
+    add(status, numbers);
+    for (const pid_t tid : threads) {
       if (tid == task.pid()) continue;
       try {
         add(task.read("task/" + std::to_string(tid) + "/status"), numbers);
       } catch (const Error& e) {
-        if (e.code() != ESRCH && e.code() != ENOENT) throw;  // it ended meanwhile
+        if (!task_is_gone(e)) throw;  // it ended meanwhile
       }
     }
     return numbers;
@@ -117,18 +115,13 @@ class Identities {
     numbers.insert(it->second);
   }
   void look_at(const std::string& rights) {
-    std::istringstream lines(rights);
-    for (std::string line; std::getline(lines, line);) {
-      std::istringstream words(line);
-      std::string key;
-      words >> key;
-      if (key == "Uid:")
-        for (uint32_t n; words >> n;) uids_.insert(n);
-      if (key == "Gid:" || key == "Groups:")
-        for (uint32_t n; words >> n;) gids_.insert(n);
-      uint64_t set = 0;
-      if ((key == "CapPrm:" || key == "CapInh:" || key == "CapAmb:") && words >> std::hex >> set) capabilities_ |= set;
+    const StatusFields fields = parse_status(rights);
+    for (const auto& [key, ids] : {std::pair("Uid", &uids_), std::pair("Gid", &gids_), std::pair("Groups", &gids_)}) {
+      const auto numbers = parse_numbers<uint32_t>(status_field(fields, key), "/proc/PID/status: ids");
+      ids->insert(numbers.begin(), numbers.end());
     }
+    for (const char* set : {"CapPrm", "CapInh", "CapAmb"})
+      capabilities_ |= parse_number(status_field(fields, set), "/proc/PID/status: capabilities", 16);
   }
 
   CredentialTable& table_;
@@ -137,8 +130,7 @@ class Identities {
   uint64_t capabilities_ = 0;
 };
 
-void add_memory(const ProcDir& task, wire::Check& check) {
-  const auto status = task.status();
+void add_memory(const StatusFields& status, wire::Check& check) {
   if (const auto rss = status.find("VmRSS"); rss != status.end())
     check.set_memory(check.memory() + parse_first_number(rss->second, "/proc/PID/status: VmRSS") * 1024);
 }
@@ -164,8 +156,11 @@ void leave_out(const wire::Check& known, wire::Check& check) {
 }
 
 void add_descriptors(const ProcDir& task, uint64_t held, const HolderNumbers& holders, FileNeeds& files,
-                     DescriptorPrivileges& privileges) {
-  for (const int fd : task.descriptors()) {
+                     DescriptorPrivileges& privileges, wire::Check& check) {
+  const std::vector<int> numbers = task.descriptors();
+  if (!numbers.empty())
+    check.set_highest_descriptor(std::max(check.highest_descriptor(), static_cast<uint32_t>(numbers.back())));
+  for (const int fd : numbers) {
     try {
       const std::string link = task.link("fd/" + std::to_string(fd));
       files.add_descriptor(task, fd, link, holders);
@@ -199,14 +194,17 @@ Inventory take_inventory(Pid root, InventoryDepth depth, const Inventory* known)
       const ProcDir proc(pid);
       inventory.check.add_pids(static_cast<uint32_t>(pid));
       if (proc.stat().state == 'Z') continue;
-      const HolderNumbers holders = identities.add(proc, deep);
-      const uint64_t held = held_capabilities(proc);
+      const std::string text = proc.read("status");
+      const StatusFields status = parse_status(text);
+      const std::vector<pid_t> threads = proc.threads();
+      const HolderNumbers holders = identities.add(proc, text, deep ? std::span(threads) : std::span<const pid_t>());
+      const uint64_t held = held_capabilities(status);
       files.add_mappings(proc, holders);
       files.add_links(proc, holders);
-      add_descriptors(proc, held, holders, files, descriptors);
-      add_memory(proc, inventory.check);
-      inventory.check.set_threads(inventory.check.threads() + proc.threads().size() - 1);
-      add_privileges(proc, held, inventory.check);
+      add_descriptors(proc, held, holders, files, descriptors, inventory.check);
+      add_memory(status, inventory.check);
+      inventory.check.set_threads(inventory.check.threads() + threads.size() - 1);
+      add_privileges(proc, status, threads, held, inventory.check);
     } catch (const Error& e) {
       if (pid == root.get() || !task_is_gone(e)) throw;  // others may end at any time
     }
@@ -251,11 +249,10 @@ FileProbes::FileProbes(wire::Check& check) : FileProbes() {
 /// Gives path and content; both empty if the folder cannot be written. It is the program that names the folder: no link
 /// on the way may lead a file of root's elsewhere.
 std::pair<std::string, std::string> FileProbes::make(const std::string& folder) {
-  std::array<unsigned char, 16> random{};
-  if (::getrandom(random.data(), random.size(), 0) != static_cast<ssize_t>(random.size()))
-    throw Error("get", "random bytes", errno);
+  std::array<std::byte, 16> random{};
+  fill_random(random);
   std::string content;
-  for (const unsigned char c : random) content += "0123456789abcdef"[c & 15];
+  for (const std::byte b : random) content += "0123456789abcdef"[std::to_integer<unsigned>(b) & 15];
   const std::string name = kProbeName + content.substr(0, 8);
   open_how how{};
   how.flags = O_PATH | O_DIRECTORY | O_CLOEXEC;

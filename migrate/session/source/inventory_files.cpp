@@ -187,7 +187,7 @@ bool FileNeeds::describe_file(const std::string& path, const Need& need, wire::C
   }
   if (need.mapped && !need.writable && S_ISREG(st.st_mode)) {
     file.set_mapped(true);
-    file.set_content(content_hash("/proc/self/fd/" + std::to_string(found.get())));
+    file.set_content(content_hash(fd_link(found.get())));
   }
   return true;
 }

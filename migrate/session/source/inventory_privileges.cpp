@@ -106,16 +106,16 @@ void add_scheduling(pid_t task, pid_t tid, uint64_t held, const std::array<Rlimi
 
 }  // namespace
 
-uint64_t held_capabilities(const ProcDir& task) {
-  const auto status = task.status();
+uint64_t held_capabilities(const StatusFields& status) {
   const auto it = status.find("CapPrm");
   return it == status.end() ? 0 : parse_number(it->second, "/proc/PID/status: CapPrm", 16);
 }
 
-void add_privileges(const ProcDir& task, uint64_t held, wire::Check& check) {
+void add_privileges(const ProcDir& task, const StatusFields& status, std::span<const pid_t> threads, uint64_t held,
+                    wire::Check& check) {
   const pid_t pid = task.pid();
   const std::array<Rlimit, kRlimits> limits = parse_limits(task.read("limits"));
-  for (const pid_t tid : task.threads()) add_scheduling(pid, tid, held, limits, check);
+  for (const pid_t tid : threads) add_scheduling(pid, tid, held, limits, check);
   // Which of them are raised the destination knows.
   for (uint32_t i = 0; i < limits.size(); ++i) add(check, pid, held, Kind::hard_limit, limits[i].max, 0, i);
   const int oom = parse_number<int32_t>(task.read("oom_score_adj"), "/proc/PID/oom_score_adj");
@@ -125,15 +125,11 @@ void add_privileges(const ProcDir& task, uint64_t held, wire::Check& check) {
       add(check, pid, held, Kind::alarm_clock, static_cast<uint64_t>(timer.clock), 0,
           static_cast<uint32_t>(timer.clock));
   if (task.link("root") != "/") add(check, pid, held, Kind::root_folder, 0);
-  const auto status = task.status();
   if (const auto locked = status.find("VmLck"); locked != status.end()) {
     const uint64_t bytes = parse_first_number(locked->second, "/proc/PID/status: VmLck") * 1024;
     if (bytes > limits[RLIMIT_MEMLOCK].max)
       add(check, pid, held, Kind::locked_memory, bytes, limits[RLIMIT_MEMLOCK].max);
   }
-  const std::vector<int> numbers = task.descriptors();
-  if (!numbers.empty())
-    check.set_highest_descriptor(std::max(check.highest_descriptor(), static_cast<uint32_t>(numbers.back())));
 }
 
 void DescriptorPrivileges::add(const ProcDir& task, int fd, const std::string& link, uint64_t held,
@@ -213,7 +209,7 @@ void add_securebits(pid_t task, uint32_t bits, wire::Check& check) {
   constexpr uint32_t kKeepCapabilities = 1 << 4;  // that they be kept once anybody may ask for
   if ((bits & ~kKeepCapabilities) == 0) return;
   try {
-    add(check, task, held_capabilities(ProcDir(task)), Kind::securebits, bits & ~kKeepCapabilities);
+    add(check, task, held_capabilities(ProcDir(task).status()), Kind::securebits, bits & ~kKeepCapabilities);
   } catch (const Error&) {  // it has ended
   }
 }

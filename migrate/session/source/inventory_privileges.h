@@ -5,9 +5,11 @@
 #include <cstdint>
 #include <map>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "core/base/proc_values.h"
 #include "core/base/procfs.h"
 #include "migrate/session/source/inventory_files.h"
 #include "migration.pb.h"
@@ -21,9 +23,10 @@ struct SocketHolder {
 };
 
 /// The permitted capabilities of a task.
-uint64_t held_capabilities(const ProcDir& task);
-/// Scheduling, limits, oom_score_adj and locked memory of one task.
-void add_privileges(const ProcDir& task, uint64_t held, wire::Check& check);
+uint64_t held_capabilities(const StatusFields& status);
+/// Scheduling, limits, oom_score_adj and locked memory of one task, whose status and threads these are.
+void add_privileges(const ProcDir& task, const StatusFields& status, std::span<const pid_t> threads, uint64_t held,
+                    wire::Check& check);
 /// What of its sockets, pipes, timers and interest lists. Each is looked into once, through a duplicate that is ours
 /// for that moment.
 class DescriptorPrivileges {

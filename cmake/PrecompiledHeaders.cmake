@@ -7,6 +7,9 @@ set(std_headers <algorithm> <array> <atomic> <charconv> <chrono> <cmath> <cstdin
 set(system_headers <fcntl.h> <poll.h> <sys/mman.h> <sys/socket.h> <sys/stat.h> <sys/syscall.h> <sys/types.h>
   <unistd.h>)
 
+# Those that most others include; before <gtest/gtest.h>, which includes <signal.h>.
+set(schemas <images/core.pb.h> <images/fdinfo.pb.h> <migration.pb.h>)
+
 # add_precompiled(NAME HEADERS... LIBRARIES ...): one set of precompiled headers, compiled as our own code is.
 function(add_precompiled NAME)
   cmake_parse_arguments(ARG "" "" "HEADERS;LIBRARIES" ${ARGN})
@@ -21,11 +24,12 @@ endfunction()
 
 add_precompiled(precompiled_plain HEADERS ${std_headers} ${system_headers})
 add_precompiled(precompiled_host HEADERS ${std_headers} ${system_headers} <fmt/core.h> <google/protobuf/message_lite.h>
-  <google/protobuf/repeated_field.h> LIBRARIES spdlog::spdlog proto_images)
+  <google/protobuf/repeated_field.h> ${schemas} LIBRARIES spdlog::spdlog proto_images proto_migration)
 if(MIGRATE_TESTS)
   find_package(GTest REQUIRED)
-  add_precompiled(precompiled_tests HEADERS ${std_headers} ${system_headers} <fmt/core.h> <gtest/gtest.h>
-    <google/protobuf/message_lite.h> <google/protobuf/repeated_field.h> LIBRARIES spdlog::spdlog proto_images GTest::gtest)
+  add_precompiled(precompiled_tests HEADERS ${std_headers} ${system_headers} <google/protobuf/message_lite.h>
+    <google/protobuf/repeated_field.h> ${schemas} <fmt/core.h> <gtest/gtest.h>
+    LIBRARIES spdlog::spdlog proto_images proto_migration GTest::gtest)
   compile_plainly(precompiled_tests)
 endif()
 

@@ -228,6 +228,8 @@ std::vector<std::byte> call_seed(uint64_t nr, int64_t result, uint8_t wchan) {
 
 }  // namespace
 
+const Target kTarget{"answers_fuzz", false};
+
 void run(std::span<const std::byte> input) {
   if (input.empty()) return;
   const Input in(input.subspan(1));

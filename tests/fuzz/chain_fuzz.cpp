@@ -50,6 +50,8 @@ void locate(int dirfd, const std::string& name) {
 
 }  // namespace
 
+const Target kTarget{"chain_fuzz", true};
+
 void run(std::span<const std::byte> input) {
   static const Folders folders;
   std::vector<Record> of[2];

@@ -93,6 +93,8 @@ class Folders {
 
 }  // namespace
 
+const Target kTarget{"criu_pages_fuzz", false};
+
 void run(std::span<const std::byte> input) {
   static Folders folders;
   if (input.size() > kMostBytes) return;

@@ -77,6 +77,8 @@ void clear(const ImageSet& images) {
 
 }  // namespace
 
+const Target kTarget{"files_fuzz", true};
+
 void run(std::span<const std::byte> input) {
   const ImageSet images = images_from(records_of(input));
   try {

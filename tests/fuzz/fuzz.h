@@ -9,6 +9,12 @@
 
 namespace migrate::fuzz {
 
+struct Target {
+  const char* name;
+  bool records;  ///< inputs are records.h's, and mutated as such
+};
+extern const Target kTarget;
+
 /// Must come back from any input, without a finding of the sanitizers and without abort().
 void run(std::span<const std::byte> input);
 /// Valid inputs, which are mutated; beside them stand the files in seeds/TARGET.

@@ -21,12 +21,6 @@ namespace {
 using Input = std::vector<std::byte>;
 using migrate::fuzz::Random;
 
-#ifdef MIGRATE_FUZZ_RECORDS
-[[maybe_unused]] constexpr bool kRecords = true;
-#else
-[[maybe_unused]] constexpr bool kRecords = false;
-#endif
-
 Input read_file(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
   const std::string text((std::istreambuf_iterator<char>(file)), {});
@@ -38,8 +32,9 @@ Input read_file(const std::filesystem::path& path) {
 std::vector<Input> all_seeds() {
   std::vector<Input> all = migrate::fuzz::seeds();
   std::vector<std::filesystem::path> files;
-  if (std::filesystem::is_directory(MIGRATE_FUZZ_SEEDS))
-    for (const auto& file : std::filesystem::directory_iterator(MIGRATE_FUZZ_SEEDS)) files.push_back(file.path());
+  const std::filesystem::path folder = std::string(MIGRATE_FUZZ_SEEDS) + migrate::fuzz::kTarget.name;
+  if (std::filesystem::is_directory(folder))
+    for (const auto& file : std::filesystem::directory_iterator(folder)) files.push_back(file.path());
   std::sort(files.begin(), files.end());
   for (const auto& file : files) all.push_back(read_file(file));
   return all;
@@ -65,19 +60,17 @@ extern "C" int LLVMFuzzerInitialize(int*, char***) {
   std::exit(0);
 }
 
-#ifdef MIGRATE_FUZZ_RECORDS
 extern "C" size_t LLVMFuzzerMutate(uint8_t* data, size_t size, size_t max_size);
 
 extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned seed) {
   Random random(seed);
-  if (random() % 8 == 0) return LLVMFuzzerMutate(data, size, max_size);
+  if (!migrate::fuzz::kTarget.records || random() % 8 == 0) return LLVMFuzzerMutate(data, size, max_size);
   Input input = migrate::fuzz::mutate_records(std::as_bytes(std::span(data, size)), random);
   for (size_t more = random() % 3; more > 0; --more) input = migrate::fuzz::mutate_records(input, random);
   if (input.empty() || input.size() > max_size) return LLVMFuzzerMutate(data, size, max_size);
   std::memcpy(data, input.data(), input.size());
   return input.size();
 }
-#endif
 
 #else
 
@@ -91,7 +84,7 @@ Input mutated(const std::vector<Input>& seeds, Random& random) {
   const auto below = [&](size_t n) { return static_cast<size_t>(random() % n); };
   Input input = seeds[below(seeds.size())];
   for (size_t changes = 1 + below(4); changes > 0 && input.size() > 8; --changes) {
-    if (kRecords && below(8) != 0) {
+    if (migrate::fuzz::kTarget.records && below(8) != 0) {
       input = migrate::fuzz::mutate_records(input, random);
       continue;
     }

@@ -168,6 +168,8 @@ wire::Memories memories(bool room) {
 
 }  // namespace
 
+const Target kTarget{"guardian_fuzz", true};
+
 void run(std::span<const std::byte> input) {
   for (const Record& r : records_of(input)) try {
       take(r);

@@ -168,6 +168,8 @@ void attempt(const Work& work) {
 
 }  // namespace
 
+const Target kTarget{"image_fuzz", true};
+
 void run(std::span<const std::byte> input) {
   const auto policy = std::array{Policy::all, Policy::users, Policy::all, Policy::groups}[input.size() % 4];
   ImageSet images = images_from(records_of(input));

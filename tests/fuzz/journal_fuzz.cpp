@@ -75,6 +75,8 @@ void find(const std::string& text, const JournalEntry* good) {
 
 }  // namespace
 
+const Target kTarget{"journal_fuzz", false};
+
 void run(std::span<const std::byte> input) {
   const std::string text(reinterpret_cast<const char*>(input.data()), input.size());
   try {

@@ -188,6 +188,8 @@ std::vector<wire::Message> messages() {
 
 }  // namespace
 
+const Target kTarget{"message_fuzz", true};
+
 void run(std::span<const std::byte> input) {
   const std::vector<std::byte> bytes = frames(records_of(input));
   if (bytes.size() > kMostBytes) return;

@@ -134,6 +134,8 @@ std::vector<std::byte> packed_pages(const CodecChoice& choice) {
 
 }  // namespace
 
+const Target kTarget{"page_stream_fuzz", false};
+
 void run(std::span<const std::byte> input) {
   if (input.size() < 2 || input.size() > kMostBytes) return;
   const auto kind = std::to_integer<unsigned>(input[0]);

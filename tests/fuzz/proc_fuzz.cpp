@@ -174,6 +174,8 @@ std::vector<std::byte> sockets_answer() {
 
 }  // namespace
 
+const Target kTarget{"proc_fuzz", false};
+
 void run(std::span<const std::byte> input) {
   if (input.empty()) return;
   const size_t which = std::to_integer<size_t>(input[0]);

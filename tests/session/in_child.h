@@ -6,14 +6,20 @@
 
 namespace migrate {
 
-/// Runs `body` in a forked child; its result is the exit status. -1 if the child was killed.
+/// Waits for a child's end; its exit status, or -1 if it was killed.
+inline int exit_of(pid_t pid) {
+  int status = 0;
+  ::waitpid(pid, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+/// Runs `body` in a forked child; its result is the exit status. -1 if the child was killed. Not beside other threads:
+/// what one of them has locked (the sanitizers' allocator, say) stays locked in the child.
 template <class Body>
 int in_child(Body body) {
   const pid_t pid = ::fork();
   if (pid == 0) ::_exit(body());
-  int status = 0;
-  ::waitpid(pid, &status, 0);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  return exit_of(pid);
 }
 
 }  // namespace migrate

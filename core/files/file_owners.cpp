@@ -30,6 +30,16 @@ std::vector<uint32_t> peer_groups(int socket, const std::string& who) {
 
 }  // namespace
 
+bool UserIds::include(const PeerCredentials& who) const {
+  return uids.contains(who.uid) && gids.contains(who.gid) &&
+         std::ranges::all_of(who.groups, [&](uint32_t g) { return gids.contains(g); });
+}
+
+std::string tells_of_a_stranger(uint32_t uid, uint32_t gid) {
+  return ", which says that user " + std::to_string(uid) + " in group " + std::to_string(gid) +
+         " made its other end (SO_PEERCRED), and no task of the program is that";
+}
+
 std::optional<PeerCredentials> peer_credentials(int socket, const std::string& who) {
   ucred told{};
   socklen_t length = sizeof told;
@@ -98,12 +108,7 @@ void FileOwners::check_peer(uint32_t file_id, const std::string& who) const {
   const FileOwner* owner = recorded(file_id);
   if (!only_ || owner == nullptr || !owner->peer) return;
   const PeerCredentials& p = *owner->peer;
-  const bool groups = only_->gids.contains(p.gid) && std::all_of(p.groups.begin(), p.groups.end(),
-                                                                 [&](uint32_t g) { return only_->gids.contains(g); });
-  if (only_->uids.contains(p.uid) && groups) return;
-  throw Refusal(who + ", which says that user " + std::to_string(p.uid) + " in group " + std::to_string(p.gid) +
-                    " made its other end (SO_PEERCRED), and no task of the program is that",
-                "have the program close it, or make it as its own user");
+  if (!only_->include(p)) throw Refusal(who + tells_of_a_stranger(p.uid, p.gid), kStrangerRemedy);
 }
 
 void give_file(int fd, const FileOwner& to, const FileOwner& now, const std::string& who) {

@@ -27,6 +27,12 @@ struct PeerCredentials {
   auto operator<=>(const PeerCredentials&) const = default;
 };
 
+/// Users and groups.
+struct UserIds {
+  std::set<uint32_t> uids, gids;
+  bool include(const PeerCredentials& who) const;
+};
+
 /// nullopt for a socket that nobody is connected to or listens on, and for datagram sockets that are not of a pair.
 std::optional<PeerCredentials> peer_credentials(int socket, const std::string& who);
 
@@ -38,10 +44,9 @@ struct FileOwner {
 /// Adds a file of the dump's to the image.
 void record_owner(DumpContext& context, const OpenFile& file, const std::optional<PeerCredentials>& peer = {});
 
-/// Users and groups.
-struct UserIds {
-  std::set<uint32_t> uids, gids;
-};
+/// Why a program that has such a socket is refused where nothing may be said of others than its own; after its name.
+std::string tells_of_a_stranger(uint32_t uid, uint32_t gid);
+inline constexpr char kStrangerRemedy[] = "have the program close it, or make it as its own user";
 
 class FileOwners {
  public:

@@ -9,6 +9,7 @@
 #include "core/base/fd.h"
 #include "core/base/proc_values.h"
 #include "core/restore/plans.h"
+#include "core/restore/restorable.h"
 
 namespace migrate {
 namespace {
@@ -87,19 +88,11 @@ void plan_credentials(const TaskImage& task, size_t thread, Region& region, OpLi
 
 namespace {
 
-/// How low one may go is not told, and not the present value: it is tried.
 void check_oom_score(const TaskImage& task, const std::string& who) {
-  const std::string own = read_file_at(AT_FDCWD, "/proc/self/oom_score_adj");
   const int wanted = task.core().tc().oom_score_adj();
-  if (wanted >= parse_number<int32_t>(own, "/proc/self/oom_score_adj") ||
-      ::prctl(PR_CAPBSET_READ, CAP_SYS_RESOURCE, 0, 0, 0) == 1)
-    return;
-  const Fd file = open_path("/proc/self/oom_score_adj", O_WRONLY);
-  const std::string text = std::to_string(wanted);
-  if (::write(file.get(), text.data(), text.size()) < 0)
-    throw Refusal(who + " has oom_score_adj " + text + ", lower than we may give it",
+  if (!may_give_oom_score(wanted))
+    throw Refusal(who + " has oom_score_adj " + std::to_string(wanted) + ", lower than we may give it",
                   "run the restore with CAP_SYS_RESOURCE");
-  write_full(file.get(), as_bytes_of(own), "our own oom_score_adj");
 }
 
 /// Each timer takes the place of a queued signal too.
@@ -118,6 +111,19 @@ void check_signal_room(const TaskImage& task) {
 }
 
 }  // namespace
+
+/// How low one may go is not told, and not the present value: it is tried.
+bool may_give_oom_score(int wanted) {
+  const std::string own = read_file_at(AT_FDCWD, "/proc/self/oom_score_adj");
+  if (wanted >= parse_number<int32_t>(own, "/proc/self/oom_score_adj") ||
+      ::prctl(PR_CAPBSET_READ, CAP_SYS_RESOURCE, 0, 0, 0) == 1)
+    return true;
+  const Fd file = open_path("/proc/self/oom_score_adj", O_WRONLY);
+  const std::string text = std::to_string(wanted);
+  if (::write(file.get(), text.data(), text.size()) < 0) return false;
+  write_full(file.get(), as_bytes_of(own), "our own oom_score_adj");
+  return true;
+}
 
 void check_privileges(const TaskImage& task) {
   const std::string who = "task " + std::to_string(task.pid);

@@ -19,4 +19,7 @@ void check_restorable(const ImageSet& images, std::span<const PageSource> memori
 /// parents before children, zombies too; `inherit_outside` as for plan_tree(). Throws Refusal.
 void check_buildable(const std::vector<ProcDir>& tasks, bool inherit_outside);
 
+/// Whether this process may give its children that oom_score_adj.
+bool may_give_oom_score(int wanted);
+
 }  // namespace migrate

@@ -271,6 +271,7 @@ def nobody():
     named, other = socket.socket(socket.AF_UNIX), socket.socket()
     named.bind(os.path.join(FOLDER, "socket"))
     named.listen()
+    kept.append(socket.socketpair())
     other.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
     return (kept, deleted, named, other), 0
 
@@ -368,9 +369,26 @@ def roots_socket():
     os.mkdir(os.path.join(FOLDER, "closed"), 0o755)
     s = socket.socket(socket.AF_UNIX)
     s.bind(os.path.join(FOLDER, "closed", "socket"))
-    s.listen()
     become_nobody()
+    s.listen()
     return s, s.fileno()
+
+
+def roots_pair():
+    """Both ends tell of root, who made them (SO_PEERCRED)."""
+    pair = socket.socketpair()
+    become_nobody()
+    return pair, pair[0].fileno()
+
+
+def timers_beyond_the_limit():
+    """Which came down later."""
+    import resource
+    timers = [ctypes.c_void_p() for _ in range(20)]
+    for timer in timers:
+        checked(LIBC.timer_create(1, None, ctypes.byref(timer)), "timer_create")
+    resource.setrlimit(resource.RLIMIT_SIGPENDING, (10, 10))
+    return timers, 0
 
 
 def forced_buffer():
@@ -427,7 +445,7 @@ KINDS = {f.__name__.replace("_", "-"): f for f in (
     tcp, tcp_backlog, listener, netlink, packet, raw_ip, unix_outside, descriptors_on_their_way, inotify, terminal, io_uring,
     userfaultfd, pidfd, device, flock, posix_lock, lease, sysv_shm, outside_pipe, seccomp, deleted_big_file, writable_file,
     mapped_file, own_thread_files, zombie_root, shared_memory_outside, landlock, user_dispatch, address_space_limit, thread_file,
-    favoured, plain, child, nobody, roots_file, roots_folder, roots_deleted_file, roots_socket, forced_buffer, marked, alarm_clock,
+    favoured, plain, child, nobody, roots_file, roots_folder, roots_deleted_file, roots_socket, roots_pair, timers_beyond_the_limit, forced_buffer, marked, alarm_clock,
     thread_of_another, securebits, direct_io,
     removed_name, ebpf_filter, deadline, session_of_two_parents)}
 

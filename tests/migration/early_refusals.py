@@ -52,9 +52,15 @@ def cases(send_refuses, hosts, untouched):
         "early/session-of-two-parents": send_refuses("session-of-two-parents", "the tasks of session {detail} .whose leader has ended. have several parents"),
         "early/threads-beyond-the-limit": refused("thread-of-another", "has 1 task with 1 more thread, and the receiver takes 1 .--max-tasks",
                                                   receive=("--max-tasks", "1")),
+        "early/socket-made-by-another": refused("roots-pair", has_fd + ", a Unix socket, which says that user 0 in group 0 made its other end"),
+        "early/signals-beyond-the-limit": send_refuses(
+            "timers-beyond-the-limit", "task {pid} has 20 queued signals and timers, and the receiver's own limit is 15;",
+            through=("prlimit", "--sigpending=15:15"), both=True),
         # Only a visit tells; the first ones of the rounds, before any page goes.
         "early/securebits": refused("securebits", "task {pid} has securebits 1 and not CAP_SETPCAP", began=True),
         "early/honest-user": moves("nobody"),
+        "early/honest-timers": moves("timers-beyond-the-limit"),
+        "early/honest-pair-of-root": moves("roots-pair"),
         "early/honest-user-alone": moves("nobody", BOUNDED),
         "early/favours-of-a-trusted-root": moves("marked"),
         "early/landlock-without-rounds": also_stopped("landlock", "thread {pid} of task {pid} is restricted by landlock"),

@@ -245,8 +245,8 @@ class Hosts:
         self.program.ready()
         return self.program
 
-    def receive(self, *options, env=None):
-        self.receiver = self.tool.receive(self.network, "destination", self.keys, options=options, env=env)
+    def receive(self, *options, env=None, through=()):
+        self.receiver = self.tool.receive(self.network, "destination", self.keys, options=options, env=env, prefix=through)
 
     def send(self, pid, *options, may_notice=True):
         """Gives (exit code, output of the sender, output of the receiver)."""
@@ -278,13 +278,14 @@ class Hosts:
         self.network.close()
 
 
-def send_refuses(kind, *patterns, arguments=(), send=(), receive=(), before=None, both=False, exit_code=2, began=False):
+def send_refuses(kind, *patterns, arguments=(), send=(), receive=(), before=None, both=False, exit_code=2, began=False, through=()):
+    """`through`: what runs the receiver."""
     def case(context, folder):
         with Hosts(context, folder) as hosts:
             values = before(hosts, folder) if before else {}
             program = hosts.start(kind, *arguments, *values.get("arguments", ()))
             values |= {"pid": program.pid, "detail": program.detail}
-            hosts.receive(*receive, *values.get("receive", ()))
+            hosts.receive(*receive, *values.get("receive", ()), through=through)
             untouched = Untouched(program)
             hosts.refused(program.pid, patterns, values, *send, both=both, exit_code=exit_code, began=began)
             untouched.expect()

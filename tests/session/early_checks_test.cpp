@@ -2,6 +2,9 @@
 // files, and what only a capability can have given it.
 #include <gtest/gtest.h>
 
+#include <linux/capability.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -124,6 +127,41 @@ TEST_F(EarlyChecks, NobodyCanGiveACapabilityThatItLacks) {
   taken();
   limit->set_held(limit->held() | uint64_t{1} << 62);
   refused("task 42 has capability number 62, which the receiver lacks");
+}
+
+TEST_F(EarlyChecks, StrangersAreNoMatterWhereAnybodyMayCome) {
+  wire::Check::Stranger* stranger = check_.add_strangers();
+  stranger->set_task(42), stranger->set_fd(7), stranger->set_uid(0), stranger->set_gid(0);
+  taken();
+  refused("task 42 has fd 7, a Unix socket, which says that user 0 in group 0 made its other end (SO_PEERCRED)", true);
+}
+
+TEST_F(EarlyChecks, NobodyCanGiveALowerScoreOrMoreSignalsThanItMay) {
+  rlimit signals{};
+  ASSERT_EQ(::getrlimit(RLIMIT_SIGPENDING, &signals), 0);
+  wire::Check::Extreme* queued = check_.mutable_queued_signals();
+  queued->set_task(42), queued->set_value(static_cast<int64_t>(signals.rlim_max));
+  taken();
+  queued->set_value(queued->value() + 1);
+  refused("queued signals and timers, and the receiver's own limit is");
+  check_.clear_queued_signals();
+  check_.mutable_lowest_oom_score()->set_task(42), check_.mutable_lowest_oom_score()->set_value(1000);
+  taken();
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::prctl(PR_CAPBSET_DROP, CAP_SYS_RESOURCE);
+    __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+    __user_cap_data_struct sets[2] = {};
+    ::syscall(SYS_capget, &header, sets);
+    sets[0].effective &= ~(1u << CAP_SYS_RESOURCE), sets[0].permitted &= ~(1u << CAP_SYS_RESOURCE);
+    ::syscall(SYS_capset, &header, sets);
+    check_.mutable_lowest_oom_score()->set_value(-1000);
+    refused("task 42 has oom_score_adj -1000, lower than the receiver may give it; ");
+    ::_exit(HasFailure() ? 1 : 0);
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
 }
 
 TEST_F(EarlyChecks, ThreadsCount) {

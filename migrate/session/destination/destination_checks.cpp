@@ -14,6 +14,8 @@
 
 #include "core/base/fd.h"
 #include "core/files/file_credentials.h"
+#include "core/files/file_owners.h"
+#include "core/restore/restorable.h"
 #include "migrate/session/destination/destination_files.h"
 #include "migrate/session/destination/file_checks.h"
 #include "migrate/session/guardian/privileges.h"
@@ -86,6 +88,12 @@ void check_policy(const wire::Check& check, const IdentityPolicy& policy, std::v
   if ((check.capabilities() & policy.deny_capabilities) != 0) {
     reasons.push_back("a task has capabilities that the receiver denies (--deny-caps)");
   }
+  if (!policy.allow_uids.empty())
+    for (const auto& s : check.strangers()) {
+      if (reasons.size() >= kMaxReasons) return;
+      reasons.push_back("task " + std::to_string(s.task()) + " has fd " + std::to_string(s.fd()) + ", a Unix socket" +
+                        tells_of_a_stranger(s.uid(), s.gid()) + "; " + kStrangerRemedy);
+    }
   if (check.privileges().empty() || policy.empty()) return;
   const HostBounds bounds = HostBounds::here();
   for (const auto& p : check.privileges()) {
@@ -133,6 +141,24 @@ void check_capabilities(const wire::Check& check, std::vector<std::string>& reas
   }
 }
 
+/// As check_restorable() will.
+void check_extremes(const wire::Check& check, std::vector<std::string>& reasons) {
+  // The range of the kernel's (OOM_SCORE_ADJ_MIN, MAX).
+  const int64_t score = std::clamp<int64_t>(check.lowest_oom_score().value(), -1000, 1000);
+  if (check.has_lowest_oom_score() && !may_give_oom_score(static_cast<int>(score)))
+    reasons.push_back("task " + std::to_string(check.lowest_oom_score().task()) + " has oom_score_adj " +
+                      std::to_string(score) +
+                      ", lower than the receiver may give it; run `migrate receive` with CAP_SYS_RESOURCE, or with so "
+                      "low a score of its own");
+  rlimit signals{};
+  if (!check.has_queued_signals() || ::getrlimit(RLIMIT_SIGPENDING, &signals) != 0) return;
+  const int64_t queued = check.queued_signals().value();
+  if (queued < 0 || static_cast<uint64_t>(queued) <= signals.rlim_max) return;
+  reasons.push_back("task " + std::to_string(check.queued_signals().task()) + " has " + std::to_string(queued) +
+                    " queued signals and timers, and the receiver's own limit is " + std::to_string(signals.rlim_max) +
+                    "; raise that (ulimit -Hi)");
+}
+
 /// What the restore will want of this process, and would refuse only after the rounds.
 void check_means(const wire::Check& check, std::vector<std::string>& reasons) {
   rlimit files{};
@@ -142,6 +168,7 @@ void check_means(const wire::Check& check, std::vector<std::string>& reasons) {
                       "; raise that (ulimit -Hn)");
   }
   check_capabilities(check, reasons);
+  check_extremes(check, reasons);
   if (::prctl(PR_CAPBSET_READ, CAP_SYS_RESOURCE, 0, 0, 0) == 1) return;
   const HostBounds bounds = HostBounds::here();
   for (const auto& p : check.privileges()) {

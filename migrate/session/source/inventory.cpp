@@ -94,10 +94,11 @@ class Identities {
     return numbers;
   }
   void write(wire::Check& check) const {
-    for (const uint32_t uid : uids_) check.add_uids(uid);
-    for (const uint32_t gid : gids_) check.add_gids(gid);
+    for (const uint32_t uid : ids_.uids) check.add_uids(uid);
+    for (const uint32_t gid : ids_.gids) check.add_gids(gid);
     check.set_capabilities(capabilities_);
   }
+  const UserIds& ids() const { return ids_; }
 
  private:
   /// Nearly all are alike: what was seen is not looked at again.
@@ -116,7 +117,8 @@ class Identities {
   }
   void look_at(const std::string& rights) {
     const StatusFields fields = parse_status(rights);
-    for (const auto& [key, ids] : {std::pair("Uid", &uids_), std::pair("Gid", &gids_), std::pair("Groups", &gids_)}) {
+    for (const auto& [key, ids] :
+         {std::pair("Uid", &ids_.uids), std::pair("Gid", &ids_.gids), std::pair("Groups", &ids_.gids)}) {
       const auto numbers = parse_numbers<uint32_t>(status_field(fields, key), "/proc/PID/status: ids");
       ids->insert(numbers.begin(), numbers.end());
     }
@@ -126,7 +128,7 @@ class Identities {
 
   CredentialTable& table_;
   std::map<std::string, uint32_t> seen_;  ///< texts, and numbers in the table
-  std::set<uint32_t> uids_, gids_;
+  UserIds ids_;
   uint64_t capabilities_ = 0;
 };
 
@@ -211,7 +213,7 @@ Inventory take_inventory(Pid root, InventoryDepth depth, const Inventory* known)
   }
   add_ports(ProcDir(root.get()), descriptors.sockets(), inventory.check);
   identities.write(inventory.check);
-  inventory.asked = descriptors.write(inventory.check, files);
+  inventory.asked = descriptors.write(inventory.check, files, identities.ids());
   static const wire::Check kNothing;
   leave_out_privileges(known != nullptr ? known->check : kNothing, inventory.check);
   if (known != nullptr) {

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <tuple>
 
@@ -48,8 +49,8 @@ void add(wire::Check& check, int32_t task, uint64_t held, Kind kind, uint64_t va
 
 bool wakes_the_machine(uint64_t clock) { return clock == CLOCK_REALTIME_ALARM || clock == CLOCK_BOOTTIME_ALARM; }
 
-/// As the restore will find them in the images (guardian/privileges_images.cpp).
-void add_socket_options(int fd, std::vector<wire::Check::Privilege>& found) {
+/// As the restore will find them in the images (guardian/privileges_images.cpp). Returns the socket's domain.
+uint32_t add_socket_options(int fd, std::vector<wire::Check::Privilege>& found) {
   const auto ask = [&](int option) {
     return static_cast<uint32_t>(try_socket_option(fd, SOL_SOCKET, option).value_or(0));
   };
@@ -60,6 +61,7 @@ void add_socket_options(int fd, std::vector<wire::Check::Privilege>& found) {
   found.push_back(privilege(Kind::receive_buffer, ask(SO_RCVBUF), (locked & 2) == 0 ? 1 : 0));
   if (const uint32_t mark = ask(SO_MARK); mark != 0) found.push_back(privilege(Kind::mark, mark));
   if (const uint32_t priority = ask(SO_PRIORITY); priority != 0) found.push_back(privilege(Kind::priority, priority));
+  return domain;
 }
 
 /// The name in the file system under which a Unix socket will be bound again; empty if it has none.
@@ -104,6 +106,26 @@ void add_scheduling(pid_t task, pid_t tid, uint64_t held, const std::array<Rlimi
     add(check, task, held, Kind::io_realtime, static_cast<uint64_t>(ioprio));
 }
 
+wire::Check::Extreme extreme(int32_t task, int64_t value) {
+  wire::Check::Extreme e;
+  e.set_task(task);
+  e.set_value(value);
+  return e;
+}
+
+/// How often a signal is queued, and what other threads have, is not seen from outside. A restore gives each task room
+/// up to its own hard limit.
+void add_queued_signals(pid_t task, const StatusFields& status, size_t timers, uint64_t limit, wire::Check& check) {
+  size_t queued = timers;
+  for (const char* key : {"SigPnd", "ShdPnd"}) {
+    const auto set = status.find(key);
+    if (set == status.end()) continue;
+    queued += static_cast<size_t>(std::popcount(parse_number(set->second, "/proc/PID/status: pending signals", 16)));
+  }
+  const auto value = static_cast<int64_t>(queued);
+  if (queued > limit && value > check.queued_signals().value()) *check.mutable_queued_signals() = extreme(task, value);
+}
+
 }  // namespace
 
 uint64_t held_capabilities(const StatusFields& status) {
@@ -120,7 +142,11 @@ void add_privileges(const ProcDir& task, const StatusFields& status, std::span<c
   for (uint32_t i = 0; i < limits.size(); ++i) add(check, pid, held, Kind::hard_limit, limits[i].max, 0, i);
   const int oom = parse_number<int32_t>(task.read("oom_score_adj"), "/proc/PID/oom_score_adj");
   if (oom < 0) add(check, pid, held, Kind::oom_score, static_cast<uint64_t>(-oom));
-  for (const PosixTimer& timer : parse_timers(task.read("timers")))
+  if (!check.has_lowest_oom_score() || oom < check.lowest_oom_score().value())
+    *check.mutable_lowest_oom_score() = extreme(pid, oom);
+  const auto timers = parse_timers(task.read("timers"));
+  add_queued_signals(pid, status, timers.size(), limits[RLIMIT_SIGPENDING].max, check);
+  for (const PosixTimer& timer : timers)
     if (wakes_the_machine(static_cast<uint64_t>(timer.clock)))
       add(check, pid, held, Kind::alarm_clock, static_cast<uint64_t>(timer.clock), 0,
           static_cast<uint32_t>(timer.clock));
@@ -177,12 +203,14 @@ void DescriptorPrivileges::look_into(const ProcDir& task, int fd, const std::str
     if (size > 0) facts.found.push_back(privilege(Kind::pipe_size, static_cast<uint64_t>(size)));
     return;
   }
-  add_socket_options(ours.get(), facts.found);
+  if (add_socket_options(ours.get(), facts.found) != AF_UNIX) return;
+  facts.peer = peer_credentials(ours.get(), link);
+  facts.fd = fd;
   std::string name = socket_name(ours.get());
   if (!name.empty() && task.link("root") == "/") facts.socket_name = std::move(name);
 }
 
-std::set<std::string> DescriptorPrivileges::write(wire::Check& check, FileNeeds& files) const {
+std::set<std::string> DescriptorPrivileges::write(wire::Check& check, FileNeeds& files, const UserIds& ids) const {
   std::set<std::string> looked;
   for (const auto& [key, facts] : facts_) {
     looked.insert(key);
@@ -191,6 +219,13 @@ std::set<std::string> DescriptorPrivileges::write(wire::Check& check, FileNeeds&
       *out = found;
       out->set_task(facts.holder.task);
       out->set_held(facts.holder.held);
+    }
+    if (facts.peer && !ids.include(*facts.peer)) {
+      wire::Check::Stranger* out = check.add_strangers();
+      out->set_task(facts.holder.task);
+      out->set_fd(facts.fd);
+      out->set_uid(facts.peer->uid);
+      out->set_gid(facts.peer->gid);
     }
     if (facts.socket_name.empty()) continue;
     const Fd file(::open(facts.socket_name.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
@@ -224,6 +259,9 @@ void leave_out_privileges(const wire::Check& known, wire::Check& news) {
   auto* now = news.mutable_privileges();
   now->erase(std::remove_if(now->begin(), now->end(), [&](const auto& p) { return !fresh(p); }), now->end());
   const std::set<uint32_t> gids(known.gids().begin(), known.gids().end());
+  if (known.has_lowest_oom_score() && known.lowest_oom_score().value() <= news.lowest_oom_score().value())
+    news.clear_lowest_oom_score();
+  if (known.queued_signals().value() >= news.queued_signals().value()) news.clear_queued_signals();
   auto* groups = news.mutable_gids();
   groups->erase(std::remove_if(groups->begin(), groups->end(), [&](uint32_t gid) { return gids.contains(gid); }),
                 groups->end());

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -11,6 +12,7 @@
 
 #include "core/base/proc_values.h"
 #include "core/base/procfs.h"
+#include "core/files/file_owners.h"
 #include "migrate/session/source/inventory_files.h"
 #include "migration.pb.h"
 
@@ -24,7 +26,7 @@ struct SocketHolder {
 
 /// The permitted capabilities of a task.
 uint64_t held_capabilities(const StatusFields& status);
-/// Scheduling, limits, oom_score_adj and locked memory of one task, whose status and threads these are.
+/// Scheduling, limits, oom_score_adj, queued signals and locked memory of one task, whose status and threads these are.
 void add_privileges(const ProcDir& task, const StatusFields& status, std::span<const pid_t> threads, uint64_t held,
                     wire::Check& check);
 /// What of its sockets, pipes, timers and interest lists. Each is looked into once, through a duplicate that is ours
@@ -37,8 +39,9 @@ class DescriptorPrivileges {
   /// Descriptor `fd` of `task`. Throws Error if it was closed meanwhile.
   void add(const ProcDir& task, int fd, const std::string& link, uint64_t held, const HolderNumbers& holders);
   const std::map<uint64_t, SocketHolder>& sockets() const { return sockets_; }
-  /// Adds what was found, and the names of sockets to `files`. Returns those that were looked into.
-  std::set<std::string> write(wire::Check& check, FileNeeds& files) const;
+  /// Adds what was found, and the names of sockets to `files`. `ids`: whose the tree's tasks are. Returns those that
+  /// were looked into.
+  std::set<std::string> write(wire::Check& check, FileNeeds& files, const UserIds& ids) const;
 
  private:
   struct Facts {
@@ -46,6 +49,8 @@ class DescriptorPrivileges {
     HolderNumbers holders;
     std::vector<wire::Check::Privilege> found;
     std::string socket_name;  ///< bound, in the file system
+    std::optional<PeerCredentials> peer;
+    int fd = -1;  ///< in the first holder
   };
   void look_into(const ProcDir& task, int fd, const std::string& link, Facts& facts);
   const Fd& pidfd_of(pid_t task);

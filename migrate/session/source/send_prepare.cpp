@@ -27,6 +27,12 @@ Pid parse_target(const std::string& target) {
   return Pid(static_cast<pid_t>(pid));
 }
 
+bool asks_nothing(const wire::Check& check) {
+  return check.files_size() == 0 && check.made_size() == 0 && check.ports_size() == 0 && check.uids_size() == 0 &&
+         check.gids_size() == 0 && check.privileges_size() == 0 && check.capabilities() == 0 &&
+         check.strangers_size() == 0 && !check.has_lowest_oom_score() && !check.has_queued_signals();
+}
+
 }  // namespace
 
 SendSession::SendSession(const SendOptions& options, Events& events, const InterruptWatch& interrupt, Logger& log)
@@ -100,9 +106,7 @@ void SendSession::compare_clocks() {
 }
 
 std::vector<std::string> SendSession::ask(wire::Check& check) {
-  if (check.files_size() == 0 && check.made_size() == 0 && check.ports_size() == 0 && check.uids_size() == 0 &&
-      check.gids_size() == 0 && check.privileges_size() == 0 && check.capabilities() == 0)
-    return {};
+  if (asks_nothing(check)) return {};
   std::optional<FileProbes> probes;
   if (!options_.files_shared) probes.emplace(check);
   Message message;

@@ -58,6 +58,9 @@ def cases(send_refuses, hosts, untouched):
             through=("prlimit", "--sigpending=15:15"), both=True),
         # Only a visit tells; the first ones of the rounds, before any page goes.
         "early/securebits": refused("securebits", "task {pid} has securebits 1 and not CAP_SETPCAP", began=True),
+        "early/securebits-without-rounds": refused("securebits", "task {pid} has securebits 1 and not CAP_SETPCAP",
+                                                   send=("--mode", "stop-copy"), began=True),
+        "early/honest-securebits-without-rounds": moves("securebits", send=("--mode", "stop-copy")),
         "early/honest-user": moves("nobody"),
         "early/honest-timers": moves("timers-beyond-the-limit"),
         "early/honest-pair-of-root": moves("roots-pair"),

@@ -60,6 +60,9 @@ struct HostBounds {
 /// All of the living tasks in `images`. Throws Corrupt.
 std::vector<Privilege> privileges_of(const ImageSet& images);
 
+/// Of these only the securebits, which nothing but a stop tells: of all threads. Throws Corrupt.
+std::vector<Privilege> securebits_of(const ImageSet& images);
+
 /// A sentence, without the remedy, if the policy does not allow it.
 std::optional<std::string> why_not(const Privilege& privilege, const IdentityPolicy& policy, const HostBounds& bounds);
 

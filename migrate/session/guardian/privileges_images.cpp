@@ -32,6 +32,13 @@ struct Holders {
 
 bool wakes_the_machine(uint32_t clock) { return clock == CLOCK_REALTIME_ALARM || clock == CLOCK_BOOTTIME_ALARM; }
 
+/// Those that are kept over the execution of a set-id program, which then would not lose its capabilities when it
+/// should. That they be kept once (bit 4) anybody may ask for.
+uint32_t kept_securebits(const img::core_entry& core) {
+  constexpr uint32_t kKeepCapabilities = 1 << 4;
+  return core.thread_core().creds().secbits() & ~kKeepCapabilities;
+}
+
 class Reader {
  public:
   explicit Reader(const ImageSet& images) : images_(images) {}
@@ -95,10 +102,7 @@ class Reader {
     const auto ioprio = ioprio_.find(tid);
     if (ioprio != ioprio_.end() && ioprio->second >> kClassShift == kRealtimeClass)
       add(of, Kind::io_realtime, ioprio->second);
-    // Kept over the execution of a set-id program, which then would not lose its capabilities when it should. That
-    // they be kept once (bit 4) anybody may ask for.
-    constexpr uint32_t kKeepCapabilities = 1 << 4;
-    if (const uint32_t bits = t.creds().secbits() & ~kKeepCapabilities; bits != 0) add(of, Kind::securebits, bits);
+    if (const uint32_t bits = kept_securebits(core); bits != 0) add(of, Kind::securebits, bits);
     return of.held;
   }
 
@@ -199,5 +203,22 @@ class Reader {
 }  // namespace
 
 std::vector<Privilege> privileges_of(const ImageSet& images) { return Reader(images).run(); }
+
+std::vector<Privilege> securebits_of(const ImageSet& images) {
+  std::vector<Privilege> found;
+  for (const TaskNode& task : read_tree(images)) {
+    if (task.zombie) continue;
+    for (const pid_t tid : task.threads) {
+      img::core_entry core;
+      images.need(image_name("core", static_cast<uint64_t>(tid)), magic::kCore, core);
+      if (const uint32_t bits = kept_securebits(core); bits != 0)
+        found.push_back({.kind = Kind::securebits,
+                         .task = task.pid,
+                         .value = bits,
+                         .held = capability_bits(core.thread_core().creds().cap_prm())});
+    }
+  }
+  return found;
+}
 
 }  // namespace migrate

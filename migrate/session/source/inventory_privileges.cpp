@@ -249,6 +249,10 @@ void add_securebits(pid_t task, uint32_t bits, wire::Check& check) {
   }
 }
 
+void add_securebits(const ImageSet& images, wire::Check& check) {
+  for (const Privilege& p : securebits_of(images)) add(check, p.task, p.held, p.kind, p.value);
+}
+
 void leave_out_privileges(const wire::Check& known, wire::Check& news) {
   using Key = std::tuple<uint32_t, uint32_t, uint64_t, uint64_t, uint64_t>;
   std::set<Key> told;

@@ -67,6 +67,8 @@ class DescriptorPrivileges {
 void add_port_privilege(const SocketHolder& holder, uint32_t port, wire::Check& check);
 /// As a visit told them.
 void add_securebits(pid_t task, uint32_t bits, wire::Check& check);
+/// The same as the images of the stopped tree tell.
+void add_securebits(const ImageSet& images, wire::Check& check);
 /// Drops from `news` what `known` has, or another of its tasks: most are alike.
 void leave_out_privileges(const wire::Check& known, wire::Check& news);
 

@@ -83,14 +83,15 @@ void SendSession::freeze() {
   FrozenTree frozen;
   try {
     frozen = hold_.freeze(tracker_ ? tracker_->stops() : std::vector<StopMark>());
+    frozen_ = Clock::now();
+    images_ = std::move(frozen.images);
+    if (first_stop) ask_about_stop();
   } catch (const Refusal&) {
     undone_ = first_stop;  // nothing was sent, and nothing in the program changed
     throw;
   }
-  frozen_ = Clock::now();
   // Until then it ran on, while the guardian looked at it.
   freeze_began_ += std::chrono::nanoseconds(std::max<int64_t>(frozen.stopping_since_ns - in_ns(freeze_began_), 0));
-  images_ = std::move(frozen.images);
   memories_ = std::move(frozen.memories);
   last_scan();
   give_back_reserved();

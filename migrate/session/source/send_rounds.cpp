@@ -1,4 +1,5 @@
 // Pre-copy: rounds of pages while the tree runs, until the policy says that it may be stopped.
+#include "migrate/session/guardian/packet.h"
 #include "migrate/session/source/calibration_file.h"
 #include "migrate/session/source/cpu_load.h"
 #include "migrate/session/source/inventory_privileges.h"
@@ -206,6 +207,18 @@ void SendSession::check_news() {
 void SendSession::ask_about_visits() {
   wire::Check told;
   for (const auto& [pid, bits] : tracker_->securebits()) add_securebits(pid, bits, told);
+  ask_about_securebits(told);
+}
+
+void SendSession::ask_about_stop() {
+  wire::Check told;
+  add_securebits(decode_images(images_), told);
+  ask_about_securebits(told);
+}
+
+void SendSession::ask_about_securebits(wire::Check& told) {
+  static const wire::Check kNothing;
+  leave_out_privileges(kNothing, told);
   const std::vector<std::string> refusals = ask(told);
   if (!refusals.empty())
     throw Refusal("the destination cannot take " + label_ + ": " + refusals.front(), "it runs on as before");

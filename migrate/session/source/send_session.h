@@ -77,6 +77,9 @@ class SendSession {
   /// Files and ports that the tree opened since they were last checked.
   void check_news();
   void ask_about_visits();
+  /// Without rounds: the same when the tree stands. Throws Refusal.
+  void ask_about_stop();
+  void ask_about_securebits(wire::Check& told);
   [[noreturn]] void refuse_news(const std::string& reason) const;
   void ask_about(Inventory news);
   TreeSize size_of_tree() const;

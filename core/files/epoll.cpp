@@ -28,25 +28,37 @@ bool parse_target(const std::string& line, img::eventpoll_tfd_entry& out) {
   return true;
 }
 
-bool is_target(const Holder& holder, int tfd, uint32_t nth) {
+}  // namespace
+
+bool is_epoll_target(const Holder& holder, int tfd, uint32_t nth) {
   const kcmp_epoll_slot slot{static_cast<uint32_t>(holder.fd), static_cast<uint32_t>(tfd), nth};
   return ::syscall(SYS_kcmp, holder.pid, holder.pid, KCMP_EPOLL_TFD, tfd, &slot) == 0;
 }
 
-}  // namespace
+std::vector<img::eventpoll_tfd_entry> epoll_targets(std::string_view fdinfo) {
+  std::vector<img::eventpoll_tfd_entry> targets;
+  while (!fdinfo.empty()) {
+    const size_t end = std::min(fdinfo.find('\n'), fdinfo.size());
+    const std::string line(fdinfo.substr(0, end));
+    fdinfo.remove_prefix(std::min(end + 1, fdinfo.size()));
+    if (!line.starts_with("tfd:")) continue;
+    if (!parse_target(line, targets.emplace_back()))
+      throw Corrupt("fdinfo of an epoll", "'" + line + "' is not understood");
+  }
+  return targets;
+}
+
+Refusal watches_what_is_closed(const std::string& who, int tfd) {
+  return {who + ", an epoll that watches a file under number " + std::to_string(tfd) + ", where it is no longer open",
+          "remove it from the epoll before closing it"};
+}
 
 void EpollDumper::collect(const OpenFile& file) {
   Epoll epoll{entry_of(img::fd_types::EVENTPOLL, file.id), file.who()};
   describe_common(file, *epoll.entry.mutable_epfd());
-  std::string_view rest(file.info.text);
-  while (!rest.empty()) {
-    const size_t end = std::min(rest.find('\n'), rest.size());
-    const std::string line(rest.substr(0, end));
-    rest.remove_prefix(std::min(end + 1, rest.size()));
-    if (!line.starts_with("tfd:")) continue;
-    img::eventpoll_tfd_entry& target = *epoll.entry.mutable_epfd()->add_tfd();
+  for (img::eventpoll_tfd_entry& target : epoll_targets(file.info.text)) {
     target.set_id(file.id);
-    if (!parse_target(line, target)) throw Corrupt("fdinfo of an epoll", "'" + line + "' is not understood");
+    *epoll.entry.mutable_epfd()->add_tfd() = std::move(target);
   }
   epolls_.push_back(std::move(epoll));
 }
@@ -67,11 +79,8 @@ void EpollDumper::finish(const std::function<std::vector<Holder>(uint32_t)>& hol
       bool good = owner != nullptr && n == 0;
       // kcmp walks the whole interest list: asked only where the inode does not tell.
       if (good && (inode(owner->files_id, tfd) != target.inode() || shared(target.inode())))
-        good = is_target(*owner, tfd, n);
-      if (!good)
-        throw Refusal(epoll.who + ", an epoll that watches a file under number " + std::to_string(tfd) +
-                          ", where it is no longer open",
-                      "remove it from the epoll before closing it");
+        good = is_epoll_target(*owner, tfd, n);
+      if (!good) throw watches_what_is_closed(epoll.who, tfd);
     }
     context_.emit(epoll.entry);
   }

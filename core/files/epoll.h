@@ -5,8 +5,11 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <vector>
 
+#include "core/base/error.h"
 #include "core/files/open_file.h"
 
 namespace migrate {
@@ -17,6 +20,12 @@ struct Holder {
   pid_t pid = 0;
   int fd = -1;
 };
+
+/// What an epoll's fdinfo tells. Throws Corrupt.
+std::vector<img::eventpoll_tfd_entry> epoll_targets(std::string_view fdinfo);
+/// Whether the number `tfd` of the holder leads to what its epoll watches under it, as the nth of that number.
+bool is_epoll_target(const Holder& holder, int tfd, uint32_t nth);
+Refusal watches_what_is_closed(const std::string& who, int tfd);
 
 class EpollDumper {
  public:

@@ -8,6 +8,7 @@
 
 #include "core/files/inet_socket.h"
 #include "core/files/kinds.h"
+#include "core/files/lasting_state.h"
 #include "core/files/regular.h"
 #include "core/files/socket_options.h"
 #include "core/files/unix_socket.h"
@@ -26,7 +27,10 @@ class Preflight {
     if (!pidfd) return;
     try {
       netns_ = stat_cached(task.fd(), "ns/net", 0, "a network namespace").stx_ino;
+      links_.clear();
+      epolls_.clear();
       for (const int fd : task.descriptors()) look_at(task, fd, pidfd->get());
+      lasting_.see_epolls(task, links_, epolls_);
     } catch (const Refusal&) {
       throw;
     } catch (const Error&) {
@@ -42,6 +46,7 @@ class Preflight {
     }
     for (const auto& [ino, socket] : sockets_)
       if (socket.info.peer != 0 && !sockets_.contains(socket.info.peer)) check_peer(socket);
+    lasting_.finish();
   }
 
  private:
@@ -61,7 +66,7 @@ class Preflight {
     file.fd = fd;
     const std::string number = std::to_string(fd);
     try {
-      file.link = task.link("fd/" + number);
+      file.link = links_[fd] = task.link("fd/" + number);
       const bool socket = file.link.starts_with("socket:");
       if (file.link.starts_with("/") || file.link.starts_with("pipe:")) {
         file.info = parse_fdinfo(task.read("fdinfo/" + number));
@@ -86,6 +91,9 @@ class Preflight {
       case FileKind::unix_socket:
         check_filter(file.ours.get(), file.who());
         return see_socket(file);
+      case FileKind::epoll:
+        epolls_.push_back(fd);
+        return;
       default:
         return;
     }
@@ -110,7 +118,9 @@ class Preflight {
     auto [all, fresh] = unix_.try_emplace(netns_);
     if (fresh) all->second = list_unix_sockets(file.proc);
     const auto it = all->second.find(static_cast<uint32_t>(file.st.stx_ino));
-    if (it != all->second.end()) sockets_.try_emplace(it->first, Socket{it->second, file.who(), netns_});
+    if (it == all->second.end()) return;
+    if (sockets_.try_emplace(it->first, Socket{it->second, file.who(), netns_}).second)
+      lasting_.see_socket(file, it->second, netns_);
   }
 
   void check_peer(const Socket& socket) const {
@@ -166,7 +176,11 @@ class Preflight {
   std::map<std::string, Pipe> pipes_;                            ///< by link
   std::map<uint32_t, Socket> sockets_;                           ///< by inode
   std::map<uint64_t, std::map<uint32_t, UnixSocketInfo>> unix_;  ///< by network namespace
-  uint64_t netns_ = 0;                                           ///< of the task looked at
+  LastingStates lasting_;
+  // Of the task looked at:
+  uint64_t netns_ = 0;
+  std::map<int, std::string> links_;  ///< of its descriptors
+  std::vector<int> epolls_;
 };
 
 }  // namespace

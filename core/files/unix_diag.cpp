@@ -67,6 +67,7 @@ void parse_attribute(const rtattr& a, UnixSocketInfo& out) {
       break;
     case UNIX_DIAG_RQLEN:
       if (out.state == kListen) out.backlog = word(1);
+      if (out.state != kListen) out.queued = word(0);
       break;
     case UNIX_DIAG_SHUTDOWN:
       if (length >= 1) out.shutdown = static_cast<uint8_t>(*data);

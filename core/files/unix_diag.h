@@ -20,6 +20,7 @@ struct UnixSocketInfo {
   uint32_t file_device = 0;       ///< of that: major << 20 | minor, as /proc/self/mountinfo has it
   std::vector<uint32_t> waiting;  ///< inodes of connections not accepted yet
   uint32_t backlog = 0;           ///< of listening sockets
+  uint32_t queued = 0;            ///< of others: bytes to be received, of datagrams those of the first
 };
 
 /// A piece of the kernel's answer, aligned to four bytes. True: it was the last. Throws Error for a refusal.

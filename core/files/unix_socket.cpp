@@ -67,6 +67,27 @@ ssize_t peek_message(int fd, std::span<std::byte> buffer, int flags, std::option
 
 }  // namespace
 
+Refusal descriptors_on_their_way(const std::string& who, const std::string& count) {
+  return {who + ", a Unix socket with " + count + " descriptors on their way (SCM_RIGHTS)",
+          "let the receiver take them first"};
+}
+
+Refusal connections_not_accepted(const std::string& who, const UnixSocketInfo& listening) {
+  return {who + ", the listening Unix socket " + printable(listening.name) + " with " +
+              std::to_string(listening.waiting.size()) + " connections not accepted yet",
+          "try again when they are accepted"};
+}
+
+Refusal not_accepted(const std::string& who) {
+  return {who + ", a Unix socket whose connection is not accepted yet", "try again when it is accepted"};
+}
+
+/// Both the end of a connection that nobody accepted yet and one whose other end was closed have a peer without inode;
+/// closing shuts down both directions.
+bool waits_to_be_accepted(const UnixSocketInfo& info) {
+  return info.peer == 0 && info.type != SOCK_DGRAM && info.state == kSocketEstablished && info.shutdown != 3;
+}
+
 const UnixSocketInfo& UnixDumper::info_of(const OpenFile& file, uint64_t netns) {
   auto [it, fresh] = sockets_.try_emplace(netns);
   if (fresh) it->second = list_unix_sockets(file.proc);
@@ -93,12 +114,8 @@ void UnixDumper::dump(const OpenFile& file) {
   describe_socket_options(file.ours.get(), file.who(), *e.mutable_opts());
   describe_name(file, info, e);
   if (const auto fds = fdinfo_field(file.info, "scm_fds:"); fds && *fds != "0")
-    throw Refusal(file.who() + ", a Unix socket with " + std::string(*fds) + " descriptors on their way (SCM_RIGHTS)",
-                  "let the receiver take them first");
-  if (!info.waiting.empty())
-    throw Refusal(file.who() + ", the listening Unix socket " + printable(info.name) + " with " +
-                      std::to_string(info.waiting.size()) + " connections not accepted yet",
-                  "try again when they are accepted");
+    throw descriptors_on_their_way(file.who(), std::string(*fds));
+  if (!info.waiting.empty()) throw connections_not_accepted(file.who(), info);
   if (info.state != kSocketListen) dump_queue(file, info);
   std::optional<PeerCredentials> peer = peer_credentials(file.ours.get(), file.who());
   if (peer) peer->pid = static_cast<uint32_t>(context_.pid_in_tree(static_cast<pid_t>(peer->pid)));
@@ -178,10 +195,7 @@ void UnixDumper::dump_queue(const OpenFile& file, const UnixSocketInfo& info) {
 
 void UnixDumper::check_peer(const Seen& seen) {
   const uint32_t peer = seen.info.peer;
-  // Both the end of a connection that nobody accepted yet and one whose other end was closed have a peer without inode;
-  // closing shuts down both directions.
-  if (peer == 0 && seen.info.type != SOCK_DGRAM && seen.info.state == kSocketEstablished && seen.info.shutdown != 3)
-    throw Refusal(seen.who + ", a Unix socket whose connection is not accepted yet", "try again when it is accepted");
+  if (waits_to_be_accepted(seen.info)) throw not_accepted(seen.who);
   if (peer == 0 || seen_.contains(peer)) return;
   const auto& all = sockets_.at(seen.netns);
   const auto it = all.find(peer);

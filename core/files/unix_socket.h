@@ -23,6 +23,13 @@ inline constexpr uint32_t kSocketEstablished = 1, kSocketClose = 7, kSocketListe
 inline constexpr char kPacketSendersImage[] = "migrate-senders.img";
 inline constexpr uint32_t kPacketSendersMagic = 0x4d494753;
 
+// Why a socket is not taken that is only for a moment as it is; `who` names it.
+Refusal descriptors_on_their_way(const std::string& who, const std::string& count);
+Refusal connections_not_accepted(const std::string& who, const UnixSocketInfo& listening);
+Refusal not_accepted(const std::string& who);
+/// Whether its connection is not accepted yet.
+bool waits_to_be_accepted(const UnixSocketInfo& info);
+
 class UnixDumper {
  public:
   explicit UnixDumper(DumpContext& context) : context_(context) {}

@@ -146,6 +146,59 @@ TEST_F(Files, PreflightRefusesWithoutStopping) {
   EXPECT_THROW(FileDumper::preflight(tasks, {}, *log), Refusal);
 }
 
+TEST_F(Files, PreflightPassesOverWhatIsForAMoment) {
+  // Each loop has something that no dump takes half of the time, and never for long.
+  const auto passes = [&](const std::function<void()>& once) {
+    int ready[2];
+    ASSERT_EQ(::pipe2(ready, O_CLOEXEC), 0);
+    const pid_t busy = ::fork();
+    if (busy == 0) {
+      MUST(::dup2(ready[1], 0) == 0 && ::close_range(1, ~0u, 0) == 0);
+      for (const pid_t parent = ::getppid(); ::getppid() == parent;) {
+        once();
+        if (::write(0, "", 1) < 0) ::_exit(1);
+      }
+      ::_exit(0);
+    }
+    ::close(ready[1]);
+    std::vector<char> some(1 << 16);
+    const auto rounds = [&] { return ::read(ready[0], some.data(), some.size()); };
+    ASSERT_GT(rounds(), 0);
+    std::vector<ProcDir> tasks;
+    tasks.emplace_back(busy);
+    for (int i = 0; i < 20; ++i) {
+      EXPECT_NO_THROW(FileDumper::preflight(tasks, {}, *log));
+      ASSERT_GT(rounds(), 0);
+    }
+    ::kill(busy, SIGKILL);
+    ::waitpid(busy, nullptr, 0);
+    ::close(ready[0]);
+  };
+  constexpr timespec kMoment{0, 2'000'000};
+  passes([&] {
+    const int epoll = ::epoll_create1(0), watched = ::eventfd(0, 0);
+    epoll_event e{.events = EPOLLIN, .data = {}};
+    MUST(::epoll_ctl(epoll, EPOLL_CTL_ADD, watched, &e) == 0);
+    const int copy = ::dup(watched);
+    ::close(watched);
+    ::nanosleep(&kMoment, nullptr);
+    for (const int fd : {copy, epoll}) ::close(fd);
+    ::nanosleep(&kMoment, nullptr);
+  });
+  passes([&] {
+    const int listening = ::socket(AF_UNIX, SOCK_STREAM, 0), client = ::socket(AF_UNIX, SOCK_STREAM, 0);
+    sockaddr_un name{AF_UNIX, ""};
+    socklen_t length = sizeof(sa_family_t);
+    MUST(::bind(listening, reinterpret_cast<sockaddr*>(&name), length) == 0 && ::listen(listening, 5) == 0);
+    length = sizeof name;
+    MUST(::getsockname(listening, reinterpret_cast<sockaddr*>(&name), &length) == 0);
+    MUST(::connect(client, reinterpret_cast<sockaddr*>(&name), length) == 0);
+    ::nanosleep(&kMoment, nullptr);
+    const int accepted = ::accept(listening, nullptr, nullptr);
+    for (const int fd : {accepted, client, listening}) ::close(fd);
+  });
+}
+
 TEST_F(Files, PreflightFindsWhoIsOutside) {
   const auto refusal = [&](pid_t pid, FileDumpOptions options) -> std::string {
     options.advise_options = true;

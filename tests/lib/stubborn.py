@@ -77,6 +77,51 @@ def descriptors_on_their_way():
     return (a, b), b.fileno()
 
 
+def not_accepted():
+    """A connection that stays in the queue of its listening socket."""
+    s, c = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    s.bind(os.path.join(FOLDER, "socket"))
+    s.listen()
+    c.connect(s.getsockname())
+    return (s, c), s.fileno()
+
+
+def epoll_of_closed(reuse=False):
+    """A duplicate keeps the file, and so the entry."""
+    epoll, (a, b) = select.epoll(), socket.socketpair()
+    epoll.register(a.fileno())
+    number, copy = a.fileno(), a.dup()
+    a.close()
+    held = [os.open("/dev/null", os.O_RDONLY)] if reuse else []
+    if reuse and held != [number]:
+        return "impossible", "the number was not used again"
+    return (epoll, copy, b, held), epoll.fileno()
+
+
+def epoll_of_another():
+    return epoll_of_closed(reuse=True)
+
+
+def watching():
+    """What looks like that, and is none: the child has what the parent closed, and all is taken but some bytes."""
+    epoll, pipe, (a, b) = select.epoll(), os.pipe(), socket.socketpair()
+    for fd in (pipe[0], a.fileno(), LIBC.eventfd(0, 0), LIBC.timerfd_create(1, 0)):
+        epoll.register(fd)
+    child = os.fork()
+    if child == 0:
+        while os.path.isdir(FOLDER):
+            time.sleep(0.02)
+        os._exit(0)
+    b.send(b"some bytes")
+    s, c = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    s.bind(os.path.join(FOLDER, "socket"))
+    s.listen()
+    c.connect(s.getsockname())
+    accepted = s.accept()
+    os.close(pipe[0])  # last: the number is not used again
+    return (epoll, pipe, a, b, s, c, accepted), child
+
+
 def inotify():
     fd = checked(LIBC.inotify_init1(os.O_CLOEXEC), "inotify_init1")
     return None, fd
@@ -445,7 +490,7 @@ KINDS = {f.__name__.replace("_", "-"): f for f in (
     tcp, tcp_backlog, listener, netlink, packet, raw_ip, unix_outside, descriptors_on_their_way, inotify, terminal, io_uring,
     userfaultfd, pidfd, device, flock, posix_lock, lease, sysv_shm, outside_pipe, seccomp, deleted_big_file, writable_file,
     mapped_file, own_thread_files, zombie_root, shared_memory_outside, landlock, user_dispatch, address_space_limit, thread_file,
-    favoured, plain, child, nobody, roots_file, roots_folder, roots_deleted_file, roots_socket, roots_pair, timers_beyond_the_limit, forced_buffer, marked, alarm_clock,
+    not_accepted, epoll_of_closed, epoll_of_another, watching, favoured, plain, child, nobody, roots_file, roots_folder, roots_deleted_file, roots_socket, roots_pair, timers_beyond_the_limit, forced_buffer, marked, alarm_clock,
     thread_of_another, securebits, direct_io,
     removed_name, ebpf_filter, deadline, session_of_two_parents)}
 

@@ -1,7 +1,7 @@
 """What a destination refuses is refused before anything is touched: no session has begun, so nothing was visited or stopped.
 What a stop alone can tell is refused then, with everything undone. Cases of refusals.py."""
 
-from lib.process import find_moved, kill_all, wait_for
+from lib.process import descendants, find_moved, kill_all, wait_for
 from lib.suite import expect
 
 BOUNDED = ("--allow-uid", "65534", "--allow-gid", "65534")
@@ -22,7 +22,7 @@ def cases(send_refuses, hosts, untouched):
                 expect(copy, "no copy runs at the destination")
                 seen = program.beat()
                 wait_for(lambda: program.beat() != seen, "the copy to run on", 10)
-                kill_all([copy])
+                kill_all([copy, *descendants(copy)])
         return case
 
     def refused(kind, *patterns, receive=BOUNDED, **named):
@@ -56,6 +56,11 @@ def cases(send_refuses, hosts, untouched):
         "early/signals-beyond-the-limit": send_refuses(
             "timers-beyond-the-limit", "task {pid} has 20 queued signals and timers, and the receiver's own limit is 15;",
             through=("prlimit", "--sigpending=15:15"), both=True),
+        "early/descriptors-on-their-way": send_refuses("descriptors-on-their-way", has_fd + ", a Unix socket with 1 descriptors on their way"),
+        "early/not-accepted": send_refuses("not-accepted", has_fd + ", the listening Unix socket .* with 1 connections not accepted yet"),
+        "early/epoll-of-closed": send_refuses("epoll-of-closed", has_fd + ", an epoll that watches a file under number [0-9]+, where it is no"),
+        "early/epoll-of-another": send_refuses("epoll-of-another", has_fd + ", an epoll that watches a file under number [0-9]+, where it is no"),
+        "early/honest-epoll": moves("watching"),
         # Only a visit tells; the first ones of the rounds, before any page goes.
         "early/securebits": refused("securebits", "task {pid} has securebits 1 and not CAP_SETPCAP", began=True),
         "early/securebits-without-rounds": refused("securebits", "task {pid} has securebits 1 and not CAP_SETPCAP",

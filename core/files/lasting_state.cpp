@@ -1,0 +1,133 @@
+#include "core/files/lasting_state.h"
+
+#include <linux/kcmp.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <set>
+
+#include "core/files/unix_socket.h"
+
+namespace migrate {
+namespace {
+
+/// More are left to the stop.
+constexpr size_t kMostDoubts = 16;
+constexpr int kLooks = 40;
+constexpr timespec kBetween{0, 5'000'000};
+
+std::optional<std::string> descriptors_in(const ProcDir& task, int fd) {
+  const FdInfo info = parse_fdinfo(task.read("fdinfo/" + std::to_string(fd)));
+  const auto count = fdinfo_field(info, "scm_fds:");
+  if (!count || *count == "0") return std::nullopt;
+  return std::string(*count);
+}
+
+bool same_file(const Holder& a, const Holder& b) {
+  return ::syscall(SYS_kcmp, a.pid, b.pid, KCMP_FILE, a.fd, b.fd) == 0;
+}
+
+/// Whether the link of a number tells, without asking the kernel, that it leads to what is watched.
+bool seems_open(const std::map<int, std::string>& links, const img::eventpoll_tfd_entry& target) {
+  const auto link = links.find(static_cast<int>(target.tfd()));
+  if (link == links.end()) return false;
+  const std::string& to = link->second;
+  for (const std::string kind : {"socket:[", "pipe:["})
+    if (to.starts_with(kind)) return to == kind + std::to_string(target.inode()) + "]";
+  // These have one inode together, and whether it is the same the kernel tells only by a walk of all that is watched.
+  return to.starts_with("anon_inode:");
+}
+
+}  // namespace
+
+void LastingStates::doubt(Look look) {
+  if (doubts_.size() < kMostDoubts) doubts_.push_back(std::move(look));
+}
+
+void LastingStates::see_socket(const OpenFile& file, const UnixSocketInfo& info, uint64_t netns) {
+  const auto now = [task = file.proc, netns, ino = info.ino](Lists& lists) -> const UnixSocketInfo* {
+    const auto [list, fresh] = lists.try_emplace(netns);
+    if (fresh) list->second = list_unix_sockets(task);
+    const auto it = list->second.find(ino);
+    return it == list->second.end() ? nullptr : &it->second;
+  };
+  if (info.queued != 0 && descriptors_in(*file.proc, file.fd))
+    doubt([task = file.proc, fd = file.fd, who = file.who()](Lists&) -> std::optional<Refusal> {
+      const auto count = descriptors_in(*task, fd);
+      if (!count) return std::nullopt;
+      return descriptors_on_their_way(who, *count);
+    });
+  if (!info.waiting.empty())
+    doubt([now, who = file.who(),
+           first = std::set(info.waiting.begin(), info.waiting.end())](Lists& lists) mutable -> std::optional<Refusal> {
+      const UnixSocketInfo* socket = now(lists);
+      if (socket == nullptr) return std::nullopt;
+      // A server may have some at any time: only those count that were there from the beginning.
+      const std::set<uint32_t> waiting(socket->waiting.begin(), socket->waiting.end());
+      std::erase_if(first, [&](uint32_t ino) { return !waiting.contains(ino); });
+      if (first.empty()) return std::nullopt;
+      return connections_not_accepted(who, *socket);
+    });
+  if (waits_to_be_accepted(info))
+    doubt([now, who = file.who()](Lists& lists) -> std::optional<Refusal> {
+      const UnixSocketInfo* socket = now(lists);
+      if (socket == nullptr || !waits_to_be_accepted(*socket)) return std::nullopt;
+      return not_accepted(who);
+    });
+}
+
+/// By any task that has that epoll.
+bool LastingStates::watched(const Holder& holder, int number) const {
+  if (is_epoll_target(holder, number, 0)) return true;
+  return std::ranges::any_of(epolls_, [&](const Holder& other) {
+    return other.pid != holder.pid && same_file(holder, other) && is_epoll_target(other, number, 0);
+  });
+}
+
+void LastingStates::see_epolls(const ProcDir& task, const std::map<int, std::string>& links,
+                               std::span<const int> epolls) {
+  for (const int fd : epolls) {
+    const Holder holder{0, task.pid(), fd};
+    epolls_.push_back(holder);
+    const std::string file = "fdinfo/" + std::to_string(fd);
+    std::map<uint32_t, uint32_t> seen;
+    for (const img::eventpoll_tfd_entry& target : epoll_targets(task.read(file))) {
+      const uint32_t nth = seen[target.tfd()]++;
+      const int number = static_cast<int>(target.tfd());
+      if (nth == 0 && (seems_open(links, target) || is_epoll_target(holder, number, 0))) continue;
+      doubt([this, task = &task, file, holder, number, nth](Lists&) -> std::optional<Refusal> {
+        if (nth == 0 && watched(holder, number)) return std::nullopt;
+        uint32_t there = 0;
+        for (const img::eventpoll_tfd_entry& t : epoll_targets(task->read(file)))
+          there += static_cast<int>(t.tfd()) == number ? 1 : 0;
+        if (there <= nth) return std::nullopt;
+        return watches_what_is_closed("task " + std::to_string(holder.pid) + " has fd " + std::to_string(holder.fd),
+                                      number);
+      });
+    }
+  }
+}
+
+void LastingStates::finish() {
+  std::optional<Refusal> refusal;
+  for (int looks = 0; looks < kLooks && !doubts_.empty(); ++looks) {
+    if (looks != 0) ::nanosleep(&kBetween, nullptr);
+    refusal.reset();
+    Lists lists;
+    std::erase_if(doubts_, [&](Look& look) {
+      try {
+        std::optional<Refusal> still = look(lists);
+        const bool gone = !still.has_value();
+        if (!gone && !refusal) refusal.emplace(*still);
+        return gone;
+      } catch (const Error&) {
+        return true;  // it ended, or closed it
+      }
+    });
+  }
+  if (refusal) throw Refusal(*refusal);
+}
+
+}  // namespace migrate

@@ -1,0 +1,46 @@
+// What no dump takes and a running program may have for a moment at any time: connections that are not accepted yet,
+// descriptors on their way, epolls that watch what was closed under its number. Before a move it is refused if it
+// lasts.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/base/error.h"
+#include "core/files/epoll.h"
+#include "core/files/open_file.h"
+#include "core/files/unix_diag.h"
+
+namespace migrate {
+
+class LastingStates {
+ public:
+  /// A Unix socket, each once, of network namespace `netns`.
+  void see_socket(const OpenFile& file, const UnixSocketInfo& info, uint64_t netns);
+  /// Those of the descriptors of `task`, which lead to `links`, that are epolls. `task` must outlive this.
+  void see_epolls(const ProcDir& task, const std::map<int, std::string>& links, std::span<const int> epolls);
+  /// Waits for a moment if something was seen. Throws Refusal for what is still there then.
+  void finish();
+
+ private:
+  using Sockets = std::map<uint32_t, UnixSocketInfo>;
+  using Lists = std::map<uint64_t, Sockets>;  ///< by network namespace, as of one look
+  /// nullopt: it is gone. Throws Error if the task is.
+  using Look = std::function<std::optional<Refusal>(Lists&)>;
+
+  void doubt(Look look);
+  bool watched(const Holder& holder, int number) const;
+
+  std::vector<Look> doubts_;
+  std::vector<Holder> epolls_;
+};
+
+}  // namespace migrate

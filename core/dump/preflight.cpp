@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <cstring>
 #include <set>
 #include <sstream>
 
@@ -53,6 +54,15 @@ void check_pid_namespace(const ProcDir& root) {
 }
 
 pid_t parent_of(pid_t pid) { return ProcDir(pid).stat().ppid; }
+
+/// By the words of its auxiliary vector: the first of them is a small number, and what comes next is none.
+bool is_32_bit(const ProcDir& task) {
+  const std::string vector = task.read("auxv");
+  uint64_t first = 0;
+  if (vector.size() < sizeof first) return false;
+  std::memcpy(&first, vector.data(), sizeof first);
+  return first >> 32 != 0;
+}
 
 /// Calls `check` for each living task. Members of a running tree come and go: one that ends meanwhile is passed over,
 /// but for the root.
@@ -240,6 +250,7 @@ void check_visits(const std::vector<ProcDir>& tasks) {
   const uint64_t most_mappings =
       parse_number(read_file_at(AT_FDCWD, "/proc/sys/vm/max_map_count"), "/proc/sys/vm/max_map_count");
   for_living(tasks, [&](const ProcDir& task) {
+    if (is_32_bit(task)) throw Refusal(task_name(task) + " runs a 32-bit program", "only 64-bit programs can be moved");
     const auto timers = parse_timers(task.read("timers"));
     const VisitNeeds needs = check_room_for_visit(task, timers.size());
     const uint64_t limit = parse_limits(task.read("limits"))[RLIMIT_AS].cur;

@@ -19,7 +19,8 @@ std::vector<ProcDir> collect_tree(Pid root);
 void check_namespaces(const std::vector<ProcDir>& tasks);
 /// Seccomp filters, shadow stacks, scheduling policies and foreign tracers, of every thread; core dumps under way.
 void check_threads(const std::vector<ProcDir>& tasks);
-/// Room in each task for what a visit maps there: the address space itself, and limits.
+/// Programs that cannot be visited since they are 32-bit ones; room in each task for what a visit maps there: the
+/// address space itself, and limits.
 void check_visits(const std::vector<ProcDir>& tasks);
 /// Sessions whose leader lives outside the tree.
 void check_sessions(const std::vector<ProcDir>& tasks);

@@ -10,6 +10,7 @@
 #include "core/base/procfs.h"
 #include "core/inject/visit_places.h"
 #include "core/restore/plans.h"
+#include "core/restore/restorable.h"
 
 namespace migrate {
 namespace {
@@ -34,6 +35,13 @@ std::vector<AddressRange> wanted_kernel_mappings(const TaskImage& task) {
   for (const ImageVma& v : task.vmas)
     if (v.kernel_made()) wanted.push_back({v.start, v.end});
   return wanted;
+}
+
+bool fit(std::span<const AddressRange> wanted, std::span<const AddressRange> own) {
+  const auto same = [&](const AddressRange& a, const AddressRange& b) {
+    return a.end - a.start == b.end - b.start && a.start - wanted[0].start == b.start - own[0].start;
+  };
+  return wanted.empty() || std::ranges::equal(wanted, own, same);
 }
 
 void move(OpList& list, Tag tag, uint64_t from, uint64_t to, uint64_t bytes) {
@@ -123,15 +131,10 @@ std::vector<AddressRange> own_kernel_mappings() {
   return ranges;
 }
 
+bool kernel_mappings_fit(std::span<const AddressRange> wanted) { return fit(wanted, own_kernel_mappings()); }
+
 void check_kernel_mappings(const TaskImage& task, const std::vector<AddressRange>& own) {
-  const std::vector<AddressRange> wanted = wanted_kernel_mappings(task);
-  if (wanted.empty()) return;
-  bool fits = wanted.size() == own.size();
-  for (size_t i = 0; fits && i < own.size(); ++i) {
-    fits = wanted[i].end - wanted[i].start == own[i].end - own[i].start &&
-           wanted[i].start - wanted[0].start == own[i].start - own[0].start;
-  }
-  if (!fits) {
+  if (!fit(wanted_kernel_mappings(task), own)) {
     throw Refusal("the vdso of task " + std::to_string(task.pid) + " is laid out differently from this kernel's",
                   "move it to a host with the kernel it was started on");
   }

@@ -22,7 +22,7 @@ struct MmPlanInput {
   std::function<int(const ImageVma&)> descriptor_of;  ///< of a mapping's file or shared object
   int exe_fd = -1;
 };
-/// Throws Refusal if the kernel's mappings do not fit this kernel's.
+/// Throws Refusal if the kernel's mappings do not fit this kernel's (restorable.h).
 void check_kernel_mappings(const TaskImage& task, const std::vector<AddressRange>& own);
 /// mm_plan.cpp: the whole address space, in place of the shell's.
 void plan_memory(const MmPlanInput& in, Region& region, OpList& list);

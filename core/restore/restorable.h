@@ -7,6 +7,7 @@
 #include "core/base/procfs.h"
 #include "core/image/image_set.h"
 #include "core/memory/page_io.h"
+#include "core/restore/address_space.h"
 
 namespace migrate {
 
@@ -19,6 +20,9 @@ void check_restorable(const ImageSet& images, std::span<const PageSource> memori
 /// parents before children, zombies too; `inherit_outside` as for plan_tree(). Throws Refusal.
 void check_buildable(const std::vector<ProcDir>& tasks, bool inherit_outside);
 
+/// Whether this kernel can give a task its own mappings ([vvar], [vvar_vclock], [vdso], ascending) as another did. Code
+/// in one finds the other by the distance.
+bool kernel_mappings_fit(std::span<const AddressRange> wanted);
 /// Whether this process may give its children that oom_score_adj.
 bool may_give_oom_score(int wanted);
 

@@ -7,6 +7,7 @@ import ctypes
 import fcntl
 import os
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -482,6 +483,40 @@ def thread_of_another():
     return None, 0
 
 
+def child_of_32_bits():
+    path = os.path.join(FOLDER, "small")
+    code = b"\xb8\x1d\0\0\0\xcd\x80\xeb\xf7"  # pause(), for ever
+    base, headers = 0x8048000, 84
+    with open(path, "wb") as f:
+        f.write(b"\x7fELF\1\1\1" + bytes(9) + struct.pack("<HHIIIIIHHHHHH", 2, 3, 1, base + headers, 52, 0, 0, 52, 32, 1, 40, 0, 0))
+        f.write(struct.pack("<IIIIIIII", 1, 0, base, base, headers + len(code), headers + len(code), 5, 4096) + code)
+    os.chmod(path, 0o700)
+    try:
+        p = subprocess.Popen([path])
+    except OSError as e:
+        return "impossible", f"32-bit programs: {e}"
+    return p, p.pid
+
+
+def child_without_vvar():
+    """Its vdso is laid out as by another kernel."""
+    areas = [line.split()[0].split("-") for line in open("/proc/self/maps") if line.rstrip().endswith("[vvar]")]
+    if not areas:
+        return "impossible", "no [vvar]"
+    done, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        start, end = (int(x, 16) for x in areas[0])
+        LIBC.munmap(ctypes.c_void_p(start), ctypes.c_size_t(end - start))
+        os.write(tell, b"x")
+        while True:
+            signal.pause()
+    os.read(done, 1)
+    for fd in (done, tell):
+        os.close(fd)
+    return None, pid
+
+
 def child():
     return subprocess.Popen(["sleep", "1000"]), 0
 
@@ -490,7 +525,7 @@ KINDS = {f.__name__.replace("_", "-"): f for f in (
     tcp, tcp_backlog, listener, netlink, packet, raw_ip, unix_outside, descriptors_on_their_way, inotify, terminal, io_uring,
     userfaultfd, pidfd, device, flock, posix_lock, lease, sysv_shm, outside_pipe, seccomp, deleted_big_file, writable_file,
     mapped_file, own_thread_files, zombie_root, shared_memory_outside, landlock, user_dispatch, address_space_limit, thread_file,
-    not_accepted, epoll_of_closed, epoll_of_another, watching, favoured, plain, child, nobody, roots_file, roots_folder, roots_deleted_file, roots_socket, roots_pair, timers_beyond_the_limit, forced_buffer, marked, alarm_clock,
+    not_accepted, epoll_of_closed, epoll_of_another, watching, favoured, plain, child, child_of_32_bits, child_without_vvar, nobody, roots_file, roots_folder, roots_deleted_file, roots_socket, roots_pair, timers_beyond_the_limit, forced_buffer, marked, alarm_clock,
     thread_of_another, securebits, direct_io,
     removed_name, ebpf_filter, deadline, session_of_two_parents)}
 

@@ -61,6 +61,8 @@ def cases(send_refuses, hosts, untouched):
         "early/epoll-of-closed": send_refuses("epoll-of-closed", has_fd + ", an epoll that watches a file under number [0-9]+, where it is no"),
         "early/epoll-of-another": send_refuses("epoll-of-another", has_fd + ", an epoll that watches a file under number [0-9]+, where it is no"),
         "early/honest-epoll": moves("watching"),
+        "early/32-bit": send_refuses("child-of-32-bits", "task {detail} runs a 32-bit program"),
+        "early/vdso": send_refuses("child-without-vvar", "the vdso of task {detail} is laid out differently"),
         # Only a visit tells; the first ones of the rounds, before any page goes.
         "early/securebits": refused("securebits", "task {pid} has securebits 1 and not CAP_SETPCAP", began=True),
         "early/securebits-without-rounds": refused("securebits", "task {pid} has securebits 1 and not CAP_SETPCAP",

@@ -217,6 +217,7 @@ const wire::Check::Privilege* find(const wire::Check& check, Privilege::Kind kin
 }
 
 TEST_F(EarlyChecks, TheSourceTellsWhoHasWhatAndWhatRootGave) {
+  constexpr int kSize = 256 << 10;
   const Holder holder([this] {
     const int secret = ::open(at("home/private").c_str(), O_RDWR | O_CREAT, 0600);
     const int deleted = ::open(at("home/deleted").c_str(), O_RDWR | O_CREAT, 0600);
@@ -224,8 +225,10 @@ TEST_F(EarlyChecks, TheSourceTellsWhoHasWhatAndWhatRootGave) {
     const int marked = ::socket(AF_INET, SOCK_DGRAM, 0), mark = 7;
     int ends[2];
     if (secret < 0 || deleted < 0 || ::setsockopt(marked, SOL_SOCKET, SO_MARK, &mark, sizeof mark) != 0 ||
-        ::pipe(ends) != 0 || ::syscall(SYS_setresgid, kUser, kUser, kUser) != 0 ||
-        ::syscall(SYS_setgroups, 0, nullptr) != 0 || ::syscall(SYS_setresuid, kUser, kUser, kUser) != 0)
+        ::pipe(ends) != 0 || ::mkfifo(at("home/fifo").c_str(), 0600) != 0 ||
+        ::fcntl(::open(at("home/fifo").c_str(), O_RDWR), F_SETPIPE_SZ, kSize) != kSize ||
+        ::syscall(SYS_setresgid, kUser, kUser, kUser) != 0 || ::syscall(SYS_setgroups, 0, nullptr) != 0 ||
+        ::syscall(SYS_setresuid, kUser, kUser, kUser) != 0)
       ::_exit(1);
   });
   const Inventory inventory = take_inventory(holder.pid(), InventoryDepth::whole);
@@ -244,13 +247,18 @@ TEST_F(EarlyChecks, TheSourceTellsWhoHasWhatAndWhatRootGave) {
   ASSERT_NE(find(told, Privilege::Kind::mark), nullptr);
   EXPECT_EQ(find(told, Privilege::Kind::mark)->value(), 7u);
   EXPECT_EQ(find(told, Privilege::Kind::mark)->held(), 0u);
-  EXPECT_NE(find(told, Privilege::Kind::pipe_size), nullptr);
+  std::set<uint64_t> sizes;
+  for (const auto& p : told.privileges())
+    if (p.kind() == static_cast<uint32_t>(Privilege::Kind::pipe_size)) sizes.insert(p.value());
+  EXPECT_TRUE(sizes.contains(kSize)) << "of a FIFO";
   EXPECT_EQ(find(told, Privilege::Kind::root_folder), nullptr);
   // Nothing of it is news.
   const Inventory news = take_inventory(holder.pid(), InventoryDepth::whole, &inventory);
   EXPECT_EQ(news.check.files_size(), 0) << news.check.files(0).path();
   EXPECT_EQ(news.check.made_size(), 0);
   EXPECT_EQ(news.check.privileges_size(), 0);
+  ASSERT_EQ(told.kernel_mappings_size(), 1);
+  EXPECT_EQ(news.check.kernel_mappings_size(), 0);
   // The destination decides by it.
   check_ = told;
   check_.clear_memory();
@@ -258,6 +266,24 @@ TEST_F(EarlyChecks, TheSourceTellsWhoHasWhatAndWhatRootGave) {
   EXPECT_TRUE(std::ranges::any_of(reasons, [](const std::string& r) {
     return r.find("home/private, which user 65534 may not use here") != r.npos;
   })) << (reasons.empty() ? "nothing is in the way" : reasons.front());
+}
+
+TEST_F(EarlyChecks, AVdsoOfAnotherKernelIsRefused) {
+  const Holder holder([] {});
+  check_ = take_inventory(holder.pid(), InventoryDepth::whole).check;
+  check_.clear_memory();
+  taken();
+  wire::Check::KernelMappings& told = *check_.mutable_kernel_mappings(0);
+  const wire::Check::KernelMappings good = told;
+  ASSERT_GE(told.ends_size(), 4);
+  const auto differs = [&] { refused("the vdso of task " + std::to_string(holder.pid().get()) + " is laid out"); };
+  told.set_ends(told.ends_size() - 1, told.ends(told.ends_size() - 1) + 4096);
+  differs();
+  told.set_ends(told.ends_size() - 2, told.ends(told.ends_size() - 2) + 4096);
+  differs();
+  told = good;
+  told.mutable_ends()->Truncate(told.ends_size() - 2);
+  differs();
 }
 
 TEST_F(EarlyChecks, CredentialsAreThoseOfTheFileSystem) {

@@ -159,6 +159,17 @@ void check_extremes(const wire::Check& check, std::vector<std::string>& reasons)
                     "; raise that (ulimit -Hi)");
 }
 
+void check_layouts(const wire::Check& check, std::vector<std::string>& reasons) {
+  for (const auto& told : check.kernel_mappings()) {
+    std::vector<AddressRange> wanted;
+    for (int i = 0; i + 1 < told.ends_size(); i += 2) wanted.push_back({told.ends(i), told.ends(i + 1)});
+    if (reasons.size() >= kMaxReasons || kernel_mappings_fit(wanted)) continue;
+    reasons.push_back("the vdso of task " + std::to_string(told.task()) +
+                      " is laid out differently from that of the receiver's kernel; move it to a host with the kernel "
+                      "it was started on");
+  }
+}
+
 /// What the restore will want of this process, and would refuse only after the rounds.
 void check_means(const wire::Check& check, std::vector<std::string>& reasons) {
   rlimit files{};
@@ -215,6 +226,7 @@ std::vector<std::string> what_is_in_the_way(const wire::Check& check, const Rece
                       human_bytes(options.max_memory) + " (--max-memory)");
   }
   check_task_limit(check, options.max_tasks, reasons);
+  check_layouts(check, reasons);
   for (const uint32_t pid : check.pids()) {
     if (reasons.size() >= kMaxReasons) break;
     if (pid >= here.pid_max()) {

@@ -137,6 +137,29 @@ void add_memory(const StatusFields& status, wire::Check& check) {
     check.set_memory(check.memory() + parse_first_number(rss->second, "/proc/PID/status: VmRSS") * 1024);
 }
 
+bool has_layout(const wire::Check& check, const wire::Check::KernelMappings& layout) {
+  return std::ranges::any_of(check.kernel_mappings(),
+                             [&](const auto& l) { return std::ranges::equal(l.ends(), layout.ends()); });
+}
+
+void add_kernel_mappings(pid_t task, std::string_view maps, wire::Check& check) {
+  wire::Check::KernelMappings layout;
+  layout.set_task(task);
+  uint64_t first = 0;
+  for (size_t at = maps.find("[v"); at != maps.npos; at = maps.find("[v", at + 1)) {
+    const std::string_view name = maps.substr(at, maps.find('\n', at) - at);
+    if (name != "[vdso]" && name != "[vvar]" && name != "[vvar_vclock]") continue;
+    const std::string_view line = maps.substr(maps.rfind('\n', at) + 1);
+    const size_t dash = line.find('-');
+    const uint64_t start = parse_number(line.substr(0, dash), "/proc/PID/maps", 16);
+    const uint64_t end = parse_number(line.substr(dash + 1, line.find(' ') - dash - 1), "/proc/PID/maps", 16);
+    if (layout.ends().empty()) first = start;
+    layout.add_ends(start - first);
+    layout.add_ends(end - first);
+  }
+  if (!layout.ends().empty() && !has_layout(check, layout)) *check.add_kernel_mappings() = std::move(layout);
+}
+
 bool same_port(const wire::Check::Port& a, const wire::Check::Port& b) {
   return a.family() == b.family() && a.type() == b.type() && a.address() == b.address() && a.port() == b.port();
 }
@@ -152,6 +175,9 @@ void leave_out(const wire::Check& known, wire::Check& check) {
   auto* now = check.mutable_uids();
   now->erase(std::remove_if(now->begin(), now->end(), [&](uint32_t uid) { return uids.contains(uid); }), now->end());
   check.set_capabilities(check.capabilities() & ~known.capabilities());
+  auto* layouts = check.mutable_kernel_mappings();
+  layouts->erase(std::remove_if(layouts->begin(), layouts->end(), [&](const auto& l) { return has_layout(known, l); }),
+                 layouts->end());
   check.clear_pids();
   check.clear_memory();
   check.clear_threads();
@@ -165,8 +191,8 @@ void add_descriptors(const ProcDir& task, uint64_t held, const HolderNumbers& ho
   for (const int fd : numbers) {
     try {
       const std::string link = task.link("fd/" + std::to_string(fd));
-      files.add_descriptor(task, fd, link, holders);
-      privileges.add(task, fd, link, held, holders);
+      const mode_t mode = files.add_descriptor(task, fd, link, holders);
+      privileges.add(task, fd, link, mode, held, holders);
     } catch (const Error&) {
       continue;  // closed meanwhile
     }
@@ -201,7 +227,9 @@ Inventory take_inventory(Pid root, InventoryDepth depth, const Inventory* known)
       const std::vector<pid_t> threads = proc.threads();
       const HolderNumbers holders = identities.add(proc, text, deep ? std::span(threads) : std::span<const pid_t>());
       const uint64_t held = held_capabilities(status);
-      files.add_mappings(proc, holders);
+      const std::string maps = proc.read("maps");
+      files.add_mappings(maps, holders);
+      add_kernel_mappings(pid, maps, inventory.check);
       files.add_links(proc, holders);
       add_descriptors(proc, held, holders, files, descriptors, inventory.check);
       add_memory(status, inventory.check);

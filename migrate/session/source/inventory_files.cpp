@@ -83,8 +83,8 @@ void FileNeeds::use(Uses& uses, FileUse how, uint32_t flags, const HolderNumbers
   if (with_uses_) uses[{how, flags}].insert(holders.begin(), holders.end());
 }
 
-void FileNeeds::add_mappings(const ProcDir& task, const HolderNumbers& holders) {
-  std::istringstream lines(task.read("maps"));
+void FileNeeds::add_mappings(const std::string& maps, const HolderNumbers& holders) {
+  std::istringstream lines(maps);
   for (std::string line; std::getline(lines, line);) {
     const size_t slash = line.find('/');
     const size_t space = line.find(' ');
@@ -104,20 +104,21 @@ void FileNeeds::add_links(const ProcDir& task, const HolderNumbers& holders) {
   }
 }
 
-void FileNeeds::add_descriptor(const ProcDir& task, int fd, const std::string& link, const HolderNumbers& holders) {
-  if (!link.starts_with('/')) return;
+mode_t FileNeeds::add_descriptor(const ProcDir& task, int fd, const std::string& link, const HolderNumbers& holders) {
+  if (!link.starts_with('/')) return 0;
   const std::string number = std::to_string(fd);
   const bool named = has_path(link);
-  if (!named && !link.ends_with(kDeleted)) return;
+  if (!named && !link.ends_with(kDeleted)) return 0;
   struct stat st {};
-  if (::fstatat(task.fd(), ("fd/" + number).c_str(), &st, 0) != 0) return;
-  if (!named) return add_deleted(link, st, holders);
-  Need* file = need(link);
-  if (file == nullptr) return;
+  if (::fstatat(task.fd(), ("fd/" + number).c_str(), &st, 0) != 0) return 0;
+  if (!named) add_deleted(link, st, holders);
+  Need* file = named ? need(link) : nullptr;
+  if (file == nullptr) return st.st_mode;
   const FdInfo info = parse_fdinfo(task.read("fdinfo/" + number));
   file->writable |= (info.flags & O_ACCMODE) != O_RDONLY && S_ISREG(st.st_mode);
   for (const FileLock& lock : parse_file_locks(info)) file->locks.push_back(lock);
   use(file->uses, FileUse::opened, open_rights(info.flags), holders);
+  return st.st_mode;
 }
 
 void FileNeeds::add_deleted(const std::string& link, const struct stat& st, const HolderNumbers& holders) {

@@ -37,11 +37,12 @@ class FileNeeds {
   /// `with_uses`: the destination shall decide who may open what.
   explicit FileNeeds(bool with_uses) : with_uses_(with_uses) {}
 
-  void add_mappings(const ProcDir& task, const HolderNumbers& holders);
+  /// `maps`: /proc/PID/maps.
+  void add_mappings(const std::string& maps, const HolderNumbers& holders);
   /// Executable, working and root folder.
   void add_links(const ProcDir& task, const HolderNumbers& holders);
-  /// Descriptor `fd`, if `link` is a path.
-  void add_descriptor(const ProcDir& task, int fd, const std::string& link, const HolderNumbers& holders);
+  /// Descriptor `fd`, if `link` is a path. Returns its type and bits, 0 for others.
+  mode_t add_descriptor(const ProcDir& task, int fd, const std::string& link, const HolderNumbers& holders);
   /// A bound Unix socket.
   void add_socket(const std::string& path, const struct stat& st, const HolderNumbers& holders);
   /// Takes away what was checked before, unless it is written, locked or held in another way now.

@@ -5,6 +5,7 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <time.h>
@@ -158,9 +159,9 @@ void add_privileges(const ProcDir& task, const StatusFields& status, std::span<c
   }
 }
 
-void DescriptorPrivileges::add(const ProcDir& task, int fd, const std::string& link, uint64_t held,
+void DescriptorPrivileges::add(const ProcDir& task, int fd, const std::string& link, mode_t mode, uint64_t held,
                                const HolderNumbers& holders) {
-  const bool socket = link.starts_with("socket:["), pipe = link.starts_with("pipe:[");
+  const bool socket = link.starts_with("socket:["), pipe = link.starts_with("pipe:[") || S_ISFIFO(mode);
   const auto hold = [&](SocketHolder& holder) {
     if (holder.task == 0) holder.task = task.pid();
     holder.held |= held;
@@ -198,7 +199,7 @@ void DescriptorPrivileges::look_into(const ProcDir& task, int fd, const std::str
     return;
   }
   const Fd ours = get_remote_fd(pidfd_of(task.pid()).get(), fd);
-  if (link.starts_with("pipe:")) {
+  if (!link.starts_with("socket:")) {
     const int size = ::fcntl(ours.get(), F_GETPIPE_SZ);
     if (size > 0) facts.found.push_back(privilege(Kind::pipe_size, static_cast<uint64_t>(size)));
     return;

@@ -36,8 +36,9 @@ class DescriptorPrivileges {
   /// `look`: whether they are looked into at all. `asked`: not those; null: none was yet.
   DescriptorPrivileges(bool look, const std::set<std::string>* asked) : look_(look), asked_(asked) {}
 
-  /// Descriptor `fd` of `task`. Throws Error if it was closed meanwhile.
-  void add(const ProcDir& task, int fd, const std::string& link, uint64_t held, const HolderNumbers& holders);
+  /// Descriptor `fd` of `task`; `mode`: of a path. Throws Error if it was closed meanwhile.
+  void add(const ProcDir& task, int fd, const std::string& link, mode_t mode, uint64_t held,
+           const HolderNumbers& holders);
   const std::map<uint64_t, SocketHolder>& sockets() const { return sockets_; }
   /// Adds what was found, and the names of sockets to `files`. `ids`: whose the tree's tasks are. Returns those that
   /// were looked into.

@@ -30,7 +30,8 @@ Pid parse_target(const std::string& target) {
 bool asks_nothing(const wire::Check& check) {
   return check.files_size() == 0 && check.made_size() == 0 && check.ports_size() == 0 && check.uids_size() == 0 &&
          check.gids_size() == 0 && check.privileges_size() == 0 && check.capabilities() == 0 &&
-         check.strangers_size() == 0 && !check.has_lowest_oom_score() && !check.has_queued_signals();
+         check.strangers_size() == 0 && check.kernel_mappings_size() == 0 && !check.has_lowest_oom_score() &&
+         !check.has_queued_signals();
 }
 
 }  // namespace

@@ -57,7 +57,7 @@ void check_check(const wire::Check& check) {
   require(check.files_size() <= kMaxFiles && check.made_size() <= kMaxFiles && check.credentials_size() <= kMaxPids &&
               check.ports_size() <= kMaxPorts && check.pids_size() <= kMaxPids && check.uids_size() <= kMaxPids &&
               check.gids_size() <= kMaxPids && check.privileges_size() <= kMaxPids &&
-              check.strangers_size() <= kMaxPids,
+              check.strangers_size() <= kMaxPids && check.kernel_mappings_size() <= kMaxPids,
           "too many files, ports or tasks");
   int uses = 0;
   for (const auto* files : {&check.files(), &check.made()})

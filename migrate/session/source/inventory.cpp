@@ -150,6 +150,7 @@ void add_kernel_mappings(pid_t task, std::string_view maps, wire::Check& check) 
     const std::string_view name = maps.substr(at, maps.find('\n', at) - at);
     if (name != "[vdso]" && name != "[vvar]" && name != "[vvar_vclock]") continue;
     const std::string_view line = maps.substr(maps.rfind('\n', at) + 1);
+    if (line.find('/') < line.find('\n')) continue;  // a file of that name
     const size_t dash = line.find('-');
     const uint64_t start = parse_number(line.substr(0, dash), "/proc/PID/maps", 16);
     const uint64_t end = parse_number(line.substr(dash + 1, line.find(' ') - dash - 1), "/proc/PID/maps", 16);

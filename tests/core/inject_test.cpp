@@ -37,6 +37,7 @@ struct Shared {
   std::atomic<uint32_t> quit{0};
   std::atomic<uint32_t> word{0};  ///< nobody ever wakes it
   std::atomic<uint32_t> finished{0};
+  int ids[2]{};  ///< of POSIX timers
 };
 
 class InjectTest : public ForkedPrograms<Shared> {
@@ -179,7 +180,6 @@ TEST_F(InjectTest, SingleThreadGoesOnWithTheSameMapsAndRegisters) {
 TEST_F(InjectTest, ResultsAreWhatTheProgramSetItself) {
   static char altstack[65536];
   static timer_t timers[2];
-  auto* ids = static_cast<int*>(::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
   const pid_t pid = start([&] {
     struct sigaction action {};
     action.sa_handler = [](int) {};
@@ -198,18 +198,17 @@ TEST_F(InjectTest, ResultsAreWhatTheProgramSetItself) {
     }
     const itimerspec spec{{3, 500}, {500, 0}};
     ::timer_settime(timers[1], 0, &spec, nullptr);
-    for (int i = 0; i < 2; ++i) ids[i] = static_cast<int>(reinterpret_cast<intptr_t>(timers[i]));
+    for (int i = 0; i < 2; ++i) shared_->ids[i] = static_cast<int>(reinterpret_cast<intptr_t>(timers[i]));
     ::prctl(PR_SET_PDEATHSIG, SIGTERM);
     ::prctl(PR_SET_SECUREBITS, 1 << 6);  // SECBIT_NO_CAP_AMBIENT_RAISE
     ::prctl(PR_SET_CHILD_SUBREAPER, 1);
     ::prctl(PR_SET_DUMPABLE, 0);
-    ids[2] = static_cast<int>(::syscall(SYS_gettid));
     shared_->ready++;
     for (;;) ::pause();
   });
   ASSERT_TRUE(wait_ready(1));
   StoppedTree tree(Pid(pid), {}, *log_);
-  const TaskHarvest h = harvest(tree.root(), {ids[0], ids[1]}, *log_);
+  const TaskHarvest h = harvest(tree.root(), {shared_->ids[0], shared_->ids[1]}, *log_);
   EXPECT_EQ(h.sigactions[SIGUSR1 - 1].flags & (SA_RESTART | SA_ONSTACK), uint64_t{SA_RESTART | SA_ONSTACK});
   EXPECT_EQ(h.sigactions[SIGUSR1 - 1].mask, 1ull << (SIGUSR2 - 1));
   EXPECT_GT(h.sigactions[SIGUSR1 - 1].handler, 4096u);

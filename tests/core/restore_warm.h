@@ -12,7 +12,6 @@ class RestoreWarm : public testing::Test {
     ASSERT_NE(::mkdtemp(folder_.data()), nullptr);
     commands_ = open_path(folder_ + "/commands", O_WRONLY | O_CREAT | O_APPEND, 0600);
     (void)open_path(folder_ + "/answers", O_WRONLY | O_CREAT, 0600);
-    ::malloc_trim(0);  // what tests before this one left would move, too
     source_ = ::fork();
     if (source_ == 0) {
       ::setsid();

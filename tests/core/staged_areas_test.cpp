@@ -171,7 +171,9 @@ TEST(StagedAreasMapped, WhatGrewIsOneMapping) {
                                       {3 * kPart - 1, 3},
                                       {3 * kPart, 0}})
     EXPECT_EQ(*at(start + offset), std::byte(value)) << offset;
-  ASSERT_NE(::mremap(at(start), 4 * kPart, 5 * kPart, MREMAP_MAYMOVE), MAP_FAILED);
+  void* grown = ::mremap(at(start), 4 * kPart, 5 * kPart, MREMAP_MAYMOVE);
+  ASSERT_NE(grown, MAP_FAILED);
+  ::munmap(grown, 5 * kPart);
 }
 
 TEST(StagedAreasMapped, WhatIsLostIsLostAsAWhole) {
@@ -186,6 +188,7 @@ TEST(StagedAreasMapped, WhatIsLostIsLostAsAWhole) {
   areas.unregister();
   EXPECT_EQ(*at(areas.staging(kFinal)), std::byte{0});
   EXPECT_EQ(*at(areas.staging(kFinal + kHalf)), std::byte{0});
+  EXPECT_FALSE(areas.follow({}, {}, {}, true));
 }
 
 }  // namespace

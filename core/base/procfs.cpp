@@ -1,6 +1,5 @@
 #include "core/base/procfs.h"
 
-#include <dirent.h>
 #include <linux/kcmp.h>
 #include <sys/syscall.h>
 
@@ -65,22 +64,35 @@ ProcDir ProcDir::thread(pid_t tid) const {
 
 std::map<std::string, std::string> ProcDir::status() const { return parse_status(read("status")); }
 
-std::vector<int> numeric_entries(int dirfd, const std::string& path) {
-  const Fd fd = open_at(dirfd, path, O_RDONLY | O_DIRECTORY);
-  const std::unique_ptr<DIR, int (*)(DIR*)> dir(::fdopendir(fd.dup().release()), &::closedir);
+void for_entries(int dirfd, const std::string& path, const std::function<void(const dirent&)>& what) {
+  Fd fd = open_at(dirfd, path, O_RDONLY | O_DIRECTORY);
+  const std::unique_ptr<DIR, int (*)(DIR*)> dir(::fdopendir(fd.get()), &::closedir);
   if (!dir) throw Error("list", path, errno);
+  (void)fd.release();
+  for (;;) {
+    errno = 0;  // readdir(3): nothing else tells an end from a failure
+    const dirent* e = ::readdir(dir.get());
+    if (e == nullptr && errno != 0) throw Error("list", path, errno);
+    if (e == nullptr) return;
+    if (e->d_name[0] != '.') what(*e);
+  }
+}
+
+std::vector<int> numeric_entries(int dirfd, const std::string& path) {
   std::vector<int> numbers;
-  while (const dirent* e = ::readdir(dir.get())) {
-    const std::string_view name(e->d_name);
+  for_entries(dirfd, path, [&](const dirent& e) {
+    const std::string_view name(e.d_name);
     int n;
     const auto [end, ec] = std::from_chars(name.data(), name.data() + name.size(), n);
     if (ec == std::errc() && end == name.data() + name.size()) numbers.push_back(n);
-  }
+  });
   std::sort(numbers.begin(), numbers.end());
   return numbers;
 }
 
 bool task_is_gone(const Error& reading) { return reading.code() == ESRCH || reading.code() == ENOENT; }
+
+bool descriptor_is_gone(const Error& reading) { return task_is_gone(reading) || reading.code() == EBADF; }
 
 bool cannot_be_seen(const Error& reading) {
   return task_is_gone(reading) || reading.code() == EACCES || reading.code() == EPERM;

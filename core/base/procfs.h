@@ -2,9 +2,11 @@
 // (reads fail with ESRCH) instead of being read by mistake.
 #pragma once
 
+#include <dirent.h>
 #include <sys/types.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -67,6 +69,8 @@ class ProcDir {
 /// Whether /proc could not be read because the task, or the thread, is gone. Whatever else fails (no descriptor, no
 /// memory is left) says nothing of it: who took that for its end would take a living tree for a dead one.
 bool task_is_gone(const Error& reading);
+/// The same of a descriptor, which may also have been closed, and of its task.
+bool descriptor_is_gone(const Error& reading);
 /// Of tasks that are none of the tree's: gone, or one that we may not look at.
 bool cannot_be_seen(const Error& reading);
 
@@ -77,6 +81,9 @@ Fd get_remote_fd(int pidfd, int remote_fd);
 /// kcmp(2) with KCMP_FILE: whether two descriptors are one open file description.
 bool same_description(pid_t a, int fd_a, pid_t b, int fd_b);
 
+/// Calls `what` with each entry of a folder, those that begin with a point left out. Throws if not all can be read; a
+/// folder that is removed meanwhile has no more.
+void for_entries(int dirfd, const std::string& path, const std::function<void(const dirent&)>& what);
 /// The numbers in a folder's entry names, ascending.
 std::vector<int> numeric_entries(int dirfd, const std::string& path);
 

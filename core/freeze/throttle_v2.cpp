@@ -1,8 +1,7 @@
 #include <algorithm>
-#include <filesystem>
 #include <vector>
 
-#include "core/base/fd.h"
+#include "core/base/procfs.h"
 #include "core/freeze/throttle_ways.h"
 
 namespace migrate {
@@ -14,10 +13,15 @@ constexpr int kDepth = 32;
 void add_members(const std::string& folder, std::set<pid_t>& all, int depth) {
   if (depth > kDepth) throw Error("cgroups nest too deeply below " + folder);
   all.merge(pids_in(folder + "/cgroup.procs"));
-  std::error_code gone;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, gone)) {
-    if (entry.is_directory(gone)) add_members(entry.path().string(), all, depth + 1);
+  std::vector<std::string> inner;
+  try {
+    for_entries(AT_FDCWD, folder, [&](const dirent& e) {
+      if (e.d_type == DT_DIR) inner.push_back(folder + "/" + e.d_name);
+    });
+  } catch (const Error& e) {
+    if (e.code() != ENOENT && e.code() != ENODEV) throw;  // it has been removed
   }
+  for (const std::string& each : inner) add_members(each, all, depth + 1);
 }
 
 /// Sets `cpu.max` of the cgroup that is the tree's own. A child cgroup would not do: v2 gives controllers to the

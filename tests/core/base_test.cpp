@@ -1,9 +1,14 @@
 #include <gtest/gtest.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "core/base/fd.h"
 #include "core/base/features.h"
 #include "core/base/procfs.h"
+#include "failing_calls.h"
 
 namespace migrate {
 namespace {
@@ -31,6 +36,28 @@ TEST(ProcDir, ReadsItself) {
   EXPECT_EQ(self.stat().ppid, ::getppid());
   EXPECT_EQ(self.threads().front(), ::getpid());
   EXPECT_EQ(self.status().at("Tgid"), std::to_string(::getpid()));
+}
+
+/// Nothing but errno tells a failure of readdir(3) from the end.
+TEST(ProcDir, AFolderThatCannotBeReadIsNotAnEmptyOne) {
+  EXPECT_FALSE(numeric_entries(AT_FDCWD, "/proc/self/fd").empty());
+  const std::string empty = testing::TempDir() + "migrate-empty-" + std::to_string(::getpid());
+  ASSERT_EQ(::mkdir(empty.c_str(), 0700), 0);
+  EXPECT_TRUE(numeric_entries(AT_FDCWD, empty).empty());
+  ::rmdir(empty.c_str());
+  const pid_t child = ::fork();
+  if (child == 0) {
+    let_fail(SYS_getdents64, EIO);
+    try {
+      numeric_entries(AT_FDCWD, "/proc/self/fd");
+    } catch (const Error& e) {
+      ::_exit(e.code() == EIO ? 0 : 2);
+    }
+    ::_exit(1);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
 }
 
 TEST(Pidfd, GivesADuplicateOfTheSameDescription) {

@@ -2,12 +2,9 @@
 #include "core/base/io_ring.h"
 
 #include <gtest/gtest.h>
-#include <linux/audit.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include <algorithm>
@@ -20,6 +17,7 @@
 #include "core/base/fd.h"
 #include "core/memory/page_files.h"
 #include "core/memory/page_fill.h"
+#include "failing_calls.h"
 #include "small_disk.h"
 
 namespace migrate {
@@ -63,18 +61,6 @@ std::string belongings() {
   for (std::string line; std::getline(maps, line);)
     if (!line.ends_with("[heap]")) text += "\n" + line;
   return text;
-}
-/// No io_uring from here on, for this process and its children.
-void forbid_io_uring() {
-  sock_filter filter[] = {
-      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
-      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
-      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-  };
-  const sock_fprog program{std::size(filter), filter};
-  check(::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "set", "no_new_privs");
-  check(::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0), "set", "a seccomp filter");
 }
 /// In a child, whose failures are ours.
 template <class Body>
@@ -242,7 +228,7 @@ TEST_P(Rings, FailOnWrongDescriptors) {
 
 TEST(IoRing, WorksWhereItIsForbidden) {
   in_child([] {
-    forbid_io_uring();
+    let_fail(SYS_io_uring_setup, EPERM);
     const std::vector<std::byte> data = noise(4 * kMiB, 7);
     const Fd file = memory_file();
     std::vector<std::byte> back(data.size());

@@ -1,6 +1,5 @@
 // TreeKeeper over freezer cgroups: the tree by what its journal says, or, when the journal was not written in time, by
 // the cgroup's name, which holds the session id.
-#include <dirent.h>
 #include <signal.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -23,19 +22,16 @@ constexpr milliseconds kKillTime{10'000};
 
 void find_folders(const std::string& at, const std::string& name, int depth, std::vector<std::string>& out) {
   if (depth > 32) return;
-  const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(at.c_str()), &::closedir);
-  // One that is not seen would stay frozen.
-  if (!dir && errno != ENOENT && errno != ENODEV && errno != EACCES) throw Error("list", at, errno);
-  if (!dir) return;
-  while (const dirent* e = ::readdir(dir.get())) {
-    if (e->d_type != DT_DIR || e->d_name[0] == '.') continue;
-    const std::string path = at + "/" + e->d_name;
-    if (e->d_name == name) {
-      out.push_back(path);
-    } else {
-      find_folders(path, name, depth + 1, out);
-    }
+  std::vector<std::string> others;
+  try {
+    for_entries(AT_FDCWD, at, [&](const dirent& e) {
+      if (e.d_type == DT_DIR) (e.d_name == name ? out : others).push_back(at + "/" + e.d_name);
+    });
+  } catch (const Error& e) {
+    // One that is not seen would stay frozen.
+    if (e.code() != ENOENT && e.code() != ENODEV && e.code() != EACCES) throw;
   }
+  for (const std::string& folder : others) find_folders(folder, name, depth + 1, out);
 }
 
 /// Every freezer cgroup of this session: the journal's, and those that it does not know yet.

@@ -105,8 +105,13 @@ void Dump::Impl::look_around() {
     try {
       if (is_zombie(task)) continue;
       living.push_back(task.pid());
+    } catch (const Error& e) {
+      if (!task_is_gone(e)) throw;
+      continue;  // it ended meanwhile
+    }
+    try {
       witnesses.for_task(task, task.status());
-    } catch (const Error&) {  // it ended meanwhile; what else is wrong shows in its visit
+    } catch (const Error&) {  // shows in its visit
     }
   }
   outside = processes_outside(inside);

@@ -155,7 +155,8 @@ bool MemoryDumper::add_task(const StoppedTask& task, const TaskHarvest& harvest,
   try {
     extra.set_coredump_filter(
         parse_number<uint32_t>(task.proc.read("coredump_filter"), "/proc/PID/coredump_filter", 16));
-  } catch (const Error&) {  // kernels without core dumps have none
+  } catch (const Error& e) {
+    if (e.code() != ENOENT) throw;  // kernels without core dumps have none
   }
   sources_.push_back({.memory = {MemoryId::Kind::task, static_cast<uint64_t>(image_pid)},
                       .runs = std::move(memory.pages),

@@ -29,12 +29,10 @@ class Preflight {
       netns_ = stat_cached(task.fd(), "ns/net", 0, "a network namespace").stx_ino;
       links_.clear();
       epolls_.clear();
-      for (const int fd : task.descriptors()) look_at(task, fd, pidfd->get());
+      for (const int fd : task.descriptors()) look_at_if_there(task, fd, pidfd->get());
       lasting_.see_epolls(task, links_, epolls_);
-    } catch (const Refusal&) {
-      throw;
-    } catch (const Error&) {
-      // It ended meanwhile.
+    } catch (const Error& e) {
+      if (!descriptor_is_gone(e)) throw;  // it ended meanwhile
     }
   }
 
@@ -60,24 +58,28 @@ class Preflight {
     uint64_t netns;
   };
 
+  void look_at_if_there(const ProcDir& task, int fd, int pidfd) {
+    try {
+      look_at(task, fd, pidfd);
+    } catch (const Error& e) {
+      if (!descriptor_is_gone(e)) throw;  // closed meanwhile
+    }
+  }
+
   void look_at(const ProcDir& task, int fd, int pidfd) {
     OpenFile file;
     file.proc = &task;
     file.fd = fd;
     const std::string number = std::to_string(fd);
-    try {
-      file.link = links_[fd] = task.link("fd/" + number);
-      const bool socket = file.link.starts_with("socket:");
-      if (file.link.starts_with("/") || file.link.starts_with("pipe:")) {
-        file.info = parse_fdinfo(task.read("fdinfo/" + number));
-        file.st = stat_cached(task.fd(), "fd/" + number, 0, file.who());
-      }
-      const bool path_only = (file.info.flags & O_PATH) != 0;
-      if (socket || (file.type() == S_IFIFO && !path_only)) file.ours = get_remote_fd(pidfd, fd);
-      if (socket) file.st = stat_cached(file.ours.get(), "", AT_EMPTY_PATH, file.who());
-    } catch (const Error&) {
-      return;  // closed meanwhile
+    file.link = links_[fd] = task.link("fd/" + number);
+    const bool socket = file.link.starts_with("socket:");
+    if (file.link.starts_with("/") || file.link.starts_with("pipe:")) {
+      file.info = parse_fdinfo(task.read("fdinfo/" + number));
+      file.st = stat_cached(task.fd(), "fd/" + number, 0, file.who());
     }
+    const bool path_only = (file.info.flags & O_PATH) != 0;
+    if (socket || (file.type() == S_IFIFO && !path_only)) file.ours = get_remote_fd(pidfd, fd);
+    if (socket) file.st = stat_cached(file.ours.get(), "", AT_EMPTY_PATH, file.who());
     switch (kinds_.classify(file, options_)) {
       case FileKind::regular:
         check_ghost(file, options_);

@@ -60,7 +60,8 @@ void refuse_threaded(const std::string& folder) {
   std::string type;
   try {
     type = read_file_at(AT_FDCWD, folder + "/cgroup.type");
-  } catch (const Error&) {
+  } catch (const Error& e) {
+    if (e.code() != ENOENT && e.code() != ENODEV) throw;
     return;  // the root cgroup has no such file
   }
   if (type.find("threaded") != std::string::npos) {

@@ -116,7 +116,8 @@ void describe_task(const StoppedTask& task, const TaskHarvest& harvest, const st
   read_signal_queue(task.threads.front().tid, true, *out.mutable_signals_s());
   try {
     out.set_loginuid(parse_number<uint32_t>(task.proc.read("loginuid"), "/proc/PID/loginuid"));
-  } catch (const Error&) {  // kernels without auditing have none
+  } catch (const Error& e) {
+    if (e.code() != ENOENT) throw;  // kernels without auditing have none
   }
   out.set_oom_score_adj(parse_number<int32_t>(task.proc.read("oom_score_adj"), "/proc/PID/oom_score_adj"));
   fill_dispositions(harvest, out);

@@ -1,4 +1,5 @@
 // Descriptor tables as a whole: sharing, refusals, size, damaged images.
+#include "failing_calls.h"
 #include "files_testing.h"
 
 #include <sys/epoll.h>
@@ -197,6 +198,33 @@ TEST_F(Files, PreflightPassesOverWhatIsForAMoment) {
     const int accepted = ::accept(listening, nullptr, nullptr);
     for (const int fd : {accepted, client, listening}) ::close(fd);
   });
+}
+
+/// Of a descriptor that could not be got nobody knows whether it can be moved; one that was closed has no say.
+TEST_F(Files, PreflightTellsWhatItCannotSee) {
+  Child child([] { place_at(::socket(AF_INET, SOCK_DGRAM, 0), 7); });
+  ASSERT_TRUE(child.stopped());
+  std::vector<ProcDir> tasks;
+  tasks.emplace_back(child.pid());
+  FileDumper::preflight(tasks, {}, *log);
+  const auto without = [&](int err) {
+    const pid_t pid = ::fork();
+    if (pid == 0) {
+      let_fail(SYS_pidfd_getfd, static_cast<unsigned>(err));
+      try {
+        FileDumper::preflight(tasks, {}, *log);
+      } catch (const Error& e) {
+        ::_exit(e.code() == err ? 1 : 2);
+      }
+      ::_exit(0);
+    }
+    int status = 0;
+    check(::waitpid(pid, &status, 0), "wait for", "a child");
+    return WEXITSTATUS(status);
+  };
+  EXPECT_EQ(without(EMFILE), 1);
+  EXPECT_EQ(without(EBADF), 0);
+  EXPECT_EQ(without(ESRCH), 0);
 }
 
 TEST_F(Files, PreflightFindsWhoIsOutside) {

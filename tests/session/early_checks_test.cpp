@@ -16,11 +16,13 @@
 #include <functional>
 
 #include "core/files/early_look.h"
+#include "in_child.h"
 #include "migrate/session/destination/destination_checks.h"
 #include "migrate/session/guardian/privileges.h"
 #include "migrate/session/source/inventory.h"
 #include "migrate/session/wire/channel.h"
 #include "temp_dir.h"
+#include "tests/core/failing_calls.h"
 
 namespace migrate {
 namespace {
@@ -290,6 +292,25 @@ TEST_F(EarlyChecks, AVdsoOfAnotherKernelIsRefused) {
   told = good;
   told.mutable_ends()->Truncate(told.ends_size() - 2);
   differs();
+}
+
+TEST_F(EarlyChecks, WhatCannotBeSeenIsNotTakenForClosed) {
+  const Holder holder([] {
+    if (::socket(AF_INET, SOCK_DGRAM, 0) < 0) ::_exit(1);
+  });
+  const auto without = [&](int err) {
+    return in_child([&] {
+      let_fail(SYS_pidfd_getfd, static_cast<unsigned>(err));
+      try {
+        take_inventory(holder.pid(), InventoryDepth::whole);
+      } catch (const Error& e) {
+        return e.code() == err ? 1 : 2;
+      }
+      return 0;
+    });
+  };
+  EXPECT_EQ(without(EMFILE), 1);
+  EXPECT_EQ(without(EBADF), 0);
 }
 
 TEST_F(EarlyChecks, CredentialsAreThoseOfTheFileSystem) {

@@ -64,7 +64,8 @@ void add_ports(const ProcDir& proc, const Sockets& sockets, wire::Check& check) 
     std::istringstream lines;
     try {
       lines.str(proc.read(table.name));
-    } catch (const Error&) {
+    } catch (const Error& e) {
+      if (!task_is_gone(e)) throw;
       continue;  // no IPv6
     }
     std::string line;
@@ -194,8 +195,8 @@ void add_descriptors(const ProcDir& task, uint64_t held, const HolderNumbers& ho
       const std::string link = task.link("fd/" + std::to_string(fd));
       const mode_t mode = files.add_descriptor(task, fd, link, holders);
       privileges.add(task, fd, link, mode, held, holders);
-    } catch (const Error&) {
-      continue;  // closed meanwhile
+    } catch (const Error& e) {
+      if (!descriptor_is_gone(e)) throw;  // closed meanwhile
     }
   }
 }

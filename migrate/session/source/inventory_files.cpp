@@ -110,7 +110,7 @@ mode_t FileNeeds::add_descriptor(const ProcDir& task, int fd, const std::string&
   const bool named = has_path(link);
   if (!named && !link.ends_with(kDeleted)) return 0;
   struct stat st {};
-  if (::fstatat(task.fd(), ("fd/" + number).c_str(), &st, 0) != 0) return 0;
+  check(::fstatat(task.fd(), ("fd/" + number).c_str(), &st, 0), "stat", link);
   if (!named) add_deleted(link, st, holders);
   Need* file = named ? need(link) : nullptr;
   if (file == nullptr) return st.st_mode;

@@ -246,7 +246,8 @@ void add_securebits(pid_t task, uint32_t bits, wire::Check& check) {
   if ((bits & ~kKeepCapabilities) == 0) return;
   try {
     add(check, task, held_capabilities(ProcDir(task).status()), Kind::securebits, bits & ~kKeepCapabilities);
-  } catch (const Error&) {  // it has ended
+  } catch (const Error& e) {
+    if (!task_is_gone(e)) throw;
   }
 }
 

@@ -245,8 +245,8 @@ TreeSize SendSession::size_of_tree() const {
       size.descriptors += proc.descriptors().size();
       const std::string maps = proc.read("maps");
       size.mappings += static_cast<uint64_t>(std::count(maps.begin(), maps.end(), '\n'));
-    } catch (const Error&) {
-      continue;  // it ended meanwhile
+    } catch (const Error& e) {
+      if (!task_is_gone(e)) throw;  // it ended meanwhile
     }
   }
   return size;

@@ -10,6 +10,7 @@
 #include <fstream>
 
 #include "core/base/error.h"
+#include "core/base/procfs.h"
 #include "migrate/session/journal/trees.h"
 #include "tests/session/in_child.h"
 #include "tests/session/scoped_env.h"
@@ -372,13 +373,32 @@ TEST(TaskId, LivesUntilItDies) {
   const std::optional<TaskId> task = TaskId::of(pid);
   ASSERT_TRUE(task);
   EXPECT_TRUE(task->lives());
-  EXPECT_FALSE((TaskId{pid, task->start_time + 1}).lives());
+  EXPECT_FALSE((TaskId{pid, task->start_time + 2}).lives());
   ::kill(pid, SIGKILL);
   siginfo_t info{};
   ::waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED | WNOWAIT);
   EXPECT_FALSE(task->lives());  // a zombie
   ::waitpid(pid, nullptr, 0);
   EXPECT_FALSE(task->lives());
+}
+
+TEST(TaskId, IsTheSameInEveryTimeNamespace) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  const TaskId self = *TaskId::of(::getpid());
+  for (const char* offset : {"boottime 5 0", "boottime 5 555000000", "boottime 7 4000001", "boottime -3 996000000"}) {
+    EXPECT_EQ(in_child([&] {
+                if (::unshare(CLONE_NEWTIME) != 0) return 3;
+                std::ofstream("/proc/self/timens_offsets") << offset;
+                return in_child([&] {
+                  // Of ours the offset shows, unless it was not taken.
+                  if (static_cast<int64_t>(ProcDir(self.pid).stat().start_time - self.start_time) / 90 == 0) return 2;
+                  const std::optional<TaskId> seen = TaskId::of(self.pid);
+                  return seen && seen->is(self) && self.lives() ? 0 : 1;
+                });
+              }),
+              0)
+        << offset;
+  }
 }
 
 TEST(TreeKeeper, ANumberThatIsAnothersByNowIsSpared) {
@@ -395,7 +415,7 @@ TEST(TreeKeeper, ANumberThatIsAnothersByNowIsSpared) {
   e.role = Role::destination;
   e.boot_id = boot_id();
   e.tasks = {*TaskId::of(bystander)};
-  e.tasks[0].start_time += 1;
+  e.tasks[0].start_time += 2;
   e.init = e.tasks[0];
   keeper->discard(e);
   EXPECT_EQ(::waitpid(bystander, nullptr, WNOHANG), 0) << "it was killed for another task that had its number";

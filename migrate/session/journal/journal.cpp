@@ -1,6 +1,5 @@
 #include "migrate/session/journal/journal.h"
 
-#include <dirent.h>
 #include <sys/stat.h>
 #include <time.h>
 
@@ -10,6 +9,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "core/base/proc_values.h"
 #include "core/base/procfs.h"
 #include "migrate/session/telling/fault.h"
 
@@ -140,18 +140,22 @@ FreezerCgroup::Record record_from_json(const json& j) {
 json task_to_json(const TaskId& task) { return {{"pid", task.pid}, {"start", task.start_time}}; }
 TaskId task_from_json(const json& j) { return {pid_from_json(j.at("pid")), number_from_json(j.at("start"))}; }
 
-/// Our own time namespace shifts start times in /proc by its boot-time offset; this takes it out again, so that
-/// processes in different time namespaces agree.
-int64_t own_boottime_offset_ticks() {
+/// Our own time namespace shifts start times in /proc by its boot-time offset.
+int64_t own_boottime_offset_ns() {
   try {
-    const std::string text = read_file_at(AT_FDCWD, "/proc/self/timens_offsets");
-    const size_t at = text.find("boottime");
-    if (at == std::string::npos) return 0;
-    return std::strtoll(text.c_str() + at + 8, nullptr, 10) * ::sysconf(_SC_CLK_TCK);
+    return parse_clock_offsets(read_file_at(AT_FDCWD, "/proc/self/timens_offsets")).boottime_ns;
   } catch (const Error& e) {
     if (e.code() != ENOENT) throw;
     return 0;  // a kernel without time namespaces
   }
+}
+
+/// As the initial time namespace shows it, as nearly as whole ticks tell.
+uint64_t without_own_offset(uint64_t ticks) {
+  const int64_t tick = 1'000'000'000 / ::sysconf(_SC_CLK_TCK), offset = own_boottime_offset_ns();
+  const int64_t part = ((offset % tick) + tick) % tick;
+  const int64_t whole = (offset - part) / tick + (2 * part > tick ? 1 : 0);
+  return static_cast<uint64_t>(static_cast<int64_t>(ticks) - whole);
 }
 
 }  // namespace
@@ -203,17 +207,21 @@ std::string boot_id() {
 
 std::optional<TaskId> TaskId::of(pid_t pid) {
   try {
-    const int64_t start = static_cast<int64_t>(ProcDir(pid).stat().start_time) - own_boottime_offset_ticks();
-    return TaskId{pid, static_cast<uint64_t>(start)};
+    return TaskId{pid, without_own_offset(ProcDir(pid).stat().start_time)};
   } catch (const Error& e) {
     if (!task_is_gone(e)) throw;
     return std::nullopt;
   }
 }
 
+bool TaskId::is(const TaskId& other) const {
+  const uint64_t apart = start_time > other.start_time ? start_time - other.start_time : other.start_time - start_time;
+  return pid == other.pid && apart <= 1;
+}
+
 bool TaskId::lives() const {
   const std::optional<TaskId> now = of(pid);
-  if (!now || *now != *this) return false;
+  if (!now || !now->is(*this)) return false;
   try {
     const char state = ProcDir(pid).stat().state;
     return state != 'Z' && state != 'X';
@@ -330,7 +338,7 @@ Journal JournalStore::create(JournalEntry entry) {
     if (!tree_lock) throw Refusal(entry.label + " is being moved already", "wait for that, or see `migrate resolve`");
     for (const JournalEntry& other : list()) {
       if (is_final(other.state) || other.boot_id != boot_id() || other.role != Role::source) continue;
-      if (std::find(other.tasks.begin(), other.tasks.end(), root) == other.tasks.end()) continue;
+      if (std::ranges::none_of(other.tasks, [&](const TaskId& task) { return task.is(root); })) continue;
       throw Refusal(entry.label + " is held by session " + to_hex(other.id), "settle it with `migrate resolve`");
     }
   }
@@ -374,20 +382,18 @@ std::optional<JournalEntry> JournalStore::peek(const SessionId& id, Role role) c
 
 std::vector<JournalEntry> JournalStore::list(std::vector<std::string>* damaged) const {
   std::vector<JournalEntry> entries;
-  const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(path_.c_str()), &::closedir);
-  if (!dir) throw Error("read the state folder", path_, errno);
-  while (const dirent* e = ::readdir(dir.get())) {
-    const std::string name = e->d_name;
+  for_entries(AT_FDCWD, path_, [&](const dirent& e) {
+    const std::string name = e.d_name;
     const bool aborted = name.ends_with(kAborted);
-    if (!aborted && !name.ends_with(kJournal)) continue;
+    if (!aborted && !name.ends_with(kJournal)) return;
     // Written after all.
-    if (aborted && is_there(dir_.get(), name.substr(0, name.size() - std::strlen(kAborted)) + kJournal)) continue;
+    if (aborted && is_there(dir_.get(), name.substr(0, name.size() - std::strlen(kAborted)) + kJournal)) return;
     try {
       entries.push_back(read_entry(dir_.get(), name));
     } catch (const Error& error) {
       if (damaged != nullptr) damaged->push_back(error.what());
     }
-  }
+  });
   std::sort(entries.begin(), entries.end(),
             [](const JournalEntry& a, const JournalEntry& b) { return a.created_ns < b.created_ns; });
   return entries;

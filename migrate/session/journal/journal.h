@@ -36,6 +36,9 @@ struct TaskId {
   pid_t pid = 0;
   uint64_t start_time = 0;
   auto operator<=>(const TaskId&) const = default;
+  /// The same task, maybe seen from different time namespaces: where their offset is no whole number of ticks, a start
+  /// time is one tick more or less. No pid is used again so soon.
+  bool is(const TaskId& other) const;
   /// nullopt: no such task.
   static std::optional<TaskId> of(pid_t pid);
   /// Still there, and not a zombie.

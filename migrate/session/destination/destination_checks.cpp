@@ -72,7 +72,8 @@ Privilege from_wire(const wire::Check::Privilege& p) {
           .held = p.held()};
 }
 
-void check_policy(const wire::Check& check, const IdentityPolicy& policy, std::vector<std::string>& reasons) {
+void check_policy(const wire::Check& check, const IdentityPolicy& policy, const HostBounds& bounds,
+                  std::vector<std::string>& reasons) {
   for (const uint32_t uid : check.uids()) {
     if (reasons.size() >= kMaxReasons) break;
     if (!policy.takes_uid(uid))
@@ -94,8 +95,7 @@ void check_policy(const wire::Check& check, const IdentityPolicy& policy, std::v
       reasons.push_back("task " + std::to_string(s.task()) + " has fd " + std::to_string(s.fd()) + ", a Unix socket" +
                         tells_of_a_stranger(s.uid(), s.gid()) + "; " + kStrangerRemedy);
     }
-  if (check.privileges().empty() || policy.empty()) return;
-  const HostBounds bounds = HostBounds::here();
+  if (policy.empty()) return;
   for (const auto& p : check.privileges()) {
     if (reasons.size() >= kMaxReasons) return;
     if (auto reason = why_not(from_wire(p), policy, bounds)) reasons.push_back(std::move(*reason));
@@ -171,7 +171,7 @@ void check_layouts(const wire::Check& check, std::vector<std::string>& reasons) 
 }
 
 /// What the restore will want of this process, and would refuse only after the rounds.
-void check_means(const wire::Check& check, std::vector<std::string>& reasons) {
+void check_means(const wire::Check& check, const HostBounds& bounds, std::vector<std::string>& reasons) {
   rlimit files{};
   if (::getrlimit(RLIMIT_NOFILE, &files) == 0 && check.highest_descriptor() >= files.rlim_max) {
     reasons.push_back("the program has descriptor " + std::to_string(check.highest_descriptor()) +
@@ -181,7 +181,6 @@ void check_means(const wire::Check& check, std::vector<std::string>& reasons) {
   check_capabilities(check, reasons);
   check_extremes(check, reasons);
   if (::prctl(PR_CAPBSET_READ, CAP_SYS_RESOURCE, 0, 0, 0) == 1) return;
-  const HostBounds bounds = HostBounds::here();
   for (const auto& p : check.privileges()) {
     if (static_cast<Privilege::Kind>(p.kind()) != Privilege::Kind::hard_limit) continue;
     if (p.detail() >= bounds.hard_limits.size() || p.value() <= bounds.hard_limits[p.detail()]) continue;
@@ -213,8 +212,9 @@ IdentityPolicy identity_policy(const ReceiveOptions& options) {
 std::vector<std::string> what_is_in_the_way(const wire::Check& check, const ReceiveOptions& options) {
   std::vector<std::string> reasons;
   const IdentityPolicy policy = identity_policy(options);  // asks the user database
-  check_policy(check, policy, reasons);
-  check_means(check, reasons);
+  const HostBounds bounds = check.privileges().empty() ? HostBounds{} : HostBounds::here();
+  check_policy(check, policy, bounds, reasons);
+  check_means(check, bounds, reasons);
   const wire::Hello here = host_facts();
   if (check.memory() > here.memory_available()) {
     reasons.push_back("the program has " + std::to_string(check.memory() >> 20) +

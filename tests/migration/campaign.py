@@ -14,11 +14,9 @@ import contextlib
 import errno
 import os
 import random
-import shutil
 import signal
 import sys
 import time
-import traceback
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -131,33 +129,10 @@ class Disturbed(faults.Case):
 
 def one(context, number):
     """In the case's process."""
-    folder = os.path.join(context.top, str(number))
-    started, verdict, case, happened = time.monotonic(), "FAIL", None, []
-    plan = draw(context.seed, number)
-    try:
-        case = Disturbed(context, folder, plan)
-        text = case.run()
-        happened = case.happened
-        case.end_and_look()
-        verdict = "PASS"
-    except (*faults.EXPECTED, parallel.TimeUp) as e:
-        text = str(e)
-    except Exception:
-        text = traceback.format_exc(limit=-6)
-    finally:
-        if case:
-            with contextlib.suppress(Exception):
-                case.close()
-            case.sweep()
-    text = f"{text} [{told(plan)}]"
-    if verdict == "FAIL":
-        text += f"\n  kept: {folder}"
-        for file in ("send.log", "receive.log", "commands.log", "failed"):
-            if os.path.exists(f"{folder}/{file}"):
-                text += f"\n  --- {file}\n" + "\n".join("  " + x for x in tool.tail(f"{folder}/{file}", 10).splitlines())
-    elif os.path.isdir(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-    return verdict, text, time.monotonic() - started, len(happened)
+    folder, plan = os.path.join(context.top, str(number)), draw(context.seed, number)
+    *result, case = frame.one_case(lambda: Disturbed(context, folder, plan), folder, (*faults.EXPECTED, parallel.TimeUp), note=f" [{told(plan)}]",
+                                   tails=frame.logs("send.log", "receive.log", "commands.log", "failed"))
+    return *result, len(case.happened) if case else 0
 
 
 class Context:
@@ -213,7 +188,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    frame.command(main)

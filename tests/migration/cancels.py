@@ -12,11 +12,9 @@ import contextlib
 import os
 import random
 import re
-import shutil
 import signal
 import sys
 import time
-import traceback
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -300,27 +298,7 @@ WAYS = {"interrupt": by_signal(signal.SIGINT), "terminate": by_signal(signal.SIG
 
 
 def one(context, way, folder, number):
-    started, verdict, case, text = time.monotonic(), "FAIL", None, ""
-    try:
-        case = Cancels(context, way, folder, number)
-        text = case.run()
-        case.end_and_look()
-        verdict = "PASS"
-    except EXPECTED as e:
-        text = str(e)
-    except Exception:
-        text = traceback.format_exc(limit=-6)
-    finally:
-        if case:
-            with contextlib.suppress(Exception):
-                case.close()
-            kill_all([p for p in descendants(os.getpid()) if p != os.getpid()])
-            remains.sweep_cgroups(case.sessions())
-    if verdict == "FAIL":
-        text += f"\n  kept: {folder}"
-    elif not context.keep:
-        shutil.rmtree(folder, ignore_errors=True)
-    return verdict, text, time.monotonic() - started
+    return frame.one_case(lambda: Cancels(context, way, folder, number), folder, EXPECTED, context.keep)[:3]
 
 
 class Context:
@@ -358,16 +336,9 @@ def main():
     context, share = Context(options), -(-options.cancels // len(wanted))
     with frame.run_of_cases(options, "mcan-") as (top, counts):
         jobs = [(w, f"{top}/{w}", share) for w in wanted]
-        with contextlib.closing(parallel.run(jobs, lambda job: one(context, *job), options.jobs, 120 + 20 * share)) as cases:
-            for (way, *_), result in cases:
-                verdict, text, seconds = result or ("FAIL", f"the case's process died or hung\n  kept: {top}/{way}", 0.0)
-                counts[verdict] += 1
-                print(f"{verdict} {way} ({seconds:.1f} s): {text}", flush=True)
+        frame.tell_cases(counts, jobs, lambda job: one(context, *job), options.jobs, 120 + 20 * share, top)
     return frame.closing_line(counts)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    frame.command(main)

@@ -470,8 +470,3 @@ class Case:
         if self.memory:
             self.memory.close()
             self.memory = None
-
-    def sweep(self):
-        """After a failure: ends what is left, so that it does not disturb others."""
-        kill_all([p for p in descendants(os.getpid()) if p != os.getpid()])
-        remains.sweep_cgroups(self.sessions())

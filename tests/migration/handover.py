@@ -11,10 +11,8 @@ import argparse
 import contextlib
 import os
 import re
-import shutil
 import sys
 import time
-import traceback
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -24,7 +22,6 @@ import faults  # noqa: E402
 from fault_actions import ACTIONS, EXTRA, INJECT, MODES, inapplicable  # noqa: E402
 from lib import frame, parallel, tool  # noqa: E402
 from lib.process import run  # noqa: E402
-from lib.skip import Skip  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 README = os.path.join(ROOT, "migrate", "session", "README.md")
@@ -191,34 +188,9 @@ def one(context, name, point, action, mode):
         return "FAIL", "out of time (--seconds): it was not tried", 0.0
     # A short name, since the address of a Unix socket is in there.
     folder = os.path.join(context.top, name)
-    started, verdict, case = time.monotonic(), "FAIL", None
-    try:
-        case = faults.Case(context, folder, point, action, mode)
-        text = case.run()
-        case.end_and_look()
-        verdict = "PASS"
-    except Skip as e:
-        verdict, text = "SKIP", str(e)
-    except (*faults.EXPECTED, parallel.TimeUp, faults.NotReached) as e:
-        text = str(e)
-    except Exception:
-        text = traceback.format_exc(limit=-6)
-    finally:
-        if case:
-            case.close()
-            case.sweep()
-    if verdict == "FAIL":
-        text += f"\n  kept: {folder}"
-        for file in ("send.log", "receive.log", "commands.log"):
-            if os.path.exists(f"{folder}/{file}"):
-                text += f"\n  --- {file}\n" + "\n".join("  " + x for x in tool.tail(f"{folder}/{file}", 10).splitlines())
-    elif os.path.isdir(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-    return verdict, text, time.monotonic() - started
+    return frame.one_case(lambda: faults.Case(context, folder, point, action, mode), folder,
+                          (*faults.EXPECTED, parallel.TimeUp, faults.NotReached), tails=frame.logs("send.log", "receive.log", "commands.log"))[:3]
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    frame.command(main)

@@ -9,13 +9,11 @@
 
 Receivers serve from the first move to the last and must not gather descriptors. One line a move goes to FOLDER/moves."""
 import argparse
-import contextlib
 import os
 import re
 import shutil
 import sys
 import time
-import traceback
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -36,7 +34,7 @@ class Marathon:
     def __init__(self, context, name, folder):
         self.context, self.name, self.folder = context, name, folder
         self.course = self.sender = None
-        self.sessions, self.gaps = set(), []
+        self.moved, self.gaps = set(), []
         os.makedirs(f"{folder}/logs")
         os.chmod(folder, 0o755)
         self.hosts = hosts.Hosts(context.binary, folder, f"r{os.getpid()}", SUBNETS[name])
@@ -63,7 +61,7 @@ class Marathon:
         self.sender = self.hosts.send(old, here, log, [*self.course.send_options, *self.context.send_args])
         wait_for(lambda: self.sender.poll() is not None, f"move {n}: migrate send to end", SEND_LIMIT)
         seen = tool.events(read(log))
-        self.sessions |= {e["session"] for e in seen if "session" in e}
+        self.moved |= {e["session"] for e in seen if "session" in e}
         if self.sender.returncode != 0:
             raise tool.Failed(f"move {n}: send exited {self.sender.returncode}: {tool.tail(log, 6)}\n"
                               f"receive said:\n{tool.tail(f'{self.folder}/logs/receive-{there}', 6)}")
@@ -103,7 +101,10 @@ class Marathon:
 
     def end_and_look(self):
         self.close()
-        remains.wait_for_none(self.folder, self.sessions)
+        remains.wait_for_none(self.folder, self.moved)
+
+    def sessions(self):
+        return self.moved
 
     def close(self):
         if self.course:
@@ -114,31 +115,12 @@ class Marathon:
 
 
 def one(context, name, folder):
-    started, verdict, case, text = time.monotonic(), "FAIL", None, ""
-    try:
+    def start():
         if (needed := courses.NEEDS.get(name)) and not shutil.which(needed):
             raise Skip(f"{needed} is not installed (scripts/install-deps installs it)")
-        case = Marathon(context, name, folder)
-        text = case.run()
-        case.end_and_look()
-        verdict = "PASS"
-    except Skip as e:
-        verdict, text = "SKIP", str(e)
-    except EXPECTED as e:
-        text = str(e)
-    except Exception:
-        text = traceback.format_exc(limit=-6)
-    finally:
-        if case:
-            with contextlib.suppress(Exception):
-                case.close()
-            kill_all([p for p in descendants(os.getpid()) if p != os.getpid()])
-            remains.sweep_cgroups(case.sessions)
-    if verdict == "FAIL":
-        text += f"\n  kept: {folder}\n  " + "\n  ".join(tool.tail(f"{folder}/moves", 3).splitlines())
-    elif not context.keep:
-        shutil.rmtree(folder, ignore_errors=True)
-    return verdict, text, time.monotonic() - started
+        return Marathon(context, name, folder)
+    return frame.one_case(start, folder, EXPECTED, context.keep,
+                          tails=lambda folder: "\n  " + "\n  ".join(tool.tail(f"{folder}/moves", 3).splitlines()))[:3]
 
 
 class Context:
@@ -177,17 +159,10 @@ def main():
         return 0
     context = Context(options)
     with frame.run_of_cases(options, "mrun-") as (top, counts):
-        cases = parallel.run([(n, f"{top}/{n}") for n in wanted], lambda job: one(context, *job), options.jobs, 120 + 15 * options.moves)
-        with contextlib.closing(cases):
-            for (name, _), result in cases:
-                verdict, text, seconds = result or ("FAIL", f"the case's process died or hung\n  kept: {top}/{name}", 0.0)
-                counts[verdict] += 1
-                print(f"{verdict} {name} ({seconds:.1f} s): {text}", flush=True)
+        jobs = [(n, f"{top}/{n}") for n in wanted]
+        frame.tell_cases(counts, jobs, lambda job: one(context, *job), options.jobs, 120 + 15 * options.moves, top)
     return frame.closing_line(counts)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    frame.command(main)

@@ -10,10 +10,14 @@ constexpr double kLeast = 0.2, kMost = 5, kFollow = 0.5;
 
 double bounded(double factor) { return std::isfinite(factor) ? std::clamp(factor, kLeast, kMost) : 1; }
 
-double learned(double factor, double estimated, double measured) {
-  if (!(estimated > 0) || !(measured >= 0)) return factor;
-  return bounded(factor + kFollow * (bounded(measured / estimated) - factor));
+FixedCost bounded(const FixedCost& f) {
+  return {bounded(f.freeze), bounded(f.images), bounded(f.finish), bounded(f.handover), bounded(f.run_on)};
 }
+
+constexpr double FixedCost::*kParts[] = {&FixedCost::freeze, &FixedCost::images, &FixedCost::finish,
+                                         &FixedCost::handover, &FixedCost::run_on};
+
+double median(double a, double b, double c) { return std::max(std::min(a, b), std::min(std::max(a, b), c)); }
 
 }  // namespace
 
@@ -37,15 +41,17 @@ FixedCost Calibration::apply(const FixedCost& e) const {
 }
 
 void Calibration::learn(const FixedCost& estimated, const FixedCost& measured) {
-  factors_ = {learned(factors_.freeze, estimated.freeze, measured.freeze),
-              learned(factors_.images, estimated.images, measured.images),
-              learned(factors_.finish, estimated.finish, measured.finish),
-              learned(factors_.handover, estimated.handover, measured.handover),
-              learned(factors_.run_on, estimated.run_on, measured.run_on)};
+  for (const auto part : kParts) {
+    if (!(estimated.*part > 0) || !(measured.*part >= 0)) continue;
+    const double now = bounded(measured.*part / estimated.*part), factor = factors_.*part;
+    factors_.*part = bounded(factor + kFollow * (median(factor, newest_.*part, now) - factor));
+    newest_.*part = now;
+  }
 }
 
-void Calibration::set(const FixedCost& f) {
-  factors_ = {bounded(f.freeze), bounded(f.images), bounded(f.finish), bounded(f.handover), bounded(f.run_on)};
+void Calibration::set(const FixedCost& factors, const FixedCost& newest) {
+  factors_ = bounded(factors);
+  newest_ = bounded(newest);
 }
 
 }  // namespace migrate

@@ -39,19 +39,20 @@ struct FixedCost {
 
 FixedCost estimate_fixed_cost(const TreeSize& size, double round_trip_seconds, const CostRates& rates = {});
 
-/// What this pair of hosts took against what was estimated, from earlier moves: a factor a part, which follows slowly
-/// and within bounds, so that one odd move does not spoil the next.
+/// What this pair of hosts took against what was estimated, from earlier moves: a factor a part, which follows within
+/// bounds what two moves one after the other agree about, so that one on a busy host does not spoil the next.
 class Calibration {
  public:
   FixedCost apply(const FixedCost& estimated) const;
   /// `estimated` as it was before apply().
   void learn(const FixedCost& estimated, const FixedCost& measured);
-  /// The factors, for keeping between moves; `set` bounds what it is given.
+  /// The factors and the newest move's, for keeping between moves; `set` bounds what it is given.
   FixedCost factors() const { return factors_; }
-  void set(const FixedCost& factors);
+  FixedCost newest() const { return newest_; }
+  void set(const FixedCost& factors, const FixedCost& newest);
 
  private:
-  FixedCost factors_{1, 1, 1, 1, 1};
+  FixedCost factors_{1, 1, 1, 1, 1}, newest_{1, 1, 1, 1, 1};
 };
 
 }  // namespace migrate

@@ -313,8 +313,31 @@ TEST(FixedCost, SlopesAndCalibration) {
   const FixedCost better = c.apply(small);
   EXPECT_NEAR(better.freeze, small.freeze * 2, small.freeze * 0.01);
   EXPECT_NEAR(better.finish, small.finish / 2, small.finish * 0.01);
-  c.set({1e9, -1, NAN, 1});
+  c.set({1e9, -1, NAN, 1}, {});
   EXPECT_LE(c.apply(small).total(), small.total() * 5);
+}
+
+TEST(FixedCost, OneOddMoveIsNotLearnedFrom) {
+  const FixedCost estimated{0.01, 0.01, 0.01, 0.01, 0.01};
+  const auto times = [&](double n) {
+    return FixedCost{n * estimated.freeze, n * estimated.images, n * estimated.finish, n * estimated.handover,
+                     n * estimated.run_on};
+  };
+  Calibration c;
+  c.learn(estimated, times(4));  // the very first
+  EXPECT_NEAR(c.apply(estimated).freeze, 0.01, 1e-9);
+  for (int i = 0; i < 10; ++i) c.learn(estimated, times(1));
+  for (const double odd : {4.0, 1.0, 0.3, 1.0, 5.0, 1.0}) {
+    c.learn(estimated, times(odd));
+    EXPECT_NEAR(c.apply(estimated).total(), estimated.total(), 1e-9) << odd;
+  }
+  // A host that has become slow is believed, from its second move on.
+  for (int i = 0; i < 2; ++i) c.learn(estimated, times(3));
+  EXPECT_NEAR(c.apply(estimated).handover, 0.02, 1e-9);
+  Calibration kept;
+  kept.set(c.factors(), c.newest());
+  kept.learn(estimated, times(3));
+  EXPECT_NEAR(kept.apply(estimated).handover, 0.025, 1e-9);
 }
 
 }  // namespace

@@ -32,6 +32,16 @@ double factor(const Json& entry, const char* name) {
   return found != entry.end() && found->is_number() ? found->get<double>() : 1;
 }
 
+FixedCost cost_in(const Json& entry) {
+  return {factor(entry, "freeze"), factor(entry, "images"), factor(entry, "finish"), factor(entry, "handover"),
+          factor(entry, "run_on")};
+}
+
+Json json_of(const FixedCost& f) {
+  return {
+      {"freeze", f.freeze}, {"images", f.images}, {"finish", f.finish}, {"handover", f.handover}, {"run_on", f.run_on}};
+}
+
 /// Drops the peers that were written longest ago; `move` counts all moves and so tells their age.
 void forget_old(Json& all) {
   while (all.size() > kMostPeers) {
@@ -59,17 +69,19 @@ Calibration load_calibration(const std::string& state_dir, const std::string& pe
   const Json all = read_all(state_dir);
   const auto entry = all.find(peer);
   if (entry == all.end() || !entry->is_object()) return calibration;
-  calibration.set({factor(*entry, "freeze"), factor(*entry, "images"), factor(*entry, "finish"),
-                   factor(*entry, "handover"), factor(*entry, "run_on")});
+  const FixedCost factors = cost_in(*entry);
+  const auto newest = entry->find("newest");
+  calibration.set(factors, newest != entry->end() && newest->is_object() ? cost_in(*newest) : factors);
   return calibration;
 }
 
 void save_calibration(const std::string& state_dir, const std::string& peer, const Calibration& calibration) {
   try {
     Json all = read_all(state_dir);
-    const FixedCost f = calibration.factors();
-    all[peer] = {{"freeze", f.freeze},     {"images", f.images}, {"finish", f.finish},
-                 {"handover", f.handover}, {"run_on", f.run_on}, {"move", newest(all) + 1}};
+    Json entry = json_of(calibration.factors());
+    entry["newest"] = json_of(calibration.newest());
+    entry["move"] = newest(all) + 1;
+    all[peer] = std::move(entry);
     forget_old(all);
     const std::string path = path_in(state_dir), fresh = path + "." + std::to_string(::getpid());
     {

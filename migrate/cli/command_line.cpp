@@ -2,10 +2,12 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <iostream>
 
 #include "migrate/cli/commands.h"
 #include "migrate/cli/help.h"
 #include "migrate/cli/session_commands.h"
+#include "migrate/cli/usage.h"
 
 namespace migrate::cli {
 namespace {
@@ -60,7 +62,9 @@ int run_command_line(int argc, char** argv) {
     std::reverse(arguments.begin(), arguments.end());  // CLI11 parses a vector from its back
     app.parse(arguments);
   } catch (const CLI::ParseError& e) {
-    return app.exit(e) == 0 ? 0 : 2;
+    if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
+    std::cerr << usage_sentence(app, e) << "\n";
+    return 2;
   }
   return run();
 }

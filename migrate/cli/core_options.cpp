@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <sstream>
 
+#include "core/base/types.h"
 #include "migrate/cli/rate_option.h"
 
 namespace migrate::cli {
@@ -28,7 +29,7 @@ void append_config(std::vector<std::string>& out, const std::string& path) {
 
 void add_core_options(CLI::App& verb, CoreOptions& o) {
   verb.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
-  verb.add_option("-t,--tree", o.tree, "root of the process tree")->type_name("PID")->check(CLI::PositiveNumber);
+  verb.add_option("-t,--tree", o.tree, "root of the process tree")->type_name("PID")->check(CLI::Range(1, kMaxPid));
   verb.add_option("-D,--images-dir", o.images_dir, "folder of the images")->type_name("DIR")->capture_default_str();
   verb.add_option("-W,--work-dir", o.work_dir, "folder of logs, pidfiles and statistics; default: the images'")
       ->type_name("DIR");

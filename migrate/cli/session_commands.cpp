@@ -113,8 +113,8 @@ void SessionCommands::add_policy(CLI::App& verb) {
       ->type_name("N")
       ->capture_default_str();
   verb.add_option("--max-total-time", send_.policy.max_total_time,
-                  "seconds that the rounds may take in all; 0: any number")
-      ->check(CLI::NonNegativeNumber)
+                  "seconds that the rounds may take in all, 0 to 1000000000; 0: any number")
+      ->check(CLI::Range(0.0, 1e9))
       ->type_name("SECONDS")
       ->capture_default_str();
   add_choice<OnNoConvergence>(

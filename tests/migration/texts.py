@@ -105,6 +105,26 @@ def choices_are_words(context, folder):
                    f"send {option} {value} exited {p.returncode}: {p.stdout}{p.stderr}")
 
 
+def usage_errors(context, folder):
+    """A command line that does not parse: one sentence, which begins with the command, and exit code 2."""
+    send = ["send", "127.0.0.1:1", f"pid:{os.getpid()}"]
+    for arguments, words in ((["send", "--frob"], "migrate send: there is no option --frob;"),
+                             (["send", "127.0.0.1:1"], "migrate send: it needs TARGET;"),
+                             ([*send, "more"], 'migrate send: "more" is one argument too many;'),
+                             ([*send, "--max-downtime"], "migrate send: --max-downtime needs a value: MS;"),
+                             ([*send, "--streams", "99"], 'migrate send: --streams: "99" is not from 1 to 64;'),
+                             ([*send, "--max-total-time", "-3"], 'migrate send: --max-total-time: "-3" is not from 0 to 1000000000;'),
+                             ([*send, "--mode", "foo"], 'migrate send: --mode: "foo" is none of precopy,stop-copy;'),
+                             ([*send, "--compress", "foo"], 'migrate send: --compress: "foo" is no compression; write auto'),
+                             (["receive", "--allow-uid", "x"], 'migrate receive: --allow-uid: "x" is not what it takes;'),
+                             (["dump", "-t", "x"], 'migrate dump: --tree: "x" is not from 1 to 4194304;'),
+                             (["frob"], 'migrate: there is no verb "frob";'), (["--frob"], "migrate: there is no option --frob;"),
+                             ([], "migrate: it needs a verb;")):
+        p = subprocess.run([context.binary, *arguments], capture_output=True, text=True, timeout=20)
+        expect(p.returncode == 2 and p.stderr.startswith(words) and p.stderr.count("\n") == 1 and "--help`" in p.stderr and not p.stdout,
+               f"{arguments} exited {p.returncode}: {p.stdout}{p.stderr}")
+
+
 def no_untrue_words(context, folder):
     """What was said once and is not so."""
     for path, words in (("README.md", r"5\.13|containers|seccomp filters or a userfaultfd, are moved"), ("CMakeLists.txt", "containers"),
@@ -123,4 +143,4 @@ def sentence_fits_verb(binary, sentence, *allowed):
 
 
 CASES = {f"texts/{f.__name__.replace('_', '-')}": f for f in (
-    options_in_sentences, options_in_documents, completion_by_verb, values_as_typed, choices_are_words, no_untrue_words)}
+    options_in_sentences, options_in_documents, completion_by_verb, values_as_typed, choices_are_words, usage_errors, no_untrue_words)}

@@ -218,6 +218,16 @@ Listener::Listener(const HostPort& at) : port_(at.port) {
     throw Refusal("cannot listen on " + at.text() + ": this host has no such address", "give one that it has");
 }
 
+std::string Listener::addresses() const {
+  std::string all;
+  for (const Fd& fd : sockets_) {
+    const sockaddr_storage address = socket_address(fd.get(), ::getsockname);
+    const void* p = &address;
+    all += (all.empty() ? "" : ", ") + address_text(static_cast<const sockaddr*>(p));
+  }
+  return all;
+}
+
 bool Listener::loopback_only() const {
   for (const Fd& fd : sockets_)
     if (!is_loopback(socket_address(fd.get(), ::getsockname))) return false;

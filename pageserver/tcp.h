@@ -40,6 +40,8 @@ class Listener {
   /// Binds every address of the name (port 0: a free one, the same for all). Throws Error, with EADDRINUSE named.
   explicit Listener(const HostPort& at);
   uint16_t port() const { return port_; }
+  /// "127.0.0.1:7400, [::1]:7400"
+  std::string addresses() const;
   /// Whether only loopback addresses are bound.
   bool loopback_only() const;
   /// Next connection, tuned as in connect_tcp(); nullopt: `stop` was triggered. Throws TimedOut.

@@ -2,6 +2,7 @@
 #include <sys/wait.h>
 
 #include <filesystem>
+#include <iostream>
 
 #include "migrate/cli/commands.h"
 #include "migrate/cli/page_link.h"
@@ -68,7 +69,7 @@ int run_page_server(const CoreOptions& o) {
     if (!tls && !o.insecure && !listener->loopback_only())
       throw Refusal("pages would come over the network as plain text",
                     "give --tls, or --address 127.0.0.1, or --insecure");
-    logger->info("listening on port {}", listener->port());
+    std::cerr << "page-server: listening on " + listener->addresses() + "\n";
   }
   if (o.daemon) {
     if (const auto code = become_daemon(o, *logger)) {

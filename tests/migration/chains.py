@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 
 sys.dont_write_bytecode = True
@@ -317,6 +318,18 @@ def refusals(context, folder):
         chain.program.check()
 
 
+def any_port(context, folder):
+    """With port 0 a page server says which one it got."""
+    log = os.path.join(folder, "server.log")
+    process = spawn([context.binary, "page-server", "-D", folder, "--address", "127.0.0.1", "--port", "0"], log=log)
+    try:
+        said = wait_for(lambda: re.search(r"^page-server: listening on 127\.0\.0\.1:([1-9]\d*)$", read(log), re.M), "the page server to listen", 15)
+        socket.create_connection(("127.0.0.1", int(said[1])), 10).close()
+    finally:
+        process.kill()
+        process.wait()
+
+
 def server_gone(context, folder):
     """The page server dies in the middle of a dump: the program runs on, and so does the chain."""
     with on_two_hosts(context, folder, "memory") as (network, chain, servers):
@@ -340,7 +353,7 @@ def main():
     named = {f"local/{n}": local(n) for n in PROGRAMS}
     named |= {"page-server/memory": across("memory", False), "page-server/memory-tls": across("memory", True),
               "page-server/sequence-tls": across("sequence", True), "page-server/gone": server_gone,
-              "page-server/refusals": refusals, "previous/wrong": wrong_previous, "previous/moved": moved_folder,
+              "page-server/refusals": refusals, "page-server/any-port": any_port, "previous/wrong": wrong_previous, "previous/moved": moved_folder,
               "keeper/killed": keeper_killed, "keeper/ends": untracked, "keeper/left-running": left_running}
     return suite.main(options, named, "mchains-")
 

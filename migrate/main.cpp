@@ -9,7 +9,7 @@
 #include <iostream>
 #include <string_view>
 
-#include "core/base/error.h"
+#include "core/base/refusals.h"
 #include "migrate/cli/command_line.h"
 #include "migrate/cli/commands.h"
 #include "migrate/session/base/session.h"
@@ -36,6 +36,8 @@ int main(int argc, char** argv) {
     return migrate::cli::run_command_line(argc, argv);
   } catch (const std::exception& e) {
     std::cerr << "migrate: " << e.what() << "\n";
+    if (const auto* all = dynamic_cast<const migrate::AllRefusals*>(&e))
+      for (const migrate::Refusal& other : all->others()) std::cerr << "migrate: " << other.what() << "\n";
     return dynamic_cast<const migrate::Refusal*>(&e) != nullptr ? 2 : 1;
   }
 }

@@ -5,6 +5,7 @@
 #include <map>
 #include <set>
 
+#include "core/base/refusals.h"
 #include "core/dump/dump_memory.h"
 #include "core/dump/preflight.h"
 #include "core/dump/task_memory.h"
@@ -38,10 +39,14 @@ FileDumpOptions file_options(const DumpOptions& o) {
           .advise_options = o.advise_options};
 }
 
+void check_sessions(const std::vector<ProcDir>& tasks, const DumpOptions& options) {
+  if (!options.shell_job && !options.allow_outside_session) check_sessions(tasks);
+}
+
 /// Cheap enough to be checked again when the tree is stopped.
 void check_tree(const std::vector<ProcDir>& tasks, const DumpOptions& options) {
   check_namespaces(tasks);
-  if (!options.shell_job && !options.allow_outside_session) check_sessions(tasks);
+  check_sessions(tasks, options);
 }
 
 bool alive(const StoppedTask& task) { return task.state != TaskState::zombie; }
@@ -256,12 +261,15 @@ void preflight_once(const DumpOptions& options, const MappingReader& mappings, L
   const std::vector<ProcDir> tasks = collect_tree(options.root);
   if (is_zombie(tasks.front()))
     throw Refusal("task " + std::to_string(options.root.get()) + " is a zombie", "there is nothing left to move");
-  check_tree(tasks, options);
-  check_threads(tasks);
-  check_sharing(tasks);
-  check_visits(tasks);
-  check_mappings(tasks, mappings, options.tracked);
-  FileDumper::preflight(tasks, file_options(options), log);
+  check_namespaces(tasks);  // those of others hide what the rest looks at
+  Refusals refusals;
+  refusals.ask([&] { check_sessions(tasks, options); });
+  refusals.ask([&] { check_threads(tasks); });
+  refusals.ask([&] { check_sharing(tasks); });
+  refusals.ask([&] { check_visits(tasks); });
+  refusals.ask([&] { check_mappings(tasks, mappings, options.tracked); });
+  refusals.ask([&] { FileDumper::preflight(tasks, file_options(options), log); });
+  refusals.demand_none();
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <set>
 
+#include "core/base/refusals.h"
 #include "core/files/unix_socket.h"
 
 namespace migrate {
@@ -111,23 +112,23 @@ void LastingStates::see_epolls(const ProcDir& task, const std::map<int, std::str
 }
 
 void LastingStates::finish() {
-  std::optional<Refusal> refusal;
+  std::vector<Refusal> refused;
   for (int looks = 0; looks < kLooks && !doubts_.empty(); ++looks) {
     if (looks != 0) ::nanosleep(&kBetween, nullptr);
-    refusal.reset();
+    refused.clear();
     Lists lists;
     std::erase_if(doubts_, [&](Look& look) {
       try {
         std::optional<Refusal> still = look(lists);
-        const bool gone = !still.has_value();
-        if (!gone && !refusal) refusal.emplace(*still);
-        return gone;
-      } catch (const Error&) {
+        if (still) refused.push_back(*still);
+        return !still;
+      } catch (const Error& e) {
+        if (!descriptor_is_gone(e)) throw;
         return true;  // it ended, or closed it
       }
     });
   }
-  if (refusal) throw Refusal(*refusal);
+  if (!refused.empty()) throw AllRefusals(std::move(refused));
 }
 
 }  // namespace migrate

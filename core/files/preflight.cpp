@@ -6,6 +6,7 @@
 
 #include <set>
 
+#include "core/base/refusals.h"
 #include "core/files/inet_socket.h"
 #include "core/files/kinds.h"
 #include "core/files/lasting_state.h"
@@ -29,7 +30,7 @@ class Preflight {
       netns_ = stat_cached(task.fd(), "ns/net", 0, "a network namespace").stx_ino;
       links_.clear();
       epolls_.clear();
-      for (const int fd : task.descriptors()) look_at_if_there(task, fd, pidfd->get());
+      for (const int fd : task.descriptors()) refusals_.ask([&] { look_at_if_there(task, fd, pidfd->get()); });
       lasting_.see_epolls(task, links_, epolls_);
     } catch (const Error& e) {
       if (!descriptor_is_gone(e)) throw;  // it ended meanwhile
@@ -39,12 +40,15 @@ class Preflight {
   void finish() {
     for (const auto& [link, pipe] : pipes_) {
       if ((pipe.reader && pipe.writer) || !pipe.other_side) continue;
-      const std::optional<std::string> holder = outside_holder(link);
-      if (holder) throw pipe_to_outside(pipe.who, pipe.reader, *holder);
+      refusals_.ask([&] {
+        const std::optional<std::string> holder = outside_holder(link);
+        if (holder) throw pipe_to_outside(pipe.who, pipe.reader, *holder);
+      });
     }
     for (const auto& [ino, socket] : sockets_)
-      if (socket.info.peer != 0 && !sockets_.contains(socket.info.peer)) check_peer(socket);
-    lasting_.finish();
+      if (socket.info.peer != 0 && !sockets_.contains(socket.info.peer)) refusals_.ask([&] { check_peer(socket); });
+    refusals_.ask([&] { lasting_.finish(); });
+    refusals_.demand_none();
   }
 
  private:
@@ -178,6 +182,7 @@ class Preflight {
   std::map<std::string, Pipe> pipes_;                            ///< by link
   std::map<uint32_t, Socket> sockets_;                           ///< by inode
   std::map<uint64_t, std::map<uint32_t, UnixSocketInfo>> unix_;  ///< by network namespace
+  Refusals refusals_;
   LastingStates lasting_;
   // Of the task looked at:
   uint64_t netns_ = 0;

@@ -8,6 +8,7 @@
 #include "core/base/fd.h"
 #include "core/base/features.h"
 #include "core/base/procfs.h"
+#include "core/base/refusals.h"
 #include "failing_calls.h"
 
 namespace migrate {
@@ -58,6 +59,32 @@ TEST(ProcDir, AFolderThatCannotBeReadIsNotAnEmptyOne) {
   int status = 0;
   ASSERT_EQ(::waitpid(child, &status, 0), child);
   EXPECT_EQ(status, 0);
+}
+
+TEST(Errors, AllRefusalsAreToldEachOnce) {
+  Refusals refusals;
+  EXPECT_NO_THROW(refusals.demand_none());
+  refusals.ask([] {});
+  EXPECT_NO_THROW(refusals.demand_none());
+  EXPECT_THROW(refusals.ask([] { throw Error("read", "x", EIO); }), Error);
+  for (const char* object : {"a", "b", "a"}) refusals.ask([&] { throw Refusal(object, "do something"); });
+  Refusals outer;
+  outer.ask([&] { refusals.demand_none(); });
+  outer.ask([] { throw Refusal("c", "do something"); });
+  try {
+    outer.demand_none();
+    ADD_FAILURE() << "nothing was thrown";
+  } catch (const AllRefusals& e) {
+    EXPECT_STREQ(e.what(), "a; do something");
+    ASSERT_EQ(e.others().size(), 2u);
+    EXPECT_STREQ(e.others()[0].what(), "b; do something");
+    EXPECT_STREQ(e.others()[1].what(), "c; do something");
+  }
+  Refusals many;
+  const auto refuse_each = [&] {
+    for (int i = 0; i < 1000; ++i) many.ask([&] { throw Refusal(std::to_string(i), "do something"); });
+  };
+  EXPECT_THROW(refuse_each(), AllRefusals) << "a hostile tree has no end of them";
 }
 
 TEST(Pidfd, GivesADuplicateOfTheSameDescription) {

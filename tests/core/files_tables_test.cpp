@@ -12,6 +12,8 @@
 #include <sys/timerfd.h>
 #include <random>
 
+#include "core/base/refusals.h"
+
 namespace migrate::files_testing {
 namespace {
 
@@ -198,6 +200,24 @@ TEST_F(Files, PreflightPassesOverWhatIsForAMoment) {
     const int accepted = ::accept(listening, nullptr, nullptr);
     for (const int fd : {accepted, client, listening}) ::close(fd);
   });
+}
+
+TEST_F(Files, PreflightTellsAllThatIsInTheWay) {
+  Child child([] {
+    place_at(::inotify_init1(0), 7);
+    place_at(::socket(AF_NETLINK, SOCK_RAW, 0), 9);
+  });
+  ASSERT_TRUE(child.stopped());
+  std::vector<ProcDir> tasks;
+  tasks.emplace_back(child.pid());
+  try {
+    FileDumper::preflight(tasks, {}, *log);
+    ADD_FAILURE() << "it was taken";
+  } catch (const AllRefusals& e) {
+    EXPECT_NE(std::string(e.what()).find("fd 7"), std::string::npos) << e.what();
+    ASSERT_EQ(e.others().size(), 1u);
+    EXPECT_NE(std::string(e.others().front().what()).find("fd 9"), std::string::npos) << e.others().front().what();
+  }
 }
 
 /// Of a descriptor that could not be got nobody knows whether it can be moved; one that was closed has no say.

@@ -97,7 +97,8 @@ def dump_refused(context, folder, pid, patterns, values, options=(), verb="dump"
     expect_sentence(out, patterns, values)
     sentences = [x for x in out.strip().splitlines() if x.startswith("migrate: ")]
     texts.sentence_fits_verb(context.binary, out, verb)
-    expect(len(sentences) == 1 and "; " in sentences[0], f"not one sentence with what to do: {out.strip()[-600:]}")
+    expect(sentences and all("; " in s for s in sentences), f"no sentence with what to do: {out.strip()[-600:]}")
+    expect(len(set(sentences)) == len(sentences), f"said twice: {out.strip()[-600:]}")
     expect(not os.listdir(images), f"left in the image folder: {os.listdir(images)}")
 
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "core/base/procfs.h"
+#include "core/base/refusals.h"
 #include "core/dump/preflight.h"
 #include "core/restore/restorable.h"
 #include "migrate/session/source/send_session.h"
@@ -55,15 +56,17 @@ void SendSession::look_before_touching() {
   if (const pid_t mover = store_.mover(*root); mover != 0)
     throw Refusal(options_.target + " is being moved already, by process " + std::to_string(mover),
                   "wait for that, or see `migrate resolve`");
-  check_supervisor(target_, options_.shell_job, options_.parent_may_notice);
+  Refusals refusals;
+  refusals.ask([&] { check_supervisor(target_, options_.shell_job, options_.parent_may_notice); });
   dump_.root = target_;
   dump_.shell_job = options_.shell_job;
   dump_.terminals = false;
   dump_.tcp_close = options_.tcp_close;
   dump_.timeout = options_.timeouts.freeze;
   dump_.mappings = MappingReader::shared();
-  Dump::preflight(dump_, log_);
-  check_buildable(collect_tree(target_), false);
+  refusals.ask([&] { Dump::preflight(dump_, log_); });
+  refusals.ask([&] { check_buildable(collect_tree(target_), false); });
+  refusals.demand_none();
   inventory_ = take_inventory(target_, InventoryDepth::whole);
   label_ = options_.target + " (" + ProcDir(target_.get()).stat().comm + ")";
   choose_mode();
@@ -133,9 +136,10 @@ void SendSession::check_there() {
     if (tries > 1) inventory_ = take_inventory(target_, InventoryDepth::whole);
     return inventory_.check;
   });
-  for (const std::string& reason : refusals) events_.event("refused", reason);
-  if (!refusals.empty())
-    throw Refusal("the destination cannot take " + label_ + ": " + refusals.front(), "nothing was touched");
+  Refusals all;
+  for (const std::string& reason : refusals)
+    all.ask([&] { throw Refusal("the destination cannot take " + label_ + ": " + reason, "nothing was touched"); });
+  all.demand_none();
   // Most of what was written is on the disk before the tree stops, so that the rest is little.
   sync_files(inventory_.writable_files);
   events_.event("checks",

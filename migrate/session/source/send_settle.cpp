@@ -1,5 +1,6 @@
 // How the source agent ends a migration that failed: before commit the tree runs on, after it the destination is asked.
 #include "migrate/session/source/send_session.h"
+#include "migrate/session/telling/failure.h"
 
 namespace migrate {
 
@@ -19,6 +20,7 @@ int SendSession::give_up(const std::exception& e) {
   tell_peer(e.what());
   events_.event(refused ? "refused" : "failed",
                 std::string(e.what()) + (touched_ ? "; " + label_ + " runs on here" : ""), {{"touched", touched_}});
+  if (refused) tell_other_refusals(events_, e);
   return refused ? kRefused : kFailed;
 }
 

@@ -10,5 +10,7 @@ namespace migrate {
 /// Tells it, and gives the exit code: kRefused for a Refusal, which comes before anything is touched; kFailed for
 /// everything else.
 int tell_failure(Events& events, const std::exception& failure);
+/// Of several (core/base/refusals.h) all but the first, if it is that.
+void tell_other_refusals(Events& events, const std::exception& failure);
 
 }  // namespace migrate

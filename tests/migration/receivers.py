@@ -298,6 +298,33 @@ def sent_on(link):
     expect(code == 0 and again and again != copy, f"sending on exited {code}: {out[-600:]}")
 
 
+def tells_refusals_once(link):
+    """All that is in the way, on both sides, each of it once; without a receiver it is no refusal."""
+    link.receive("--allow-uid", "12345", "--deny-caps", "all")
+    p, _ = link.start_program()
+    code, out = run(link.command(p.pid), timeout=30)
+    expect(code == 2 and p.poll() is None, f"send exited {code}: {out[-400:]}")
+    for reason in ("runs as uid 0", "is in group 0", "has capabilities that the receiver denies"):
+        for side, text in (("send", out), ("receive", read(link.log))):
+            expect(text.count(reason) == 1, f"{side} tells {text.count(reason)} times {reason!r}: {text[-600:]}")
+    kill_all([link.receiver.pid])
+    link.receiver.wait(timeout=5)
+    code, out = run(link.command(p.pid), timeout=30)
+    expect(code == 1 and "Connection refused" in out, f"send to nobody exited {code}: {out[-400:]}")
+
+
+def missing_root(link):
+    """A folder that no tree could be put under is refused at start; one that is there is taken."""
+    for name, why in (("nowhere", "No such file or directory"), ("receive.log", "Not a directory")):
+        with open(link.log, "w"):
+            pass
+        code, out = run([link.binary, "receive", "--listen", f"127.0.0.1:{PORT}", "--state-dir", os.path.join(link.folder, "state-destination"),
+                         *link.keys.options("destination"), "--root", os.path.join(link.folder, name)], timeout=20)
+        expect(code == 2 and f"--root {link.folder}/{name}: {why}; name a folder" in out, f"receive exited {code}: {out[-300:]}")
+        expect("listening" not in out, f"it listened: {out[-300:]}")
+    link.receive("--root", "/")
+
+
 def says_whom_it_takes(link):
     link.receive()
     link.receiver_says("no --accept: every certificate of the CA .*ca.crt is taken")
@@ -399,7 +426,7 @@ def readers_go(link):
 
 CASES = {f"receiver/{f.__name__.replace('_', '-')}": case(f) for f in (
     silent_strangers, slow_strangers, flood, out_of_descriptors, three_at_a_time, foreign_page_stream, silent_peers, others_session_id, too_large, grows_too_large, sent_on,
-    says_whom_it_takes, insecure_other_user, nothing_to_print_to, no_more_in_a_file, readers_go)}
+    missing_root, tells_refusals_once, says_whom_it_takes, insecure_other_user, nothing_to_print_to, no_more_in_a_file, readers_go)}
 
 if __name__ == "__main__":
     sys.exit(suite.main(suite.arguments(__doc__), CASES, "mreceive-"))

@@ -1,7 +1,10 @@
 // The receiver: a daemon on one event loop that accepts connections, serves strangers side by side, and starts a
 // process for each peer that has shown who it is.
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/signalfd.h>
+
+#include <cstring>
 
 #include "core/freeze/freezer_cgroup.h"
 #include "migrate/session/base/session.h"
@@ -59,6 +62,7 @@ class Receiver {
   int run() {
     settle();
     FreezerCgroup::own_folder();  // refused now, not when a tree is half here
+    check_root();
     if (options_.link.insecure && !options_.link.insecure_forced && !listener_.loopback_only()) {
       throw Refusal("--insecure listens on loopback addresses only", "use certificates, or listen on 127.0.0.1");
     }
@@ -74,6 +78,13 @@ class Receiver {
     JournalStore store(options_.state_dir);
     const std::unique_ptr<TreeKeeper> keeper = cgroup_keeper(log_);
     settle_local(store, *keeper, options_.timeouts, events_, log_);
+  }
+
+  /// Nobody could send anything to a folder that is not there.
+  void check_root() const {
+    if (options_.root.empty()) return;
+    const Fd root(::open(options_.root.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+    if (!root) throw Refusal("--root " + options_.root + ": " + std::strerror(errno), "name a folder that is there");
   }
 
   void tell_listening() {

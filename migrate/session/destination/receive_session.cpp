@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <exception>
+#include <set>
 
 #include "migrate/session/base/session.h"
 #include "migrate/session/destination/accept_streams.h"
@@ -29,6 +30,7 @@ using wire::GuardianRequest;
 using wire::Message;
 
 constexpr uint64_t kImagesLimit = uint64_t{1} << 30;
+constexpr size_t kMostTold = 200;  ///< reasons why a tree is not taken; the source learns all
 
 class ReceiveSession {
  public:
@@ -105,9 +107,12 @@ class ReceiveSession {
   bool answer_check(const wire::Check& check) {
     Message reply;
     reply.mutable_check_reply();
+    const std::string what = check.pids_size() > 0 ? "pid:" + std::to_string(check.pids(0)) : "what is sent";
     for (const std::string& reason : what_is_in_the_way(check, options_)) {
       reply.mutable_check_reply()->add_refusals(reason);
-      c_.events.event("refused", reason);
+      // The source asks twice before it believes a refusal.
+      if (told_.size() < kMostTold && told_.insert(reason).second)
+        c_.events.event("refused", "cannot take " + what + " from " + channel_.stream().peer() + ": " + reason);
     }
     const bool good = reply.check_reply().refusals_size() == 0;
     channel_.send(std::move(reply));
@@ -471,6 +476,7 @@ class ReceiveSession {
   uint64_t peer_epoch_ = 0;
   std::string label_;
   bool checked_ = false;
+  std::set<std::string> told_;  ///< reasons to refuse
   bool finishing_ = false;
   bool not_ours_ = false;  ///< the session never began here
   uint32_t tasks_ = 0;

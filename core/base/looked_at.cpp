@@ -5,11 +5,23 @@
 
 namespace migrate {
 
+namespace {
+
+Fd open_if_there(const std::string& path, int flags) {
+  Fd fd(::open(path.c_str(), flags | O_CLOEXEC));
+  if (!fd && (errno == EMFILE || errno == ENFILE || errno == ENOMEM)) throw Error("open", path, errno);
+  return fd;
+}
+
+}  // namespace
+
+Fd find_by_name(const std::string& path, int flags) { return open_if_there(path, O_PATH | flags); }
+
 Fd open_regular(const std::string& path, int flags) {
-  const Fd found(::open(path.c_str(), O_PATH | O_CLOEXEC));
+  const Fd found = find_by_name(path);
   struct stat st {};
   if (!found || ::fstat(found.get(), &st) != 0 || !S_ISREG(st.st_mode)) return {};
-  return Fd(::open(fd_link(found.get()).c_str(), flags | O_CLOEXEC));
+  return open_if_there(fd_link(found.get()), flags);
 }
 
 dev_t internal_shm_device() {

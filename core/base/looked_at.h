@@ -12,7 +12,9 @@
 
 namespace migrate {
 
-/// Opens a regular file; an empty Fd if there is none, or something else.
+/// With O_PATH; an empty Fd if that name leads to nothing. Throws if it is we who lack descriptors or memory.
+Fd find_by_name(const std::string& path, int flags = 0);
+/// Opens a regular file; an empty Fd if there is none, or something else. Throws as find_by_name().
 Fd open_regular(const std::string& path, int flags);
 
 /// The device number of the kernel's internal tmpfs, where shared anonymous memory and memfds are, learned from a memfd

@@ -7,6 +7,7 @@
 
 #include "core/base/fd.h"
 #include "core/base/features.h"
+#include "core/base/looked_at.h"
 #include "core/base/procfs.h"
 #include "core/base/refusals.h"
 #include "failing_calls.h"
@@ -53,6 +54,25 @@ TEST(ProcDir, AFolderThatCannotBeReadIsNotAnEmptyOne) {
       numeric_entries(AT_FDCWD, "/proc/self/fd");
     } catch (const Error& e) {
       ::_exit(e.code() == EIO ? 0 : 2);
+    }
+    ::_exit(1);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+}
+
+TEST(Fds, AFileIsNotGoneBecauseWeHaveNoDescriptors) {
+  EXPECT_TRUE(open_regular("/proc/self/exe", O_RDONLY));
+  EXPECT_FALSE(open_regular("/nowhere", O_RDONLY));
+  EXPECT_FALSE(open_regular("/", O_RDONLY));
+  const pid_t child = ::fork();
+  if (child == 0) {
+    let_fail(SYS_openat, EMFILE);
+    try {
+      open_regular("/proc/self/exe", O_RDONLY);
+    } catch (const Error& e) {
+      ::_exit(e.code() == EMFILE ? 0 : 2);
     }
     ::_exit(1);
   }

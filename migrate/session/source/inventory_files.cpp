@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <sstream>
 
+#include "core/base/looked_at.h"
 #include "migrate/session/wire/content_hash.h"
 
 namespace migrate {
@@ -172,7 +173,7 @@ void FileNeeds::describe_uses(const Uses& uses, wire::Check::File& file) {
 /// False: it is seen through another mount, and the dump decides about it.
 bool FileNeeds::describe_file(const std::string& path, const Need& need, wire::Check::File& file) {
   struct stat st {};
-  const Fd found(::open(path.c_str(), O_PATH | O_CLOEXEC));  // the program may put something else there at any time
+  const Fd found = find_by_name(path);  // the program may put something else there at any time
   if (!found || ::fstat(found.get(), &st) != 0) return false;
   describe_inode(path, st, file);
   describe_uses(need.uses, file);

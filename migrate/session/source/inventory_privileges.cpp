@@ -16,6 +16,7 @@
 #include <cstring>
 #include <tuple>
 
+#include "core/base/looked_at.h"
 #include "core/base/proc_values.h"
 #include "core/files/fdinfo.h"
 #include "core/files/socket_options.h"
@@ -229,7 +230,7 @@ std::set<std::string> DescriptorPrivileges::write(wire::Check& check, FileNeeds&
       out->set_gid(facts.peer->gid);
     }
     if (facts.socket_name.empty()) continue;
-    const Fd file(::open(facts.socket_name.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+    const Fd file = find_by_name(facts.socket_name, O_NOFOLLOW);
     struct stat st {};
     if (file && ::fstat(file.get(), &st) == 0 && S_ISSOCK(st.st_mode))
       files.add_socket(facts.socket_name, st, facts.holders);

@@ -14,6 +14,7 @@
 #include "core/freeze/outside_sharing.h"
 #include "core/image/magic.h"
 #include "core/inject/harvest.h"
+#include "core/memory/lazy_pages.h"
 #include "core/memory/page_files.h"
 #include "core/task/core_image.h"
 #include "core/task/interrupted_calls.h"
@@ -70,6 +71,7 @@ struct Dump::Impl {
   void look_again();
   std::future<void> look_for_sharing() const;
   void visit();
+  void look_for_lazy(const StoppedTask& task, pid_t image_pid);
   void describe_task_images(size_t index, MemoryDumper& memory);
   std::vector<ext::ThreadExt> describe_core(const StoppedTask& task, uint32_t ordinal);
 
@@ -94,6 +96,7 @@ struct Dump::Impl {
   CgroupSets cgroups;
   std::unique_ptr<FileDumper> files;
   std::vector<PageSource> memories;
+  PagesByMemory lazy;
 };
 
 void Dump::Impl::foresee() {
@@ -210,6 +213,18 @@ std::vector<ext::ThreadExt> Dump::Impl::describe_core(const StoppedTask& task, u
   return extras;
 }
 
+void Dump::Impl::look_for_lazy(const StoppedTask& task, pid_t image_pid) {
+  std::vector<img::core_entry> cores(task.threads.size());
+  for (size_t i = 0; i < cores.size(); ++i) {
+    const auto tid = static_cast<uint64_t>(pids->of(task.threads[i].tid.get()));
+    images.need(image_name("core", tid), magic::kCore, cores[i]);
+  }
+  img::mm_entry mm;
+  images.need(image_name("mm", static_cast<uint64_t>(image_pid)), magic::kMm, mm);
+  lazy.emplace(MemoryId{MemoryId::Kind::task, static_cast<uint64_t>(image_pid)},
+               migrate::lazy_pages(mm, cores, mems.at(task.pid).get()));
+}
+
 void Dump::Impl::describe_task_images(size_t index, MemoryDumper& memory) {
   const StoppedTask& task = tree->tasks()[index];
   const pid_t image_pid = pids->of(task.pid.get());
@@ -225,6 +240,7 @@ void Dump::Impl::describe_task_images(size_t index, MemoryDumper& memory) {
   std::vector<Vma>& vmas = foreseen[task.pid.get()];
   if (memory.add_task(task, harvests.at(task.pid), vmas, image_pid, *extras.front().mutable_task()))
     believed.emplace_back(ProcDir(task.pid.get()), std::move(vmas));
+  if (options.lazy) look_for_lazy(task, image_pid);
   stats.memdump_time += microseconds_since(start);
   ImageWriter writer = images.write("migrate-ext.img", magic::kMigrateExt);
   for (const ext::ThreadExt& extra : extras) writer.entry(extra);
@@ -298,6 +314,7 @@ Dump::Dump(Dump&&) noexcept = default;
 StoppedTree& Dump::tree() { return *impl_->tree; }
 void Dump::keep_links() noexcept { impl_->files->keep_links(); }
 ImageSet& Dump::images() { return impl_->images; }
+const PagesByMemory& Dump::lazy_pages() const { return impl_->lazy; }
 std::vector<PageSource>& Dump::memories() { return impl_->memories; }
 
 void Dump::look_again() { impl_->look_again(); }

@@ -12,6 +12,7 @@
 #include "core/image/image_set.h"
 #include "core/memory/mapping_reader.h"
 #include "core/memory/page_io.h"
+#include "core/memory/page_runs.h"
 #include "core/task/restart.h"
 
 namespace migrate {
@@ -36,6 +37,7 @@ struct DumpOptions {
   /// The flags of large tasks' mappings are read before the tree is stopped, for a shorter freeze; then the images may
   /// be relied on only after check_foreseen().
   bool foresee_mappings = false;
+  bool lazy = false;                              ///< lazy_pages() is wanted
   std::shared_ptr<const MappingReader> mappings;  ///< null: MappingReader::best(), found out each time
   std::chrono::milliseconds timeout{10'000};
   std::function<void()> before_stop;  ///< called right before the first thread is stopped; must not throw
@@ -71,6 +73,8 @@ class Dump {
   /// All memories of the tree; valid as long as the tree is stopped or frozen and this object lives. Readable from any
   /// thread.
   std::vector<PageSource>& memories();
+  /// With `lazy`: addresses whose pages may come after the program runs again at its destination (lazy_pages.h).
+  const PagesByMemory& lazy_pages() const;
   DumpStats& stats();
   /// With `foresee_mappings`: begins the second look at the mappings, in a thread of its own. It walks all page tables
   /// and holds their locks, so it should not begin while somebody else scans them.

@@ -12,9 +12,9 @@
 namespace migrate {
 namespace {
 
-constexpr uint32_t kInParent = 1, kPresent = 4;  // pagemap_entry.flags
-constexpr uint32_t kMaxMemories = 1 << 16;       // each is two files
-constexpr size_t kWrites = 4;                    // in flight; those of one file are done one after the other
+constexpr uint32_t kInParent = 1, kLazy = 2, kPresent = 4;  // pagemap_entry.flags
+constexpr uint32_t kMaxMemories = 1 << 16;                  // each is two files
+constexpr size_t kWrites = 4;                               // in flight; those of one file are done one after the other
 
 }  // namespace
 
@@ -62,6 +62,9 @@ bool PageFolder::open(MemoryId memory) {
   head.set_pages_id(pages_id_);
   pagemap_->entry(head);
   end_ = 0;
+  const auto lazy = lazy_.find(memory);
+  lazy_here_ = lazy == lazy_.end() ? std::vector<PageSet::Range>{} : lazy->second.ranges();
+  next_lazy_ = 0;
   parent_pages_.clear();
   if (!parent_has(memory)) return false;
   for (const StoredPages& s : parent_->locate(name_)) parent_pages_.append(s.address, s.address + s.bytes);
@@ -91,7 +94,7 @@ void PageFolder::put(PageFileBuffer buffer, std::span<const PlacedPages> pages) 
       extend(p.address, p.pages, kInParent);
       continue;
     }
-    extend(p.address, p.pages, kPresent);
+    extend_present(p.address, p.pages);
     auto* data = const_cast<std::byte*>(p.data);  // NOLINT: iovec has no other; it is only read
     if (!parts.empty() && static_cast<std::byte*>(parts.back().iov_base) + parts.back().iov_len == data) {
       parts.back().iov_len += p.pages * kPageSize;
@@ -112,6 +115,22 @@ void PageFolder::ended(const IoRing::Done& done) {
   const auto write = writes_.extract(done.tag);
   if (!failed_ && done.error != 0) failed_.emplace("write", write.mapped().to->name, done.error);
   if (failed_) throw Error(*failed_);
+}
+
+/// Cut where what may be lazy begins and ends.
+void PageFolder::extend_present(uint64_t address, uint64_t pages) {
+  const uint64_t end = address + pages * kPageSize;
+  while (address != end) {
+    while (next_lazy_ < lazy_here_.size() && lazy_here_[next_lazy_].end <= address) ++next_lazy_;
+    uint64_t upto = end;
+    bool lazy = false;
+    if (next_lazy_ < lazy_here_.size()) {
+      lazy = lazy_here_[next_lazy_].start <= address;
+      upto = std::min(end, lazy ? lazy_here_[next_lazy_].end : lazy_here_[next_lazy_].start);
+    }
+    extend(address, (upto - address) / kPageSize, lazy ? kPresent | kLazy : kPresent);
+    address = upto;
+  }
 }
 
 void PageFolder::extend(uint64_t address, uint64_t pages, uint32_t flags) {

@@ -15,6 +15,7 @@
 #include "core/memory/page_buffers.h"
 #include "core/memory/page_images.h"
 #include "core/memory/page_io.h"
+#include "core/memory/page_runs.h"
 #include "core/memory/track_set.h"
 
 namespace migrate {
@@ -56,6 +57,8 @@ class PageFolder final : public PageStore {
   /// saves `images`. The link `parent` of the folder is followed if there is one. `dirfd` and `images` stay the
   /// caller's.
   PageFolder(int dirfd, ImageSet& images, bool save_pagemaps);
+  /// Pages at these addresses are marked as such that a restore may leave to a lazy-pages daemon. Before open().
+  void mark_lazy(PagesByMemory lazy) { lazy_ = std::move(lazy); }
   bool open(MemoryId memory) override;
   PageFileBuffer buffer() override;
   void put(PageFileBuffer buffer, std::span<const PlacedPages> pages) override;
@@ -77,6 +80,7 @@ class PageFolder final : public PageStore {
   };
 
   void advance(uint64_t address, uint64_t pages);
+  void extend_present(uint64_t address, uint64_t pages);
   void extend(uint64_t address, uint64_t pages, uint32_t flags);
   void flush();
   void ended(const IoRing::Done& done);
@@ -92,6 +96,9 @@ class PageFolder final : public PageStore {
   std::shared_ptr<Output> out_;
   uint64_t offset_ = 0;  ///< of the next page in it
   PageSet parent_pages_;
+  PagesByMemory lazy_;
+  std::vector<PageSet::Range> lazy_here_;  ///< of the memory that is being written, from the one that comes next
+  size_t next_lazy_ = 0;
   uint64_t end_ = 0;  ///< of the pages that came
   uint64_t entry_address_ = 0, entry_pages_ = 0;
   uint32_t entry_flags_ = 0;

@@ -11,10 +11,29 @@
 namespace migrate {
 namespace {
 
-constexpr uint32_t kInParent = 1, kPresent = 4;  // pagemap_entry.flags
+constexpr uint32_t kInParent = 1, kLazy = 2, kPresent = 4;  // pagemap_entry.flags
 constexpr int kMaxParents = 256;
 
 }  // namespace
+
+std::vector<StoredPages> stored_without(const std::vector<StoredPages>& runs, const PageSet& pages) {
+  std::vector<StoredPages> left;
+  auto cut = pages.ranges().begin();
+  for (const StoredPages& run : runs) {
+    const uint64_t end = run.address + run.bytes;
+    const auto keep = [&](uint64_t from, uint64_t upto) {
+      if (from < upto) left.push_back({from, upto - from, run.fd, run.offset + (from - run.address), run.lazy});
+    };
+    uint64_t at = run.address;
+    while (cut != pages.ranges().end() && cut->end <= at) ++cut;
+    for (auto c = cut; c != pages.ranges().end() && c->start < end; ++c) {
+      keep(at, c->start);
+      at = std::max(at, c->end);
+    }
+    keep(at, end);
+  }
+  return left;
+}
 
 PageImages::PageImages(int dirfd) : dirfd_(dirfd), images_(ImageSet::load(dirfd)) {}
 
@@ -69,7 +88,7 @@ std::vector<StoredPages> PageImages::locate(const std::string& name) {
     if ((flags & kInParent) != 0) {
       add_from_parent(name, e.vaddr(), last_end, all);
     } else if ((flags & kPresent) != 0) {
-      all.push_back({e.vaddr(), bytes, pages_file(head.pages_id()), offset});
+      all.push_back({e.vaddr(), bytes, pages_file(head.pages_id()), offset, (flags & kLazy) != 0});
       offset += bytes;
     }
   }

@@ -9,6 +9,7 @@
 
 #include "core/base/fd.h"
 #include "core/image/image_set.h"
+#include "core/memory/track_set.h"
 
 namespace migrate {
 
@@ -17,7 +18,11 @@ struct StoredPages {
   uint64_t address = 0, bytes = 0;
   int fd = -1;  ///< of the pages image; owned by PageImages
   uint64_t offset = 0;
+  bool lazy = false;  ///< may come after the task has begun to run
 };
+
+/// `runs` (ascending) without `pages`.
+std::vector<StoredPages> stored_without(const std::vector<StoredPages>& runs, const PageSet& pages);
 
 class PageImages {
  public:

@@ -19,6 +19,7 @@
 #include "core/restore/copy_memory.h"
 #include "core/restore/file_holders.h"
 #include "core/restore/final_state.h"
+#include "core/restore/lazy_restore.h"
 #include "core/restore/messages.h"
 #include "core/restore/namespaces.h"
 #include "core/restore/page_orders.h"
@@ -221,8 +222,12 @@ class Coordinator {
       shells_->send(task, Msg::stage, fds);
     }
     const auto answered = collect(cold);
-    for (const TaskNode& task : shells_->tasks())
-      if (!task.zombie) answered(task, shells_->answer(task));
+    for (const TaskNode& task : shells_->tasks()) {
+      if (task.zombie) continue;
+      Message m = shells_->answer(task);
+      answered(task, m);
+      if (!m.fds.empty()) userfaultfds_[task.pid] = std::move(m.fds[0]);
+    }
     for (const SharedMemory::Object& o : shared_.objects()) offer(o.id, o.bytes, o.fd.get());
     for (const auto& [id, fd] : files_->shared_objects()) {
       offer(id, object_size(fd.get()), fd.get());
@@ -347,7 +352,8 @@ class Coordinator {
   }
 
   void finish(Message& m) {
-    if (m.fds.empty()) throw Error("receive", "the final images", EBADMSG);
+    if (m.fds.size() != 2) throw Error("receive", "the final images", EBADMSG);
+    const PagesByMemory missing = unpack_pages(m.fds[1].get());
     final_images_ = unpack_images(m.fds[0].get());
     images_of_.clear();
     for (const TaskNode& node : shells_->tasks())
@@ -365,7 +371,24 @@ class Coordinator {
       set_final_state(task, options_.timeout, *log_);
     }
     traced_ = true;
+    for (const TaskImage& task : images_of_) register_missing(task, missing);
+    userfaultfds_.clear();
     send_message(launcher_.get(), Msg::standing, 0);
+  }
+
+  /// Nothing of ours writes into the task any more.
+  void register_missing(const TaskImage& task, const PagesByMemory& missing) {
+    const auto pages = missing.find({MemoryId::Kind::task, static_cast<uint64_t>(task.pid)});
+    if (pages == missing.end()) return;
+    const auto own = userfaultfds_.find(task.pid);
+    if (own == userfaultfds_.end()) throw Error("task " + std::to_string(task.pid) + " cannot wait for pages");
+    const Fd pagemap = open_path("/proc/" + std::to_string(task.pid) + "/pagemap", O_RDONLY);
+    std::vector<TreeLayout::Area> areas;
+    for (const RemoteRange& r : register_lazy(own->second.get(), task, pages->second, pagemap.get()))
+      areas.push_back({.start = r.start.get(), .end = r.end.get()});
+    const Fd packed = pack_areas(areas);
+    const std::array<int, 2> fds{own->second.get(), packed.get()};
+    send_message(launcher_.get(), Msg::lazy, task.pid, {}, fds);
   }
 
   WaitingTask await_blob(const TaskNode& node, const TaskImage& image) {
@@ -457,6 +480,7 @@ class Coordinator {
   std::vector<TaskImage> images_of_;  ///< of the living tasks, in order
   ImageSet final_images_;
   std::vector<WaitingTask> waiting_;
+  std::map<pid_t, Fd> userfaultfds_;  ///< RestoreOptions::lazy; by task, in the tree's numbers
   bool traced_ = false;
   bool self_sufficient_ = false;  ///< the tree no longer ends with the launcher
 };

@@ -263,6 +263,33 @@ std::vector<PageReserve> unpack_reserves(int fd) {
   return pages;
 }
 
+Fd pack_pages(const PagesByMemory& pages) {
+  Packer p;
+  p.number(pages.size());
+  for (const auto& [memory, set] : pages) {
+    p.number(memory.id);
+    p.number(set.ranges().size());
+    for (const PageSet::Range& r : set.ranges()) {
+      p.number(r.start);
+      p.number(r.end);
+    }
+  }
+  return p.seal("migrate-pages");
+}
+
+PagesByMemory unpack_pages(int fd) {
+  Unpacker u(fd);
+  PagesByMemory pages;
+  for (uint64_t memories = u.count(); memories > 0; --memories) {
+    PageSet& set = pages[{MemoryId::Kind::task, u.number()}];
+    for (uint64_t ranges = u.count(); ranges > 0; --ranges) {
+      const uint64_t start = u.number();
+      set.append(start, u.number());
+    }
+  }
+  return pages;
+}
+
 Fd pack_memories(const std::vector<MemoryId>& memories) {
   Packer p;
   p.number(memories.size());

@@ -16,6 +16,7 @@
 #include "core/files/hidden_sockets.h"
 #include "core/restore/coordinator.h"
 #include "core/restore/copy_memory.h"
+#include "core/restore/lazy_restore.h"
 #include "core/restore/messages.h"
 #include "core/restore/namespaces.h"
 #include "core/restore/shell.h"
@@ -33,6 +34,7 @@ struct Restore::Impl {
   std::map<pid_t, pid_t> pids;  ///< the tree's number → ours
   std::map<pid_t, Fd> pidfds;   ///< by our number: a shell that ended may have been reaped, and its number be another's
   std::vector<FillTarget> targets;
+  std::vector<LazyMemory> lazy;
   std::vector<MemoryId> cold;
   std::vector<std::string> socket_folders;
   bool opened = false;
@@ -53,6 +55,8 @@ struct Restore::Impl {
         hold(m->sender);
       } else if (m->type == Msg::target) {
         add_target_piece(targets, *m);
+      } else if (m->type == Msg::lazy) {
+        take_lazy(*m);
       } else {
         rethrow_failure(*m);
         return std::move(*m);
@@ -81,6 +85,7 @@ struct Restore::Impl {
     if (held != pidfds.end()) ::syscall(SYS_pidfd_send_signal, held->second.get(), SIGKILL, nullptr, 0);
   }
 
+  void take_lazy(Message& m);
   void start(const ImageSet& images);
   void leave_gate(pid_t pid);
   void advance(const ImageSet& images, const Fd& tree, bool final);
@@ -139,6 +144,17 @@ void Restore::Impl::leave_gate(pid_t pid) {
     const Fd file = open_path(procs, O_WRONLY);
     write_full(file.get(), as_bytes_of(std::to_string(pid)), procs);
   }
+}
+
+/// A task that waits for pages; which, finish() knows.
+void Restore::Impl::take_lazy(Message& m) {
+  if (m.fds.size() != 2) throw Error("receive", "a userfaultfd", EBADMSG);
+  LazyMemory memory{.memory = {MemoryId::Kind::task, static_cast<uint64_t>(m.pid)},
+                    .userfaultfd = std::move(m.fds[0]),
+                    .process = pidfds.at(pids.at(m.pid)).dup()};
+  for (const TreeLayout::Area& a : unpack_areas(m.fds[1].get()))
+    memory.ranges.push_back({RemoteAddr(a.start), RemoteAddr(a.end)});
+  lazy.push_back(std::move(memory));
 }
 
 /// Makes shells and staging memory what `tree` (packed images or layout) wants.
@@ -227,7 +243,7 @@ void Restore::reserve_pages(std::span<const PageReserve> pages) {
 
 std::vector<FillTarget> Restore::take_fill_targets() { return std::move(impl_->targets); }
 
-void Restore::fill_from(int image_dirfd) {
+PagesByMemory Restore::fill_from(int image_dirfd) {
   impl_->targets.clear();
   const std::array<int, 1> fds{image_dirfd};
   try {
@@ -235,19 +251,23 @@ void Restore::fill_from(int image_dirfd) {
     // Bounded by the coordinator's own waits for its shells, not by a time of ours: there may be much to read.
     const Message m = impl_->next(Deadline::in(std::chrono::hours(24)));
     if (m.type != Msg::ok) throw Error("the coordinator of the restore answered out of order");
+    if (!impl_->options.lazy) return {};
+    PageImages pages(image_dirfd);
+    return lazy_in_images(ImageSet::load(image_dirfd), pages);
   } catch (...) {
     discard();
     throw;
   }
 }
 
-void Restore::finish(const ImageSet& images) {
+void Restore::finish(const ImageSet& images, const PagesByMemory& missing) {
   Impl& r = *impl_;
   r.targets.clear();
   try {
-    const Fd packed = pack_images(images);
-    const std::array<int, 1> fds{packed.get()};
+    const Fd packed = pack_images(images), waiting = pack_pages(missing);
+    const std::array<int, 2> fds{packed.get(), waiting.get()};
     r.order_and_expect(Msg::finish, Msg::standing, {}, fds);
+    for (LazyMemory& memory : r.lazy) memory.missing = runs_of(missing.at(memory.memory), {});
     if (r.gate == nullptr) return;
     r.gate->freeze(r.options.timeout);
     r.order_and_expect(Msg::detach, Msg::ok);
@@ -256,6 +276,8 @@ void Restore::finish(const ImageSet& images) {
     throw;
   }
 }
+
+std::vector<LazyMemory> Restore::take_lazy_memories() { return std::move(impl_->lazy); }
 
 void Restore::open_gate(bool leave_stopped) {
   Impl& r = *impl_;
@@ -273,6 +295,7 @@ void Restore::discard() { impl_->discard(); }
 
 void Restore::Impl::discard() {
   targets.clear();
+  lazy.clear();
   std::vector<pid_t> ours;
   for (const auto& [inside, outside] : pids) ours.push_back(outside);
   if (coordinator_pid != 0) ours.push_back(coordinator_pid);

@@ -13,7 +13,9 @@
 #include "core/base/types.h"
 #include "core/freeze/freezer_cgroup.h"
 #include "core/image/image_set.h"
+#include "core/memory/lazy_memory.h"
 #include "core/memory/page_io.h"
+#include "core/memory/page_runs.h"
 #include "core/memory/tree_layout.h"
 #include "core/memory/tree_survey.h"
 
@@ -37,6 +39,7 @@ struct RestoreOptions {
     int64_t monotonic_ns, boottime_ns, at_local_monotonic_ns;
   };
   std::optional<Clocks> clocks;
+  bool lazy = false;  ///< pages may be left out and come when the tree runs: finish() with `missing`
 };
 
 /// How the pages of one memory get into the shell that will become the task. Can be passed to another process: plain
@@ -99,11 +102,16 @@ class Restore {
   /// For fillers in other processes: all targets as the last warm() or prepare() left them. Each can be taken once;
   /// earlier ones are void.
   std::vector<FillTarget> take_fill_targets();
-  /// Fills from pages-*.img in an image folder.
-  void fill_from(int image_dirfd);
+  /// Fills from pages-*.img in an image folder. With RestoreOptions::lazy it leaves out what the folder marks as such
+  /// and may wait; that is returned.
+  PagesByMemory fill_from(int image_dirfd);
   /// Builds everything; on return all tasks wait at the gate: with a gate cgroup frozen in it, without tracer; without
-  /// one, ptrace-stopped.
-  void finish(const ImageSet& images);
+  /// one, ptrace-stopped. `missing`: pages of private anonymous memory that were not filled, with RestoreOptions::lazy;
+  /// whoever touches one waits until somebody brings it.
+  void finish(const ImageSet& images, const PagesByMemory& missing = {});
+  /// After finish() with `missing`: the memories that wait for pages, for a lazy-pages daemon. Once. When the last
+  /// descriptor of one is closed its missing pages read as zeros.
+  std::vector<LazyMemory> take_lazy_memories();
   /// Lets the tree run (thaw or detach), then does what the outside may see: listening and the like.
   void open_gate(bool leave_stopped = false);
   /// After finish(), when open_gate() failed: hangs up. Whoever thaws the gate lets the tree run, and its init does

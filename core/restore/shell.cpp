@@ -14,6 +14,7 @@
 #include <set>
 
 #include "core/image/magic.h"
+#include "core/restore/lazy_restore.h"
 #include "core/restore/messages.h"
 #include "core/restore/namespaces.h"
 #include "core/restore/plans.h"
@@ -41,7 +42,7 @@ class Shell {
       send_message(control_, Msg::ok, node_.pid);
       while (auto m = receive_message(control_)) {
         const bool cold = handle(*m);
-        send_message(control_, Msg::ok, node_.pid, as_bytes_of(cold ? "c" : ""));
+        answer(cold);
         if (m->type == Msg::end_as_zombie) end_as_zombie();
       }
     } catch (...) {
@@ -79,6 +80,12 @@ class Shell {
       if (context_.shell_ends[i].get() == control_) (void)context_.shell_ends[i].release();
       context_.shell_ends[i].reset();
     }
+  }
+
+  void answer(bool cold) {
+    const std::array<int, 1> fds{lazy_.get()};
+    send_message(control_, Msg::ok, node_.pid, as_bytes_of(cold ? "c" : ""), std::span(fds).first(lazy_ ? 1 : 0));
+    lazy_.reset();
   }
 
   /// True where memory was staged that holds nothing yet, or no more.
@@ -220,6 +227,7 @@ class Shell {
     fetch_resources(resources);
     check_privileges(*task_);
     check_kernel_mappings(*task_, own_kernel_mappings());
+    if (context_.lazy) lazy_ = make_lazy_userfaultfd();
     const bool cold = staging_.settle(context_, *task_, images_);
     send_target(context_.launcher, staging_.make_target());
     return cold;
@@ -270,7 +278,7 @@ class Shell {
   void fill(Message& m) {
     if (!task_) throw Error("receive", "the image folder", EBADMSG);
     PageImages pages(fd_of(m, 0));
-    staging_.fill_from(*task_, pages);
+    staging_.fill_from(*task_, pages, context_.lazy ? lazy_in_images(*task_, pages) : PageSet());
   }
 
   [[noreturn]] void finish(Message& m) {
@@ -285,6 +293,7 @@ class Shell {
   TaskNode node_;
   size_t index_;
   int control_ = -1;
+  Fd lazy_;  ///< on its way to the coordinator
   pid_t helper_ = 0;
   ImageSet images_;
   std::unique_ptr<TaskImage> task_;

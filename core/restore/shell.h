@@ -41,6 +41,7 @@ struct ShellContext {
   std::vector<TaskNode> tasks;  ///< with their plan
   std::vector<Fd> shell_ends;   ///< control sockets by task index; none for shells that exist already
   bool own_namespaces = false;
+  bool lazy = false;  ///< RestoreOptions::lazy
   int launcher = -1;  ///< socket, shared by all
   int coordinator_pidfd = -1;
 
@@ -77,6 +78,9 @@ Fd pack_reserves(std::span<const PageReserve> pages);
 std::vector<PageReserve> unpack_reserves(int fd);
 Fd pack_memories(const std::vector<MemoryId>& memories);
 std::vector<MemoryId> unpack_memories(int fd);
+/// Private pages by task.
+Fd pack_pages(const PagesByMemory& pages);
+PagesByMemory unpack_pages(int fd);
 Fd pack_threads(const std::vector<pid_t>& threads);
 std::vector<pid_t> unpack_threads(int fd);
 /// Tasks with their plan for a change, and the coordinator's number of the control socket of each that is new, else -1.

@@ -12,6 +12,7 @@ Shells::Shells(int launcher, int coordinator_pidfd, const RestoreOptions& option
       own_namespaces_(options.own_namespaces),
       timeout_(options.timeout) {
   context_.own_namespaces = options.own_namespaces;
+  context_.lazy = options.lazy;
   context_.launcher = launcher;
   context_.coordinator_pidfd = coordinator_pidfd;
 }

@@ -164,7 +164,7 @@ std::vector<StagedRange> Staging::release() {
   return parts;
 }
 
-void Staging::fill_from(const TaskImage& task, PageImages& pages) {
+void Staging::fill_from(const TaskImage& task, PageImages& pages, const PageSet& left_out) {
   // Image files are read into the memory itself: a registered range would make that read wait for us.
   areas_.unregister();
   ::prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);
@@ -174,13 +174,14 @@ void Staging::fill_from(const TaskImage& task, PageImages& pages) {
     if ((advice & kHuge) != 0) ::madvise(local(s.staging), s.bytes, MADV_HUGEPAGE);
     if ((advice & kNoHuge) != 0) ::madvise(local(s.staging), s.bytes, MADV_NOHUGEPAGE);
   }
-  read_pages(places(pages), "the pages image of task " + std::to_string(pid_));
+  read_pages(places(pages, left_out), "the pages image of task " + std::to_string(pid_));
 }
 
-std::vector<PagesIn> Staging::places(PageImages& pages) const {
+std::vector<PagesIn> Staging::places(PageImages& pages, const PageSet& left_out) const {
   std::vector<PagesIn> parts;
   size_t next = 0;
-  for (StoredPages run : pages.locate(pagemap_name({MemoryId::Kind::task, static_cast<uint64_t>(pid_)}))) {
+  const MemoryId memory{MemoryId::Kind::task, static_cast<uint64_t>(pid_)};
+  for (StoredPages run : stored_without(pages.locate(pagemap_name(memory)), left_out)) {
     while (run.bytes != 0) {
       while (next < ranges_.size() && ranges_[next].final_start + ranges_[next].bytes <= run.address) ++next;
       if (next == ranges_.size()) return parts;

@@ -30,15 +30,15 @@ class Staging {
   void discard(const std::vector<AddressRange>& ranges);
   /// Makes pages of the anonymous part ready to be filled; `huge_pages` of an area: as such.
   void reserve(const std::vector<TreeLayout::Area>& pages);
-  /// Reads the pages from image files itself.
-  void fill_from(const TaskImage& task, PageImages& pages);
+  /// Reads the pages from image files itself, but for those in `left_out`.
+  void fill_from(const TaskImage& task, PageImages& pages, const PageSet& left_out);
   /// Call before the memory is moved: ends the registration, gives the ranges as single mappings.
   std::vector<StagedRange> release();
 
  private:
   void set_up();
   /// Where the stored pages go, as far as they are staged.
-  std::vector<PagesIn> places(PageImages& pages) const;
+  std::vector<PagesIn> places(PageImages& pages, const PageSet& left_out) const;
   StagedArea area_of_file(const TreeLayout::Area& area, std::map<std::string, Fd>& opened, StagedFiles& files);
 
   pid_t pid_;

@@ -27,7 +27,7 @@ void store_pages(Dump& dump, PageOutput& output, std::optional<TrackClient>& tra
   if (!pages.full.empty() && !o.prev_images_dir.empty())
     log.warn("all memory is stored, not only what was written since {}: {}", o.prev_images_dir, pages.full);
   const auto start = std::chrono::steady_clock::now();
-  const WrittenPages written = output.write(pages.sources, pages.unchanged, dump.images());
+  const WrittenPages written = output.write(pages.sources, pages.unchanged, dump.images(), dump.lazy_pages());
   DumpStats& stats = dump.stats();
   stats.pages_written = written.written;
   stats.pages_in_parent = written.in_parent;
@@ -61,6 +61,7 @@ int run_dump(const CoreOptions& o) {
   d.ghost_limit = o.ghost_limit;
   d.advise_options = true;
   d.tracked = tracker.has_value();
+  d.lazy = true;
   d.timeout = std::chrono::seconds(o.timeout_seconds);
   d.mappings = MappingReader::shared();
   Dump::preflight(d, *logger);

@@ -21,8 +21,8 @@ PageOutput::PageOutput(const CoreOptions& o, int images_dir) : options_(o), imag
   if (o.page_server) server_ = connect_page_server(o);
 }
 
-WrittenPages PageOutput::write(const std::vector<PageSource>& sources, const PagesByMemory& in_parent,
-                               ImageSet& images) {
+WrittenPages PageOutput::write(const std::vector<PageSource>& sources, const PagesByMemory& in_parent, ImageSet& images,
+                               const PagesByMemory& lazy) {
   const bool needs_parent =
       std::any_of(in_parent.begin(), in_parent.end(), [](const auto& m) { return !m.second.empty(); });
   if (needs_parent) {
@@ -35,6 +35,7 @@ WrittenPages PageOutput::write(const std::vector<PageSource>& sources, const Pag
     return write_pages(sources, in_parent, client);
   }
   PageFolder folder(images_dir_, images, false);
+  folder.mark_lazy(lazy);
   return write_pages(sources, in_parent, folder);
 }
 

@@ -24,7 +24,9 @@ class PageOutput {
   const std::string& previous() const { return previous_; }
   /// Stores pages. The folder's link `parent` is made if the folder needs its parent, else removed. Pagemaps go into
   /// `images`, unless a page server has them.
-  WrittenPages write(const std::vector<PageSource>& sources, const PagesByMemory& in_parent, ImageSet& images);
+  /// `lazy`: addresses that are marked as such in a local folder (PageFolder::mark_lazy).
+  WrittenPages write(const std::vector<PageSource>& sources, const PagesByMemory& in_parent, ImageSet& images,
+                     const PagesByMemory& lazy = {});
 
  private:
   const CoreOptions& options_;

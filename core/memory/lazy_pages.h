@@ -1,0 +1,27 @@
+// Which pages of a stopped task may come after the program has begun to run at its destination, and which must be there
+// before (post-copy).
+#pragma once
+
+#include <span>
+
+#include "core/image/image_set.h"
+#include "core/memory/track_set.h"
+#include "images/core.pb.h"
+#include "images/mm.pb.h"
+
+namespace migrate {
+
+/// Places that the kernel reads or writes without a fault that could be waited for, that a restore writes to, or that
+/// are needed at once: signal, thread and robust-futex structures of all threads (restartable sequences, robust lists
+/// with their entries, tid words, futexes of interrupted calls), the stacks where they stand, arguments and
+/// environment. `threads`: the leader's first. `mem`: /proc/PID/mem, or -1: entries of lists are not looked for. What
+/// cannot be read of what the program names is passed over, as the kernel does.
+PageSet eager_pages(const img::mm_entry& mm, std::span<const img::core_entry> threads, int mem);
+
+/// All addresses whose pages may come late: private anonymous memory that is not locked, less eager_pages().
+PageSet lazy_pages(const img::mm_entry& mm, std::span<const img::core_entry> threads, int mem);
+
+/// Private anonymous memory of any pages: what userfaultfd(2) serves and a restore registers (one mapping as a whole).
+bool may_be_lazy(const img::vma_entry& vma);
+
+}  // namespace migrate

@@ -1,0 +1,90 @@
+#include "core/restore/lazy_restore.h"
+
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include "core/memory/lazy_pages.h"
+#include "core/memory/page_files.h"
+#include "core/memory/page_scan.h"
+
+namespace migrate {
+namespace {
+
+constexpr uint64_t kEvents =
+    UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
+
+bool can_be_registered(const ImageVma& v) {
+  return v.has(kVmaAnonPrivate) && !v.kernel_made() && (v.flags & (MAP_LOCKED | MAP_HUGETLB)) == 0;
+}
+
+std::string name_of(const TaskImage& task) { return "the memory of task " + std::to_string(task.pid); }
+
+/// Of the mappings that can be registered.
+PageSet registrable(const TaskImage& task) {
+  PageSet all;
+  for (const ImageVma& v : task.vmas)
+    if (can_be_registered(v)) all.append(v.start, v.end);
+  return all;
+}
+
+void check_absent(const TaskImage& task, const std::vector<RemoteRange>& ranges, const PageSet& missing, int pagemap) {
+  const PageSet wrong = pages_of(scan_private_pages(pagemap, ranges, true)) & missing;
+  if (wrong.empty()) return;
+  std::array<char, 32> where;
+  std::snprintf(where.data(), where.size(), "%lx", wrong.ranges().front().start);
+  throw Error("a page of task " + std::to_string(task.pid) + " that is to come later was written before, at " +
+              where.data());
+}
+
+}  // namespace
+
+PageSet lazy_in_images(const TaskImage& task, PageImages& pages) {
+  PageSet lazy;
+  const MemoryId memory{MemoryId::Kind::task, static_cast<uint64_t>(task.pid)};
+  for (const StoredPages& s : pages.locate(pagemap_name(memory)))
+    if (s.lazy) lazy.append(s.address, s.address + s.bytes);
+  return (lazy & registrable(task)) - eager_pages(task.mm, task.cores, -1);
+}
+
+PagesByMemory lazy_in_images(const ImageSet& images, PageImages& pages) {
+  PagesByMemory all;
+  for (const TaskNode& node : read_tree(images)) {
+    if (node.zombie) continue;
+    PageSet lazy = lazy_in_images(read_task(images, node), pages);
+    if (!lazy.empty()) all.emplace(MemoryId{MemoryId::Kind::task, static_cast<uint64_t>(node.pid)}, std::move(lazy));
+  }
+  return all;
+}
+
+Fd make_lazy_userfaultfd() {
+  // Not UFFD_USER_MODE_ONLY: the kernel, too, must be able to wait for a page in the middle of a call.
+  return Fd(static_cast<int>(
+      check(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK), "make", "a userfaultfd for pages that come later")));
+}
+
+std::vector<RemoteRange> register_lazy(int userfaultfd, const TaskImage& task, const PageSet& missing, int pagemap) {
+  uffdio_api api{};
+  api.api = UFFD_API;
+  api.features = kEvents;
+  check(::ioctl(userfaultfd, UFFDIO_API, &api), "set up the userfaultfd of", name_of(task));
+  std::vector<RemoteRange> ranges;
+  PageSet covered;
+  for (const ImageVma& v : task.vmas) {
+    if (!can_be_registered(v) || (PageSet(v.start, v.end) & missing).empty()) continue;
+    uffdio_register range{};
+    range.range = {v.start, v.bytes()};
+    range.mode = UFFDIO_REGISTER_MODE_MISSING;
+    check(::ioctl(userfaultfd, UFFDIO_REGISTER, &range), "register " + v.describe() + " in", name_of(task));
+    ranges.push_back({RemoteAddr(v.start), RemoteAddr(v.end)});
+    covered.append(v.start, v.end);
+  }
+  if (!(missing - covered).empty())
+    throw Corrupt("pages", "that are to come later lie outside of memory that can wait");
+  check_absent(task, ranges, missing, pagemap);
+  return ranges;
+}
+
+}  // namespace migrate

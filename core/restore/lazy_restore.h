@@ -1,0 +1,30 @@
+// Pages that are left out when a tree is restored, and come when it runs: which they are in images, and how a task's
+// memory is registered for them.
+#pragma once
+
+#include <vector>
+
+#include "core/base/fd.h"
+#include "core/memory/page_images.h"
+#include "core/memory/page_runs.h"
+#include "core/restore/task_image.h"
+
+namespace migrate {
+
+/// What an image folder marks as lazy of a task's pages, but for those that must be there before it runs whatever the
+/// folder says (core/memory/lazy_pages.h).
+PageSet lazy_in_images(const TaskImage& task, PageImages& pages);
+/// Of all tasks of a folder.
+PagesByMemory lazy_in_images(const ImageSet& images, PageImages& pages);
+
+/// In a shell: a userfaultfd of its memory, which becomes the task's. Not used yet: a task in a user namespace could
+/// make none later.
+Fd make_lazy_userfaultfd();
+
+/// From outside, after the last write of ours into the task, which is stopped: UFFDIO_API and UFFDIO_REGISTER over each
+/// mapping that has pages in `missing`, as a whole (a mapping that is cut could not be moved by mremap(2) any more).
+/// `pagemap`: of the task. Returns what is registered. Throws Error if a page of `missing` is there already: what
+/// somebody wrote there would keep the rest of the page from ever coming.
+std::vector<RemoteRange> register_lazy(int userfaultfd, const TaskImage& task, const PageSet& missing, int pagemap);
+
+}  // namespace migrate

@@ -1,0 +1,227 @@
+// Trees that run before all of their pages are there: which may be left out, how they are registered, who waits.
+#include <gtest/gtest.h>
+#include <linux/futex.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include <filesystem>
+#include <thread>
+
+#include "core/base/deadline.h"
+#include "core/base/procfs.h"
+#include "core/dump/dump.h"
+#include "core/image/magic.h"
+#include "core/memory/lazy_pages.h"
+#include "core/memory/page_files.h"
+#include "core/restore/restore.h"
+#include "tests/core/forked_programs.h"
+
+namespace migrate {
+namespace {
+
+constexpr uint64_t kAt = 0x10000000000, kListAt = 0x10040000000;
+constexpr size_t kBytes = 8 << 20;
+
+uint64_t* words_at(uint64_t address) { return reinterpret_cast<uint64_t*>(address); }  // NOLINT: the child's
+uint64_t word_of(size_t page) { return page % 7 == 3 ? 0 : 0x9e3779b97f4a7c15u * (page + 1); }
+
+/// A robust list whose entries have pages of their own.
+void make_robust_list() {
+  auto* head = reinterpret_cast<robust_list_head*>(words_at(kListAt));
+  auto* entry = reinterpret_cast<robust_list*>(words_at(kListAt + 4 * kPageSize));
+  entry->next = &head->list;
+  head->list.next = entry;
+  head->futex_offset = 2 * kPageSize;
+  ::syscall(SYS_set_robust_list, head, sizeof *head);
+}
+
+/// Sleeps until SIGUSR1, then looks at all its memory: exit status 0 if it is as it was.
+[[noreturn]] void be_program() {
+  ::setsid();
+  const int null = ::open("/dev/null", O_RDWR);
+  for (int fd = 0; fd <= 2; ++fd) ::dup2(null, fd);
+  ::close_range(3, ~0u, 0);
+  constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+  ::mmap(words_at(kAt), kBytes, PROT_READ | PROT_WRITE, kFlags, -1, 0);
+  ::mmap(words_at(kListAt), 8 * kPageSize, PROT_READ | PROT_WRITE, kFlags, -1, 0);
+  for (size_t i = 0; i < 8; ++i) *words_at(kListAt + i * kPageSize + 1024) = i + 1;
+  make_robust_list();
+  for (size_t page = 0; page < kBytes / kPageSize; ++page)
+    if (word_of(page) != 0) *words_at(kAt + page * kPageSize + 8 * (page % 512)) = word_of(page);
+  sigset_t set;
+  ::sigemptyset(&set);
+  ::sigaddset(&set, SIGUSR1);
+  ::sigprocmask(SIG_BLOCK, &set, nullptr);
+  ::prctl(PR_SET_NAME, "lazy");
+  int signal = 0;
+  ::sigwait(&set, &signal);
+  for (size_t page = kBytes / kPageSize; page-- > 0;)
+    if (*words_at(kAt + page * kPageSize + 8 * (page % 512)) != word_of(page)) ::_exit(1);
+  for (size_t i = 0; i < 8; ++i)
+    if (*words_at(kListAt + i * kPageSize + 1024) != i + 1) ::_exit(2);
+  ::_exit(0);
+}
+
+/// The simplest daemon: brings what is touched, from the image folder.
+class OnDemand {
+ public:
+  OnDemand(LazyMemory memory, int dirfd) : memory_(std::move(memory)), images_(dirfd) {
+    stored_ = images_.locate(pagemap_name(memory_.memory));
+    missing_ = pages_of(memory_.missing);
+    thread_ = std::thread([this] { run(); });
+  }
+  ~OnDemand() {
+    ended_ = true;
+    thread_.join();
+  }
+  size_t brought() const { return brought_; }
+  size_t zeros() const { return zeros_; }
+
+ private:
+  void run() {
+    while (!ended_) {
+      pollfd p{memory_.userfaultfd.get(), POLLIN, 0};
+      if (::poll(&p, 1, 10) <= 0) continue;
+      uffd_msg m{};
+      if (::read(memory_.userfaultfd.get(), &m, sizeof m) != sizeof m || m.event != UFFD_EVENT_PAGEFAULT) continue;
+      const uint64_t page = page_floor(m.arg.pagefault.address);
+      missing_.contains(page) ? bring(page) : zero(page);
+    }
+  }
+  void bring(uint64_t page) {
+    std::array<std::byte, kPageSize> data{};
+    for (const StoredPages& s : stored_) {
+      if (page < s.address || page >= s.address + s.bytes) continue;
+      EXPECT_EQ(pread_full(s.fd, data, s.offset + (page - s.address), "pages"), kPageSize);
+    }
+    uffdio_copy copy{page, reinterpret_cast<uint64_t>(data.data()), kPageSize, 0, 0};
+    if (::ioctl(memory_.userfaultfd.get(), UFFDIO_COPY, &copy) == 0) ++brought_;
+  }
+  void zero(uint64_t page) {
+    uffdio_zeropage zeropage{{page, kPageSize}, 0, 0};
+    if (::ioctl(memory_.userfaultfd.get(), UFFDIO_ZEROPAGE, &zeropage) == 0) ++zeros_;
+  }
+
+  LazyMemory memory_;
+  PageImages images_;
+  std::vector<StoredPages> stored_;
+  PageSet missing_;
+  std::atomic<bool> ended_ = false;
+  std::atomic<size_t> brought_ = 0, zeros_ = 0;
+  std::thread thread_;
+};
+
+class LazyRestore : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+    folder_ = "/tmp/migrate-lazy-XXXXXX";
+    ASSERT_NE(::mkdtemp(folder_.data()), nullptr);
+    dir_ = open_path(folder_, O_RDONLY | O_DIRECTORY);
+  }
+  void TearDown() override {
+    if (pid_ > 0) ::kill(pid_, SIGKILL);
+    while (::waitpid(-1, nullptr, 0) > 0) {
+    }
+    if (!folder_.empty()) std::filesystem::remove_all(folder_);
+  }
+
+  /// Into the folder, as `migrate dump` would; the program is gone then.
+  void dump_program() {
+    pid_ = ::fork();
+    if (pid_ == 0) be_program();
+    const Deadline deadline = Deadline::in(std::chrono::seconds(10));
+    while (read_file_at(AT_FDCWD, "/proc/" + std::to_string(pid_) + "/comm") != "lazy\n" ||
+           ProcDir(pid_).stat().state != 'S') {
+      ASSERT_FALSE(deadline.passed());
+      ::usleep(1000);
+    }
+    DumpOptions options;
+    options.root = Pid(pid_);
+    options.lazy = true;
+    Dump dump(options, *log_);
+    lazy_ = dump.lazy_pages();
+    {
+      PageFolder pages(dir_.get(), dump.images(), false);
+      pages.mark_lazy(lazy_);
+      write_pages(dump.memories(), {}, pages);
+    }
+    images_ = std::move(dump.images());
+    images_.save(dir_.get());
+    dump.tree().kill();
+    ::waitpid(pid_, nullptr, 0);
+  }
+  MemoryId memory() const { return {MemoryId::Kind::task, static_cast<uint64_t>(pid_)}; }
+
+  std::string folder_;
+  Fd dir_;
+  LoggerPtr log_ = null_logger();
+  pid_t pid_ = 0;
+  PagesByMemory lazy_;
+  ImageSet images_;
+};
+
+TEST_F(LazyRestore, WhoTouchesAPageWaitsUntilItComes) {
+  dump_program();
+  RestoreOptions options;
+  options.lazy = true;
+  Restore restore(options, *log_);
+  restore.prepare(images_, nullptr);
+  const PagesByMemory missing = restore.fill_from(dir_.get());
+  ASSERT_TRUE(missing.contains(memory()));
+  restore.finish(images_, missing);
+  std::vector<LazyMemory> memories = restore.take_lazy_memories();
+  ASSERT_EQ(memories.size(), 1u);
+  const OnDemand daemon(std::move(memories[0]), dir_.get());
+  restore.open_gate();
+  ::kill(pid_, SIGUSR1);
+  int status = -1;
+  ::waitpid(pid_, &status, 0);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+  EXPECT_GE(daemon.brought(), kBytes / kPageSize * 6 / 7) << "they were there before";
+  EXPECT_GE(daemon.zeros(), kBytes / kPageSize / 7) << "of pages that the source does not have";
+}
+
+TEST_F(LazyRestore, WhatTheKernelUsesIsNeverLeftOut) {
+  dump_program();
+  const PageSet& lazy = lazy_.at(memory());
+  EXPECT_TRUE(lazy.contains(kAt, kAt + kBytes));
+  for (const uint64_t page : {0, 4, 6}) EXPECT_FALSE(lazy.contains(kListAt + page * kPageSize)) << page;
+  for (const uint64_t page : {1, 2, 3, 5, 7}) EXPECT_TRUE(lazy.contains(kListAt + page * kPageSize)) << page;
+  img::core_entry core;
+  images_.need(image_name("core", static_cast<uint64_t>(pid_)), magic::kCore, core);
+  EXPECT_FALSE(lazy.contains(core.thread_info().gpregs().sp()));
+  EXPECT_FALSE(lazy.contains(core.thread_core().rseq_entry().rseq_abi_pointer()));
+  EXPECT_FALSE(lazy.contains(core.thread_info().clear_tid_addr()));
+  img::mm_entry mm;
+  images_.need(image_name("mm", static_cast<uint64_t>(pid_)), magic::kMm, mm);
+  EXPECT_FALSE(lazy.contains(mm.mm_arg_start()));
+}
+
+/// Else the rest of such a page would read as zeros for ever, without a word.
+TEST_F(LazyRestore, APageThatWasWrittenBeforeIsNotMissing) {
+  dump_program();
+  img::core_entry core;
+  images_.need(image_name("core", static_cast<uint64_t>(pid_)), magic::kCore, core);
+  RestoreOptions options;
+  options.lazy = true;
+  Restore restore(options, *log_);
+  restore.prepare(images_, nullptr);
+  PagesByMemory missing = restore.fill_from(dir_.get());
+  const uint64_t page = page_floor(core.thread_info().gpregs().sp());
+  missing[memory()] = missing[memory()] | PageSet(page, page + kPageSize);
+  try {
+    restore.finish(images_, missing);
+    ADD_FAILURE() << "it was registered";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("was written before"), std::string::npos) << e.what();
+  }
+}
+
+}  // namespace
+}  // namespace migrate

@@ -1,0 +1,211 @@
+#include "lazypages/missing_pages.h"
+
+#include <algorithm>
+#include <iterator>
+
+#include "core/base/error.h"
+
+namespace migrate {
+namespace {
+
+using Intervals = std::map<uint64_t, uint64_t>;
+
+/// Takes [start, end) out; returns the parts that were in.
+std::vector<std::pair<uint64_t, uint64_t>> cut(Intervals& set, uint64_t start, uint64_t end) {
+  std::vector<std::pair<uint64_t, uint64_t>> out;
+  auto i = set.upper_bound(start);
+  if (i != set.begin() && std::prev(i)->second > start) --i;
+  while (i != set.end() && i->first < end) {
+    const auto [from, to] = *i;
+    i = set.erase(i);
+    out.emplace_back(std::max(from, start), std::min(to, end));
+    if (from < start) set.emplace(from, start);
+    if (to > end) i = set.emplace(end, to).first;
+  }
+  return out;
+}
+
+void add(Intervals& set, uint64_t start, uint64_t end) {
+  if (start >= end) return;
+  auto i = set.upper_bound(start);
+  if (i != set.begin() && std::prev(i)->second >= start) --i;
+  while (i != set.end() && i->first <= end) {
+    start = std::min(start, i->first);
+    end = std::max(end, i->second);
+    i = set.erase(i);
+  }
+  set.emplace(start, end);
+}
+
+/// The interval that `at` is in, or the end.
+Intervals::const_iterator around(const Intervals& set, uint64_t at) {
+  auto i = set.upper_bound(at);
+  if (i == set.begin() || (--i)->second <= at) return set.end();
+  return i;
+}
+
+[[noreturn]] void refuse(const char* why) { throw Corrupt("lazy memory", why); }
+
+}  // namespace
+
+MissingPages::MissingPages(std::span<const RemoteRange> ranges, std::span<const PageRun> missing) {
+  uint64_t last = 0;
+  for (const RemoteRange& r : ranges) {
+    const uint64_t start = r.start.get(), end = r.end.get();
+    if (start % kPageSize != 0 || end % kPageSize != 0 || start < last || end <= start || end > kUserSpace)
+      refuse("its ranges do not ascend, or are not of whole pages");
+    add_range(start, end);
+    last = end;
+  }
+  last = 0;
+  for (const PageRun& run : missing) {
+    if (run.address % kPageSize != 0 || run.address < last || run.pages == 0 || run.pages > kUserSpace / kPageSize)
+      refuse("its missing pages do not ascend, or are not whole pages");
+    const uint64_t end = run.address + run.pages * kPageSize;
+    const auto range = around(ranges_, run.address);
+    if (range == ranges_.end() || end > range->second) refuse("pages are missing outside of its ranges");
+    insert({run.address, run.address, end - run.address});
+    last = end;
+  }
+}
+
+void MissingPages::insert(MissingRun run) {
+  pages_ += run.bytes / kPageSize;
+  // Neighbours that go on at the source too become one piece.
+  const auto next = pieces_.lower_bound(run.address);
+  if (next != pieces_.end() && next->first == run.address + run.bytes && next->second.source == run.source + run.bytes) {
+    const uint64_t bytes = next->second.end - next->first;
+    pages_ -= bytes / kPageSize;
+    erase(next);
+    run.bytes += bytes;
+    pages_ += bytes / kPageSize;
+  }
+  auto at = pieces_.lower_bound(run.address);
+  if (at != pieces_.begin()) {
+    --at;
+    if (at->second.end == run.address && at->second.source + (at->second.end - at->first) == run.source) {
+      at->second.end += run.bytes;
+      return;
+    }
+  }
+  pieces_[run.address] = {run.address + run.bytes, run.source};
+  by_source_[run.source] = run.address;
+}
+
+void MissingPages::erase(Pieces::iterator piece) {
+  by_source_.erase(piece->second.source);
+  pieces_.erase(piece);
+}
+
+void MissingPages::split_at(uint64_t address) {
+  auto i = pieces_.upper_bound(address);
+  if (i == pieces_.begin()) return;
+  --i;
+  if (i->first == address || i->second.end <= address) return;
+  const Piece rest{i->second.end, i->second.source + (address - i->first)};
+  i->second.end = address;
+  pieces_[address] = rest;
+  by_source_[rest.source] = address;
+}
+
+std::vector<MissingRun> MissingPages::take(uint64_t start, uint64_t end) {
+  std::vector<MissingRun> taken;
+  if (start >= end) return taken;
+  split_at(start);
+  split_at(end);
+  for (auto i = pieces_.lower_bound(start); i != pieces_.end() && i->first < end;) {
+    const uint64_t bytes = i->second.end - i->first;
+    taken.push_back({i->first, i->second.source, bytes});
+    pages_ -= bytes / kPageSize;
+    const auto gone = i++;
+    erase(gone);
+  }
+  return taken;
+}
+
+void MissingPages::add_range(uint64_t start, uint64_t end) { add(ranges_, start, end); }
+void MissingPages::cut_range(uint64_t start, uint64_t end) { cut(ranges_, start, end); }
+
+uint64_t MissingPages::settle(RemoteRange range) {
+  const uint64_t before = pages_;
+  take(range.start.get(), range.end.get());
+  return before - pages_;
+}
+
+void MissingPages::unmapped(RemoteRange range) {
+  // What a move brought there since is not what was unmapped.
+  const auto newer = cut(overtaken_, range.start.get(), range.end.get());
+  uint64_t at = range.start.get();
+  for (const auto& [start, end] : newer) {
+    take(at, start);
+    cut_range(at, start);
+    at = end;
+  }
+  take(at, range.end.get());
+  cut_range(at, range.end.get());
+}
+
+void MissingPages::moved(RemoteAddr from, RemoteAddr to, uint64_t bytes) {
+  const auto moving = take(from.get(), from.get() + bytes);
+  take(to.get(), to.get() + bytes);
+  for (const auto& [start, end] : cut(ranges_, to.get(), to.get() + bytes)) add(overtaken_, start, end);
+  add_range(to.get(), to.get() + bytes);
+  for (const MissingRun& run : moving) insert({to.get() + (run.address - from.get()), run.source, run.bytes});
+}
+
+void MissingPages::grown(RemoteRange range) { add_range(range.start.get(), range.end.get()); }
+
+std::optional<uint64_t> MissingPages::source_of(uint64_t address) const {
+  auto i = pieces_.upper_bound(address);
+  if (i == pieces_.begin() || (--i)->second.end <= address) return std::nullopt;
+  return i->second.source + (address - i->first);
+}
+
+bool MissingPages::registered(uint64_t address) const { return around(ranges_, address) != ranges_.end(); }
+
+std::optional<MissingRun> MissingPages::first_of_source(uint64_t source, uint64_t bytes) const {
+  auto i = by_source_.upper_bound(source);
+  if (i != by_source_.begin()) {
+    const auto before = std::prev(i);
+    const auto& piece = *pieces_.find(before->second);
+    if (before->first + (piece.second.end - piece.first) > source) i = before;
+  }
+  if (i == by_source_.end() || i->first >= source + bytes) return std::nullopt;
+  const auto& piece = *pieces_.find(i->second);
+  const uint64_t skip = source > i->first ? source - i->first : 0;
+  const uint64_t first = i->first + skip;
+  return MissingRun{piece.first + skip, first,
+                    std::min(piece.second.end - piece.first - skip, source + bytes - first)};
+}
+
+std::optional<MissingRun> MissingPages::next(uint64_t address) const {
+  auto i = pieces_.upper_bound(address);
+  if (i != pieces_.begin() && std::prev(i)->second.end > address) --i;
+  if (i == pieces_.end()) return std::nullopt;
+  const uint64_t skip = address > i->first ? address - i->first : 0;
+  return MissingRun{i->first + skip, i->second.source + skip, i->second.end - i->first - skip};
+}
+
+uint64_t MissingPages::zeros_from(uint64_t address, uint64_t limit) const {
+  const auto range = around(ranges_, address);
+  if (range == ranges_.end() || source_of(address)) return 0;
+  uint64_t end = std::min(range->second, address + limit);
+  if (const auto missing = pieces_.lower_bound(address); missing != pieces_.end()) end = std::min(end, missing->first);
+  return end - address;
+}
+
+std::vector<MissingRun> MissingPages::runs() const {
+  std::vector<MissingRun> out;
+  out.reserve(pieces_.size());
+  for (const auto& [start, piece] : pieces_) out.push_back({start, piece.source, piece.end - start});
+  return out;
+}
+
+std::vector<RemoteRange> MissingPages::ranges() const {
+  std::vector<RemoteRange> out;
+  out.reserve(ranges_.size());
+  for (const auto& [start, end] : ranges_) out.push_back({RemoteAddr(start), RemoteAddr(end)});
+  return out;
+}
+
+}  // namespace migrate

@@ -1,0 +1,82 @@
+// Which pages of one address space are missing, where they are missed now and where the source has them.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "core/base/types.h"
+#include "core/memory/page_io.h"
+
+namespace migrate {
+
+/// Pages that are missing one after the other, here as at the source.
+struct MissingRun {
+  uint64_t address = 0;  ///< here, now
+  uint64_t source = 0;   ///< where they were when the memory was left behind
+  uint64_t bytes = 0;
+  auto operator<=>(const MissingRun&) const = default;
+};
+
+/// What events and copies say of one address space, kept as intervals: costs grow with the pieces, not with the pages.
+/// A page of the registered ranges that is not missing is present or reads as zeros: only the kernel knows which, and it
+/// does not matter, since both are answered alike. A source page is missing at one address at most.
+class MissingPages {
+ public:
+  MissingPages() = default;
+  /// Throws Corrupt unless `ranges` and `missing` ascend, are of whole pages below kUserSpace, and `missing` lies within
+  /// `ranges`.
+  MissingPages(std::span<const RemoteRange> ranges, std::span<const PageRun> missing);
+
+  /// The pages have come, or are of zeros from now on (discarded): they are not fetched any more. Returns how many were
+  /// missing.
+  uint64_t settle(RemoteRange range);
+  /// The range is no longer mapped.
+  void unmapped(RemoteRange range);
+  /// The pages of `from` are at `to` now, whatever was missing there is not; `from` stays registered and is of zeros
+  /// (its UNMAP follows, unless MREMAP_DONTUNMAP was given).
+  void moved(RemoteAddr from, RemoteAddr to, uint64_t bytes);
+  /// A registered mapping grew over these pages: they are of zeros.
+  void grown(RemoteRange range);
+
+  /// The source address of a page that is missing at `address`.
+  std::optional<uint64_t> source_of(uint64_t address) const;
+  bool registered(uint64_t address) const;
+  /// The first missing run of the source's range [source, source + bytes), cut to it.
+  std::optional<MissingRun> first_of_source(uint64_t source, uint64_t bytes) const;
+  /// The first missing run at `address` or above.
+  std::optional<MissingRun> next(uint64_t address) const;
+  /// The longest range around nothing missing that starts at `address`, within one registered range; at most `limit`
+  /// bytes. 0: `address` is missing, or not registered.
+  uint64_t zeros_from(uint64_t address, uint64_t limit) const;
+
+  std::vector<MissingRun> runs() const;      ///< ascending by address
+  std::vector<RemoteRange> ranges() const;   ///< registered, ascending
+  uint64_t pages() const { return pages_; }  ///< missing
+  bool empty() const { return pages_ == 0; }
+
+ private:
+  struct Piece {
+    uint64_t end = 0, source = 0;
+  };
+  using Pieces = std::map<uint64_t, Piece>;
+
+  void insert(MissingRun run);
+  void erase(Pieces::iterator piece);
+  void split_at(uint64_t address);
+  std::vector<MissingRun> take(uint64_t start, uint64_t end);
+  void add_range(uint64_t start, uint64_t end);
+  void cut_range(uint64_t start, uint64_t end);
+
+  Pieces pieces_;                          ///< by address
+  std::map<uint64_t, uint64_t> by_source_;  ///< source address of each piece → its address
+  std::map<uint64_t, uint64_t> ranges_;     ///< registered: start → end
+  /// Registered memory that a move came down on before its UNMAP was read: two threads' events are queued in the order in
+  /// which they get to it. That UNMAP is older than the move.
+  std::map<uint64_t, uint64_t> overtaken_;
+  uint64_t pages_ = 0;
+};
+
+}  // namespace migrate

@@ -1,0 +1,189 @@
+// The missing pages of an address space, against a model that knows every page by itself.
+#include "lazypages/missing_pages.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <random>
+
+#include "core/base/error.h"
+
+namespace migrate {
+namespace {
+
+constexpr uint64_t kBase = 0x100000000;
+constexpr uint64_t kPages = 96;
+
+RemoteRange pages(uint64_t first, uint64_t count) {
+  return {RemoteAddr(kBase + first * kPageSize), RemoteAddr(kBase + (first + count) * kPageSize)};
+}
+PageRun run(uint64_t first, uint64_t count) { return {kBase + first * kPageSize, count}; }
+
+/// The same, page by page.
+struct Model {
+  std::map<uint64_t, uint64_t> missing;  ///< address → source
+  std::map<uint64_t, bool> registered;
+
+  void settle(RemoteRange r) {
+    for (uint64_t a = r.start.get(); a < r.end.get(); a += kPageSize) missing.erase(a);
+  }
+  void unmapped(RemoteRange r) {
+    settle(r);
+    for (uint64_t a = r.start.get(); a < r.end.get(); a += kPageSize) registered.erase(a);
+  }
+  void moved(uint64_t from, uint64_t to, uint64_t bytes) {
+    std::map<uint64_t, uint64_t> moving;
+    for (uint64_t o = 0; o < bytes; o += kPageSize) {
+      if (missing.contains(from + o)) moving[to + o] = missing[from + o];
+      missing.erase(from + o);
+    }
+    for (uint64_t o = 0; o < bytes; o += kPageSize) {
+      missing.erase(to + o);
+      registered[to + o] = true;
+    }
+    missing.insert(moving.begin(), moving.end());
+  }
+};
+
+void expect_first_of_source(const MissingPages& mine, const Model& model, uint64_t source, uint64_t bytes) {
+  std::optional<MissingRun> expected;
+  for (uint64_t s = source; s < source + bytes; s += kPageSize) {
+    const auto at = std::find_if(model.missing.begin(), model.missing.end(), [&](auto& m) { return m.second == s; });
+    const bool here = at != model.missing.end();
+    if (!expected && here) {
+      expected = MissingRun{at->first, s, kPageSize};
+    } else if (expected) {
+      if (!here || at->first != expected->address + expected->bytes) break;
+      expected->bytes += kPageSize;
+    }
+  }
+  EXPECT_EQ(mine.first_of_source(source, bytes), expected);
+}
+
+void expect_same(const MissingPages& mine, const Model& model, std::mt19937_64& random) {
+  ASSERT_EQ(mine.pages(), model.missing.size());
+  std::map<uint64_t, uint64_t> got;
+  uint64_t last_end = 0, last_source = 0;
+  for (const MissingRun& r : mine.runs()) {
+    ASSERT_GE(r.address, last_end);
+    ASSERT_FALSE(r.address == last_end && r.source == last_source) << "one piece in two";
+    for (uint64_t o = 0; o < r.bytes; o += kPageSize) got[r.address + o] = r.source + o;
+    last_end = r.address + r.bytes;
+    last_source = r.source + r.bytes;
+  }
+  ASSERT_EQ(got, model.missing);
+  uint64_t registered = 0;
+  for (const RemoteRange& r : mine.ranges()) registered += r.pages();
+  ASSERT_EQ(registered, model.registered.size());
+  for (int i = 0; i < 8; ++i) {
+    const uint64_t a = kBase + random() % kPages * kPageSize;
+    ASSERT_EQ(mine.registered(a), model.registered.contains(a));
+    const auto source = mine.source_of(a);
+    ASSERT_EQ(source.has_value(), model.missing.contains(a));
+    if (source) {
+      ASSERT_EQ(*source, model.missing.at(a));
+    }
+    const auto next = mine.next(a);
+    const auto expected = model.missing.lower_bound(a);
+    ASSERT_EQ(next.has_value(), expected != model.missing.end());
+    if (next) {
+      ASSERT_EQ(std::pair(next->address, next->source), std::pair(expected->first, expected->second));
+    }
+    uint64_t zeros = 0;
+    while (zeros < 5 * kPageSize && model.registered.contains(a + zeros) && !model.missing.contains(a + zeros))
+      zeros += kPageSize;
+    ASSERT_EQ(mine.zeros_from(a, 5 * kPageSize), zeros);
+    expect_first_of_source(mine, model, a, (1 + random() % 12) * kPageSize);
+  }
+}
+
+TEST(MissingPages, AreWhatAModelPageByPageSays) {
+  for (uint64_t seed = 1; seed <= 60; ++seed) {
+    SCOPED_TRACE(seed);
+    std::mt19937_64 random(seed);
+    std::vector<RemoteRange> ranges;
+    std::vector<PageRun> missing;
+    Model model;
+    for (uint64_t p = random() % 4; p + 16 < kPages / 2; p += random() % 3) {
+      const uint64_t size = 1 + random() % 15;
+      ranges.push_back(pages(p, size));
+      for (uint64_t i = 0; i < size; ++i) model.registered[kBase + (p + i) * kPageSize] = true;
+      for (uint64_t i = 0; i < size; ++i) {
+        if (random() % 3 == 0) continue;
+        missing.push_back(run(p + i, 1));
+        model.missing[kBase + (p + i) * kPageSize] = kBase + (p + i) * kPageSize;
+      }
+      p += size;
+    }
+    MissingPages mine(ranges, missing);
+    for (int step = 0; step < 150; ++step) {
+      const uint64_t count = 1 + random() % 10, first = random() % (kPages - count);
+      const RemoteRange r = pages(first, count);
+      switch (random() % 8) {
+        case 0: {
+          const uint64_t before = model.missing.size();
+          model.settle(r);
+          ASSERT_EQ(mine.settle(r), before - model.missing.size());
+          break;
+        }
+        case 1:
+          mine.unmapped(r);
+          model.unmapped(r);
+          break;
+        case 2:
+          mine.grown(r);
+          for (uint64_t a = r.start.get(); a < r.end.get(); a += kPageSize) model.registered[a] = true;
+          break;
+        case 3:
+          mine = MissingPages(mine);  // as for a fork
+          break;
+        default: {
+          // As the kernel does it: the target is unmapped, the pages move, the old range is unmapped or stays.
+          const uint64_t to = random() % (kPages - count);
+          if (to + count > first && first + count > to) break;
+          const RemoteRange target = pages(to, count);
+          mine.unmapped(target);
+          model.unmapped(target);
+          mine.moved(r.start, target.start, r.bytes());
+          model.moved(r.start.get(), target.start.get(), r.bytes());
+          if (random() % 2 == 0) {
+            mine.unmapped(r);
+            model.unmapped(r);
+          }
+        }
+      }
+      expect_same(mine, model, random);
+      if (testing::Test::HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST(MissingPages, AnUnmapThatAMoveOvertookIsOlderThanTheMove) {
+  const std::vector<RemoteRange> ranges{pages(0, 4), pages(10, 4)};
+  const std::vector<PageRun> missing{run(0, 4), run(10, 4)};
+  MissingPages m(ranges, missing);
+  m.moved(pages(0, 4).start, pages(10, 4).start, 4 * kPageSize);
+  m.unmapped(pages(10, 4));  // by another thread, before
+  m.unmapped(pages(0, 4));
+  EXPECT_EQ(m.runs(), (std::vector<MissingRun>{{kBase + 10 * kPageSize, kBase, 4 * kPageSize}}));
+  m.unmapped(pages(10, 4));  // and this one is of what was moved there
+  EXPECT_TRUE(m.empty());
+  EXPECT_TRUE(m.ranges().empty());
+}
+
+TEST(MissingPages, WhatDoesNotFitIsThrownOut) {
+  const auto make = [](std::vector<RemoteRange> ranges, std::vector<PageRun> missing) {
+    return MissingPages(ranges, missing);
+  };
+  EXPECT_NO_THROW(make({pages(0, 4), pages(4, 4)}, {run(2, 4)}));
+  EXPECT_THROW(make({pages(0, 4)}, {run(2, 4)}), Corrupt);
+  EXPECT_THROW(make({pages(4, 4), pages(0, 4)}, {}), Corrupt);
+  EXPECT_THROW(make({pages(0, 4)}, {run(1, 1), run(0, 1)}), Corrupt);
+  EXPECT_THROW(make({pages(0, 4)}, {{kBase + 1, 1}}), Corrupt);
+  EXPECT_THROW(make({pages(0, 4)}, {run(0, 0)}), Corrupt);
+  EXPECT_THROW(make({pages(0, 4)}, {{kBase, UINT64_MAX / kPageSize}}), Corrupt);
+  EXPECT_THROW(make({{RemoteAddr(kBase), RemoteAddr(kUserSpace + kPageSize)}}, {}), Corrupt);
+}
+
+}  // namespace
+}  // namespace migrate

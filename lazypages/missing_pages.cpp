@@ -4,45 +4,10 @@
 #include <iterator>
 
 #include "core/base/error.h"
+#include "lazypages/intervals.h"
 
 namespace migrate {
 namespace {
-
-using Intervals = std::map<uint64_t, uint64_t>;
-
-/// Takes [start, end) out; returns the parts that were in.
-std::vector<std::pair<uint64_t, uint64_t>> cut(Intervals& set, uint64_t start, uint64_t end) {
-  std::vector<std::pair<uint64_t, uint64_t>> out;
-  auto i = set.upper_bound(start);
-  if (i != set.begin() && std::prev(i)->second > start) --i;
-  while (i != set.end() && i->first < end) {
-    const auto [from, to] = *i;
-    i = set.erase(i);
-    out.emplace_back(std::max(from, start), std::min(to, end));
-    if (from < start) set.emplace(from, start);
-    if (to > end) i = set.emplace(end, to).first;
-  }
-  return out;
-}
-
-void add(Intervals& set, uint64_t start, uint64_t end) {
-  if (start >= end) return;
-  auto i = set.upper_bound(start);
-  if (i != set.begin() && std::prev(i)->second >= start) --i;
-  while (i != set.end() && i->first <= end) {
-    start = std::min(start, i->first);
-    end = std::max(end, i->second);
-    i = set.erase(i);
-  }
-  set.emplace(start, end);
-}
-
-/// The interval that `at` is in, or the end.
-Intervals::const_iterator around(const Intervals& set, uint64_t at) {
-  auto i = set.upper_bound(at);
-  if (i == set.begin() || (--i)->second <= at) return set.end();
-  return i;
-}
 
 [[noreturn]] void refuse(const char* why) { throw Corrupt("lazy memory", why); }
 
@@ -73,7 +38,8 @@ void MissingPages::insert(MissingRun run) {
   pages_ += run.bytes / kPageSize;
   // Neighbours that go on at the source too become one piece.
   const auto next = pieces_.lower_bound(run.address);
-  if (next != pieces_.end() && next->first == run.address + run.bytes && next->second.source == run.source + run.bytes) {
+  if (next != pieces_.end() && next->first == run.address + run.bytes &&
+      next->second.source == run.source + run.bytes) {
     const uint64_t bytes = next->second.end - next->first;
     pages_ -= bytes / kPageSize;
     erase(next);
@@ -174,8 +140,7 @@ std::optional<MissingRun> MissingPages::first_of_source(uint64_t source, uint64_
   const auto& piece = *pieces_.find(i->second);
   const uint64_t skip = source > i->first ? source - i->first : 0;
   const uint64_t first = i->first + skip;
-  return MissingRun{piece.first + skip, first,
-                    std::min(piece.second.end - piece.first - skip, source + bytes - first)};
+  return MissingRun{piece.first + skip, first, std::min(piece.second.end - piece.first - skip, source + bytes - first)};
 }
 
 std::optional<MissingRun> MissingPages::next(uint64_t address) const {

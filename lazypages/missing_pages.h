@@ -9,6 +9,7 @@
 
 #include "core/base/types.h"
 #include "core/memory/page_io.h"
+#include "lazypages/intervals.h"
 
 namespace migrate {
 
@@ -21,13 +22,13 @@ struct MissingRun {
 };
 
 /// What events and copies say of one address space, kept as intervals: costs grow with the pieces, not with the pages.
-/// A page of the registered ranges that is not missing is present or reads as zeros: only the kernel knows which, and it
-/// does not matter, since both are answered alike. A source page is missing at one address at most.
+/// A page of the registered ranges that is not missing is present or reads as zeros: only the kernel knows which, and
+/// it does not matter, since both are answered alike. A source page is missing at one address at most.
 class MissingPages {
  public:
   MissingPages() = default;
-  /// Throws Corrupt unless `ranges` and `missing` ascend, are of whole pages below kUserSpace, and `missing` lies within
-  /// `ranges`.
+  /// Throws Corrupt unless `ranges` and `missing` ascend, are of whole pages below kUserSpace, and `missing` lies
+  /// within `ranges`.
   MissingPages(std::span<const RemoteRange> ranges, std::span<const PageRun> missing);
 
   /// The pages have come, or are of zeros from now on (discarded): they are not fetched any more. Returns how many were
@@ -70,12 +71,12 @@ class MissingPages {
   void add_range(uint64_t start, uint64_t end);
   void cut_range(uint64_t start, uint64_t end);
 
-  Pieces pieces_;                          ///< by address
+  Pieces pieces_;                           ///< by address
   std::map<uint64_t, uint64_t> by_source_;  ///< source address of each piece → its address
-  std::map<uint64_t, uint64_t> ranges_;     ///< registered: start → end
-  /// Registered memory that a move came down on before its UNMAP was read: two threads' events are queued in the order in
-  /// which they get to it. That UNMAP is older than the move.
-  std::map<uint64_t, uint64_t> overtaken_;
+  Intervals ranges_;                        ///< registered
+  /// Registered memory that a move came down on before its UNMAP was read: two threads' events are queued in the order
+  /// in which they get to it. That UNMAP is older than the move.
+  Intervals overtaken_;
   uint64_t pages_ = 0;
 };
 

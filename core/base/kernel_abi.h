@@ -3,6 +3,7 @@
 
 #include <linux/ioctl.h>
 #include <linux/types.h>
+#include <linux/userfaultfd.h>
 
 #ifndef PAGEMAP_SCAN  // 6.7
 #define PAGE_IS_WPALLOWED (1 << 0)
@@ -86,4 +87,13 @@ struct ptrace_sud_config {
 
 #ifndef UFFD_FEATURE_WP_ASYNC  // 6.7
 #define UFFD_FEATURE_WP_ASYNC (1 << 15)
+#endif
+
+#ifndef UFFDIO_POISON  // 6.6
+struct uffdio_poison {
+  struct uffdio_range range;
+  __u64 mode;
+  __s64 updated;
+};
+#define UFFDIO_POISON _IOWR(UFFDIO, 0x08, struct uffdio_poison)
 #endif

@@ -17,8 +17,8 @@ struct LazyMemory {
   Fd userfaultfd;
   Fd process;                       ///< pidfd of the task
   std::vector<RemoteRange> ranges;  ///< registered for missing pages; ascending, disjoint
-  /// Pages that exist at the source and have not come, within `ranges`; ascending, disjoint. All other pages of `ranges`
-  /// are present or of zeros.
+  /// Pages that exist at the source and have not come, within `ranges`; ascending, disjoint. All other pages of
+  /// `ranges` are present or of zeros.
   std::vector<PageRun> missing;
 };
 

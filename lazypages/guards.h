@@ -1,0 +1,26 @@
+// Guard regions of a task's (MADV_GUARD_INSTALL, 6.13): no event tells of them, and UFFDIO_COPY removes them.
+#pragma once
+
+#include <vector>
+
+#include "core/base/fd.h"
+#include "core/base/types.h"
+
+namespace migrate {
+
+/// Bound to the memory that the process had when it was made, also once it executes another program.
+class GuardScan {
+ public:
+  /// Finds nothing: of a memory whose process is not known.
+  GuardScan() = default;
+  /// Of the process that `pidfd` refers to; finds nothing if that is gone, or the kernel cannot tell (before 6.16).
+  explicit GuardScan(int pidfd);
+
+  /// Guard regions in `range` (at most 256 KiB of it): one system call of about 1 us.
+  std::vector<RemoteRange> in(RemoteRange range);
+
+ private:
+  Fd pagemap_;
+};
+
+}  // namespace migrate

@@ -1,0 +1,51 @@
+// Sets of addresses as intervals.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <iterator>
+#include <map>
+#include <utility>
+#include <vector>
+
+namespace migrate {
+
+/// Disjoint half-open intervals that do not touch: start → end.
+using Intervals = std::map<uint64_t, uint64_t>;
+
+/// Takes [start, end) out; returns the parts that were in.
+inline std::vector<std::pair<uint64_t, uint64_t>> cut(Intervals& set, uint64_t start, uint64_t end) {
+  std::vector<std::pair<uint64_t, uint64_t>> out;
+  auto i = set.upper_bound(start);
+  if (i != set.begin() && std::prev(i)->second > start) --i;
+  while (i != set.end() && i->first < end) {
+    const auto [from, to] = *i;
+    i = set.erase(i);
+    out.emplace_back(std::max(from, start), std::min(to, end));
+    if (from < start) set.emplace(from, start);
+    if (to > end) i = set.emplace(end, to).first;
+  }
+  return out;
+}
+
+/// Puts [start, end) in.
+inline void add(Intervals& set, uint64_t start, uint64_t end) {
+  if (start >= end) return;
+  auto i = set.upper_bound(start);
+  if (i != set.begin() && std::prev(i)->second >= start) --i;
+  while (i != set.end() && i->first <= end) {
+    start = std::min(start, i->first);
+    end = std::max(end, i->second);
+    i = set.erase(i);
+  }
+  set.emplace(start, end);
+}
+
+/// The interval that `at` is in, or the end.
+inline Intervals::const_iterator around(const Intervals& set, uint64_t at) {
+  auto i = set.upper_bound(at);
+  if (i == set.begin() || (--i)->second <= at) return set.end();
+  return i;
+}
+
+}  // namespace migrate

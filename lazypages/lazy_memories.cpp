@@ -1,0 +1,223 @@
+#include "lazypages/lazy_memories.h"
+
+#include <sched.h>
+#include <sys/epoll.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <string>
+#include <thread>
+
+#include "core/base/error.h"
+
+namespace migrate {
+namespace {
+
+constexpr size_t kSpares = 16;
+constexpr std::chrono::milliseconds kDeadWithin{50};
+
+std::string name_of(MemoryId memory) {
+  return (memory.kind == MemoryId::Kind::task ? "task " : "shared memory ") + std::to_string(memory.id);
+}
+
+}  // namespace
+
+LazyMemories::LazyMemories(std::vector<LazyMemory> memories, Wanted wanted)
+    : wanted_(std::move(wanted)),
+      epoll_(check(::epoll_create1(EPOLL_CLOEXEC), "make an epoll descriptor for", "missing pages")),
+      around_(std::make_shared<LazySurroundings>()),
+      looked_for_dead_(std::chrono::steady_clock::now()) {
+  around_->events = std::make_shared<EventMemory>();
+  around_->forked = [this](const Space& child) { add(child); };
+  around_->make_room = [this] { return make_room(); };
+  for (size_t i = 0; i < kSpares; ++i) spares_.push_back(epoll_.dup());
+  std::vector<Space> spaces;
+  for (LazyMemory& memory : memories) {
+    Intervals& announced = memories_[memory.memory].announced;
+    for (const PageRun& run : memory.missing) migrate::add(announced, run.address, run.address + run.pages * kPageSize);
+    spaces.push_back(std::make_shared<LazySpace>(std::move(memory), around_));
+  }
+  for (const Space& space : spaces) add(space);
+}
+
+LazyMemories::~LazyMemories() = default;
+
+void LazyMemories::add(const Space& space) {
+  const std::lock_guard lock(mutex_);
+  const uint64_t id = ++last_id_;
+  // First: it must not be closed, whatever happens.
+  spaces_.emplace(id, space);
+  epoll_event event{.events = EPOLLIN, .data = {.u64 = id}};
+  check(::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, space->userfaultfd(), &event), "watch", "a userfaultfd");
+}
+
+/// The first of `memory` (or of all) after space `after`, and its id.
+LazyMemories::Space LazyMemories::next_space(std::optional<MemoryId> memory, uint64_t after, uint64_t& id) const {
+  const std::lock_guard lock(mutex_);
+  for (auto i = spaces_.upper_bound(after); i != spaces_.end(); ++i) {
+    if (memory && i->second->memory() != *memory) continue;
+    id = i->first;
+    return i->second;
+  }
+  return nullptr;
+}
+
+void LazyMemories::write(MemoryId memory, uint64_t address, std::span<const std::byte> data) {
+  {
+    const std::lock_guard lock(mutex_);
+    const auto known = memories_.find(memory);
+    if (known == memories_.end()) throw Corrupt(name_of(memory), "pages came of a memory that misses none");
+    const auto announced = around(known->second.announced, address);
+    if (address % kPageSize != 0 || data.empty() || data.size() % kPageSize != 0 ||
+        announced == known->second.announced.end() || announced->second - address < data.size())
+      throw Corrupt(name_of(memory), "pages came that were not announced as missing");
+  }
+  // A fork that is made meanwhile comes after what it was forked from: either that had the pages already, or the fork
+  // is met here too.
+  uint64_t id = 0;
+  while (const Space space = next_space(memory, id, id)) {
+    std::vector<uint64_t> wanted;
+    space->fill(address, data, wanted);
+    ask(memory, wanted);
+  }
+  const std::lock_guard lock(mutex_);
+  std::set<uint64_t>& asked = memories_.at(memory).asked;
+  asked.erase(asked.lower_bound(address), asked.lower_bound(address + data.size()));
+}
+
+void LazyMemories::absent(MemoryId memory, uint64_t address) const {
+  throw Corrupt(name_of(memory),
+                "the source says that it has no page " + std::to_string(address) + ", which it had announced");
+}
+
+void LazyMemories::ask(MemoryId memory, const std::vector<uint64_t>& sources) {
+  for (const uint64_t source : sources) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (!memories_.at(memory).asked.insert(source).second) continue;
+    }
+    wanted_(memory, source);
+  }
+}
+
+void LazyMemories::turn(uint64_t id) {
+  Space space;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = spaces_.find(id);
+    if (found == spaces_.end()) return;
+    space = found->second;
+  }
+  std::vector<uint64_t> wanted;
+  const LazySpace::Turn turn = space->serve(wanted);
+  ask(space->memory(), wanted);
+  if (turn == LazySpace::Turn::again || turn == LazySpace::Turn::starved) again_.insert(id);
+  if (turn == LazySpace::Turn::starved) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+}
+
+void LazyMemories::serve(std::chrono::milliseconds wait) {
+  std::array<epoll_event, 64> events;
+  const auto most = again_.empty() ? std::min(wait, kDeadWithin) : std::chrono::milliseconds(0);
+  const int n = ::epoll_wait(epoll_.get(), events.data(), events.size(), static_cast<int>(most.count()));
+  if (n < 0 && errno != EINTR) throw Error("wait for", "missing pages", errno);
+  if (n <= 0 && !again_.empty()) ::sched_yield();
+  const std::set<uint64_t> again = std::exchange(again_, {});
+  for (int i = 0; i < n; ++i) turn(events[static_cast<size_t>(i)].data.u64);
+  for (const uint64_t id : again) turn(id);
+  if (std::chrono::steady_clock::now() - looked_for_dead_ >= kDeadWithin) bury_dead();
+}
+
+void LazyMemories::bury_dead() {
+  uint64_t id = 0;
+  while (const Space space = next_space({}, id, id)) space->find_dead();
+  looked_for_dead_ = std::chrono::steady_clock::now();
+  std::vector<Space> dead;  // destroyed without the lock
+  const std::lock_guard lock(mutex_);
+  for (auto i = spaces_.begin(); i != spaces_.end();) {
+    if (i->second->dead()) {
+      dead.push_back(std::move(i->second));
+      i = spaces_.erase(i);
+    } else {
+      ++i;
+    }
+  }
+  while (spares_.size() < kSpares) {
+    Fd spare(::fcntl(epoll_.get(), F_DUPFD_CLOEXEC, 0));
+    if (!spare) break;
+    spares_.push_back(std::move(spare));
+  }
+}
+
+bool LazyMemories::make_room() {
+  const std::lock_guard lock(mutex_);
+  if (spares_.empty()) return false;
+  spares_.pop_back();
+  return true;
+}
+
+uint64_t LazyMemories::missing_pages() const {
+  // One after the other: forks that are made meanwhile come later.
+  uint64_t pages = 0, id = 0;
+  while (const Space space = next_space({}, id, id)) pages += space->missing_pages();
+  return pages;
+}
+
+std::map<MemoryId, std::vector<PageRun>> LazyMemories::missing() const {
+  std::map<MemoryId, Intervals> sets;
+  uint64_t id = 0;
+  while (const Space space = next_space({}, id, id)) {
+    for (const MissingRun& run : space->missing())
+      migrate::add(sets[space->memory()], run.source, run.source + run.bytes);
+  }
+  std::map<MemoryId, std::vector<PageRun>> all;
+  for (const auto& [memory, set] : sets) {
+    for (const auto& [start, end] : set) all[memory].push_back({start, (end - start) / kPageSize});
+  }
+  return all;
+}
+
+std::map<MemoryId, std::vector<uint64_t>> LazyMemories::outstanding() const {
+  const std::lock_guard lock(mutex_);
+  std::map<MemoryId, std::vector<uint64_t>> all;
+  for (const auto& [id, memory] : memories_) {
+    if (!memory.asked.empty()) all[id] = {memory.asked.begin(), memory.asked.end()};
+  }
+  return all;
+}
+
+size_t LazyMemories::spaces() const {
+  const std::lock_guard lock(mutex_);
+  return spaces_.size();
+}
+
+void LazyMemories::finish_all() {
+  // Forks may come until their parent is finished, and after it in this order.
+  for (;;) {
+    Space space;
+    uint64_t id = 0;
+    {
+      const std::lock_guard lock(mutex_);
+      if (spaces_.empty()) return;
+      id = spaces_.begin()->first;
+      space = spaces_.begin()->second;
+    }
+    space->finish();
+    const std::lock_guard lock(mutex_);
+    spaces_.erase(id);
+  }
+}
+
+void LazyMemories::finish() {
+  if (const uint64_t pages = missing_pages(); pages != 0)
+    throw Error("the memory is not whole: " + std::to_string(pages) + " pages are missing");
+  finish_all();
+}
+
+void LazyMemories::poison() {
+  uint64_t id = 0;
+  while (const Space space = next_space({}, id, id)) space->poison();
+  finish_all();
+}
+
+}  // namespace migrate

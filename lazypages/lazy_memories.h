@@ -1,0 +1,90 @@
+// All address spaces of a tree that runs while pages of it are missing.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <vector>
+
+#include "core/base/fd.h"
+#include "core/memory/page_io.h"
+#include "lazypages/lazy_space.h"
+
+namespace migrate {
+
+/// Pages that arrive go wherever they are missing: to the task whose they were, and to all that were forked from it
+/// since.
+///
+/// Any thread may call anything at any time, except that serve(), finish() and poison() are one thread's.
+class LazyMemories : public PageSink {
+ public:
+  /// A task waits for this page of the source's; told once for each page until it arrives, by whichever thread finds
+  /// out, and with no lock held. It must be quick: others wait meanwhile.
+  using Wanted = std::function<void(MemoryId memory, uint64_t source)>;
+
+  /// From here on tasks may run. Throws Corrupt if a memory's description does not fit together.
+  LazyMemories(std::vector<LazyMemory> memories, Wanted wanted);
+  ~LazyMemories() override;
+
+  /// `address` is the source's. Pages that nobody misses any more are dropped; pages that were never announced as
+  /// missing: Corrupt, and nothing was touched. Waits while a task that has changed its memory has yet to run.
+  void write(MemoryId memory, uint64_t address, std::span<const std::byte> data) override;
+
+  /// The source says that it has no such pages: never true of announced ones. Throws Corrupt.
+  [[noreturn]] void absent(MemoryId memory, uint64_t address) const;
+
+  /// One turn of the fault loop: waits at most so long for faults and other events, and deals with them.
+  void serve(std::chrono::milliseconds wait);
+  /// Readable when serve() has something to do at once; it must be called every 50 ms all the same.
+  int fd() const { return epoll_.get(); }
+
+  /// Nothing is missing anywhere.
+  bool whole() const { return missing_pages() == 0; }
+  /// Counted once for each address space that misses them.
+  uint64_t missing_pages() const;
+  /// What is missing somewhere, each page once, with the source's addresses.
+  std::map<MemoryId, std::vector<PageRun>> missing() const;
+  /// Pages that were asked for by `wanted` and have not arrived: to be asked for again after a lost connection.
+  std::map<MemoryId, std::vector<uint64_t>> outstanding() const;
+  size_t spaces() const;
+
+  /// Gives all memory back to the kernel, when it is whole (else throws Error): no task is left waiting, and pages that
+  /// no task ever touched are zeros without us.
+  void finish();
+  /// Missing pages are lost: whoever touches one gets SIGBUS from now on, as for a hardware error. Throws Error where
+  /// the kernel cannot (before 6.6); nothing was given back then. Else ends like finish().
+  void poison();
+
+ private:
+  struct Memory {
+    Intervals announced;
+    std::set<uint64_t> asked;
+  };
+  using Space = std::shared_ptr<LazySpace>;
+
+  void add(const Space& space);
+  Space next_space(std::optional<MemoryId> memory, uint64_t after, uint64_t& id) const;
+  void ask(MemoryId memory, const std::vector<uint64_t>& sources);
+  void turn(uint64_t id);
+  void bury_dead();
+  bool make_room();
+  void finish_all();
+
+  Wanted wanted_;
+  Fd epoll_;
+  std::shared_ptr<LazySurroundings> around_;
+  mutable std::mutex mutex_;  ///< the last to be taken, after a space's
+  std::map<MemoryId, Memory> memories_;
+  std::map<uint64_t, Space> spaces_;  ///< a fork comes after what it was forked from
+  uint64_t last_id_ = 0;
+  std::vector<Fd> spares_;    ///< descriptors to close when a fork finds no room for its own
+  std::set<uint64_t> again_;  ///< spaces with something left to do
+  std::chrono::steady_clock::time_point looked_for_dead_;
+};
+
+}  // namespace migrate

@@ -1,0 +1,321 @@
+#include "lazypages/lazy_space.h"
+
+#include <fcntl.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <thread>
+
+#include "core/base/error.h"
+#include "lazypages/userfault.h"
+
+namespace migrate {
+namespace {
+
+/// What the lock is held for at a time: 35 us.
+constexpr uint64_t kMostAtOnce = 64 << 10;
+/// Zeros put in around a fault on one: a program that walks through fresh memory faults 16 times less.
+constexpr uint64_t kZerosAtOnce = 64 << 10;
+
+RemoteRange range_of(uint64_t start, uint64_t bytes) { return {RemoteAddr(start), RemoteAddr(start + bytes)}; }
+
+/// Between tries that wait for a task to run: at first it has only just been woken, later it waits for a processor.
+class Patience {
+ public:
+  void wait() {
+    if (++tries_ < 20) {
+      ::sched_yield();
+    } else {
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+  }
+
+ private:
+  int tries_ = 0;
+};
+
+}  // namespace
+
+LazySpace::LazySpace(LazyMemory memory, std::shared_ptr<const LazySurroundings> around)
+    : LazySpace(memory.memory, std::move(memory.userfaultfd), MissingPages(memory.ranges, memory.missing),
+                std::move(around)) {
+  if (memory.process) guards_ = GuardScan(memory.process.get());
+}
+
+LazySpace::LazySpace(MemoryId memory, Fd userfaultfd, MissingPages missing,
+                     std::shared_ptr<const LazySurroundings> around)
+    : memory_(memory),
+      around_(std::move(around)),
+      userfaultfd_(std::move(userfaultfd)),
+      ring_(around_->events),
+      missing_(std::move(missing)) {
+  ring_.belongs_to(userfaultfd_.get(), static_cast<uint64_t>(memory_.kind), memory_.id);
+}
+
+uint64_t LazySpace::missing_pages() const {
+  const std::lock_guard lock(mutex_);
+  return missing_.pages();
+}
+
+std::vector<MissingRun> LazySpace::missing() const {
+  const std::lock_guard lock(mutex_);
+  return missing_.runs();
+}
+
+void LazySpace::close() {
+  dead_ = true;
+  userfaultfd_.reset();
+  missing_ = {};
+  faults_.clear();
+  waited_for_.clear();
+}
+
+/// All that waits is read and applied. False: a fork waits for a descriptor.
+bool LazySpace::read_events() {
+  starved_ = false;
+  for (;;) {
+    std::span<const uffd_msg> messages;
+    try {
+      messages = ring_.read(userfaultfd_.get());
+    } catch (const Error& e) {
+      if (e.code() != EMFILE && e.code() != ENFILE) throw;
+      if (around_->make_room()) continue;
+      starved_ = true;
+      return false;
+    }
+    if (messages.empty()) return true;
+    for (const uffd_msg& message : messages) {
+      apply(message);
+      ring_.applied();
+    }
+  }
+}
+
+void LazySpace::apply(const uffd_msg& message) {
+  switch (message.event) {
+    case UFFD_EVENT_PAGEFAULT:
+      faults_.push_back(page_floor(message.arg.pagefault.address));
+      break;
+    case UFFD_EVENT_FORK:
+      apply_fork(static_cast<int>(message.arg.fork.ufd));
+      break;
+    case UFFD_EVENT_REMAP: {
+      const auto& m = message.arg.remap;
+      missing_.moved(RemoteAddr(m.from), RemoteAddr(m.to), m.len);
+      let_go_on(range_of(m.from, m.len));
+      let_go_on(range_of(m.to, m.len));
+      break;
+    }
+    case UFFD_EVENT_REMOVE: {
+      const RemoteRange range{RemoteAddr(message.arg.remove.start), RemoteAddr(message.arg.remove.end)};
+      missing_.settle(range);
+      let_go_on(range);
+      break;
+    }
+    case UFFD_EVENT_UNMAP: {
+      const RemoteRange range{RemoteAddr(message.arg.remove.start), RemoteAddr(message.arg.remove.end)};
+      missing_.unmapped(range);
+      let_go_on(range);
+      break;
+    }
+    default:
+      throw Error("a userfaultfd tells of event " + std::to_string(message.event) + ", which is not known");
+  }
+}
+
+void LazySpace::apply_fork(int descriptor) {
+  Fd child(descriptor);
+  // It has the flags that userfaultfd(2) was called with, not those that were set since.
+  check(::fcntl(child.get(), F_SETFL, O_NONBLOCK), "set flags of", "a forked userfaultfd");
+  check(::fcntl(child.get(), F_SETFD, FD_CLOEXEC), "set flags of", "a forked userfaultfd");
+  around_->forked(std::shared_ptr<LazySpace>(new LazySpace(memory_, std::move(child), missing_, around_)));
+}
+
+/// Whoever waits for pages of the range that will not come there any more touches them again: it gets what is there
+/// now.
+void LazySpace::let_go_on(RemoteRange range) {
+  const auto first = waited_for_.lower_bound(range.start.get()), last = waited_for_.lower_bound(range.end.get());
+  if (first == last) return;
+  waited_for_.erase(first, last);
+  wake(userfaultfd_.get(), range);
+}
+
+LazySpace::Turn LazySpace::serve(std::vector<uint64_t>& wanted) {
+  ++hurried_;
+  const std::lock_guard lock(mutex_);
+  --hurried_;
+  if (!userfaultfd_) return Turn::dead;
+  read_events();
+  const bool answered = answer_faults(wanted);
+  if (!userfaultfd_) return Turn::dead;
+  return starved_ ? Turn::starved : answered ? Turn::idle : Turn::again;
+}
+
+bool LazySpace::find_dead() {
+  const std::lock_guard lock(mutex_);
+  if (userfaultfd_ && probe(userfaultfd_.get()) == Filled::dead) close();
+  return dead_;
+}
+
+/// False: some are left for another try.
+bool LazySpace::answer_faults(std::vector<uint64_t>& wanted) {
+  while (!faults_.empty()) {
+    const uint64_t address = faults_.front();
+    if (const auto source = missing_.source_of(address)) {
+      waited_for_.insert(address);
+      wanted.push_back(*source);
+    } else if (!put_zeros(address)) {
+      return !userfaultfd_;
+    }
+    faults_.pop_front();
+  }
+  return true;
+}
+
+/// False: not now, or the memory is dead.
+bool LazySpace::put_zeros(uint64_t address) {
+  // Not within a range that we know: a mapping of ours that grew, by itself or by mremap(2).
+  if (!missing_.registered(address)) missing_.grown(range_of(address, kPageSize));
+  for (uint64_t bytes : {missing_.zeros_from(address, kZerosAtOnce), kPageSize}) {
+    const FillResult r = zero_pages(userfaultfd_.get(), address, bytes);
+    if (r.outcome == Filled::unregistered && bytes > kPageSize) continue;  // not all within one mapping
+    if (r.outcome == Filled::changing) {
+      read_events();
+      return false;
+    }
+    if (r.outcome == Filled::dead) {
+      close();
+      return false;
+    }
+    if (r.outcome == Filled::unregistered) missing_.unmapped(range_of(address, kPageSize));
+    if (r.outcome != Filled::done) wake(userfaultfd_.get(), range_of(address, kPageSize));
+    break;
+  }
+  return true;
+}
+
+void LazySpace::fill(uint64_t source, std::span<const std::byte> data, std::vector<uint64_t>& wanted) {
+  Patience patience;
+  const bool hurried = data.size() == kPageSize;
+  hurried_ += hurried ? 1 : 0;
+  for (;;) {
+    for (int i = 0; !hurried && hurried_ > 0 && i < 100; ++i) ::sched_yield();
+    bool now = true;
+    {
+      const std::lock_guard lock(mutex_);
+      if (!userfaultfd_) break;
+      const auto run = missing_.first_of_source(source, data.size());
+      if (run) now = put_pages(*run, data.subspan(run->source - source));
+      if (userfaultfd_) now = answer_faults(wanted) && now;
+      if (now && !run) break;
+    }
+    if (!now) patience.wait();
+  }
+  hurried_ -= hurried ? 1 : 0;
+}
+
+/// `data` begins with the first page of `run`. False: not now.
+bool LazySpace::put_pages(MissingRun run, std::span<const std::byte> data) {
+  run.bytes = std::min(run.bytes, kMostAtOnce);
+  // A page that is waited for has no guard: it was touched.
+  const bool touched = run.bytes == kPageSize && waited_for_.contains(run.address);
+  if (!touched && drop_guards(run)) return true;
+  const FillResult r = copy_pages(userfaultfd_.get(), run.address, data.first(run.bytes));
+  if (r.outcome != Filled::unregistered || run.bytes == kPageSize) return came_to(run, r.outcome, r.bytes);
+  // Not all within one mapping (mprotect(2) splits them).
+  run.bytes = kPageSize;
+  const FillResult page = copy_pages(userfaultfd_.get(), run.address, data.first(run.bytes));
+  return came_to(run, page.outcome, page.bytes);
+}
+
+/// Takes note of what a try to put `run` in came to. False: not now.
+bool LazySpace::came_to(MissingRun run, Filled outcome, uint64_t bytes) {
+  const RemoteRange page = range_of(run.address, kPageSize);
+  switch (outcome) {
+    case Filled::done: {
+      const RemoteRange range = range_of(run.address, bytes);
+      missing_.settle(range);
+      waited_for_.erase(waited_for_.lower_bound(range.start.get()), waited_for_.lower_bound(range.end.get()));
+      return true;
+    }
+    case Filled::exists:
+      missing_.settle(page);
+      waited_for_.erase(run.address);
+      wake(userfaultfd_.get(), page);
+      return true;
+    case Filled::unregistered:
+      missing_.unmapped(page);
+      waited_for_.erase(run.address);
+      wake(userfaultfd_.get(), page);
+      return true;
+    case Filled::changing:
+      read_events();
+      return false;
+    case Filled::dead:
+      close();
+      return true;
+  }
+  return true;
+}
+
+/// Pages under a guard were discarded when it was put there. True: there were some.
+bool LazySpace::drop_guards(const MissingRun& run) {
+  const auto guards = guards_.in(range_of(run.address, run.bytes));
+  for (const RemoteRange& guard : guards) missing_.settle(guard);
+  return !guards.empty();
+}
+
+void LazySpace::poison() {
+  for (Patience patience; !poison_some(); patience.wait()) continue;
+}
+
+/// False: not now, or not all yet.
+bool LazySpace::poison_some() {
+  const std::lock_guard lock(mutex_);
+  while (userfaultfd_) {
+    auto run = missing_.next(0);
+    if (!run) break;
+    FillResult r = poison_pages(userfaultfd_.get(), run->address, run->bytes);
+    if (r.outcome == Filled::unregistered && run->bytes > kPageSize) {
+      run->bytes = kPageSize;
+      r = poison_pages(userfaultfd_.get(), run->address, run->bytes);
+    }
+    if (!came_to(*run, r.outcome, r.bytes)) return false;
+  }
+  return true;
+}
+
+/// False: not now.
+bool LazySpace::unregister_all() {
+  for (const RemoteRange& range : missing_.ranges()) {
+    if (!userfaultfd_) return true;
+    // Where nothing is mapped any more an event says so, or will.
+    if (unregister(userfaultfd_.get(), range)) missing_.unmapped(range);
+  }
+  return missing_.ranges().empty();
+}
+
+void LazySpace::finish() {
+  Patience patience;
+  for (int tries = 0;; ++tries) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (!userfaultfd_) return;
+      const bool all = unregister_all() || tries > 100;
+      const bool read = read_events();
+      for (const uint64_t fault : faults_) wake(userfaultfd_.get(), range_of(fault, kPageSize));
+      faults_.clear();
+      // Only when no task is left in an event: one that has still to run would wait for ever.
+      const Filled state = probe(userfaultfd_.get());
+      if (state == Filled::dead || (all && read && state == Filled::unregistered)) {
+        close();
+        return;
+      }
+    }
+    patience.wait();
+  }
+}
+
+}  // namespace migrate

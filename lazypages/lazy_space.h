@@ -1,0 +1,98 @@
+// One address space of which pages are missing: its userfaultfd, and what its events say.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <span>
+#include <vector>
+
+#include "core/base/fd.h"
+#include "core/memory/lazy_memory.h"
+#include "lazypages/event_ring.h"
+#include "lazypages/guards.h"
+#include "lazypages/missing_pages.h"
+#include "lazypages/userfault.h"
+
+namespace migrate {
+
+class LazySpace;
+
+/// What the spaces of a tree share. The functions are called with a space's lock held: they call no space.
+struct LazySurroundings {
+  std::shared_ptr<EventMemory> events;
+  /// A fork's memory, before any page comes into the memory that it was forked from.
+  std::function<void(std::shared_ptr<LazySpace>)> forked;
+  /// The table of descriptors is full and a fork waits for one. True: one was closed.
+  std::function<bool()> make_room;
+};
+
+/// Any thread may call anything. Events are read and applied, and pages put in, under one lock, so that no page is put
+/// in between: a page is put where it is missing now, or not at all. Once the memory is dead every call does nothing.
+class LazySpace {
+ public:
+  LazySpace(LazyMemory memory, std::shared_ptr<const LazySurroundings> around);
+
+  MemoryId memory() const { return memory_; }
+  int userfaultfd() const { return userfaultfd_.get(); }
+
+  enum class Turn : uint8_t {
+    idle,     ///< nothing waits
+    again,    ///< a task must run first: call again soon
+    starved,  ///< a fork waits for a descriptor
+    dead,
+  };
+  /// Reads what waits, applies it, and answers faults on pages that are not missing. Those on missing ones add to
+  /// `wanted`, by source address, once for each fault.
+  Turn serve(std::vector<uint64_t>& wanted);
+
+  /// Puts pages that have come where they are missing, if they are; waits until that is possible. Faults met add to
+  /// `wanted`.
+  void fill(uint64_t source, std::span<const std::byte> data, std::vector<uint64_t>& wanted);
+
+  /// All missing pages raise SIGBUS from now on.
+  void poison();
+  /// Gives the memory back to the kernel: pages that are missing then read as zeros. No task is left waiting.
+  void finish();
+
+  bool dead() const { return dead_; }
+  /// Asks the kernel: nothing tells of the end of a memory (by execve(2), or of its last task).
+  bool find_dead();
+  uint64_t missing_pages() const;
+  std::vector<MissingRun> missing() const;
+
+ private:
+  LazySpace(MemoryId memory, Fd userfaultfd, MissingPages missing, std::shared_ptr<const LazySurroundings> around);
+
+  bool read_events();
+  void apply(const uffd_msg& message);
+  void apply_fork(int descriptor);
+  void let_go_on(RemoteRange range);
+  bool answer_faults(std::vector<uint64_t>& wanted);
+  bool put_zeros(uint64_t address);
+  bool put_pages(MissingRun run, std::span<const std::byte> data);
+  bool came_to(MissingRun run, Filled outcome, uint64_t bytes);
+  bool drop_guards(const MissingRun& run);
+  bool poison_some();
+  bool unregister_all();
+  void close();
+
+  MemoryId memory_;
+  std::shared_ptr<const LazySurroundings> around_;
+  mutable std::mutex mutex_;
+  std::atomic<int> hurried_{0};  ///< threads that want the lock for a fault: long fills give way
+  std::atomic<bool> dead_{false};
+  Fd userfaultfd_;
+  EventRing ring_;
+  MissingPages missing_;
+  GuardScan guards_;
+  std::deque<uint64_t> faults_;    ///< read, not answered yet
+  std::set<uint64_t> waited_for_;  ///< missing pages that a fault was read for
+  bool starved_ = false;
+};
+
+}  // namespace migrate

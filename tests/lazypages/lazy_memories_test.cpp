@@ -1,0 +1,99 @@
+// Processes that run on memory that is missing.
+#include "lazypages/lazy_memories.h"
+
+#include <random>
+
+#include "core/base/error.h"
+#include "tests/lazypages/lazy_walk.h"
+
+namespace migrate {
+namespace {
+
+using namespace lazy_testing;
+
+bool is_as_at_source(const char* base, uint64_t page) {
+  const auto* words = reinterpret_cast<const volatile uint64_t*>(base + page * kPageSize);
+  for (uint64_t w = 0; w < 512; ++w)
+    if (words[w] != (exists(page) ? word_of(page, w) : 0)) return false;
+  return true;
+}
+
+/// Runs a program to its end, and the daemon till nothing is left of it.
+void expect_good_end(LazyProgram& program, Daemon::Options options) {
+  Daemon daemon(program, options);
+  program.go();
+  const int status = program.ended();
+  EXPECT_EQ(status, 0) << program.talk().trouble.data() << " after " << program.talk().progress << " steps; "
+                       << daemon.memories().missing_pages() << " pages missing in " << daemon.memories().spaces();
+  EXPECT_TRUE(daemon.becomes_whole());
+  daemon.stop();
+}
+
+TEST(LazyMemories, EveryByteIsThereWhateverTheProgramDoes) {
+  for (uint64_t seed = 1; seed <= 12; ++seed) {
+    SCOPED_TRACE(seed);
+    LazyProgram program(400, [&](char* base, Talk& talk) { return Walk(base, 400, seed, talk).run(400, 0); });
+    expect_good_end(program, {.fill = seed % 4 != 0, .seed = seed, .pause = std::chrono::microseconds(seed * 40)});
+    if (HasFailure()) return;
+  }
+}
+
+TEST(LazyMemories, ManyThreadsTouchWhatTheFillTouches) {
+  constexpr uint64_t kPages = 4096;
+  constexpr int kThreads = 16;
+  LazyProgram program(kPages, [&](char* base, Talk&) {
+    std::atomic<int> wrong = 0;
+    std::vector<std::thread> threads;
+    for (int t = 0; t < kThreads; ++t)
+      threads.emplace_back([&, t] {
+        std::vector<uint64_t> order(kPages);
+        std::iota(order.begin(), order.end(), 0);
+        if (t % 3 == 1) std::reverse(order.begin(), order.end());
+        if (t % 3 == 2) std::shuffle(order.begin(), order.end(), std::mt19937_64(static_cast<uint64_t>(t)));
+        for (const uint64_t page : order) wrong += is_as_at_source(base, page) ? 0 : 1;
+      });
+    for (std::thread& t : threads) t.join();
+    return wrong == 0 ? 0 : 1;
+  });
+  expect_good_end(program, {});
+}
+
+TEST(LazyMemories, PagesComeWhereTheyAreMissingAndOnlyAnnouncedOnes) {
+  LazyProgram program(20, [](char* base, Talk& talk) {
+    if (::fork() == 0) {
+      talk.progress = 1;
+      while (talk.progress != 2) ::usleep(50);
+      ::_exit(is_as_at_source(base, 1) ? 0 : 1);
+    }
+    int status = 0;
+    ::wait(&status);
+    return status == 0 && is_as_at_source(base, 1) && is_as_at_source(base, 4) ? 0 : 1;
+  });
+  Daemon daemon(program, {.fill = false});
+  LazyMemories& memories = daemon.memories();
+  program.go();
+  while (program.talk().progress != 1) ::usleep(50);
+  EXPECT_EQ(memories.spaces(), 2u);
+  EXPECT_EQ(memories.missing_pages(), 2 * 16u);
+  memories.write(kMemory, program.base(), daemon.data(program.base(), 4));
+  EXPECT_EQ(memories.missing_pages(), 2 * 12u) << "both have it from one answer";
+  memories.write(kMemory, program.base(), daemon.data(program.base(), 4));  // once more: nobody misses it
+
+  const std::vector<std::byte> page(kPageSize), more(5 * kPageSize);
+  EXPECT_THROW(memories.write({MemoryId::Kind::task, 8}, program.base(), page), Corrupt);
+  EXPECT_THROW(memories.write({MemoryId::Kind::shmem, 7}, program.base(), page), Corrupt);
+  EXPECT_THROW(memories.write(kMemory, program.base() + 4 * kPageSize, page), Corrupt) << "it does not exist there";
+  EXPECT_THROW(memories.write(kMemory, program.base() + 20 * kPageSize, page), Corrupt);
+  EXPECT_THROW(memories.write(kMemory, program.base(), more), Corrupt) << "one too many";
+  EXPECT_THROW(memories.write(kMemory, program.base() + 8, page), Corrupt);
+  EXPECT_THROW(memories.write(kMemory, program.base(), std::span(page).first(100)), Corrupt);
+  EXPECT_THROW(memories.write(kMemory, UINT64_MAX - kPageSize + 1, page), Corrupt);
+  EXPECT_THROW(memories.absent(kMemory, program.base()), Corrupt);
+  program.talk().progress = 2;
+  EXPECT_EQ(program.ended(), 0);
+  EXPECT_TRUE(daemon.becomes_whole()) << "dead memory misses nothing";
+  EXPECT_EQ(daemon.asked(), 0u) << "pages that were there were asked for";
+}
+
+}  // namespace
+}  // namespace migrate

@@ -149,13 +149,14 @@ LazySpace::Turn LazySpace::serve(std::vector<uint64_t>& wanted) {
   if (!userfaultfd_) return Turn::dead;
   read_events();
   const bool answered = answer_faults(wanted);
+  if (userfaultfd_ && missing_.unsettled()) settle_moves();
   if (!userfaultfd_) return Turn::dead;
   return starved_ ? Turn::starved : answered ? Turn::idle : Turn::again;
 }
 
 bool LazySpace::find_dead() {
   const std::lock_guard lock(mutex_);
-  if (userfaultfd_ && probe(userfaultfd_.get()) == Filled::dead) close();
+  if (userfaultfd_) settle_moves();
   return dead_;
 }
 
@@ -209,11 +210,23 @@ void LazySpace::fill(uint64_t source, std::span<const std::byte> data, std::vect
       const auto run = missing_.first_of_source(source, data.size());
       if (run) now = put_pages(*run, data.subspan(run->source - source));
       if (userfaultfd_) now = answer_faults(wanted) && now;
-      if (now && !run) break;
+      if (now && !run) {
+        if (!userfaultfd_ || !missing_.aside(source, data.size())) break;
+        now = settle_moves();
+        if (!now) read_events();
+      }
     }
     if (!now) patience.wait();
   }
   hurried_ -= hurried ? 1 : 0;
+}
+
+/// If no event is outstanding, none is that moves have overtaken. False: one is.
+bool LazySpace::settle_moves() {
+  const Filled state = probe(userfaultfd_.get());
+  if (state == Filled::dead) close();
+  if (state == Filled::unregistered) missing_.settle_moves();
+  return state != Filled::changing;
 }
 
 /// `data` begins with the first page of `run`. False: not now.
@@ -275,8 +288,12 @@ void LazySpace::poison() {
 bool LazySpace::poison_some() {
   const std::lock_guard lock(mutex_);
   while (userfaultfd_) {
+    if (missing_.unsettled() && !settle_moves()) {
+      read_events();
+      return false;
+    }
     auto run = missing_.next(0);
-    if (!run) break;
+    if (!run || !userfaultfd_) break;
     FillResult r = poison_pages(userfaultfd_.get(), run->address, run->bytes);
     if (r.outcome == Filled::unregistered && run->bytes > kPageSize) {
       run->bytes = kPageSize;

@@ -77,6 +77,7 @@ class LazySpace {
   bool put_pages(MissingRun run, std::span<const std::byte> data);
   bool came_to(MissingRun run, Filled outcome, uint64_t bytes);
   bool drop_guards(const MissingRun& run);
+  bool settle_moves();
   bool poison_some();
   bool unregister_all();
   void close();

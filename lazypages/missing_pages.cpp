@@ -19,7 +19,7 @@ MissingPages::MissingPages(std::span<const RemoteRange> ranges, std::span<const 
     const uint64_t start = r.start.get(), end = r.end.get();
     if (start % kPageSize != 0 || end % kPageSize != 0 || start < last || end <= start || end > kUserSpace)
       refuse("its ranges do not ascend, or are not of whole pages");
-    add_range(start, end);
+    add(ranges_, start, end);
     last = end;
   }
   last = 0;
@@ -89,8 +89,27 @@ std::vector<MissingRun> MissingPages::take(uint64_t start, uint64_t end) {
   return taken;
 }
 
-void MissingPages::add_range(uint64_t start, uint64_t end) { add(ranges_, start, end); }
-void MissingPages::cut_range(uint64_t start, uint64_t end) { cut(ranges_, start, end); }
+/// The same from what was set aside.
+std::vector<MissingRun> MissingPages::take_aside(uint64_t start, uint64_t end) {
+  std::vector<MissingRun> taken, rest;
+  for (const MissingRun& run : aside_) {
+    const uint64_t run_end = run.address + run.bytes;
+    const uint64_t from = std::clamp(start, run.address, run_end), to = std::clamp(end, run.address, run_end);
+    const auto part = [&](uint64_t first, uint64_t last) {
+      return MissingRun{first, run.source + (first - run.address), last - first};
+    };
+    if (from >= to) {
+      rest.push_back(run);
+      continue;
+    }
+    taken.push_back(part(from, to));
+    if (run.address < from) rest.push_back(part(run.address, from));
+    if (to < run_end) rest.push_back(part(to, run_end));
+    pages_ -= (to - from) / kPageSize;
+  }
+  aside_ = std::move(rest);
+  return taken;
+}
 
 uint64_t MissingPages::settle(RemoteRange range) {
   const uint64_t before = pages_;
@@ -99,27 +118,64 @@ uint64_t MissingPages::settle(RemoteRange range) {
 }
 
 void MissingPages::unmapped(RemoteRange range) {
+  const uint64_t start = range.start.get(), end = range.end.get();
   // What a move brought there since is not what was unmapped.
-  const auto newer = cut(overtaken_, range.start.get(), range.end.get());
-  uint64_t at = range.start.get();
-  for (const auto& [start, end] : newer) {
-    take(at, start);
-    cut_range(at, start);
-    at = end;
+  const auto newer = cut(overtaken_, start, end);
+  cut(left_, start, end);
+  uint64_t at = start;
+  const auto drop = [&](uint64_t to) {
+    take(at, to);
+    if (at < to) cut(ranges_, at, to);
+  };
+  for (const auto& [from, to] : newer) {
+    drop(from);
+    take_aside(from, to);
+    at = to;
   }
-  take(at, range.end.get());
-  cut_range(at, range.end.get());
+  drop(end);
 }
 
 void MissingPages::moved(RemoteAddr from, RemoteAddr to, uint64_t bytes) {
-  const auto moving = take(from.get(), from.get() + bytes);
-  take(to.get(), to.get() + bytes);
-  for (const auto& [start, end] : cut(ranges_, to.get(), to.get() + bytes)) add(overtaken_, start, end);
-  add_range(to.get(), to.get() + bytes);
+  const uint64_t from_end = from.get() + bytes, to_end = to.get() + bytes;
+  // From an overtaken place it is the older move.
+  std::vector<MissingRun> moving;
+  uint64_t at = from.get();
+  const auto gather = [&](std::vector<MissingRun> runs) { moving.insert(moving.end(), runs.begin(), runs.end()); };
+  Intervals older = overtaken_;
+  for (const auto& [start, end] : left_) cut(older, start, end);
+  for (const auto& [start, end] : cut(older, from.get(), from_end)) {
+    gather(take(at, start));
+    gather(take_aside(start, end));
+    add(left_, start, end);
+    at = end;
+  }
+  gather(take(at, from_end));
+
+  for (const auto& [start, end] : cut(ranges_, to.get(), to_end)) {
+    add(overtaken_, start, end);
+    cut(left_, start, end);
+    for (const MissingRun& run : take(start, end)) {
+      aside_.push_back(run);
+      pages_ += run.bytes / kPageSize;
+    }
+  }
+  add(ranges_, to.get(), to_end);
   for (const MissingRun& run : moving) insert({to.get() + (run.address - from.get()), run.source, run.bytes});
 }
 
-void MissingPages::grown(RemoteRange range) { add_range(range.start.get(), range.end.get()); }
+void MissingPages::settle_moves() {
+  overtaken_.clear();
+  left_.clear();
+  for (const MissingRun& run : aside_) pages_ -= run.bytes / kPageSize;
+  aside_.clear();
+}
+
+bool MissingPages::aside(uint64_t source, uint64_t bytes) const {
+  return std::ranges::any_of(
+      aside_, [&](const MissingRun& run) { return run.source < source + bytes && source < run.source + run.bytes; });
+}
+
+void MissingPages::grown(RemoteRange range) { add(ranges_, range.start.get(), range.end.get()); }
 
 std::optional<uint64_t> MissingPages::source_of(uint64_t address) const {
   auto i = pieces_.upper_bound(address);

@@ -24,6 +24,11 @@ struct MissingRun {
 /// What events and copies say of one address space, kept as intervals: costs grow with the pieces, not with the pages.
 /// A page of the registered ranges that is not missing is present or reads as zeros: only the kernel knows which, and
 /// it does not matter, since both are answered alike. A source page is missing at one address at most.
+///
+/// A thread in mremap(2) tells its events one after the other and waits for each, long after others may use the place
+/// that it left: their events can be read first. A move that comes down on memory that is still registered is known to
+/// have overtaken older events of that place; what is missing there is set aside until they come, or until the kernel
+/// says that none is outstanding.
 class MissingPages {
  public:
   MissingPages() = default;
@@ -36,15 +41,21 @@ class MissingPages {
   uint64_t settle(RemoteRange range);
   /// The range is no longer mapped.
   void unmapped(RemoteRange range);
-  /// The pages of `from` are at `to` now, whatever was missing there is not; `from` stays registered and is of zeros
-  /// (its UNMAP follows, unless MREMAP_DONTUNMAP was given).
+  /// The pages of `from` are at `to` now, and `from` is of zeros (its UNMAP follows, unless MREMAP_DONTUNMAP was
+  /// given).
   void moved(RemoteAddr from, RemoteAddr to, uint64_t bytes);
+  /// No event is outstanding: nothing is set aside any more.
+  void settle_moves();
+  /// Something is set aside, or was overtaken.
+  bool unsettled() const { return !overtaken_.empty(); }
   /// A registered mapping grew over these pages: they are of zeros.
   void grown(RemoteRange range);
 
   /// The source address of a page that is missing at `address`.
   std::optional<uint64_t> source_of(uint64_t address) const;
   bool registered(uint64_t address) const;
+  /// Of this range of the source's, pages are missing at an address that is not known before older events come.
+  bool aside(uint64_t source, uint64_t bytes) const;
   /// The first missing run of the source's range [source, source + bytes), cut to it.
   std::optional<MissingRun> first_of_source(uint64_t source, uint64_t bytes) const;
   /// The first missing run at `address` or above.
@@ -68,15 +79,14 @@ class MissingPages {
   void erase(Pieces::iterator piece);
   void split_at(uint64_t address);
   std::vector<MissingRun> take(uint64_t start, uint64_t end);
-  void add_range(uint64_t start, uint64_t end);
-  void cut_range(uint64_t start, uint64_t end);
+  std::vector<MissingRun> take_aside(uint64_t start, uint64_t end);
 
   Pieces pieces_;                           ///< by address
   std::map<uint64_t, uint64_t> by_source_;  ///< source address of each piece → its address
   Intervals ranges_;                        ///< registered
-  /// Registered memory that a move came down on before its UNMAP was read: two threads' events are queued in the order
-  /// in which they get to it. That UNMAP is older than the move.
-  Intervals overtaken_;
+  Intervals overtaken_;                     ///< where a move came down on memory that was still registered
+  Intervals left_;                 ///< of these, where the older event was a move, which has come: its UNMAP has not
+  std::vector<MissingRun> aside_;  ///< missing pages that were at overtaken places before
   uint64_t pages_ = 0;
 };
 

@@ -27,24 +27,35 @@ FillResult result(int returned, int error, int64_t filled, const char* operation
   }
 }
 
-}  // namespace
-
-FillResult copy_pages(int userfaultfd, uint64_t address, std::span<const std::byte> data) {
-  uffdio_copy c{.dst = address, .src = reinterpret_cast<uint64_t>(data.data()), .len = data.size()};
-  const int returned = ::ioctl(userfaultfd, UFFDIO_COPY, &c);
-  return result(returned, errno, c.copy, "copy pages into");
+/// The kernel looks for events, then for the mapping, then for events again (mfill_atomic() in mm/userfaultfd.c): a
+/// mapping that is moved between the first two is ENOENT. Its event is outstanding by then, so that another call tells.
+FillResult sure(int userfaultfd, FillResult r) {
+  if (r.outcome == Filled::unregistered) r.outcome = probe(userfaultfd);
+  return r;
 }
 
-FillResult zero_pages(int userfaultfd, uint64_t address, uint64_t bytes) {
+FillResult zeros_at(int userfaultfd, uint64_t address, uint64_t bytes) {
   uffdio_zeropage z{.range = {address, bytes}};
   const int returned = ::ioctl(userfaultfd, UFFDIO_ZEROPAGE, &z);
   return result(returned, errno, z.zeropage, "put pages of zeros into");
 }
 
+}  // namespace
+
+FillResult copy_pages(int userfaultfd, uint64_t address, std::span<const std::byte> data) {
+  uffdio_copy c{.dst = address, .src = reinterpret_cast<uint64_t>(data.data()), .len = data.size()};
+  const int returned = ::ioctl(userfaultfd, UFFDIO_COPY, &c);
+  return sure(userfaultfd, result(returned, errno, c.copy, "copy pages into"));
+}
+
+FillResult zero_pages(int userfaultfd, uint64_t address, uint64_t bytes) {
+  return sure(userfaultfd, zeros_at(userfaultfd, address, bytes));
+}
+
 FillResult poison_pages(int userfaultfd, uint64_t address, uint64_t bytes) {
   uffdio_poison p{.range = {address, bytes}, .mode = 0, .updated = 0};
   const int returned = ::ioctl(userfaultfd, UFFDIO_POISON, &p);
-  return result(returned, errno, p.updated, "poison lost pages of");
+  return sure(userfaultfd, result(returned, errno, p.updated, "poison lost pages of"));
 }
 
 void wake(int userfaultfd, RemoteRange range) noexcept {
@@ -58,7 +69,7 @@ bool unregister(int userfaultfd, RemoteRange range) noexcept {
 }
 
 Filled probe(int userfaultfd) {
-  const Filled outcome = zero_pages(userfaultfd, kUserEnd - kPageSize, kPageSize).outcome;
+  const Filled outcome = zeros_at(userfaultfd, kUserEnd - kPageSize, kPageSize).outcome;
   return outcome == Filled::changing || outcome == Filled::dead ? outcome : Filled::unregistered;
 }
 

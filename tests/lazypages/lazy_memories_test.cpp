@@ -38,6 +38,25 @@ TEST(LazyMemories, EveryByteIsThereWhateverTheProgramDoes) {
   }
 }
 
+// Events of several threads come in the order in which they get to the queue, and one thread's addresses are the next
+// one's.
+TEST(LazyMemories, ThreadsThatEachDoEverythingToTheirOwn) {
+  for (uint64_t seed = 1; seed <= 6; ++seed) {
+    SCOPED_TRACE(seed);
+    LazyProgram program(600, [&](char* base, Talk& talk) {
+      std::atomic<int> bad = 0;
+      std::vector<std::thread> threads;
+      for (uint64_t t = 0; t < 3; ++t)
+        threads.emplace_back(
+            [&, t] { bad += Walk(base + t * 200 * kPageSize, 200, seed * 10 + t, talk, t * 200).run(250, 1); });
+      for (std::thread& t : threads) t.join();
+      return bad == 0 ? 0 : 1;
+    });
+    expect_good_end(program, {.seed = seed, .pause = std::chrono::microseconds(seed * 40)});
+    if (HasFailure()) return;
+  }
+}
+
 TEST(LazyMemories, ManyThreadsTouchWhatTheFillTouches) {
   constexpr uint64_t kPages = 4096;
   constexpr int kThreads = 16;
@@ -93,6 +112,31 @@ TEST(LazyMemories, PagesComeWhereTheyAreMissingAndOnlyAnnouncedOnes) {
   EXPECT_EQ(program.ended(), 0);
   EXPECT_TRUE(daemon.becomes_whole()) << "dead memory misses nothing";
   EXPECT_EQ(daemon.asked(), 0u) << "pages that were there were asked for";
+}
+
+TEST(LazyMemories, NothingIsMissingOfAProgramThatIsGone) {
+  for (int how = 0; how < 3; ++how) {
+    SCOPED_TRACE(how);
+    LazyProgram program(200, [&](char* base, Talk& talk) {
+      if (how == 1 && ::fork() == 0) {
+        ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (;;) ::pause();
+      }
+      if (how == 2) ::execl("/bin/sleep", "sleep", "1000", nullptr);
+      return how == 0 ? 0 : Walk(base, 200, 3, talk).run(1 << 30, 0);
+    });
+    Daemon daemon(program, {.fill = false});
+    program.go();
+    if (how == 1) {
+      while (program.talk().progress < 100) ::usleep(50);
+      ::kill(program.pid(), SIGKILL);
+      program.ended();
+    }
+    EXPECT_TRUE(daemon.becomes_whole());
+    const Deadline deadline = Deadline::in(kPatience);
+    while (daemon.memories().spaces() > 0 && !deadline.passed()) ::usleep(500);
+    EXPECT_EQ(daemon.memories().spaces(), 0u) << "descriptors of dead memory are kept";
+  }
 }
 
 }  // namespace

@@ -41,6 +41,7 @@ struct Talk {
   std::atomic<uint64_t> base{0};
   std::atomic<bool> go{false};
   std::atomic<uint64_t> progress{0};
+  std::atomic<bool> ends_meanwhile{false};  ///< the memory is given back while the program runs
   std::array<char, 256> trouble{};
 };
 
@@ -61,9 +62,7 @@ class LazyProgram {
       talk_->userfaultfd = uffd;
       while (!talk_->go) ::usleep(50);
       ::close(uffd);
-      const int code = body(base, *talk_);
-      while (::wait(nullptr) > 0) continue;
-      ::_exit(code);
+      ::_exit(body(base, *talk_));
     }
     pidfd_ = std::move(*open_pidfd(pid_));
     const Deadline deadline = Deadline::in(kPatience);

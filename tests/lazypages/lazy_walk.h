@@ -1,6 +1,7 @@
 // A program that does everything to its memory that memory lets be done, and knows every byte of it.
 #pragma once
 
+#include <spawn.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -18,9 +19,11 @@ namespace migrate::lazy_testing {
 
 class Walk {
  public:
-  Walk(char* base, uint64_t pages, uint64_t seed, Talk& talk) : random_(seed), talk_(talk), seed_(seed) {
+  /// `first`: what number the page at `base` was at the source.
+  Walk(char* base, uint64_t pages, uint64_t seed, Talk& talk, uint64_t first = 0)
+      : random_(seed), talk_(talk), seed_(seed) {
     Area all{base, {}};
-    for (uint64_t i = 0; i < pages; ++i) all.pages.push_back(exists(i) ? Page{Page::source, i} : Page{});
+    for (uint64_t i = first; i < first + pages; ++i) all.pages.push_back(exists(i) ? Page{Page::source, i} : Page{});
     arena_ = static_cast<char*>(::mmap(nullptr, kArena, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     areas_.push_back(all);
   }
@@ -175,11 +178,12 @@ inline void Walk::move(size_t which) {
   char* from = areas_[which].at + first * kPageSize;
   const int flags = MREMAP_MAYMOVE | MREMAP_FIXED | (stays ? MREMAP_DONTUNMAP : 0);
   const bool moved = ::mremap(from, count * kPageSize, count * kPageSize, flags, to) != MAP_FAILED;
-  if (over < areas_.size()) {
-    if (!moved) ::munmap(to, count * kPageSize);  // it may be gone, or not
-    forget(over, 0, count);
+  if (over < areas_.size()) forget(over, 0, count);  // also if it failed: it may be gone, or not
+  if (!moved) {
+    // Half of it may have moved, where part of it is registered still and the rest no more (Linux 6.17).
+    if (talk_.ends_meanwhile) forget(which, first, count);
+    return;
   }
-  if (!moved) return;
   Area& area = areas_[which];
   const auto f = area.pages.begin() + static_cast<ptrdiff_t>(first);
   Area there{to, {f, f + static_cast<ptrdiff_t>(count)}};
@@ -199,7 +203,10 @@ inline void Walk::resize(size_t which) {
   const bool fixed = below(2) == 0;
   char* target = fixed ? fresh(to) : nullptr;
   void* at = ::mremap(area.at, size * kPageSize, to * kPageSize, MREMAP_MAYMOVE | (fixed ? MREMAP_FIXED : 0), target);
-  if (at == MAP_FAILED) return;
+  if (at == MAP_FAILED) {
+    if (talk_.ends_meanwhile) forget(which, 0, size);
+    return;
+  }
   area.at = static_cast<char*>(at);
   area.pages.resize(to);
 }
@@ -247,6 +254,13 @@ inline void Walk::have_child() {
   if (depth_ >= 2 || children_.size() >= 12) return;
   last_ = "fork";
   const uint64_t seed = random_();
+  if (below(8) == 0) {  // as vfork(2)
+    pid_t other = 0;
+    char name[] = "true";
+    char* arguments[] = {name, nullptr};
+    if (::posix_spawn(&other, "/bin/true", nullptr, nullptr, arguments, nullptr) == 0) children_.push_back(other);
+    return;
+  }
   const pid_t child = ::fork();
   if (child < 0) return trouble("no child", 0, 0);
   if (child > 0) {

@@ -171,6 +171,35 @@ TEST(MissingPages, AnUnmapThatAMoveOvertookIsOlderThanTheMove) {
   EXPECT_TRUE(m.ranges().empty());
 }
 
+TEST(MissingPages, AMoveThatAnotherOvertookAtThePlaceItLeftMovesWhatWasThere) {
+  const std::vector<RemoteRange> ranges{pages(0, 4), pages(10, 4)};
+  const std::vector<PageRun> missing{run(0, 4), run(10, 4)};
+  // One thread moved 10 to 20, then another 0 to 10; the latter is read first.
+  for (const bool cut_short : {false, true}) {
+    MissingPages m(ranges, missing);
+    m.moved(pages(0, 4).start, pages(10, 4).start, 4 * kPageSize);
+    EXPECT_TRUE(m.unsettled());
+    EXPECT_EQ(m.pages(), 8u);
+    EXPECT_TRUE(m.aside(kBase + 13 * kPageSize, kPageSize));
+    EXPECT_FALSE(m.aside(kBase + 14 * kPageSize, kPageSize));
+    EXPECT_EQ(m.source_of(kBase + 10 * kPageSize), kBase);
+    EXPECT_EQ(m.first_of_source(kBase + 10 * kPageSize, kPageSize), std::nullopt);
+    if (cut_short) {
+      m.settle_moves();  // there was no such event: what was there is gone
+      EXPECT_EQ(m.pages(), 4u);
+      continue;
+    }
+    m.moved(pages(10, 4).start, pages(20, 4).start, 4 * kPageSize);
+    m.unmapped(pages(10, 4));
+    m.unmapped(pages(0, 4));
+    EXPECT_FALSE(m.unsettled());
+    EXPECT_EQ(m.runs(), (std::vector<MissingRun>{{kBase + 10 * kPageSize, kBase, 4 * kPageSize},
+                                                 {kBase + 20 * kPageSize, kBase + 10 * kPageSize, 4 * kPageSize}}));
+    m.moved(pages(10, 4).start, pages(30, 4).start, 4 * kPageSize);
+    EXPECT_EQ(m.source_of(kBase + 30 * kPageSize), kBase);
+  }
+}
+
 TEST(MissingPages, WhatDoesNotFitIsThrownOut) {
   const auto make = [](std::vector<RemoteRange> ranges, std::vector<PageRun> missing) {
     return MissingPages(ranges, missing);

@@ -1,0 +1,193 @@
+// How lazy memory ends: given back while the program changes it, poisoned, short of descriptors, under guards.
+#include <csetjmp>
+#include <random>
+
+#include "core/base/error.h"
+#include "lazypages/event_ring.h"
+#include "tests/lazypages/lazy_walk.h"
+
+namespace migrate {
+namespace {
+
+using namespace lazy_testing;
+
+sigjmp_buf after_signal;
+void on_signal(int signal) { siglongjmp(after_signal, signal); }
+
+/// The signal that reading from the page raises; 0: none.
+int signal_of(const char* page) {
+  for (const int signal : {SIGSEGV, SIGBUS}) ::signal(signal, on_signal);
+  if (const int signal = sigsetjmp(after_signal, 1); signal != 0) return signal;
+  static_cast<void>(*const_cast<const volatile char*>(page));
+  return 0;
+}
+
+// Without draining events before the descriptor is closed, one program in ten hung.
+TEST(LazyEnds, NobodyHangsThatDiscardsWhileTheFillEnds) {
+  for (uint64_t round = 0; round < 200; ++round) {
+    SCOPED_TRACE(round);
+    LazyProgram program(24, [&](char* base, Talk& talk) {
+      std::mt19937_64 random(round);
+      std::vector<std::thread> threads;
+      std::atomic<int> wrong = 0;
+      for (int t = 0; t < 2; ++t) {
+        char* part = base + t * 12 * kPageSize;
+        threads.emplace_back([&, part, first = static_cast<uint64_t>(t) * 12, seed = random()] {
+          wrong += Walk(part, 12, seed, talk, first).run(60, round % 8 == 0 ? 1 : 2);
+        });
+      }
+      for (std::thread& t : threads) t.join();
+      return wrong == 0 ? 0 : 1;
+    });
+    program.talk().ends_meanwhile = true;
+    Daemon daemon(program, {.seed = round});
+    program.go();
+    ASSERT_TRUE(daemon.becomes_whole());
+    daemon.stop();
+    daemon.memories().finish();
+    EXPECT_EQ(daemon.memories().spaces(), 0u);
+    ASSERT_EQ(program.ended(), 0) << program.talk().trouble.data();
+  }
+}
+
+TEST(LazyEnds, MemoryThatIsNotWholeIsNotGivenBack) {
+  LazyProgram program(20, [](char* base, Talk& talk) { return Walk(base, 20, 1, talk).run(0, 0); });
+  Daemon daemon(program, {.fill = false});
+  EXPECT_THROW(daemon.memories().finish(), Error);
+  EXPECT_EQ(daemon.memories().missing_pages(), 16u);
+  program.go();
+  EXPECT_EQ(program.ended(), 0) << program.talk().trouble.data();
+}
+
+TEST(LazyEnds, LostPagesRaiseSigbusAndNeverReadAsZeros) {
+  LazyProgram program(20, [](char* base, Talk& talk) {
+    // One waits for a page when it is given up.
+    const pid_t waits = ::fork();
+    if (waits == 0) {
+      ++talk.progress;
+      ::_exit(signal_of(base + 7 * kPageSize) == SIGBUS ? 0 : 1);
+    }
+    int status = 0;
+    ::waitpid(waits, &status, 0);
+    for (uint64_t page = 0; page < 20; ++page) {
+      const int expected = page >= 2 && exists(page) ? SIGBUS : 0;
+      if (const int got = signal_of(base + page * kPageSize); got != expected) return 1;
+    }
+    return status == 0 ? 0 : 2;
+  });
+  std::atomic<int> asked = 0;
+  std::vector<LazyMemory> all;
+  all.push_back(program.register_memory());
+  LazyMemories memories(std::move(all), [&](MemoryId, uint64_t) { ++asked; });
+  program.go();
+  const Deadline deadline = Deadline::in(kPatience);
+  while (asked == 0 && !deadline.passed()) memories.serve(std::chrono::milliseconds(10));
+  ASSERT_EQ(asked, 1);
+  EXPECT_EQ(memories.outstanding(),
+            (std::map<MemoryId, std::vector<uint64_t>>{{kMemory, {program.base() + 7 * kPageSize}}}));
+  std::vector<std::byte> two(2 * kPageSize);
+  memories.write(kMemory, program.base(), two);
+  memories.poison();
+  EXPECT_EQ(memories.spaces(), 0u);
+  EXPECT_EQ(program.ended(), 0);
+}
+
+TEST(LazyEnds, ForksWaitWhileThereIsNoDescriptorForThem) {
+  constexpr int kChildren = 40;
+  LazyProgram program(20, [](char* base, Talk& talk) {
+    for (int i = 0; i < kChildren; ++i) {
+      if (::fork() == 0) {
+        ++talk.progress;
+        while (talk.progress < 1000) ::usleep(100);
+        ::_exit(Walk(base, 20, 1, talk).run(0, 2));
+      }
+    }
+    int bad = 0, status = 0;
+    while (::wait(&status) > 0) bad += status == 0 ? 0 : 1;
+    return bad;
+  });
+  Daemon daemon(program, {.fill = false});
+  std::vector<Fd> all;  // the rest of the table
+  for (Fd fd(::dup(0)); fd; fd = Fd(::dup(0))) all.push_back(std::move(fd));
+  program.go();
+  const Deadline deadline = Deadline::in(kPatience);
+  // Those kept for it are used up, then it waits.
+  while (program.talk().progress < 10 && !deadline.passed()) ::usleep(100);
+  EXPECT_GE(program.talk().progress, 10u);
+  EXPECT_LT(program.talk().progress, static_cast<uint64_t>(kChildren));
+  all.clear();
+  while ((program.talk().progress < kChildren || daemon.memories().spaces() <= kChildren) && !deadline.passed())
+    ::usleep(100);
+  EXPECT_EQ(daemon.memories().spaces(), kChildren + 1u);
+  program.talk().progress = 1000;
+  EXPECT_EQ(program.ended(), 0) << program.talk().trouble.data();
+  EXPECT_TRUE(daemon.becomes_whole());
+}
+
+TEST(LazyEnds, GuardsAreNotFilledOver) {
+  constexpr int kGuardInstall = 102, kGuardRemove = 103;
+  void* page = ::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const bool known = ::madvise(page, kPageSize, kGuardInstall) == 0;
+  ::munmap(page, kPageSize);
+  if (!known) GTEST_SKIP() << "guard regions came with Linux 6.13";
+  LazyProgram program(40, [](char* base, Talk& talk) {
+    if (::madvise(base + 10 * kPageSize, 3 * kPageSize, kGuardInstall) != 0) return 2;
+    talk.progress = 1;
+    while (talk.progress != 2) ::usleep(50);
+    for (uint64_t i = 0; i < 40; ++i) {
+      const bool guarded = i >= 10 && i < 13;
+      if (signal_of(base + i * kPageSize) != (guarded ? SIGSEGV : 0)) return 3;
+    }
+    if (::madvise(base + 10 * kPageSize, 3 * kPageSize, kGuardRemove) != 0) return 4;
+    return base[11 * kPageSize] == 0 && base[12 * kPageSize] == 0 ? 0 : 5;  // as after MADV_DONTNEED
+  });
+  Daemon daemon(program, {.fill = false});
+  program.go();
+  while (program.talk().progress != 1) ::usleep(50);
+  for (const auto& [memory, runs] : daemon.memories().missing())
+    for (const PageRun& run : runs) daemon.memories().write(memory, run.address, daemon.data(run.address, run.pages));
+  EXPECT_TRUE(daemon.memories().whole());
+  program.talk().progress = 2;
+  EXPECT_EQ(program.ended(), 0);
+}
+
+TEST(EventRing, MessagesThatWereNotAppliedAreToldAgain) {
+  int ends[2];
+  ASSERT_EQ(::pipe2(ends, O_NONBLOCK), 0);
+  const Fd out(ends[0]), in(ends[1]);
+  const auto memory = std::make_shared<EventMemory>();
+  EventRing ring(memory);
+  ring.belongs_to(42, 1, 7);
+  const void* mapped = ::mmap(nullptr, kPageSize, PROT_READ, MAP_SHARED, memory->fd(), 0);
+  const auto* page = static_cast<const EventPage*>(mapped);
+  EXPECT_EQ(page->descriptor, 42);
+  uint64_t sent = 0, got = 0;
+  std::mt19937_64 random(1);
+  for (int round = 0; round < 200; ++round) {
+    for (uint64_t i = random() % 40; i > 0; --i) {
+      uffd_msg message{};
+      message.event = UFFD_EVENT_UNMAP;
+      message.arg.remove.start = ++sent;
+      ASSERT_EQ(::write(in.get(), &message, sizeof message), static_cast<ssize_t>(sizeof message));
+    }
+    for (auto messages = ring.read(out.get()); !messages.empty(); messages = ring.read(out.get())) {
+      EXPECT_EQ(page->read - page->applied, messages.size());
+      // Who looks at the memory alone finds them: from `applied` on, all that hold an event.
+      for (size_t i = 0; i < messages.size(); ++i) {
+        const uffd_msg& there = page->slots[(page->applied + i) % EventPage::kSlots];
+        EXPECT_EQ(there.event, UFFD_EVENT_UNMAP);
+        EXPECT_EQ(there.arg.remove.start, got + i + 1);
+      }
+      for (size_t i = 1 + random() % messages.size(); i > 0; --i) {
+        EXPECT_EQ(messages.front().arg.remove.start, ++got);
+        messages = messages.subspan(1);
+        ring.applied();
+      }
+    }
+    EXPECT_EQ(got, sent);
+  }
+  ::munmap(const_cast<void*>(mapped), kPageSize);
+}
+
+}  // namespace
+}  // namespace migrate

@@ -37,20 +37,25 @@ GuardScan::GuardScan(int pidfd) {
 
 std::vector<RemoteRange> GuardScan::in(RemoteRange range) {
   std::vector<RemoteRange> guards;
-  if (!pagemap_) return guards;
-  std::array<page_region, 32> regions;  // of 64 pages
-  pm_scan_arg arg{};
-  arg.size = sizeof arg;
-  arg.start = range.start.get();
-  arg.end = std::min<uint64_t>(range.end.get(), arg.start + 2 * regions.size() * kPageSize);
-  arg.vec = reinterpret_cast<uint64_t>(regions.data());
-  arg.vec_len = regions.size();
-  arg.category_mask = arg.return_mask = PAGE_IS_GUARD;
-  const int n = ::ioctl(pagemap_.get(), PAGEMAP_SCAN, &arg);
-  if (n < 0 && errno != EINTR) pagemap_.reset();  // the memory is dead, or the kernel does not know guards
-  for (int i = 0; i < n; ++i) {
-    const page_region& region = regions[static_cast<size_t>(i)];
-    guards.push_back({RemoteAddr(region.start), RemoteAddr(region.end)});
+  std::array<page_region, 32> regions;
+  for (uint64_t from = range.start.get(); pagemap_ && from < range.end.get();) {
+    pm_scan_arg arg{};
+    arg.size = sizeof arg;
+    arg.start = from;
+    arg.end = range.end.get();
+    arg.vec = reinterpret_cast<uint64_t>(regions.data());
+    arg.vec_len = regions.size();
+    arg.category_mask = arg.return_mask = PAGE_IS_GUARD;
+    const int n = ::ioctl(pagemap_.get(), PAGEMAP_SCAN, &arg);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) pagemap_.reset();  // the memory is dead, or the kernel does not know guards
+    for (int i = 0; i < n; ++i) {
+      const page_region& region = regions[static_cast<size_t>(i)];
+      guards.push_back({RemoteAddr(region.start), RemoteAddr(region.end)});
+    }
+    // Not full: all was walked, wherever walk_end stands (see core/memory/track_scan.cpp).
+    if (n < static_cast<int>(regions.size()) || arg.walk_end <= from) break;
+    from = arg.walk_end;
   }
   return guards;
 }

@@ -130,6 +130,7 @@ void LazySpace::apply_fork(int descriptor) {
   // It has the flags that userfaultfd(2) was called with, not those that were set since.
   check(::fcntl(child.get(), F_SETFL, O_NONBLOCK), "set flags of", "a forked userfaultfd");
   check(::fcntl(child.get(), F_SETFD, FD_CLOEXEC), "set flags of", "a forked userfaultfd");
+  drop_all_guards();
   around_->forked(std::shared_ptr<LazySpace>(new LazySpace(memory_, std::move(child), missing_, around_)));
 }
 
@@ -278,6 +279,27 @@ bool LazySpace::drop_guards(const MissingRun& run) {
   const auto guards = guards_.in(range_of(run.address, run.bytes));
   for (const RemoteRange& guard : guards) missing_.settle(guard);
   return !guards.empty();
+}
+
+/// For a fork, whose own guards are not known.
+void LazySpace::drop_all_guards() {
+  // Walking some pages that are present costs less than another call.
+  constexpr uint64_t kGap = 128 * kPageSize;
+  uint64_t start = 0, end = 0;
+  std::vector<RemoteRange> all;
+  const auto look = [&] {
+    const auto guards = start < end ? guards_.in({RemoteAddr(start), RemoteAddr(end)}) : std::vector<RemoteRange>{};
+    all.insert(all.end(), guards.begin(), guards.end());
+  };
+  for (const MissingRun& run : missing_.runs()) {
+    if (run.address > end + kGap) {
+      look();
+      start = run.address;
+    }
+    end = run.address + run.bytes;
+  }
+  look();
+  for (const RemoteRange& guard : all) missing_.settle(guard);
 }
 
 void LazySpace::poison() {

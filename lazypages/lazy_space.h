@@ -77,6 +77,7 @@ class LazySpace {
   bool put_pages(MissingRun run, std::span<const std::byte> data);
   bool came_to(MissingRun run, Filled outcome, uint64_t bytes);
   bool drop_guards(const MissingRun& run);
+  void drop_all_guards();
   bool settle_moves();
   bool poison_some();
   bool unregister_all();

@@ -131,7 +131,7 @@ PageSet eager_pages(const img::mm_entry& mm, std::span<const img::core_entry> th
 bool may_be_lazy(const img::vma_entry& vma) {
   constexpr uint32_t kOther = kVdso | kVvar | kVsyscall | kShadowStack | kGuard;
   return (vma.status() & kAnonPrivate) != 0 && (vma.status() & kOther) == 0 && (vma.flags() & MAP_LOCKED) == 0 &&
-         (vma.flags() & MAP_HUGETLB) == 0;
+         (vma.flags() & MAP_HUGETLB) == 0 && (vma.madv() >> MADV_WIPEONFORK & 1) == 0;
 }
 
 PageSet lazy_pages(const img::mm_entry& mm, std::span<const img::core_entry> threads, int mem) {

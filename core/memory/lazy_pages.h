@@ -22,6 +22,7 @@ PageSet eager_pages(const img::mm_entry& mm, std::span<const img::core_entry> th
 PageSet lazy_pages(const img::mm_entry& mm, std::span<const img::core_entry> threads, int mem);
 
 /// Private anonymous memory of any pages: what userfaultfd(2) serves and a restore registers (one mapping as a whole).
+/// Not what a fork wipes (MADV_WIPEONFORK): the child's zeros cannot be told from missing pages.
 bool may_be_lazy(const img::vma_entry& vma);
 
 }  // namespace migrate

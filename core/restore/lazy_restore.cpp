@@ -17,7 +17,8 @@ constexpr uint64_t kEvents =
     UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
 
 bool can_be_registered(const ImageVma& v) {
-  return v.has(kVmaAnonPrivate) && !v.kernel_made() && (v.flags & (MAP_LOCKED | MAP_HUGETLB)) == 0;
+  return v.has(kVmaAnonPrivate) && !v.kernel_made() && (v.flags & (MAP_LOCKED | MAP_HUGETLB)) == 0 &&
+         (v.madvise >> MADV_WIPEONFORK & 1) == 0;
 }
 
 std::string name_of(const TaskImage& task) { return "the memory of task " + std::to_string(task.pid); }
@@ -65,24 +66,31 @@ Fd make_lazy_userfaultfd() {
       check(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK), "make", "a userfaultfd for pages that come later")));
 }
 
+std::vector<RemoteRange> lazy_ranges(const TaskImage& task, const PageSet& missing) {
+  std::vector<RemoteRange> ranges;
+  auto next = missing.ranges().begin();
+  for (const ImageVma& v : task.vmas) {
+    while (next != missing.ranges().end() && next->end <= v.start) ++next;
+    if (next == missing.ranges().end()) break;
+    if (can_be_registered(v) && next->start < v.end) ranges.push_back({RemoteAddr(v.start), RemoteAddr(v.end)});
+  }
+  if (!(missing - registrable(task)).empty())
+    throw Corrupt("pages", "that are to come later lie outside of memory that can wait");
+  return ranges;
+}
+
 std::vector<RemoteRange> register_lazy(int userfaultfd, const TaskImage& task, const PageSet& missing, int pagemap) {
   uffdio_api api{};
   api.api = UFFD_API;
   api.features = kEvents;
   check(::ioctl(userfaultfd, UFFDIO_API, &api), "set up the userfaultfd of", name_of(task));
-  std::vector<RemoteRange> ranges;
-  PageSet covered;
-  for (const ImageVma& v : task.vmas) {
-    if (!can_be_registered(v) || (PageSet(v.start, v.end) & missing).empty()) continue;
-    uffdio_register range{};
-    range.range = {v.start, v.bytes()};
-    range.mode = UFFDIO_REGISTER_MODE_MISSING;
-    check(::ioctl(userfaultfd, UFFDIO_REGISTER, &range), "register " + v.describe() + " in", name_of(task));
-    ranges.push_back({RemoteAddr(v.start), RemoteAddr(v.end)});
-    covered.append(v.start, v.end);
+  std::vector<RemoteRange> ranges = lazy_ranges(task, missing);
+  for (const RemoteRange& r : ranges) {
+    uffdio_register order{};
+    order.range = {r.start.get(), r.bytes()};
+    order.mode = UFFDIO_REGISTER_MODE_MISSING;
+    check(::ioctl(userfaultfd, UFFDIO_REGISTER, &order), "register", name_of(task));
   }
-  if (!(missing - covered).empty())
-    throw Corrupt("pages", "that are to come later lie outside of memory that can wait");
   check_absent(task, ranges, missing, pagemap);
   return ranges;
 }

@@ -17,14 +17,17 @@ PageSet lazy_in_images(const TaskImage& task, PageImages& pages);
 /// Of all tasks of a folder.
 PagesByMemory lazy_in_images(const ImageSet& images, PageImages& pages);
 
+/// The mappings that have pages in `missing`, each as a whole: one that is cut could not be moved by mremap(2) any
+/// more. Throws Corrupt if some lie elsewhere.
+std::vector<RemoteRange> lazy_ranges(const TaskImage& task, const PageSet& missing);
+
 /// In a shell: a userfaultfd of its memory, which becomes the task's. Not used yet: a task in a user namespace could
 /// make none later.
 Fd make_lazy_userfaultfd();
 
-/// From outside, after the last write of ours into the task, which is stopped: UFFDIO_API and UFFDIO_REGISTER over each
-/// mapping that has pages in `missing`, as a whole (a mapping that is cut could not be moved by mremap(2) any more).
-/// `pagemap`: of the task. Returns what is registered. Throws Error if a page of `missing` is there already: what
-/// somebody wrote there would keep the rest of the page from ever coming.
+/// From outside, after the last write of ours into the task, which is stopped: UFFDIO_API and UFFDIO_REGISTER over its
+/// lazy_ranges(), which are returned. `pagemap`: of the task. Throws Error if a page of `missing` is there already:
+/// what somebody wrote there would keep the rest of the page from ever coming.
 std::vector<RemoteRange> register_lazy(int userfaultfd, const TaskImage& task, const PageSet& missing, int pagemap);
 
 }  // namespace migrate

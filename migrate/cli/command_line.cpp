@@ -31,6 +31,13 @@ void add_core_verbs(CLI::App& app, CoreOptions& options, Run& run) {
   page_server->add_flag("--daemon", options.daemon, "return once it listens");
   page_server->callback([&] { run = [&] { return run_page_server(options); }; });
 
+  CLI::App* lazy_pages = app.add_subcommand("lazy-pages", "bring pages to trees that `restore --lazy-pages` starts");
+  add_core_options(*lazy_pages, options);
+  hide_all_but(*lazy_pages,
+               {"--images-dir", "--work-dir", "--log-file", "--verbosity", "--pidfile", "--status-fd", "--log-pid"});
+  lazy_pages->add_flag("--daemon", options.daemon, "return once it listens");
+  lazy_pages->callback([&] { run = [&] { return run_lazy_pages(options); }; });
+
   CLI::App* untrack = app.add_subcommand("untrack", "end the tracking that a pre-dump has left behind");
   add_core_options(*untrack, options);
   hide_all_but(*untrack, {"--tree"});
@@ -38,6 +45,8 @@ void add_core_verbs(CLI::App& app, CoreOptions& options, Run& run) {
 
   CLI::App* restore = app.add_subcommand("restore", "start a tree from a folder of images");
   add_core_options(*restore, options);
+  restore->add_flag("--lazy-pages,!--no-lazy-pages", options.lazy_pages,
+                    "pages that may wait come when the tree runs, from `migrate lazy-pages`");
   restore->callback([&] { run = [&] { return run_restore(options); }; });
 }
 
@@ -55,7 +64,7 @@ int run_command_line(int argc, char** argv) {
   show_plainly(app);
 
   std::vector<std::string> arguments(argv + 1, argv + argc);
-  static constexpr std::string_view kLowLevel[] = {"dump", "pre-dump", "restore", "page-server", "untrack", "check"};
+  static constexpr std::string_view kLowLevel[] = {"dump", "pre-dump", "restore", "page-server", "lazy-pages", "untrack", "check"};
   const bool low_level = !arguments.empty() && std::ranges::find(kLowLevel, arguments[0]) != std::end(kLowLevel);
   try {
     if (low_level) arguments = expand_arguments(std::move(arguments));

@@ -10,6 +10,7 @@ int run_dump(const CoreOptions& options);
 int run_restore(const CoreOptions& options);
 int run_pre_dump(const CoreOptions& options);
 int run_page_server(const CoreOptions& options);
+int run_lazy_pages(const CoreOptions& options);
 int run_untrack(const CoreOptions& options);
 
 struct CheckOptions {

@@ -7,6 +7,7 @@
 #include "core/restore/restorable.h"
 #include "migrate/cli/action_script.h"
 #include "migrate/cli/commands.h"
+#include "migrate/cli/daemon.h"
 #include "migrate/cli/image_chain.h"
 #include "migrate/cli/page_output.h"
 #include "migrate/cli/track_client.h"
@@ -88,7 +89,7 @@ int run_dump(const CoreOptions& o) {
   // The tree is on its way; nobody tracks what is left of it.
   if (tracker) tracker->end();
   if (o.display_stats) print_dump_stats(stats);
-  if (o.status_fd >= 0) write_full(o.status_fd, std::as_bytes(std::span("\0", 1)), "the status descriptor");
+  tell_status(o);
   logger->info("dumped the tree of {}: {} pages", o.tree, stats.pages_written);
   return 0;
 }

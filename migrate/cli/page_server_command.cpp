@@ -1,10 +1,8 @@
 // migrate page-server -D DIR --port N
-#include <sys/wait.h>
-
-#include <filesystem>
 #include <iostream>
 
 #include "migrate/cli/commands.h"
+#include "migrate/cli/daemon.h"
 #include "migrate/cli/page_link.h"
 #include "pageserver/criu_page_server.h"
 
@@ -25,28 +23,6 @@ std::unique_ptr<Stream> await_client(const CoreOptions& o, Listener* listener, c
       log.warn("{}", e.what());
     }
   }
-}
-
-void write_pidfile(const CoreOptions& o, pid_t pid) {
-  if (o.pidfile.empty()) return;
-  std::filesystem::path path(o.pidfile);
-  if (path.is_relative()) path = std::filesystem::path(o.effective_work_dir()) / path;
-  const Fd fd = open_path(path, O_WRONLY | O_CREAT | O_TRUNC, 0644);
-  write_full(fd.get(), as_bytes_of(std::to_string(pid)), o.pidfile);
-}
-
-/// In the parent its exit code.
-std::optional<int> become_daemon(const CoreOptions& o, Logger& log) {
-  log.flush();  // or what is buffered would be written twice
-  const pid_t pid = check(::fork(), "start", "the page server");
-  if (pid != 0) {
-    write_pidfile(o, pid);
-    return 0;
-  }
-  ::setsid();
-  const Fd null = open_path("/dev/null", O_RDWR);
-  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) ::dup2(null.get(), fd);
-  return std::nullopt;
 }
 
 }  // namespace
@@ -71,15 +47,7 @@ int run_page_server(const CoreOptions& o) {
                     "give --tls, or --address 127.0.0.1, or --insecure");
     std::cerr << "page-server: listening on " + listener->addresses() + "\n";
   }
-  if (o.daemon) {
-    if (const auto code = become_daemon(o, *logger)) {
-      if (o.status_fd >= 0) write_full(o.status_fd, std::as_bytes(std::span("\0", 1)), "the status descriptor");
-      return *code;
-    }
-  } else {
-    write_pidfile(o, ::getpid());
-    if (o.status_fd >= 0) write_full(o.status_fd, std::as_bytes(std::span("\0", 1)), "the status descriptor");
-  }
+  if (begin_serving(o, *logger)) return 0;
   const auto stream = await_client(o, listener ? &*listener : nullptr, tls ? &*tls : nullptr, *logger);
   listener.reset();
   logger->info("{} sends pages, {}", stream->peer(), stream->description());

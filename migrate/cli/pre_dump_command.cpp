@@ -7,6 +7,7 @@
 #include "core/dump/tree_images.h"
 #include "migrate/cli/action_script.h"
 #include "migrate/cli/commands.h"
+#include "migrate/cli/daemon.h"
 #include "migrate/cli/image_chain.h"
 #include "migrate/cli/page_output.h"
 #include "migrate/cli/track_client.h"
@@ -56,7 +57,7 @@ int run_pre_dump(const CoreOptions& o) {
   write_dump_stats(stats, work.get());
   tracker.stored(id, written.stored);
   if (o.display_stats) print_dump_stats(stats);
-  if (o.status_fd >= 0) write_full(o.status_fd, std::as_bytes(std::span("\0", 1)), "the status descriptor");
+  tell_status(o);
   logger->info("pre-dumped the tree of {}: {} pages, {} more in the parent", o.tree, written.written,
                written.in_parent);
   return 0;

@@ -3,23 +3,18 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <filesystem>
+#include <optional>
 
 #include "core/image/magic.h"
 #include "core/restore/restore.h"
 #include "images/stats.pb.h"
 #include "migrate/cli/action_script.h"
 #include "migrate/cli/commands.h"
+#include "migrate/cli/daemon.h"
+#include "migrate/cli/lazy_socket.h"
 
 namespace migrate::cli {
 namespace {
-
-void write_pidfile(const CoreOptions& o, pid_t pid) {
-  std::filesystem::path path(o.pidfile);
-  if (path.is_relative()) path = std::filesystem::path(o.effective_work_dir()) / path;
-  const Fd fd = open_path(path, O_WRONLY | O_CREAT | O_TRUNC, 0644);
-  write_full(fd.get(), as_bytes_of(std::to_string(pid)), o.pidfile);
-}
 
 /// As a shell would: the restored root's exit code, or 128 + its signal.
 int wait_for_root(pid_t root) {
@@ -56,15 +51,18 @@ int run_restore(const CoreOptions& o) {
   r.tcp_close = o.tcp_close;
   r.sibling = o.restore_sibling;
   r.root = o.root;
+  r.lazy = o.lazy_pages;
+  std::optional<LazyConnection> daemon;
+  if (o.lazy_pages) daemon.emplace(o.effective_work_dir());
   scripts.run("pre-restore");
   const auto start = std::chrono::steady_clock::now();
   Restore restore(r, *logger);
   restore.prepare(images, nullptr);
   const auto forked = std::chrono::steady_clock::now();
-  restore.fill_from(folder.get());
-  restore.finish(images);
+  const PagesByMemory missing = restore.fill_from(folder.get());
+  restore.finish(images, missing);
   const pid_t root = restore.root().get();
-  if (!o.pidfile.empty()) write_pidfile(o, root);
+  write_pidfile(o, root);
   scripts.run("post-restore", root);
 
   img::stats_entry stats;
@@ -78,7 +76,12 @@ int run_restore(const CoreOptions& o) {
   stats_image.save(work.get());
 
   scripts.run("pre-resume", root);
-  if (o.status_fd >= 0) write_full(o.status_fd, std::as_bytes(std::span("\0", 1)), "the status descriptor");
+  if (daemon) {
+    for (const LazyMemory& memory : restore.take_lazy_memories())
+      daemon->send(static_cast<pid_t>(memory.memory.id), memory.userfaultfd.get());
+    daemon->finish();
+  }
+  tell_status(o);
   restore.open_gate(o.leave_stopped);
   scripts.run("post-resume", root);
   logger->info("restored the tree of {}", root);

@@ -134,12 +134,12 @@ def run(command, *, prefix=(), timeout=60, log=None, env=None, cwd=None):
     return code, text
 
 
-def spawn(command, *, log, prefix=(), env=None, cwd=None, clean_env=False, stdin=subprocess.DEVNULL):
+def spawn(command, *, log, prefix=(), env=None, cwd=None, clean_env=False, stdin=subprocess.DEVNULL, pass_fds=()):
     """Starts a command in a session of its own, its output in the file `log`."""
     environment = dict(env or {}) if clean_env else {**os.environ, **(env or {})}
     with open(log, "ab") as out:
         return subprocess.Popen([*prefix, *map(str, command)], stdin=stdin, stdout=out, stderr=out, env=environment, cwd=cwd,
-                                start_new_session=True, preexec_fn=defaults)
+                                start_new_session=True, preexec_fn=defaults, pass_fds=pass_fds)
 
 
 def innermost_pid(pid):

@@ -66,6 +66,30 @@ class Tool:
             raise Failed(f"dump exited {code}: {out.strip()[-400:]}\n{tail(images + '/dump.log')}")
         return out
 
+    def lazy_pages(self, images):
+        """Starts the daemon; returns when it listens."""
+        ready, told = os.pipe()
+        try:
+            daemon = spawn([self.binary, "lazy-pages", "-D", images, "-v4", "-o", "lazy.log", "--status-fd", told],
+                           log=self.log, pass_fds=(told,))
+        finally:
+            os.close(told)
+        with os.fdopen(ready, "rb") as status:
+            if status.read(1) != b"\0":
+                raise Failed(f"lazy-pages does not listen: {tail(images + '/lazy.log')}")
+        return daemon
+
+    def end_lazy_pages(self, daemon, images):
+        """It ends by itself, when all pages have come."""
+        try:
+            wait_for(lambda: daemon.poll() is not None, "the lazy-pages daemon to end", 30)
+        finally:
+            if daemon.poll() is None:
+                daemon.kill()
+                daemon.wait()
+        if daemon.returncode != 0:
+            raise Failed(f"lazy-pages exited {daemon.returncode}: {tail(images + '/lazy.log')}")
+
     def restore(self, images, *options, timeout=60):
         pidfile = os.path.join(images, "pidfile")
         if os.path.exists(pidfile):

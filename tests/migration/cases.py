@@ -26,7 +26,7 @@ OPTIONS = {"locks": ("--file-locks",)}
 NOT_LIVE = ("locks",)
 PROGRAMS = {"redis": programs.Redis, "nginx": programs.Nginx, "python": programs.Python, "pipeline": programs.Pipeline}
 NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3"}
-MODES = ("inplace", "leave-running", "live", "live-stop", "live-back")
+MODES = ("inplace", "lazy", "leave-running", "live", "live-stop", "live-back")
 # Moved to a host whose clocks are ahead, too; their last time-out ends this many seconds after their start.
 TIMED = {"clocks": 0, "itimer": 0, "timers": 4, "sleep_restart": 5, "events": 4, "main_waits": 5}
 
@@ -78,7 +78,7 @@ def compare(program, before, what, ignore=()):
         raise programs.Unwell(f"{what}: /proc differs:\n  " + "\n  ".join(found + traced))
 
 
-def in_place(context, name, folder):
+def in_place(context, name, folder, lazy=False):
     """Killed by the dump, restored, three times in a row."""
     t = tool.Tool(context.binary, folder)
     program = start(context, name, os.path.join(folder, "program"))
@@ -94,12 +94,15 @@ def in_place(context, name, folder):
             t.dump(old, images, *program.dump_options)
             program.reap_old()
             wait_for(lambda: not exists(program.pid), "the dumped tree to be gone", 10)
-            pid = t.restore(images, *program.dump_options)
+            daemon = t.lazy_pages(images) if lazy else None
+            pid = t.restore(images, *program.dump_options, *(("--lazy-pages",) if lazy else ()))
             program.moved_to(pid, None)
             if pid != old:
                 raise programs.Unwell(f"round {n}: pid {old} came back as {pid}")
             try:
                 program.check()
+                if daemon is not None:
+                    t.end_lazy_pages(daemon, images)
                 compare(program, before, f"round {n}")
             except Exception:
                 keep_log(images)
@@ -107,6 +110,11 @@ def in_place(context, name, folder):
             shutil.rmtree(images)
     finally:
         program.end()
+
+
+def lazy(context, name, folder):
+    """The same, with what pages may come later."""
+    in_place(context, name, folder, True)
 
 
 def keep_log(images):
@@ -185,7 +193,7 @@ def live_stop(context, name, folder):
     live(context, name, folder, options=("--mode", "stop-copy"))
 
 
-RUN = {"inplace": in_place, "leave-running": leave_running, "live": live, "live-stop": live_stop, "live-back": live_back}
+RUN = {"inplace": in_place, "lazy": lazy, "leave-running": leave_running, "live": live, "live-stop": live_stop, "live-back": live_back}
 
 
 def run_case(context, mode, name, folder):

@@ -9,7 +9,7 @@ _migrate() {
   local link="--cacert --cert --key --crl --insecure --insecure-force --json"
   local session="$link --state-dir --verbose"
   if [ "$COMP_CWORD" = 1 ]; then
-    mapfile -t COMPREPLY < <(compgen -W "send receive resolve keys dump pre-dump untrack page-server restore check --version --help" -- "$cur")
+    mapfile -t COMPREPLY < <(compgen -W "send receive resolve keys dump pre-dump untrack page-server lazy-pages restore check --version --help" -- "$cur")
     return
   fi
   case $prev in
@@ -24,7 +24,8 @@ _migrate() {
     dump|pre-dump) mapfile -t COMPREPLY < <(compgen -W "$core $pages" -- "$cur");;
     page-server) mapfile -t COMPREPLY < <(compgen -W "$core $pages --daemon" -- "$cur");;
     untrack) mapfile -t COMPREPLY < <(compgen -W "--tree" -- "$cur");;
-    restore) mapfile -t COMPREPLY < <(compgen -W "$core" -- "$cur");;
+    restore) mapfile -t COMPREPLY < <(compgen -W "$core --lazy-pages" -- "$cur");;
+    lazy-pages) mapfile -t COMPREPLY < <(compgen -W "--images-dir --work-dir --log-file --verbosity --pidfile --status-fd --log-pid --daemon" -- "$cur");;
     check) mapfile -t COMPREPLY < <(compgen -W "$link --tls-name --feature --all --extra --experimental" -- "$cur");;
     send) mapfile -t COMPREPLY < <(compgen -W "$session --mode --max-downtime --max-rounds --max-total-time --on-no-convergence
       --report --streams --compress --bandwidth-limit --tcp-close --shell-job --parent-may-notice --files-shared --tls-name" -- "$cur");;

@@ -3,6 +3,7 @@
 
     restore_options.py [--build DIR] [--only REGEX] [--list]"""
 import os
+import signal
 import sys
 
 sys.dont_write_bytecode = True
@@ -93,7 +94,63 @@ def sibling(context, folder):
             parent.wait()
 
 
-CASES = {"root/files": other_root("files"), "root/tree": other_root("tree"), "sibling": sibling}
+def lazy_alone(context, folder):
+    """--lazy-pages without a daemon starts nothing."""
+    with Dumped(context, folder, "clocks") as dumped:
+        code, out = run(dumped.command("--lazy-pages"), log=dumped.tool.log)
+        log = read(os.path.join(dumped.images, "restore.log")) + out
+        expect(code == 2, f"restore exited {code}: {log[-500:]}")
+        expect("no lazy-pages daemon listens on" in log and "start `migrate lazy-pages`" in log, f"it says: {log[-500:]}")
+        expect(not exists(dumped.program.pid), "something was started")
+        expect(run(dumped.command(), log=dumped.tool.log)[0] == 0, "it cannot be restored any more")
+        dumped.lives()
+
+
+def lazy_twice(context, folder):
+    """Two daemons do not share a socket; one that a killed daemon left is replaced."""
+    t = tool.Tool(context.binary, folder)
+    images = os.path.join(folder, "images")
+    os.mkdir(images)
+    command = [context.binary, "lazy-pages", "-D", images]
+    first = t.lazy_pages(images)
+    try:
+        code, out = run(command, log=t.log)
+        expect(code == 2 and "another lazy-pages daemon listens on" in out, f"the second exited {code}: {out[-500:]}")
+        expect(first.poll() is None, "the first has ended")
+    finally:
+        first.kill()
+        first.wait()
+    second = t.lazy_pages(images)
+    second.terminate()
+    expect(second.wait(timeout=10) != 0, "it waits no more, without a restore")
+
+
+def lazy_lost(context, folder):
+    """Pages that cannot be read are never zeros: who touches one gets SIGBUS."""
+    with Dumped(context, folder, "memory") as dumped:
+        daemon = dumped.tool.lazy_pages(dumped.images)
+        try:
+            os.kill(daemon.pid, signal.SIGSTOP)
+            code, out = run(dumped.command("--lazy-pages"), log=dumped.tool.log)
+            expect(code == 0, f"restore exited {code}: {out[-500:]}")
+            for file in os.listdir(dumped.images):
+                if file.startswith("pages-"):
+                    os.truncate(os.path.join(dumped.images, file), 0)
+            os.kill(daemon.pid, signal.SIGCONT)
+            wait_for(lambda: daemon.poll() is not None, "the daemon to give up", 20)
+            log = read(os.path.join(dumped.images, "lazy.log"))
+            expect(daemon.returncode == 1 and "pages are lost" in log, f"it exited {daemon.returncode}: {log[-500:]}")
+            wait_for(lambda: not exists(dumped.program.pid), "the program to touch what is lost", 20)
+            result = read(os.path.join(dumped.program.folder, "result"))
+            expect("FAIL" not in result, f"it read something else: {result}")
+        finally:
+            if daemon.poll() is None:
+                daemon.kill()
+                daemon.wait()
+
+
+CASES = {"lazy/alone": lazy_alone, "lazy/twice": lazy_twice, "lazy/lost": lazy_lost,
+         "root/files": other_root("files"), "root/tree": other_root("tree"), "sibling": sibling}
 
 
 if __name__ == "__main__":

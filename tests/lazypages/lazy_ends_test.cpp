@@ -130,29 +130,31 @@ TEST(LazyEnds, GuardsAreNotFilledOver) {
   const bool known = ::madvise(page, kPageSize, kGuardInstall) == 0;
   ::munmap(page, kPageSize);
   if (!known) GTEST_SKIP() << "guard regions came with Linux 6.13";
-  LazyProgram program(40, [](char* base, Talk& talk) {
-    if (::madvise(base + 10 * kPageSize, 3 * kPageSize, kGuardInstall) != 0) return 2;
-    const pid_t child = ::fork();
-    if (child != 0) talk.progress = 1;
-    while (talk.progress != 2) ::usleep(50);
-    for (uint64_t i = 0; i < 40; ++i) {
-      const bool guarded = i >= 10 && i < 13;
-      if (signal_of(base + i * kPageSize) != (guarded ? SIGSEGV : 0)) return 3;
-    }
-    if (::madvise(base + 10 * kPageSize, 3 * kPageSize, kGuardRemove) != 0) return 4;
-    if (base[11 * kPageSize] != 0 || base[12 * kPageSize] != 0) return 5;  // as after MADV_DONTNEED
-    int status = 0;
-    if (child != 0) ::waitpid(child, &status, 0);
-    return status == 0 ? 0 : 6;
-  });
-  Daemon daemon(program, {.fill = false});
-  program.go();
-  while (program.talk().progress != 1) ::usleep(50);
-  for (const auto& [memory, runs] : daemon.memories().missing())
-    for (const PageRun& run : runs) daemon.memories().write(memory, run.address, daemon.data(run.address, run.pages));
-  EXPECT_TRUE(daemon.memories().whole());
-  program.talk().progress = 2;
-  EXPECT_EQ(program.ended(), 0);
+  for (const bool forks : {false, true}) {
+    LazyProgram program(40, [forks](char* base, Talk& talk) {
+      if (::madvise(base + 10 * kPageSize, 3 * kPageSize, kGuardInstall) != 0) return 2;
+      const pid_t child = forks ? ::fork() : -1;
+      if (child != 0) talk.progress = 1;
+      while (talk.progress != 2) ::usleep(50);
+      for (uint64_t i = 0; i < 40; ++i) {
+        const bool guarded = i >= 10 && i < 13;
+        if (signal_of(base + i * kPageSize) != (guarded ? SIGSEGV : 0)) return 3;
+      }
+      if (::madvise(base + 10 * kPageSize, 3 * kPageSize, kGuardRemove) != 0) return 4;
+      if (base[11 * kPageSize] != 0 || base[12 * kPageSize] != 0) return 5;  // as after MADV_DONTNEED
+      int status = 0;
+      if (child > 0) ::waitpid(child, &status, 0);
+      return status == 0 ? 0 : 6;
+    });
+    Daemon daemon(program, {.fill = false});
+    program.go();
+    while (program.talk().progress != 1) ::usleep(50);
+    for (const auto& [memory, runs] : daemon.memories().missing())
+      for (const PageRun& run : runs) daemon.memories().write(memory, run.address, daemon.data(run.address, run.pages));
+    EXPECT_TRUE(daemon.memories().whole());
+    program.talk().progress = 2;
+    EXPECT_EQ(program.ended(), 0);
+  }
 }
 
 TEST(EventRing, MessagesThatWereNotAppliedAreToldAgain) {

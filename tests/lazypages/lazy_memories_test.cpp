@@ -77,6 +77,53 @@ TEST(LazyMemories, ManyThreadsTouchWhatTheFillTouches) {
   expect_good_end(program, {});
 }
 
+// A page whose place changes under the fill.
+TEST(LazyMemories, NoPageIsLostThatIsMovedToAndFro) {
+  constexpr uint64_t kPages = 64;
+  for (uint64_t round = 0; round < 4; ++round) {
+    SCOPED_TRACE(round);
+    LazyProgram program(kPages, [](char* base, Talk& talk) {
+      const size_t bytes = kPages * kPageSize;
+      char* places[2] = {base,
+                         static_cast<char*>(::mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))};
+      for (int i = 0; talk.progress == 0 || i % 2 != 0; ++i)
+        ::mremap(places[i % 2], bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, places[(i + 1) % 2]);
+      for (uint64_t page = 0; page < kPages; ++page)
+        if (!is_as_at_source(base, page)) return 1;
+      return 0;
+    });
+    Daemon daemon(program, {.fill = true, .seed = round});
+    program.go();
+    EXPECT_TRUE(daemon.becomes_whole());
+    program.talk().progress = 1;
+    ASSERT_EQ(program.ended(), 0);
+  }
+}
+
+TEST(LazyMemories, WhoWaitsForAPageThatIsDiscardedOrMovedGoesOn) {
+  for (const bool moves : {false, true}) {
+    LazyProgram program(20, [moves](char* base, Talk& talk) {
+      std::atomic<int> got{-1};
+      std::thread waits([&] { got = *static_cast<const volatile char*>(base + 2 * kPageSize); });
+      while (talk.progress == 0) ::usleep(50);
+      const int flags = MREMAP_MAYMOVE | MREMAP_DONTUNMAP;
+      if (moves ? ::mremap(base, 4 * kPageSize, 4 * kPageSize, flags) == MAP_FAILED
+                : ::madvise(base + kPageSize, 2 * kPageSize, MADV_DONTNEED) != 0)
+        return 2;
+      waits.join();
+      return got == 0 ? 0 : 1;
+    });
+    std::vector<LazyMemory> all;
+    all.push_back(program.register_memory());
+    LazyMemories memories(std::move(all), [&](MemoryId, uint64_t) { program.talk().progress = 1; });
+    program.go();
+    const Deadline deadline = Deadline::in(kPatience);
+    while (!memories.whole() && !deadline.passed()) memories.serve(std::chrono::milliseconds(10));
+    EXPECT_TRUE(memories.whole());
+    EXPECT_EQ(program.ended(), 0);
+  }
+}
+
 TEST(LazyMemories, PagesComeWhereTheyAreMissingAndOnlyAnnouncedOnes) {
   LazyProgram program(20, [](char* base, Talk& talk) {
     if (::fork() == 0) {

@@ -58,7 +58,7 @@ class LazyProgram {
       char* base = static_cast<char*>(
           ::mmap(nullptr, pages * kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
       talk_->base = reinterpret_cast<uint64_t>(base);
-      const auto uffd = static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
+      const auto uffd = static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC));
       talk_->userfaultfd = uffd;
       while (!talk_->go) ::usleep(50);
       ::close(uffd);
@@ -78,6 +78,7 @@ class LazyProgram {
 
   LazyMemory register_memory() {
     LazyMemory memory{kMemory, get_remote_fd(pidfd_.get(), talk_->userfaultfd), pidfd_.dup(), {}, {}};
+    ::fcntl(memory.userfaultfd.get(), F_SETFL, O_NONBLOCK);
     uffdio_api api{
         UFFD_API,
         UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP, 0};

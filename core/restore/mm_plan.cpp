@@ -37,13 +37,6 @@ std::vector<AddressRange> wanted_kernel_mappings(const TaskImage& task) {
   return wanted;
 }
 
-bool fit(std::span<const AddressRange> wanted, std::span<const AddressRange> own) {
-  const auto same = [&](const AddressRange& a, const AddressRange& b) {
-    return a.end - a.start == b.end - b.start && a.start - wanted[0].start == b.start - own[0].start;
-  };
-  return wanted.empty() || std::ranges::equal(wanted, own, same);
-}
-
 void move(OpList& list, Tag tag, uint64_t from, uint64_t to, uint64_t bytes) {
   list.call(tag, SYS_mremap, {from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to});
 }
@@ -131,10 +124,15 @@ std::vector<AddressRange> own_kernel_mappings() {
   return ranges;
 }
 
-bool kernel_mappings_fit(std::span<const AddressRange> wanted) { return fit(wanted, own_kernel_mappings()); }
+bool kernel_mappings_fit(std::span<const AddressRange> wanted, std::span<const AddressRange> own) {
+  const auto same = [&](const AddressRange& a, const AddressRange& b) {
+    return a.end - a.start == b.end - b.start && a.start - wanted[0].start == b.start - own[0].start;
+  };
+  return wanted.empty() || std::ranges::equal(wanted, own, same);
+}
 
 void check_kernel_mappings(const TaskImage& task, const std::vector<AddressRange>& own) {
-  if (!fit(wanted_kernel_mappings(task), own)) {
+  if (!kernel_mappings_fit(wanted_kernel_mappings(task), own)) {
     throw Refusal("the vdso of task " + std::to_string(task.pid) + " is laid out differently from this kernel's",
                   "move it to a host with the kernel it was started on");
   }

@@ -10,15 +10,12 @@
 
 namespace migrate {
 
-/// The kernel's mappings in this process ([vvar], [vvar_vclock], [vdso]), ascending.
-std::vector<AddressRange> own_kernel_mappings();
-
 struct MmPlanInput {
   const TaskImage& task;
   const std::vector<StagedRange>& staged;
   AddressRange region;                                ///< stays mapped
   uint64_t parking = 0;                               ///< room for the kernel's mappings
-  std::vector<AddressRange> kernel;                   ///< own_kernel_mappings()
+  std::vector<AddressRange> kernel;                   ///< own_kernel_mappings() (restorable.h)
   std::function<int(const ImageVma&)> descriptor_of;  ///< of a mapping's file or shared object
   int exe_fd = -1;
 };

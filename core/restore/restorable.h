@@ -20,9 +20,11 @@ void check_restorable(const ImageSet& images, std::span<const PageSource> memori
 /// parents before children, zombies too; `inherit_outside` as for plan_tree(). Throws Refusal.
 void check_buildable(const std::vector<ProcDir>& tasks, bool inherit_outside);
 
-/// Whether this kernel can give a task its own mappings ([vvar], [vvar_vclock], [vdso], ascending) as another did. Code
-/// in one finds the other by the distance.
-bool kernel_mappings_fit(std::span<const AddressRange> wanted);
+/// The kernel's mappings in this process ([vvar], [vvar_vclock], [vdso]), ascending.
+std::vector<AddressRange> own_kernel_mappings();
+/// Whether a kernel whose mappings are `own` can give a task those that another gave it. Code in one finds the other by
+/// the distance.
+bool kernel_mappings_fit(std::span<const AddressRange> wanted, std::span<const AddressRange> own);
 /// Whether this process may give its children that oom_score_adj.
 bool may_give_oom_score(int wanted);
 

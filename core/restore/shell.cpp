@@ -18,6 +18,7 @@
 #include "core/restore/messages.h"
 #include "core/restore/namespaces.h"
 #include "core/restore/plans.h"
+#include "core/restore/restorable.h"
 #include "core/restore/shell_finish.h"
 #include "core/restore/staging.h"
 #include "images/core.pb.h"

@@ -12,6 +12,7 @@
 #include "core/files/restore_files.h"
 #include "core/restore/namespaces.h"
 #include "core/restore/plans.h"
+#include "core/restore/restorable.h"
 
 extern "C" {
 extern const unsigned char restorer_blob_start[];

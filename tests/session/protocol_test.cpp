@@ -100,6 +100,10 @@ TEST(Bounds, ImpossibleMessages) {
   bad([](Message& m) { m.mutable_check()->add_files()->set_path(std::string("/a\0b", 4)); });
   bad([](Message& m) { m.mutable_check()->add_ports()->set_address("123"); });
   bad([](Message& m) {
+    for (wire::Check::KernelMappings& layout = *m.mutable_check()->add_kernel_mappings(); layout.ends_size() < 200;)
+      layout.add_ends(0);
+  });
+  bad([](Message& m) {
     for (int i = 0; i < 300; ++i) m.mutable_hello()->add_features("f");
   });
   bad([](Message& m) { m.mutable_hello()->set_host(std::string(300, 'h')); });

@@ -160,10 +160,11 @@ void check_extremes(const wire::Check& check, std::vector<std::string>& reasons)
 }
 
 void check_layouts(const wire::Check& check, std::vector<std::string>& reasons) {
+  const std::vector<AddressRange> own = own_kernel_mappings();
   for (const auto& told : check.kernel_mappings()) {
     std::vector<AddressRange> wanted;
     for (int i = 0; i + 1 < told.ends_size(); i += 2) wanted.push_back({told.ends(i), told.ends(i + 1)});
-    if (reasons.size() >= kMaxReasons || kernel_mappings_fit(wanted)) continue;
+    if (reasons.size() >= kMaxReasons || kernel_mappings_fit(wanted, own)) continue;
     reasons.push_back("the vdso of task " + std::to_string(told.task()) +
                       " is laid out differently from that of the receiver's kernel; move it to a host with the kernel "
                       "it was started on");

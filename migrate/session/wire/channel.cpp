@@ -15,6 +15,7 @@ constexpr int kMaxFiles = 100'000;
 constexpr int kMaxUses = 500'000;
 constexpr int kMaxPorts = 10'000;
 constexpr int kMaxPids = 100'000;
+constexpr int kMaxEnds = 128;  // of the kernel's mappings in a task, which are some pages in all
 constexpr size_t kMaxPath = 4096;
 constexpr size_t kMaxText = 4096;
 constexpr int kMaxRuns = 50'000;                 // layout_wire.cpp sends no more at a time
@@ -59,6 +60,8 @@ void check_check(const wire::Check& check) {
               check.gids_size() <= kMaxPids && check.privileges_size() <= kMaxPids &&
               check.strangers_size() <= kMaxPids && check.kernel_mappings_size() <= kMaxPids,
           "too many files, ports or tasks");
+  for (const auto& layout : check.kernel_mappings())
+    require(layout.ends_size() <= kMaxEnds, "the kernel's mappings are too many");
   int uses = 0;
   for (const auto* files : {&check.files(), &check.made()})
     for (const auto& file : *files) uses += check_file(file, check.credentials_size());

@@ -37,7 +37,7 @@ bool UserIds::include(const PeerCredentials& who) const {
 
 std::string tells_of_a_stranger(uint32_t uid, uint32_t gid) {
   return ", which says that user " + std::to_string(uid) + " in group " + std::to_string(gid) +
-         " made its other end (SO_PEERCRED), and no task of the program is that";
+         " made its other end (SO_PEERCRED), and the program's tasks are not that user with all its groups";
 }
 
 std::optional<PeerCredentials> peer_credentials(int socket, const std::string& who) {

@@ -294,6 +294,22 @@ TEST_F(EarlyChecks, AVdsoOfAnotherKernelIsRefused) {
   differs();
 }
 
+TEST_F(EarlyChecks, AsManyStrangersAreToldAsAMessageTakes) {
+  const Holder holder([] {
+    for (int i = 0; i < 40; ++i)
+      if (int ends[2]; ::socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0) ::_exit(1);
+    if (::syscall(SYS_setresgid, kUser, kUser, kUser) != 0 || ::syscall(SYS_setgroups, 0, nullptr) != 0 ||
+        ::syscall(SYS_setresuid, kUser, kUser, kUser) != 0)
+      ::_exit(1);
+  });
+  check_ = take_inventory(holder.pid(), InventoryDepth::whole).check;
+  check_.clear_memory();
+  check_.clear_files();
+  EXPECT_EQ(check_.strangers_size(), 50);
+  taken();
+  EXPECT_GE(answer(true).size(), 50u);
+}
+
 TEST_F(EarlyChecks, WhatCannotBeSeenIsNotTakenForClosed) {
   const Holder holder([] {
     if (::socket(AF_INET, SOCK_DGRAM, 0) < 0) ::_exit(1);

@@ -108,6 +108,8 @@ void add_scheduling(pid_t task, pid_t tid, uint64_t held, const std::array<Rlimi
     add(check, task, held, Kind::io_realtime, static_cast<uint64_t>(ioprio));
 }
 
+constexpr int kMostStrangers = 50;  ///< as many as a destination tells; a message has its bounds
+
 wire::Check::Extreme extreme(int32_t task, int64_t value) {
   wire::Check::Extreme e;
   e.set_task(task);
@@ -222,7 +224,7 @@ std::set<std::string> DescriptorPrivileges::write(wire::Check& check, FileNeeds&
       out->set_task(facts.holder.task);
       out->set_held(facts.holder.held);
     }
-    if (facts.peer && !ids.include(*facts.peer)) {
+    if (facts.peer && !ids.include(*facts.peer) && check.strangers_size() < kMostStrangers) {
       wire::Check::Stranger* out = check.add_strangers();
       out->set_task(facts.holder.task);
       out->set_fd(facts.fd);
@@ -265,10 +267,10 @@ void leave_out_privileges(const wire::Check& known, wire::Check& news) {
   for (const auto& p : known.privileges()) fresh(p);
   auto* now = news.mutable_privileges();
   now->erase(std::remove_if(now->begin(), now->end(), [&](const auto& p) { return !fresh(p); }), now->end());
-  const std::set<uint32_t> gids(known.gids().begin(), known.gids().end());
   if (known.has_lowest_oom_score() && known.lowest_oom_score().value() <= news.lowest_oom_score().value())
     news.clear_lowest_oom_score();
   if (known.queued_signals().value() >= news.queued_signals().value()) news.clear_queued_signals();
+  const std::set<uint32_t> gids(known.gids().begin(), known.gids().end());
   auto* groups = news.mutable_gids();
   groups->erase(std::remove_if(groups->begin(), groups->end(), [&](uint32_t gid) { return gids.contains(gid); }),
                 groups->end());

@@ -1,6 +1,7 @@
 #include "core/files/lasting_state.h"
 
 #include <linux/kcmp.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -43,18 +44,21 @@ bool seems_open(const std::map<int, std::string>& links, const img::eventpoll_tf
 
 }  // namespace
 
+bool LastingStates::full() const { return doubts_.size() >= kMostDoubts; }
+
 void LastingStates::doubt(Look look) {
-  if (doubts_.size() < kMostDoubts) doubts_.push_back(std::move(look));
+  if (!full()) doubts_.push_back(std::move(look));
 }
 
 void LastingStates::see_socket(const OpenFile& file, const UnixSocketInfo& info, uint64_t netns) {
   const auto now = [task = file.proc, netns, ino = info.ino](Lists& lists) -> const UnixSocketInfo* {
-    const auto [list, fresh] = lists.try_emplace(netns);
-    if (fresh) list->second = list_unix_sockets(task);
+    auto list = lists.sockets.find(netns);
+    if (list == lists.sockets.end()) list = lists.sockets.emplace(netns, list_unix_sockets(task)).first;
     const auto it = list->second.find(ino);
     return it == list->second.end() ? nullptr : &it->second;
   };
-  if (info.queued != 0 && descriptors_in(*file.proc, file.fd))
+  // A message of a stream is not empty.
+  if ((info.queued != 0 || info.type != SOCK_STREAM) && descriptors_in(*file.proc, file.fd))
     doubt([task = file.proc, fd = file.fd, who = file.who()](Lists&) -> std::optional<Refusal> {
       const auto count = descriptors_in(*task, fd);
       if (!count) return std::nullopt;
@@ -95,15 +99,16 @@ void LastingStates::see_epolls(const ProcDir& task, const std::map<int, std::str
     const std::string file = "fdinfo/" + std::to_string(fd);
     std::map<uint32_t, uint32_t> seen;
     for (const img::eventpoll_tfd_entry& target : epoll_targets(task.read(file))) {
+      if (full()) break;  // each question walks the interest list, which is locked meanwhile
       const uint32_t nth = seen[target.tfd()]++;
       const int number = static_cast<int>(target.tfd());
       if (nth == 0 && (seems_open(links, target) || is_epoll_target(holder, number, 0))) continue;
-      doubt([this, task = &task, file, holder, number, nth](Lists&) -> std::optional<Refusal> {
+      doubt([this, task = &task, file, holder, number, nth](Lists& lists) -> std::optional<Refusal> {
         if (nth == 0 && watched(holder, number)) return std::nullopt;
-        uint32_t there = 0;
-        for (const img::eventpoll_tfd_entry& t : epoll_targets(task->read(file)))
-          there += static_cast<int>(t.tfd()) == number ? 1 : 0;
-        if (there <= nth) return std::nullopt;
+        const auto [there, fresh] = lists.epolls.try_emplace({holder.pid, holder.fd});
+        if (fresh)
+          for (const img::eventpoll_tfd_entry& t : epoll_targets(task->read(file))) ++there->second[t.tfd()];
+        if (there->second[static_cast<uint32_t>(number)] <= nth) return std::nullopt;
         return watches_what_is_closed("task " + std::to_string(holder.pid) + " has fd " + std::to_string(holder.fd),
                                       number);
       });

@@ -31,11 +31,16 @@ class LastingStates {
   void finish();
 
  private:
-  using Sockets = std::map<uint32_t, UnixSocketInfo>;
-  using Lists = std::map<uint64_t, Sockets>;  ///< by network namespace, as of one look
+  /// What is read once a look.
+  struct Lists {
+    using Sockets = std::map<uint32_t, UnixSocketInfo>;
+    std::map<uint64_t, Sockets> sockets;                                   ///< by network namespace
+    std::map<std::pair<pid_t, int>, std::map<uint32_t, uint32_t>> epolls;  ///< by task and fd: how often what number
+  };
   /// nullopt: it is gone. Throws Error if the task is.
   using Look = std::function<std::optional<Refusal>(Lists&)>;
 
+  bool full() const;
   void doubt(Look look);
   bool watched(const Holder& holder, int number) const;
 

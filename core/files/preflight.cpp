@@ -121,8 +121,8 @@ class Preflight {
   }
 
   void see_socket(const OpenFile& file) {
-    auto [all, fresh] = unix_.try_emplace(netns_);
-    if (fresh) all->second = list_unix_sockets(file.proc);
+    auto all = unix_.find(netns_);
+    if (all == unix_.end()) all = unix_.emplace(netns_, list_unix_sockets(file.proc)).first;
     const auto it = all->second.find(static_cast<uint32_t>(file.st.stx_ino));
     if (it == all->second.end()) return;
     if (sockets_.try_emplace(it->first, Socket{it->second, file.who(), netns_}).second)

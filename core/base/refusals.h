@@ -23,7 +23,8 @@ class AllRefusals : public Refusal {
 
 class Refusals {
  public:
-  /// Runs a check; what it refuses is kept. Other exceptions pass, and so do refusals once there are many.
+  /// Runs a check; what it refuses is kept. Other exceptions pass if nothing was refused before; so do refusals once
+  /// there are many.
   template <class Check>
   void ask(Check&& check) {
     try {
@@ -33,6 +34,9 @@ class Refusals {
       for (const Refusal& other : e.others()) add(other);
     } catch (const Refusal& e) {
       add(e);
+    } catch (const Error&) {
+      demand_none();
+      throw;
     }
     if (all_.size() >= kMany) demand_none();
   }

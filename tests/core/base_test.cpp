@@ -100,6 +100,7 @@ TEST(Errors, AllRefusalsAreToldEachOnce) {
     EXPECT_STREQ(e.others()[0].what(), "b; do something");
     EXPECT_STREQ(e.others()[1].what(), "c; do something");
   }
+  EXPECT_THROW(outer.ask([] { throw Error("read", "x", EIO); }), AllRefusals) << "what is known is told";
   Refusals many;
   const auto refuse_each = [&] {
     for (int i = 0; i < 1000; ++i) many.ask([&] { throw Refusal(std::to_string(i), "do something"); });

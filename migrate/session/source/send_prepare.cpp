@@ -65,8 +65,8 @@ void SendSession::look_before_touching() {
   dump_.timeout = options_.timeouts.freeze;
   dump_.mappings = MappingReader::shared();
   refusals.ask([&] { Dump::preflight(dump_, log_); });
-  refusals.ask([&] { check_buildable(collect_tree(target_), false); });
   refusals.demand_none();
+  check_buildable(collect_tree(target_), false);  // of a tree whose sessions and namespaces are its own
   inventory_ = take_inventory(target_, InventoryDepth::whole);
   label_ = options_.target + " (" + ProcDir(target_.get()).stat().comm + ")";
   choose_mode();

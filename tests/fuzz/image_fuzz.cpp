@@ -12,6 +12,7 @@
 #include "core/restore/descriptor_room.h"
 #include "core/restore/namespaces.h"
 #include "core/restore/plans.h"
+#include "core/restore/restorable.h"
 #include "core/restore/task_image.h"
 #include "core/restore/tree_order.h"
 #include "core/task/xsave.h"

@@ -48,6 +48,7 @@ void LazyMemories::add(const Space& space) {
   const uint64_t id = ++last_id_;
   // First: it must not be closed, whatever happens.
   spaces_.emplace(id, space);
+  memories_[space->memory()].spaces.emplace(id, space);
   epoll_event event{.events = EPOLLIN, .data = {.u64 = id}};
   check(::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, space->userfaultfd(), &event), "watch", "a userfaultfd");
 }
@@ -55,12 +56,11 @@ void LazyMemories::add(const Space& space) {
 /// The first of `memory` (or of all) after space `after`, and its id.
 LazyMemories::Space LazyMemories::next_space(std::optional<MemoryId> memory, uint64_t after, uint64_t& id) const {
   const std::lock_guard lock(mutex_);
-  for (auto i = spaces_.upper_bound(after); i != spaces_.end(); ++i) {
-    if (memory && i->second->memory() != *memory) continue;
-    id = i->first;
-    return i->second;
-  }
-  return nullptr;
+  const auto& among = memory ? memories_.at(*memory).spaces : spaces_;
+  const auto next = among.upper_bound(after);
+  if (next == among.end()) return nullptr;
+  id = next->first;
+  return next->second;
 }
 
 void LazyMemories::write(MemoryId memory, uint64_t address, std::span<const std::byte> data) {
@@ -136,6 +136,7 @@ void LazyMemories::bury_dead() {
   const std::lock_guard lock(mutex_);
   for (auto i = spaces_.begin(); i != spaces_.end();) {
     if (i->second->dead()) {
+      memories_.at(i->second->memory()).spaces.erase(i->first);
       dead.push_back(std::move(i->second));
       i = spaces_.erase(i);
     } else {
@@ -204,6 +205,7 @@ void LazyMemories::finish_all() {
     }
     space->finish();
     const std::lock_guard lock(mutex_);
+    memories_.at(space->memory()).spaces.erase(id);
     spaces_.erase(id);
   }
 }

@@ -29,6 +29,7 @@ class LazyMemories : public PageSink {
 
   /// From here on tasks may run. Throws Corrupt if a memory's description does not fit together.
   LazyMemories(std::vector<LazyMemory> memories, Wanted wanted);
+  /// If neither finish() nor poison() came before, what is missing reads as zeros from now on: end the tasks first.
   ~LazyMemories() override;
 
   /// `address` is the source's. Pages that nobody misses any more are dropped; pages that were never announced as
@@ -61,11 +62,12 @@ class LazyMemories : public PageSink {
   void poison();
 
  private:
+  using Space = std::shared_ptr<LazySpace>;
   struct Memory {
     Intervals announced;
     std::set<uint64_t> asked;
+    std::map<uint64_t, Space> spaces;  ///< that miss pages of it, by id
   };
-  using Space = std::shared_ptr<LazySpace>;
 
   void add(const Space& space);
   Space next_space(std::optional<MemoryId> memory, uint64_t after, uint64_t& id) const;

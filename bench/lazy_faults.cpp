@@ -57,27 +57,31 @@ struct Shared {
   ::_exit(0);
 }
 
+LazyMemory registered(pid_t pid, const Shared& shared, uint64_t pages) {
+  const Fd process = std::move(*open_pidfd(pid));
+  while (shared.userfaultfd < 0) ::usleep(50);
+  LazyMemory memory{kMemory, get_remote_fd(process.get(), shared.userfaultfd), process.dup(), {}, {}};
+  uffdio_api api{
+      UFFD_API,
+      UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP, 0};
+  check(::ioctl(memory.userfaultfd.get(), UFFDIO_API, &api), "set up", "a userfaultfd");
+  uffdio_register reg{{shared.base, pages * kPageSize}, UFFDIO_REGISTER_MODE_MISSING, 0};
+  check(::ioctl(memory.userfaultfd.get(), UFFDIO_REGISTER, &reg), "register", "memory");
+  memory.ranges = {{RemoteAddr(shared.base), RemoteAddr(shared.base + pages * kPageSize)}};
+  memory.missing = {{shared.base, pages}};
+  return memory;
+}
+
 /// Faults are answered by the loop's thread itself (`direct`) or by another, which is what a network costs at least.
 void measure(const char* name, uint64_t pages, bool direct, bool fill) {
   auto* shared =
       new (::mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) Shared;
   const pid_t pid = ::fork();
   if (pid == 0) touch(*shared, pages, std::min<uint64_t>(pages, std::size(shared->us)) / 2);
-  const Fd process = std::move(*open_pidfd(pid));
-  while (shared->userfaultfd < 0) ::usleep(50);
-  LazyMemory memory{kMemory, get_remote_fd(process.get(), shared->userfaultfd), process.dup(), {}, {}};
-  uffdio_api api{
-      UFFD_API,
-      UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP, 0};
-  check(::ioctl(memory.userfaultfd.get(), UFFDIO_API, &api), "set up", "a userfaultfd");
-  uffdio_register reg{{shared->base, pages * kPageSize}, UFFDIO_REGISTER_MODE_MISSING, 0};
-  check(::ioctl(memory.userfaultfd.get(), UFFDIO_REGISTER, &reg), "register", "memory");
-  memory.ranges = {{RemoteAddr(shared->base), RemoteAddr(shared->base + pages * kPageSize)}};
-  memory.missing = {{shared->base, pages}};
-  std::vector<LazyMemory> all;
-  all.push_back(std::move(memory));
-
   const std::vector<std::byte> data(FillOrder::kMostBytes, std::byte{1});
+  std::vector<LazyMemory> all;
+  all.push_back(registered(pid, *shared, pages));
+
   std::mutex mutex;
   std::condition_variable wakeup;
   std::deque<uint64_t> wanted;

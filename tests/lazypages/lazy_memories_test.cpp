@@ -138,7 +138,9 @@ TEST(LazyMemories, PagesComeWhereTheyAreMissingAndOnlyAnnouncedOnes) {
   Daemon daemon(program, {.fill = false});
   LazyMemories& memories = daemon.memories();
   program.go();
-  while (program.talk().progress != 1) ::usleep(50);
+  // The child may run before its memory is listed.
+  const Deadline deadline = Deadline::in(kPatience);
+  while ((program.talk().progress != 1 || memories.spaces() != 2) && !deadline.passed()) ::usleep(50);
   EXPECT_EQ(memories.spaces(), 2u);
   EXPECT_EQ(memories.missing_pages(), 2 * 16u);
   memories.write(kMemory, program.base(), daemon.data(program.base(), 4));

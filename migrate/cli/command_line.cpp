@@ -64,7 +64,8 @@ int run_command_line(int argc, char** argv) {
   show_plainly(app);
 
   std::vector<std::string> arguments(argv + 1, argv + argc);
-  static constexpr std::string_view kLowLevel[] = {"dump", "pre-dump", "restore", "page-server", "lazy-pages", "untrack", "check"};
+  static constexpr std::string_view kLowLevel[] = {"dump",       "pre-dump", "restore", "page-server",
+                                                   "lazy-pages", "untrack",  "check"};
   const bool low_level = !arguments.empty() && std::ranges::find(kLowLevel, arguments[0]) != std::end(kLowLevel);
   try {
     if (low_level) arguments = expand_arguments(std::move(arguments));

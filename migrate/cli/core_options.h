@@ -49,8 +49,8 @@ struct CoreOptions {
   uint64_t bandwidth_limit = 0;  ///< bytes/s to the page server; 0: none
   std::string address;           ///< of the page server
   uint16_t port = 0;
-  int ps_socket = -1;   ///< a connected socket in place of address and port
-  bool daemon = false;  ///< page-server: return once it listens
+  int ps_socket = -1;       ///< a connected socket in place of address and port
+  bool daemon = false;      ///< page-server: return once it listens
   bool lazy_pages = false;  ///< restore: pages that may wait come from a lazy-pages daemon
   bool tls = false, tls_no_cn_verify = false, insecure = false;
   std::string tls_cacert, tls_cacrl, tls_cert, tls_key;

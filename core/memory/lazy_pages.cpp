@@ -128,16 +128,16 @@ PageSet eager_pages(const img::mm_entry& mm, std::span<const img::core_entry> th
   return out.take();
 }
 
-bool may_be_lazy(const img::vma_entry& vma) {
+bool may_be_lazy(uint32_t status, uint32_t flags, uint64_t madvise) {
   constexpr uint32_t kOther = kVdso | kVvar | kVsyscall | kShadowStack | kGuard;
-  return (vma.status() & kAnonPrivate) != 0 && (vma.status() & kOther) == 0 && (vma.flags() & MAP_LOCKED) == 0 &&
-         (vma.flags() & MAP_HUGETLB) == 0 && (vma.madv() >> MADV_WIPEONFORK & 1) == 0;
+  return (status & kAnonPrivate) != 0 && (status & kOther) == 0 && (flags & (MAP_LOCKED | MAP_HUGETLB)) == 0 &&
+         (madvise >> MADV_WIPEONFORK & 1) == 0;
 }
 
 PageSet lazy_pages(const img::mm_entry& mm, std::span<const img::core_entry> threads, int mem) {
   PageSet all;
   for (const img::vma_entry& vma : mm.vmas())
-    if (may_be_lazy(vma)) all.append(vma.start(), vma.end());
+    if (may_be_lazy(vma.status(), vma.flags(), vma.madv())) all.append(vma.start(), vma.end());
   return all - eager_pages(mm, threads, mem);
 }
 

@@ -23,6 +23,7 @@ PageSet lazy_pages(const img::mm_entry& mm, std::span<const img::core_entry> thr
 
 /// Private anonymous memory of any pages: what userfaultfd(2) serves and a restore registers (one mapping as a whole).
 /// Not what a fork wipes (MADV_WIPEONFORK): the child's zeros cannot be told from missing pages.
-bool may_be_lazy(const img::vma_entry& vma);
+/// `status`, `flags`, `madvise`: those of vma_entry.
+bool may_be_lazy(uint32_t status, uint32_t flags, uint64_t madvise);
 
 }  // namespace migrate

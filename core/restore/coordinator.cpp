@@ -352,8 +352,8 @@ class Coordinator {
   }
 
   void finish(Message& m) {
-    if (m.fds.size() != 2) throw Error("receive", "the final images", EBADMSG);
-    const PagesByMemory missing = unpack_pages(m.fds[1].get());
+    if (m.fds.empty()) throw Error("receive", "the final images", EBADMSG);
+    const PagesByMemory missing = m.fds.size() > 1 ? unpack_pages(m.fds[1].get()) : PagesByMemory();
     final_images_ = unpack_images(m.fds[0].get());
     images_of_.clear();
     for (const TaskNode& node : shells_->tasks())

@@ -16,10 +16,7 @@ namespace {
 constexpr uint64_t kEvents =
     UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
 
-bool can_be_registered(const ImageVma& v) {
-  return v.has(kVmaAnonPrivate) && !v.kernel_made() && (v.flags & (MAP_LOCKED | MAP_HUGETLB)) == 0 &&
-         (v.madvise >> MADV_WIPEONFORK & 1) == 0;
-}
+bool can_be_registered(const ImageVma& v) { return may_be_lazy(v.status, v.flags, v.madvise); }
 
 std::string name_of(const TaskImage& task) { return "the memory of task " + std::to_string(task.pid); }
 

@@ -264,9 +264,9 @@ void Restore::finish(const ImageSet& images, const PagesByMemory& missing) {
   Impl& r = *impl_;
   r.targets.clear();
   try {
-    const Fd packed = pack_images(images), waiting = pack_pages(missing);
+    const Fd packed = pack_images(images), waiting = missing.empty() ? Fd() : pack_pages(missing);
     const std::array<int, 2> fds{packed.get(), waiting.get()};
-    r.order_and_expect(Msg::finish, Msg::standing, {}, fds);
+    r.order_and_expect(Msg::finish, Msg::standing, {}, std::span(fds).first(waiting ? 2 : 1));
     for (LazyMemory& memory : r.lazy) memory.missing = runs_of(missing.at(memory.memory), {});
     if (r.gate == nullptr) return;
     r.gate->freeze(r.options.timeout);

@@ -148,7 +148,9 @@ TEST(LazyEnds, GuardsAreNotFilledOver) {
     });
     Daemon daemon(program, {.fill = false});
     program.go();
-    while (program.talk().progress != 1) ::usleep(50);
+    const Deadline deadline = Deadline::in(kPatience);
+    while (program.talk().progress != 1 && !deadline.passed()) ::usleep(50);
+    ASSERT_EQ(program.talk().progress, 1u);
     for (const auto& [memory, runs] : daemon.memories().missing())
       for (const PageRun& run : runs) daemon.memories().write(memory, run.address, daemon.data(run.address, run.pages));
     EXPECT_TRUE(daemon.memories().whole());

@@ -177,7 +177,9 @@ TEST(LazyMemories, NothingIsMissingOfAProgramThatIsGone) {
     Daemon daemon(program, {.fill = false});
     program.go();
     if (how == 1) {
-      while (program.talk().progress < 100) ::usleep(50);
+      const Deadline walking = Deadline::in(kPatience);
+      while (program.talk().progress < 100 && !walking.passed()) ::usleep(50);
+      ASSERT_GE(program.talk().progress, 100u);
       ::kill(program.pid(), SIGKILL);
       program.ended();
     }

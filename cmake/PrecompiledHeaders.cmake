@@ -1,8 +1,9 @@
 # Most of the time of a small file goes into the headers of others, so these are parsed once for many targets. Files
 # still include what they use: -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON builds as well.
-set(std_headers <algorithm> <array> <atomic> <charconv> <chrono> <cmath> <cstdint> <cstring> <filesystem> <fstream>
-  <functional> <map> <memory> <mutex> <optional> <random> <set> <span> <sstream> <string> <string_view> <thread>
-  <unordered_map> <variant> <vector>)
+set(std_headers <algorithm> <array> <atomic> <charconv> <chrono> <cmath> <cstdint> <cstring> <functional> <map> <memory>
+  <mutex> <optional> <set> <span> <string> <string_view> <variant> <vector>)
+# Whatever a set holds, each file pays for: templates that its headers leave to be instantiated are, in every one.
+set(test_headers <filesystem> <fstream> <random> <sstream> <thread>)
 # Not <signal.h>, whose macro sigmask is the name of a field in an image.
 set(system_headers <fcntl.h> <poll.h> <sys/mman.h> <sys/socket.h> <sys/stat.h> <sys/syscall.h> <sys/types.h>
   <unistd.h>)
@@ -23,12 +24,13 @@ function(add_precompiled NAME)
 endfunction()
 
 add_precompiled(precompiled_plain HEADERS ${std_headers} ${system_headers})
-add_precompiled(precompiled_host HEADERS ${std_headers} ${system_headers} <fmt/core.h> <google/protobuf/message_lite.h>
+add_precompiled(precompiled_host HEADERS ${std_headers} ${system_headers} <fmt/core.h> LIBRARIES spdlog::spdlog)
+add_precompiled(precompiled_images HEADERS ${std_headers} ${system_headers} <fmt/core.h> <google/protobuf/message_lite.h>
   <google/protobuf/repeated_field.h> ${schemas} LIBRARIES spdlog::spdlog proto_images proto_migration)
 if(MIGRATE_TESTS)
   find_package(GTest REQUIRED)
-  add_precompiled(precompiled_tests HEADERS ${std_headers} ${system_headers} <google/protobuf/message_lite.h>
-    <google/protobuf/repeated_field.h> ${schemas} <fmt/core.h> <gtest/gtest.h>
+  add_precompiled(precompiled_tests HEADERS ${std_headers} ${test_headers} ${system_headers}
+    <google/protobuf/message_lite.h> <google/protobuf/repeated_field.h> ${schemas} <fmt/core.h> <gtest/gtest.h>
     LIBRARIES spdlog::spdlog proto_images proto_migration GTest::gtest)
   compile_plainly(precompiled_tests)
 endif()
@@ -53,6 +55,8 @@ function(use_precompiled FOLDER)
         continue()
       endif()
       set(precompiled precompiled_tests)
+    elseif(others MATCHES "proto_|core_dump|core_restore|session_(journal|guardian|handover|wire|destination)|migrate_session")
+      set(precompiled precompiled_images)
     elseif(others)
       set(precompiled precompiled_host)
     else()

@@ -9,8 +9,6 @@
 namespace migrate::files_testing {
 namespace {
 
-constexpr uid_t kUser = 65534;
-
 class FileOwnersTest : public Files {
  protected:
   void SetUp() override {

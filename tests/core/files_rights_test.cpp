@@ -12,7 +12,7 @@
 namespace migrate::files_testing {
 namespace {
 
-constexpr uid_t kUser = 65534, kOther = 1234;
+constexpr uid_t kOther = 1234;
 
 class FileRights : public Files {
  protected:

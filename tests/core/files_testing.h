@@ -26,6 +26,8 @@
 
 namespace migrate::files_testing {
 
+inline constexpr uid_t kUser = 65534;
+
 using Work = std::function<void()>;
 
 /// In a child: what must hold. Exceptions end it with a message on the report pipe.

@@ -12,14 +12,13 @@
 #include "core/dump/dump.h"
 #include "core/memory/tree_survey.h"
 #include "core/restore/restore.h"
+#include "tests/core/places.h"
 
 namespace migrate {
 namespace {
 
 constexpr uint64_t kAt = 0x10000000000, kBytes = 16 << 20, kGrownAt = 0x10100000000, kGrown = 2 << 20;
 constexpr uint64_t kHugeAt = 0x10200000000, kHuge = 6 << 20;
-
-std::byte* at(uint64_t address) { return reinterpret_cast<std::byte*>(address); }  // NOLINT: an address in the child
 
 void touch(uint64_t start, uint64_t bytes, int seed) {
   for (uint64_t i = 0; i < bytes; i += kPageSize)

@@ -31,6 +31,7 @@
 #include "core/restore/restorable.h"
 #include "core/restore/restore.h"
 #include "core/restore/shell.h"
+#include "tests/core/changed_images.h"
 
 namespace migrate {
 namespace {
@@ -154,16 +155,6 @@ void become_user() {
   if (::setgroups(0, nullptr) != 0 || ::setresgid(kUser, kUser, kUser) != 0 || ::setresuid(kUser, kUser, kUser) != 0)
     ::_exit(3);
   ::prctl(PR_SET_DUMPABLE, 1);
-}
-
-template <class Entry>
-void change(ImageSet& images, const std::string& name, uint32_t type, const std::function<void(Entry&)>& how) {
-  Entry entry;
-  images.need(name, type, entry);
-  how(entry);
-  ImageSet fresh;
-  fresh.put(name, type, entry);
-  images.adopt(name, fresh.images().at(name));
 }
 
 TEST_F(RestoredUser, AThreadThatDoesNotSayWhoseItIsIsNotRestored) {

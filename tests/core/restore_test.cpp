@@ -21,6 +21,7 @@
 #include "core/restore/staged_areas.h"
 #include "core/restore/tree_order.h"
 #include "images/core.pb.h"
+#include "tests/core/changed_images.h"
 
 namespace migrate {
 namespace {
@@ -284,16 +285,6 @@ TEST(RestoreRights, ALinkOfAUsersInTheFoldersPlaceIsNotFollowed) {
 TEST(RestoreRights, NothingIsOpenedByRootForHostileImages) {
   worker_is_refused("user 65534 may not use here", {.own_namespaces = true, .files_by_root = false},
                     [](const std::string&) {});
-}
-
-template <class Entry>
-void change(ImageSet& images, const std::string& name, uint32_t type, const std::function<void(Entry&)>& how) {
-  Entry entry;
-  images.need(name, type, entry);
-  how(entry);
-  ImageSet fresh;
-  fresh.put(name, type, entry);
-  images.adopt(name, fresh.images().at(name));
 }
 
 /// Each failing in another stage.

@@ -21,16 +21,13 @@
 #include "core/memory/page_scan.h"
 #include "core/memory/vma.h"
 #include "core/restore/restore.h"
+#include "tests/core/places.h"
 
 namespace migrate::warm_test {
 
 inline constexpr uint64_t kAt = 0x10000000000, kBytes = 8 << 20, kSharedAt = 0x10100000000, kShared = 1 << 20;
 inline constexpr uint64_t kMemfdAt = 0x10200000000, kMemfd = 2 << 20, kFileAt = 0x10300000000, kFile = 512 << 10;
 inline constexpr uint64_t kReservedAt = 0x20000000000, kReserved = uint64_t{1} << 40;
-
-inline std::byte* at(uint64_t address) {
-  return reinterpret_cast<std::byte*>(address);
-}  // NOLINT: an address in the child
 
 /// The program that moves: obeys bytes appended to one file, answers each by a byte in another.
 class Program {

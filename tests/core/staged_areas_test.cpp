@@ -10,11 +10,10 @@
 #include <cstring>
 
 #include "core/restore/tree_order.h"
+#include "tests/core/places.h"
 
 namespace migrate {
 namespace {
-
-std::byte* at(uint64_t address) { return reinterpret_cast<std::byte*>(address); }  // NOLINT: an address of this process
 
 TEST(StagedAreasPlan, KeepsWhatIsTheSame) {
   const std::vector<StagedArea> have{{0x1000, 0x5000}, {0x5000, 0x9000, true}, {0x20000, 0x30000}};

@@ -14,6 +14,7 @@
 #include "core/base/procfs.h"
 #include "core/dump/dump.h"
 #include "core/restore/restore.h"
+#include "tests/core/places.h"
 
 namespace migrate {
 namespace {
@@ -23,8 +24,6 @@ constexpr size_t kAnonymous = 24 << 20, kShared = 3 << 20, kHidden = 1 << 20;
 /// Fixed places, so that the tests know where to look.
 constexpr uint64_t kAnonymousAt = 0x10000000000, kSharedAt = 0x10010000000, kHiddenAt = 0x10020000000,
                    kFileAt = 0x10030000000;
-
-std::byte* at(uint64_t address) { return reinterpret_cast<std::byte*>(address); }  // NOLINT: an address in the child
 
 void scatter(uint64_t start, size_t bytes, uint64_t seed) {
   for (size_t i = 0; i < bytes; i += kPageSize * (1 + i / kPageSize % 3)) {

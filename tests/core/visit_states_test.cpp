@@ -22,7 +22,7 @@
 namespace migrate {
 namespace {
 
-struct Shared {
+struct StatesShared {
   std::atomic<uint32_t> ready{0};
   std::atomic<uint64_t> progress{0};
   std::atomic<uint32_t> damage{0};  ///< a program found something wrong
@@ -31,7 +31,7 @@ struct Shared {
   std::atomic<uint32_t> elsewhere{0};  ///< traps that were told at an address that is not the program's
 };
 
-class VisitStatesTest : public VisitedPrograms<Shared> {
+class VisitStatesTest : public VisitedPrograms<StatesShared> {
  protected:
   ~VisitStatesTest() override {
     if (shared_->inner != 0) ::kill(shared_->inner, SIGKILL);
@@ -106,7 +106,7 @@ TEST_F(VisitStatesTest, SyscallUserDispatchOfAnotherThreadIsRefused) {
 }
 
 /// Two instructions in turn, each of which traps: none may be left out, none told twice.
-Shared* g_shared = nullptr;
+StatesShared* g_shared = nullptr;
 uint64_t g_last = 0;
 extern "C" const char visit_step_a[], visit_step_b[];
 
@@ -119,7 +119,7 @@ void on_step(int, siginfo_t*, void* context) {
   g_last = inside ? rip : 0;
 }
 
-[[noreturn]] void step_for_ever(Shared* shared) {
+[[noreturn]] void step_for_ever(StatesShared* shared) {
   g_shared = shared;
   struct sigaction action {};
   action.sa_sigaction = on_step;
@@ -140,7 +140,7 @@ TEST_F(VisitStatesTest, ASteppingThreadTrapsOnAsBefore) {
 }
 
 /// Is inside a critical section nearly always, and looks there whether the kernel still knows. `aborts` counts.
-[[noreturn]] void stay_in_section(Shared* shared) {
+[[noreturn]] void stay_in_section(StatesShared* shared) {
   shared->ready = 1;
   char* const area = static_cast<char*>(__builtin_thread_pointer()) + __rseq_offset;
   asm volatile(

@@ -22,7 +22,7 @@
 namespace migrate {
 namespace {
 
-struct Shared {
+struct TrustShared {
   std::atomic<uint32_t> ready{0};
   std::atomic<uint64_t> progress{0};
   std::atomic<uint32_t> now{0}, done{0};  ///< for the helper: act; it has
@@ -37,7 +37,7 @@ RemoteRange area_of(pid_t pid) {
   return {};
 }
 
-class VisitTrustTest : public VisitedPrograms<Shared> {
+class VisitTrustTest : public VisitedPrograms<TrustShared> {
  protected:
   VisitTrustTest() {
     path_ = Fd(check(::mkostemp(name_, O_CLOEXEC), "make", name_));
@@ -76,7 +76,7 @@ class VisitTrustTest : public VisitedPrograms<Shared> {
 enum class Bait { file, memfd, cut_memfd };
 
 struct Swapper {
-  Shared* shared;
+  TrustShared* shared;
   Bait bait;
   const char* file;
 };
@@ -176,7 +176,7 @@ TEST_F(VisitTrustTest, AnswersThatNoKernelGivesAreNoticed) {
 }
 
 int do_nothing(void* shared) {
-  while (static_cast<Shared*>(shared)->quit == 0) ::sched_yield();
+  while (static_cast<TrustShared*>(shared)->quit == 0) ::sched_yield();
   return 0;
 }
 

@@ -5,9 +5,10 @@
 namespace migrate {
 
 int SendSession::give_up(const std::exception& e) {
-  const bool refused = (!touched_ || undone_) && dynamic_cast<const Refusal*>(&e) != nullptr;
+  const bool refused = (!touched() || undone_) && dynamic_cast<const Refusal*>(&e) != nullptr;
+  const bool touched = this->touched();
   bool runs = true;
-  throttle_.reset();
+  if (plan_) plan_->before_running_on();
   try {
     runs = hold_.abort(e.what());
   } catch (const std::exception& again) {
@@ -15,28 +16,28 @@ int SendSession::give_up(const std::exception& e) {
     return kInDoubt;
   }
   if (!runs) return in_doubt(e.what());
-  tracker_.reset();
-  if (sender_) sender_->cancel();
+  plan_.reset();
+  if (peer_.has_streams()) peer_.sender().cancel();
   tell_peer(e.what());
   events_.event(refused ? "refused" : "failed",
-                std::string(e.what()) + (touched_ ? "; " + label_ + " runs on here" : ""), {{"touched", touched_}});
+                std::string(e.what()) + (touched ? "; " + label_ + " runs on here" : ""), {{"touched", touched}});
   if (refused) tell_other_refusals(events_, e);
   return refused ? kRefused : kFailed;
 }
 
 void SendSession::tell_peer(const std::string& reason) noexcept {
   try {
-    if (channel_) channel_->stream().set_stop(nullptr);
-    if (channel_ && !begun_) channel_->refuse(reason);
+    if (peer_.connected()) peer_.channel().stream().set_stop(nullptr);
+    if (peer_.connected() && !begun_) peer_.channel().refuse(reason);
     if (!begun_) {
       if (hold_.started()) store_.note_peer_settled(id_);  // it never knew the session
       return;
     }
     try {
-      if (!channel_->peer_refused()) {
+      if (!peer_.channel().peer_refused()) {
         Message message;
         message.mutable_abort()->set_reason(reason.substr(0, 1000));
-        channel_->send(std::move(message));
+        peer_.channel().send(std::move(message));
         await_aborted();
       }
       store_.note_peer_settled(id_);
@@ -44,8 +45,7 @@ void SendSession::tell_peer(const std::string& reason) noexcept {
     } catch (const std::exception& e) {
       log_.debug("telling the peer about the abort: {}", e.what());
     }
-    channel_.reset();
-    sender_.reset();
+    peer_.close();
     if (!tell_outcome(store_, id_, ask_, log_)) {
       events_.event("untold", "the destination could not be told; `migrate resolve` does that later",
                     {{"session", to_hex(id_)}});
@@ -58,10 +58,10 @@ void SendSession::tell_peer(const std::string& reason) noexcept {
 void SendSession::await_aborted() {
   const Deadline deadline = Deadline::in(options_.timeouts.settle);
   try {
-    while (channel_->receive(deadline).body_case() != Message::kAborted) {
+    while (peer_.channel().receive(deadline).body_case() != Message::kAborted) {
     }
   } catch (const Refusal&) {
-    if (!channel_->peer_refused()) throw;
+    if (!peer_.channel().peer_refused()) throw;
   }
 }
 
@@ -69,8 +69,7 @@ int SendSession::in_doubt(const std::string& reason) {
   log_.debug("after the commit: {}", reason);
   Settled settled{Settled::Outcome::in_doubt, reason};
   try {
-    channel_.reset();
-    sender_.reset();
+    peer_.close();
     std::optional<Journal> journal = hold_.take_over();
     if (journal) settled = settle_source(*journal, *keeper_, ask_, log_);
   } catch (const std::exception& e) {

@@ -1,4 +1,4 @@
-// Reads the pages of one memory. For .cpp files of this folder.
+// Reads the pages of one memory. For .cpp files of this folder and of lazypages/feed.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// The bytes of page streams: preface and records. README.md shows the layout. For .cpp files of this folder and tests.
+// The bytes of page streams: preface and records. README.md shows the layout. For .cpp files of this folder and of
+// lazypages/feed, and tests.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// Puts page records on one stream: packed or raw, within the bandwidth limit, counted. For .cpp files of this folder.
+// Puts page records on one stream: packed or raw, within the bandwidth limit, counted. For .cpp files of this folder
+// and of lazypages/feed.
 #pragma once
 
 #include <chrono>

@@ -1,0 +1,53 @@
+// The connections of a feed.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "pageserver/stream.h"
+
+namespace migrate {
+
+/// Connected, and used for nothing else before. Time-outs and stop events that are set become the feed's.
+struct FeedStreams {
+  std::unique_ptr<Stream> urgent;             ///< requests and answers
+  std::vector<std::unique_ptr<Stream>> fill;  ///< one at least
+};
+
+/// Whoever says nothing on the urgent stream for so long is gone. A feed says something five times as often.
+inline constexpr std::chrono::milliseconds kFeedSilence{10000};
+
+/// What is on its way in a fill stream is in the way of what is asked for, on the same processors and the same link.
+inline constexpr int kFillBuffer = 256 << 10;
+
+/// Bounds what the kernel keeps of a stream; SO_SNDBUF or SO_RCVBUF.
+void bound_buffer(const Stream& stream, int option, int bytes) noexcept;
+
+/// The peer says what failed there.
+class PeerFailed : public Error {
+ public:
+  using Error::Error;
+};
+
+/// Why a feed ended: what is first, but a cut is only told if nobody says why.
+class FeedFailure {
+ public:
+  void note(std::exception_ptr why) noexcept;
+  explicit operator bool() const { return failure_ != nullptr; }
+  /// A cut, whose reason the peer may still say.
+  bool is_cut() const { return kind_ == Kind::cut; }
+  /// Whether the peer is to be told: the connection is not what failed, nor has the peer said so itself.
+  bool is_ours() const { return kind_ == Kind::ours; }
+  std::string sentence() const;
+  [[noreturn]] void rethrow() const { std::rethrow_exception(failure_); }
+
+ private:
+  enum class Kind : uint8_t { none, cut, other, ours } kind_ = Kind::none;
+  std::exception_ptr failure_;
+};
+
+}  // namespace migrate

@@ -1,0 +1,301 @@
+#include "lazypages/feed/page_feeder.h"
+
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <optional>
+#include <system_error>
+
+#include "lazypages/feed/feed_link.h"
+#include "lazypages/idle.h"
+#include "pageserver/copying.h"
+#include "pageserver/page_reader.h"
+#include "pageserver/record_writer.h"
+
+namespace migrate {
+namespace {
+
+/// Answers go out when they fill a TLS record: the first is not to wait for many others.
+constexpr size_t kAnswerPages = 3;
+/// Requests that an honest destination can have, with every page asked for again and again: a bound against floods.
+constexpr uint64_t kMostAsked = 8, kSomeMore = 1024;
+
+}  // namespace
+
+struct PageFeeder::Memory {
+  explicit Memory(const PageSource& source) : reader(source) {
+    for (const PageRun& run : source.runs) add(announced, run.address, run.address + run.pages * kPageSize);
+  }
+  PageReader reader;
+  Intervals announced;
+};
+
+PageFeeder::PageFeeder(FeedStreams streams, std::span<const PageSource> sources, const std::vector<RankedRun>& order,
+                       const FeederOptions& options)
+    : streams_(std::move(streams)), options_(options), filled_(streams_.fill.size(), false) {
+  if (!streams_.urgent || streams_.fill.empty()) throw Error("feed pages: a stream is not connected");
+  shared_.reset(new SendShared{.counters = counters_.fill, .stop = fill_stop_});
+  shared_->limiter.set_rate(options.bandwidth_limit);
+  // What is being sent cannot be overtaken by what comes next: it is to be through soon.
+  if (options.bandwidth_limit != 0)
+    batch_pages_ = std::clamp<uint64_t>(options.bandwidth_limit / 20 / kPageSize, 1, kBatchPages);
+  shared_->chooser.configure(options.compression, options.codecs);
+  for (auto& stream : streams_.fill) {
+    stream->set_stop(&fill_stop_);
+    bound_buffer(*stream, SO_SNDBUF, kFillBuffer);
+    writers_.push_back(std::make_unique<RecordWriter>(*stream, *shared_));
+  }
+  streams_.urgent->set_stop(&stop_);
+  link_ = std::make_unique<FeedLink>(*streams_.urgent, FeedSide::source, options.silence);
+
+  std::map<MemoryId, Intervals> rest;
+  for (const PageSource& source : sources) {
+    announced_ += source.pages();
+    rest[source.memory] = memories_.try_emplace(source.memory, source).first->second.announced;
+  }
+  std::vector<RankedRun> runs;
+  const auto take = [&](MemoryId memory, Intervals& from, const PageRun& run, uint64_t rank) {
+    for (const auto& [start, end] : cut(from, run.address, run.address + run.pages * kPageSize))
+      runs.push_back({memory, {start, (end - start) / kPageSize}, rank});
+  };
+  for (const RankedRun& r : order)
+    if (const auto from = rest.find(r.memory); from != rest.end()) take(r.memory, from->second, r.run, r.rank);
+  for (const PageSource& source : sources)
+    for (const PageRun& run : source.runs) take(source.memory, rest[source.memory], run, 0);
+  order_ = FillOrder(std::move(runs));
+  may_request_ = announced_ * kMostAsked + kSomeMore;
+}
+
+PageFeeder::~PageFeeder() = default;
+
+void PageFeeder::cancel() noexcept {
+  stop_.trigger();
+  fill_stop_.trigger();
+}
+
+void PageFeeder::fail(std::exception_ptr why) noexcept {
+  const std::lock_guard lock(mutex_);
+  if (whole_) return;  // what ends now was not needed
+  failure_.note(std::move(why));
+  cancel();
+}
+
+void PageFeeder::run() {
+  try {
+    serve();
+  } catch (...) {
+    fail(std::current_exception());
+  }
+  fill_stop_.trigger();
+  for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
+  end_streams();
+  if (failure_) failure_.rethrow();
+}
+
+void PageFeeder::end_streams() {
+  streams_.urgent->set_stop(nullptr);
+  for (auto& stream : streams_.fill) stream->set_stop(nullptr);
+  if (failure_) {
+    if (failure_.is_cut())
+      if (auto why = link_->last_words()) failure_.note(why);
+    if (failure_.is_ours()) link_->send_failure(failure_.sentence());
+    streams_.urgent->abort();
+    for (auto& stream : streams_.fill) stream->abort();
+    return;
+  }
+  // A stream that was stopped in the middle of a record can say nothing any more, and need not.
+  for (size_t i = 0; i < streams_.fill.size(); ++i) filled_[i] ? streams_.fill[i]->finish() : streams_.fill[i]->abort();
+  streams_.urgent->finish();
+}
+
+Corrupt PageFeeder::corrupt(const char* why) const { return {"the feed from " + link_->peer(), why}; }
+
+std::span<std::byte> PageFeeder::receive_body(const FeedPacket& packet) {
+  body_.resize(body_size(packet));
+  link_->receive_body(body_);
+  return body_;
+}
+
+void PageFeeder::serve() {
+  for (;;) {
+    link_->ping_if_due();
+    if (!link_->wait(link_->ping_due(), stop_)) continue;
+    const auto packet = link_->receive();
+    if (!packet) continue;
+    if ((packet->kind == FeedPacket::Kind::begin) != (stage_ == Stage::new_))
+      throw corrupt("it does not begin with its beginning, or begins twice");
+    switch (packet->kind) {
+      case FeedPacket::Kind::begin:
+        begin(*packet);
+        break;
+      case FeedPacket::Kind::missing:
+        take_missing(*packet);
+        break;
+      case FeedPacket::Kind::start:
+        end_of_list(packet->value);
+        break;
+      case FeedPacket::Kind::request:
+        answer(*packet);
+        break;
+      default:  // whole: the only one that is left
+        return end_whole();
+    }
+  }
+}
+
+void PageFeeder::end_whole() {
+  {
+    const std::lock_guard lock(mutex_);
+    whole_ = true;
+  }
+  link_->send({.kind = FeedPacket::Kind::done, .value = counters_.requested});
+}
+
+void PageFeeder::begin(const FeedPacket& packet) {
+  if (packet.value > announced_) throw corrupt("it misses more pages than were announced");
+  if (packet.all && packet.value != announced_)
+    throw corrupt("it says that it misses all that was announced, and means another number of pages");
+  missing_ = packet.value;
+  stage_ = Stage::begun;
+  if (packet.all) start_fill();
+}
+
+bool PageFeeder::is_announced(MemoryId memory, uint64_t address, uint64_t pages) const {
+  const auto known = memories_.find(memory);
+  if (known == memories_.end()) return false;
+  const auto within = around(known->second.announced, address);
+  return within != known->second.announced.end() && pages <= (within->second - address) / kPageSize;
+}
+
+/// The destination has what its list has left out: from where that had come to, up to this place.
+void PageFeeder::leave_out_until(MemoryId memory, uint64_t address) {
+  const auto leave_out = [&](MemoryId of, uint64_t end) {
+    const uint64_t start = of == listing_ ? listed_until_ : 0;
+    if (start < end) order_.leave_out(of, start, end - start);
+  };
+  for (auto m = memories_.lower_bound(listing_); m != memories_.end() && m->first < memory; ++m)
+    leave_out(m->first, kMaxPageAddress);
+  leave_out(memory, address);
+}
+
+void PageFeeder::take_missing(const FeedPacket& packet) {
+  if (stage_ != Stage::begun) throw corrupt("it lists missing pages after their end");
+  const auto runs = decode_runs(receive_body(packet), link_->peer());
+  if (packet.memory < listing_ || (packet.memory == listing_ && runs.front().address < listed_until_))
+    throw corrupt("missing pages are not listed in order");
+  const std::lock_guard lock(mutex_);
+  for (const PageRun& run : runs) {
+    if (!is_announced(packet.memory, run.address, run.pages))
+      throw corrupt("it misses pages that were never announced");
+    listed_ += run.pages;
+    if (listed_ > missing_) throw corrupt("it lists more missing pages than it said");
+    leave_out_until(packet.memory, run.address);
+    listing_ = packet.memory;
+    listed_until_ = run.address + run.pages * kPageSize;
+  }
+}
+
+void PageFeeder::end_of_list(uint64_t pages) {
+  if (stage_ != Stage::begun) throw corrupt("it starts the fill twice");
+  if (pages != missing_ || listed_ != missing_) throw corrupt("it lists another number of missing pages than it said");
+  if (!memories_.empty()) {
+    const std::lock_guard lock(mutex_);
+    leave_out_until(std::max(listing_, memories_.rbegin()->first), kMaxPageAddress);
+  }
+  start_fill();
+}
+
+void PageFeeder::start_fill() {
+  stage_ = Stage::started;
+  try {
+    for (size_t i = 0; i < streams_.fill.size(); ++i)
+      threads_.emplace_back([this, i] {
+        try {
+          fill(i);
+        } catch (...) {
+          fail(std::current_exception());
+        }
+      });
+  } catch (const std::system_error& e) {
+    throw Error("start a thread", "for missing pages", e.code().value());
+  }
+}
+
+void PageFeeder::answer(const FeedPacket& packet) {
+  if (packet.count > may_request_) throw corrupt("it asks for more pages than it can miss");
+  may_request_ -= packet.count;
+  const auto addresses = decode_addresses(receive_body(packet), link_->peer());
+  for (const uint64_t address : addresses)
+    if (!is_announced(packet.memory, address, 1)) throw corrupt("it asks for pages that were never announced");
+  send_answers(packet, addresses);
+  // Not before: it waits for the lock.
+  const std::lock_guard lock(mutex_);
+  for (const uint64_t address : addresses) order_.faulted(packet.memory, address);
+}
+
+void PageFeeder::send_answers(const FeedPacket& packet, std::span<const uint64_t> addresses) {
+  const PageReader& reader = memories_.at(packet.memory).reader;
+  answer_.resize(kAnswerPages * (kFeedPacketSize + kPageSize));
+  while (!addresses.empty()) {
+    const auto some = addresses.first(std::min(kAnswerPages, addresses.size()));
+    const auto page = [&](size_t i) {
+      return std::span(answer_).subspan(i * (kFeedPacketSize + kPageSize) + kFeedPacketSize, kPageSize);
+    };
+    for (size_t i = 0; i < some.size(); ++i) reader.read(some[i], page(i));
+    for (size_t i = 0; i < some.size(); ++i)
+      link_->put_header({.kind = FeedPacket::Kind::pages, .memory = packet.memory, .count = 1, .value = some[i]},
+                        page(i));
+    link_->write(std::span(answer_).first(some.size() * (kFeedPacketSize + kPageSize)));
+    counters_.requested += some.size();
+    addresses = addresses.subspan(some.size());
+  }
+}
+
+/// What to read next, some pages in all. False: there is nothing left.
+bool PageFeeder::next_pieces(std::vector<FillPiece>& pieces) {
+  pieces.clear();
+  uint64_t room = batch_pages_ * kPageSize;
+  const OutOfIdle awake;
+  const std::lock_guard lock(mutex_);
+  while (room > 0) {
+    const auto piece = order_.next(room);
+    if (!piece) break;
+    pieces.push_back(*piece);
+    room -= piece->bytes;
+  }
+  return !pieces.empty();
+}
+
+void PageFeeder::fill(size_t index) {
+  if (options_.idle) become_idle();
+  RecordWriter& writer = *writers_[index];
+  writer.begin_pass();
+  // Pages of the first run are aligned, which makes reading a long one cheaper.
+  PageBuffer buffer(kPageSize + (kPageSize + kPageRecordSize) * kBatchPages);
+  std::vector<FillPiece> pieces;
+  while (next_pieces(pieces)) {
+    std::byte* at = buffer.data() + kPageSize;
+    for (const FillPiece& piece : pieces) {
+      const std::span<std::byte> pages(at, piece.bytes);
+      memories_.at(piece.memory).reader.read(piece.address, pages);
+      writer.send(piece.memory, piece.address, pages);
+      at += piece.bytes + kPageRecordSize;
+    }
+    writer.flush();
+  }
+  writer.finish_pass();
+  const std::lock_guard lock(mutex_);
+  filled_[index] = true;
+}
+
+uint64_t PageFeeder::pages_left() const {
+  const std::lock_guard lock(mutex_);
+  return order_.pages_left();
+}
+
+CodecChoice PageFeeder::codec() const { return shared_->chooser.current(); }
+
+std::vector<CodecChange> PageFeeder::take_codec_changes() { return shared_->chooser.take_changes(); }
+
+}  // namespace migrate

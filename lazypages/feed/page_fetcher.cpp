@@ -1,0 +1,250 @@
+#include "lazypages/feed/page_fetcher.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <system_error>
+#include <thread>
+
+#include "lazypages/feed/feed_link.h"
+#include "lazypages/idle.h"
+
+namespace migrate {
+
+using Clock = std::chrono::steady_clock;
+
+/// Lets through what the fill may bring: each missing page once.
+class PageFetcher::FillSink final : public PageSink {
+ public:
+  FillSink(PageSink& sink, WantedPages& wanted, const MissingRuns& missing, std::string peer)
+      : sink_(sink), wanted_(wanted), peer_(std::move(peer)) {
+    for (const auto& [memory, runs] : missing)
+      for (const PageRun& run : runs) add(to_come_[memory], run.address, run.address + run.pages * kPageSize);
+  }
+
+  void write(MemoryId memory, uint64_t address, std::span<const std::byte> data) override {
+    // Others wait for the locks that are taken here.
+    const OutOfIdle awake;
+    take(memory, address, data.size());
+    const auto began = Clock::now();
+    sink_.write(memory, address, data);
+    wanted_.filled(memory, address, data.size() / kPageSize, began);
+  }
+
+  void answered(MemoryId memory, uint64_t address, uint64_t bytes) {
+    const std::lock_guard lock(mutex_);
+    add(answered_[memory], address, address + bytes);
+  }
+
+  /// The fill is over: throws Corrupt unless all is here that was missing.
+  void check_complete() {
+    const std::lock_guard lock(mutex_);
+    for (auto& [memory, left] : to_come_) {
+      for (const auto& [start, end] : answered_[memory]) cut(left, start, end);
+      if (!left.empty()) throw corrupt("the fill has ended, but pages that were announced have not come");
+    }
+  }
+
+ private:
+  Corrupt corrupt(const char* why) const { return {"the feed from " + peer_, why}; }
+
+  void take(MemoryId memory, uint64_t address, uint64_t bytes) {
+    const std::lock_guard lock(mutex_);
+    const auto known = to_come_.find(memory);
+    if (known != to_come_.end()) {
+      const auto within = around(known->second, address);
+      if (within != known->second.end() && bytes <= within->second - address) {
+        cut(known->second, address, address + bytes);
+        return;
+      }
+    }
+    throw corrupt("pages came that are not missing, or came before");
+  }
+
+  PageSink& sink_;
+  WantedPages& wanted_;
+  const std::string peer_;
+  std::mutex mutex_;
+  std::map<MemoryId, Intervals> to_come_, answered_;
+};
+
+namespace {
+
+uint64_t pages_of(const MissingRuns& missing) {
+  uint64_t pages = 0;
+  for (const auto& [memory, runs] : missing)
+    for (const PageRun& run : runs) pages += run.pages;
+  return pages;
+}
+
+}  // namespace
+
+PageFetcher::PageFetcher(FeedStreams streams, PageSink& sink, WantedPages& wanted, const MissingRuns& missing, bool all,
+                         const FetcherOptions& options)
+    : urgent_(std::move(streams.urgent)),
+      sink_(sink),
+      wanted_(wanted),
+      missing_(missing),
+      all_(all),
+      options_(options) {
+  if (!urgent_ || streams.fill.empty()) throw Error("fetch pages: a stream is not connected");
+  urgent_->set_stop(&stop_);
+  link_ = std::make_unique<FeedLink>(*urgent_, FeedSide::destination, options.silence);
+  fill_sink_ = std::make_unique<FillSink>(sink, wanted, missing, urgent_->peer());
+  for (const auto& stream : streams.fill) bound_buffer(*stream, SO_RCVBUF, kFillBuffer);
+  receiver_ = std::make_unique<PageReceiver>(std::move(streams.fill), *fill_sink_,
+                                             ReceiveLimits{.max_pages = pages_of(missing), .codecs = options.codecs});
+}
+
+PageFetcher::~PageFetcher() = default;
+
+const PageCounters& PageFetcher::fill() const { return receiver_->counters(); }
+
+Corrupt PageFetcher::corrupt(const char* why) const { return {"the feed from " + link_->peer(), why}; }
+
+void PageFetcher::whole() noexcept {
+  whole_ = true;
+  wanted_.wake();
+}
+
+void PageFetcher::cancel() noexcept {
+  stop_.trigger();
+  receiver_->cancel();
+  // At once: a thread of ours may be in the sink for long.
+  urgent_->abort();
+}
+
+void PageFetcher::fail(std::exception_ptr why) noexcept {
+  const std::lock_guard lock(mutex_);
+  failure_.note(std::move(why));
+  stop_.trigger();
+  receiver_->cancel();
+}
+
+void PageFetcher::run() {
+  std::vector<std::thread> threads;
+  const auto start = [&](void (PageFetcher::*work)()) {
+    threads.emplace_back([this, work] {
+      try {
+        (this->*work)();
+      } catch (...) {
+        fail(std::current_exception());
+      }
+    });
+  };
+  try {
+    start(&PageFetcher::request);
+    start(&PageFetcher::receive_fill);
+    receive_answers();
+  } catch (const std::system_error& e) {
+    fail(std::make_exception_ptr(Error("start a thread", "for missing pages", e.code().value())));
+  } catch (...) {
+    fail(std::current_exception());
+  }
+  receiver_->cancel();
+  for (std::thread& thread : threads) thread.join();
+  end_streams();
+  if (failure_) failure_.rethrow();
+}
+
+void PageFetcher::end_streams() {
+  urgent_->set_stop(nullptr);
+  if (!failure_) return urgent_->finish();
+  if (failure_.is_cut())
+    if (auto why = link_->last_words()) failure_.note(why);
+  if (failure_.is_ours()) link_->send_failure(failure_.sentence());
+  urgent_->abort();
+}
+
+void PageFetcher::receive_fill() {
+  try {
+    if (options_.idle) become_idle();
+    receiver_->receive();
+    fill_sink_->check_complete();
+    filled_ = true;
+  } catch (...) {
+    if (!said_whole_) throw;  // else the source need not end it
+  }
+}
+
+/// Of one memory and one after the other as they were wanted: what waits goes out together.
+void PageFetcher::send_wanted() {
+  const auto pages = wanted_.take();
+  std::vector<uint64_t> addresses;
+  std::vector<std::byte> body;
+  for (size_t i = 0; i < pages.size();) {
+    const MemoryId memory = pages[i].first;
+    addresses.clear();
+    for (; i < pages.size() && pages[i].first == memory && addresses.size() < kMostRequested; ++i)
+      addresses.push_back(pages[i].second);
+    body.clear();
+    encode_addresses(addresses, body);
+    link_->send({.kind = FeedPacket::Kind::request, .memory = memory, .count = static_cast<uint32_t>(addresses.size())},
+                body);
+  }
+}
+
+void PageFetcher::send_missing() {
+  const uint64_t pages = pages_of(missing_);
+  link_->send({.kind = FeedPacket::Kind::begin, .value = pages, .all = all_});
+  if (all_) return;
+  std::vector<std::byte> body;
+  for (const auto& [memory, runs] : missing_) {
+    for (std::span<const PageRun> left(runs); !left.empty();) {
+      send_wanted();
+      const auto some = left.first(std::min<size_t>(kMostMissingRuns, left.size()));
+      body.clear();
+      encode_runs(some, body);
+      link_->send({.kind = FeedPacket::Kind::missing, .memory = memory, .count = static_cast<uint32_t>(some.size())},
+                  body);
+      left = left.subspan(some.size());
+    }
+  }
+  link_->send({.kind = FeedPacket::Kind::start, .value = pages});
+}
+
+void PageFetcher::request() {
+  wanted_.ask_again();
+  send_missing();
+  while (!stop_.stopped()) {
+    send_wanted();
+    if (whole_) {
+      said_whole_ = true;
+      return link_->send({.kind = FeedPacket::Kind::whole});
+    }
+    link_->ping_if_due();
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(link_->ping_due() - Clock::now()).count();
+    pollfd polls[2] = {{wanted_.fd(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}};
+    if (::poll(polls, 2, static_cast<int>(std::max<int64_t>(left, 0))) < 0 && errno != EINTR)
+      throw Error("wait for", "pages that are wanted", errno);
+  }
+}
+
+void PageFetcher::receive_answers() {
+  for (;;) {
+    const auto packet = link_->receive();
+    if (!packet) continue;
+    if (packet->kind == FeedPacket::Kind::pages) {
+      take_answer(*packet);
+      continue;
+    }
+    if (!said_whole_) throw corrupt("it says that it is done while pages are missing");
+    if (packet->value != answered_) throw corrupt("it has sent another number of pages than came");
+    return;
+  }
+}
+
+void PageFetcher::take_answer(const FeedPacket& packet) {
+  if (!wanted_.are_asked_for(packet.memory, packet.value, packet.count))
+    throw corrupt("pages came that nobody has asked for");
+  answer_.resize(body_size(packet));
+  link_->receive_body(answer_);
+  const auto began = Clock::now();
+  sink_.write(packet.memory, packet.value, answer_);
+  fill_sink_->answered(packet.memory, packet.value, answer_.size());
+  wanted_.answered(packet.memory, packet.value, packet.count, began);
+  answered_ += packet.count;
+}
+
+}  // namespace migrate

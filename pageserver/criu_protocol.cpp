@@ -33,26 +33,24 @@ bool names_memory(CriuRequest::Command command) {
 
 bool names_pages(CriuRequest::Command command) {
   using enum CriuRequest::Command;
-  return command == add || command == hole || command == add_f;
+  return command == add || command == hole || command == add_f || command == get;
 }
 
 [[noreturn]] void corrupt(const char* why) { throw Corrupt("a page server request", why); }
 
-}  // namespace
-
-std::array<std::byte, kCriuRequestSize> encode_criu_request(const CriuRequest& r) {
+std::array<std::byte, kCriuRequestSize> encode(const CriuRequest& r, uint64_t destination) {
   std::array<std::byte, kCriuRequestSize> bytes{};
   const uint32_t command = static_cast<uint32_t>(r.command) | uint32_t{r.flags} << 16;
-  Packer(bytes)
-      .put(command)
-      .put(uint32_t{0})
-      .put(r.pages)
-      .put(r.address)
-      .put(static_cast<uint64_t>(r.memory.kind) | r.memory.id << kIdBits);
+  Packer(bytes).put(command).put(uint32_t{0}).put(r.pages).put(r.address).put(destination);
   return bytes;
 }
 
-CriuRequest decode_criu_request(std::span<const std::byte, kCriuRequestSize> bytes) {
+MemoryId task_of(uint64_t destination) {
+  if (destination == 0 || destination > kMaxId) corrupt("the task that it names is out of range");
+  return {MemoryId::Kind::task, destination};
+}
+
+CriuRequest decode(std::span<const std::byte, kCriuRequestSize> bytes, bool answer) {
   Unpacker in(bytes);
   const auto word = in.get<uint32_t>();
   in.get<uint32_t>();  // padding, which senders do not clear
@@ -68,6 +66,8 @@ CriuRequest decode_criu_request(std::span<const std::byte, kCriuRequestSize> byt
     if (kind != 1 && kind != 2) corrupt("it names an unknown kind of memory");
     if (id >> kIdBits > kMaxId) corrupt("the id of its memory is out of range");
     r.memory = {static_cast<MemoryId::Kind>(kind), id >> kIdBits};
+  } else if (r.command == CriuRequest::Command::get || answer) {
+    r.memory = task_of(id);
   }
   if (names_pages(r.command)) {
     if (r.address % kPageSize != 0 || r.address > kUserSpace || r.pages > (kUserSpace - r.address) / kPageSize)
@@ -76,6 +76,23 @@ CriuRequest decode_criu_request(std::span<const std::byte, kCriuRequestSize> byt
         (r.flags & ~(CriuRequest::kInParent | CriuRequest::kLazy | CriuRequest::kPresent)) != 0)
       corrupt("it has unknown flags");
   }
+  return r;
+}
+
+}  // namespace
+
+std::array<std::byte, kCriuRequestSize> encode_criu_request(const CriuRequest& r) {
+  if (r.command == CriuRequest::Command::get) return encode(r, r.memory.id);
+  return encode(r, static_cast<uint64_t>(r.memory.kind) | r.memory.id << kIdBits);
+}
+
+std::array<std::byte, kCriuRequestSize> encode_criu_answer(const CriuRequest& r) { return encode(r, r.memory.id); }
+
+CriuRequest decode_criu_request(std::span<const std::byte, kCriuRequestSize> bytes) { return decode(bytes, false); }
+
+CriuRequest decode_criu_answer(std::span<const std::byte, kCriuRequestSize> bytes) {
+  const CriuRequest r = decode(bytes, true);
+  if (r.command != CriuRequest::Command::add_f) throw Corrupt("a page server's answer", "it carries no pages");
   return r;
 }
 

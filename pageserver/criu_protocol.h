@@ -8,8 +8,15 @@
 //   CLOSE or FORCE_CLOSE                 i32: 0 when all is stored
 //   PARENT (memory), at any time         i32: 1 if the parent folder has pages of it, else 0
 //
-// The older ADD (contents), HOLE (in the parent) and OPEN (no answer) mean the same. GET, by which a lazy restore asks
-// for pages, is not served.
+// The older ADD (contents), HOLE (in the parent) and OPEN (no answer) mean the same.
+//
+// Of a lazy dump (`dump --lazy-pages`), which keeps its pages until somebody asks for them, the same way up:
+//
+//   GET (address, pages; task)           ADD_F | 4 (address, pages; task), and the contents: in the order of the
+//                                        requests. CRIU's server may give fewer pages, never its client.
+//   CLOSE or FORCE_CLOSE                 i32: 0. All that is missed has come: the dumped tree is not needed any more.
+//
+// There dst_id is the task's pid as it is; elsewhere the kind of memory stands in its lowest byte.
 #pragma once
 
 #include <array>
@@ -39,13 +46,17 @@ struct CriuRequest {
   uint16_t flags = 0;
   uint64_t pages = 0;
   uint64_t address = 0;
-  MemoryId memory;  ///< of open, open2 and parent
+  MemoryId memory;  ///< of open, open2, parent and get; of an add_f that answers a get
 };
 
 inline constexpr size_t kCriuRequestSize = 32;
 
 std::array<std::byte, kCriuRequestSize> encode_criu_request(const CriuRequest& request);
+/// The answer to a GET, which names its task as that does.
+std::array<std::byte, kCriuRequestSize> encode_criu_answer(const CriuRequest& answer);
 /// Throws Corrupt: unknown command, flags or memory kind, an address or count out of range.
 CriuRequest decode_criu_request(std::span<const std::byte, kCriuRequestSize> bytes);
+/// Throws Corrupt if it is none.
+CriuRequest decode_criu_answer(std::span<const std::byte, kCriuRequestSize> bytes);
 
 }  // namespace migrate

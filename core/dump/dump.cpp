@@ -347,7 +347,7 @@ void write_dump_stats(const DumpStats& stats, int dirfd) {
   out.set_pages_scanned(stats.pages_scanned);
   out.set_pages_skipped_parent(stats.pages_in_parent);
   out.set_pages_written(stats.pages_written);
-  out.set_pages_lazy(0);
+  out.set_pages_lazy(stats.pages_lazy);
   ImageSet images;
   images.put("stats-dump", magic::kStats, entry);
   images.save(dirfd);

@@ -49,7 +49,7 @@ struct DumpStats {
   /// CLOCK_MONOTONIC, ns, when the first thread was stopped. Not written.
   int64_t stopping_since_ns = 0;
   uint64_t freezing_time = 0, frozen_time = 0, memdump_time = 0, memwrite_time = 0;
-  uint64_t pages_scanned = 0, pages_written = 0, pages_in_parent = 0;
+  uint64_t pages_scanned = 0, pages_written = 0, pages_in_parent = 0, pages_lazy = 0;
 };
 
 /// A tree, stopped and described. The calling thread is its tracer (see StoppedTree). Destroying it lets the tree run

@@ -48,6 +48,7 @@ PageFolder::PageFolder(int dirfd, ImageSet& images, bool save_pagemaps)
 bool PageFolder::parent_has(MemoryId memory) { return parent_ && parent_->has(pagemap_name(memory)); }
 
 bool PageFolder::open(MemoryId memory) {
+  name_left(UINT64_MAX);
   flush();
   name_ = pagemap_name(memory);
   if (images_.has(name_)) throw Corrupt(name_, "its pages come twice");
@@ -65,16 +66,32 @@ bool PageFolder::open(MemoryId memory) {
   const auto lazy = lazy_.find(memory);
   lazy_here_ = lazy == lazy_.end() ? std::vector<PageSet::Range>{} : lazy->second.ranges();
   next_lazy_ = 0;
+  const auto left = left_.find(memory);
+  left_here_ = left == left_.end() ? std::vector<PageSet::Range>{} : left->second.ranges();
+  next_left_ = 0;
   parent_pages_.clear();
   if (!parent_has(memory)) return false;
-  for (const StoredPages& s : parent_->locate(name_)) parent_pages_.append(s.address, s.address + s.bytes);
+  for (const StoredPages& s : parent_->locate(name_))
+    if (s.fd >= 0) parent_pages_.append(s.address, s.address + s.bytes);
   return true;
+}
+
+/// Pages that are left out come between those that are put, in ascending order.
+void PageFolder::name_left(uint64_t before) {
+  for (; next_left_ < left_here_.size() && left_here_[next_left_].start < before; ++next_left_) {
+    const PageSet::Range& r = left_here_[next_left_];
+    if (r.end > before) throw Corrupt(name_, "a page is both stored and left out");
+    extend(r.start, (r.end - r.start) / kPageSize, kLazy);
+  }
 }
 
 void PageFolder::advance(uint64_t address, uint64_t pages) {
   if (!pagemap_) throw Corrupt("pages", "of no memory");
   if (address % kPageSize != 0 || address < end_ || address > kUserSpace || pages > (kUserSpace - address) / kPageSize)
     throw Corrupt(name_, "a run of pages is out of range or out of order");
+  name_left(address);
+  if (next_left_ < left_here_.size() && left_here_[next_left_].start < address + pages * kPageSize)
+    throw Corrupt(name_, "a page is both stored and left out");
   end_ = address + pages * kPageSize;
 }
 
@@ -161,6 +178,7 @@ void PageFolder::flush() {
 }
 
 void PageFolder::finish() {
+  name_left(UINT64_MAX);
   flush();
   pagemap_.reset();
   while (ring_.pending() != 0) ended(ring_.wait());

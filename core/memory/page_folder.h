@@ -59,6 +59,9 @@ class PageFolder final : public PageStore {
   PageFolder(int dirfd, ImageSet& images, bool save_pagemaps);
   /// Pages at these addresses are marked as such that a restore may leave to a lazy-pages daemon. Before open().
   void mark_lazy(PagesByMemory lazy) { lazy_ = std::move(lazy); }
+  /// These pages are only named, as such that come from elsewhere after a lazy restore; they are not put. Before
+  /// open().
+  void leave(PagesByMemory left) { left_ = std::move(left); }
   bool open(MemoryId memory) override;
   PageFileBuffer buffer() override;
   void put(PageFileBuffer buffer, std::span<const PlacedPages> pages) override;
@@ -80,6 +83,7 @@ class PageFolder final : public PageStore {
   };
 
   void advance(uint64_t address, uint64_t pages);
+  void name_left(uint64_t before);
   void extend_present(uint64_t address, uint64_t pages);
   void extend(uint64_t address, uint64_t pages, uint32_t flags);
   void flush();
@@ -99,6 +103,9 @@ class PageFolder final : public PageStore {
   PagesByMemory lazy_;
   std::vector<PageSet::Range> lazy_here_;  ///< of the memory that is being written, from the one that comes next
   size_t next_lazy_ = 0;
+  PagesByMemory left_;
+  std::vector<PageSet::Range> left_here_;
+  size_t next_left_ = 0;
   uint64_t end_ = 0;  ///< of the pages that came
   uint64_t entry_address_ = 0, entry_pages_ = 0;
   uint32_t entry_flags_ = 0;

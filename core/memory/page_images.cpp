@@ -35,6 +35,13 @@ std::vector<StoredPages> stored_without(const std::vector<StoredPages>& runs, co
   return left;
 }
 
+PageSet only_named(const std::vector<StoredPages>& runs) {
+  PageSet named;
+  for (const StoredPages& s : runs)
+    if (s.fd < 0) named.append(s.address, s.address + s.bytes);
+  return named;
+}
+
 PageImages::PageImages(int dirfd) : dirfd_(dirfd), images_(ImageSet::load(dirfd)) {}
 
 PageImages::PageImages(Fd dir, int depth)
@@ -90,6 +97,8 @@ std::vector<StoredPages> PageImages::locate(const std::string& name) {
     } else if ((flags & kPresent) != 0) {
       all.push_back({e.vaddr(), bytes, pages_file(head.pages_id()), offset, (flags & kLazy) != 0});
       offset += bytes;
+    } else if ((flags & kLazy) != 0) {
+      all.push_back({.address = e.vaddr(), .bytes = bytes, .lazy = true});
     }
   }
   return all;

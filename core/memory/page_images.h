@@ -16,13 +16,15 @@ namespace migrate {
 /// Pages that stand one after the other in a pages image.
 struct StoredPages {
   uint64_t address = 0, bytes = 0;
-  int fd = -1;  ///< of the pages image; owned by PageImages
+  int fd = -1;  ///< of the pages image; owned by PageImages. -1: they are only named, and at a page server (lazy dump)
   uint64_t offset = 0;
   bool lazy = false;  ///< may come after the task has begun to run
 };
 
 /// `runs` (ascending) without `pages`.
 std::vector<StoredPages> stored_without(const std::vector<StoredPages>& runs, const PageSet& pages);
+/// Pages of `runs` that no folder has.
+PageSet only_named(const std::vector<StoredPages>& runs);
 
 class PageImages {
  public:

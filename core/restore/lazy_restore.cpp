@@ -57,6 +57,26 @@ PagesByMemory lazy_in_images(const ImageSet& images, PageImages& pages) {
   return all;
 }
 
+void refuse_named(const ImageSet& images, PageImages& pages, bool lazy, const std::string& folder) {
+  for (const TaskNode& node : read_tree(images)) {
+    if (node.zombie) continue;
+    const MemoryId memory{MemoryId::Kind::task, static_cast<uint64_t>(node.pid)};
+    PageSet named = only_named(pages.locate(pagemap_name(memory)));
+    if (named.empty()) continue;
+    const std::string object = folder + " only names " + std::to_string(named.pages()) + " pages of task " +
+                               std::to_string(node.pid) + ", and does not have them";
+    if (!lazy)
+      throw Refusal(object,
+                    "they are where `migrate dump --lazy-pages` waits: start `migrate lazy-pages "
+                    "--page-server`, and give --lazy-pages");
+    named = named - lazy_in_images(read_task(images, node), pages);
+    if (!named.empty())
+      throw Refusal(folder + " only names " + std::to_string(named.pages()) + " pages of task " +
+                        std::to_string(node.pid) + " that must be there before it runs",
+                    "dump the tree with this program, or without --lazy-pages");
+  }
+}
+
 Fd make_lazy_userfaultfd() {
   // Not UFFD_USER_MODE_ONLY: the kernel, too, must be able to wait for a page in the middle of a call.
   return Fd(static_cast<int>(

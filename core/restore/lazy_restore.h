@@ -2,6 +2,7 @@
 // memory is registered for them.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "core/base/fd.h"
@@ -16,6 +17,10 @@ namespace migrate {
 PageSet lazy_in_images(const TaskImage& task, PageImages& pages);
 /// Of all tasks of a folder.
 PagesByMemory lazy_in_images(const ImageSet& images, PageImages& pages);
+
+/// Throws Refusal, naming `folder`, if it only names pages that a restore must find there: all that are named, or with
+/// `lazy` those that may not come later.
+void refuse_named(const ImageSet& images, PageImages& pages, bool lazy, const std::string& folder);
 
 /// The mappings that have pages in `missing`, each as a whole: one that is cut could not be moved by mremap(2) any
 /// more. Throws Corrupt if some lie elsewhere.

@@ -81,6 +81,7 @@ void fill_object(PageImages& pages, uint64_t id, int fd, uint64_t bytes) {
   std::vector<std::byte> buffer(1 << 20);
   for (StoredPages run : pages.locate(pagemap_name({MemoryId::Kind::shmem, id}))) {
     if (run.address + run.bytes > page_ceil(bytes)) throw Corrupt("the pagemap of shared memory", "it is too long");
+    if (run.fd < 0) throw Corrupt("the pagemap of shared memory", "its pages are only named");
     while (run.bytes != 0) {
       const size_t n = std::min<uint64_t>(run.bytes, buffer.size());
       const std::span<std::byte> part(buffer.data(), n);

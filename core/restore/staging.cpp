@@ -192,6 +192,7 @@ std::vector<PagesIn> Staging::places(PageImages& pages, const PageSet& left_out)
         run = {run.address + skip, run.bytes - skip, run.fd, run.offset + skip};
         continue;
       }
+      if (run.fd < 0) throw Corrupt(pagemap_name(memory), "pages that are needed at once are only named in it");
       const uint64_t n = std::min(run.bytes, s.final_start + s.bytes - run.address);
       auto* to = static_cast<std::byte*>(local(s.staging + (run.address - s.final_start)));
       parts.push_back({run.fd, run.offset, {to, n}});

@@ -18,6 +18,9 @@ void add_core_verbs(CLI::App& app, CoreOptions& options, Run& run) {
   CLI::App* dump = app.add_subcommand("dump", "write a tree's state into a folder of images");
   add_core_options(*dump, options);
   add_page_options(*dump, options);
+  add_lazy_option(*dump, options,
+                  "pages that may come late stay here; they are given to `migrate lazy-pages --page-server`");
+  add_client_timeout(*dump, options);
   dump->callback([&] { run = [&] { return run_dump(options); }; });
 
   CLI::App* pre_dump = app.add_subcommand("pre-dump", "store the memory of a running tree ahead of its dump");
@@ -33,8 +36,11 @@ void add_core_verbs(CLI::App& app, CoreOptions& options, Run& run) {
 
   CLI::App* lazy_pages = app.add_subcommand("lazy-pages", "bring pages to trees that `restore --lazy-pages` starts");
   add_core_options(*lazy_pages, options);
-  hide_all_but(*lazy_pages,
-               {"--images-dir", "--work-dir", "--log-file", "--verbosity", "--pidfile", "--status-fd", "--log-pid"});
+  add_page_options(*lazy_pages, options);
+  hide_all_but(*lazy_pages, {"--images-dir", "--work-dir", "--log-file", "--verbosity", "--pidfile", "--status-fd",
+                             "--log-pid", "--page-server", "--address", "--port", "--tls", "--tls-cacert",
+                             "--tls-cacrl", "--tls-cert", "--tls-key", "--tls-no-cn-verify", "--insecure"});
+  add_recover_timeout(*lazy_pages, options);
   lazy_pages->add_flag("--daemon", options.daemon, "return once it listens");
   lazy_pages->callback([&] { run = [&] { return run_lazy_pages(options); }; });
 
@@ -45,8 +51,7 @@ void add_core_verbs(CLI::App& app, CoreOptions& options, Run& run) {
 
   CLI::App* restore = app.add_subcommand("restore", "start a tree from a folder of images");
   add_core_options(*restore, options);
-  restore->add_flag("--lazy-pages,!--no-lazy-pages", options.lazy_pages,
-                    "pages that may wait come when the tree runs, from `migrate lazy-pages`");
+  add_lazy_option(*restore, options, "pages that may wait come when the tree runs, from `migrate lazy-pages`");
   restore->callback([&] { run = [&] { return run_restore(options); }; });
 }
 

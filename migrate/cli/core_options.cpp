@@ -98,6 +98,25 @@ void add_page_options(CLI::App& verb, CoreOptions& o) {
   add_switch(verb, "--insecure", "insecure", o.insecure, "without TLS, also to and from other machines");
 }
 
+void add_lazy_option(CLI::App& verb, CoreOptions& o, const char* help) {
+  add_switch(verb, "--lazy-pages", "lazy-pages", o.lazy_pages, help);
+}
+
+void add_client_timeout(CLI::App& verb, CoreOptions& o) {
+  verb.add_option("--client-timeout", o.client_timeout_seconds,
+                  "with --lazy-pages: time for the first request, then the tree runs on; 1 to 86400, default: no end")
+      ->check(CLI::Range(1, 86400))
+      ->type_name("SECONDS");
+}
+
+void add_recover_timeout(CLI::App& verb, CoreOptions& o) {
+  verb.add_option(
+          "--recover-timeout", o.recover_timeout_seconds,
+          "time to reach a page server that is lost, then missing pages raise SIGBUS; 1 to 2592000, default: no end")
+      ->check(CLI::Range(1, 30 * 86400))
+      ->type_name("SECONDS");
+}
+
 std::vector<std::string> parse_config(const std::string& text) {
   std::vector<std::string> words;
   std::istringstream lines(text);

@@ -49,9 +49,12 @@ struct CoreOptions {
   uint64_t bandwidth_limit = 0;  ///< bytes/s to the page server; 0: none
   std::string address;           ///< of the page server
   uint16_t port = 0;
-  int ps_socket = -1;       ///< a connected socket in place of address and port
-  bool daemon = false;      ///< page-server: return once it listens
-  bool lazy_pages = false;  ///< restore: pages that may wait come from a lazy-pages daemon
+  int ps_socket = -1;   ///< a connected socket in place of address and port
+  bool daemon = false;  ///< page-server: return once it listens
+  /// restore: pages that may wait come from a lazy-pages daemon; dump: they stay here until such a one asks for them
+  bool lazy_pages = false;
+  int client_timeout_seconds = 0;   ///< dump: so long it waits for the first request; 0: for ever
+  int recover_timeout_seconds = 0;  ///< lazy-pages: so long it tries to reach a lost page server; 0: for ever
   bool tls = false, tls_no_cn_verify = false, insecure = false;
   std::string tls_cacert, tls_cacrl, tls_cert, tls_key;
 
@@ -63,6 +66,10 @@ void add_core_options(CLI::App& verb, CoreOptions& options);
 
 /// Those of dump, pre-dump and page-server about where pages go.
 void add_page_options(CLI::App& verb, CoreOptions& options);
+/// Of dump, restore and lazy-pages: pages that come when the tree runs.
+void add_lazy_option(CLI::App& verb, CoreOptions& options, const char* help);
+void add_client_timeout(CLI::App& verb, CoreOptions& options);
+void add_recover_timeout(CLI::App& verb, CoreOptions& options);
 
 /// Rewrites what CLI11 cannot express: `-v`, `-vv`, `-v4`; and puts the options of CRIU's configuration files
 /// (/etc/criu/default.conf, $HOME/.criu/default.conf, $CRIU_CONFIG_FILE, --config FILE) before those of the command

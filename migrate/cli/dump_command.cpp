@@ -9,6 +9,7 @@
 #include "migrate/cli/commands.h"
 #include "migrate/cli/daemon.h"
 #include "migrate/cli/image_chain.h"
+#include "migrate/cli/lazy_dump.h"
 #include "migrate/cli/page_output.h"
 #include "migrate/cli/track_client.h"
 
@@ -16,8 +17,8 @@ namespace migrate::cli {
 namespace {
 
 /// Stores the pages of a stopped tree; what the tracker knows to stand in the previous folder stays there.
-void store_pages(Dump& dump, PageOutput& output, std::optional<TrackClient>& tracker, const CoreOptions& o,
-                 Logger& log) {
+void store_pages(Dump& dump, PageOutput& output, std::optional<TrackClient>& tracker, LazyDump* lazy,
+                 const CoreOptions& o, Logger& log) {
   TrackClient::Pages pages;
   if (tracker && !o.prev_images_dir.empty()) {
     pages = tracker->last(output.previous(), std::move(dump.memories()));
@@ -28,8 +29,10 @@ void store_pages(Dump& dump, PageOutput& output, std::optional<TrackClient>& tra
   if (!pages.full.empty() && !o.prev_images_dir.empty())
     log.warn("all memory is stored, not only what was written since {}: {}", o.prev_images_dir, pages.full);
   const auto start = std::chrono::steady_clock::now();
-  const WrittenPages written = output.write(pages.sources, pages.unchanged, dump.images(), dump.lazy_pages());
+  const PagesByMemory left = lazy != nullptr ? lazy->keep_back(pages.sources, dump.lazy_pages()) : PagesByMemory();
+  const WrittenPages written = output.write(pages.sources, pages.unchanged, dump.images(), dump.lazy_pages(), left);
   DumpStats& stats = dump.stats();
+  stats.pages_lazy = lazy != nullptr ? lazy->pages() : 0;
   stats.pages_written = written.written;
   stats.pages_in_parent = written.in_parent;
   stats.memwrite_time = static_cast<uint64_t>(
@@ -47,6 +50,8 @@ int run_dump(const CoreOptions& o) {
   const Fd images = open_path(o.images_dir, O_RDONLY | O_DIRECTORY);
   const Fd work = open_path(o.effective_work_dir(), O_RDONLY | O_DIRECTORY);
   const ActionScripts scripts(o.action_scripts, o.images_dir, *logger);
+  std::optional<LazyDump> lazy;
+  if (o.lazy_pages) lazy.emplace(o, *logger);
   PageOutput output(o, images.get());
   std::optional<TrackClient> tracker = TrackClient::find(o.tree);
   if (o.track_mem && o.leave_running)
@@ -71,15 +76,17 @@ int run_dump(const CoreOptions& o) {
 
   Dump dump(d, *logger);
   if (!o.leave_running) check_restorable(dump.images(), dump.memories(), o.shell_job);
-  store_pages(dump, output, tracker, o, *logger);
+  store_pages(dump, output, tracker, lazy ? &*lazy : nullptr, o, *logger);
   stamp_run_id(dump.images());
   dump.images().save(images.get());
   // A failing script ends the dump with the tree running on: it stands before the point of no return.
   scripts.run("post-dump", o.tree);
   const DumpStats stats = dump.stats();
   write_dump_stats(stats, work.get());
-  dump.keep_links();
-  if (o.leave_running) {
+  if (!lazy) dump.keep_links();
+  if (lazy) {
+    lazy->serve(dump);
+  } else if (o.leave_running) {
     dump.tree().release(false);
   } else if (o.leave_stopped) {
     dump.tree().release(true);
@@ -89,7 +96,7 @@ int run_dump(const CoreOptions& o) {
   // The tree is on its way; nobody tracks what is left of it.
   if (tracker) tracker->end();
   if (o.display_stats) print_dump_stats(stats);
-  tell_status(o);
+  if (!lazy) tell_status(o);
   logger->info("dumped the tree of {}: {} pages", o.tree, stats.pages_written);
   return 0;
 }

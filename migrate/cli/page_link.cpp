@@ -1,8 +1,10 @@
 #include "migrate/cli/page_link.h"
 
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "migrate/cli/key_files.h"
+#include "pageserver/peer_user.h"
 
 namespace migrate::cli {
 namespace {
@@ -16,6 +18,16 @@ bool inside_this_machine(int fd) {
   socklen_t size = sizeof domain;
   check(::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size), "look at", "the page server's socket");
   return domain == AF_UNIX || is_loopback_connection(fd);
+}
+
+/// Plain text inside this machine: not for every user's processes, since memory of the tree goes over it.
+void check_user(int socket, bool insecure, const std::string& peer) {
+  if (insecure || !inside_this_machine(socket)) return;
+  const std::optional<uid_t> user = peer_user(socket);
+  if (user && (*user == 0 || *user == ::geteuid())) return;
+  throw Refusal(peer + " is " + (user ? "user " + std::to_string(*user) + "'s" : "nobody's that can be told") +
+                    ", and neither root's nor ours",
+                "give --tls on both sides, or --insecure");
 }
 
 std::unique_ptr<Stream> plain(Fd socket, bool insecure) {
@@ -52,10 +64,20 @@ std::unique_ptr<Stream> connect_page_server(const CoreOptions& o) {
 }
 
 std::unique_ptr<Stream> accept_page_client(Fd socket, const TlsContext* tls, bool insecure) {
+  if (tls == nullptr) check_user(socket.get(), insecure, peer_address(socket.get()));
   std::unique_ptr<Stream> stream =
       tls != nullptr ? tls->accept(std::move(socket), Deadline::in(kHandshake)) : plain(std::move(socket), insecure);
   stream->set_idle_timeout(kIdle);
   return stream;
+}
+
+void refuse_plain_listener(const Listener& listener, bool tls, bool insecure) {
+  if (!tls && !insecure && !listener.loopback_only())
+    throw Refusal("pages would go over the network as plain text", "give --tls, or --address 127.0.0.1, or --insecure");
+}
+
+void check_page_server(const Stream& stream, bool insecure) {
+  if (stream.description() == "plain") check_user(stream.fd(), insecure, "page server " + stream.peer());
 }
 
 }  // namespace migrate::cli

@@ -13,7 +13,8 @@ void check_page_options(const CoreOptions& o) {
   if (o.auto_dedup) throw Refusal("--auto-dedup is not supported", "leave it out; parents keep their pages");
   if (o.bandwidth_limit != 0 && !o.page_server)
     throw Refusal("--bandwidth-limit has no connection to hold back", "give --page-server too");
-  if (o.tls && !o.page_server) throw Refusal("--tls has no connection to protect", "give --page-server too");
+  if (o.tls && !o.page_server && !o.lazy_pages)
+    throw Refusal("--tls has no connection to protect", "give --page-server or --lazy-pages too");
 }
 
 PageOutput::PageOutput(const CoreOptions& o, int images_dir) : options_(o), images_dir_(images_dir) {
@@ -22,7 +23,7 @@ PageOutput::PageOutput(const CoreOptions& o, int images_dir) : options_(o), imag
 }
 
 WrittenPages PageOutput::write(const std::vector<PageSource>& sources, const PagesByMemory& in_parent, ImageSet& images,
-                               const PagesByMemory& lazy) {
+                               const PagesByMemory& lazy, const PagesByMemory& left) {
   const bool needs_parent =
       std::any_of(in_parent.begin(), in_parent.end(), [](const auto& m) { return !m.second.empty(); });
   if (needs_parent) {
@@ -36,6 +37,7 @@ WrittenPages PageOutput::write(const std::vector<PageSource>& sources, const Pag
   }
   PageFolder folder(images_dir_, images, false);
   folder.mark_lazy(lazy);
+  folder.leave(left);
   return write_pages(sources, in_parent, folder);
 }
 

@@ -24,9 +24,10 @@ class PageOutput {
   const std::string& previous() const { return previous_; }
   /// Stores pages. The folder's link `parent` is made if the folder needs its parent, else removed. Pagemaps go into
   /// `images`, unless a page server has them.
-  /// `lazy`: addresses that are marked as such in a local folder (PageFolder::mark_lazy).
+  /// `lazy`: addresses that are marked as such in a local folder (PageFolder::mark_lazy); `left`: pages that are only
+  /// named there (PageFolder::leave).
   WrittenPages write(const std::vector<PageSource>& sources, const PagesByMemory& in_parent, ImageSet& images,
-                     const PagesByMemory& lazy = {});
+                     const PagesByMemory& lazy = {}, const PagesByMemory& left = {});
 
  private:
   const CoreOptions& options_;

@@ -42,9 +42,7 @@ int run_page_server(const CoreOptions& o) {
   std::optional<Listener> listener;
   if (o.ps_socket < 0) {
     listener.emplace(HostPort{o.address.empty() ? "0.0.0.0" : o.address, o.port});
-    if (!tls && !o.insecure && !listener->loopback_only())
-      throw Refusal("pages would come over the network as plain text",
-                    "give --tls, or --address 127.0.0.1, or --insecure");
+    refuse_plain_listener(*listener, tls.has_value(), o.insecure);
     std::cerr << "page-server: listening on " + listener->addresses() + "\n";
   }
   if (begin_serving(o, *logger)) return 0;

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "core/image/magic.h"
+#include "core/restore/lazy_restore.h"
 #include "core/restore/restore.h"
 #include "images/stats.pb.h"
 #include "migrate/cli/action_script.h"
@@ -52,6 +53,10 @@ int run_restore(const CoreOptions& o) {
   r.sibling = o.restore_sibling;
   r.root = o.root;
   r.lazy = o.lazy_pages;
+  {
+    PageImages pages(folder.get());
+    refuse_named(images, pages, o.lazy_pages, "the folder " + o.images_dir);
+  }
   std::optional<LazyConnection> daemon;
   if (o.lazy_pages) daemon.emplace(o.effective_work_dir());
   scripts.run("pre-restore");
@@ -76,13 +81,15 @@ int run_restore(const CoreOptions& o) {
   stats_image.save(work.get());
 
   scripts.run("pre-resume", root);
+  tell_status(o);
   if (daemon) {
-    for (const LazyMemory& memory : restore.take_lazy_memories())
-      daemon->send(static_cast<pid_t>(memory.memory.id), memory.userfaultfd.get());
+    // From the daemon's answer on the tree may be here alone: nothing but the gate comes after it.
+    for (LazyMemory& memory : restore.take_lazy_memories())
+      daemon->send(static_cast<pid_t>(memory.memory.id), memory.userfaultfd.get(), std::move(memory.process));
     daemon->finish();
   }
-  tell_status(o);
   restore.open_gate(o.leave_stopped);
+  if (daemon) daemon->tell_runs();
   scripts.run("post-resume", root);
   logger->info("restored the tree of {}", root);
   if (o.restore_detached || o.restore_sibling) return 0;

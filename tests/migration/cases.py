@@ -6,7 +6,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from lib import netns, programs, remains, snapshot, tool  # noqa: E402
+from lib import lazy as lazy_verbs, netns, programs, remains, snapshot, tool  # noqa: E402
 from lib.process import exists, find_moved, kill_tree, wait_for  # noqa: E402
 from lib.suite import Skip  # noqa: E402
 
@@ -26,7 +26,10 @@ OPTIONS = {"locks": ("--file-locks",)}
 NOT_LIVE = ("locks",)
 PROGRAMS = {"redis": programs.Redis, "nginx": programs.Nginx, "python": programs.Python, "pipeline": programs.Pipeline}
 NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3"}
-MODES = ("inplace", "lazy", "leave-running", "live", "live-stop", "live-back")
+# Lazily moved with TLS; they have more private memory than this, which a lazy dump leaves out of the folder.
+LAZY_TLS = ("memory", "redis")
+LAZY_MOST = 2 << 20
+MODES = ("inplace", "lazy", "lazy-remote", "leave-running", "live", "live-stop", "live-back")
 # Moved to a host whose clocks are ahead, too; their last time-out ends this many seconds after their start.
 TIMED = {"clocks": 0, "itimer": 0, "timers": 4, "sleep_restart": 5, "events": 4, "main_waits": 5}
 
@@ -35,7 +38,7 @@ def names(mode):
     """What is moved in that mode."""
     if mode == "live-back":
         return list(TIMED)
-    return [n for n in (*WORKLOADS, *PROGRAMS) if mode not in ("live", "live-stop") or n not in NOT_LIVE]
+    return [n for n in (*WORKLOADS, *PROGRAMS) if mode not in ("live", "live-stop", "lazy-remote") or n not in NOT_LIVE]
 
 
 class Context:
@@ -117,6 +120,46 @@ def lazy(context, name, folder):
     in_place(context, name, folder, True)
 
 
+def lazy_remote(context, name, folder):
+    """Between two hosts, by dump --lazy-pages, lazy-pages --page-server and restore --lazy-pages; one program with TLS."""
+    short = f"z{os.getpid()}"
+    program = move = None
+    network = netns.Network(short, {"source": "10.79.1.1/24", "destination": "10.79.1.2/24"})
+    try:
+        address = network.address("source")
+        sides = {host: ["--insecure"] for host in network.hosts}
+        if name in LAZY_TLS:
+            keys = tool.Keys(context.binary, os.path.join(folder, "keys"), [network.address(h) for h in network.hosts])
+            sides = {host: lazy_verbs.tls_options(keys, network.address(host)) for host in network.hosts}
+        program = start(context, name, os.path.join(folder, "program"), network.enter("source"), f"{short}-source")
+        program.ready()
+        program.check()
+        before = facts(program)
+        program.remember()
+        move = lazy_verbs.Move(context.binary, os.path.join(folder, "images-1"), program.pid, program.inner, program.comm(), address,
+                               source=network.enter("source"), destination=network.enter("destination"),
+                               source_options=[*sides["source"], *program.dump_options], destination_options=sides["destination"])
+        move.dump()
+        stored = sum(os.path.getsize(os.path.join(move.here, f)) for f in os.listdir(move.here) if f.startswith("pages-"))
+        if stored > LAZY_MOST and name in LAZY_TLS:
+            raise programs.Unwell(f"{stored} bytes of pages that could come later are in the folder")
+        move.copy()
+        move.lazy_pages()
+        pid = move.expect_restored(*program.dump_options)
+        program.moved_to(pid, f"{short}-destination")
+        program.check()
+        move.expect_done()
+        program.reap_old(move.namespace.pid)
+        compare(program, before, "after the move", program.ignore_live)
+        program.check()
+    finally:
+        if program is not None:
+            program.end()
+        if move is not None:
+            move.close()
+        network.close()
+
+
 def keep_log(images):
     """Images can be large; their logs are what one reads."""
     for file in os.listdir(images):
@@ -193,7 +236,7 @@ def live_stop(context, name, folder):
     live(context, name, folder, options=("--mode", "stop-copy"))
 
 
-RUN = {"inplace": in_place, "lazy": lazy, "leave-running": leave_running, "live": live, "live-stop": live_stop, "live-back": live_back}
+RUN = {"inplace": in_place, "lazy": lazy, "lazy-remote": lazy_remote, "leave-running": leave_running, "live": live, "live-stop": live_stop, "live-back": live_back}
 
 
 def run_case(context, mode, name, folder):

@@ -3,7 +3,6 @@
 
     restore_options.py [--build DIR] [--only REGEX] [--list]"""
 import os
-import signal
 import sys
 
 sys.dont_write_bytecode = True
@@ -129,14 +128,13 @@ def lazy_lost(context, folder):
     """Pages that cannot be read are never zeros: who touches one gets SIGBUS."""
     with Dumped(context, folder, "memory") as dumped:
         daemon = dumped.tool.lazy_pages(dumped.images)
+        script = os.path.join(folder, "script")
+        with open(script, "w") as f:
+            f.write(f'#!/bin/sh\nif [ "$CRTOOLS_SCRIPT_ACTION" = pre-resume ]; then truncate -s 0 {dumped.images}/pages-*.img; fi\n')
+        os.chmod(script, 0o755)
         try:
-            os.kill(daemon.pid, signal.SIGSTOP)
-            code, out = run(dumped.command("--lazy-pages"), log=dumped.tool.log)
+            code, out = run(dumped.command("--lazy-pages", "--action-script", script), log=dumped.tool.log)
             expect(code == 0, f"restore exited {code}: {out[-500:]}")
-            for file in os.listdir(dumped.images):
-                if file.startswith("pages-"):
-                    os.truncate(os.path.join(dumped.images, file), 0)
-            os.kill(daemon.pid, signal.SIGCONT)
             wait_for(lambda: daemon.poll() is not None, "the daemon to give up", 20)
             log = read(os.path.join(dumped.images, "lazy.log"))
             expect(daemon.returncode == 1 and "pages are lost" in log, f"it exited {daemon.returncode}: {log[-500:]}")

@@ -1,0 +1,34 @@
+// The giving end of CRIU's page server protocol (GET): pages of a tree that stands still, to whoever restored it.
+#pragma once
+
+#include <map>
+#include <optional>
+
+#include "core/base/fd.h"
+#include "core/memory/page_io.h"
+#include "core/memory/track_set.h"
+#include "pageserver/criu_protocol.h"
+#include "pageserver/stream.h"
+
+namespace migrate {
+
+/// Pages that were announced, and the descriptor to read them from at their address.
+struct GivenMemory {
+  PageSet pages;
+  Fd fd;
+};
+using GivenMemories = std::map<MemoryId, GivenMemory>;
+
+uint64_t announced_pages(const GivenMemories& memories);
+
+/// Reads one request, within `deadline`. nullopt: the peer has left in an orderly way (of the stream, not of the
+/// protocol). Only what may be asked for comes back: GET of announced pages, CLOSE. The peer is hostile: throws Corrupt
+/// for anything else, Disconnected, TimedOut, Cancelled.
+std::optional<CriuRequest> read_get(Stream& stream, const GivenMemories& memories, Deadline deadline);
+/// Gives the pages. Throws Error if they cannot be read (the task is gone): then the connection must be cut, which
+/// tells the peer that they did not come. Memory taken does not depend on how many are wanted.
+void answer_get(Stream& stream, const GivenMemories& memories, const CriuRequest& get);
+/// To a CLOSE.
+void answer_close(Stream& stream);
+
+}  // namespace migrate

@@ -21,11 +21,13 @@ _migrate() {
     -t|--tree) mapfile -t COMPREPLY < <(compgen -W "$(ps -eo pid=)" -- "$cur"); return;;
   esac
   case $verb in
-    dump|pre-dump) mapfile -t COMPREPLY < <(compgen -W "$core $pages" -- "$cur");;
+    dump) mapfile -t COMPREPLY < <(compgen -W "$core $pages --lazy-pages --client-timeout" -- "$cur");;
+    pre-dump) mapfile -t COMPREPLY < <(compgen -W "$core $pages" -- "$cur");;
     page-server) mapfile -t COMPREPLY < <(compgen -W "$core $pages --daemon" -- "$cur");;
     untrack) mapfile -t COMPREPLY < <(compgen -W "--tree" -- "$cur");;
     restore) mapfile -t COMPREPLY < <(compgen -W "$core --lazy-pages" -- "$cur");;
-    lazy-pages) mapfile -t COMPREPLY < <(compgen -W "--images-dir --work-dir --log-file --verbosity --pidfile --status-fd --log-pid --daemon" -- "$cur");;
+    lazy-pages) mapfile -t COMPREPLY < <(compgen -W "--images-dir --work-dir --log-file --verbosity --pidfile --status-fd --log-pid --daemon
+      --page-server --address --port --tls --tls-cacert --tls-cacrl --tls-cert --tls-key --tls-no-cn-verify --insecure --recover-timeout" -- "$cur");;
     check) mapfile -t COMPREPLY < <(compgen -W "$link --tls-name --feature --all --extra --experimental" -- "$cur");;
     send) mapfile -t COMPREPLY < <(compgen -W "$session --mode --max-downtime --max-rounds --max-total-time --on-no-convergence
       --report --streams --compress --bandwidth-limit --tcp-close --shell-job --parent-may-notice --files-shared --tls-name" -- "$cur");;

@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 
@@ -35,7 +36,6 @@ void refuse_with(const CoreOptions& o) {
   if (o.leave_stopped) refuse("--leave-stopped", "a tree whose pages are given away ends when it has none left");
   if (o.page_server) refuse("--page-server", "a lazy dump is a page server itself: give its --address and --port");
   if (o.ps_socket >= 0) refuse("--ps-socket", "a connection that is cut must be made again: give --address and --port");
-  if (o.bandwidth_limit != 0) refuse("--bandwidth-limit", "leave it out");
 }
 
 }  // namespace
@@ -128,6 +128,7 @@ void LazyDump::see_through(const CriuRequest& first, Shared& shared) {
   for (const CriuRequest* request = &first;; request = nullptr) {
     log_.flush();  // or what is buffered would be written twice
     const pid_t child = ::fork();
+    if (child == 0) ::prctl(PR_SET_NAME, "migrate-pages");
     if (child <= 0) give_pages(request, shared);  // there may be no room for another process
     if (child == 0) ::_exit(0);
     server_.forget_clients();

@@ -84,6 +84,12 @@ struct Origins {
   }
 };
 
+/// Memory of which nothing is missing may also be dead; that is noticed in its own time.
+void look_for_dead(LazyMemories& memories) {
+  const Deadline deadline = Deadline::in(std::chrono::milliseconds(150));
+  while (!deadline.passed()) memories.serve(std::chrono::milliseconds(20));
+}
+
 /// Until they have all pages, or have ended. A failure poisons what is missing: nothing reads zeros in its place.
 /// Whether all that were there at first still were in the end.
 bool serve(LazyMemories& memories, Origins& origins, LazyRestore& restore, Logger& log) {
@@ -94,6 +100,7 @@ bool serve(LazyMemories& memories, Origins& origins, LazyRestore& restore, Logge
       origins.check();
       restore.state(false);
     }
+    if (restore.state(false) == LazyRestore::State::not_ours) look_for_dead(memories);
     const bool all_alive = memories.spaces() >= tasks;
     origins.stored.stop();
     memories.finish();

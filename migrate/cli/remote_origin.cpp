@@ -65,7 +65,9 @@ void RemoteOrigin::want(MemoryId memory, uint64_t address) {
 }
 
 void RemoteOrigin::first_answer() {
-  if (!std::exchange(trusted_, true)) options_.trust(client_->stream());
+  if (std::exchange(trusted_, true)) return;
+  options_.trust(client_->stream());
+  lost_since_.reset();
 }
 
 void RemoteOrigin::claim(PageSink& sink, FillOrder order) {
@@ -114,6 +116,7 @@ void RemoteOrigin::run(PageSink& sink) {
       } catch (const Error& e) {
         disconnect();
         if (failure_) return;
+        give_up_in_time(e);
         log_.warn("{}; who touches a page that is missing waits", e.what());
       }
       take_back();
@@ -284,25 +287,34 @@ void RemoteOrigin::take_back() {
   least_round_ = {};
 }
 
-/// False: it ends.
+/// False: it ends. Who answers the call but no question is not there either.
 bool RemoteOrigin::reconnect() {
-  const auto since = Clock::now();
-  for (milliseconds delay = options_.first_delay;; delay = std::min(2 * delay, options_.longest_delay)) {
+  const auto now = Clock::now();
+  if (!lost_since_) {
+    lost_since_ = now;
+    delay_ = options_.first_delay;
+  }
+  for (;; delay_ = std::min(2 * delay_, options_.longest_delay)) {
     {
       std::unique_lock lock(mutex_);
-      if (wakeup_.wait_for(lock, std::max(delay, kLeastDelay), [&] { return ending_; })) return false;
+      if (wakeup_.wait_for(lock, std::max(delay_, kLeastDelay), [&] { return ending_; })) return false;
     }
     try {
       connect();
       log_.warn("connected with page server {} again", client_->stream().peer());
+      delay_ = std::min(2 * delay_, options_.longest_delay);
       return true;
     } catch (const Error& e) {
       log_.info("{}", e.what());
-      if (options_.recover && Clock::now() - since >= *options_.recover)
-        throw Error("the page server was not reached for " + std::to_string(options_.recover->count() / 1000) + " s (" +
-                    e.what() + ")");
+      give_up_in_time(e);
     }
   }
+}
+
+void RemoteOrigin::give_up_in_time(const Error& reason) const {
+  if (!options_.recover || !lost_since_ || Clock::now() - *lost_since_ < *options_.recover) return;
+  throw Error("the page server was not reached for " + std::to_string(options_.recover->count() / 1000) + " s (" +
+              reason.what() + ")");
 }
 
 void RemoteOrigin::finish() {

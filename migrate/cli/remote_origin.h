@@ -80,6 +80,7 @@ class RemoteOrigin {
   void widen_or_narrow(const Asked& asked);
   void take_back();
   bool reconnect();
+  void give_up_in_time(const Error& reason) const;
   void ask_again(MemoryId memory, uint64_t address, uint64_t bytes);
   void connect();
   void disconnect();
@@ -90,6 +91,8 @@ class RemoteOrigin {
   const Options options_;
   Logger& log_;
   bool trusted_ = false;  ///< the server of this connection
+  std::optional<Clock::time_point> lost_since_;
+  std::chrono::milliseconds delay_{};
   bool closed_ = false;
 
   mutable std::mutex mutex_;

@@ -1,0 +1,498 @@
+#!/usr/bin/env python3
+"""Lazy migrations by the low-level verbs, and all that can come in their way.
+
+    lazy_verbs.py [--build DIR] [--only REGEX] [--list]"""
+import contextlib
+import glob
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import time
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import cases  # noqa: E402
+from lib import lazy, netns, suite, tool  # noqa: E402
+from lib.process import Deadline, descendants, exists, find_moved, kill_all, kill_tree, read, run, stat_fields, wait_for  # noqa: E402
+from lib.relay import Relay  # noqa: E402
+from lib.suite import expect  # noqa: E402
+
+PAGE = 4096
+GET, ADD_F, CLOSE, OPEN2 = 7, 6, 0x1023, 4
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        return s.getsockname()[1]
+
+
+def request(command, pages=0, address=0, task=0, flags=0):
+    return struct.pack("<IIQQQ", command | flags << 16, 0, pages, address, task)
+
+
+@contextlib.contextmanager
+def moving(context, folder, name="memory", **options):
+    """A program and its migration, of which nothing has happened yet."""
+    program = cases.start(context, name, os.path.join(folder, "program"))
+    move = None
+    try:
+        program.ready()
+        program.check()
+        program.remember()
+        move = lazy.Move(context.binary, os.path.join(folder, "move"), program.pid, program.inner, program.comm(), port=free_port(), **options)
+        yield program, move
+    finally:
+        if move is not None:
+            move.close()
+        program.end()
+
+
+@contextlib.contextmanager
+def slowly(move, rate=20 << 20, lie=None):
+    """The pages come through a relay."""
+    with contextlib.closing(Relay(move.port, rate, lie)) as relay:
+        yield relay
+
+
+def started_there(program, move, relay=None, daemon=()):
+    """From the dump until the tree runs at its destination."""
+    move.dump()
+    move.copy()
+    move.lazy_pages(*daemon, port=relay.port if relay else None)
+    program.moved_to(move.expect_restored(), None)
+
+
+def freezer_of(pid):
+    """The cgroups of ours that a task is in."""
+    return [line for line in read(f"/proc/{pid}/cgroup").splitlines() if "migrate-dump" in line]
+
+
+def expect_frozen(pid):
+    expect(freezer_of(pid), f"the source is not held: {read(f'/proc/{pid}/cgroup')}")
+
+
+def expect_as_before(program, before):
+    program.alive_or_raise()
+    expect(not freezer_of(program.pid), "it was left in our cgroup")
+    program.check()
+    cases.compare(program, before, "after the dump that was given up")
+
+
+def expect_moved(program, move):
+    program.check()
+    move.expect_done()
+    program.reap_old(move.namespace.pid)
+    program.check()
+
+
+def script_of_readme():
+    text = read(os.path.join(suite.ROOT, "README.md"))
+    block = text[text.index("    #!/bin/bash\n"):]
+    lines = []
+    for line in block.splitlines():
+        if not line.startswith("    "):
+            break
+        lines.append(line[4:])
+    return "\n".join(lines) + "\n"
+
+
+def executable(path, text):
+    with open(path, "w") as f:
+        f.write(text)
+    os.chmod(path, 0o755)
+
+
+def the_script(context, folder):
+    """The README's script, with a scp and a ssh that stay on this machine."""
+    keys = tool.Keys(context.binary, os.path.join(folder, "keys"), ["127.0.0.1"])
+    with moving(context, folder) as (program, move):
+        there, tools = os.path.join(folder, "there"), os.path.join(folder, "tools")
+        for path in (there, tools):
+            os.mkdir(path)
+        done = os.path.join(there, "restored")
+        tls = " ".join(lazy.tls_options(keys, "127.0.0.1")[1:])
+        executable(f"{tools}/migrate", f'#!/bin/bash\nargs=()\nfor a in "$@"; do args+=("${{a/7401/{move.port}}}"); '
+                                       f'[ "$a" != --tls ] || args+=({tls}); done\nexec {context.binary} "${{args[@]}}"\n')
+        executable(f"{tools}/scp", f'#!/bin/bash\n[ "$3" = host-b: ] && exec cp -r "$2" {there}/\n')
+        init = os.path.join(tools, "init.py")
+        executable(init, lazy.INIT)
+        executable(f"{tools}/ssh", f"""#!/bin/bash
+[ "$1" = host-b ] && shift && cd {there} || exit 9
+[ "$2" = restore ] || exec "$@"
+setsid unshare --pid --fork --mount-proc --kill-child {sys.executable} {init} {done} "$@" >restore.log 2>&1 </dev/null &
+echo $! >namespace
+while [ ! -e {done} ]; do kill -0 $! || exit 8; sleep 0.02; done
+exit "$(cat {done})"
+""")
+        executable(f"{tools}/lazy-move", script_of_readme())
+        expect("sleep" not in read(f"{tools}/lazy-move"), "it sleeps")
+        here = os.path.join(folder, "here")
+        os.mkdir(here)
+        try:
+            p = subprocess.run([f"{tools}/lazy-move", str(program.pid), "host-b", "127.0.0.1"], cwd=here, capture_output=True, text=True,
+                               env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}, timeout=60, check=False)
+            expect(p.returncode == 0, f"it exited {p.returncode}: {p.stdout}{p.stderr}")
+            program.moved_to(move.moved(), None)
+            program.check()
+            program.reap_old()
+        finally:
+            namespace = read(f"{there}/namespace").strip()
+            if namespace:
+                kill_tree(int(namespace))
+
+
+def two_at_a_time(context, folder):
+    """Each has a socket, a port and a cgroup of its own."""
+    with contextlib.ExitStack() as stack:
+        both = [stack.enter_context(moving(context, os.path.join(folder, name), name)) for name in ("memory", "threads")]
+        for _, move in both:
+            move.dump()
+        for _, move in both:
+            move.copy()
+            move.lazy_pages()
+        for program, move in both:
+            program.moved_to(move.expect_restored(), None)
+        for program, move in both:
+            program.check()
+            move.expect_done()
+
+
+def given_up_before(how):
+    """Before anybody has asked for a page the tree is ours."""
+    def case(context, folder):
+        with moving(context, folder) as (program, move):
+            before = cases.facts(program)
+            move.dump(*(["--client-timeout", "1"] if how is None else []))
+            if how == "connected":
+                with socket.create_connection(("127.0.0.1", move.port)):
+                    wait_for(lambda: "may ask for pages" in read(move.dump_log), "the server to see a client", 5)
+                    move.dumper.send_signal(signal.SIGINT)
+                    code = move.ended("dumper", 20)
+            else:
+                if how is not None:
+                    move.dumper.send_signal(how)
+                code = move.ended("dumper", 20)
+            log = read(move.dump_log)
+            expect(code == (-signal.SIGKILL if how == signal.SIGKILL else 1), f"dump exited {code}: {log[-300:]}")
+            if how != signal.SIGKILL:
+                expect("runs on here" in log.splitlines()[-1], f"it says: {log[-300:]}")
+            expect_as_before(program, before)
+            # And it can be moved after that.
+            shutil.rmtree(move.here)
+            os.mkdir(move.here)
+            started_there(program, move)
+            expect_moved(program, move)
+    return case
+
+
+def cuts(context, folder):
+    """A connection that is cut again and again, and once for longer: nothing is lost, nothing doubled."""
+    with moving(context, folder) as (program, move), slowly(move, 60 << 20) as relay:
+        started_there(program, move, relay)
+        old = move.pid
+        for n in range(4):
+            seen, there = relay.connections, relay.to_client
+            wait_for(lambda: relay.to_client > there + (2 << 20) or move.daemon.poll() is not None, "pages", 20)
+            expect(move.daemon.poll() is None, "all came before the cut")
+            relay.cut(down=n == 2)
+            if n == 2:
+                wait_for(lambda: "who touches a page that is missing waits" in read(move.daemon_log), "the daemon to notice", 10)
+                expect_frozen(old)
+                relay.up()
+            wait_for(lambda: relay.connections > seen, "the daemon to connect again", 20)
+        relay.rate = 0
+        expect_moved(program, move)
+        for log, words in ((move.daemon_log, "connected with page server"), (move.dump_log, "the connection with")):
+            expect(words in read(log), f"{log} does not say so: {read(log)[-400:]}")
+
+
+def kill_servers(which):
+    """Either process that gives pages out may be killed."""
+    def case(context, folder):
+        with moving(context, folder) as (program, move), slowly(move, 60 << 20) as relay:
+            started_there(program, move, relay)
+            old = move.pid
+            for n in range(3 if which == "giver" else 1):
+                seen = relay.to_client
+                wait_for(lambda: relay.to_client > seen + (1 << 20), "pages", 20)
+                givers = [p for p in descendants(move.dumper.pid) if read(f"/proc/{p}/comm") == "migrate-pages\n"]
+                expect(len(givers) == 1, f"{len(givers)} processes give pages")
+                os.kill(givers[0] if which == "giver" else move.dumper.pid, signal.SIGKILL)
+                expect_frozen(old)
+            relay.rate = 0
+            program.check()
+            expect(move.ended("daemon") == 0, f"the daemon failed: {read(move.daemon_log)[-300:]}")
+            code = move.ended("dumper")
+            expect(code == (0 if which == "giver" else -signal.SIGKILL), f"dump exited {code}: {read(move.dump_log)[-300:]}")
+            wait_for(lambda: not exists(old), "the source to be killed", 10)
+            program.reap_old(move.namespace.pid)
+    return case
+
+
+def interrupted_after(context, folder):
+    """From the first page on only SIGQUIT ends it, and then the tree is killed, never let go."""
+    with moving(context, folder) as (program, move), slowly(move, 1 << 20) as relay:
+        started_there(program, move, relay, ["--recover-timeout", "1"])
+        old = move.pid
+        for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            said = read(move.dump_log).count("it stays frozen")
+            move.dumper.send_signal(sig)
+            wait_for(lambda: read(move.dump_log).count("it stays frozen") > said, "an answer to the signal", 10)
+            expect(move.dumper.poll() is None, "it has ended")
+            expect_frozen(old)
+        move.dumper.send_signal(signal.SIGQUIT)
+        code = move.ended("dumper", 20)
+        expect(code == 1 and "given up" in read(move.dump_log), f"dump exited {code}: {read(move.dump_log)[-300:]}")
+        wait_for(lambda: not exists(old), "the source to be killed", 10)
+        # What is lost is never zeros.
+        expect(move.ended("daemon", 30) == 1, "the daemon thinks that all is well")
+        log = read(move.daemon_log)
+        expect("pages are lost" in log, f"the daemon says: {log[-300:]}")
+        wait_for(lambda: not exists(program.pid), "the program to touch what is lost", 20)
+        expect("FAIL" not in read(os.path.join(program.folder, "result")), "it read something else")
+
+
+def restore_fails(context, folder):
+    """A restore that fails has taken nothing: the same images are restored by the next one, or the tree runs on."""
+    with moving(context, folder) as (program, move):
+        before = cases.facts(program)
+        script = os.path.join(folder, "script")
+        executable(script, '#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" != pre-resume ]\n')
+        for again in (False, True):
+            move.dump()
+            move.copy()
+            move.lazy_pages()
+            code = move.restore("--action-script", script)
+            expect(code == 1, f"restore exited {code}")
+            expect(not find_moved(program.inner, program.comm()), "something runs at the destination")
+            expect(move.daemon.poll() is None and move.dumper.poll() is None, "the others have ended")
+            if not again:
+                move.dumper.send_signal(signal.SIGTERM)
+                expect(move.ended("dumper", 20) == 1, "dump exited 0")
+                move.daemon.kill()
+                move.daemon.wait()
+                expect_as_before(program, before)
+        program.moved_to(move.expect_restored(), None)
+        expect_moved(program, move)
+
+
+def restore_killed(context, folder):
+    """A restore that is killed when its daemon has claimed the tree: that stays where it is, for the next restore."""
+    with moving(context, folder) as (program, move):
+        old = move.pid
+        move.dump()
+        move.copy()
+        move.lazy_pages()
+        os.kill(move.daemon.pid, signal.SIGSTOP)
+        try:
+            move.restore(timeout=3)
+            raise AssertionError("restore did not wait for its daemon")
+        except Deadline:
+            move.end_namespace()
+        os.kill(move.daemon.pid, signal.SIGCONT)
+        log = lambda: read(move.daemon_log)
+        expect(move.ended("daemon", 20) == 1, f"the daemon thinks that all is well: {log()[-300:]}")
+        expect(not find_moved(program.inner, program.comm()), "something runs at the destination")
+        expect(exists(old) and move.dumper.poll() is None, "the source was killed")
+        move.lazy_pages()
+        program.moved_to(move.expect_restored(), None)
+        expect_moved(program, move)
+
+
+def daemon_fails(context, folder):
+    """A daemon that cannot bring pages when it comes to it: nothing runs."""
+    with moving(context, folder) as (program, move), slowly(move) as relay:
+        before = cases.facts(program)
+        move.dump()
+        move.copy()
+        move.lazy_pages(port=relay.port)
+        relay.close()
+        code = move.restore()
+        log = read(move.there + "/restore.log")
+        expect(code == 1 and "has given up before the tree could run" in log, f"restore exited {code}: {log[-400:]}")
+        expect(move.ended("daemon", 20) == 1, "the daemon thinks that all is well")
+        expect(not find_moved(program.inner, program.comm()), "something runs at the destination")
+        move.dumper.send_signal(signal.SIGINT)
+        expect(move.ended("dumper", 20) == 1, "dump exited 0")
+        expect_as_before(program, before)
+
+
+def liar(context, folder):
+    """A page server whose answers are wrong is cut, and asked again; who waits, waits."""
+    said = []
+
+    def lie(data):
+        # One on each connection.
+        if relay.to_client < 4 << 20 or len(said) == 3 or relay.connections <= len(said):
+            return data
+        at = data.find(struct.pack("<I", ADD_F | 4 << 16))
+        if at < 0 or at + 32 > len(data):
+            return data
+        pages, address, task = struct.unpack_from("<QQQ", data, at + 8)
+        if pages > 16 or address % PAGE or task != move.pid:
+            return data
+        said.append(at)
+        wrong = (struct.pack("<QQ", pages, address + PAGE), struct.pack("<QQ", pages + 1, address), struct.pack("<QQ", 0, address))
+        return data[:at + 8] + wrong[len(said) - 1] + data[at + 24:]
+
+    with moving(context, folder) as (program, move), slowly(move, 60 << 20, lie) as relay:
+        started_there(program, move, relay)
+        wait_for(lambda: len(said) == 3 or move.daemon.poll() is not None, "three lies", 30)
+        relay.rate = 0
+        expect_moved(program, move)
+        log = read(move.daemon_log)
+        for words in ("not asked for", "more pages than", "no such pages"):
+            expect(words in log, f"the daemon does not say {words!r}: {log[-1500:]}")
+
+
+def strangers(context, folder):
+    """Clients that ask for what was not announced get a sentence in the log and no page; they claim nothing."""
+    with moving(context, folder) as (program, move):
+        before = cases.facts(program)
+        move.dump()
+        task = program.inner
+        code = next(line for line in read(f"/proc/{program.pid}/maps").splitlines() if " r-xp " in line)
+        text = int(code.split("-")[0], 16)
+        for sent, words in ((request(GET, 1, text, task), "were not announced"), (request(GET, 1, 0x1000, task), "were not announced"),
+                            (request(GET, 1 << 34, 0x1000, task), "were not announced"), (request(GET, 0, text, task), "were not announced"),
+                            (request(GET, 1 << 60, 0x1000, task), "out of range"), (request(GET, 1, text + 1, task), "out of range"),
+                            (request(GET, 1, text, task + 1), "of which none were announced"), (request(GET, 1, text, 0), "out of range"),
+                            (request(OPEN2, 0, 0, task << 8 | 1), "takes none"), (request(99), "unknown kind"),
+                            (b"GET / HTTP/1.1\r\nHost: somewhere\r\n\r\n", "unknown kind"), (request(CLOSE), "before it has asked"),
+                            (b"abc", "middle of a message"), (b"", "hung up")):
+            seen = read(move.dump_log).count("the connection with")
+            with socket.create_connection(("127.0.0.1", move.port), 10) as s:
+                s.sendall(sent)
+                s.shutdown(socket.SHUT_WR)
+                try:
+                    expect(s.recv(PAGE) == b"", f"{sent!r} was answered")
+                except ConnectionResetError:
+                    pass
+            wait_for(lambda: read(move.dump_log).count("the connection with") > seen, f"a sentence about {sent!r}", 10)
+            line = [line for line in read(move.dump_log).splitlines() if "the connection with" in line][-1]
+            expect(words in line, f"{sent!r}: {line}")
+            expect(not freezer_of(program.pid), f"{sent!r} has claimed the tree")
+        # Whoever says nothing is passed over.
+        silent = [socket.create_connection(("127.0.0.1", move.port), 10) for _ in range(3)]
+        try:
+            move.copy()
+            move.lazy_pages()
+            program.moved_to(move.expect_restored(), None)
+            expect_moved(program, move)
+        finally:
+            for s in silent:
+                s.close()
+        del before
+
+
+def other_user(context, folder):
+    """Without TLS memory goes to processes of root and our own user only, and comes from such only."""
+    ask = ("import os, socket, sys; os.setuid(65534); s = socket.create_connection(('127.0.0.1', int(sys.argv[1])), 10); "
+           "s.sendall(bytes.fromhex(sys.argv[2])); s.settimeout(10); print(len(s.recv(10)))")
+    fake = ("import os, socket, sys; os.setuid(65534); l = socket.create_server(('127.0.0.1', int(sys.argv[1]))); print('up', flush=True)\n"
+            "while True:\n  s, _ = l.accept(); r = s.recv(32)\n  if len(r) == 32: s.sendall(b'\\6\\0\\4\\0' + bytes(4) + r[8:] + bytes(4096))\n")
+    with moving(context, folder) as (program, move):
+        before = cases.facts(program)
+        move.dump()
+        move.copy()
+        heap = next(line for line in read(f"/proc/{program.pid}/maps").splitlines() if "[heap]" in line)
+        wanted = request(GET, 1, int(heap.split("-")[0], 16), program.inner)
+        code, out = run([sys.executable, "-c", ask, move.port, wanted.hex()])
+        expect(code != 0 or out.strip() == "0", f"a page went to user 65534: {out}")
+        wait_for(lambda: "is user 65534's" in read(move.dump_log), "the refusal", 5)
+        port = free_port()
+        server = subprocess.Popen([sys.executable, "-c", fake, str(port)], stdout=subprocess.PIPE)
+        try:
+            server.stdout.readline()
+            move.lazy_pages(port=port)
+            expect(move.restore() == 1 and move.ended("daemon", 20) == 2, "pages were taken from user 65534")
+            expect("is user 65534's" in read(move.daemon_log), f"the daemon says: {read(move.daemon_log)[-300:]}")
+        finally:
+            server.kill()
+            server.wait()
+        move.dumper.send_signal(signal.SIGINT)
+        move.ended("dumper", 20)
+        expect_as_before(program, before)
+
+
+def refusals(context, folder):
+    """What makes no sense is refused before anything is touched."""
+    with moving(context, folder) as (program, move):
+        before = cases.facts(program)
+        command = [context.binary, "dump", "-t", program.pid, "-D", move.here, "--lazy-pages", "--address", "127.0.0.1", "--port", move.port]
+        for options in (["-R"], ["-s"], ["--page-server"], ["--ps-socket", "3"], ["--bandwidth-limit", "1M"]):
+            code, out = run([*command, *options])
+            expect(code == 2 and ("exclude each other" in out or "no connection to hold back" in out), f"{options}: exit {code}, {out}")
+        code, out = run([*command[:-4], "--port", move.port])
+        expect(code == 2 and "plain text" in out, f"plain text to anywhere: exit {code}, {out}")
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            code, out = run([*command[:-1], taken.getsockname()[1]])
+            expect(code in (1, 2) and str(taken.getsockname()[1]) in out, f"a port that is taken: exit {code}, {out}")
+        expect(not os.listdir(move.here), f"something was written: {os.listdir(move.here)}")
+        expect_as_before(program, before)
+
+        move.dump()
+        move.copy()
+        code, out = run([context.binary, "restore", "-D", move.there, "-d"])
+        expect(code == 2 and "only names" in out and "--lazy-pages" in out, f"restore: exit {code}, {out}")
+        code, out = run([context.binary, "restore", "-D", move.there, "-d", "--lazy-pages"])
+        expect(code == 2 and "no lazy-pages daemon" in out, f"restore: exit {code}, {out}")
+        code, out = run([context.binary, "lazy-pages", "-D", move.there])
+        expect(code == 2 and "only names" in out and "--page-server" in out, f"lazy-pages: exit {code}, {out}")
+        code, out = run([context.binary, "lazy-pages", "-D", move.there, "--port", "1"])
+        expect(code == 2 and "--page-server" in out, f"lazy-pages: exit {code}, {out}")
+        code, out = run([context.binary, "lazy-pages", "-D", move.there, "--page-server", "--address", "127.0.0.1", "--port", free_port()])
+        expect(code == 1 and "refused" in out, f"lazy-pages: exit {code}, {out}")
+        started_there_now = move.lazy_pages()
+        expect(started_there_now.poll() is None, "the daemon has ended")
+        program.moved_to(move.expect_restored(), None)
+        expect_moved(program, move)
+
+
+def chained(context, folder):
+    """After a pre-dump only what was written since comes late; the rest stands in the previous folder."""
+    with moving(context, folder) as (program, move):
+        previous = os.path.join(os.path.dirname(move.here), "before")
+        os.mkdir(previous)
+        code, out = run([context.binary, "pre-dump", "-t", program.pid, "-D", previous])
+        expect(code == 0, f"pre-dump exited {code}: {out}")
+        move.dump("--prev-images-dir", "../before")
+        os.symlink("../before", os.path.join(move.there, "parent"))
+        move.copy()
+        move.lazy_pages()
+        program.moved_to(move.expect_restored(), None)
+        expect_moved(program, move)
+        given = int(re.search(r"gave (\d+) pages", read(move.dump_log))[1])
+        expect(given * PAGE < 128 << 20, f"{given} pages were given, so nothing was left in the previous folder")
+
+
+def from_another_program(context, folder):
+    """A tree that ends before its pages have come needs none."""
+    with moving(context, folder) as (program, move), slowly(move, 1 << 20) as relay:
+        started_there(program, move, relay)
+        kill_all(descendants(program.pid))
+        relay.rate = 0
+        move.expect_done()
+        program.reap_old(move.namespace.pid)
+
+
+CASES = {"script": the_script, "two": two_at_a_time, "chain": chained, "ends-early": from_another_program,
+         "before/int": given_up_before(signal.SIGINT), "before/term": given_up_before(signal.SIGTERM),
+         "before/kill": given_up_before(signal.SIGKILL), "before/connected": given_up_before("connected"),
+         "before/timeout": given_up_before(None), "after/interrupted": interrupted_after, "after/cuts": cuts,
+         "after/giver-killed": kill_servers("giver"), "after/dump-killed": kill_servers("dump"), "restore-fails": restore_fails,
+         "restore-killed": restore_killed,
+         "daemon-fails": daemon_fails, "hostile/server": liar, "hostile/clients": strangers, "hostile/users": other_user,
+         "refusals": refusals}
+
+
+if __name__ == "__main__":
+    sys.exit(suite.main(suite.arguments(__doc__), CASES, "mlazy-"))

@@ -309,5 +309,55 @@ TEST_F(Chain, PagesThatVanishAreLeftOut) {
   ::munmap(memory, at(8));
 }
 
+/// A lazy dump: pages that are not put stand between the others in order, as such that no folder has.
+TEST_F(Chain, PagesThatAreLeftAreOnlyNamed) {
+  {
+    const Fd dir = folder(1);
+    ImageSet images;
+    PageFolder pages(dir.get(), images, true);
+    PageSet left(at(0), at(1));
+    left.append(at(3), at(5));
+    left.append(at(9), at(12));
+    pages.leave({{kTask, left}, {{MemoryId::Kind::task, 43}, PageSet(at(0), at(2))}});
+    pages.open(kTask);
+    pages.write(at(1), page_of('a', 2));
+    pages.write(at(5), page_of('b'));
+    pages.open({MemoryId::Kind::task, 43});
+    pages.finish();
+    EXPECT_EQ(pages.pages_written(), 3u);
+  }
+  const Fd dir = folder(1);
+  PageImages images(dir.get());
+  std::string text;
+  for (const StoredPages& s : images.locate("pagemap-42.img"))
+    text += std::to_string(s.address / kPageSize) + "+" + std::to_string(s.bytes / kPageSize) + (s.fd < 0 ? "?" : "") +
+            (s.lazy ? "lazy " : " ");
+  EXPECT_EQ(text, "0+1?lazy 1+2 3+2?lazy 5+1 9+3?lazy ");
+  EXPECT_EQ(only_named(images.locate("pagemap-42.img")).pages(), 6u);
+  EXPECT_EQ(only_named(images.locate("pagemap-43.img")).pages(), 2u);
+  // A folder that only names pages is no parent that has them.
+  const Fd child = folder(2, "../1");
+  ImageSet more;
+  PageFolder pages(child.get(), more, true);
+  EXPECT_TRUE(pages.open(kTask));
+  EXPECT_THROW(pages.in_parent(at(0), 1), Corrupt);
+  pages.in_parent(at(1), 2);
+}
+
+TEST_F(Chain, PagesAreNotBothStoredAndLeft) {
+  for (const uint64_t page : {1u, 2u, 3u, 4u}) {
+    const Fd dir = folder(static_cast<int>(10 + page));
+    ImageSet images;
+    PageFolder pages(dir.get(), images, true);
+    pages.leave({{kTask, PageSet(at(2), at(4))}});
+    pages.open(kTask);
+    if (page == 4) {
+      pages.write(at(page), page_of('a', 2));
+    } else {
+      EXPECT_THROW(pages.write(at(page), page_of('a', 2)), Corrupt) << page;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace migrate

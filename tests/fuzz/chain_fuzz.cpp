@@ -43,7 +43,7 @@ void locate(int dirfd, const std::string& name) {
   for (const StoredPages& s : pages.locate(name)) {
     demand(s.address >= last && s.address <= kUserSpace && s.bytes <= kUserSpace - s.address,
            "pages out of order or range");
-    demand(s.offset <= uint64_t{1} << 62 && s.fd >= 0, "pages of no file");
+    demand(s.offset <= uint64_t{1} << 62 && s.fd >= -1, "pages of no file");
     last = s.address + s.bytes;
   }
 }

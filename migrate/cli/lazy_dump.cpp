@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "core/base/procfs.h"
+#include "core/dump/preflight.h"
 #include "core/freeze/quick_moves.h"
 #include "migrate/cli/daemon.h"
 #include "migrate/session/telling/interrupt.h"
@@ -48,7 +49,9 @@ struct LazyDump::Shared {
 
 LazyDump::LazyDump(const CoreOptions& o, Logger& log)
     : options_((refuse_with(o), o)), log_(log), server_(o, log), cgroup_("migrate-dump-" + std::to_string(::getpid())) {
-  FreezerCgroup::plan({Pid(::getpid())}, cgroup_);
+  std::vector<Pid> tasks;
+  for (const ProcDir& task : collect_tree(Pid(o.tree))) tasks.emplace_back(task.pid());
+  FreezerCgroup::plan(tasks, cgroup_);
 }
 
 PagesByMemory LazyDump::keep_back(std::vector<PageSource>& sources, const PagesByMemory& lazy) {

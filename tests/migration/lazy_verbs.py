@@ -388,6 +388,33 @@ def strangers(context, folder):
                 s.close()
 
 
+def strangers_to_tls(context, folder):
+    """Who does not get through its handshake holds up nobody."""
+    ours, others = (tool.Keys(context.binary, os.path.join(folder, n), ["127.0.0.1"]) for n in ("keys", "other"))
+    options = lazy.tls_options(ours, "127.0.0.1")
+    with moving(context, folder, "tree", source_options=options, destination_options=options) as (program, move):
+        move.dump()
+        move.copy()
+        silent = [socket.create_connection(("127.0.0.1", move.port), 10) for _ in range(40)]
+        try:
+            with socket.create_connection(("127.0.0.1", move.port), 10) as s:
+                s.sendall(request(GET, 1, 0x10000, program.inner))
+                while s.recv(PAGE):
+                    pass
+            move.destination_options = lazy.tls_options(others, "127.0.0.1")
+            code, out = run([context.binary, "lazy-pages", "-D", move.there, "--page-server", "--address", "127.0.0.1", "--port", move.port,
+                             *move.destination_options])
+            expect(code == 2, f"a server of another CA was taken: exit {code}, {out}")
+            expect(not freezer_of(program.pid), "a stranger has claimed the tree")
+            move.destination_options = options
+            move.lazy_pages()
+            program.moved_to(move.expect_restored(), None)
+            expect_moved(program, move)
+        finally:
+            for s in silent:
+                s.close()
+
+
 def other_user(context, folder):
     """Without TLS memory goes to processes of root and our own user only, and comes from such only."""
     ask = ("import os, socket, sys; os.setuid(65534); s = socket.create_connection(('127.0.0.1', int(sys.argv[1])), 10); "
@@ -507,7 +534,7 @@ CASES = {"script": the_script, "two": two_at_a_time, "chain": chained, "ends-ear
          "before/timeout": given_up_before(None), "after/interrupted": interrupted_after, "after/cuts": cuts,
          "after/giver-killed": kill_servers("giver"), "after/dump-killed": kill_servers("dump"), "restore-fails": restore_fails,
          "restore-killed": restore_killed,
-         "daemon-fails": daemon_fails, "hostile/server": liar, "hostile/clients": strangers, "hostile/users": other_user,
+         "daemon-fails": daemon_fails, "hostile/server": liar, "hostile/clients": strangers, "hostile/users": other_user, "hostile/tls": strangers_to_tls,
          "refusals": refusals}
 
 

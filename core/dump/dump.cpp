@@ -278,6 +278,7 @@ void preflight_once(const DumpOptions& options, const MappingReader& mappings, L
   if (is_zombie(tasks.front()))
     throw Refusal("task " + std::to_string(options.root.get()) + " is a zombie", "there is nothing left to move");
   check_namespaces(tasks);  // those of others hide what the rest looks at
+  check_frozen(tasks);
   Refusals refusals;
   refusals.ask([&] { check_sessions(tasks, options); });
   refusals.ask([&] { check_threads(tasks); });

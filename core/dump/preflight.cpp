@@ -12,6 +12,7 @@
 
 #include "core/base/proc_values.h"
 #include "core/dump/dump_memory.h"
+#include "core/freeze/cgroup_mounts.h"
 #include "core/freeze/outside_sharing.h"
 #include "core/inject/visit_places.h"
 #include "core/memory/vma.h"
@@ -62,6 +63,26 @@ bool is_32_bit(const ProcDir& task) {
   if (vector.size() < sizeof first) return false;
   std::memcpy(&first, vector.data(), sizeof first);
   return first >> 32 != 0;
+}
+
+/// "" if it cannot be seen from here.
+std::string cgroup_of(const ProcDir& task, const CgroupMount& mount, bool v2) {
+  try {
+    return cgroup_folder(mount, task.pid(), v2);
+  } catch (const Error&) {
+    return "";
+  }
+}
+
+/// By itself or with a cgroup above it; the hierarchy's root has no such file.
+bool is_frozen(const std::string& folder, bool v2) {
+  if (folder.empty()) return false;
+  try {
+    if (v2) return read_file_at(AT_FDCWD, folder + "/cgroup.events").find("frozen 1") != std::string::npos;
+    return read_file_at(AT_FDCWD, folder + "/freezer.state").starts_with("FROZEN");
+  } catch (const Error&) {
+    return false;
+  }
 }
 
 /// Calls `check` for each living task. Members of a running tree come and go: one that ends meanwhile is passed over,
@@ -263,6 +284,23 @@ void check_visits(const std::vector<ProcDir>& tasks) {
     if (needs.mappings > most_mappings)
       throw Refusal(task_name(task) + " has as many mappings as the system allows", "raise vm.max_map_count");
   });
+}
+
+void check_frozen(const std::vector<ProcDir>& tasks) {
+  const std::string mountinfo = read_file_at(AT_FDCWD, "/proc/self/mountinfo");
+  for (const bool v2 : {true, false}) {
+    const auto mount = find_cgroup_mount(mountinfo, v2);
+    if (!mount) continue;
+    std::set<std::string> seen;
+    for_living(tasks, [&](const ProcDir& task) {
+      const std::string folder = cgroup_of(task, *mount, v2);
+      if (!seen.insert(folder).second || !is_frozen(folder, v2)) return;
+      if (folder.substr(folder.rfind('/') + 1).starts_with("migrate-"))
+        throw Refusal(task_name(task) + " is held by a migration, in the frozen cgroup " + folder,
+                      "wait for that, or see `migrate resolve`");
+      throw Refusal(task_name(task) + " stands in the frozen cgroup " + folder, "thaw that first");
+    });
+  }
 }
 
 void check_sessions(const std::vector<ProcDir>& tasks) {

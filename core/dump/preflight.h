@@ -22,6 +22,9 @@ void check_threads(const std::vector<ProcDir>& tasks);
 /// Programs that cannot be visited since they are 32-bit ones; room in each task for what a visit maps there: the
 /// address space itself, and limits.
 void check_visits(const std::vector<ProcDir>& tasks);
+/// Tasks that stand in a frozen cgroup, where no visit gets an answer: whoever froze them decides about them, as a
+/// migration that holds them does.
+void check_frozen(const std::vector<ProcDir>& tasks);
 /// Sessions whose leader lives outside the tree.
 void check_sessions(const std::vector<ProcDir>& tasks);
 /// Mappings that cannot be dumped, and shared memory objects that tasks outside the tree have mapped too. `tracked`:

@@ -31,7 +31,7 @@ int run_pre_dump(const CoreOptions& o) {
   const Fd images_dir = open_path(o.images_dir, O_RDONLY | O_DIRECTORY);
   const Fd work = open_path(o.effective_work_dir(), O_RDONLY | O_DIRECTORY);
   const ActionScripts scripts(o.action_scripts, o.images_dir, *logger);
-  collect_tree(Pid(o.tree));  // refuses a tree that is none, or that we are in
+  check_frozen(collect_tree(Pid(o.tree)));  // which refuses a tree that is none, or that we are in
   scripts.run("pre-dump", o.tree);
   PageOutput output(o, images_dir.get());
 

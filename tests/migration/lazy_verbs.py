@@ -257,6 +257,23 @@ def interrupted_after(context, folder):
         expect("FAIL" not in read(os.path.join(program.folder, "result")), "it read something else")
 
 
+def held_is_not_moved(context, folder):
+    """What a lazy dump holds may run elsewhere: nobody dumps or sends it from here."""
+    with moving(context, folder) as (program, move), slowly(move, 1 << 20) as relay:
+        started_there(program, move, relay)
+        old = move.pid
+        other = os.path.join(folder, "other")
+        os.mkdir(other)
+        for command in (["dump", "-t", old, "-D", other], ["dump", "-t", old, "-D", other, "-R"], ["dump", "-t", old, "-D", other, "--lazy-pages",
+                        "--address", "127.0.0.1"], ["pre-dump", "-t", old, "-D", other], ["send", "127.0.0.1:1", f"pid:{old}", "--insecure"]):
+            code, out = run([context.binary, *command], timeout=15)
+            expect(code == 2 and "held" in out, f"{command[0]}: exit {code}, {out}")
+            expect_frozen(old)
+        expect(not os.listdir(other), f"something was written: {os.listdir(other)}")
+        relay.rate = 0
+        expect_moved(program, move)
+
+
 def restore_fails(context, folder):
     """A restore that fails has taken nothing: the same images are restored by the next one, or the tree runs on."""
     with moving(context, folder, "tree") as (program, move):
@@ -531,7 +548,7 @@ def ends_early(context, folder):
 CASES = {"script": the_script, "two": two_at_a_time, "chain": chained, "ends-early": ends_early, "nothing-late": nothing_late,
          "before/int": given_up_before(signal.SIGINT), "before/term": given_up_before(signal.SIGTERM),
          "before/kill": given_up_before(signal.SIGKILL), "before/connected": given_up_before("connected"),
-         "before/timeout": given_up_before(None), "after/interrupted": interrupted_after, "after/cuts": cuts,
+         "before/timeout": given_up_before(None), "after/held": held_is_not_moved, "after/interrupted": interrupted_after, "after/cuts": cuts,
          "after/giver-killed": kill_servers("giver"), "after/dump-killed": kill_servers("dump"), "restore-fails": restore_fails,
          "restore-killed": restore_killed,
          "daemon-fails": daemon_fails, "hostile/server": liar, "hostile/clients": strangers, "hostile/users": other_user, "hostile/tls": strangers_to_tls,

@@ -161,6 +161,42 @@ def waiting_connection(context, folder):
         program.end()
 
 
+def frozen(context, folder):
+    """Whoever froze it decides; a visit would wait for an answer that does not come."""
+    mounts = [line.split() for line in read("/proc/self/mountinfo").splitlines()]
+    v2 = next((m[4] for m in mounts if m[m.index("-") + 1] == "cgroup2"), None)
+    v1 = next((m[4] for m in mounts if m[m.index("-") + 1] == "cgroup" and "freezer" in m[-1].split(",")), None)
+    program = Stubborn(os.path.join(folder, "program"), "plain")
+    try:
+        program.ready()
+        for point, file, on, off in ((v2, "cgroup.freeze", "1", "0"), (v1, "freezer.state", "FROZEN", "THAWED")):
+            if point is None:
+                continue
+            cgroup = os.path.join(point, f"refusals-{os.getpid()}")
+            os.mkdir(cgroup)
+            try:
+                write(f"{cgroup}/cgroup.procs", program.pid)
+                untouched = Untouched(program)
+                write(f"{cgroup}/{file}", on)
+                wait_for(lambda: "frozen 1" in read(f"{cgroup}/cgroup.events") or read(f"{cgroup}/freezer.state").startswith("FROZEN"), "it to freeze", 5)
+                for verb in ("dump", "pre-dump"):
+                    dump_refused(context, folder, program.pid, ["task {pid} stands in the frozen cgroup {cgroup}"],
+                                 {"pid": program.pid, "cgroup": cgroup}, verb=verb)
+                write(f"{cgroup}/{file}", off)
+                untouched.expect()
+            finally:
+                write(f"{cgroup}/{file}", off)
+                write(f"{point}/cgroup.procs", program.pid)
+                os.rmdir(cgroup)
+    finally:
+        program.end()
+
+
+def write(path, text):
+    with open(path, "w") as f:
+        f.write(str(text))
+
+
 def traced(context, folder):
     program = Stubborn(os.path.join(folder, "program"), "plain")
     program.ready()
@@ -486,6 +522,7 @@ CASES = {
     "dump/file-of-a-thread": holding("thread-file", HAS_FD + ", /proc/{pid}/task/.* which is of a thread"),
     "dump/limit-above-ours": limit_above_ours,
     "dump/traced": traced,
+    "dump/frozen": frozen,
     "dump/session-leader-outside": outside_session,
     "dump/own-ancestor": own_ancestor,
     "dump/no-such-task": no_such_task,

@@ -1,6 +1,7 @@
 #include "migrate/cli/lazy_socket.h"
 
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 
 #include <algorithm>

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import sys
 
 sys.dont_write_bytecode = True
@@ -330,6 +331,25 @@ def any_port(context, folder):
         process.wait()
 
 
+def other_user(context, folder):
+    """Without TLS pages come from processes of root and of the server's user only."""
+    log = os.path.join(folder, "server.log")
+    process = spawn([context.binary, "page-server", "-D", folder, "--address", "127.0.0.1", "--port", "0"], log=log)
+    try:
+        port = int(wait_for(lambda: re.search(r":([1-9]\d*)$", read(log), re.M), "the page server to listen", 15)[1])
+        ask = ("import os, socket, struct, sys; os.setuid(65534); s = socket.create_connection(('127.0.0.1', int(sys.argv[1])), 10); "
+               "s.sendall(struct.pack('<IIQQQ', 4, 0, 0, 0, 42 << 8 | 1)); s.settimeout(10); print(len(s.recv(1)))")
+        code, out = run([sys.executable, "-c", ask, port])
+        expect(code != 0 or out.strip() == "0", f"user 65534 was answered: {out}")
+        wait_for(lambda: "is user 65534's" in read(log), "the refusal", 5)
+        with socket.create_connection(("127.0.0.1", port), 10) as s:
+            s.sendall(struct.pack("<IIQQQ", 4, 0, 0, 0, 42 << 8 | 1))
+            expect(s.recv(1) == b"\0", "our own process was not answered")
+    finally:
+        process.kill()
+        process.wait()
+
+
 def server_gone(context, folder):
     """The page server dies in the middle of a dump: the program runs on, and so does the chain."""
     with on_two_hosts(context, folder, "memory") as (network, chain, servers):
@@ -353,7 +373,7 @@ def main():
     named = {f"local/{n}": local(n) for n in PROGRAMS}
     named |= {"page-server/memory": across("memory", False), "page-server/memory-tls": across("memory", True),
               "page-server/sequence-tls": across("sequence", True), "page-server/gone": server_gone,
-              "page-server/refusals": refusals, "page-server/any-port": any_port, "previous/wrong": wrong_previous, "previous/moved": moved_folder,
+              "page-server/refusals": refusals, "page-server/any-port": any_port, "page-server/users": other_user, "previous/wrong": wrong_previous, "previous/moved": moved_folder,
               "keeper/killed": keeper_killed, "keeper/ends": untracked, "keeper/left-running": left_running}
     return suite.main(options, named, "mchains-")
 

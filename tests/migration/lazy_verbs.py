@@ -23,6 +23,7 @@ from lib.relay import Relay  # noqa: E402
 from lib.suite import expect  # noqa: E402
 
 PAGE = 4096
+MIB = 96  # of memory, which comes slowly where something shall happen meanwhile
 GET, ADD_F, CLOSE, OPEN2 = 7, 6, 0x1023, 4
 
 
@@ -38,7 +39,11 @@ def request(command, pages=0, address=0, task=0, flags=0):
 @contextlib.contextmanager
 def moving(context, folder, name="memory", **options):
     """A program (or the name of one) and its migration, of which nothing has happened yet."""
-    program = cases.start(context, name, os.path.join(folder, "program")) if isinstance(name, str) else name(os.path.join(folder, "program"))
+    place = os.path.join(folder, "program")
+    if name == "memory":
+        program = programs.Workload(name, os.path.join(context.workloads, name), [MIB], place)
+    else:
+        program = cases.start(context, name, place) if isinstance(name, str) else name(place)
     move = None
     try:
         program.ready()
@@ -107,43 +112,50 @@ def executable(path, text):
     os.chmod(path, 0o755)
 
 
-def the_script(context, folder):
-    """The README's script, with a scp and a ssh that stay on this machine."""
-    keys = tool.Keys(context.binary, os.path.join(folder, "keys"), ["127.0.0.1"])
-    with moving(context, folder) as (program, move):
-        there, tools = os.path.join(folder, "there"), os.path.join(folder, "tools")
-        for path in (there, tools):
-            os.mkdir(path)
-        done = os.path.join(there, "restored")
-        tls = " ".join(lazy.tls_options(keys, "127.0.0.1")[1:])
-        executable(f"{tools}/migrate", f'#!/bin/bash\nargs=()\nfor a in "$@"; do args+=("${{a/7401/{move.port}}}"); '
-                                       f'[ "$a" != --tls ] || args+=({tls}); done\nexec {context.binary} "${{args[@]}}"\n')
-        executable(f"{tools}/scp", f'#!/bin/bash\n[ "$3" = host-b: ] && exec cp -r "$2" {there}/\n')
-        init = os.path.join(tools, "init.py")
-        executable(init, lazy.INIT)
-        executable(f"{tools}/ssh", f"""#!/bin/bash
+def the_script(fails):
+    """The README's script, with a scp and a ssh that stay on this machine. `fails`: the restore does, and the program runs on."""
+    def case(context, folder):
+        keys = tool.Keys(context.binary, os.path.join(folder, "keys"), ["127.0.0.1"])
+        with moving(context, folder, "tree" if fails else "memory") as (program, move):
+            before = cases.facts(program)
+            there, tools, here = (os.path.join(folder, name) for name in ("there", "tools", "here"))
+            for path in (there, tools, here):
+                os.mkdir(path)
+            done, init = os.path.join(there, "restored"), os.path.join(tools, "init.py")
+            tls = " ".join(lazy.tls_options(keys, "127.0.0.1")[1:])
+            executable(init, lazy.INIT)
+            executable(f"{tools}/lazy-move", script_of_readme())
+            expect("sleep" not in read(f"{tools}/lazy-move"), "it sleeps")
+            executable(f"{tools}/migrate", f'''#!/bin/bash
+for a in "$@"; do args+=("${{a/7401/{move.port}}}"); [ "$a" != --tls ] || args+=({tls}); done
+exec {context.binary} "${{args[@]}}"
+''')
+            executable(f"{tools}/scp", f'#!/bin/bash\n[ "$3" = host-b: ] && exec cp -r "$2" {there}/\n')
+            executable(f"{tools}/ssh", f"""#!/bin/bash
 [ "$1" = host-b ] && shift && cd {there} || exit 9
-[ "$2" = restore ] || exec "$@"
+[ "$2" = restore ] || {{ [ "$2" = lazy-pages ] && set -- "$@" --pidfile {there}/daemon; exec "$@"; }}
+{"exit 8" if fails else ""}
 setsid unshare --pid --fork --mount-proc --kill-child {sys.executable} {init} {done} "$@" >restore.log 2>&1 </dev/null &
 echo $! >namespace
 while [ ! -e {done} ]; do kill -0 $! || exit 8; sleep 0.02; done
 exit "$(cat {done})"
 """)
-        executable(f"{tools}/lazy-move", script_of_readme())
-        expect("sleep" not in read(f"{tools}/lazy-move"), "it sleeps")
-        here = os.path.join(folder, "here")
-        os.mkdir(here)
-        try:
-            p = subprocess.run([f"{tools}/lazy-move", str(program.pid), "host-b", "127.0.0.1"], cwd=here, capture_output=True, text=True,
-                               env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}, timeout=60, check=False)
-            expect(p.returncode == 0, f"it exited {p.returncode}: {p.stdout}{p.stderr}")
-            program.moved_to(move.moved(), None)
-            program.check()
-            program.reap_old()
-        finally:
-            namespace = read(f"{there}/namespace").strip()
-            if namespace:
-                kill_tree(int(namespace))
+            try:
+                p = subprocess.run([f"{tools}/lazy-move", str(program.pid), "host-b", "127.0.0.1"], cwd=here, capture_output=True, text=True,
+                                   env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}, timeout=60, check=False)
+                expect(p.returncode == (8 if fails else 0), f"it exited {p.returncode}: {p.stdout}{p.stderr}")
+                if fails:
+                    wait_for(lambda: stat_fields(program.pid)[0] != "t", "the program to be let go", 10)
+                    return expect_as_before(program, before)
+                program.moved_to(move.moved(), None)
+                program.check()
+                program.reap_old()
+            finally:
+                for file in ("namespace", "daemon"):
+                    number = read(f"{there}/{file}").strip()
+                    if number and exists(int(number)):
+                        kill_tree(int(number))
+    return case
 
 
 def two_at_a_time(context, folder):
@@ -509,7 +521,7 @@ def chained(context, folder):
         program.moved_to(move.expect_restored(), None)
         expect_moved(program, move)
         given = int(re.search(r"gave (\d+) pages", read(move.dump_log))[1])
-        expect(given * PAGE < 128 << 20, f"{given} pages were given, so nothing was left in the previous folder")
+        expect(given * PAGE < MIB << 19, f"{given} pages were given, so nothing was left in the previous folder")
 
 
 class Locked(programs.Program):
@@ -545,7 +557,7 @@ def ends_early(context, folder):
         program.reap_old(move.namespace.pid)
 
 
-CASES = {"script": the_script, "two": two_at_a_time, "chain": chained, "ends-early": ends_early, "nothing-late": nothing_late,
+CASES = {"script": the_script(False), "script-fails": the_script(True), "two": two_at_a_time, "chain": chained, "ends-early": ends_early, "nothing-late": nothing_late,
          "before/int": given_up_before(signal.SIGINT), "before/term": given_up_before(signal.SIGTERM),
          "before/kill": given_up_before(signal.SIGKILL), "before/connected": given_up_before("connected"),
          "before/timeout": given_up_before(None), "after/held": held_is_not_moved, "after/interrupted": interrupted_after, "after/cuts": cuts,

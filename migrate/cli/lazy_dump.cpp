@@ -28,6 +28,7 @@ constexpr milliseconds kEnding(10'000);
 /// Between a client's coming and its first request a restore does its work.
 constexpr seconds kSoon(10);
 constexpr milliseconds kAgain(100);
+constexpr seconds kLook(1);  ///< whether the tree is still there
 
 void refuse_with(const CoreOptions& o) {
   const auto refuse = [](const char* option, const char* remedy) {
@@ -37,6 +38,26 @@ void refuse_with(const CoreOptions& o) {
   if (o.leave_stopped) refuse("--leave-stopped", "a tree whose pages are given away ends when it has none left");
   if (o.page_server) refuse("--page-server", "a lazy dump is a page server itself: give its --address and --port");
   if (o.ps_socket >= 0) refuse("--ps-socket", "a connection that is cut must be made again: give --address and --port");
+}
+
+/// Threads that are traced stay until their tracer waits for them, so that a pidfd tells nothing.
+bool has_ended(const StoppedTask& task) {
+  try {
+    const char state = task.proc.stat().state;
+    return state == 'Z' || state == 'X';
+  } catch (const Error& e) {
+    if (!task_is_gone(e)) throw;
+    return true;
+  }
+}
+
+/// What was killed while it stood here is not to run elsewhere.
+void expect_alive(Dump& dump) {
+  for (const StoppedTask& task : dump.tree().tasks()) {
+    if (task.state == TaskState::zombie || !has_ended(task)) continue;
+    throw Error("task " + std::to_string(task.pid.get()) +
+                " has ended while it was held: nothing of its tree runs elsewhere");
+  }
 }
 
 }  // namespace
@@ -71,7 +92,7 @@ PagesByMemory LazyDump::keep_back(std::vector<PageSource>& sources, const PagesB
 }
 
 /// The tree is stopped by ptrace meanwhile: if we die, it runs on.
-CriuRequest LazyDump::await_first() {
+CriuRequest LazyDump::await_first(Dump& dump) {
   const InterruptWatch interrupt;
   std::optional<QuickMoves> quick_moves;
   server_.when_connected([&] { quick_moves.emplace(kSoon); });
@@ -79,15 +100,19 @@ CriuRequest LazyDump::await_first() {
   if (options_.client_timeout_seconds > 0) deadline = Deadline::in(seconds(options_.client_timeout_seconds));
   std::cerr << "dump: listening on " + server_.addresses() + "\n";
   tell_status(options_);
-  try {
-    const CriuRequest first = server_.next(&interrupt.stop(), deadline);
-    server_.when_connected([] {});
-    return first;
-  } catch (const Cancelled&) {
-    throw Error("interrupted before anybody had asked for a page: " + tree() + " runs on here");
-  } catch (const TimedOut&) {
-    throw Error("nobody has asked for a page in " + std::to_string(options_.client_timeout_seconds) + " s: " + tree() +
-                " runs on here");
+  for (;;) {
+    try {
+      const CriuRequest first = server_.next(&interrupt.stop(), Deadline::in(kLook));
+      server_.when_connected([] {});
+      return first;
+    } catch (const Cancelled&) {
+      throw Error("interrupted before anybody had asked for a page: " + tree() + " runs on here");
+    } catch (const TimedOut&) {
+      if (deadline && deadline->passed())
+        throw Error("nobody has asked for a page in " + std::to_string(options_.client_timeout_seconds) +
+                    " s: " + tree() + " runs on here");
+      expect_alive(dump);
+    }
   }
 }
 
@@ -108,7 +133,8 @@ void LazyDump::hold(Dump& dump) {
 }
 
 void LazyDump::serve(Dump& dump) {
-  const CriuRequest first = await_first();
+  const CriuRequest first = await_first(dump);
+  expect_alive(dump);
   void* memory = ::mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw Error("map", "memory for two processes", errno);
   Shared& shared = *new (memory) Shared;
@@ -159,7 +185,7 @@ void LazyDump::give_pages(const CriuRequest* first, Shared& shared) {
   if (first != nullptr) request = *first;
   for (;;) {
     try {
-      if (!request) request = server_.next(nullptr);
+      if (!request) request = server_.next(nullptr, Deadline::in(kLook));
       if (request->command != CriuRequest::Command::get) shared.closed = true;
       server_.answer(*request);
       shared.given += request->command == CriuRequest::Command::get ? request->pages : 0;
@@ -167,15 +193,21 @@ void LazyDump::give_pages(const CriuRequest* first, Shared& shared) {
       if (!shared.closed) continue;
       end_tree();
       return;
+    } catch (const TimedOut&) {  // of next()
     } catch (const std::exception& e) {
       request.reset();
       log_.error("{}", e.what());
       if (shared.closed) return;
-      try {
-        if (held_->members().empty()) return;
-      } catch (const std::exception&) {  // asked again with the next failure
-      }
     }
+    if (all_gone()) return;
+  }
+}
+
+bool LazyDump::all_gone() const {
+  try {
+    return held_->members().empty();
+  } catch (const Error&) {  // asked again soon
+    return false;
   }
 }
 

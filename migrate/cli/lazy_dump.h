@@ -29,11 +29,12 @@ class LazyDump {
  private:
   struct Shared;
 
-  CriuRequest await_first();
+  CriuRequest await_first(Dump& dump);
   void hold(Dump& dump);
   void see_through(const CriuRequest& first, Shared& shared);
   void give_pages(const CriuRequest* first, Shared& shared);
   bool wait_for(pid_t child, int signals, int& status);
+  bool all_gone() const;
   void end_tree();
   std::string tree() const { return "the tree of " + std::to_string(options_.tree); }
 

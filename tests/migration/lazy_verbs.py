@@ -269,6 +269,25 @@ def interrupted_after(context, folder):
         expect("FAIL" not in read(os.path.join(program.folder, "result")), "it read something else")
 
 
+def killed_here(claimed):
+    """A held tree that is killed by somebody is not waited for."""
+    def case(context, folder):
+        with moving(context, folder) as (program, move), slowly(move, 1 << 20) as relay:
+            if claimed:
+                started_there(program, move, relay, ["--recover-timeout", "1"])
+                relay.cut(down=True)
+            else:
+                move.dump()
+            os.kill(move.pid, signal.SIGKILL)
+            code = move.ended("dumper", 20)
+            words = "has ended here after" if claimed else "has ended while it was held"
+            expect(code == 1 and words in read(move.dump_log), f"dump exited {code}: {read(move.dump_log)[-300:]}")
+            if claimed:
+                expect(move.ended("daemon", 30) == 1, "the daemon thinks that all is well")
+            program.reap_old(*([move.namespace.pid] if claimed else []))
+    return case
+
+
 def held_is_not_moved(context, folder):
     """What a lazy dump holds may run elsewhere: nobody dumps or sends it from here."""
     with moving(context, folder) as (program, move), slowly(move, 1 << 20) as relay:
@@ -560,7 +579,7 @@ def ends_early(context, folder):
 CASES = {"script": the_script(False), "script-fails": the_script(True), "two": two_at_a_time, "chain": chained, "ends-early": ends_early, "nothing-late": nothing_late,
          "before/int": given_up_before(signal.SIGINT), "before/term": given_up_before(signal.SIGTERM),
          "before/kill": given_up_before(signal.SIGKILL), "before/connected": given_up_before("connected"),
-         "before/timeout": given_up_before(None), "after/held": held_is_not_moved, "after/interrupted": interrupted_after, "after/cuts": cuts,
+         "before/timeout": given_up_before(None), "before/killed": killed_here(False), "after/killed": killed_here(True), "after/held": held_is_not_moved, "after/interrupted": interrupted_after, "after/cuts": cuts,
          "after/giver-killed": kill_servers("giver"), "after/dump-killed": kill_servers("dump"), "restore-fails": restore_fails,
          "restore-killed": restore_killed,
          "daemon-fails": daemon_fails, "hostile/server": liar, "hostile/clients": strangers, "hostile/users": other_user, "hostile/tls": strangers_to_tls,

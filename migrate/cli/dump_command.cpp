@@ -16,6 +16,23 @@
 namespace migrate::cli {
 namespace {
 
+DumpOptions dump_options(const CoreOptions& o, bool tracked) {
+  DumpOptions d;
+  d.root = Pid(o.tree);
+  d.shell_job = o.shell_job;
+  d.tcp_close = o.tcp_close;
+  d.ext_unix_sk = o.ext_unix_sk;
+  d.link_remap = o.link_remap;
+  d.file_locks = o.file_locks;
+  d.ghost_limit = o.ghost_limit;
+  d.advise_options = true;
+  d.tracked = tracked;
+  d.lazy = true;
+  d.timeout = std::chrono::seconds(o.timeout_seconds);
+  d.mappings = MappingReader::shared();
+  return d;
+}
+
 /// Stores the pages of a stopped tree; what the tracker knows to stand in the previous folder stays there.
 void store_pages(Dump& dump, PageOutput& output, std::optional<TrackClient>& tracker, LazyDump* lazy,
                  const CoreOptions& o, Logger& log) {
@@ -57,19 +74,7 @@ int run_dump(const CoreOptions& o) {
   if (o.track_mem && o.leave_running)
     logger->warn("--track-mem: the tracking ends with this dump; start a new chain with a pre-dump");
 
-  DumpOptions d;
-  d.root = Pid(o.tree);
-  d.shell_job = o.shell_job;
-  d.tcp_close = o.tcp_close;
-  d.ext_unix_sk = o.ext_unix_sk;
-  d.link_remap = o.link_remap;
-  d.file_locks = o.file_locks;
-  d.ghost_limit = o.ghost_limit;
-  d.advise_options = true;
-  d.tracked = tracker.has_value();
-  d.lazy = true;
-  d.timeout = std::chrono::seconds(o.timeout_seconds);
-  d.mappings = MappingReader::shared();
+  const DumpOptions d = dump_options(o, tracker.has_value());
   Dump::preflight(d, *logger);
   if (!o.leave_running) check_buildable(collect_tree(d.root), o.shell_job);
   scripts.run("pre-dump", o.tree);

@@ -16,6 +16,18 @@ CriuGetClient::CriuGetClient(std::unique_ptr<Stream> stream, std::chrono::millis
   stream_->set_idle_timeout(patience);
 }
 
+bool CriuGetClient::may_be(std::string_view run_id) {
+  for (const MemoryId& memory : {kLazyDump, lazy_dump(run_id)})
+    stream_->write(encode_criu_request({.command = Command::parent, .memory = memory}));
+  std::array<uint32_t, 2> has{};
+  for (uint32_t& one : has) {
+    std::array<std::byte, sizeof one> answer{};
+    if (!stream_->read_exact(answer)) throw Disconnected("page server " + stream_->peer() + " left without an answer");
+    one = Unpacker(answer).get<uint32_t>();
+  }
+  return has[0] != 1 || has[1] == 1;
+}
+
 void CriuGetClient::ask(const AskedPages& asked) {
   stream_->write(encode_criu_request(
       {.command = Command::get, .pages = asked.pages, .address = asked.address, .memory = asked.memory}));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string_view>
 #include <vector>
 
 #include "core/memory/page_io.h"
@@ -23,6 +24,8 @@ class CriuGetClient {
   CriuGetClient(std::unique_ptr<Stream> stream, std::chrono::milliseconds patience);
   Stream& stream() { return *stream_; }
 
+  /// Before anything else. False: what answers is a lazy dump of ours, and another one than that with this run id.
+  bool may_be(std::string_view run_id);
   void ask(const AskedPages& asked);
   /// The answer to the oldest request that has none; `asked` is what that asked for. At least one of its pages, from
   /// the first on; `into` has room for all. Returns how many came. Throws Corrupt if it is another answer.

@@ -46,7 +46,7 @@ std::optional<CriuRequest> read_get(Stream& stream, const GivenMemories& memorie
   const CriuRequest r = decode_criu_request(bytes);
   if (r.command == Command::get) {
     check_announced(r, memories);
-  } else if (r.command != Command::close && r.command != Command::force_close) {
+  } else if (r.command != Command::close && r.command != Command::force_close && r.command != Command::parent) {
     throw Corrupt("a page server request", "this server gives pages, and takes none");
   }
   return r;
@@ -71,6 +71,12 @@ void answer_get(Stream& stream, const GivenMemories& memories, const CriuRequest
     stream.write(at == get.address ? std::span(buffer).first(header.size() + part.size()) : part);
     at += part.size();
   }
+}
+
+void answer_parent(Stream& stream, bool has) {
+  std::array<std::byte, sizeof(uint32_t)> answer{};
+  Packer(answer).put(static_cast<uint32_t>(has));
+  stream.write(answer);
 }
 
 void answer_close(Stream& stream) {

@@ -22,12 +22,14 @@ using GivenMemories = std::map<MemoryId, GivenMemory>;
 uint64_t announced_pages(const GivenMemories& memories);
 
 /// Reads one request, within `deadline`. nullopt: the peer has left in an orderly way (of the stream, not of the
-/// protocol). Only what may be asked for comes back: GET of announced pages, CLOSE. The peer is hostile: throws Corrupt
-/// for anything else, Disconnected, TimedOut, Cancelled.
+/// protocol). Only what may be asked for comes back: GET of announced pages, PARENT, CLOSE. The peer is hostile: throws
+/// Corrupt for anything else, Disconnected, TimedOut, Cancelled.
 std::optional<CriuRequest> read_get(Stream& stream, const GivenMemories& memories, Deadline deadline);
 /// Gives the pages. Throws Error if they cannot be read (the task is gone): then the connection must be cut, which
 /// tells the peer that they did not come. Memory taken does not depend on how many are wanted.
 void answer_get(Stream& stream, const GivenMemories& memories, const CriuRequest& get);
+/// To a PARENT.
+void answer_parent(Stream& stream, bool has);
 /// To a CLOSE.
 void answer_close(Stream& stream);
 

@@ -81,6 +81,12 @@ CriuRequest decode(std::span<const std::byte, kCriuRequestSize> bytes, bool answ
 
 }  // namespace
 
+MemoryId lazy_dump(std::string_view run_id) {
+  uint32_t hash = 2166136261;  // FNV-1a
+  for (const char c : run_id) hash = (hash ^ static_cast<unsigned char>(c)) * 16777619;
+  return {MemoryId::Kind::shmem, hash};
+}
+
 std::array<std::byte, kCriuRequestSize> encode_criu_request(const CriuRequest& r) {
   if (r.command == CriuRequest::Command::get) return encode(r, r.memory.id);
   return encode(r, static_cast<uint64_t>(r.memory.kind) | r.memory.id << kIdBits);

@@ -17,12 +17,16 @@
 //   CLOSE or FORCE_CLOSE                 i32: 0. All that is missed has come: the dumped tree is not needed any more.
 //
 // There dst_id is the task's pid as it is; elsewhere the kind of memory stands in its lowest byte.
+//
+// Within that, two of ours find out whether they speak of the same dump (pids alone do not tell): PARENT of kLazyDump
+// is answered by 1, and PARENT of lazy_dump(run id) by whether it is that dump. CRIU's server has 0 for both.
 #pragma once
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
 
 #include "core/memory/page_io.h"
 
@@ -50,6 +54,10 @@ struct CriuRequest {
 };
 
 inline constexpr size_t kCriuRequestSize = 32;
+
+inline constexpr MemoryId kLazyDump{MemoryId::Kind::shmem, 0x4d494752};
+/// `run_id`: of the dump's inventory.
+MemoryId lazy_dump(std::string_view run_id);
 
 std::array<std::byte, kCriuRequestSize> encode_criu_request(const CriuRequest& request);
 /// The answer to a GET, which names its task as that does.

@@ -82,7 +82,7 @@ int run_dump(const CoreOptions& o) {
   Dump dump(d, *logger);
   if (!o.leave_running) check_restorable(dump.images(), dump.memories(), o.shell_job);
   store_pages(dump, output, tracker, lazy ? &*lazy : nullptr, o, *logger);
-  stamp_run_id(dump.images());
+  const std::string run_id = stamp_run_id(dump.images());
   dump.images().save(images.get());
   // A failing script ends the dump with the tree running on: it stands before the point of no return.
   scripts.run("post-dump", o.tree);
@@ -90,7 +90,7 @@ int run_dump(const CoreOptions& o) {
   write_dump_stats(stats, work.get());
   if (!lazy) dump.keep_links();
   if (lazy) {
-    lazy->serve(dump);
+    lazy->serve(dump, run_id);
   } else if (o.leave_running) {
     dump.tree().release(false);
   } else if (o.leave_stopped) {

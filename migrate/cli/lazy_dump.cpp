@@ -132,7 +132,8 @@ void LazyDump::hold(Dump& dump) {
   held_.emplace(std::move(held));
 }
 
-void LazyDump::serve(Dump& dump) {
+void LazyDump::serve(Dump& dump, const std::string& run_id) {
+  server_.set_run_id(run_id);
   const CriuRequest first = await_first(dump);
   expect_alive(dump);
   void* memory = ::mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

@@ -2,6 +2,7 @@
 // are given to whoever has restored it, until that has them all.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "core/dump/dump.h"
@@ -21,10 +22,10 @@ class LazyDump {
   /// Takes pages that may come late out of `sources`, to give them later; returns them. Descriptors go with a copy.
   PagesByMemory keep_back(std::vector<PageSource>& sources, const PagesByMemory& lazy);
   uint64_t pages() const { return server_.pages(); }
-  /// When all else of the dump is stored: tells the status descriptor, and returns when the pages were given and the
-  /// tree is killed. Throws Error, in a sentence that says what has become of the tree: while it is still ours it is in
-  /// `dump`, stopped.
-  void serve(Dump& dump);
+  /// When all else of the dump is stored, as a folder with this run id: tells the status descriptor, and returns when
+  /// the pages were given and the tree is killed. Throws Error, in a sentence that says what has become of the tree:
+  /// while it is still ours it is in `dump`, stopped.
+  void serve(Dump& dump, const std::string& run_id);
 
  private:
   struct Shared;

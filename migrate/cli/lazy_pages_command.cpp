@@ -10,6 +10,7 @@
 #include "lazypages/stored_origin.h"
 #include "migrate/cli/commands.h"
 #include "migrate/cli/daemon.h"
+#include "migrate/cli/image_chain.h"
 #include "migrate/cli/lazy_socket.h"
 #include "migrate/cli/page_link.h"
 #include "migrate/cli/remote_origin.h"
@@ -140,12 +141,14 @@ void refuse_without_server(const PagesByMemory& named, const std::string& folder
 }
 
 void check_options(const CoreOptions& o, int images_dir) {
+  const ImageSet images = ImageSet::load(images_dir);
   if (o.page_server && o.ps_socket >= 0)
     throw Refusal("--ps-socket cannot be connected again when it is cut", "give --address and --port");
+  if (o.page_server && !images.has("inventory.img"))
+    throw Refusal("the folder " + o.images_dir + " has no images", "put there what the dump has written first");
   if (o.page_server) return;
   if (o.tls || o.port != 0 || o.recover_timeout_seconds != 0)
     throw Refusal("--tls, --port and --recover-timeout are about a page server", "give --page-server too");
-  const ImageSet images = ImageSet::load(images_dir);
   if (!images.has("pstree.img")) return;  // a dump may still be to come
   PageImages pages(images_dir);
   PagesByMemory named;
@@ -156,8 +159,10 @@ void check_options(const CoreOptions& o, int images_dir) {
   refuse_without_server(named, o.images_dir);
 }
 
-std::unique_ptr<RemoteOrigin> connect(const CoreOptions& o, Logger& log) {
+std::unique_ptr<RemoteOrigin> connect(const CoreOptions& o, int images_dir, Logger& log) {
+  const std::string run_id = run_id_of(images_dir, ".");
   RemoteOrigin::Options options{.connect = [&o] { return connect_page_server(o); },
+                                .run_id = run_id,
                                 .trust = [&o](const Stream& stream) { check_page_server(stream, o.insecure); }};
   if (o.recover_timeout_seconds > 0) options.recover = std::chrono::seconds(o.recover_timeout_seconds);
   return std::make_unique<RemoteOrigin>(std::move(options), log);
@@ -170,7 +175,7 @@ int run_lazy_pages(const CoreOptions& o) {
   const Fd images = open_path(o.images_dir, O_RDONLY | O_DIRECTORY);
   check_options(o, images.get());
   // Before anybody can restore: then the page server knows of us when a tree begins to run here.
-  const std::unique_ptr<RemoteOrigin> remote = o.page_server ? connect(o, *logger) : nullptr;
+  const std::unique_ptr<RemoteOrigin> remote = o.page_server ? connect(o, images.get(), *logger) : nullptr;
   std::optional<LazyListener> listener(std::in_place, o.effective_work_dir());
   if (begin_serving(o, *logger)) {
     listener->leave();

@@ -67,12 +67,16 @@ std::optional<CriuRequest> LazyServer::hear() {
       cut("it hung up");
       return {};
     }
+    heard_ = Clock::now();
+    if (request->command == CriuRequest::Command::parent) {
+      answer_parent(*client_, request->memory == kLazyDump || request->memory == lazy_dump(run_id_));
+      return {};
+    }
     if (request->command != CriuRequest::Command::get && !asked_ && !memories_.empty()) {
       cut("it ends before it has asked for a single page");
       return {};
     }
     asked_ = true;
-    heard_ = Clock::now();
     return request;
   } catch (const Error& e) {
     cut(e.what());

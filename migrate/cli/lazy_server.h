@@ -26,6 +26,8 @@ class LazyServer {
   LazyServer(const CoreOptions& options, Logger& log);
   std::string addresses() const { return listener_.addresses(); }
   void give(GivenMemories memories) { memories_ = std::move(memories); }
+  /// Of the dump: whoever asks for the pages of another one is told.
+  void set_run_id(std::string run_id) { run_id_ = std::move(run_id); }
   /// Called when a client has come. Must not throw.
   void when_connected(std::function<void()> connected) { connected_ = std::move(connected); }
 
@@ -60,6 +62,7 @@ class LazyServer {
   std::optional<TlsContext> tls_;
   Listener listener_;
   GivenMemories memories_;
+  std::string run_id_;
   std::function<void()> connected_ = [] {};
   std::vector<Stranger> strangers_;
   std::unique_ptr<Stream> client_, next_client_;

@@ -40,9 +40,13 @@ void RemoteOrigin::stop() {
 
 void RemoteOrigin::connect() {
   auto client = std::make_unique<CriuGetClient>(options_.connect(), options_.patience);
+  const bool right = client->may_be(options_.run_id);
+  options_.trust(client->stream());
+  if (!right)
+    throw Refusal("page server " + client->stream().peer() + " has the pages of another dump than the images here",
+                  "restore from the folder that this dump has written");
   const std::lock_guard lock(mutex_);
   client_ = std::move(client);
-  trusted_ = false;
 }
 
 void RemoteOrigin::disconnect() {
@@ -64,12 +68,6 @@ void RemoteOrigin::want(MemoryId memory, uint64_t address) {
   wakeup_.notify_all();
 }
 
-void RemoteOrigin::first_answer() {
-  if (std::exchange(trusted_, true)) return;
-  options_.trust(client_->stream());
-  lost_since_.reset();
-}
-
 void RemoteOrigin::claim(PageSink& sink, FillOrder order) {
   order_ = std::move(order);
   const auto piece = order_.next(kPageSize);
@@ -81,7 +79,6 @@ void RemoteOrigin::claim(PageSink& sink, FillOrder order) {
       if (!client_) connect();
       client_->ask(asked);
       client_->take(asked, page);
-      first_answer();
       break;
     } catch (const Disconnected& e) {
       // It may have been cut long ago, while nobody had anything to say.
@@ -147,7 +144,7 @@ void RemoteOrigin::converse(PageSink& sink) {
     std::vector<std::byte> buffer(FillOrder::kMostBytes);
     while (const auto asked = oldest()) {
       const uint64_t pages = client_->take(*asked, buffer);
-      first_answer();
+      lost_since_.reset();
       wake_up();
       try {
         sink.write(asked->memory, asked->address, std::span(buffer).first(pages * kPageSize));

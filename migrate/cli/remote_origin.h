@@ -11,6 +11,7 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -32,6 +33,7 @@ class RemoteOrigin {
   using Connect = std::function<std::unique_ptr<Stream>()>;
   struct Options {
     Connect connect;
+    std::string run_id;  ///< of the dump; a server of ours that has another one is refused
     /// After the first answer on a connection: throws if such a server is not to be believed.
     std::function<void(const Stream&)> trust = [](const Stream&) {};
     /// How long connecting is tried, each time; none: for ever.
@@ -40,7 +42,7 @@ class RemoteOrigin {
     std::chrono::milliseconds first_delay{100}, longest_delay{5'000};  ///< between tries to connect
   };
 
-  /// Connects. Throws what Options::connect throws.
+  /// Connects. Throws what Options::connect throws, and Refusal if the pages of another dump are there.
   RemoteOrigin(Options options, Logger& log);
   ~RemoteOrigin() { stop(); }
   RemoteOrigin(const RemoteOrigin&) = delete;
@@ -86,11 +88,9 @@ class RemoteOrigin {
   void disconnect();
   void rest();
   void wake_up();
-  void first_answer();
 
   const Options options_;
   Logger& log_;
-  bool trusted_ = false;  ///< the server of this connection
   std::optional<Clock::time_point> lost_since_;
   std::chrono::milliseconds delay_{};
   bool closed_ = false;

@@ -92,6 +92,7 @@ class Server {
   }
 
   std::unique_ptr<Stream> connect() {
+    if (Server* other = instead) return other->connect();
     ++connections;
     if (down) throw Error("connect to", "the server", ECONNREFUSED);
     int fds[2];
@@ -110,6 +111,8 @@ class Server {
 
   std::atomic<bool> down = false, closed = false, open = true;  ///< open: answers go out
   std::atomic<int> connections = 0;
+  std::atomic<Server*> instead = nullptr;  ///< who answers in its place
+  std::string dump;                        ///< run id, of ours; empty: it is CRIU's
 
  private:
   void serve(Stream& stream) {
@@ -117,6 +120,13 @@ class Server {
       std::array<std::byte, kCriuRequestSize> bytes{};
       while (stream.read_exact(bytes)) {
         const CriuRequest request = decode_criu_request(bytes);
+        if (request.command == Command::parent) {
+          std::array<std::byte, 4> has{};
+          if (!dump.empty() && (request.memory == kLazyDump || request.memory == lazy_dump(dump)))
+            has[0] = std::byte{1};
+          stream.write(has);
+          continue;
+        }
         if (request.command == Command::close) {
           closed = true;
           stream.write(std::array<std::byte, 4>{});
@@ -379,13 +389,52 @@ TEST(RemoteOrigin, WhatCannotBePutInIsTheEnd) {
 
 TEST(RemoteOrigin, AServerThatIsNotTrustedGivesNothing) {
   Server server;
-  Sink sink;
   const LoggerPtr log = null_logger();
   auto options = options_for(server);
   options.trust = [](const Stream&) { throw Refusal("it is somebody else's", "use another"); };
+  EXPECT_THROW(RemoteOrigin(std::move(options), *log), Refusal);
+  EXPECT_TRUE(server.requests().empty());
+}
+
+TEST(RemoteOrigin, PagesOfAnotherDumpAreNotTaken) {
+  for (const char* dump : {"", "one", "another"}) {
+    Server server;
+    server.dump = dump;
+    const LoggerPtr log = null_logger();
+    auto options = options_for(server);
+    options.run_id = "one";
+    if (server.dump == "another") {
+      EXPECT_THROW(RemoteOrigin(std::move(options), *log), Refusal);
+    } else {
+      EXPECT_NO_THROW(RemoteOrigin(std::move(options), *log)) << dump;
+    }
+    EXPECT_TRUE(server.requests().empty());
+  }
+}
+
+/// Another dump listens where the one that was lost did: it is passed over until that is there again.
+TEST(RemoteOrigin, AnotherDumpInItsPlaceIsPassedOver) {
+  Server server;
+  server.dump = "one";
+  Sink sink;
+  const LoggerPtr log = null_logger();
+  auto options = options_for(server);
+  options.run_id = "one";
   RemoteOrigin origin(std::move(options), *log);
-  EXPECT_THROW(origin.claim(sink, pages(100)), Refusal);
-  EXPECT_EQ(sink.pages(), 0u);
+  origin.claim(sink, pages(5000));
+  server.open = false;
+  origin.start(sink);
+  EXPECT_TRUE(until([&] { return server.requests().size() > 1; }));
+  Server other;
+  other.dump = "another";
+  server.instead = &other;
+  server.cut();
+  server.open = true;
+  EXPECT_TRUE(until([&] { return other.connections > 2; }));
+  EXPECT_TRUE(other.requests().empty());
+  server.instead = nullptr;
+  EXPECT_TRUE(until([&] { return sink.pages() == 5000; }));
+  origin.finish();
 }
 
 }  // namespace

@@ -47,6 +47,10 @@ void give(std::span<const std::byte> requests) {
   const Feed feed(requests);
   uint64_t answered = 0;
   while (const auto r = read_get(*feed.stream, given(), Deadline::in(std::chrono::seconds(5)))) {
+    if (r->command == Command::parent) {
+      answer_parent(*feed.stream, r->memory == kLazyDump);
+      continue;
+    }
     if (r->command != Command::get) {
       demand(r->command == Command::close || r->command == Command::force_close, "a request that cannot be answered");
       return answer_close(*feed.stream);
@@ -63,6 +67,7 @@ void give(std::span<const std::byte> requests) {
 void ask(std::span<const std::byte> answers) {
   Feed feed(answers);
   CriuGetClient client(std::move(feed.stream), std::chrono::seconds(5));
+  if (!client.may_be("one")) return;
   std::vector<std::byte> into(4 * kPageSize);
   for (uint64_t address = kFrom; address < kTo;) {
     const AskedPages asked{kTask, address, 4};
@@ -91,6 +96,8 @@ void run(std::span<const std::byte> input) {
 
 std::vector<std::vector<std::byte>> seeds() {
   std::vector<std::byte> requests{std::byte{0}}, answers{std::byte{1}};
+  put(requests, encode_criu_request({.command = Command::parent, .memory = kLazyDump}));
+  answers.resize(answers.size() + 8);
   for (const uint64_t pages : {1, 4, 3}) {
     put(requests, encode_criu_request({.command = Command::get, .pages = pages, .address = kFrom, .memory = kTask}));
     const CriuRequest answer{.command = Command::add_f,

@@ -17,7 +17,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import cases  # noqa: E402
 import lazy_hostile  # noqa: E402
-from lazy_moves import (MIB, PAGE, executable, expect_as_before, expect_frozen, expect_moved, free_port, moving, slowly,  # noqa: E402
+from lazy_moves import (MIB, PAGE, executable, expect_as_before, expect_frozen, expect_moved, free_port, freezer_of, moving, slowly,  # noqa: E402
                         started_there)
 from lib import lazy, programs, suite, tool  # noqa: E402
 from lib.process import Deadline, descendants, exists, find_moved, kill_all, kill_tree, read, run, stat_fields, wait_for  # noqa: E402
@@ -144,6 +144,24 @@ def cuts(context, folder):
         expect_moved(program, move)
         for log, words in ((move.daemon_log, "connected with page server"), (move.dump_log, "the connection with")):
             expect(words in read(log), f"{log} does not say so: {read(log)[-400:]}")
+
+
+def stale(context, folder):
+    """Images of a dump that was given up, and the pages of the next one: pids are the same, the memory is not."""
+    with moving(context, folder, "tree") as (program, move):
+        move.dump()
+        move.copy()
+        move.dumper.send_signal(signal.SIGINT)
+        expect(move.ended("dumper", 20) == 1, "dump exited 0")
+        program.check()
+        move.dump()
+        code, out = run([context.binary, "lazy-pages", "-D", move.there, "--page-server", "--address", "127.0.0.1", "--port", move.port])
+        expect(code == 2 and "pages of another dump" in out, f"lazy-pages: exit {code}, {out}")
+        expect(not freezer_of(program.pid), "it has claimed the tree")
+        move.copy()
+        move.lazy_pages()
+        program.moved_to(move.expect_restored(), None)
+        expect_moved(program, move)
 
 
 def kill_servers(which):
@@ -377,7 +395,7 @@ def ends_early(context, folder):
 
 
 CASES = {"script": the_script(False), "script-fails": the_script(True), "two": two_at_a_time, "chain": chained,
-         "ends-early": ends_early, "nothing-late": nothing_late, "refusals": refusals,
+         "ends-early": ends_early, "nothing-late": nothing_late, "refusals": refusals, "stale": stale,
          "before/int": given_up_before(signal.SIGINT), "before/term": given_up_before(signal.SIGTERM),
          "before/kill": given_up_before(signal.SIGKILL), "before/connected": given_up_before("connected"),
          "before/timeout": given_up_before(None), "before/killed": killed_here(False),

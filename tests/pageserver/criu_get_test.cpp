@@ -2,6 +2,7 @@
 #include <sys/mman.h>
 
 #include <cstring>
+#include <tuple>
 
 #include "pageserver/criu_get_client.h"
 #include "pageserver/criu_get_server.h"
@@ -73,6 +74,23 @@ TEST(CriuGet, GivesWhatWasAnnounced) {
   }
   client.close();
   EXPECT_EQ(server.get(), 3);
+}
+
+TEST(CriuGet, TellsWhetherItIsThatDump) {
+  for (const auto& [here, there, right] :
+       {std::tuple("run-1", "run-1", true), std::tuple("run-1", "run-2", false), std::tuple("run-1", "", true)}) {
+    auto [mine, theirs] = raw_pair();
+    auto server = std::async(std::launch::async, [&, s = std::move(theirs), there = std::string(there)]() mutable {
+      for (int i = 0; i < 2; ++i) {
+        const auto request = read_get(*s, {}, soon());
+        const bool is = request->memory == kLazyDump || request->memory == lazy_dump(there);
+        answer_parent(*s, is && !there.empty());  // CRIU's has none
+      }
+    });
+    CriuGetClient client(std::move(mine), std::chrono::seconds(20));
+    EXPECT_EQ(client.may_be(here), right) << there;
+    server.get();
+  }
 }
 
 TEST(CriuGet, RefusesWhatWasNotAnnounced) {

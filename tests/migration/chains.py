@@ -22,7 +22,7 @@ from lib.process import all_pids, exists, kill_all, read, run, spawn, wait_for  
 from lib.suite import expect  # noqa: E402
 
 HOSTS = {"source": "10.77.9.1/24", "destination": "10.77.9.2/24"}
-IN_PARENT, PRESENT = 1, 4
+IN_PARENT, LAZY, PRESENT = 1, 2, 4
 SMALL = {"memory": ["48"]}  # MiB; as much as a chain of three needs
 PROGRAMS = ("memory", "sequence", "mm", "tree", "threads", "python")
 
@@ -123,7 +123,7 @@ def flags_of(entry):
     """crit writes flags as names."""
     value = entry.get("flags", 0)
     if isinstance(value, str):
-        names = {"PE_PARENT": IN_PARENT, "PE_LAZY": 2, "PE_PRESENT": PRESENT}
+        names = {"PE_PARENT": IN_PARENT, "PE_LAZY": LAZY, "PE_PRESENT": PRESENT}
         return sum(names[n.strip()] if n.strip() in names else int(n, 0) for n in value.split("|"))
     return value
 

@@ -16,10 +16,11 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import cases  # noqa: E402
+import chains  # noqa: E402
 import lazy_hostile  # noqa: E402
 from lazy_moves import (MIB, PAGE, executable, expect_as_before, expect_frozen, expect_moved, free_port, freezer_of, moving, slowly,  # noqa: E402
                         started_there)
-from lib import lazy, programs, suite, tool  # noqa: E402
+from lib import crit, lazy, programs, suite, tool  # noqa: E402
 from lib.process import Deadline, descendants, exists, find_moved, kill_all, kill_tree, read, run, stat_fields, wait_for  # noqa: E402
 from lib.suite import expect  # noqa: E402
 
@@ -357,6 +358,12 @@ def chained(context, folder):
         move.lazy_pages()
         program.moved_to(move.expect_restored(), None)
         expect_moved(program, move)
+        flags = [(flags, pages) for entries in chains.pagemaps(move.here).values() for flags, pages in entries]
+        named = sum(pages for f, pages in flags if f & chains.LAZY)
+        stats = crit.entries(move.here, ["stats-dump"])["stats-dump"][0]["dump"]
+        expect(all(f == chains.LAZY for f, _ in flags if f & chains.LAZY), f"pages are both named and stored: {flags}")
+        expect(int(stats["pages_lazy"]) == named > 0, f"stats-dump counts {stats['pages_lazy']} pages, not {named}")
+        expect(f"{named} were announced" in read(move.dump_log), f"{named} pages are named: {read(move.dump_log)[-300:]}")
         given = int(re.search(r"gave (\d+) pages", read(move.dump_log))[1])
         expect(given * PAGE < MIB << 19, f"{given} pages were given, so nothing was left in the previous folder")
 

@@ -38,7 +38,7 @@ GuardScan::GuardScan(int pidfd) {
 std::vector<RemoteRange> GuardScan::in(RemoteRange range) {
   std::vector<RemoteRange> guards;
   std::array<page_region, 32> regions;
-  for (uint64_t from = range.start.get(); pagemap_ && from < range.end.get();) {
+  for (uint64_t from = range.start.get(); pagemap_ && !useless_ && from < range.end.get();) {
     pm_scan_arg arg{};
     arg.size = sizeof arg;
     arg.start = from;
@@ -48,7 +48,7 @@ std::vector<RemoteRange> GuardScan::in(RemoteRange range) {
     arg.category_mask = arg.return_mask = PAGE_IS_GUARD;
     const int n = ::ioctl(pagemap_.get(), PAGEMAP_SCAN, &arg);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) pagemap_.reset();  // the memory is dead, or the kernel does not know guards
+    if (n < 0) useless_ = true;  // the memory is dead, or the kernel does not know guards
     for (int i = 0; i < n; ++i) {
       const page_region& region = regions[static_cast<size_t>(i)];
       guards.push_back({RemoteAddr(region.start), RemoteAddr(region.end)});

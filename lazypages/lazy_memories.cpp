@@ -23,22 +23,38 @@ std::string name_of(MemoryId memory) {
 
 }  // namespace
 
-LazyMemories::LazyMemories(std::vector<LazyMemory> memories, Wanted wanted)
+LazyMemories::LazyMemories(Wanted wanted, std::shared_ptr<LazyRecord> record)
     : wanted_(std::move(wanted)),
       epoll_(check(::epoll_create1(EPOLL_CLOEXEC), "make an epoll descriptor for", "missing pages")),
       around_(std::make_shared<LazySurroundings>()),
       looked_for_dead_(std::chrono::steady_clock::now()) {
-  around_->events = std::make_shared<EventMemory>();
+  around_->record = std::move(record);
   around_->forked = [this](const Space& child) { add(child); };
   around_->make_room = [this] { return make_room(); };
   for (size_t i = 0; i < kSpares; ++i) spares_.push_back(epoll_.dup());
+}
+
+LazyMemories::LazyMemories(std::vector<LazyMemory> memories, Wanted wanted, std::shared_ptr<LazyRecord> record)
+    : LazyMemories(std::move(wanted), std::move(record)) {
+  LazyRecord::Announced announced;
   std::vector<Space> spaces;
   for (LazyMemory& memory : memories) {
-    Intervals& announced = memories_[memory.memory].announced;
-    for (const PageRun& run : memory.missing) migrate::add(announced, run.address, run.address + run.pages * kPageSize);
+    Intervals& set = announced[memory.memory];
+    for (const PageRun& run : memory.missing) migrate::add(set, run.address, run.address + run.pages * kPageSize);
     spaces.push_back(std::make_shared<LazySpace>(std::move(memory), around_));
   }
+  around_->record->adopted(announced);
+  for (auto& [memory, set] : announced) memories_[memory].announced = std::move(set);
   for (const Space& space : spaces) add(space);
+}
+
+LazyMemories::LazyMemories(std::shared_ptr<LazyRecord> record, Wanted wanted)
+    : LazyMemories(std::move(wanted), std::move(record)) {
+  for (auto& [memory, set] : around_->record->announced()) memories_[memory].announced = std::move(set);
+  std::vector<Space> spaces;
+  for (SpacePage* page : around_->record->used()) spaces.push_back(std::make_shared<LazySpace>(*page, around_));
+  for (const Space& space : spaces) add(space);
+  for (const Space& space : spaces) space->resume();
 }
 
 LazyMemories::~LazyMemories() = default;

@@ -28,8 +28,14 @@ class LazyMemories : public PageSink {
   using Wanted = std::function<void(MemoryId memory, uint64_t source)>;
 
   /// From here on tasks may run. Throws Corrupt if a memory's description does not fit together.
-  LazyMemories(std::vector<LazyMemory> memories, Wanted wanted);
-  /// If neither finish() nor poison() came before, what is missing reads as zeros from now on: end the tasks first.
+  LazyMemories(std::vector<LazyMemory> memories, Wanted wanted)
+      : LazyMemories(std::move(memories), std::move(wanted), std::make_shared<LazyRecord>()) {}
+  /// With a record that is shared and empty: adopted when this returns.
+  LazyMemories(std::vector<LazyMemory> memories, Wanted wanted, std::shared_ptr<LazyRecord> record);
+  /// Takes over what was adopted and recorded. Pages that had been asked for are asked for again by who waits for them.
+  LazyMemories(std::shared_ptr<LazyRecord> record, Wanted wanted);
+  /// If neither finish() nor poison() came before, and the record ends with it, what is missing reads as zeros from now
+  /// on: end the tasks first.
   ~LazyMemories() override;
 
   /// `address` is the source's. Pages that nobody misses any more are dropped; pages that were never announced as
@@ -69,6 +75,7 @@ class LazyMemories : public PageSink {
     std::map<uint64_t, Space> spaces;  ///< that miss pages of it, by id
   };
 
+  LazyMemories(Wanted wanted, std::shared_ptr<LazyRecord> record);
   void add(const Space& space);
   Space next_space(std::optional<MemoryId> memory, uint64_t after, uint64_t& id) const;
   void ask(MemoryId memory, const std::vector<uint64_t>& sources);

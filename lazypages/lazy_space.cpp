@@ -39,19 +39,43 @@ class Patience {
 }  // namespace
 
 LazySpace::LazySpace(LazyMemory memory, std::shared_ptr<const LazySurroundings> around)
-    : LazySpace(memory.memory, std::move(memory.userfaultfd), MissingPages(memory.ranges, memory.missing),
-                std::move(around)) {
-  if (memory.process) guards_ = GuardScan(memory.process.get());
+    : memory_(memory.memory),
+      around_(std::move(around)),
+      missing_(memory.ranges, memory.missing),
+      guards_(memory.process ? GuardScan(memory.process.get()) : GuardScan()),
+      record_(around_->record, memory_, memory.userfaultfd.get(), guards_.pagemap(), missing_),
+      userfaultfd_(std::move(memory.userfaultfd)) {}
+
+/// A fork's. Its descriptor is not closed if this fails: the event that told of it is outstanding still.
+LazySpace::LazySpace(int userfaultfd, const LazySpace& parent)
+    : memory_(parent.memory_),
+      around_(parent.around_),
+      missing_(parent.missing_),
+      record_(around_->record, memory_, userfaultfd, -1, missing_, &parent.record_),
+      userfaultfd_(userfaultfd) {}
+
+LazySpace::LazySpace(SpacePage& page, std::shared_ptr<const LazySurroundings> around)
+    : memory_{static_cast<MemoryId::Kind>(page.kind), page.id},
+      around_(std::move(around)),
+      record_(around_->record, page, missing_),
+      userfaultfd_(page.userfaultfd) {
+  guards_ = GuardScan(Fd(page.pagemap));
 }
 
-LazySpace::LazySpace(MemoryId memory, Fd userfaultfd, MissingPages missing,
-                     std::shared_ptr<const LazySurroundings> around)
-    : memory_(memory),
-      around_(std::move(around)),
-      userfaultfd_(std::move(userfaultfd)),
-      ring_(around_->events),
-      missing_(std::move(missing)) {
-  ring_.belongs_to(userfaultfd_.get(), static_cast<uint64_t>(memory_.kind), memory_.id);
+LazySpace::~LazySpace() {
+  if (!userfaultfd_ || !around_->record->outlasts()) return;
+  userfaultfd_.release();
+  guards_.let_go();
+}
+
+void LazySpace::resume() {
+  const std::lock_guard lock(mutex_);
+  read_events();
+  if (!userfaultfd_) return;
+  // All of user space: also who waits where a mapping has grown. No mapping is below.
+  constexpr uint64_t kLowest = 64 << 10;
+  wake(userfaultfd_.get(), {RemoteAddr(kLowest), RemoteAddr(kUserEnd)});
+  for (const RemoteRange& range : missing_.ranges()) wake(userfaultfd_.get(), range);
 }
 
 uint64_t LazySpace::missing_pages() const {
@@ -64,9 +88,22 @@ std::vector<MissingRun> LazySpace::missing() const {
   return missing_.runs();
 }
 
+void LazySpace::change(const PageChange& change, bool of_event) {
+  record_.change(change, of_event, missing_);
+  missing_.apply(change);
+}
+
+void LazySpace::settle(RemoteRange range) { change({PageChange::What::settled, range.start.get(), range.end.get()}); }
+
+void LazySpace::unmapped(RemoteRange range) {
+  change({PageChange::What::unmapped, range.start.get(), range.end.get()});
+}
+
 void LazySpace::close() {
   dead_ = true;
+  record_.end();  // first, since its descriptors' numbers may be others' then
   userfaultfd_.reset();
+  guards_ = {};
   missing_ = {};
   faults_.clear();
   waited_for_.clear();
@@ -78,7 +115,7 @@ bool LazySpace::read_events() {
   for (;;) {
     std::span<const uffd_msg> messages;
     try {
-      messages = ring_.read(userfaultfd_.get());
+      messages = record_.read(userfaultfd_.get());
     } catch (const Error& e) {
       if (e.code() != EMFILE && e.code() != ENFILE) throw;
       if (around_->make_room()) continue;
@@ -86,52 +123,50 @@ bool LazySpace::read_events() {
       return false;
     }
     if (messages.empty()) return true;
-    for (const uffd_msg& message : messages) {
-      apply(message);
-      ring_.applied();
-    }
+    for (const uffd_msg& message : messages) apply(message);
   }
 }
 
 void LazySpace::apply(const uffd_msg& message) {
+  const auto applied = [&](const PageChange& c) {
+    change(c, true);
+    record_.applied();
+    let_go_on({RemoteAddr(c.start), RemoteAddr(c.end)});
+  };
   switch (message.event) {
     case UFFD_EVENT_PAGEFAULT:
       faults_.push_back(page_floor(message.arg.pagefault.address));
+      record_.applied();
       break;
     case UFFD_EVENT_FORK:
       apply_fork(static_cast<int>(message.arg.fork.ufd));
       break;
     case UFFD_EVENT_REMAP: {
       const auto& m = message.arg.remap;
-      missing_.moved(RemoteAddr(m.from), RemoteAddr(m.to), m.len);
-      let_go_on(range_of(m.from, m.len));
+      applied({PageChange::What::moved, m.from, m.from + m.len, m.to});
       let_go_on(range_of(m.to, m.len));
       break;
     }
-    case UFFD_EVENT_REMOVE: {
-      const RemoteRange range{RemoteAddr(message.arg.remove.start), RemoteAddr(message.arg.remove.end)};
-      missing_.settle(range);
-      let_go_on(range);
+    case UFFD_EVENT_REMOVE:
+      applied({PageChange::What::settled, message.arg.remove.start, message.arg.remove.end});
       break;
-    }
-    case UFFD_EVENT_UNMAP: {
-      const RemoteRange range{RemoteAddr(message.arg.remove.start), RemoteAddr(message.arg.remove.end)};
-      missing_.unmapped(range);
-      let_go_on(range);
+    case UFFD_EVENT_UNMAP:
+      applied({PageChange::What::unmapped, message.arg.remove.start, message.arg.remove.end});
       break;
-    }
     default:
       throw Error("a userfaultfd tells of event " + std::to_string(message.event) + ", which is not known");
   }
 }
 
 void LazySpace::apply_fork(int descriptor) {
-  Fd child(descriptor);
   // It has the flags that userfaultfd(2) was called with, not those that were set since.
-  check(::fcntl(child.get(), F_SETFL, O_NONBLOCK), "set flags of", "a forked userfaultfd");
-  check(::fcntl(child.get(), F_SETFD, FD_CLOEXEC), "set flags of", "a forked userfaultfd");
+  check(::fcntl(descriptor, F_SETFL, O_NONBLOCK), "set flags of", "a forked userfaultfd");
+  check(::fcntl(descriptor, F_SETFD, FD_CLOEXEC), "set flags of", "a forked userfaultfd");
   drop_all_guards();
-  around_->forked(std::shared_ptr<LazySpace>(new LazySpace(memory_, std::move(child), missing_, around_)));
+  const std::shared_ptr<LazySpace> child(new LazySpace(descriptor, *this));
+  record_.applied();
+  child->record_.counted();
+  around_->forked(child);
 }
 
 /// Whoever waits for pages of the range that will not come there any more touches them again: it gets what is there
@@ -179,7 +214,7 @@ bool LazySpace::answer_faults(std::vector<uint64_t>& wanted) {
 /// False: not now, or the memory is dead.
 bool LazySpace::put_zeros(uint64_t address) {
   // Not within a range that we know: a mapping of ours that grew, by itself or by mremap(2).
-  if (!missing_.registered(address)) missing_.grown(range_of(address, kPageSize));
+  if (!missing_.registered(address)) change({PageChange::What::grown, address, address + kPageSize});
   for (uint64_t bytes : {missing_.zeros_from(address, kZerosAtOnce), kPageSize}) {
     const FillResult r = zero_pages(userfaultfd_.get(), address, bytes);
     if (r.outcome == Filled::unregistered && bytes > kPageSize) continue;  // not all within one mapping
@@ -191,7 +226,7 @@ bool LazySpace::put_zeros(uint64_t address) {
       close();
       return false;
     }
-    if (r.outcome == Filled::unregistered) missing_.unmapped(range_of(address, kPageSize));
+    if (r.outcome == Filled::unregistered) unmapped(range_of(address, kPageSize));
     if (r.outcome != Filled::done) wake(userfaultfd_.get(), range_of(address, kPageSize));
     break;
   }
@@ -226,7 +261,7 @@ void LazySpace::fill(uint64_t source, std::span<const std::byte> data, std::vect
 bool LazySpace::settle_moves() {
   const Filled state = probe(userfaultfd_.get());
   if (state == Filled::dead) close();
-  if (state == Filled::unregistered) missing_.settle_moves();
+  if (state == Filled::unregistered && missing_.unsettled()) change({PageChange::What::moves_settled});
   return state != Filled::changing;
 }
 
@@ -237,6 +272,7 @@ bool LazySpace::put_pages(MissingRun run, std::span<const std::byte> data) {
   const bool touched = run.bytes == kPageSize && waited_for_.contains(run.address);
   if (!touched && drop_guards(run)) return true;
   const FillResult r = copy_pages(userfaultfd_.get(), run.address, data.first(run.bytes));
+  around_->record->step("pages-put");
   if (r.outcome != Filled::unregistered || run.bytes == kPageSize) return came_to(run, r.outcome, r.bytes);
   // Not all within one mapping (mprotect(2) splits them).
   run.bytes = kPageSize;
@@ -250,17 +286,17 @@ bool LazySpace::came_to(MissingRun run, Filled outcome, uint64_t bytes) {
   switch (outcome) {
     case Filled::done: {
       const RemoteRange range = range_of(run.address, bytes);
-      missing_.settle(range);
+      settle(range);
       waited_for_.erase(waited_for_.lower_bound(range.start.get()), waited_for_.lower_bound(range.end.get()));
       return true;
     }
     case Filled::exists:
-      missing_.settle(page);
+      settle(page);
       waited_for_.erase(run.address);
       wake(userfaultfd_.get(), page);
       return true;
     case Filled::unregistered:
-      missing_.unmapped(page);
+      unmapped(page);
       waited_for_.erase(run.address);
       wake(userfaultfd_.get(), page);
       return true;
@@ -277,7 +313,7 @@ bool LazySpace::came_to(MissingRun run, Filled outcome, uint64_t bytes) {
 /// Pages under a guard were discarded when it was put there. True: there were some.
 bool LazySpace::drop_guards(const MissingRun& run) {
   const auto guards = guards_.in(range_of(run.address, run.bytes));
-  for (const RemoteRange& guard : guards) missing_.settle(guard);
+  for (const RemoteRange& guard : guards) settle(guard);
   return !guards.empty();
 }
 
@@ -299,7 +335,7 @@ void LazySpace::drop_all_guards() {
     end = run.address + run.bytes;
   }
   look();
-  for (const RemoteRange& guard : all) missing_.settle(guard);
+  for (const RemoteRange& guard : all) settle(guard);
 }
 
 void LazySpace::poison() {
@@ -331,7 +367,7 @@ bool LazySpace::unregister_all() {
   for (const RemoteRange& range : missing_.ranges()) {
     if (!userfaultfd_) return true;
     // Where nothing is mapped any more an event says so, or will.
-    if (unregister(userfaultfd_.get(), range)) missing_.unmapped(range);
+    if (unregister(userfaultfd_.get(), range)) unmapped(range);
   }
   return missing_.ranges().empty();
 }

@@ -13,9 +13,10 @@
 
 #include "core/base/fd.h"
 #include "core/memory/lazy_memory.h"
-#include "lazypages/event_ring.h"
 #include "lazypages/guards.h"
+#include "lazypages/lazy_record.h"
 #include "lazypages/missing_pages.h"
+#include "lazypages/space_record.h"
 #include "lazypages/userfault.h"
 
 namespace migrate {
@@ -24,7 +25,7 @@ class LazySpace;
 
 /// What the spaces of a tree share. The functions are called with a space's lock held: they call no space.
 struct LazySurroundings {
-  std::shared_ptr<EventMemory> events;
+  std::shared_ptr<LazyRecord> record;
   /// A fork's memory, before any page comes into the memory that it was forked from.
   std::function<void(std::shared_ptr<LazySpace>)> forked;
   /// The table of descriptors is full and a fork waits for one. True: one was closed.
@@ -36,9 +37,18 @@ struct LazySurroundings {
 class LazySpace {
  public:
   LazySpace(LazyMemory memory, std::shared_ptr<const LazySurroundings> around);
+  /// Takes over what is recorded; resume() before anything else, once all of the tree's are made.
+  LazySpace(SpacePage& page, std::shared_ptr<const LazySurroundings> around);
+  LazySpace(const LazySpace&) = delete;
+  LazySpace& operator=(const LazySpace&) = delete;
+  /// Its descriptors stay open if the record outlasts this process.
+  ~LazySpace();
 
   MemoryId memory() const { return memory_; }
   int userfaultfd() const { return userfaultfd_.get(); }
+
+  /// Applies what the last owner had read and not applied; whoever waits for a page touches it again.
+  void resume();
 
   enum class Turn : uint8_t {
     idle,     ///< nothing waits
@@ -66,8 +76,11 @@ class LazySpace {
   std::vector<MissingRun> missing() const;
 
  private:
-  LazySpace(MemoryId memory, Fd userfaultfd, MissingPages missing, std::shared_ptr<const LazySurroundings> around);
+  LazySpace(int userfaultfd, const LazySpace& parent);
 
+  void change(const PageChange& change, bool of_event = false);
+  void settle(RemoteRange range);
+  void unmapped(RemoteRange range);
   bool read_events();
   void apply(const uffd_msg& message);
   void apply_fork(int descriptor);
@@ -88,10 +101,10 @@ class LazySpace {
   mutable std::mutex mutex_;
   std::atomic<int> hurried_{0};  ///< threads that want the lock for a fault: long fills give way
   std::atomic<bool> dead_{false};
-  Fd userfaultfd_;
-  EventRing ring_;
   MissingPages missing_;
   GuardScan guards_;
+  SpaceRecord record_;
+  Fd userfaultfd_;
   std::deque<uint64_t> faults_;    ///< read, not answered yet
   std::set<uint64_t> waited_for_;  ///< missing pages that a fault was read for
   bool starved_ = false;

@@ -34,6 +34,80 @@ MissingPages::MissingPages(std::span<const RemoteRange> ranges, std::span<const 
   }
 }
 
+uint64_t MissingPages::words() const {
+  return 5 + 3 * (pieces_.size() + aside_.size()) + 2 * (ranges_.size() + overtaken_.size() + left_.size());
+}
+
+void MissingPages::save(std::span<uint64_t> words) const {
+  size_t at = 0;
+  const auto put = [&](uint64_t word) { words[at++] = word; };
+  put(pieces_.size());
+  for (const auto& [start, piece] : pieces_) {
+    put(start);
+    put(piece.source);
+    put(piece.end - start);
+  }
+  put(aside_.size());
+  for (const MissingRun& run : aside_) {
+    put(run.address);
+    put(run.source);
+    put(run.bytes);
+  }
+  for (const Intervals* set : {&ranges_, &overtaken_, &left_}) {
+    put(set->size());
+    for (const auto& [start, end] : *set) {
+      put(start);
+      put(end);
+    }
+  }
+}
+
+MissingPages MissingPages::saved(std::span<const uint64_t> words) {
+  MissingPages m;
+  size_t at = 0;
+  const auto get = [&] {
+    if (at == words.size()) refuse("what was recorded of it is cut short");
+    return words[at++];
+  };
+  const auto get_run = [&] {
+    const uint64_t address = get(), source = get();
+    return MissingRun{address, source, get()};
+  };
+  for (uint64_t n = get(); n > 0; --n) m.insert(get_run());
+  for (uint64_t n = get(); n > 0; --n) {
+    m.aside_.push_back(get_run());
+    m.pages_ += m.aside_.back().bytes / kPageSize;
+  }
+  for (Intervals* set : {&m.ranges_, &m.overtaken_, &m.left_}) {
+    for (uint64_t n = get(); n > 0; --n) {
+      const uint64_t start = get();
+      set->emplace(start, get());
+    }
+  }
+  return m;
+}
+
+void MissingPages::apply(const PageChange& c) {
+  const RemoteRange range{RemoteAddr(c.start), RemoteAddr(c.end)};
+  switch (c.what) {
+    case PageChange::What::settled:
+      settle(range);
+      return;
+    case PageChange::What::unmapped:
+      unmapped(range);
+      return;
+    case PageChange::What::moved:
+      moved(range.start, RemoteAddr(c.to), range.bytes());
+      return;
+    case PageChange::What::moves_settled:
+      settle_moves();
+      return;
+    case PageChange::What::grown:
+      grown(range);
+      return;
+  }
+}
+
 void MissingPages::insert(MissingRun run) {
   pages_ += run.bytes / kPageSize;
   // Neighbours that go on at the source too become one piece.

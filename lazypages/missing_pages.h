@@ -21,6 +21,14 @@ struct MissingRun {
   auto operator<=>(const MissingRun&) const = default;
 };
 
+/// A change of MissingPages, by which it can be recorded: the same changes in the same order come to the same.
+struct PageChange {
+  enum class What : uint8_t { settled, unmapped, moved, moves_settled, grown };
+  What what;
+  uint64_t start = 0, end = 0;
+  uint64_t to = 0;  ///< where it is moved
+};
+
 /// What events and copies say of one address space, kept as intervals: costs grow with the pieces, not with the pages.
 /// A page of the registered ranges that is not missing is present or reads as zeros: only the kernel knows which, and
 /// it does not matter, since both are answered alike. A source page is missing at one address at most.
@@ -35,6 +43,13 @@ class MissingPages {
   /// Throws Corrupt unless `ranges` and `missing` ascend, are of whole pages below kUserSpace, and `missing` lies
   /// within `ranges`.
   MissingPages(std::span<const RemoteRange> ranges, std::span<const PageRun> missing);
+  /// What save() wrote.
+  static MissingPages saved(std::span<const uint64_t> words);
+  uint64_t words() const;  ///< that save() writes
+  void save(std::span<uint64_t> words) const;
+
+  /// One of the changes below.
+  void apply(const PageChange& change);
 
   /// The pages have come, or are of zeros from now on (discarded): they are not fetched any more. Returns how many were
   /// missing.

@@ -3,7 +3,6 @@
 #include <random>
 
 #include "core/base/error.h"
-#include "lazypages/event_ring.h"
 #include "tests/lazypages/lazy_walk.h"
 
 namespace migrate {
@@ -157,44 +156,6 @@ TEST(LazyEnds, GuardsAreNotFilledOver) {
     program.talk().progress = 2;
     EXPECT_EQ(program.ended(), 0);
   }
-}
-
-TEST(EventRing, MessagesThatWereNotAppliedAreToldAgain) {
-  int ends[2];
-  ASSERT_EQ(::pipe2(ends, O_NONBLOCK), 0);
-  const Fd out(ends[0]), in(ends[1]);
-  const auto memory = std::make_shared<EventMemory>();
-  EventRing ring(memory);
-  ring.belongs_to(42, 1, 7);
-  const void* mapped = ::mmap(nullptr, kPageSize, PROT_READ, MAP_SHARED, memory->fd(), 0);
-  const auto* page = static_cast<const EventPage*>(mapped);
-  EXPECT_EQ(page->descriptor, 42);
-  uint64_t sent = 0, got = 0;
-  std::mt19937_64 random(1);
-  for (int round = 0; round < 200; ++round) {
-    for (uint64_t i = random() % 40; i > 0; --i) {
-      uffd_msg message{};
-      message.event = UFFD_EVENT_UNMAP;
-      message.arg.remove.start = ++sent;
-      ASSERT_EQ(::write(in.get(), &message, sizeof message), static_cast<ssize_t>(sizeof message));
-    }
-    for (auto messages = ring.read(out.get()); !messages.empty(); messages = ring.read(out.get())) {
-      EXPECT_EQ(page->read - page->applied, messages.size());
-      // Who looks at the memory alone finds them: from `applied` on, all that hold an event.
-      for (size_t i = 0; i < messages.size(); ++i) {
-        const uffd_msg& there = page->slots[(page->applied + i) % EventPage::kSlots];
-        EXPECT_EQ(there.event, UFFD_EVENT_UNMAP);
-        EXPECT_EQ(there.arg.remove.start, got + i + 1);
-      }
-      for (size_t i = 1 + random() % messages.size(); i > 0; --i) {
-        EXPECT_EQ(messages.front().arg.remove.start, ++got);
-        messages = messages.subspan(1);
-        ring.applied();
-      }
-    }
-    EXPECT_EQ(got, sent);
-  }
-  ::munmap(const_cast<void*>(mapped), kPageSize);
 }
 
 }  // namespace

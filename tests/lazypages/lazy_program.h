@@ -41,6 +41,7 @@ struct Talk {
   std::atomic<uint64_t> base{0};
   std::atomic<bool> go{false};
   std::atomic<uint64_t> progress{0};
+  std::atomic<bool> enough{false};          ///< the program may end
   std::atomic<bool> ends_meanwhile{false};  ///< the memory is given back while the program runs
   std::array<char, 256> trouble{};
 };
@@ -102,6 +103,10 @@ class LazyProgram {
   pid_t pid() const { return pid_; }
   Talk& talk() { return *talk_; }
 
+  bool has_ended(int within_ms = 0) const {
+    pollfd waited{pidfd_.get(), POLLIN, 0};
+    return ::poll(&waited, 1, within_ms) == 1;
+  }
   /// Its exit status, as wait(2) gives it; -1 if it does not end in time.
   int ended() {
     pollfd waited{pidfd_.get(), POLLIN, 0};
@@ -123,13 +128,19 @@ class Daemon {
  public:
   struct Options {
     bool fill = true;
+    bool serve = true;  ///< what is asked for
     uint64_t seed = 1;
     std::chrono::microseconds pause{0};  ///< between pieces of the fill
   };
-  Daemon(LazyProgram& program, Options options) : program_(program), options_(options) {
-    std::vector<LazyMemory> memories;
-    memories.push_back(program.register_memory());
-    memories_ = std::make_unique<LazyMemories>(std::move(memories), [this](MemoryId, uint64_t source) {
+  using Make = std::function<std::unique_ptr<LazyMemories>(LazyMemories::Wanted)>;
+  Daemon(LazyProgram& program, Options options)
+      : Daemon(program, options, [&](LazyMemories::Wanted wanted) {
+          std::vector<LazyMemory> memories;
+          memories.push_back(program.register_memory());
+          return std::make_unique<LazyMemories>(std::move(memories), std::move(wanted));
+        }) {}
+  Daemon(LazyProgram& program, Options options, const Make& make) : program_(program), options_(options) {
+    memories_ = make([this](MemoryId, uint64_t source) {
       const std::lock_guard lock(mutex_);
       wanted_.push_back(source);
       ++asked_;
@@ -138,7 +149,7 @@ class Daemon {
     threads_.emplace_back([this] {
       while (!stop_) memories_->serve(std::chrono::milliseconds(20));
     });
-    threads_.emplace_back([this] { serve_wanted(); });
+    if (options.serve) threads_.emplace_back([this] { serve_wanted(); });
     if (options.fill) threads_.emplace_back([this] { fill(); });
   }
   ~Daemon() { stop(); }

@@ -1,0 +1,441 @@
+// A lazy host whose processes are killed, one at a time, again and again.
+#include "lazypages/lazy_host.h"
+
+#include <cstring>
+#include <random>
+
+#include "core/base/error.h"
+#include "tests/lazypages/lazy_walk.h"
+
+namespace migrate {
+namespace {
+
+using namespace lazy_testing;
+
+/// What test and host tell each other.
+struct HostTalk {
+  std::array<std::atomic<pid_t>, 3> members{};
+  std::atomic<int> generations{0};
+  std::atomic<bool> adopted{false}, leave{false}, poison{false};
+  std::atomic<int> wrong{0};        ///< of what one process told the next
+  std::atomic<int> fails{0};        ///< generations that fail at once
+  std::atomic<int> told_pace{0};    ///< sentences that say so
+  std::atomic<int> descriptors{0};  ///< open in the latest that serves, when it began
+  /// A step at which one process kills itself, and how many times it is passed before; nullptr: none.
+  std::atomic<const char*> step{nullptr};
+  std::atomic<int> passes{0};
+  std::array<char, 256> said{};
+};
+
+int open_descriptors() { return static_cast<int>(numeric_entries(AT_FDCWD, "/proc/self/fd").size()); }
+
+/// A lazy host that serves a program's memory, in processes that are not this one.
+class HostedProgram {
+ public:
+  struct Options {
+    Daemon::Options daemon;
+    bool holders = true;
+    std::chrono::milliseconds pace{0};
+    unsigned burst = 20;
+    const char* step = nullptr;  ///< at which the first that serves is killed
+    int fails = 0;               ///< generations
+  };
+  HostedProgram(uint64_t pages, Options options, const LazyProgram::Body& body)
+      : options_(options), talk_(share()), program_(pages, body) {
+    ::prctl(PR_SET_CHILD_SUBREAPER, 1);
+    talk_->step = options.step;
+    talk_->fails = options.fails;
+    LazyMemory memory = program_.register_memory();
+    host_ = ::fork();
+    if (host_ != 0) return;
+    talk_->members[0] = ::getpid();
+    try {
+      options.holders ? hold(memory) : serve_alone(std::move(memory));
+    } catch (const std::exception& e) {
+      say(e.what());
+    }
+    ::_exit(9);
+  }
+  ~HostedProgram() {
+    if (!gone_) kill_all();
+    ::munmap(talk_, sizeof *talk_);
+  }
+
+  LazyProgram& program() { return program_; }
+  HostTalk& talk() { return *talk_; }
+
+  bool begins() {
+    const Deadline deadline = Deadline::in(kPatience);
+    while (!(talk_->adopted && (!options_.holders || complete())) && !deadline.passed()) ::usleep(100);
+    program_.go();
+    return talk_->adopted;
+  }
+  /// All members are there, and are not those that they were.
+  bool complete() const {
+    std::array<pid_t, 3> now{};
+    for (size_t i = 0; i < 3; ++i) {
+      now[i] = talk_->members[i];
+      if (now[i] == 0 || ::kill(now[i], 0) != 0) return false;
+      const auto task = open_pidfd(now[i]);
+      pollfd ended{task ? task->get() : -1, POLLIN, 0};
+      if (!task || ::poll(&ended, 1, 0) != 0) return false;
+    }
+    return now[0] != now[1] && now[0] != now[2] && now[1] != now[2];
+  }
+  bool becomes_complete() {
+    const Deadline deadline = Deadline::in(kPatience);
+    while (!complete() && !deadline.passed()) ::usleep(50);
+    return complete();
+  }
+  void kill_member(size_t place) {
+    const pid_t pid = talk_->members[place];
+    const auto task = open_pidfd(pid);
+    if (!task || talk_->members[place] != pid) return;
+    ::syscall(SYS_pidfd_send_signal, task->get(), SIGKILL, nullptr, 0);
+    pollfd gone{task->get(), POLLIN, 0};
+    EXPECT_EQ(::poll(&gone, 1, static_cast<int>(kPatience.count())), 1);
+  }
+  /// All processes end by themselves, and none failed.
+  bool ends() {
+    const Deadline deadline = Deadline::in(kPatience);
+    gone_ = true;
+    for (;;) {
+      int status = 0;
+      const pid_t pid = ::waitpid(-1, &status, WNOHANG | __WALL);
+      if (pid < 0) return !failed_;
+      if (pid > 0 && !(WIFEXITED(status) && WEXITSTATUS(status) == 0) &&
+          !(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL))
+        failed_ = true;
+      if (pid == 0 && deadline.passed()) return false;
+      if (pid == 0) ::usleep(100);
+    }
+  }
+
+ private:
+  static HostTalk* share() {
+    return new (::mmap(nullptr, sizeof(HostTalk), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) HostTalk;
+  }
+  void say(std::string_view what) {
+    if (what.find("again and again") != std::string_view::npos) ++talk_->told_pace;
+    std::snprintf(talk_->said.data(), talk_->said.size(), "%s", std::string(what).c_str());
+  }
+  void kill_all() {
+    talk_->leave = true;
+    for (int i = 0; i < 100; ++i)
+      for (size_t place = 0; place < 3; ++place) kill_member(place);
+    while (::waitpid(-1, nullptr, __WALL) > 0) continue;
+  }
+  [[noreturn]] void hold(LazyMemory& memory) {
+    HoldOptions hold;
+    const LazyMemory plain{memory.memory, {}, {}, memory.ranges, memory.missing};
+    hold.kept["userfaultfd"] = std::move(memory.userfaultfd);
+    hold.kept["process"] = std::move(memory.process);
+    hold.placed = [this](unsigned place) { talk_->members[place] = ::getpid(); };
+    hold.say = [this](const std::string& sentence) { say(sentence); };
+    hold.pace = options_.pace;
+    hold.burst = options_.burst;
+    hold.step = [this](const char* name) {
+      const char* at = talk_->step;
+      if (at == nullptr || std::string_view(at) != name || talk_->passes-- != 0) return;
+      talk_->step = nullptr;
+      ::kill(::getpid(), SIGKILL);
+    };
+    hold_lazily(std::move(hold), [&](LazyHost& host) { serve(host, plain); });
+  }
+  void serve(LazyHost& host, const LazyMemory& plain) {
+    const auto generation = static_cast<int>(host.generation());
+    talk_->descriptors = open_descriptors();
+    talk_->generations = generation;
+    if (generation < talk_->fails) throw Error("this one was told to fail");
+    hand_on(host, generation);
+    options_.daemon.seed += host.generation();
+    Daemon daemon(program_, options_.daemon, [&](LazyMemories::Wanted wanted) {
+      if (host.adopted()) return host.memories(std::move(wanted));
+      const auto copy = [&](const char* name) { return Fd(::fcntl(host.kept(name), F_DUPFD_CLOEXEC, 0)); };
+      std::vector<LazyMemory> memories;
+      memories.push_back({plain.memory, copy("userfaultfd"), copy("process"), plain.ranges, plain.missing});
+      return host.adopt(std::move(memories), std::move(wanted));
+    });
+    for (const char* name : {"userfaultfd", "process"}) host.drop(name);
+    run(daemon, [&] { return host.alone(); });
+  }
+  /// Each leaves its number to the next, in a file and, after that, in many bytes.
+  void hand_on(LazyHost& host, int generation) {
+    const auto before = host.remembered();
+    if (!before.empty()) {
+      int kept = -1, remembered = -1;
+      std::memcpy(&remembered, before.data(), sizeof remembered);
+      for (size_t i = 0; i + sizeof kept <= before.size(); i += sizeof kept)
+        if (std::memcmp(before.data(), before.data() + i, sizeof kept) != 0) ++talk_->wrong;
+      if (before.size() != 60000 || ::pread(host.kept("number"), &kept, sizeof kept, 0) != sizeof kept ||
+          kept < remembered || kept >= generation || remembered < 0)
+        ++talk_->wrong;
+    }
+    Fd file(::memfd_create("number", MFD_CLOEXEC));
+    pwrite_full(file.get(), std::as_bytes(std::span(&generation, 1)), 0, "a number");
+    host.keep("number", std::move(file));
+    const std::vector<int> many(15000, generation);
+    host.remember(std::as_bytes(std::span(many)));
+  }
+  void serve_alone(LazyMemory memory) {
+    Daemon daemon(program_, options_.daemon, [&](LazyMemories::Wanted wanted) {
+      std::vector<LazyMemory> memories;
+      memories.push_back(std::move(memory));
+      return std::make_unique<LazyMemories>(std::move(memories), std::move(wanted));
+    });
+    run(daemon, [] { return false; });
+  }
+  void run(Daemon& daemon, const std::function<bool()>& alone) {
+    talk_->adopted = true;
+    bool again = false;
+    while (!talk_->poison && (!talk_->leave || !daemon.memories().whole()) && !(again = alone())) ::usleep(200);
+    daemon.stop();
+    if (again) return;
+    talk_->poison ? daemon.memories().poison() : daemon.memories().finish();
+  }
+
+  Options options_;
+  HostTalk* talk_;
+  LazyProgram program_;
+  pid_t host_ = 0;
+  bool gone_ = false, failed_ = false;
+};
+
+/// Does everything to its memory, and is there until it may end.
+LazyProgram::Body walks(uint64_t pages, uint64_t seed, int steps) {
+  return [=](char* base, Talk& talk) {
+    const int code = Walk(base, pages, seed, talk).run(steps, 0);
+    while (!talk.enough) ::usleep(100);
+    return code;
+  };
+}
+
+/// What a program does is right, and nothing is left of its host.
+void expect_good_end(HostedProgram& hosted) {
+  Talk& talk = hosted.program().talk();
+  talk.enough = true;
+  EXPECT_EQ(hosted.program().ended(), 0) << talk.trouble.data() << " after " << talk.progress << " steps";
+  hosted.talk().leave = true;
+  EXPECT_TRUE(hosted.ends()) << hosted.talk().said.data();
+  EXPECT_EQ(hosted.talk().wrong, 0);
+}
+
+bool as_at_source(const char* base, uint64_t page) {
+  const auto* words = reinterpret_cast<const volatile uint64_t*>(base + page * kPageSize);
+  for (uint64_t w = 0; w < 512; ++w)
+    if (words[w] != (exists(page) ? word_of(page, w) : 0)) return false;
+  return true;
+}
+
+// The same with and without holders.
+TEST(LazyHost, MissingPagesReadAsZerosOnlyIfNobodyHoldsThem) {
+  for (const bool holders : {false, true}) {
+    SCOPED_TRACE(holders);
+    HostedProgram hosted(20, {.daemon = {.fill = false}, .holders = holders}, [](char* base, Talk& talk) {
+      if (!as_at_source(base, 0)) return 3;
+      talk.progress = 1;
+      while (talk.progress != 2) ::usleep(50);
+      const auto* words = reinterpret_cast<const volatile uint64_t*>(base + kPageSize);
+      return as_at_source(base, 1) ? 0 : words[0] == 0 ? 1 : 2;
+    });
+    ASSERT_TRUE(hosted.begins());
+    const Deadline deadline = Deadline::in(kPatience);
+    while (hosted.program().talk().progress != 1 && !deadline.passed()) ::usleep(50);
+    hosted.kill_member(0);
+    hosted.program().talk().progress = 2;
+    if (holders) {
+      expect_good_end(hosted);
+    } else {
+      EXPECT_EQ(WEXITSTATUS(hosted.program().ended()), 1);
+      EXPECT_TRUE(hosted.ends());
+    }
+  }
+}
+
+/// One of the members after the other, whenever all are there; returns how many.
+int kill_again_and_again(HostedProgram& hosted, uint64_t seed, int most) {
+  std::mt19937_64 random(seed);
+  int kills = 0;
+  for (; kills < most; ++kills) {
+    if (hosted.program().has_ended(static_cast<int>(random() % 10)) || !hosted.becomes_complete()) break;
+    const size_t place = random() % 2 == 0 ? 0 : 1 + random() % 2;
+    const pid_t was = hosted.talk().members[place];
+    hosted.kill_member(place);
+    const Deadline deadline = Deadline::in(kPatience);
+    while (hosted.talk().members[place] == was && !deadline.passed()) ::usleep(50);
+    EXPECT_NE(hosted.talk().members[place], was);
+  }
+  return kills;
+}
+
+TEST(LazyHost, AnyOneMayBeKilledAgainAndAgain) {
+  int kills = 0;
+  for (uint64_t seed = 1; seed <= 8; ++seed) {
+    SCOPED_TRACE(seed);
+    HostedProgram hosted(1200,
+                         {.daemon = {.fill = seed % 4 != 0, .seed = seed, .pause = std::chrono::microseconds(2000)}},
+                         [&](char* base, Talk& talk) { return Walk(base, 1200, seed, talk).run(3000, 0); });
+    ASSERT_TRUE(hosted.begins()) << hosted.talk().said.data();
+    kills += kill_again_and_again(hosted, seed, 1000);
+    expect_good_end(hosted);
+    if (HasFailure()) return;
+  }
+  EXPECT_GT(kills, 100);
+  RecordProperty("kills", kills);
+}
+
+TEST(LazyHost, AnyOneMayBeKilledWhileThreadsEachDoEverythingToTheirOwn) {
+  for (uint64_t seed = 1; seed <= 3; ++seed) {
+    SCOPED_TRACE(seed);
+    HostedProgram hosted(
+        1800, {.daemon = {.seed = seed, .pause = std::chrono::microseconds(2000)}}, [&](char* base, Talk& talk) {
+          std::atomic<int> bad = 0;
+          std::vector<std::thread> threads;
+          for (uint64_t t = 0; t < 3; ++t)
+            threads.emplace_back(
+                [&, t] { bad += Walk(base + t * 600 * kPageSize, 600, seed * 10 + t, talk, t * 600).run(1500, 1); });
+          for (std::thread& t : threads) t.join();
+          return bad == 0 ? 0 : 1;
+        });
+    ASSERT_TRUE(hosted.begins()) << hosted.talk().said.data();
+    EXPECT_GT(kill_again_and_again(hosted, seed, 1000), 5);
+    expect_good_end(hosted);
+    if (HasFailure()) return;
+  }
+}
+
+TEST(LazyHost, TheOneThatServesMayBeKilledAtEveryStep) {
+  for (const char* step : {"events-read", "event-logged", "event-applied", "change-logged", "space-recorded",
+                           "space-ended", "log-written", "log-switched", "pages-put"}) {
+    SCOPED_TRACE(step);
+    HostedProgram hosted(600, {.daemon = {.pause = std::chrono::microseconds(500)}},
+                         [&](char* base, Talk& talk) { return Walk(base, 600, 5, talk).run(1200, 0); });
+    ASSERT_TRUE(hosted.begins());
+    std::mt19937_64 random(6);
+    int kills = 0;
+    for (; kills < 12 && hosted.becomes_complete(); ++kills) {
+      hosted.talk().passes = static_cast<int>(random() % 6);
+      hosted.talk().step = step;
+      const Deadline deadline = Deadline::in(kPatience);
+      while (hosted.talk().step != nullptr && !hosted.program().has_ended() && !deadline.passed()) ::usleep(50);
+      if (hosted.program().has_ended()) break;
+    }
+    EXPECT_GT(kills, 0) << "it never came to this step";
+    hosted.talk().step = nullptr;
+    expect_good_end(hosted);
+    if (HasFailure()) return;
+  }
+}
+
+// The one that takes over is killed in the middle of it, or a holder while it makes another one.
+TEST(LazyHost, WhoTakesOverMayBeKilledAtEveryStep) {
+  for (const char* step : {"claimed", "holder-cloned", "follower-made", "over-old-daemon", "in-daemon-place",
+                           "holder-over-old", "holder-in-place", "taken-over"}) {
+    SCOPED_TRACE(step);
+    HostedProgram hosted(600, {.daemon = {.pause = std::chrono::microseconds(500)}}, walks(600, 7, 1200));
+    ASSERT_TRUE(hosted.begins());
+    int kills = 0;
+    for (size_t place : {0, 0, 1, 2, 0}) {
+      if (!hosted.becomes_complete()) break;
+      hosted.talk().passes = 0;
+      hosted.talk().step = step;
+      hosted.kill_member(place);
+      const Deadline deadline = Deadline::in(std::chrono::milliseconds(500));
+      while (hosted.talk().step != nullptr && !deadline.passed()) ::usleep(50);
+      if (hosted.talk().step.exchange(nullptr) == nullptr) ++kills;
+    }
+    EXPECT_GE(kills, 2);
+    EXPECT_TRUE(hosted.becomes_complete());
+    expect_good_end(hosted);
+    if (HasFailure()) return;
+  }
+}
+
+TEST(LazyHost, BothHoldersAreMadeAgainByTheOneThatServes) {
+  HostedProgram hosted(600, {.daemon = {.pause = std::chrono::microseconds(500)}}, walks(600, 7, 1200));
+  ASSERT_TRUE(hosted.begins());
+  for (int kills = 1; kills <= 5 && hosted.becomes_complete(); ++kills) {
+    for (size_t place : {1, 2}) hosted.kill_member(place);
+    ASSERT_TRUE(hosted.becomes_complete());
+    hosted.kill_member(0);
+  }
+  EXPECT_TRUE(hosted.becomes_complete());
+  expect_good_end(hosted);
+}
+
+TEST(LazyHost, MemoriesAreAdoptedWholeOrNotAtAll) {
+  for (const char* step : {"log-written", "space-recorded", "before-adopted"}) {
+    SCOPED_TRACE(step);
+    HostedProgram hosted(100, {.step = step},
+                         [](char* base, Talk& talk) { return Walk(base, 100, 8, talk).run(100, 0); });
+    ASSERT_TRUE(hosted.begins());
+    EXPECT_EQ(hosted.talk().generations, 1);
+    expect_good_end(hosted);
+  }
+}
+
+// Given back while its program changes it.
+TEST(LazyHost, NobodyHangsWhenWhoGivesMemoryBackIsKilled) {
+  for (uint64_t round = 0; round < 30; ++round) {
+    SCOPED_TRACE(round);
+    HostedProgram hosted(24, {}, [&](char* base, Talk& talk) { return Walk(base, 24, round, talk).run(300, 1); });
+    hosted.program().talk().ends_meanwhile = true;
+    hosted.talk().leave = true;
+    ASSERT_TRUE(hosted.begins());
+    ::usleep(static_cast<useconds_t>(round * 97));
+    hosted.kill_member(0);
+    expect_good_end(hosted);
+  }
+}
+
+TEST(LazyHost, NoDescriptorOfWhoWasKilledStays) {
+  HostedProgram hosted(20, {.daemon = {.fill = false}}, [](char* base, Talk& talk) {
+    talk.progress = 1;
+    while (talk.progress != 2) ::usleep(50);
+    return Walk(base, 20, 1, talk).run(0, 0);
+  });
+  ASSERT_TRUE(hosted.begins());
+  int first = 0;
+  for (int kills = 1; kills <= 12; ++kills) {
+    hosted.kill_member(0);
+    const Deadline deadline = Deadline::in(kPatience);
+    while (hosted.talk().generations < kills && !deadline.passed()) ::usleep(50);
+    ASSERT_TRUE(hosted.becomes_complete());
+    if (kills == 1) first = hosted.talk().descriptors;
+    EXPECT_EQ(hosted.talk().descriptors, first);
+  }
+  hosted.program().talk().progress = 2;
+  expect_good_end(hosted);
+}
+
+TEST(LazyHost, LostPagesArePoisonedByWhoTookOver) {
+  HostedProgram hosted(20, {.daemon = {.fill = false, .serve = false}}, [](char* base, Talk& talk) {
+    talk.progress = 1;
+    const auto page = reinterpret_cast<const volatile char*>(base);
+    return *page == 0 ? 1 : 0;
+  });
+  ASSERT_TRUE(hosted.begins());
+  hosted.kill_member(0);
+  const Deadline deadline = Deadline::in(kPatience);
+  while (hosted.talk().generations < 1 && !deadline.passed()) ::usleep(50);
+  hosted.talk().poison = true;
+  const int status = hosted.program().ended();
+  EXPECT_TRUE(WIFSIGNALED(status));
+  EXPECT_EQ(WTERMSIG(status), SIGBUS);
+  EXPECT_TRUE(hosted.ends()) << hosted.talk().said.data();
+}
+
+// Not killed: it fails each time.
+TEST(LazyHost, WhoAlwaysFailsIsSlowedDownAndSaysSo) {
+  HostedProgram hosted(20, {.pace = std::chrono::milliseconds(5), .burst = 3, .fails = 12},
+                       [](char* base, Talk& talk) { return Walk(base, 20, 1, talk).run(20, 0); });
+  ASSERT_TRUE(hosted.begins());
+  EXPECT_EQ(hosted.talk().generations, 12);
+  EXPECT_GE(hosted.talk().told_pace, 3);
+  EXPECT_EQ(hosted.program().ended(), 0) << hosted.program().talk().trouble.data();
+  hosted.talk().leave = true;
+  EXPECT_FALSE(hosted.ends()) << "processes that failed say so";
+}
+
+}  // namespace
+}  // namespace migrate

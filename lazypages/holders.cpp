@@ -29,11 +29,6 @@ bool ended(int pidfd) {
   return ::poll(&p, 1, 0) == 1 && (p.revents & POLLIN) != 0;
 }
 
-void reap() {
-  siginfo_t info{};
-  while (::waitid(P_ALL, 0, &info, WEXITED | WNOHANG | __WALL) == 0 && info.si_pid != 0) info = {};
-}
-
 /// clone3(2) as fork(2), with one table of descriptors. 0 in the child, negative if there is none. The C library is not
 /// told: that is enough for who has no threads. Where the kernel says where the library keeps the thread's number, that
 /// is right too.
@@ -50,6 +45,11 @@ long copy_process(HolderTable::Making& making) {
 }
 
 }  // namespace
+
+void reap_members() noexcept {
+  siginfo_t info{};
+  while (::waitid(P_ALL, 0, &info, WEXITED | WNOHANG | __WCLONE) == 0 && info.si_pid != 0) info = {};
+}
 
 /// Only its owner changes members, and opens or closes descriptors in a holder. Who is killed with it loses it.
 class Holders::Claim {
@@ -86,7 +86,7 @@ bool Holders::is_gone(uint64_t id) const {
   return making.id == id && ended(making.pidfd) && making.id == id;
 }
 
-void Holders::open_descriptors() const {
+void Holders::open_descriptors() {
   const auto self = open_pidfd(::getpid());
   if (!self) throw Error("open", "a pidfd of this process", ESRCH);
   for (HolderTable::Member& member : table_.members) {
@@ -127,7 +127,13 @@ bool Holders::make(unsigned place) {
   making.pid = 0;
   making.place = place;
   making.id.store(id, std::memory_order_release);
-  const long child = copy_process(making);
+  long child = copy_process(making);
+  for (auto& spare : table_.spares) {
+    if (child >= 0 || errno != EMFILE) break;
+    if (spare < 0) continue;
+    ::close(spare.exchange(-1));
+    child = copy_process(making);
+  }
   if (child == 0) {
     id_ = id;
     place_ = place;
@@ -156,6 +162,8 @@ void Holders::settle() {
   }
   making.id.store(0, std::memory_order_release);
   if (exists) ::close(pidfd);
+  for (auto& spare : table_.spares)
+    if (spare < 0) spare = ::fcntl(table_.members[place_].bell, F_DUPFD_CLOEXEC, 0);
 }
 
 /// Followed by another holder at its place. True in that one.
@@ -214,7 +222,7 @@ void Holders::hold() {
       const Claim claim(*this);
       step("claimed");
       settle();
-      reap();
+      reap_members();
       if (table_.all_leave != 0) ::_exit(0);
       fill_places(placed);
     }
@@ -233,6 +241,7 @@ void Holders::fill_places(bool& placed) {
       placed = false;
       return;
     }
+    if (table_.making.id == 0) table_.members[place].id = 0;  // tried again after a while
     settle();
   }
   if (table_.dead(HolderTable::kDaemon) && take_over()) placed = false;
@@ -245,7 +254,9 @@ void Holders::leave() {
     {
       const Claim claim(*this);
       settle();
-      if (table_.alone()) return;
+      const bool alone = table_.alone();
+      reap_members();
+      if (alone) return;
     }
     std::array<pollfd, 2> waited{pollfd{table_.members[1].pidfd, POLLIN, 0},
                                  pollfd{table_.members[2].pidfd, POLLIN, 0}};

@@ -33,11 +33,17 @@ struct HolderTable {
   Making making;
   std::atomic<uint32_t> generation{0};  ///< of daemons, from 0 on
   std::atomic<uint32_t> all_leave{0};
+  /// Descriptors to close when the table has no room for a new member's; -1: used up. More than one, since the daemon's
+  /// forks may be quicker.
+  std::array<std::atomic<int32_t>, 4> spares{-1, -1, -1, -1};
 
   bool dead(unsigned place) const;
   /// No holder is left.
   bool alone() const { return dead(1) && dead(2); }
 };
+
+/// Reaps members that this process made and that have ended; its other children are left alone.
+void reap_members() noexcept;
 
 /// One of the members: a daemon, and two holders, which only wait for the end of others. A dead holder is made again by
 /// the other one; a dead daemon is followed by a holder, which makes another one for its own place before. Holders have
@@ -66,7 +72,7 @@ class Holders {
  private:
   class Claim;
 
-  void open_descriptors() const;
+  void open_descriptors();
   bool make(unsigned place);
   void settle();
   bool take_over();

@@ -1,8 +1,8 @@
 #include "lazypages/lazy_host.h"
 
-#include <signal.h>
 #include <sys/mman.h>
-#include <sys/wait.h>
+#include <sys/resource.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -49,30 +49,11 @@ HostMemory& make_memory() {
 
 std::vector<int> to_keep(const HostMemory& memory) {
   std::vector<int> all{0, 1, 2};
+  all.insert(all.end(), memory.holders.spares.begin(), memory.holders.spares.end());
   for (const auto& member : memory.holders.members) all.insert(all.end(), {member.pidfd, member.bell});
   for (const auto& kept : memory.kept) all.push_back(kept.fd);
   return all;
 }
-
-/// Reaps the holders that this process made; other children of its are left alone.
-class Reaper {
- public:
-  Reaper() {
-    sigset_t all, before;
-    ::sigfillset(&all);
-    ::pthread_sigmask(SIG_SETMASK, &all, &before);
-    thread_ = std::thread([] {
-      siginfo_t info{};
-      while (::waitid(P_ALL, 0, &info, WEXITED | __WCLONE) == 0 || errno == EINTR) continue;
-    });
-    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  }
-  /// When no holder is left.
-  void join() { thread_.join(); }
-
- private:
-  std::thread thread_;
-};
 
 class Host {
  public:
@@ -87,6 +68,7 @@ class Host {
   void placed(unsigned place) const;
   void take_over();
   void pace();
+  void refill(Holders& holders) const;
   enum class Served : uint8_t { all, again, failed };
   Served serve();
 
@@ -140,7 +122,25 @@ Host::Served Host::serve() {
   return Served::failed;
 }
 
+/// If that cannot be done now, it is tried again: alone is better than not at all.
+void Host::refill(Holders& holders) const {
+  try {
+    holders.refill();
+  } catch (const std::exception& e) {
+    say(e.what());
+  }
+}
+
+/// Each process of the tree that is lazy takes a descriptor.
+void raise_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 void Host::run() {
+  raise_limit();
   LazyRecord::make(memory_.record);
   size_t n = 0;
   for (auto& [name, fd] : options_.kept) {
@@ -164,16 +164,16 @@ void Host::run() {
         say("the process that served missing pages is gone: process " + std::to_string(::getpid()) + " goes on");
         pace();
       }
-      Reaper reaper;
       const Served served = serve();
       if (served == Served::failed) ::_exit(1);
-      if (served == Served::all) holders.leave();
-      reaper.join();
-      if (served == Served::all) ::_exit(0);
+      if (served == Served::all) {
+        holders.leave();
+        ::_exit(0);
+      }
       if (memory_.holders.alone())
         say("both processes that hold the descriptors of lazy memory are gone: they are made again");
       ++memory_.holders.generation;
-      holders.refill();
+      refill(holders);
       if (holders.is_daemon()) pace();
     }
   } catch (const std::exception& e) {
@@ -184,7 +184,10 @@ void Host::run() {
 
 }  // namespace
 
-bool LazyHost::alone() const { return memory_.holders.alone(); }
+bool LazyHost::alone() const {
+  reap_members();
+  return memory_.holders.alone();
+}
 
 unsigned LazyHost::generation() const { return memory_.holders.generation; }
 

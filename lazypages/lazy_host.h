@@ -44,7 +44,7 @@ class LazyHost {
   unsigned generation() const;
 
   /// Both holders are gone, and only serve() can have them made again: by joining its threads and returning soon. It is
-  /// called again, as the next generation. To be asked now and then: about 2 us.
+  /// called again, as the next generation. To be asked now and then, about 2 us; it reaps holders, too.
   bool alone() const;
 
   /// Once; the memories are ours when this returns, or were never (it threw, or the process was killed: then their

@@ -31,7 +31,7 @@ LazyMemories::LazyMemories(Wanted wanted, std::shared_ptr<LazyRecord> record)
   around_->record = std::move(record);
   around_->forked = [this](const Space& child) { add(child); };
   around_->make_room = [this] { return make_room(); };
-  for (size_t i = 0; i < kSpares; ++i) spares_.push_back(epoll_.dup());
+  have_spares();
 }
 
 LazyMemories::LazyMemories(std::vector<LazyMemory> memories, Wanted wanted, std::shared_ptr<LazyRecord> record)
@@ -159,9 +159,14 @@ void LazyMemories::bury_dead() {
       ++i;
     }
   }
+  have_spares();
+}
+
+/// As many as there is room for.
+void LazyMemories::have_spares() {
   while (spares_.size() < kSpares) {
     Fd spare(::fcntl(epoll_.get(), F_DUPFD_CLOEXEC, 0));
-    if (!spare) break;
+    if (!spare) return;
     spares_.push_back(std::move(spare));
   }
 }

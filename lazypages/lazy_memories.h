@@ -81,6 +81,7 @@ class LazyMemories : public PageSink {
   void ask(MemoryId memory, const std::vector<uint64_t>& sources);
   void turn(uint64_t id);
   void bury_dead();
+  void have_spares();
   bool make_room();
   void finish_all();
 

@@ -21,8 +21,8 @@ struct Recorded {
 };
 static_assert(sizeof(Recorded) == SpacePage::kChangeBytes);
 
-/// A log begins anew when it is full. With room for as much as it begins with, that costs little for each change.
-constexpr uint64_t kLeastRoom = 64 << 10;
+/// A log begins anew when it is full. With room for twice what it begins with, that costs little for each change.
+constexpr uint64_t kLeastRoom = 256 << 10;
 
 }  // namespace
 
@@ -83,7 +83,7 @@ void SpaceRecord::begin_log(const MissingPages& missing) {
   const bool first = mapped_ == nullptr;
   const uint32_t which = first ? 0 : 1 - page_->log;
   const uint64_t words = missing.words(), bytes = words * sizeof(uint64_t);
-  const Extent extent = record_->allocate(bytes + std::max(kLeastRoom, bytes));
+  const Extent extent = record_->allocate(bytes + std::max(kLeastRoom, 2 * bytes));
   std::byte* at = nullptr;
   try {
     at = record_->map(extent);

@@ -340,6 +340,30 @@ TEST(LazyHost, TheOneThatServesMayBeKilledAtEveryStep) {
   }
 }
 
+// A program that discards in a loop: its log is full again and again.
+TEST(LazyHost, TheOneThatServesMayBeKilledWhileALogBeginsAnew) {
+  HostedProgram hosted(100, {.daemon = {.fill = false}}, [](char* base, Talk& talk) {
+    for (; !talk.enough; ++talk.progress) ::madvise(base + (talk.progress % 20) * kPageSize, kPageSize, MADV_DONTNEED);
+    for (uint64_t page = 0; page < 100; ++page) {
+      const bool discarded = page < 20;
+      if (discarded ? base[page * kPageSize] != 0 : !as_at_source(base, page)) return 1;
+    }
+    return 0;
+  });
+  ASSERT_TRUE(hosted.begins());
+  for (const char* step : {"log-written", "log-switched"}) {
+    ASSERT_TRUE(hosted.becomes_complete());
+    hosted.talk().passes = 0;
+    hosted.talk().step = step;
+    const Deadline deadline = Deadline::in(kPatience);
+    while (hosted.talk().step != nullptr && !deadline.passed()) ::usleep(50);
+    ASSERT_EQ(hosted.talk().step, nullptr);
+  }
+  EXPECT_GT(hosted.program().talk().progress, 8000u);
+  ASSERT_TRUE(hosted.becomes_complete());
+  expect_good_end(hosted);
+}
+
 // The one that takes over is killed in the middle of it, or a holder while it makes another one.
 TEST(LazyHost, WhoTakesOverMayBeKilledAtEveryStep) {
   const std::pair<const char*, bool> steps[] = {

@@ -32,11 +32,11 @@ bool ended(int pidfd) {
 /// clone3(2) as fork(2), with one table of descriptors. 0 in the child, negative if there is none. The C library is not
 /// told: that is enough for who has no threads. Where the kernel says where the library keeps the thread's number, that
 /// is right too.
-long copy_process(HolderTable::Making& making) {
+long copy_process(HolderTable::Making& making, uint64_t pidfd) {
   uint64_t thread_number = 0;
   const bool known = ::prctl(PR_GET_TID_ADDRESS, &thread_number) == 0 && thread_number != 0;
   clone_args args{};
-  args.flags = CLONE_FILES | CLONE_PIDFD | CLONE_PARENT_SETTID;
+  args.flags = CLONE_FILES | CLONE_PARENT_SETTID | pidfd;
   if (known) args.flags |= CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID;
   args.pidfd = reinterpret_cast<uint64_t>(&making.pidfd);
   args.parent_tid = reinterpret_cast<uint64_t>(&making.pid);
@@ -123,17 +123,14 @@ void Holders::refill() {
 /// True in the new member. It takes its place by settle().
 bool Holders::make(unsigned place) {
   HolderTable::Making& making = table_.making;
+  if (making.id != 0) return false;
   const uint64_t id = ++table_.last_id;
   making.pid = 0;
+  making.pidfd = -1;
   making.place = place;
   making.id.store(id, std::memory_order_release);
-  long child = copy_process(making);
-  for (auto& spare : table_.spares) {
-    if (child >= 0 || errno != EMFILE) break;
-    if (spare < 0) continue;
-    ::close(spare.exchange(-1));
-    child = copy_process(making);
-  }
+  long child = copy_process(making, CLONE_PIDFD);
+  if (child < 0 && errno == EMFILE) child = copy_process(making, 0);
   if (child == 0) {
     id_ = id;
     place_ = place;
@@ -147,12 +144,29 @@ bool Holders::make(unsigned place) {
   return false;
 }
 
-/// Gives a new member its place, also if its maker was killed.
+/// Of a new member, in a table that is full. The gap between the two calls is short enough: the daemon's forks may want
+/// what is closed. -1: not now, or it is gone (ESRCH).
+int Holders::open_member(pid_t pid) {
+  auto pidfd = static_cast<int>(::syscall(SYS_pidfd_open, pid, 0));
+  for (auto& spare : table_.spares) {
+    if (pidfd >= 0 || errno != EMFILE) break;
+    if (spare < 0) continue;
+    ::close(spare.exchange(-1));
+    pidfd = static_cast<int>(::syscall(SYS_pidfd_open, pid, 0));
+  }
+  return pidfd;
+}
+
+/// Gives a new member its place, also if its maker was killed. If it cannot yet, it is tried again.
 void Holders::settle() {
   HolderTable::Making& making = table_.making;
   if (making.id == 0) return;
+  if (making.pid != 0 && making.pidfd < 0) {
+    making.pidfd = open_member(making.pid);
+    if (making.pidfd < 0 && errno != ESRCH) return;
+  }
   const int pidfd = making.pidfd;
-  const bool exists = making.pid != 0;
+  const bool exists = making.pid != 0 && pidfd >= 0;
   if (exists) {
     HolderTable::Member& member = table_.members[making.place];
     put_over(making.place, pidfd);
@@ -201,7 +215,7 @@ void Holders::ring() const {
 void Holders::wait() const {
   std::array<pollfd, 3> waited{pollfd{table_.members[place_].bell, POLLIN, 0}};
   size_t n = 1;
-  int timeout = kLookAgainMs;
+  int timeout = table_.making.id == 0 ? kLookAgainMs : kRetryMs;
   for (unsigned place = 0; place < table_.members.size(); ++place) {
     if (place == place_) continue;
     if (table_.members[place].id == 0) {

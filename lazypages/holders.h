@@ -18,7 +18,8 @@ struct HolderTable {
     int32_t pidfd = -1;
     int32_t bell = -1;  ///< eventfd: somebody has changed
   };
-  /// A member that is being made: the kernel writes both numbers before it runs, also for a maker that is being killed.
+  /// A member that is being made: the kernel writes both numbers before it runs, also for a maker that is being killed
+  /// (the pid alone if the table is full: the pidfd follows).
   struct Making {
     std::atomic<uint64_t> id{0};
     uint32_t place = 0;
@@ -75,6 +76,7 @@ class Holders {
   void open_descriptors();
   bool make(unsigned place);
   void settle();
+  int open_member(pid_t pid);
   bool take_over();
   void fill_places(bool& placed);
   void put_over(unsigned place, int pidfd) const;

@@ -16,6 +16,8 @@ namespace {
 
 constexpr size_t kSpares = 16;
 constexpr std::chrono::milliseconds kDeadWithin{50};
+/// A fork that waits for a descriptor is tried again: not so often that nobody else gets one.
+constexpr std::chrono::milliseconds kStarvedFor{5};
 
 std::string name_of(MemoryId memory) {
   return (memory.kind == MemoryId::Kind::task ? "task " : "shared memory ") + std::to_string(memory.id);
@@ -128,13 +130,27 @@ void LazyMemories::turn(uint64_t id) {
   std::vector<uint64_t> wanted;
   const LazySpace::Turn turn = space->serve(wanted);
   ask(space->memory(), wanted);
-  if (turn == LazySpace::Turn::again || turn == LazySpace::Turn::starved) again_.insert(id);
-  if (turn == LazySpace::Turn::starved) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  if (turn == LazySpace::Turn::again) again_.insert(id);
+  if (turn != LazySpace::Turn::starved) return;
+  if (starved_.empty()) until_ = std::chrono::steady_clock::now() + kStarvedFor;
+  starved_.insert(id);
+  space->watch(epoll_.get(), id, 0);
+}
+
+void LazyMemories::let_try_again() {
+  if (starved_.empty() || std::chrono::steady_clock::now() < until_) return;
+  for (uint64_t id : std::exchange(starved_, {})) {
+    const uint64_t wanted = id;
+    const Space space = next_space({}, id - 1, id);
+    if (space && id == wanted) space->watch(epoll_.get(), id, EPOLLIN);
+  }
 }
 
 void LazyMemories::serve(std::chrono::milliseconds wait) {
   std::array<epoll_event, 64> events;
-  const auto most = again_.empty() ? std::min(wait, kDeadWithin) : std::chrono::milliseconds(0);
+  let_try_again();
+  const auto longest = std::min(wait, starved_.empty() ? kDeadWithin : kStarvedFor);
+  const auto most = again_.empty() ? longest : std::chrono::milliseconds(0);
   const int n = ::epoll_wait(epoll_.get(), events.data(), events.size(), static_cast<int>(most.count()));
   if (n < 0 && errno != EINTR) throw Error("wait for", "missing pages", errno);
   if (n <= 0 && !again_.empty()) ::sched_yield();

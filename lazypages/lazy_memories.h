@@ -80,6 +80,7 @@ class LazyMemories : public PageSink {
   Space next_space(std::optional<MemoryId> memory, uint64_t after, uint64_t& id) const;
   void ask(MemoryId memory, const std::vector<uint64_t>& sources);
   void turn(uint64_t id);
+  void let_try_again();
   void bury_dead();
   void have_spares();
   bool make_room();
@@ -92,8 +93,10 @@ class LazyMemories : public PageSink {
   std::map<MemoryId, Memory> memories_;
   std::map<uint64_t, Space> spaces_;  ///< a fork comes after what it was forked from
   uint64_t last_id_ = 0;
-  std::vector<Fd> spares_;    ///< descriptors to close when a fork finds no room for its own
-  std::set<uint64_t> again_;  ///< spaces with something left to do
+  std::vector<Fd> spares_;      ///< descriptors to close when a fork finds no room for its own
+  std::set<uint64_t> again_;    ///< spaces with something left to do
+  std::set<uint64_t> starved_;  ///< spaces that are not looked at before `until_`
+  std::chrono::steady_clock::time_point until_;
   std::chrono::steady_clock::time_point looked_for_dead_;
 };
 

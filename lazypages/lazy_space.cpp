@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sched.h>
+#include <sys/epoll.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -188,6 +189,12 @@ LazySpace::Turn LazySpace::serve(std::vector<uint64_t>& wanted) {
   if (userfaultfd_ && missing_.unsettled()) settle_moves();
   if (!userfaultfd_) return Turn::dead;
   return starved_ ? Turn::starved : answered ? Turn::idle : Turn::again;
+}
+
+void LazySpace::watch(int epoll, uint64_t id, uint32_t events) {
+  const std::lock_guard lock(mutex_);
+  epoll_event event{.events = events, .data = {.u64 = id}};
+  if (userfaultfd_) ::epoll_ctl(epoll, EPOLL_CTL_MOD, userfaultfd_.get(), &event);
 }
 
 bool LazySpace::find_dead() {

@@ -46,6 +46,8 @@ class LazySpace {
 
   MemoryId memory() const { return memory_; }
   int userfaultfd() const { return userfaultfd_.get(); }
+  /// Changes what `epoll` is told for of the userfaultfd, which it watches as `id`.
+  void watch(int epoll, uint64_t id, uint32_t events);
 
   /// Applies what the last owner had read and not applied; whoever waits for a page touches it again.
   void resume();

@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 
 #include <cstring>
+#include <numeric>
 #include <random>
 
 #include "core/base/error.h"
@@ -127,10 +128,11 @@ class HostedProgram {
     std::snprintf(talk_->said.data(), talk_->said.size(), "%s", std::string(what).c_str());
   }
   void kill_all() {
-    talk_->leave = true;
-    for (int i = 0; i < 100; ++i)
+    program_.talk().enough = true;
+    if (program_.pid() > 0) ::kill(program_.pid(), SIGKILL);
+    const Deadline deadline = Deadline::in(kPatience);
+    while (!deadline.passed() && ::waitpid(-1, nullptr, WNOHANG | __WALL) >= 0)
       for (size_t place = 0; place < 3; ++place) kill_member(place);
-    while (::waitpid(-1, nullptr, __WALL) > 0) continue;
   }
   [[noreturn]] void hold(LazyMemory& memory) {
     HoldOptions hold;
@@ -315,6 +317,27 @@ TEST(LazyHost, AnyOneMayBeKilledWhileThreadsEachDoEverythingToTheirOwn) {
     expect_good_end(hosted);
     if (HasFailure()) return;
   }
+}
+
+TEST(LazyHost, AnyOneMayBeKilledWhileManyThreadsTouchWhatTheFillTouches) {
+  constexpr uint64_t kPages = 4096;
+  HostedProgram hosted(kPages, {.daemon = {.pause = std::chrono::microseconds(300)}}, [](char* base, Talk&) {
+    std::atomic<int> wrong = 0;
+    std::vector<std::thread> threads;
+    for (uint64_t t = 0; t < 16; ++t)
+      threads.emplace_back([&, t] {
+        std::vector<uint64_t> order(kPages);
+        std::iota(order.begin(), order.end(), 0);
+        if (t % 3 == 1) std::reverse(order.begin(), order.end());
+        if (t % 3 == 2) std::shuffle(order.begin(), order.end(), std::mt19937_64(t));
+        for (const uint64_t page : order) wrong += as_at_source(base, page) ? 0 : 1;
+      });
+    for (std::thread& t : threads) t.join();
+    return wrong == 0 ? 0 : 1;
+  });
+  ASSERT_TRUE(hosted.begins());
+  EXPECT_GT(kill_again_and_again(hosted, 9, 1000), 5);
+  expect_good_end(hosted);
 }
 
 TEST(LazyHost, TheOneThatServesMayBeKilledAtEveryStep) {

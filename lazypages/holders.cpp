@@ -184,7 +184,7 @@ void Holders::settle() {
 bool Holders::take_over() {
   const unsigned old = place_;
   if (make(old)) return true;
-  const bool followed = table_.making.id != 0;
+  const bool followed = table_.making.id != 0 && table_.making.place == old;
   step("follower-made");
   put_over(HolderTable::kDaemon, table_.members[old].pidfd);
   step("over-old-daemon");

@@ -178,6 +178,7 @@ void Host::run() {
     }
   } catch (const std::exception& e) {
     say(e.what());
+    pace();
     ::_exit(1);
   }
 }

@@ -132,7 +132,7 @@ PageTotals PageReceiver::receive() {
   std::vector<PageTotals> totals(streams_.size());
   run_workers(streams_, stop_, [&](size_t index) {
     ReceiveWorker worker(*streams_[index], sequence_[index], sink_, counters_, left, limits_.codecs);
-    worker.run();
+    around_([&] { worker.run(); });
     totals[index] = {worker.totals().records, worker.totals().pages, 0, worker.wire_bytes()};
   });
   PageTotals sum;

@@ -8,6 +8,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -109,10 +110,14 @@ class PageReceiver {
   PageTotals receive();
   void cancel() noexcept { stop_.trigger(); }
   const PageCounters& counters() const { return counters_; }
+  /// Called around all that a stream's thread does in a pass; it calls what it is given. Before receive().
+  using Around = std::function<void(const std::function<void()>& work)>;
+  void set_around(Around around) { around_ = std::move(around); }
 
  private:
   std::vector<std::unique_ptr<Stream>> streams_;
   std::vector<uint64_t> sequence_;
+  Around around_ = [](const std::function<void()>& work) { work(); };
   PageSink& sink_;
   ReceiveLimits limits_;
   PageCounters counters_;

@@ -17,6 +17,7 @@ class Latencies {
     ++count_;
     sum_us_ += us;
     max_us_ = std::max(max_us_, us);
+    if (time > kStall) stalls_us_ += us;
     ++buckets_[bucket_of(us)];
   }
   uint64_t count() const { return count_; }
@@ -32,12 +33,9 @@ class Latencies {
     }
     return max_us_;
   }
-  /// Of all, those that took longer than `least`: what they took together, to the width of a bucket.
-  uint64_t sum_us_over(uint64_t least) const {
-    uint64_t sum = 0;
-    for (size_t i = bucket_of(least); i < kBuckets; ++i) sum += buckets_[i] * std::min(end_of(i), max_us_);
-    return sum;
-  }
+  /// What those that took longer than kStall took together.
+  static constexpr std::chrono::milliseconds kStall{3};
+  uint64_t stalls_us() const { return stalls_us_; }
 
  private:
   static constexpr unsigned kBits = 3, kMostPower = 40;
@@ -54,7 +52,7 @@ class Latencies {
     return (((bucket & ((1U << kBits) - 1)) + (1U << kBits) + 1) << (power - kBits)) - 1;
   }
 
-  uint64_t count_ = 0, sum_us_ = 0, max_us_ = 0;
+  uint64_t count_ = 0, sum_us_ = 0, max_us_ = 0, stalls_us_ = 0;
   std::array<uint64_t, kBuckets> buckets_{};
 };
 

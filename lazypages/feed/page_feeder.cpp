@@ -7,6 +7,7 @@
 #include <system_error>
 
 #include "lazypages/feed/feed_link.h"
+#include "lazypages/feed/pace.h"
 #include "lazypages/idle.h"
 #include "pageserver/copying.h"
 #include "pageserver/page_reader.h"
@@ -89,6 +90,7 @@ void PageFeeder::run() {
   fill_stop_.trigger();
   for (std::thread& thread : threads_) thread.join();
   threads_.clear();
+  pace_.reset();
   end_streams();
   if (failure_) failure_.rethrow();
 }
@@ -118,6 +120,7 @@ std::span<std::byte> PageFeeder::receive_body(const FeedPacket& packet) {
 }
 
 void PageFeeder::serve() {
+  const Prompt prompt;
   for (;;) {
     link_->ping_if_due();
     if (!link_->wait(link_->ping_due(), stop_)) continue;
@@ -208,6 +211,7 @@ void PageFeeder::end_of_list(uint64_t pages) {
 
 void PageFeeder::start_fill() {
   stage_ = Stage::started;
+  pace_ = std::make_unique<FillPace>(options_.idle);
   try {
     for (size_t i = 0; i < streams_.fill.size(); ++i)
       threads_.emplace_back([this, i] {
@@ -268,7 +272,7 @@ bool PageFeeder::next_pieces(std::vector<FillPiece>& pieces) {
 }
 
 void PageFeeder::fill(size_t index) {
-  if (options_.idle) become_idle();
+  const FillPace::Member member(*pace_);
   RecordWriter& writer = *writers_[index];
   writer.begin_pass();
   // Pages of the first run are aligned, which makes reading a long one cheaper.

@@ -36,6 +36,7 @@ struct FeederCounters {
 };
 
 class FeedLink;
+class FillPace;
 struct FeedPacket;
 class RecordWriter;
 struct SendShared;
@@ -52,8 +53,8 @@ class PageFeeder {
   ~PageFeeder();
 
   /// Sends until the destination says that it is whole. From then on nobody needs the sources. Anything else is thrown,
-  /// and the streams are cut: Disconnected, TimedOut (connect again), Cancelled, Corrupt (the peer breaks the protocol),
-  /// PeerFailed, Error (pages cannot be read here).
+  /// and the streams are cut: Disconnected, TimedOut (connect again), Cancelled, Corrupt (the peer breaks the
+  /// protocol), PeerFailed, Error (pages cannot be read here).
   void run();
   /// Any thread, also a signal handler.
   void cancel() noexcept;
@@ -112,6 +113,7 @@ class PageFeeder {
   uint64_t may_request_ = 0;       ///< pages
   std::vector<std::byte> answer_;  ///< headers and pages
   std::vector<std::byte> body_;    ///< of the packet that is being read
+  std::unique_ptr<FillPace> pace_;
   std::vector<std::thread> threads_;
 };
 

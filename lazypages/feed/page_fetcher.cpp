@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "lazypages/feed/feed_link.h"
+#include "lazypages/feed/pace.h"
 #include "lazypages/idle.h"
 
 namespace migrate {
@@ -159,7 +160,11 @@ void PageFetcher::end_streams() {
 
 void PageFetcher::receive_fill() {
   try {
-    if (options_.idle) become_idle();
+    FillPace pace(options_.idle);
+    receiver_->set_around([&](const std::function<void()>& work) {
+      const FillPace::Member member(pace);
+      work();
+    });
     receiver_->receive();
     fill_sink_->check_complete();
     filled_ = true;
@@ -205,6 +210,7 @@ void PageFetcher::send_missing() {
 }
 
 void PageFetcher::request() {
+  const Prompt prompt;
   wanted_.ask_again();
   send_missing();
   while (!stop_.stopped()) {
@@ -222,6 +228,7 @@ void PageFetcher::request() {
 }
 
 void PageFetcher::receive_answers() {
+  const Prompt prompt;
   for (;;) {
     const auto packet = link_->receive();
     if (!packet) continue;

@@ -211,7 +211,7 @@ TEST_F(FeedHostile, DestinationsAreRefused) {
     Connection c = connected();
     PageFeeder feeder(std::move(c.source), memories.sources(), {});
     Peer peer(std::move(c.destination));
-    auto source = run(feeder);
+    Running source(feeder);
     one.does(peer);
     const std::string end = source.get();
     EXPECT_TRUE(says(end, "corrupt: ") && says(end, one.says)) << end;
@@ -223,7 +223,7 @@ TEST_F(FeedHostile, AFloodOfRequestsEnds) {
   Connection c = connected();
   PageFeeder feeder(std::move(c.source), memories.sources(), {});
   Peer peer(std::move(c.destination));
-  auto source = run(feeder);
+  Running source(feeder);
   begin_all(peer);
   std::thread reading([&] {
     try {
@@ -233,7 +233,7 @@ TEST_F(FeedHostile, AFloodOfRequestsEnds) {
     }
   });
   const std::vector<uint64_t> all(kMostRequested, page(10));
-  while (source.wait_for(std::chrono::seconds(0)) != std::future_status::ready) request(peer, kA, all);
+  while (!source.ended_within({})) request(peer, kA, all);
   const std::string end = source.get();
   EXPECT_TRUE(says(end, "corrupt: ") && says(end, "more pages than it can miss")) << end;
   reading.join();
@@ -299,7 +299,7 @@ TEST_F(FeedHostile, SourcesAreRefusedAndNothingIsTouched) {
     wanted.want(kA, page(10));
     PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true);
     Peer peer(std::move(c.source));
-    auto fetching = run(fetcher);
+    Running fetching(fetcher);
     EXPECT_EQ(peer.hear().kind, Kind::begin);
     EXPECT_EQ(peer.hear().kind, Kind::request);
     one.does(peer);
@@ -318,7 +318,7 @@ TEST_F(FeedHostile, NothingComesTwice) {
     wanted.want(kA, page(10));
     PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true);
     Peer peer(std::move(c.source));
-    auto fetching = run(fetcher);
+    Running fetching(fetcher);
     EXPECT_EQ(peer.hear().kind, Kind::begin);
     EXPECT_EQ(peer.hear().kind, Kind::request);
     for (uint64_t i = 0; i < 2; ++i) {
@@ -346,7 +346,7 @@ TEST_F(FeedHostile, APeerThatEndsInTheMiddleIsACut) {
     Connection c = connected();
     PageFeeder feeder(std::move(c.source), memories.sources(), {});
     Peer peer(std::move(c.destination));
-    auto source = run(feeder);
+    Running source(feeder);
     peer.urgent(std::span(said).first(size));
     peer.streams() = {};
     const std::string end = source.get();
@@ -381,9 +381,10 @@ TEST_F(FeedHostile, WhoIsSilentIsGoneAndWhoIsSlowIsNot) {
   PageFeeder feeder(std::move(c.source), memories.sources(), {}, {.silence = 5 * kSilence});
   PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true,
                       {.silence = 5 * kSilence});
-  auto source = run(feeder), fetching = run(fetcher);
-  EXPECT_EQ(source.wait_for(6 * kSilence), std::future_status::timeout);
-  EXPECT_EQ(fetching.wait_for(std::chrono::seconds(0)), std::future_status::timeout);
+  Running source(feeder);
+  Running fetching(fetcher);
+  EXPECT_FALSE(source.ended_within(6 * kSilence));
+  EXPECT_FALSE(fetching.ended_within({}));
   go = true;
   ASSERT_TRUE(destination.wait_until_whole());
   fetcher.whole();

@@ -23,7 +23,8 @@ TEST_P(Feed, BringsEveryPageOnceBesideWhatIsAskedFor) {
                     {.compression = *parse_compression(compression), .codecs = {.lz4 = true, .zstd = true}});
   PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true,
                       {.codecs = {.lz4 = true, .zstd = true}});
-  auto source = run(feeder), fetching = run(fetcher);
+  Running source(feeder);
+  Running fetching(fetcher);
   std::mt19937_64 random(3);
   for (int i = 0; i < 200; ++i) wanted.want(kA, page(1000 + random() % 900));
   for (int i = 0; i < 20; ++i) wanted.want(kShared, page(5 + random() % 300));
@@ -55,7 +56,7 @@ class Gate {
       if (m != memory || address < at || address >= at + pages * kPageSize) return;
       held_ = true;
       changed_.notify_all();
-      changed_.wait(lock, [&] { return open_; });
+      changed_.wait_for(lock, std::chrono::seconds(20), [&] { return open_; });
     };
   }
   [[nodiscard]] bool wait_until_held() {
@@ -88,7 +89,8 @@ TEST(FeedOrder, PagesWrittenLastComeFirstAndWhatHasNoRankLast) {
                      {kB, {page(90), 80}, 2},
                      {kShared, {0, 5}, 9}});
   PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true);
-  auto source = run(feeder), fetching = run(fetcher);
+  Running source(feeder);
+  Running fetching(fetcher);
   ASSERT_TRUE(destination.wait_until_whole());
   fetcher.whole();
   EXPECT_EQ(source.get() + fetching.get(), "");
@@ -119,7 +121,8 @@ TEST(FeedOrder, WhatIsAskedForOvertakesAFullFillAndItsNeighboursComeNext) {
   WantedPages wanted;
   PageFeeder feeder(std::move(c.source), memories.sources(), {});
   PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true);
-  auto source = run(feeder), fetching = run(fetcher);
+  Running source(feeder);
+  Running fetching(fetcher);
   ASSERT_TRUE(gate.wait_until_held());
   for (const uint64_t n : {15000u, 9000u}) {
     wanted.want(kA, page(n));
@@ -155,7 +158,8 @@ TEST(FeedOrder, OnlyWhatIsMissingIsBroughtAndTheRestIsServedAllTheSame) {
   PageFeeder feeder(std::move(c.source), memories.sources(), {});
   PageFetcher fetcher(std::move(c.destination), destination, wanted, missing, false);
   wanted.want(kB, page(50));
-  auto source = run(feeder), fetching = run(fetcher);
+  Running source(feeder);
+  Running fetching(fetcher);
   ASSERT_TRUE(eventually([&] { return fetcher.filled(); }));
   ASSERT_TRUE(destination.wait_for_page(kB, page(50)));
   fetcher.whole();
@@ -178,7 +182,8 @@ TEST(FeedOrder, NothingIsMissing) {
     WantedPages wanted;
     PageFeeder feeder(std::move(c.source), memories.sources(), {});
     PageFetcher fetcher(std::move(c.destination), destination, wanted, {}, !announced);
-    auto source = run(feeder), fetching = run(fetcher);
+    Running source(feeder);
+    Running fetching(fetcher);
     fetcher.whole();
     EXPECT_EQ(source.get() + fetching.get(), "");
     EXPECT_TRUE(destination.order().empty());
@@ -209,11 +214,9 @@ TEST(FeedCuts, AnotherConnectionGoesOnWithWhatIsMissing) {
       const uint64_t n = 1000 + random() % 1100;
       if (!destination.has(kA, page(n))) wanted.want(kA, page(n));
     }
-    auto source = run(feeder), fetching = run(fetcher);
-    const auto over = [](std::future<std::string>& side) {
-      return side.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
-    };
-    ASSERT_TRUE(eventually([&] { return over(fetching) || destination.missing_pages() == 0; }));
+    Running source(feeder);
+    Running fetching(fetcher);
+    ASSERT_TRUE(eventually([&] { return fetching.ended_within({}) || destination.missing_pages() == 0; }));
     // A fill stream that has brought all that it had to bring may be cut.
     const bool whole = destination.missing_pages() == 0;
     if (whole) fetcher.whole();
@@ -239,7 +242,7 @@ TEST(FeedCuts, WhatIsWantedWhileThereIsNoConnectionIsAskedOfTheNext) {
     Connection c = connected();
     auto source = std::move(c.source);  // nobody answers
     PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true);
-    auto fetching = run(fetcher);
+    Running fetching(fetcher);
     std::byte packets[2 * kFeedPacketSize + kAddressBytes];
     ASSERT_TRUE(source.urgent->read_exact(packets));
     wanted.want(kA, page(8000));
@@ -253,7 +256,8 @@ TEST(FeedCuts, WhatIsWantedWhileThereIsNoConnectionIsAskedOfTheNext) {
   gate.hold(destination, kA, 0);
   PageFeeder feeder(std::move(c.source), memories.sources(), {});
   PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true);
-  auto source = run(feeder), fetching = run(fetcher);
+  Running source(feeder);
+  Running fetching(fetcher);
   for (const uint64_t n : {7000u, 8000u, 9000u}) EXPECT_TRUE(destination.wait_for_page(kA, page(n))) << n;
   gate.open();
   ASSERT_TRUE(destination.wait_until_whole());
@@ -272,7 +276,8 @@ TEST(FeedEnds, WholeBeforeTheFillIsOver) {
   WantedPages wanted;
   PageFeeder feeder(std::move(c.source), memories.sources(), {});
   PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true);
-  auto source = run(feeder), fetching = run(fetcher);
+  Running source(feeder);
+  Running fetching(fetcher);
   ASSERT_TRUE(gate.wait_until_held());
   fetcher.whole();  // the tree has ended
   EXPECT_EQ(source.get(), "") << "the source need not wait";
@@ -292,7 +297,8 @@ TEST(FeedEnds, CancelledOnEitherSide) {
     WantedPages wanted;
     PageFeeder feeder(std::move(c.source), memories.sources(), {}, {.bandwidth_limit = 8'000'000});
     PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true);
-    auto source = run(feeder), fetching = run(fetcher);
+    Running source(feeder);
+    Running fetching(fetcher);
     ASSERT_TRUE(gate.wait_until_held());
     by_source ? feeder.cancel() : fetcher.cancel();
     const std::string here = source.get();
@@ -313,7 +319,8 @@ TEST(FeedEnds, WhatFailsAtOneSideIsSaidAtTheOther) {
     WantedPages wanted;
     PageFeeder feeder(std::move(c.source), memories.sources(), {});
     PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true);
-    auto source = run(feeder), fetching = run(fetcher);
+    Running source(feeder);
+    Running fetching(fetcher);
     EXPECT_EQ(fetching.get(), "error: the memory of task 7 is on fire");
     const std::string there = source.get();
     EXPECT_TRUE(says(there, "failed there: ") && says(there, "the memory of task 7 is on fire")) << there;
@@ -324,7 +331,8 @@ TEST(FeedEnds, WhatFailsAtOneSideIsSaidAtTheOther) {
   WantedPages wanted;
   PageFeeder feeder(std::move(c.source), memories.sources(), {});
   PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true);
-  auto source = run(feeder), fetching = run(fetcher);
+  Running source(feeder);
+  Running fetching(fetcher);
   EXPECT_EQ(source.get(), "error: read pages of task 7: it ended meanwhile");
   const std::string there = fetching.get();
   EXPECT_TRUE(says(there, "failed there: ") && says(there, "read pages of task 7: it ended meanwhile")) << there;

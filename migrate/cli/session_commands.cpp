@@ -81,7 +81,10 @@ void SessionCommands::add_send(CLI::App& app, std::function<int()>& run) {
   verb->add_option("--tls-name", link_.tls_name, "name that the receiver's certificate must carry; default HOST")
       ->type_name("NAME");
   add_choice<SendMode>(*verb, "--mode", send_.mode,
-                       {{"precopy", SendMode::precopy}, {"stop-copy", SendMode::stop_copy}},
+                       {{"precopy", SendMode::precopy},
+                        {"stop-copy", SendMode::stop_copy},
+                        {"postcopy", SendMode::postcopy},
+                        {"hybrid", SendMode::hybrid}},
                        "precopy: send memory while the program runs; stop-copy: stop it first");
   add_policy(*verb);
   add_page_streams(*verb);

@@ -83,6 +83,7 @@ class FakeHeldTree final : public HeldTree {
   std::vector<TaskId> tasks() const override { return {*TaskId::of(::getppid())}; }
   const ImageSet& images() const override { return images_; }
   std::vector<PageSource>& memories() override { return memories_; }
+  const PagesByMemory& lazy_pages() const override { return lazy_; }
   int64_t stopping_since_ns() const override { return 1; }
 
  private:
@@ -90,6 +91,7 @@ class FakeHeldTree final : public HeldTree {
   std::string state_dir_;
   ImageSet images_;
   std::vector<PageSource> memories_;
+  PagesByMemory lazy_;
 };
 
 class FakeRestoredTree final : public RestoredTree {
@@ -120,7 +122,7 @@ class FakeRestoredTree final : public RestoredTree {
     room.targets.push_back(std::move(target));
     return room;
   }
-  void finish() override {
+  void finish(const PagesByMemory&) override {
     if (board_.finish_fails) throw Error("finish the fake", "tree", ENOMEM);
   }
   void open_gate() override {

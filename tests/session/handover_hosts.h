@@ -11,7 +11,7 @@
 #include "core/image/magic.h"
 #include "images/pstree.pb.h"
 #include "migrate/session/handover/destination_sessions.h"
-#include "migrate/session/handover/link_words.h"
+#include "migrate/session/wire/link_words.h"
 #include "migrate/session/handover/settle.h"
 #include "migrate/session/handover/settle_later.h"
 #include "migrate/session/handover/source_hold.h"

@@ -40,7 +40,7 @@ struct LinkOptions {
 
 enum class ReportFormat { automatic, lines, json };
 
-enum class SendMode { precopy, stop_copy };
+enum class SendMode { precopy, stop_copy, postcopy, hybrid };
 
 struct SendOptions {
   std::string address;  ///< HOST:PORT of the receiver

@@ -12,8 +12,8 @@ namespace {
 
 using wire::Message;
 
-/// A source that ends, or gives up, before its streams are here ends the wait. The daemon gives us nothing but sockets
-/// whose owner knew a token of ours.
+}  // namespace
+
 Fd next_stream(const ReceiveContext& c, ControlChannel& channel, const Deadline& deadline) {
   for (;;) {
     if (c.interrupt.interrupted()) throw Cancelled(std::string("interrupted"));
@@ -30,8 +30,6 @@ Fd next_stream(const ReceiveContext& c, ControlChannel& channel, const Deadline&
     }
   }
 }
-
-}  // namespace
 
 std::vector<StreamToken> make_stream_tokens(uint32_t count) {
   std::vector<StreamToken> tokens(count);

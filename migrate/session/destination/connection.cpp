@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 
 #include "migrate/session/base/session.h"
+#include "migrate/session/destination/feed_intake.h"
 #include "migrate/session/destination/receive_session.h"
 #include "migrate/session/handover/settle.h"
 #include "migrate/session/telling/fault.h"
@@ -76,11 +77,12 @@ int serve_connection(const ReceiveOptions& options, const Connector& connector, 
       answer_question(channel, sessions, events, *first);
       return kQuestionAnswered;
     }
+    const ReceiveContext context{
+        options, events, interrupt, daemon, connector, store, sessions, exec_guardian("guardian-destination"), log};
+    if (first->body_case() == Message::kFeed) return serve_feed(context, channel, *first);
     if (const std::string busy = daemon.take_place(Deadline::in(options.timeouts.answer)); !busy.empty())
       throw Refusal("this receiver is busy", busy);
     events.event("connect", "connected: " + channel.stream().peer(), {{"peer", channel.stream().peer()}});
-    const ReceiveContext context{
-        options, events, interrupt, daemon, connector, store, sessions, exec_guardian("guardian-destination"), log};
     return serve_migration(context, channel, std::move(*first));
   } catch (const std::exception& e) {
     refuse(channel, events, e);

@@ -13,12 +13,15 @@
 #include "migrate/session/destination/accept_streams.h"
 #include "migrate/session/destination/copy_guardian.h"
 #include "migrate/session/destination/destination_checks.h"
+#include "migrate/session/destination/feed_intake.h"
 #include "migrate/session/destination/page_intake.h"
 #include "migrate/session/handover/watch.h"
 #include "migrate/session/telling/fault.h"
 #include "migrate/session/wire/clocks.h"
 #include "migrate/session/wire/host_facts.h"
 #include "migrate/session/wire/layout_wire.h"
+#include "migrate/session/wire/link_words.h"
+#include "migrate/session/wire/missing_wire.h"
 #include "pageserver/page_stream.h"
 
 namespace migrate {
@@ -148,6 +151,10 @@ class ReceiveSession {
     s->set_at_local_monotonic_ns(message.begin().at_destination_ns());
     s->set_peer_epoch(peer_epoch_);
     s->set_max_tasks(options_.max_tasks);
+    lazy_ = message.begin().lazy();
+    s->set_lazy(lazy_);
+    if (lazy_)
+      for (const std::string& word : words_of(options_.link)) s->add_link(word);
     s->set_timeout_ms(static_cast<uint32_t>(options_.timeouts.restore.count()));
     try {
       guardian_->ask(request, answer_by(), &c_.interrupt.stop());
@@ -198,6 +205,9 @@ class ReceiveSession {
         case Message::kCheck:
           answer_check(message.check());
           break;
+        case Message::kFeed:
+          let_feed_in(message);
+          break;
         default:
           next_ = std::move(message);
           return;
@@ -240,6 +250,14 @@ class ReceiveSession {
         copy_->discard(message.discards());
         continue;
       }
+      if (message.body_case() == Message::kFeed) {
+        let_feed_in(message);
+        continue;
+      }
+      if (message.body_case() == Message::kMissing) {
+        note_missing(message.missing());
+        continue;
+      }
       if (message.body_case() == Message::kImagesEnd) {
         if (message.images_end().bytes() != bytes) throw Corrupt("the images from the peer", "some are missing");
         break;
@@ -254,6 +272,19 @@ class ReceiveSession {
                     {{"bytes", static_cast<int64_t>(bytes)}});
     signal_status(options_.status_fd);
     fault_point("destination-agent.images-received");
+  }
+
+  void let_feed_in(const Message& message) {
+    if (!lazy_) throw Corrupt("a message of the peer", "it is out of turn");
+    migrate::let_feed_in(c_, channel_, id_, message.feed());
+  }
+
+  void note_missing(const wire::Discards& part) {
+    constexpr int kMostMissing = 4'000'000;
+    if (!lazy_ || missing_.runs_size() + part.runs_size() > kMostMissing)
+      throw Corrupt("a message of the peer", "it is out of turn");
+    from_wire(part);
+    missing_.MergeFrom(part);
   }
 
   void prepare() {
@@ -295,7 +326,9 @@ class ReceiveSession {
     GuardianRequest request;
     request.set_finish(true);
     finishing_ = true;
-    const GuardianReply reply = guardian_->ask(request, Deadline::in(options_.timeouts.restore), &c_.interrupt.stop());
+    guardian_->send(request);
+    if (lazy_) guardian_->socket().send_blob(missing_);
+    const GuardianReply reply = guardian_->await(Deadline::in(options_.timeouts.restore), &c_.interrupt.stop());
     tasks_ = reply.prepared();
     fault_point("destination-agent.prepared");
   }
@@ -330,6 +363,7 @@ class ReceiveSession {
     c_.events.event("gate-open", label_ + " runs here, as pid " + std::to_string(root),
                     {{"pid", int64_t{root}}, {"session", to_hex(id_)}});
     fault_point("destination-agent.gate-open");
+    if (lazy_) await_whole();
     return await_done();
   }
 
@@ -348,6 +382,26 @@ class ReceiveSession {
       throw Error("the copy of " + label_ + " died with its guardian before the gate opened; it never ran");
     }
     return entry->tasks.empty() ? 0 : static_cast<uint32_t>(entry->tasks.front().pid);
+  }
+
+  /// The tree runs here and waits for pages; the source may come again if this conversation ends.
+  void await_whole() {
+    GuardianRequest request;
+    request.set_whole(true);
+    guardian_->send(request);
+    for (;;) {
+      std::array<pollfd, 3> p{pollfd{guardian_->socket().fd(), POLLIN, 0}, pollfd{guardian_->death_fd(), POLLIN, 0},
+                              pollfd{channel_.fd(), POLLIN | POLLRDHUP, 0}};
+      ::poll(p.data(), p.size(), -1);
+      if (p[0].revents != 0 || p[1].revents != 0) break;
+      if (p[2].revents != 0) throw Disconnected(std::string("the source is gone; it may come again"));
+    }
+    guardian_->await(answer_by());
+    fault_point("destination-agent.whole");
+    Message whole;
+    whole.mutable_whole();
+    channel_.send(std::move(whole));
+    c_.events.event("whole", label_ + " has all its memory here", {{"session", to_hex(id_)}});
   }
 
   /// The tree runs here whatever happens to this conversation.
@@ -458,7 +512,7 @@ class ReceiveSession {
       c_.events.event("failed", "the copy of " + label_ + " is gone: " + entry->reason, {{"session", to_hex(id_)}});
       return kFailed;
     }
-    if (entry && (entry->state == State::gate_open || entry->state == State::done)) {
+    if (entry && (entry->state == State::gate_open || entry->state == State::whole || entry->state == State::done)) {
       c_.events.event("done", label_ + " runs here (" + e.what() + ")", {{"session", to_hex(id_)}});
       return kMoved;
     }
@@ -478,7 +532,9 @@ class ReceiveSession {
   bool checked_ = false;
   std::set<std::string> told_;  ///< reasons to refuse
   bool finishing_ = false;
-  bool not_ours_ = false;  ///< the session never began here
+  bool lazy_ = false;       ///< pages may come after the gate
+  wire::Discards missing_;  ///< these
+  bool not_ours_ = false;   ///< the session never began here
   uint32_t tasks_ = 0;
   std::optional<Guardian> guardian_;
   std::optional<SessionWatch> watch_;

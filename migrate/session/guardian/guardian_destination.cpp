@@ -2,20 +2,20 @@
 // listens on a socket in the state folder, for agents that come after its own died.
 #include <poll.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <array>
-#include <cstring>
 
 #include "core/files/hidden_sockets.h"
 #include "core/freeze/quick_moves.h"
 #include "migrate/session/guardian/guardian.h"
 #include "migrate/session/guardian/guardian_common.h"
 #include "migrate/session/guardian/identity_policy.h"
+#include "migrate/session/guardian/lazy_client.h"
 #include "migrate/session/guardian/task_limit.h"
 #include "migrate/session/telling/fault.h"
 #include "migrate/session/wire/layout_wire.h"
+#include "migrate/session/wire/missing_wire.h"
 #include "migrate/session/wire/reserve_wire.h"
 
 namespace migrate {
@@ -70,6 +70,8 @@ class DestinationGuardian {
       store_.emplace(s.state_dir());
       journal_.emplace(store_->create(std::move(entry)));
       options_.mark = journal_->entry().hidden_mark();
+      options_.lazy = s.lazy();
+      if (s.lazy()) start_lazy_host(s);
       // Already here, while the source runs, since it has to be durable before anything is put into it.
       tree_ = parts_.restored_tree(options_);
       const FreezerCgroup::Record gate = tree_->make_gate(cgroup_name(journal_->id(), Role::destination));
@@ -86,21 +88,31 @@ class DestinationGuardian {
     return true;
   }
 
+  void start_lazy_host(const GuardianRequest::StartDestination& s) {
+    if (!parts_.lazy_host) throw Refusal("pages cannot come late here", "move it with --mode precopy");
+    auto [ours, theirs] = PacketSocket::pair();
+    parts_.lazy_host(theirs, s);
+    lazy_.emplace(std::move(ours));
+  }
+
   /// Waits for the agent, or, when there is none, for one that connects.
   bool serve_one() {
     constexpr int kAcceptAgain = 50;  // ms, when descriptors or memory were short
-    std::array<pollfd, 2> p{pollfd{agent_ ? agent_->fd() : -1, POLLIN, 0},
-                            pollfd{accept_later_ ? -1 : listener_.get(), POLLIN, 0}};
+    std::array<pollfd, 3> p{pollfd{agent_ ? agent_->fd() : -1, POLLIN, 0},
+                            pollfd{accept_later_ ? -1 : listener_.get(), POLLIN, 0},
+                            pollfd{lazy_ ? lazy_->fd() : -1, POLLIN, 0}};
     const int n = ::poll(p.data(), p.size(), accept_later_ ? kAcceptAgain : -1);
     accept_later_ = false;
     if (n < 0 && errno != EINTR) throw Error("wait for", "an agent", errno);
     if (n <= 0) return true;
+    if (p[2].revents != 0) lazy_news();
     if (p[1].revents != 0) {
       Fd next(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
       if (next) agent_.emplace(std::move(next));
       accept_later_ = !next;
       return true;
     }
+    if (p[0].revents == 0) return true;
     GuardianRequest request;
     if (agent_->receive(request, Deadline::in(milliseconds(0))) == PacketSocket::Outcome::closed) return agent_gone();
     try {
@@ -137,6 +149,10 @@ class DestinationGuardian {
           return open(request.open());
         case GuardianRequest::kAbort:
           return abort(request.abort());
+        case GuardianRequest::kWhole:
+          whole_wanted_ = true;
+          tell_whole();
+          return true;
         case GuardianRequest::kDone:
           return done();
         default:
@@ -234,9 +250,15 @@ class DestinationGuardian {
   }
 
   void finish() {
-    tree_->finish();
+    PagesByMemory missing;
+    if (lazy_) add_from_wire(receive_message<wire::Discards>(), missing);
+    tree_->finish(missing);
     fault_point("destination-guardian.finished");
+    // Whoever opens the gate relies on it that missing pages are in the hands of those who bring them.
+    if (lazy_) lazy_->hold(tree_->take_lazy_memories(), Deadline::in(options_.timeout));
+    fault_point("destination-guardian.lazily-held");
     journal_->step_with(State::prepared, kOwn, "complete, behind its gate", [this](JournalEntry& e) {
+      e.lazy = lazy_.has_value();
       e.tasks = tree_->tasks();
       e.init = tree_->init();
     });
@@ -303,8 +325,61 @@ class DestinationGuardian {
     return !is_final(journal_->state());
   }
 
+  /// The lazy host says that nothing is missing any more, or that what is will not come; or it is gone.
+  void lazy_news() {
+    std::optional<LazyState> now;
+    try {
+      now = lazy_->news();
+    } catch (const GuardianGone& e) {
+      // All its processes were killed: the pages that were missing read as zeros now.
+      now = LazyState{1, e.what()};
+    }
+    if (!now || (now->missing != 0 && now->lost.empty())) return;
+    if (journal_->state() == State::gate_open && now->lost.empty()) {
+      journal_->step(State::whole, kOwn, "all its pages are here");
+      warn_unless_durable(*journal_, log_);
+      fault_point("destination-guardian.whole");
+    } else if (journal_->state() == State::gate_open) {
+      lose(now->lost);
+    }
+    if (journal_->state() == State::receiving || journal_->state() == State::prepared) {
+      if (!now->lost.empty()) discard(kPeer, now->lost);
+      return;  // the copy has no page to wait for: told again when the gate is open
+    }
+    try {
+      lazy_->settled();
+    } catch (const GuardianGone&) {
+    }
+    lazy_.reset();
+    tell_whole();
+  }
+
+  /// A program without a part of its memory is none.
+  void lose(const std::string& why) {
+    journal_->step(State::lost, kTreeGone, why);
+    parts_.keeper->discard(journal_->entry());
+  }
+
+  void tell_whole() {
+    if (!whole_wanted_ || !agent_ || journal_->state() == State::gate_open) return;
+    whole_wanted_ = false;
+    GuardianReply reply;
+    if (journal_->state() == State::whole || journal_->state() == State::done) {
+      reply.set_whole(true);
+    } else {
+      reply.mutable_failed()->set_sentence("pages are lost: " + journal_->entry().reason);
+    }
+    try {
+      agent_->send(reply);
+    } catch (const GuardianGone&) {
+      // It asks the journal.
+    }
+  }
+
   bool done() {
-    if (journal_->state() == State::gate_open) journal_->step(State::done, kPeer, "the source tree is gone");
+    if (lazy_ && journal_->state() == State::gate_open) throw Refusal("pages are missing", "wait until it is whole");
+    if (journal_->state() == State::gate_open || journal_->state() == State::whole)
+      journal_->step(State::done, kPeer, "the source tree is gone");
     GuardianReply reply;
     reply.set_done(true);
     agent_->send(reply);
@@ -315,7 +390,8 @@ class DestinationGuardian {
   bool agent_gone() {
     agent_.reset();
     if (journal_->state() == State::receiving) discard(kOwn, "its agent went away");
-    return journal_->state() == State::prepared && listener_;
+    // Pages that are missing keep us: somebody has to write down when none is.
+    return listener_ && (journal_->state() == State::prepared || (journal_->state() == State::gate_open && lazy_));
   }
 
   void discard(Authority authority, const std::string& reason) {
@@ -326,6 +402,11 @@ class DestinationGuardian {
       // The old state stays on disk; a later agent finds the tree dead, which says the same.
       log_.error("the abort of session {} could not be written: {}", to_hex(journal_->id()), e.what());
     }
+    try {
+      if (lazy_) lazy_->discard();
+    } catch (const GuardianGone&) {
+    }
+    lazy_.reset();
     try {
       if (tree_) tree_->discard();
     } catch (const std::exception& e) {
@@ -339,17 +420,7 @@ class DestinationGuardian {
     tree_.reset();
   }
 
-  void listen_for_agents() {
-    const std::string path = store_->socket_path(journal_->id());
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    if (path.size() >= sizeof address.sun_path) throw Error("listen on", path, ENAMETOOLONG);
-    std::memcpy(address.sun_path, path.c_str(), path.size());
-    ::unlink(path.c_str());
-    listener_.reset(check(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), "make", "a socket"));
-    check(::bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), "bind", path);
-    check(::listen(listener_.get(), 4), "listen on", path);
-  }
+  void listen_for_agents() { listener_ = listen_local(store_->socket_path(journal_->id())); }
 
   bool accept_later_ = false;  ///< accept(2) failed just now
   std::optional<PacketSocket> agent_;
@@ -363,6 +434,8 @@ class DestinationGuardian {
   ImageSet images_;
   std::unique_ptr<RestoredTree> tree_;
   Fd listener_;
+  std::optional<LazyClient> lazy_;         ///< until nothing is missing
+  bool whole_wanted_ = false;              ///< by the agent
   std::optional<QuickMoves> quick_moves_;  ///< until the first tasks are there
 };
 

@@ -9,6 +9,7 @@
 #include "migrate/session/guardian/guardian.h"
 #include "migrate/session/guardian/guardian_common.h"
 #include "migrate/session/telling/fault.h"
+#include "migrate/session/wire/missing_wire.h"
 
 namespace migrate {
 namespace {
@@ -56,6 +57,7 @@ class SourceGuardian {
       dump_.tcp_close = s.dump().tcp_close();
       dump_.tracked = s.dump().tracked();
       dump_.foresee_mappings = true;
+      dump_.lazy = s.dump().lazy();
       dump_.mappings = MappingReader::shared();
       dump_.timeout = milliseconds(s.dump().timeout_ms());
       dump_.visit_hook = visit_fault_hook("source-guardian");
@@ -134,6 +136,7 @@ class SourceGuardian {
       agent_.send(reply);
       agent_.send_blob(encode_images(tree_->images()));
       send_sources(agent_, tree_->memories());
+      if (dump_.lazy) agent_.send_blob(whole_to_wire(tree_->lazy_pages()));
       // The agent sends already; this must be durable only before the commit. Until then the cgroup's name tells a
       // later agent whose it is.
       journal_->step_with(State::frozen, kOwn, "held for the move", [this](JournalEntry& e) {

@@ -1,11 +1,7 @@
 #include "migrate/session/handover/destination_sessions.h"
 
 #include <poll.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-
-#include <cstring>
-
+#include "migrate/session/guardian/lazy_client.h"
 #include "migrate/session/wire/channel.h"
 
 namespace migrate {
@@ -13,17 +9,6 @@ namespace {
 
 using wire::GuardianReply;
 using wire::GuardianRequest;
-
-/// An empty Fd: nobody listens there.
-Fd connect_guardian(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path) return {};
-  std::memcpy(address.sun_path, path.c_str(), path.size());
-  Fd socket(check(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), "make", "a socket"));
-  if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) return {};
-  return socket;
-}
 
 void refuse_stale(const JournalEntry& entry, uint64_t peer_epoch) {
   if (peer_epoch >= entry.peer_epoch) return;
@@ -34,7 +19,7 @@ void refuse_stale(const JournalEntry& entry, uint64_t peer_epoch) {
 }  // namespace
 
 bool DestinationSessions::ask_guardian(const SessionId& id, const GuardianRequest& request) {
-  Fd raw = connect_guardian(store_.socket_path(id));
+  Fd raw = connect_local(store_.socket_path(id));
   if (!raw) return false;
   PacketSocket socket(std::move(raw));
   try {
@@ -68,6 +53,7 @@ std::optional<JournalEntry> DestinationSessions::look(const SessionId& id) {
   std::optional<JournalEntry> entry = store_.peek(id, Role::destination);
   if (!entry) return entry;
   if (entry->state == State::gate_open) let_run(*entry);
+  if (entry->state == State::gate_open && entry->lazy) return look_whole(id);
   const bool gone = entry->state == State::prepared && !keeper_.lives(*entry);
   // Whoever wrote ABORTED may have died before the copy was gone, and whoever wrote DONE before its socket was.
   const bool final = is_final(entry->state);
@@ -80,6 +66,31 @@ std::optional<JournalEntry> DestinationSessions::look(const SessionId& id) {
     journal->step(State::aborted, kTreeGone, "it died behind its gate");
   }
   if (journal->state() == State::aborted) keeper_.discard(journal->entry());
+  return journal->entry();
+}
+
+/// Its guardian, if it lives, writes down when nothing is missing any more; else whoever looks.
+std::optional<JournalEntry> DestinationSessions::look_whole(const SessionId& id) {
+  std::optional<Journal> journal = store_.take_over(id, Role::destination, false);
+  if (!journal || journal->state() != State::gate_open) return store_.peek(id, Role::destination);
+  std::optional<LazyClient> host = LazyClient::connect(store_.lazy_path(id));
+  LazyState now{0, {}};
+  if (host) {
+    try {
+      now = host->ask(Deadline::in(timeouts_.answer));
+    } catch (const GuardianGone&) {
+      return journal->entry();  // another process of it takes over
+    }
+  } else if (keeper_.lives(journal->entry())) {
+    now.lost = "all processes that held its missing pages were killed";
+  }
+  if (!now.lost.empty()) {
+    journal->step(State::lost, kTreeGone, now.lost);
+    keeper_.discard(journal->entry());
+  } else if (now.missing == 0) {
+    journal->step(State::whole, kOwn, "all its pages are here");
+  }
+  if (host && journal->state() != State::gate_open) host->settled();
   return journal->entry();
 }
 
@@ -125,13 +136,16 @@ std::optional<JournalEntry> DestinationSessions::discard(const SessionId& id, ui
 
 std::optional<JournalEntry> DestinationSessions::finish(const SessionId& id, uint64_t peer_epoch) {
   std::optional<JournalEntry> entry = look(id);
-  if (!entry || entry->state != State::gate_open) return entry;
+  if (!entry || (entry->state != State::gate_open && entry->state != State::whole)) return entry;
   refuse_stale(*entry, peer_epoch);
+  if (entry->state == State::gate_open && entry->lazy)
+    throw Refusal("session " + to_hex(id) + " still needs pages of the source", "let that bring them");
   GuardianRequest request;
   request.set_done(true);
   if (ask_guardian(id, request)) return store_.peek(id, Role::destination);
   Journal journal = own(id, peer_epoch);
-  if (journal.state() == State::gate_open) journal.step(State::done, kPeer, "the source tree is gone");
+  if (journal.state() == State::gate_open || journal.state() == State::whole)
+    journal.step(State::done, kPeer, "the source tree is gone");
   return journal.entry();
 }
 

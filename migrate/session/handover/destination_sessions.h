@@ -27,6 +27,7 @@ class DestinationSessions {
   /// True if a guardian answered.
   bool ask_guardian(const SessionId& id, const wire::GuardianRequest& request);
   void let_run(const JournalEntry& entry);
+  std::optional<JournalEntry> look_whole(const SessionId& id);
   Journal own(const SessionId& id, uint64_t peer_epoch);
 
   JournalStore& store_;

@@ -2,8 +2,10 @@
 #include <cstring>
 
 #include "migrate/session/base/session.h"
+#include "migrate/session/guardian/background.h"
 #include "migrate/session/guardian/guardian.h"
 #include "migrate/session/handover/watch.h"
+#include "migrate/session/lazy/lazy_host_main.h"
 
 namespace migrate {
 namespace {
@@ -13,6 +15,14 @@ GuardianParts real_guardian_parts(Logger& log) {
   parts.held_tree = [&log](const DumpOptions& options) { return dump_tree(options, log); };
   parts.restored_tree = [&log](RestoreOptions options) { return restore_tree(std::move(options), log); };
   parts.keeper = cgroup_keeper(log);
+  parts.lazy_host = [](PacketSocket& end, const wire::GuardianRequest::StartDestination& start) {
+    std::vector<std::string> words{"migrate", "guardian-lazy", start.state_dir(), start.session(), start.peer_name()};
+    words.insert(words.end(), start.link().begin(), start.link().end());
+    std::vector<char*> argv;
+    for (std::string& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    if (check(::fork(), "start", "the lazy host") == 0) execute_in_background({end.fd()}, argv.data());
+  };
   return parts;
 }
 
@@ -23,6 +33,7 @@ int run_guardian(int argc, char** argv) {
   const LoggerPtr logger = stderr_logger({"guardian", "%n: %v", level}, false);
   Logger& log = *logger;
   if (argc > 1 && std::strcmp(argv[1], "guardian-watch") == 0) return run_watch(argc, argv, log);
+  if (argc > 1 && std::strcmp(argv[1], "guardian-lazy") == 0) return run_lazy_host(argc, argv, log);
   if (argc != 3) return kRefused;
   const bool source = std::strcmp(argv[1], "guardian-source") == 0;
   if (!source && std::strcmp(argv[1], "guardian-destination") != 0) return kRefused;

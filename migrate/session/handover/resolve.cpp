@@ -125,7 +125,8 @@ class Resolver {
         log_.warn("the destination could not be told: {}", e.what());
       }
       const bool open = answer && !answer->rebooted() &&
-                        (answer->state() == wire::Answer::GATE_OPEN || answer->state() == wire::Answer::DONE);
+                        (answer->state() == wire::Answer::GATE_OPEN || answer->state() == wire::Answer::WHOLE ||
+                         answer->state() == wire::Answer::DONE);
       if (open) throw Refusal("the program runs at the destination", "kill it there before you let this copy run");
       const bool told = answer && (answer->rebooted() || answer->state() == wire::Answer::ABORTED ||
                                    answer->state() == wire::Answer::UNKNOWN);

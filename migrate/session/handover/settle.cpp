@@ -48,8 +48,17 @@ Settled after_answer(Journal& journal, TreeKeeper& keeper, const Answer& answer,
   const std::string name = journal.entry().label;
   const std::string session = to_hex(journal.id());
   switch (answer.state()) {
+    case Answer::LOST:
+      return {Settled::Outcome::in_doubt,
+              name + " ran at the destination until pages were lost that were still here (" + answer.reason() +
+                  "); the frozen copy here is as it was when it left: `migrate resolve --force-run " + session +
+                  "`, or --force-kill"};
     case Answer::GATE_OPEN:
+    case Answer::WHOLE:
     case Answer::DONE:
+      if (answer.lazy() && !answer.rebooted())
+        return {Settled::Outcome::in_doubt,
+                name + " runs at the destination and still needs pages of the frozen copy here"};
       if (answer.rebooted()) {
         return {Settled::Outcome::in_doubt,
                 "the destination opened the gate for " + name + " and was restarted since; only you can say whether " +
@@ -193,9 +202,16 @@ Answer answer_resolve(DestinationSessions& sessions, const wire::Message& messag
     case State::done:
       answer.set_state(Answer::DONE);
       break;
+    case State::whole:
+      answer.set_state(Answer::WHOLE);
+      break;
+    case State::lost:
+      answer.set_state(Answer::LOST);
+      break;
     default:
       break;
   }
+  answer.set_lazy(entry->lazy && entry->state == State::gate_open);
   answer.set_rebooted(entry->boot_id != boot_id());
   answer.set_reason(entry->reason.substr(0, 4096));  // check_bounds takes no more
   return answer;

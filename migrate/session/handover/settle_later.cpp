@@ -43,7 +43,8 @@ class FolderSleep {
 class LaterSettler {
  public:
   LaterSettler(JournalStore& store, TreeKeeper& keeper, const SessionId& id, Role role, Timeouts timeouts,
-               const std::function<AskDestination(const std::string&)>& asker, Events& events, Logger& log)
+               const std::function<AskDestination(const std::string&)>& asker, Events& events, Logger& log,
+               const FeedDestination& feed)
       : store_(store),
         keeper_(keeper),
         id_(id),
@@ -51,7 +52,8 @@ class LaterSettler {
         timeouts_(timeouts),
         asker_(asker),
         events_(events),
-        log_(log) {}
+        log_(log),
+        feed_(feed) {}
 
   void run(const WatchTimes& times) {
     FolderSleep folder(store_.path());
@@ -77,7 +79,11 @@ class LaterSettler {
       if (!entry) return true;
       failed_ = !settle_session(store_, keeper_, *entry, timeouts_, events_, log_);
       if (failed_) return false;
-      if (role_ == Role::destination) return true;  // the source decides about what is PREPARED
+      if (role_ == Role::destination) {
+        // The source decides about what is PREPARED. While pages come somebody has to see that all are here.
+        entry = store_.peek(id_, role_);
+        return !entry || entry->state != State::gate_open || !entry->lazy;
+      }
       entry = store_.peek(id_, role_);
       if (!entry || (is_final(entry->state) && entry->peer_settled)) return true;
       const AskDestination ask = asker_(entry->peer);
@@ -93,6 +99,10 @@ class LaterSettler {
   bool settle_by_answer(const JournalEntry& seen, const AskDestination& ask) {
     const Answer answer = ask(id_, seen.epoch, Resolve::ASK);
     if (answer.state() == Answer::UNKNOWN || answer.state() == Answer::RECEIVING) return false;
+    if (answer.lazy() && !answer.rebooted()) {
+      if (!feed_) return false;
+      feed_(seen);  // whole when it returns
+    }
     if (answer.rebooted() && answer.state() != Answer::ABORTED) return false;  // for the operator
     std::optional<Journal> journal = store_.take_over(id_, role_);
     if (!journal) return false;
@@ -120,6 +130,7 @@ class LaterSettler {
   const std::function<AskDestination(const std::string&)>& asker_;
   Events& events_;
   Logger& log_;
+  const FeedDestination& feed_;
   bool failed_ = false;  ///< what this host could do alone
 };
 
@@ -127,8 +138,8 @@ class LaterSettler {
 
 void settle_until_done(JournalStore& store, TreeKeeper& keeper, const SessionId& id, Role role, Timeouts timeouts,
                        const std::function<AskDestination(const std::string&)>& asker, const WatchTimes& times,
-                       Events& events, Logger& log) {
-  LaterSettler(store, keeper, id, role, timeouts, asker, events, log).run(times);
+                       Events& events, Logger& log, const FeedDestination& feed) {
+  LaterSettler(store, keeper, id, role, timeouts, asker, events, log, feed).run(times);
 }
 
 }  // namespace migrate

@@ -17,9 +17,13 @@ struct WatchTimes {
   std::chrono::milliseconds telling{std::chrono::hours(24)};
 };
 
-/// Settles a session that nobody holds any more. `asker`: how to ask the destination, given its address.
+/// Gives a destination where a program runs already the pages that it misses (feed_from_held_tree).
+using FeedDestination = std::function<void(const JournalEntry& entry)>;
+
+/// Settles a session that nobody holds any more. `asker`: how to ask the destination, given its address; `feed`: how to
+/// feed it, if need be.
 void settle_until_done(JournalStore& store, TreeKeeper& keeper, const SessionId& id, Role role, Timeouts timeouts,
                        const std::function<AskDestination(const std::string&)>& asker, const WatchTimes& times,
-                       Events& events, Logger& log);
+                       Events& events, Logger& log, const FeedDestination& feed = {});
 
 }  // namespace migrate

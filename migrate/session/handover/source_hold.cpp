@@ -1,5 +1,7 @@
 #include "migrate/session/handover/source_hold.h"
 
+#include "migrate/session/wire/missing_wire.h"
+
 namespace migrate {
 namespace {
 using std::chrono::milliseconds;
@@ -14,6 +16,7 @@ SourceHold::SourceHold(JournalStore& store, TreeKeeper& keeper, const Guardian::
 
 void SourceHold::start(const GuardianRequest::StartSource& start) {
   id_ = *session_from_hex(start.session());
+  lazy_ = start.dump().lazy();
   guardian_.emplace(spawn_);
   GuardianRequest request;
   *request.mutable_start_source() = start;
@@ -39,6 +42,11 @@ FrozenTree SourceHold::freeze(const std::vector<StopMark>& stops) {
   frozen.stopping_since_ns = guardian_->await(deadline).stopping_since_ns();
   frozen.images = guardian_->socket().receive_blob(deadline);
   frozen.memories = receive_sources(guardian_->socket(), deadline);
+  if (lazy_) {
+    wire::Discards lazy;
+    guardian_->socket().receive_blob(lazy, deadline);
+    add_from_wire(lazy, frozen.lazy_pages);
+  }
   return frozen;
 }
 
@@ -60,6 +68,14 @@ void SourceHold::alive() {
   GuardianRequest request;
   request.set_alive(true);
   guardian_->send(request);
+}
+
+void SourceHold::heartbeat() noexcept {
+  try {
+    alive();
+  } catch (const std::exception& e) {
+    log_.debug("the guardian while pages are fed: {}", e.what());
+  }
 }
 
 void SourceHold::commit() {

@@ -14,6 +14,7 @@ namespace migrate {
 struct FrozenTree {
   std::vector<std::byte> images;  ///< packed
   std::vector<PageSource> memories;
+  PagesByMemory lazy_pages;       ///< that may come late, if it was started so
   int64_t stopping_since_ns = 0;  ///< CLOCK_MONOTONIC
 };
 
@@ -31,6 +32,8 @@ class SourceHold {
   void look_again();
   /// Sends the heartbeat, and throws if the guardian gave up or died (the tree runs on then, see abort()).
   void alive();
+  /// After the commit: the same, but a guardian that is gone does not matter.
+  void heartbeat() noexcept;
   /// The source is committed when this returns. Throws with the tree running on, unless `committed()` says otherwise.
   void commit();
   /// Kills the tree after the gate opened.
@@ -59,6 +62,7 @@ class SourceHold {
   uint64_t epoch_ = 1;
   bool started_ = false;
   bool committed_ = false;
+  bool lazy_ = false;
   Guardian::Spawn spawn_;
   std::optional<Guardian> guardian_;
   std::optional<Journal> journal_;  ///< after the guardian

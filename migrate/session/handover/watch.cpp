@@ -14,9 +14,10 @@
 #include "migrate/session/base/options.h"
 #include "migrate/session/base/session.h"
 #include "migrate/session/guardian/background.h"
-#include "migrate/session/handover/link_words.h"
 #include "migrate/session/handover/settle_later.h"
+#include "migrate/session/handover/source_feed.h"
 #include "migrate/session/telling/events.h"
+#include "migrate/session/wire/link_words.h"
 
 namespace migrate {
 namespace {
@@ -88,7 +89,15 @@ int run_watch(int argc, char** argv, Logger& log) {
     connector.emplace(link);
     return ask_over(*connector, address, timeouts);
   };
-  settle_until_done(store, *keeper, *id, *role, timeouts, asker, {}, events, log);
+  const auto feed = [&](const JournalEntry& entry) {
+    feed_from_held_tree(entry, {.connector = *connector,
+                                .address = entry.peer,
+                                .session = *id,
+                                .timeouts = timeouts,
+                                .options = {},
+                                .events = events});
+  };
+  settle_until_done(store, *keeper, *id, *role, timeouts, asker, {}, events, log, feed);
   return kMoved;
 }
 

@@ -243,6 +243,7 @@ std::string JournalEntry::to_json() const {
   if (init) j["init"] = task_to_json(*init);
   if (!socket_folders.empty()) j["socket_folders"] = socket_folders;
   if (cgroup) j["cgroup"] = record_to_json(*cgroup);
+  if (lazy) j["lazy"] = true;
   return j.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
 }
 
@@ -268,6 +269,7 @@ JournalEntry JournalEntry::from_json(const std::string& text, const std::string&
     if (j.contains("init")) e.init = task_from_json(j.at("init"));
     if (j.contains("socket_folders")) e.socket_folders = j.at("socket_folders").get<std::vector<std::string>>();
     if (j.contains("cgroup")) e.cgroup = record_from_json(j.at("cgroup"));
+    if (j.contains("lazy")) e.lazy = j.at("lazy").get<bool>();
     e.peer_settled = j.at("peer_settled").get<bool>();
     e.reason = j.at("reason").get<std::string>();
     e.created_ns = static_cast<int64_t>(number_from_json(j.at("created_ns")));

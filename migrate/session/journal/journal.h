@@ -60,6 +60,7 @@ struct JournalEntry {
   std::optional<FreezerCgroup::Record> cgroup;
   std::vector<std::string> socket_folders;  ///< destination: where the copy's Unix sockets wait under hidden names
   std::string hidden_mark() const;          ///< what those begin with
+  bool lazy = false;                        ///< pages may come after GATE_OPEN, until WHOLE
   bool peer_settled = true;                ///< source: the destination knows about the abort, or never knew the session
   std::string reason;                      ///< of the last step, for people
   int64_t created_ns = 0, updated_ns = 0;  ///< CLOCK_REALTIME
@@ -148,6 +149,8 @@ class JournalStore {
   /// Where the destination's guardian of a session listens for later agents: a path short enough for any state folder,
   /// valid in this process only.
   std::string socket_path(const SessionId& id) const { return fd_link(dir_.get()) + "/" + to_hex(id) + ".sock"; }
+  /// The same of its lazy host.
+  std::string lazy_path(const SessionId& id) const { return fd_link(dir_.get()) + "/" + to_hex(id) + ".lazy"; }
 
  private:
   void forget(const SessionId& id, Role role) noexcept;

@@ -26,6 +26,12 @@ constexpr std::array kSteps = {
     // Dead behind its gate: it never ran, and this tells the source so.
     Step{Role::destination, State::prepared, State::aborted, kPeer | kOperator | kTreeGone},
     Step{Role::destination, State::gate_open, State::done, kPeer | kOperator},
+    // Post-copy: its own lazy-pages daemon knows when nothing is missing any more. Until then the source's tree has the
+    // only copy of some pages; if that is gone, they are lost.
+    Step{Role::destination, State::gate_open, State::whole, kOwn},
+    Step{Role::destination, State::whole, State::done, kPeer | kOperator},
+    Step{Role::destination, State::gate_open, State::lost, kPeer | kOperator | kTreeGone},
+    Step{Role::source, State::committed, State::lost, kTreeGone | kOperator},
 };
 
 constexpr std::array kStates = {
@@ -33,6 +39,7 @@ constexpr std::array kStates = {
     std::pair{State::committed, "COMMITTED"}, std::pair{State::receiving, "RECEIVING"},
     std::pair{State::prepared, "PREPARED"},   std::pair{State::gate_open, "GATE_OPEN"},
     std::pair{State::aborted, "ABORTED"},     std::pair{State::done, "DONE"},
+    std::pair{State::whole, "WHOLE"},         std::pair{State::lost, "LOST"},
 };
 
 }  // namespace
@@ -44,7 +51,7 @@ bool legal_step(Role role, State from, State to, Authority authority) {
   return false;
 }
 
-bool is_final(State state) { return state == State::aborted || state == State::done; }
+bool is_final(State state) { return state == State::aborted || state == State::done || state == State::lost; }
 
 State first_state(Role role) { return role == Role::source ? State::preparing : State::receiving; }
 

@@ -17,6 +17,8 @@ enum class State {
   receiving,  ///< destination: a copy is being built; it never runs in this state
   prepared,   ///< destination: complete behind its gate
   gate_open,  ///< destination: it runs (or is about to)
+  whole,      ///< destination: it runs, and needs nothing of the source any more (post-copy)
+  lost,       ///< pages that it still needed are gone with their last holder (post-copy)
   aborted,    ///< source: the tree runs on here; destination: the copy never ran and never will
   done,       ///< source: the tree was killed after the gate opened; destination: the source knows
 };

@@ -72,6 +72,7 @@ class DumpedTree final : public HeldTree {
   std::vector<TaskId> tasks() const override { return tasks_; }
   const ImageSet& images() const override { return dump_->images(); }
   std::vector<PageSource>& memories() override { return dump_->memories(); }
+  const PagesByMemory& lazy_pages() const override { return dump_->lazy_pages(); }
   int64_t stopping_since_ns() const override { return dump_->stats().stopping_since_ns; }
   void look_again() override {
     moves_.reset();
@@ -114,7 +115,8 @@ class BuiltTree final : public RestoredTree {
   }
 
   uint64_t memory_bytes() override { return restore_.memory_bytes(); }
-  void finish() override { restore_.finish(*images_); }
+  void finish(const PagesByMemory& missing) override { restore_.finish(*images_, missing); }
+  std::vector<LazyMemory> take_lazy_memories() override { return restore_.take_lazy_memories(); }
   void open_gate() override { restore_.open_gate(); }
 
   void discard() override {

@@ -34,6 +34,8 @@ class HeldTree {
   virtual std::vector<TaskId> tasks() const = 0;
   virtual const ImageSet& images() const = 0;
   virtual std::vector<PageSource>& memories() = 0;
+  /// Dump::lazy_pages(), with DumpOptions::lazy.
+  virtual const PagesByMemory& lazy_pages() const = 0;
   /// CLOCK_MONOTONIC, ns, when the tree began to stop: from then on it stands still.
   virtual int64_t stopping_since_ns() const = 0;
   /// Dump::look_again(); after hold().
@@ -63,7 +65,9 @@ class RestoredTree {
   virtual Room prepare(const ImageSet& images) = 0;
   /// Restore::memory_bytes(); at any time.
   virtual uint64_t memory_bytes() = 0;
-  virtual void finish() = 0;
+  /// `missing`: pages that come when it runs. They must be somebody's before the gate opens: take_lazy_memories().
+  virtual void finish(const PagesByMemory& missing) = 0;
+  virtual std::vector<LazyMemory> take_lazy_memories() { return {}; }
   virtual void open_gate() = 0;
   /// When open_gate() failed: from now on a keeper that thaws the gate is enough.
   virtual void leave_alone() noexcept {}

@@ -1,19 +1,39 @@
 #include "migrate/session/source/memory_plan.h"
 
 #include "core/memory/dirty_tracker.h"
+#include "migrate/session/source/postcopy.h"
 #include "migrate/session/source/precopy.h"
 #include "migrate/session/source/reserve.h"
 
 namespace migrate {
 
+namespace {
+
+/// None if the tree cannot be tracked, and an event says why.
+std::unique_ptr<MemoryPlan> rounds(const PlanParts& parts, const char* instead) {
+  const std::string why = DirtyTracker::cannot_track(parts.target, *parts.dump.mappings);
+  if (why.empty()) return std::make_unique<Precopy>(parts);
+  parts.events.event("mode", "no rounds: " + why, {{"mode", std::string(instead)}, {"why", why}});
+  return nullptr;
+}
+
+}  // namespace
+
 std::unique_ptr<MemoryPlan> plan_memory(const PlanParts& parts) {
-  if (parts.options.mode == SendMode::precopy) {
-    const std::string why = DirtyTracker::cannot_track(parts.target, *parts.dump.mappings);
-    if (why.empty()) return std::make_unique<Precopy>(parts);
-    parts.events.event("mode", "stopped while it is copied: " + why,
-                       {{"mode", std::string("stop-copy")}, {"why", why}});
+  std::unique_ptr<MemoryPlan> plan;
+  switch (parts.options.mode) {
+    case SendMode::precopy:
+      plan = rounds(parts, "stop-copy");
+      break;
+    case SendMode::hybrid:
+      return std::make_unique<Postcopy>(parts, rounds(parts, "postcopy"));
+    case SendMode::postcopy:
+      return std::make_unique<Postcopy>(parts, nullptr);
+    case SendMode::stop_copy:
+      break;
   }
-  return std::make_unique<Reserve>(parts);
+  if (!plan) plan = std::make_unique<Reserve>(parts);
+  return plan;
 }
 
 }  // namespace migrate

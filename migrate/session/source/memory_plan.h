@@ -47,18 +47,22 @@ class MemoryPlan {
   virtual bool visits() const { return false; }
   /// The destination is told of the tree's memory before its images come. Once connected.
   virtual bool tells_layouts() const = 0;
+  /// Pages come when the program runs at the destination.
+  virtual bool is_lazy() const { return false; }
   /// The tree was stopped for a moment already.
   virtual bool touched() const { return false; }
   /// The tree runs: until it may be stopped.
   virtual void while_running() = 0;
   /// The moments for which threads of the tree were stopped so far.
   virtual std::vector<StopMark> stops() const { return {}; }
-  /// The tree stands: leaves in `memories` what is to be sent before the gate opens.
-  virtual void frozen(std::vector<PageSource>& memories) = 0;
+  /// The tree stands: leaves in `tree.memories` what is to be sent before the gate opens.
+  virtual void frozen(FrozenTree& tree) = 0;
   /// The destination has made room by the images, and has nothing of some memories.
   virtual void room_made(const wire::FillReady& ready, std::vector<PageSource>& memories) {
     (void)ready, (void)memories;
   }
+  /// It runs at the destination: until that needs nothing of the tree here.
+  virtual void after_gate() {}
   /// The tree is about to run on here.
   virtual void before_running_on() noexcept {}
 

@@ -191,9 +191,9 @@ void Precopy::throttle(PrecopyPolicy& policy, const Decision& decision) {
 
 std::vector<StopMark> Precopy::stops() const { return tracker_ ? tracker_->stops() : std::vector<StopMark>(); }
 
-void Precopy::frozen(std::vector<PageSource>& memories) {
-  for (const PageSource& memory : memories) all_runs_[memory.memory] = memory.runs;
-  const DirtyTracker::Last last = tracker_->last_round(memories);
+void Precopy::frozen(FrozenTree& tree) {
+  for (const PageSource& memory : tree.memories) all_runs_[memory.memory] = memory.runs;
+  const DirtyTracker::Last last = tracker_->last_round(tree.memories);
   last_compare_ = last.compare_time;
   p_.peer.send_discards(last.discards);
 }

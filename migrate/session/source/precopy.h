@@ -22,7 +22,7 @@ class Precopy final : public MemoryPlan {
   void while_running() override;
   std::vector<StopMark> stops() const override;
   /// What of it is to be sent still.
-  void frozen(std::vector<PageSource>& memories) override;
+  void frozen(FrozenTree& tree) override;
   /// Memories that the destination has nothing of are sent whole.
   void room_made(const wire::FillReady& ready, std::vector<PageSource>& memories) override;
   /// A task that is out of CPU time reaches no stop.

@@ -35,8 +35,8 @@ void Reserve::while_running() {
   fault_point("source-agent.reserved");
 }
 
-void Reserve::frozen(std::vector<PageSource>& memories) {
-  const std::vector<PageDiscard> unused = unused_pages(reserved_, memories);
+void Reserve::frozen(FrozenTree& tree) {
+  const std::vector<PageDiscard> unused = unused_pages(reserved_, tree.memories);
   if (!unused.empty()) p_.peer.send_discards(unused);
   reserved_.clear();
 }

@@ -13,7 +13,7 @@ class Reserve final : public MemoryPlan {
   bool tells_layouts() const override { return p_.peer.offers("reserve"); }
   void while_running() override;
   /// What turned out not to exist is given back at the destination.
-  void frozen(std::vector<PageSource>& memories) override;
+  void frozen(FrozenTree& tree) override;
 
  private:
   const PlanParts p_;

@@ -54,6 +54,7 @@ int SendSession::run() {
   }
   try {
     await_gate();
+    plan_->after_gate();
     kill_source();
   } catch (const std::exception& e) {
     return in_doubt(e.what());
@@ -74,28 +75,25 @@ void SendSession::freeze() {
   const bool first_stop = !touched();
   touched_ = true;
   times_.freeze_began = Clock::now();
-  FrozenTree frozen;
   try {
-    frozen = hold_.freeze(plan_->stops());
+    tree_ = hold_.freeze(plan_->stops());
     times_.frozen = Clock::now();
-    images_ = std::move(frozen.images);
-    if (first_stop) questions_.ask_about_stop(images_);
+    if (first_stop) questions_.ask_about_stop(tree_.images);
   } catch (const Refusal&) {
     undone_ = first_stop;  // nothing was sent, and nothing in the program changed
     throw;
   }
   // Until then it ran on, while the guardian looked at it.
   times_.freeze_began +=
-      std::chrono::nanoseconds(std::max<int64_t>(frozen.stopping_since_ns - in_ns(times_.freeze_began), 0));
-  memories_ = std::move(frozen.memories);
-  plan_->frozen(memories_);
+      std::chrono::nanoseconds(std::max<int64_t>(tree_.stopping_since_ns - in_ns(times_.freeze_began), 0));
+  plan_->frozen(tree_);
   hold_.look_again();
   uint64_t pages = 0;
-  for (const PageSource& memory : memories_) pages += memory.pages();
+  for (const PageSource& memory : tree_.memories) pages += memory.pages();
   events_.event(
       "freeze",
       "frozen in " + text_ms(ms_between(times_.freeze_began, times_.frozen)) + "; " + human_bytes(pages * kPageSize) +
-          " in " + std::to_string(memories_.size()) + " memories to be sent",
+          " in " + std::to_string(tree_.memories.size()) + " memories to be sent",
       {{"freeze_ms", rounded(ms_between(times_.freeze_began, times_.frozen))}, {"pages", static_cast<int64_t>(pages)}});
   // Beside everything else: it has to be done only before the commit.
   questions_.begin_last_look();
@@ -103,23 +101,23 @@ void SendSession::freeze() {
 }
 
 void SendSession::send_images() {
-  for (size_t at = 0; at < images_.size(); at += kImagePart) {
+  for (size_t at = 0; at < tree_.images.size(); at += kImagePart) {
     Message part;
-    part.mutable_images_part()->set_data(images_.data() + at, std::min(kImagePart, images_.size() - at));
+    part.mutable_images_part()->set_data(tree_.images.data() + at, std::min(kImagePart, tree_.images.size() - at));
     peer_.channel().send(std::move(part));
   }
   Message end;
-  end.mutable_images_end()->set_bytes(images_.size());
+  end.mutable_images_end()->set_bytes(tree_.images.size());
   peer_.channel().send(std::move(end));
   fault_point("source-agent.images-sent");
   const Message ready = peer_.wait_for(Message::kFillReady, options_.timeouts.restore);
-  plan_->room_made(ready.fill_ready(), memories_);
+  plan_->room_made(ready.fill_ready(), tree_.memories);
   times_.shells_ready = Clock::now();
 }
 
 void SendSession::send_pages() {
   if (plan_->visits()) peer_.lift_bandwidth_limit();
-  sent_ = peer_.send_pass(memories_, [this](const PageProgress& now) { show_pages(events_, now); });
+  sent_ = peer_.send_pass(tree_.memories, [this](const PageProgress& now) { show_pages(events_, now); });
   peer_.tell_pages_done(sent_);
   times_.pages_sent = Clock::now();
   events_.event(

@@ -77,6 +77,7 @@ void SendSession::begin() {
   start.mutable_dump()->set_shell_job(options_.shell_job);
   start.mutable_dump()->set_tcp_close(options_.tcp_close);
   start.mutable_dump()->set_tracked(plan_->visits());
+  start.mutable_dump()->set_lazy(plan_->is_lazy());
   start.mutable_dump()->set_timeout_ms(static_cast<uint32_t>(dump_.timeout.count()));
   hold_.start(start);
   watch_.emplace(options_.state_dir, id_, Role::source, *hold_.death_fd(), options_.link);
@@ -86,6 +87,7 @@ void SendSession::begin() {
   wire::Begin* begin = message.mutable_begin();
   begin->set_label(label_);
   begin->set_precopy(plan_->tells_layouts());
+  begin->set_lazy(plan_->is_lazy());
   begin->set_streams(static_cast<uint32_t>(options_.streams));
   begin->set_page_codecs(to_wire(peer_.codecs()));
   begin->set_shell_job(options_.shell_job);

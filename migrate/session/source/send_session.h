@@ -80,8 +80,7 @@ class SendSession {
   bool begun_ = false;    ///< the destination may know the session
   bool touched_ = false;  ///< the tree was stopped to be moved
   bool undone_ = false;   ///< ... once, and refused for what only that could tell
-  std::vector<std::byte> images_;
-  std::vector<PageSource> memories_;
+  FrozenTree tree_;
   PageTotals sent_;  ///< while it stood still
   MoveTimes times_;
 };

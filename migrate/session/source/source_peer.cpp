@@ -29,7 +29,7 @@ SourcePeer::SourcePeer(const SendOptions& options, const Connector& connector, S
 
 void SourcePeer::connect() {
   const Deadline deadline = Deadline::in(options_.timeouts.connect);
-  channel_.emplace(connector_.connect(address_, deadline, &interrupt_.stop()));
+  channel_ = std::make_unique<ControlChannel>(connector_.connect(address_, deadline, &interrupt_.stop()));
   channel_->stream().set_stop(&interrupt_.stop());
   const auto [here, there] = greet(*channel_, deadline, options_.timeouts.answer);
   check_hello_version(there);

@@ -44,10 +44,13 @@ class SourcePeer {
   double round_trip_seconds() const { return round_trip_seconds_; }
   /// After `begun`: connects the page streams.
   void open_streams(const SessionId& id, const wire::Begun& begun);
+  /// In place of one that was cut.
+  void replace_channel(std::unique_ptr<ControlChannel> channel) { channel_ = std::move(channel); }
+  const Connector& connector() const { return connector_; }
   const CodecSet& codecs() const { return codecs_; }
   void close() noexcept;
 
-  bool connected() const { return channel_.has_value(); }
+  bool connected() const { return channel_ != nullptr; }
   /// Only while it is connected.
   ControlChannel& channel() { return *channel_; }
   PageSender& sender() { return *sender_; }
@@ -90,7 +93,7 @@ class SourcePeer {
   const InterruptWatch& interrupt_;
   Logger& log_;
   HostPort address_;
-  std::optional<ControlChannel> channel_;
+  std::unique_ptr<ControlChannel> channel_;
   std::optional<PageSender> sender_;
   std::vector<std::string> features_;
   CodecSet codecs_;  ///< in which pages may go

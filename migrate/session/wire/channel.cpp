@@ -83,6 +83,12 @@ void check_begin(const wire::Begin& begin) {
           "an impossible time");
 }
 
+void check_tokens(const google::protobuf::RepeatedPtrField<std::string>& tokens) {
+  require(tokens.size() <= kMaxPageStreams, "too many tokens");
+  for (const std::string& token : tokens)
+    require(token.size() == std::tuple_size_v<StreamToken>, "a token is not 16 bytes long");
+}
+
 }  // namespace
 
 void check_bounds(const wire::Message& message) {
@@ -105,10 +111,12 @@ void check_bounds(const wire::Message& message) {
     case wire::Message::kBegin:
       return check_begin(message.begin());
     case wire::Message::kBegun:
-      require(message.begun().stream_tokens_size() <= kMaxPageStreams, "too many tokens");
-      for (const std::string& token : message.begun().stream_tokens())
-        require(token.size() == std::tuple_size_v<StreamToken>, "a token is not 16 bytes long");
-      return;
+      return check_tokens(message.begun().stream_tokens());
+    case wire::Message::kFeed:
+      return require(message.feed().streams() >= 2 && message.feed().streams() <= kMaxPageStreams,
+                     "an impossible number of streams");
+    case wire::Message::kFeeding:
+      return check_tokens(message.feeding().stream_tokens());
     case wire::Message::kLayout:
       return require(message.layout().tasks_size() + message.layout().objects_size() <= kMaxPids, "too many tasks");
     case wire::Message::kLayoutReady:
@@ -117,6 +125,8 @@ void check_bounds(const wire::Message& message) {
       return require(message.fill_ready().cold_size() <= kMaxPids, "too many memories");
     case wire::Message::kDiscards:
       return require(message.discards().runs_size() <= kMaxRuns, "too many discarded pages at a time");
+    case wire::Message::kMissing:
+      return require(message.missing().runs_size() <= kMaxRuns, "too many missing pages at a time");
     case wire::Message::kClockPong:
       return require(possible_clock(message.clock_pong().monotonic_ns()), "an impossible time");
     case wire::Message::kImagesPart:

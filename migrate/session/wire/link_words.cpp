@@ -1,4 +1,4 @@
-#include "migrate/session/handover/link_words.h"
+#include "migrate/session/wire/link_words.h"
 
 #include <string_view>
 

@@ -1,0 +1,16 @@
+// The agent's part in a feed of missing pages: it lets the source's streams in, and hands them, untouched, to the lazy
+// host, which outlives it.
+#pragma once
+
+#include "migrate/session/destination/receive_session.h"
+
+namespace migrate {
+
+/// Answers `Feed`. Throws as accept_page_streams(), and GuardianGone if there is no lazy host.
+void let_feed_in(const ReceiveContext& context, ControlChannel& channel, const SessionId& id, const wire::Feed& feed);
+
+/// A later connection of a session whose source goes on feeding: until it is whole, and the source knows. `first`: its
+/// Feed. Returns an exit code; throws Refusal if the session wants no pages, or the peer is not its source.
+int serve_feed(const ReceiveContext& context, ControlChannel& channel, const wire::Message& first);
+
+}  // namespace migrate

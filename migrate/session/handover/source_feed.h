@@ -1,0 +1,61 @@
+// The source's end of a feed: pages of the frozen tree go to the destination, where it runs already. By the agent that
+// moved it, or, when that has died, by whoever looks after the session.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "lazypages/feed/page_feeder.h"
+#include "migrate/session/journal/journal.h"
+#include "migrate/session/telling/events.h"
+#include "migrate/session/wire/channel.h"
+#include "migrate/session/wire/connector.h"
+
+namespace migrate {
+
+/// What a feed needs; all outlive it.
+struct FeedParts {
+  const Connector& connector;
+  std::string address;
+  SessionId session{};
+  Timeouts timeouts;
+  FeederOptions options;
+  Events& events;
+};
+
+/// Greets, for a later conversation about a session.
+std::unique_ptr<ControlChannel> connect_about(const FeedParts& parts, uint64_t epoch);
+
+/// One thread, besides the feeder's.
+class SourceFeed {
+ public:
+  explicit SourceFeed(FeedParts parts) : parts_(std::move(parts)) {}
+
+  /// Asks over `channel` for a feed and connects its streams. False: the destination is whole, and has said so.
+  bool connect(ControlChannel& channel);
+  bool connected() const { return streams_.has_value(); }
+  /// Until the destination has said over `channel` that it is whole. `late`: all that may be missing there. `beat` is
+  /// called five times a second. Throws when it is cut (connect again), or fails.
+  void feed(ControlChannel& channel, std::span<const PageSource> late, const std::function<void()>& beat);
+
+  uint64_t pages_pushed() const { return pushed_; }
+  uint64_t pages_requested() const { return requested_; }
+
+ private:
+  FeedParts parts_;
+  std::optional<FeedStreams> streams_;
+  uint64_t pushed_ = 0, requested_ = 0;
+};
+
+/// All private pages of a tree that its journal holds frozen, as its images number them.
+std::vector<PageSource> pages_of_held_tree(const JournalEntry& entry);
+
+/// For a committed session whose agent and guardian are gone: one connection's time. Returns when the destination is
+/// whole; throws when it was cut.
+void feed_from_held_tree(const JournalEntry& entry, const FeedParts& parts);
+
+}  // namespace migrate

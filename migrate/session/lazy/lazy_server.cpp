@@ -1,0 +1,322 @@
+#include "migrate/session/lazy/lazy_server.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "core/base/error.h"
+#include "migrate/session/wire/host_facts.h"
+#include "migration.pb.h"
+
+namespace migrate {
+namespace {
+
+using std::chrono::milliseconds;
+using wire::LazyReply;
+using wire::LazyRequest;
+
+constexpr milliseconds kTurn{50}, kHandOver{5'000};
+constexpr char kWhole = 'w', kLost = 'l';
+
+/// A copy for a while: what the host keeps stays open.
+Fd duplicate(int fd) { return Fd(check(::fcntl(fd, F_DUPFD_CLOEXEC, 0), "duplicate", "a socket")); }
+
+LazyMemory from_wire(const wire::LazyMemories::Memory& m) {
+  if (m.ranges_size() % 2 != 0 || m.missing_size() % 2 != 0)
+    throw Error("receive", "memories from the guardian", EPROTO);
+  LazyMemory memory{.memory = {static_cast<MemoryId::Kind>(m.kind()), m.id()}};
+  for (int i = 0; i < m.ranges_size(); i += 2)
+    memory.ranges.push_back({RemoteAddr(m.ranges(i)), RemoteAddr(m.ranges(i) + m.ranges(i + 1))});
+  for (int i = 0; i < m.missing_size(); i += 2)
+    memory.missing.push_back({.address = m.missing(i), .pages = m.missing(i + 1)});
+  return memory;
+}
+
+}  // namespace
+
+LazyServer::LazyServer(LazyHost& host, const LazyServerOptions& options, Logger& log)
+    : host_(host), options_(options), log_(log), connector_(options.link) {
+  const std::vector<std::byte> remembered = host.remembered();
+  if (!remembered.empty()) {
+    whole_ = static_cast<char>(remembered[0]) == kWhole;
+    if (!whole_) lost_.assign(reinterpret_cast<const char*>(remembered.data()) + 1, remembered.size() - 1);
+  } else if (host.adopted()) {
+    begin_serving(host.memories([this](MemoryId memory, uint64_t page) { wanted_.want(memory, page); }));
+  }
+  if (const int guardian = host.kept("guardian"); guardian >= 0)
+    peers_.push_back({PacketSocket(duplicate(guardian)), true});
+}
+
+LazyServer::~LazyServer() {
+  stop_ = true;
+  end_feed();
+  changed_.notify_all();
+  if (faults_.joinable()) faults_.join();
+}
+
+void LazyServer::run() {
+  while (!over_ && !host_.alone()) turn();
+  if (over_) ::unlink(options_.path.c_str());
+}
+
+void LazyServer::turn() {
+  tell_guardian();
+  std::vector<pollfd> p{{host_.kept("listener"), POLLIN, 0}};
+  for (const Peer& peer : peers_) p.push_back({peer.socket.fd(), POLLIN, 0});
+  if (::poll(p.data(), p.size(), static_cast<int>(kTurn.count())) <= 0) return;
+  size_t i = 1;
+  for (auto peer = peers_.begin(); peer != peers_.end(); ++i) {
+    bool stays = true;
+    try {
+      if (p[i].revents != 0) stays = serve(*peer);
+    } catch (const Error& e) {
+      log_.debug("lazy host: {}", e.what());
+      stays = false;
+    }
+    if (!stays && peer->guardian) host_.drop("guardian");
+    // Nobody has given us memories, and nobody will.
+    if (!stays && peer->guardian && !memories_ && !whole_ && lost_.empty()) over_ = true;
+    peer = stays ? std::next(peer) : peers_.erase(peer);
+  }
+  if (p[0].revents == 0) return;
+  if (Fd next(::accept4(p[0].fd, nullptr, nullptr, SOCK_CLOEXEC)); next)
+    peers_.push_back({PacketSocket(std::move(next)), false});
+}
+
+/// False: the peer is gone.
+bool LazyServer::serve(Peer& peer) {
+  LazyRequest request;
+  if (peer.socket.receive(request, Deadline::in(milliseconds(0))) == PacketSocket::Outcome::closed) return false;
+  switch (request.body_case()) {
+    case LazyRequest::kMemories:
+      adopt(peer);
+      return true;
+    case LazyRequest::kFeed: {
+      begin_feed(request.feed());
+      LazyReply reply;
+      reply.set_taken(true);
+      peer.socket.send(reply);
+      return true;
+    }
+    case LazyRequest::kStream: {
+      std::vector<Fd> socket = peer.socket.receive_descriptors(1, Deadline::in(kHandOver));
+      const std::lock_guard lock(mutex_);
+      if (feed_) feed_->sockets.push_back(std::move(socket.front()));
+      changed_.notify_all();
+      return true;
+    }
+    case LazyRequest::kAsk:
+      reply_state(peer);
+      return true;
+    case LazyRequest::kLost: {
+      const std::lock_guard lock(mutex_);
+      lose_ = request.lost();
+      return true;
+    }
+    case LazyRequest::kSettled:
+      over_ = whole_ || !lost_.empty();
+      return true;
+    case LazyRequest::kDiscard:
+      over_ = true;
+      return true;
+    default:
+      return false;
+  }
+}
+
+void LazyServer::adopt(Peer& peer) {
+  wire::LazyMemories all;
+  peer.socket.receive_blob(all, Deadline::in(kHandOver));
+  const auto count = static_cast<size_t>(all.memories_size());
+  std::vector<Fd> descriptors = peer.socket.receive_descriptors(2 * count, Deadline::in(kHandOver));
+  // It is asked again when an answer was lost.
+  if (!memories_ && !whole_ && lost_.empty()) {
+    std::vector<LazyMemory> memories;
+    for (size_t i = 0; i < count; ++i) {
+      memories.push_back(from_wire(all.memories(static_cast<int>(i))));
+      memories.back().userfaultfd = std::move(descriptors[2 * i]);
+      memories.back().process = std::move(descriptors[2 * i + 1]);
+    }
+    begin_serving(
+        host_.adopt(std::move(memories), [this](MemoryId memory, uint64_t page) { wanted_.want(memory, page); }));
+  }
+  LazyReply reply;
+  reply.set_adopted(true);
+  peer.socket.send(reply);
+}
+
+void LazyServer::reply_state(Peer& peer) const {
+  LazyReply reply;
+  const std::lock_guard lock(mutex_);
+  if (!lost_.empty()) {
+    reply.set_lost(lost_);
+  } else {
+    reply.set_missing(whole_ ? 0 : std::max<uint64_t>(memories_ ? memories_->missing_pages() : 1, 1));
+  }
+  peer.socket.send(reply);
+}
+
+/// Once more in each process that serves: the last one may have died before it was heard.
+void LazyServer::tell_guardian() {
+  const bool lost = [&] {
+    const std::lock_guard lock(mutex_);
+    return !lost_.empty();
+  }();
+  if (guardian_told_ || (!whole_ && !lost)) return;
+  guardian_told_ = true;
+  for (Peer& peer : peers_) {
+    if (!peer.guardian) continue;
+    try {
+      reply_state(peer);
+    } catch (const Error& e) {
+      log_.debug("lazy host: {}", e.what());
+    }
+  }
+}
+
+void LazyServer::begin_serving(std::unique_ptr<LazyMemories> memories) {
+  {
+    const std::lock_guard lock(mutex_);
+    memories_ = std::move(memories);
+  }
+  changed_.notify_all();
+  faults_ = std::thread([this] { serve_faults(); });
+}
+
+void LazyServer::serve_faults() {
+  try {
+    while (!stop_) {
+      memories_->serve(kTurn);
+      if (memories_->whole()) return end_whole();
+      std::string why;
+      {
+        const std::lock_guard lock(mutex_);
+        why = lose_;
+      }
+      if (!why.empty()) return end_lost(why);
+    }
+  } catch (const std::exception& e) {
+    // Another process of the host has it better, perhaps.
+    log_.error("lazy host: {}", e.what());
+    ::_exit(1);
+  }
+}
+
+void LazyServer::end_whole() {
+  memories_->finish();
+  const std::byte word{kWhole};
+  host_.remember(std::span(&word, 1));
+  const std::lock_guard lock(mutex_);
+  whole_ = true;
+  if (fetcher_ != nullptr) fetcher_->whole();
+}
+
+void LazyServer::end_lost(const std::string& why) {
+  memories_->poison();
+  const std::string text = kLost + why;
+  host_.remember(as_bytes_of(text));
+  const std::lock_guard lock(mutex_);
+  lost_ = why;
+  if (fetcher_ != nullptr) fetcher_->cancel();
+}
+
+// ---- the feed ----
+
+void LazyServer::begin_feed(const wire::Feed& feed) {
+  end_feed();
+  {
+    const std::lock_guard lock(mutex_);
+    feed_ends_ = false;
+    feed_.emplace(Feed{.streams = feed.streams(), .codecs = codecs_from_wire(feed.page_codecs()), .sockets = {}});
+  }
+  feed_stop_ = std::make_unique<StopEvent>();
+  feed_thread_ = std::thread([this] { run_feed(); });
+}
+
+void LazyServer::end_feed() {
+  {
+    const std::lock_guard lock(mutex_);
+    feed_ends_ = true;
+    if (fetcher_ != nullptr) fetcher_->cancel();
+  }
+  if (feed_stop_) feed_stop_->trigger();
+  changed_.notify_all();
+  if (feed_thread_.joinable()) feed_thread_.join();
+  const std::lock_guard lock(mutex_);
+  feed_.reset();
+}
+
+void LazyServer::run_feed() {
+  try {
+    FeedStreams streams = accept_streams();
+    if (!wait_for_memories()) return;
+    FetcherOptions options;
+    {
+      const std::lock_guard lock(mutex_);
+      options.codecs = feed_->codecs;
+    }
+    PageFetcher fetcher(std::move(streams), *memories_, wanted_, memories_->missing(), false, options);
+    {
+      const std::lock_guard lock(mutex_);
+      if (feed_ends_) return;
+      fetcher_ = &fetcher;
+      if (whole_) fetcher.whole();
+    }
+    try {
+      fetcher.run();
+    } catch (const std::exception& e) {
+      log_.warn("pages of the source stay away: {}; the program waits where it needs them", e.what());
+    }
+    const std::lock_guard lock(mutex_);
+    fetcher_ = nullptr;
+  } catch (const std::exception& e) {
+    log_.warn("the source's streams: {}", e.what());
+  }
+}
+
+/// As they come: the source connects one after the other.
+FeedStreams LazyServer::accept_streams() {
+  const Deadline deadline = Deadline::in(options_.timeouts.connect);
+  uint32_t count = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    count = feed_->streams;
+  }
+  std::vector<std::unique_ptr<Stream>> streams(count);
+  for (uint32_t got = 0; got < count; ++got) {
+    std::optional<Fd> socket = next_socket(deadline);
+    if (!socket) throw TimedOut("time is up while waiting for the streams of a feed");
+    std::unique_ptr<Stream> stream = connector_.accept(std::move(*socket), deadline, feed_stop_.get());
+    const std::optional<PagePreface> preface = read_page_preface(*stream, deadline);
+    if (!preface || preface->session != options_.session || preface->index >= count || streams[preface->index] ||
+        stream->peer_name() != options_.peer_name)
+      throw Corrupt("a stream of the peer", "it is not what was agreed upon");
+    streams[preface->index] = std::move(stream);
+  }
+  FeedStreams feed;
+  feed.urgent = std::move(streams.front());
+  feed.fill.assign(std::make_move_iterator(streams.begin() + 1), std::make_move_iterator(streams.end()));
+  return feed;
+}
+
+std::optional<Fd> LazyServer::next_socket(const Deadline& deadline) {
+  std::unique_lock lock(mutex_);
+  const auto came = [&] { return feed_ends_ || stop_ || !feed_->sockets.empty(); };
+  if (!changed_.wait_for(lock, milliseconds(deadline.poll_timeout()), came) || feed_->sockets.empty())
+    return std::nullopt;
+  Fd socket = std::move(feed_->sockets.front());
+  feed_->sockets.pop_front();
+  return socket;
+}
+
+bool LazyServer::wait_for_memories() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return feed_ends_ || stop_ || memories_ != nullptr; });
+  return memories_ != nullptr && !feed_ends_ && !stop_;
+}
+
+}  // namespace migrate

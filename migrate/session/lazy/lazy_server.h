@@ -1,0 +1,94 @@
+// What the lazy host of a session does while it lives: takes the copy's memories from the guardian and streams from
+// agents, brings pages, and says when nothing is missing any more.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "core/base/log.h"
+#include "lazypages/feed/page_fetcher.h"
+#include "lazypages/feed/wanted_pages.h"
+#include "lazypages/lazy_host.h"
+#include "migrate/session/base/options.h"
+#include "migrate/session/guardian/packet.h"
+#include "migrate/session/journal/journal.h"
+#include "migrate/session/wire/connector.h"
+
+namespace migrate {
+
+struct LazyServerOptions {
+  SessionId session{};
+  std::string peer_name;  ///< of the source's certificate
+  LinkOptions link;
+  Timeouts timeouts;
+  std::string path;  ///< of the socket that it listens on, which goes with it
+};
+
+/// One process's time as the daemon. Three threads of its own besides those of the fetcher: this one talks, one serves
+/// faults, one a feed.
+class LazyServer {
+ public:
+  LazyServer(LazyHost& host, const LazyServerOptions& options, Logger& log);
+  ~LazyServer();
+  /// Until the session is settled, or others must be made anew (LazyHost::alone).
+  void run();
+
+ private:
+  struct Peer {
+    PacketSocket socket;
+    bool guardian = false;
+  };
+  /// Streams of one feed, as they come.
+  struct Feed {
+    uint32_t streams = 0;
+    CodecSet codecs;
+    std::deque<Fd> sockets;
+  };
+
+  void turn();
+  bool serve(Peer& peer);
+  void adopt(Peer& peer);
+  void reply_state(Peer& peer) const;
+  void tell_guardian();
+
+  void begin_serving(std::unique_ptr<LazyMemories> memories);
+  void serve_faults();
+  void end_whole();
+  void end_lost(const std::string& why);
+
+  void begin_feed(const wire::Feed& feed);
+  void end_feed();
+  void run_feed();
+  FeedStreams accept_streams();
+  std::optional<Fd> next_socket(const Deadline& deadline);
+  bool wait_for_memories();
+
+  LazyHost& host_;
+  const LazyServerOptions& options_;
+  Logger& log_;
+  const Connector connector_;
+  std::list<Peer> peers_;
+  bool over_ = false, guardian_told_ = false;
+
+  WantedPages wanted_;
+  std::unique_ptr<LazyMemories> memories_;  ///< set once, under the lock
+  std::atomic<bool> stop_{false}, whole_{false};
+  std::unique_ptr<StopEvent> feed_stop_;  ///< of the running feed
+  std::thread faults_, feed_thread_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::optional<Feed> feed_;
+  PageFetcher* fetcher_ = nullptr;  ///< of the running feed
+  bool feed_ends_ = false;
+  std::string lose_, lost_;  ///< why pages are to be given up; why they were
+};
+
+}  // namespace migrate

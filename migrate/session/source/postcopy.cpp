@@ -1,0 +1,136 @@
+#include "migrate/session/source/postcopy.h"
+
+#include <poll.h>
+
+#include <algorithm>
+
+#include "core/memory/page_runs.h"
+#include "core/memory/tree_survey.h"
+#include "migrate/session/telling/fault.h"
+#include "migrate/session/wire/missing_wire.h"
+
+namespace migrate {
+
+using std::chrono::milliseconds;
+using wire::Message;
+
+namespace {
+
+constexpr milliseconds kLongestPause{5'000};
+
+}  // namespace
+
+Postcopy::Postcopy(const PlanParts& parts, std::unique_ptr<MemoryPlan> before)
+    : p_(parts), before_(std::move(before)) {}
+
+FeedParts Postcopy::feed_parts() const {
+  return {.connector = p_.peer.connector(),
+          .address = p_.options.address,
+          .session = p_.hold.id(),
+          .timeouts = p_.options.timeouts,
+          .options = {.compression = p_.options.compress,
+                      .codecs = p_.peer.codecs(),
+                      .bandwidth_limit = p_.options.bandwidth_limit},
+          .events = p_.events};
+}
+
+void Postcopy::while_running() {
+  if (before_) {
+    before_->while_running();
+  } else {
+    p_.peer.send_layout(survey_tree(p_.target, *p_.dump.mappings).layout, 0);
+    p_.peer.wait_for(Message::kLayoutReady, p_.options.timeouts.restore);
+  }
+  // While nobody waits: when the program runs there its first fault is answered at once.
+  feed_.emplace(feed_parts());
+  if (!feed_->connect(p_.peer.channel())) throw Corrupt("a message of the peer", "it is out of turn");
+}
+
+void Postcopy::frozen(FrozenTree& tree) {
+  if (before_) before_->frozen(tree);
+  for (PageSource& memory : tree.memories) {
+    const auto lazy = tree.lazy_pages.find(memory.memory);
+    if (lazy == tree.lazy_pages.end()) continue;
+    PageSet late = pages_of(memory.runs) & lazy->second;
+    if (late.empty()) continue;
+    late_.push_back({.memory = memory.memory, .runs = runs_of(late, {}), .fd = memory.fd.dup()});
+    memory.runs = runs_without(memory.runs, late);
+    missing_.emplace(memory.memory, std::move(late));
+  }
+  for (wire::Discards& part : to_wire(missing_)) {
+    if (before_) {  // what came of them in rounds is out of date
+      Message stale;
+      *stale.mutable_discards() = part;
+      stale.mutable_discards()->clear_last();
+      p_.peer.channel().send(std::move(stale));
+    }
+    Message message;
+    *message.mutable_missing() = std::move(part);
+    p_.peer.channel().send(std::move(message));
+  }
+}
+
+void Postcopy::room_made(const wire::FillReady& ready, std::vector<PageSource>& memories) {
+  if (!before_) return;
+  before_->room_made(ready, memories);
+  for (PageSource& memory : memories)
+    if (const auto late = missing_.find(memory.memory); late != missing_.end())
+      memory.runs = runs_without(memory.runs, late->second);
+}
+
+void Postcopy::after_gate() {
+  const Clock::time_point began = Clock::now();
+  uint64_t pages = 0;
+  for (const PageSource& source : late_) pages += source.pages();
+  p_.events.event("switch",
+                  "it runs there; " + human_bytes(pages * kPageSize) + " of its memory are still here, and follow",
+                  {{"pages", static_cast<int64_t>(pages)}});
+  fault_point("source-agent.feeding");
+  while (!serve_once()) {
+  }
+  tell_end(began);
+}
+
+/// One connection's time, or an attempt to have one; true when the destination is whole.
+bool Postcopy::serve_once() {
+  try {
+    if (!feed_->connected() && !feed_->connect(p_.peer.channel())) return true;
+    feed_->feed(p_.peer.channel(), late_, [this] { p_.hold.heartbeat(); });
+    return true;
+  } catch (const Refusal&) {
+    throw;  // the destination wants no pages any more
+  } catch (const Error& e) {
+    p_.events.event("cut", std::string("the feed was cut: ") + e.what() + "; trying to connect again");
+    connect_again();
+    return false;
+  }
+}
+
+/// With back-off, without end: the program waits there for what is here.
+void Postcopy::connect_again() {
+  for (milliseconds pause{100};; pause = std::min<milliseconds>(pause * 2, kLongestPause)) {
+    try {
+      p_.peer.replace_channel(connect_about(feed_parts(), p_.hold.epoch()));
+      return;
+    } catch (const Refusal&) {
+      throw;
+    } catch (const Error& e) {
+      p_.events.progress("progress", std::string("connecting again: ") + e.what());
+    }
+    p_.hold.heartbeat();
+    ::poll(nullptr, 0, static_cast<int>(pause.count()));
+  }
+}
+
+void Postcopy::tell_end(Clock::time_point began) const {
+  const double ms = std::chrono::duration<double, std::milli>(Clock::now() - began).count();
+  p_.events.event("whole",
+                  "the destination has all of it: " + human_bytes(feed_->pages_pushed() * kPageSize) + " pushed, " +
+                      std::to_string(feed_->pages_requested()) + " pages asked for",
+                  {{"ms", ms},
+                   {"pages_pushed", static_cast<int64_t>(feed_->pages_pushed())},
+                   {"pages_requested", static_cast<int64_t>(feed_->pages_requested())}});
+  fault_point("source-agent.whole");
+}
+
+}  // namespace migrate

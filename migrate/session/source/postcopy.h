@@ -1,0 +1,52 @@
+// Post-copy: the program runs at the destination before its memory is there; what it touches first comes first, from
+// the frozen tree here. Hybrid: after rounds, so that only what was written since the last one comes late.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "migrate/session/handover/source_feed.h"
+#include "migrate/session/source/memory_plan.h"
+
+namespace migrate {
+
+class Postcopy final : public MemoryPlan {
+ public:
+  /// `before`: what is done while the tree runs; none: nothing but room for its mappings.
+  Postcopy(const PlanParts& parts, std::unique_ptr<MemoryPlan> before);
+  bool visits() const override { return before_ && before_->visits(); }
+  bool tells_layouts() const override { return true; }
+  bool is_lazy() const override { return true; }
+  bool touched() const override { return before_ && before_->touched(); }
+  void while_running() override;
+  std::vector<StopMark> stops() const override { return before_ ? before_->stops() : std::vector<StopMark>(); }
+  /// Leaves what must be there when the program runs, and tells the destination what comes later.
+  void frozen(FrozenTree& tree) override;
+  void room_made(const wire::FillReady& ready, std::vector<PageSource>& memories) override;
+  void before_running_on() noexcept override {
+    if (before_) before_->before_running_on();
+  }
+  /// Feeds the destination until it is whole, over as many connections as that takes.
+  void after_gate() override;
+  RoundTotals rounds() const override { return before_ ? before_->rounds() : RoundTotals{}; }
+  void learn(const MoveTimes& times) const override {
+    if (before_) before_->learn(times);
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  FeedParts feed_parts() const;
+  bool serve_once();
+  void connect_again();
+  void tell_end(Clock::time_point began) const;
+
+  const PlanParts p_;
+  const std::unique_ptr<MemoryPlan> before_;
+  std::optional<SourceFeed> feed_;
+  std::vector<PageSource> late_;  ///< what comes when the program runs
+  PagesByMemory missing_;         ///< the same pages
+};
+
+}  // namespace migrate

@@ -1,0 +1,19 @@
+// Sets of pages of several memories, as messages, and back: which are missing, or may be. What comes from a peer is
+// hostile.
+#pragma once
+
+#include <vector>
+
+#include "core/memory/page_runs.h"
+#include "migration.pb.h"
+
+namespace migrate {
+
+/// In parts of a message each; at least one, and the last one says so.
+std::vector<wire::Discards> to_wire(const PagesByMemory& pages);
+/// One for a guardian, which takes any size.
+wire::Discards whole_to_wire(const PagesByMemory& pages);
+/// Adds what a part says. Throws Corrupt for impossible ranges. Whether they may be missing is the restore's to check.
+void add_from_wire(const wire::Discards& part, PagesByMemory& pages);
+
+}  // namespace migrate

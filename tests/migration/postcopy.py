@@ -1,0 +1,221 @@
+#!/usr/bin/env python3
+"""Post-copy, broken while pages are missing: whoever dies or is cut off, the program goes on with all its memory.
+
+    postcopy.py [--only REGEX] [--keep]
+
+A program of 96 MiB, whose pages it can tell from each other, is moved over a slow feed; while it runs at the destination
+something is done to those who bring its pages. Afterwards it knows every byte, the source's tree is gone, both journals say DONE
+(or LOST, where nothing helps), and nothing is left."""
+import json
+import os
+import re
+import signal
+import sys
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from lib import hosts, programs, suite, tool  # noqa: E402
+from lib.process import all_pids, exists, kill_all, read, stat_fields, wait_for  # noqa: E402
+from lib.suite import expect  # noqa: E402
+
+TIMEOUTS = {"MIGRATE_TEST_TIMEOUTS": "connect=3000,answer=5000,restore=10000,settle=2000"}
+MIB = 96
+SLOW = "12M"  # a second: some eight seconds of feed
+
+
+class Move:
+    """One program on its way, in the case's process."""
+
+    def __init__(self, context, folder, mode):
+        self.context, self.folder, self.mode = context, folder, mode
+        self.hosts = hosts.Hosts(context.binary, folder, f"p{os.getpid()}", "10.77.90")
+        self.program = self.sender = None
+        try:
+            self.start_receiver()
+            self.program = programs.Workload("memory", f"{context.workloads}/memory", [str(MIB)], f"{folder}/program",
+                                             self.hosts.enter("source"), self.hosts.namespace("source"))
+            self.program.ready()
+            self.program.remember()
+            self.old = self.program.pid
+            self.log = f"{folder}/send"
+            self.sender = self.hosts.send(self.old, "source", self.log, ["--mode", mode, "--bandwidth-limit", SLOW, "--max-rounds", "1"],
+                                          env=TIMEOUTS)
+            wait_for(lambda: self.sender.poll() is not None or '"event":"switch"' in read(self.log), "the switch", 40, 0.005)
+            expect(self.sender.poll() is None, f"send ended: {tool.tail(self.log, 5)}")
+            self.session = json.loads(next(line for line in read(self.log).splitlines() if '"event":"begin"' in line))["session"]
+            self.copy = wait_for(lambda: hosts.find_copy(self.program.inner, f"{folder}/program", self.old), "the moved tree", 10)
+        except BaseException:
+            self.close()
+            raise
+
+    def start_receiver(self):
+        self.hosts.receive("destination", f"{self.folder}/receive", env=TIMEOUTS)
+
+    # Who is who.
+
+    def named(self, *words):
+        """Our processes of this session whose command lines hold these."""
+        def matches(pid):
+            line = read(f"/proc/{pid}/cmdline").replace("\0", " ")
+            return line.startswith("migrate ") and all(w in line for w in words) and (stat_fields(pid) or "Z")[0] != "Z"
+        return [p for p in all_pids() if quietly(matches, p)]
+
+    def lazy(self):
+        return self.named("guardian-lazy", self.session)
+
+    def lazy_daemon(self):
+        """The one with threads."""
+        return [p for p in self.lazy() if quietly(lambda q: len(os.listdir(f"/proc/{q}/task")) > 1, p)]
+
+    def children(self, verb, parent):
+        return [p for p in self.named(verb) if int(stat_fields(p)[1]) == parent]
+
+    def source_guardian(self):
+        return self.children("guardian-source", self.sender.pid)
+
+    def destination_agent(self):
+        daemon = self.hosts.receivers["destination"].pid
+        return [p for p in all_pids() if quietly(lambda q: int(stat_fields(q)[1]) == daemon and stat_fields(q)[0] != "Z", p)]
+
+    def destination_guardian(self):
+        return [g for agent in self.destination_agent() for g in self.children("guardian-destination", agent)]
+
+    def is_feeding(self):
+        return exists(self.old) and not self.state("destination") == "WHOLE"
+
+    def state(self, side):
+        text = read(f"{self.folder}/state-{side}/{self.session}.{side}.journal")
+        return json.loads(text)["state"] if text else ""
+
+    # How it ends.
+
+    def arrives(self, code=0):
+        """All of it, whoever sees to that."""
+        wait_for(lambda: self.state("destination") in ("WHOLE", "DONE"), "the copy to be whole", 60)
+        wait_for(lambda: not exists(self.old), "the tree at the source to be gone", 40)
+        wait_for(lambda: self.sender.poll() is not None, "send to end", 20)
+        if code is not None:
+            expect(self.sender.returncode == code, f"send exited {self.sender.returncode}: {tool.tail(self.log, 5)}")
+        wait_for(lambda: self.state("source") == "DONE" and self.state("destination") == "DONE", "both journals to say DONE", 20)
+        wait_for(lambda: not self.lazy(), "the lazy host to leave", 10)
+        self.program.reap_old(*[p.pid for p in (*self.hosts.receivers.values(), self.hosts.clocks, self.sender)])
+        self.program.moved_to(self.copy, self.hosts.namespace("destination"))
+        self.program.check()
+        wait_for(lambda: not self.named("guardian-watch", self.session), "the watches to leave", 10)
+
+    def close(self):
+        for path in ("send", "receive"):
+            if os.path.exists(f"{self.folder}/{path}"):
+                with open(f"{self.folder}/{path}.said", "w") as f:
+                    f.write(read(f"{self.folder}/{path}"))
+        if self.sender and self.sender.poll() is None:
+            self.sender.kill()
+            self.sender.wait()
+        if self.program:
+            copy = hosts.find_copy(self.program.inner, f"{self.folder}/program", self.program.pid)
+            if copy:
+                kill_all([copy])
+            self.program.end()
+        self.hosts.close()
+        left = self.named(self.folder) + (self.lazy() if hasattr(self, "session") else [])
+        kill_all(left)
+
+
+def quietly(function, *args):
+    try:
+        return function(*args)
+    except (OSError, IndexError, ValueError, TypeError):
+        return False
+
+
+def broken(act, mode="postcopy", **ending):
+    def case(context, folder):
+        move = Move(context, folder, mode)
+        try:
+            act(move)
+            move.arrives(**ending)
+        finally:
+            move.close()
+    return case
+
+
+def kill(who, again=0):
+    """SIGKILL, `again` times more, each when those who take over are there."""
+    def act(move):
+        for _ in range(again + 1):
+            expect(move.is_feeding(), "it was whole before anything was done")
+            victims = wait_for(lambda: getattr(move, who)(), f"the {who}", 10, 0.02)
+            kill_all(victims[:1])
+            wait_for(lambda: not quietly(lambda p: (stat_fields(p) or "Z")[0] != "Z", victims[0]), "it to die", 5, 0.01)
+    return act
+
+
+def kill_sender(move):
+    expect(move.is_feeding(), "it was whole before anything was done")
+    move.sender.kill()
+
+
+def cut(times):
+    def act(move):
+        for _ in range(times):
+            expect(move.is_feeding(), "it was whole before anything was done")
+            move.hosts.network.cut("source")
+            wait_for(lambda: read(move.log).count('"event":"cut"') > 0, "the cut to be noticed", 40)
+            move.hosts.network.cut("source", up=True)
+    return act
+
+
+def kill_receiver(move):
+    expect(move.is_feeding(), "it was whole before anything was done")
+    victims = [*move.destination_agent(), move.hosts.receivers["destination"].pid]
+    kill_all(victims)
+    move.hosts.receivers.pop("destination").wait(10)
+    move.start_receiver()
+
+
+def holders(move):
+    return [p for p in move.lazy() if p not in move.lazy_daemon()]
+
+
+Move.holders = holders
+
+
+def kill_all_lazy(context, folder):
+    """Nothing helps against the death of all who hold its pages: it must not go on with zeros, and both sides say so."""
+    move = Move(context, folder, "postcopy")
+    try:
+        expect(move.is_feeding(), "it was whole before anything was done")
+        victims = move.lazy()
+        for p in victims:
+            os.kill(p, signal.SIGSTOP)
+        kill_all(victims)
+        wait_for(lambda: move.state("destination") == "LOST", "the destination to say LOST", 20)
+        wait_for(lambda: not exists(move.copy), "the program without a part of its memory to be ended", 10)
+        wait_for(lambda: move.sender.poll() is not None, "send to end", 40)
+        expect(move.sender.returncode == 3, f"send exited {move.sender.returncode}: {tool.tail(move.log, 5)}")
+        expect(exists(move.old), "the only copy that is left was killed")
+        code, out = move.hosts.tool.resolve(move.hosts.network, "source", "destination", move.hosts.keys, pid=move.old)
+        expect(code == 3 and re.search("lost", out), f"resolve exited {code}: {out[-500:]}")
+    finally:
+        move.close()
+
+
+CASES = {
+    "undisturbed/postcopy": broken(lambda move: None),
+    "undisturbed/hybrid": broken(lambda move: None, mode="hybrid"),
+    "cut": broken(cut(1)),
+    "kill/lazy-daemon": broken(kill("lazy_daemon")),
+    "kill/lazy-daemon-again": broken(kill("lazy_daemon", 4)),
+    "kill/holder": broken(kill("holders", 4)),
+    "kill/source-agent": broken(kill_sender, code=None),
+    "kill/source-guardian": broken(kill("source_guardian")),
+    "kill/destination-agent": broken(kill("destination_agent")),
+    "kill/destination-guardian": broken(kill("destination_guardian")),
+    "kill/receiver": broken(kill_receiver),
+    "kill/all-lazy": kill_all_lazy,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(suite.main(suite.arguments(__doc__), CASES, "mpc-"))

@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <ctime>
+#include <optional>
 #include <set>
 #include <sstream>
 
@@ -267,21 +269,42 @@ void check_threads(const std::vector<ProcDir>& tasks) {
   });
 }
 
+namespace {
+
+/// Of a task that executes a program just now not all is mapped yet; of one that ends, nothing any more: both are over
+/// in a moment. nullopt: it has ended.
+std::optional<VisitNeeds> needs_of_visit(const ProcDir& task, size_t timers) {
+  constexpr int kTries = 10;
+  constexpr timespec kBetween{0, 2'000'000};
+  for (int tries = 1;; ++tries) {
+    try {
+      return check_room_for_visit(task, timers);
+    } catch (const Refusal&) {
+      if (is_zombie(task)) return std::nullopt;
+      if (tries == kTries) throw;
+    }
+    ::nanosleep(&kBetween, nullptr);
+  }
+}
+
+}  // namespace
+
 void check_visits(const std::vector<ProcDir>& tasks) {
   const uint64_t most_mappings =
       parse_number(read_file_at(AT_FDCWD, "/proc/sys/vm/max_map_count"), "/proc/sys/vm/max_map_count");
   for_living(tasks, [&](const ProcDir& task) {
     if (is_32_bit(task)) throw Refusal(task_name(task) + " runs a 32-bit program", "only 64-bit programs can be moved");
     const auto timers = parse_timers(task.read("timers"));
-    const VisitNeeds needs = check_room_for_visit(task, timers.size());
+    const std::optional<VisitNeeds> needs = needs_of_visit(task, timers.size());
+    if (!needs) return;
     const uint64_t limit = parse_limits(task.read("limits"))[RLIMIT_AS].cur;
     const uint64_t mapped = parse_first_number(task.read("statm"), "/proc/PID/statm") * kPageSize;
-    if (needs.bytes > limit || mapped > limit - needs.bytes)
+    if (needs->bytes > limit || mapped > limit - needs->bytes)
       throw Refusal(task_name(task) + " has " + std::to_string(mapped >> 10) + " KiB mapped and a limit of " +
                         std::to_string(limit >> 10) + " KiB (RLIMIT_AS): no room for the " +
-                        std::to_string(needs.bytes >> 10) + " KiB of a visit",
+                        std::to_string(needs->bytes >> 10) + " KiB of a visit",
                     "raise that limit with prlimit(1)");
-    if (needs.mappings > most_mappings)
+    if (needs->mappings > most_mappings)
       throw Refusal(task_name(task) + " has as many mappings as the system allows", "raise vm.max_map_count");
   });
 }

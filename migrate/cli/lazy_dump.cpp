@@ -70,9 +70,18 @@ struct LazyDump::Shared {
 
 LazyDump::LazyDump(const CoreOptions& o, Logger& log)
     : options_((refuse_with(o), o)), log_(log), server_(o, log), cgroup_("migrate-dump-" + std::to_string(::getpid())) {
-  std::vector<Pid> tasks;
-  for (const ProcDir& task : collect_tree(Pid(o.tree))) tasks.emplace_back(task.pid());
-  FreezerCgroup::plan(tasks, cgroup_);
+  check_freezer();
+}
+
+/// Of a running tree, whose members come and go.
+void LazyDump::check_freezer() const {
+  for (const ProcDir& task : collect_tree(Pid(options_.tree))) {
+    try {
+      FreezerCgroup::plan({Pid(task.pid())}, cgroup_);
+    } catch (const Error& e) {
+      if (!task_is_gone(e)) throw;
+    }
+  }
 }
 
 PagesByMemory LazyDump::keep_back(std::vector<PageSource>& sources, const PagesByMemory& lazy) {

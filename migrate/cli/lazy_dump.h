@@ -30,6 +30,7 @@ class LazyDump {
  private:
   struct Shared;
 
+  void check_freezer() const;
   CriuRequest await_first(Dump& dump);
   void hold(Dump& dump);
   void see_through(const CriuRequest& first, Shared& shared);

@@ -165,6 +165,38 @@ def stale(context, folder):
         expect_moved(program, move)
 
 
+class Wild(programs.Workload):
+    """Forks, executes, maps and opens at random, all the time, also while its pages come."""
+    dump_options = ("--link-remap", "--ext-unix-sk")
+
+    def __init__(self, context, folder):
+        super().__init__("wild", os.path.join(context.workloads, "wild"), [str(os.getpid()), "3"], folder)
+
+    def check(self):
+        failures = read(os.path.join(self.folder, "failures"))
+        expect(not failures, f"wild (seed {self.line[-2]}): {failures}")
+        super().check()
+
+
+def wild(context, folder):
+    """A tree that changes all the time, also where it is stopped, and while its pages come over a connection that is cut."""
+    options = Wild.dump_options
+    with moving(context, folder, lambda place: Wild(context, place), source_options=options) as (program, move):
+        with slowly(move, 3 << 20) as relay:
+            wait_for(lambda: len(descendants(program.pid)) > 5, "it to have some children", 20)
+            move.dump()
+            move.copy()
+            move.lazy_pages(port=relay.port)
+            program.moved_to(move.expect_restored(*options), None)
+            for _ in range(3):
+                seen, there = relay.connections, relay.to_client
+                wait_for(lambda: relay.to_client > there + (200 << 10) or move.daemon.poll() is not None, "pages", 20)
+                relay.cut()
+                wait_for(lambda: relay.connections > seen or move.daemon.poll() is not None, "the daemon to connect again", 20)
+            relay.rate = 0
+            expect_moved(program, move)
+
+
 def kill_servers(which):
     """Either process that gives pages out may be killed."""
     def case(context, folder):
@@ -402,7 +434,7 @@ def ends_early(context, folder):
 
 
 CASES = {"script": the_script(False), "script-fails": the_script(True), "two": two_at_a_time, "chain": chained,
-         "ends-early": ends_early, "nothing-late": nothing_late, "refusals": refusals, "stale": stale,
+         "ends-early": ends_early, "nothing-late": nothing_late, "refusals": refusals, "stale": stale, "wild": wild,
          "before/int": given_up_before(signal.SIGINT), "before/term": given_up_before(signal.SIGTERM),
          "before/kill": given_up_before(signal.SIGKILL), "before/connected": given_up_before("connected"),
          "before/timeout": given_up_before(None), "before/killed": killed_here(False),

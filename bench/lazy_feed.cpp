@@ -133,7 +133,6 @@ class Destination {
   Destination& operator=(const Destination&) = delete;
   LazyMemories& memories() { return *memories_; }
   LazyShared& shared() { return *shared_; }
-  LazyProgram& program() { return program_; }
 
  private:
   LazyShared* shared_;
@@ -163,7 +162,7 @@ void plain(const Options& o, Network& network, const Source& source) {
 /// `fill`: else nothing is, but what is asked for.
 void feed(const Options& o, Network& network, const Source& source, bool fill) {
   WantedPages wanted;
-  Destination destination(o.pages, fill ? UINT64_MAX : 20000, o.pause, wanted);
+  Destination destination(o.pages, UINT64_MAX, o.pause, wanted);
   auto [a, b] = network.feed(o.streams);
   PageFeeder feeder(std::move(a), source.sources(), {}, {.idle = o.idle});
   PageFetcher fetcher(std::move(b), destination.memories(), wanted,
@@ -173,10 +172,10 @@ void feed(const Options& o, Network& network, const Source& source, bool fill) {
   std::thread sending([&] { feeder.run(); }), fetching([&] { fetcher.run(); });
   if (fill) {
     while (!destination.memories().whole()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    destination.shared().stop = true;
   } else {
-    destination.program().wait_for_end();
+    std::this_thread::sleep_for(std::chrono::seconds(2));
   }
+  destination.shared().stop = true;
   const double took = since(start);
   fetcher.whole();
   sending.join();

@@ -4,8 +4,9 @@
 
 namespace migrate {
 
-void bound_buffer(const Stream& stream, int option, int bytes) noexcept {
-  ::setsockopt(stream.fd(), SOL_SOCKET, option, &bytes, sizeof bytes);
+void set_up_fill_stream(Stream& stream, int option) noexcept {
+  ::setsockopt(stream.fd(), SOL_SOCKET, option, &kFillBuffer, sizeof kFillBuffer);
+  stream.set_idle_timeout(kFillPatience);
 }
 
 void FeedFailure::note(std::exception_ptr why) noexcept {

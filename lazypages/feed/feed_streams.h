@@ -24,8 +24,12 @@ inline constexpr std::chrono::milliseconds kFeedSilence{10000};
 /// What is on its way in a fill stream is in the way of what is asked for, on the same processors and the same link.
 inline constexpr int kFillBuffer = 256 << 10;
 
-/// Bounds what the kernel keeps of a stream; SO_SNDBUF or SO_RCVBUF.
-void bound_buffer(const Stream& stream, int option, int bytes) noexcept;
+/// A fill stream may be silent for as long as a list of missing pages takes, or a sink that waits for a task: whether
+/// anybody is there is told by the urgent stream, and whether the connection lives by TCP's own time-outs.
+inline constexpr std::chrono::hours kFillPatience{24};
+
+/// `option`: SO_SNDBUF at the source, SO_RCVBUF at the destination.
+void set_up_fill_stream(Stream& stream, int option) noexcept;
 
 /// The peer says what failed there.
 class PeerFailed : public Error {

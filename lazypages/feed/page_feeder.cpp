@@ -43,7 +43,7 @@ PageFeeder::PageFeeder(FeedStreams streams, std::span<const PageSource> sources,
   shared_->chooser.configure(options.compression, options.codecs);
   for (auto& stream : streams_.fill) {
     stream->set_stop(&fill_stop_);
-    bound_buffer(*stream, SO_SNDBUF, kFillBuffer);
+    set_up_fill_stream(*stream, SO_SNDBUF);
     writers_.push_back(std::make_unique<RecordWriter>(*stream, *shared_));
   }
   streams_.urgent->set_stop(&stop_);

@@ -93,7 +93,7 @@ PageFetcher::PageFetcher(FeedStreams streams, PageSink& sink, WantedPages& wante
   urgent_->set_stop(&stop_);
   link_ = std::make_unique<FeedLink>(*urgent_, FeedSide::destination, options.silence);
   fill_sink_ = std::make_unique<FillSink>(sink, wanted, missing, urgent_->peer());
-  for (const auto& stream : streams.fill) bound_buffer(*stream, SO_RCVBUF, kFillBuffer);
+  for (const auto& stream : streams.fill) set_up_fill_stream(*stream, SO_RCVBUF);
   receiver_ = std::make_unique<PageReceiver>(std::move(streams.fill), *fill_sink_,
                                              ReceiveLimits{.max_pages = pages_of(missing), .codecs = options.codecs});
 }

@@ -43,7 +43,7 @@ class PageFetcher {
 
   /// Receives until whole() was said and the source has heard it. Anything else is thrown, and the streams are cut:
   /// Disconnected, TimedOut (connect again), Cancelled, Corrupt (the peer breaks the protocol), PeerFailed, what the
-  /// sink threw.
+  /// sink threw. After whole() a failure only means that the source has yet to hear of it.
   void run();
   /// Nothing is missing any more, or nobody is left who would miss it. Any thread.
   void whole() noexcept;

@@ -375,6 +375,8 @@ TEST_F(FeedHostile, WhoIsSilentIsGoneAndWhoIsSlowIsNot) {
   // Two that have nothing to say for long: page 10 is never asked for, and the fill is held up.
   Connection c = connected();
   Destination destination(memories);
+  c.source.fill[0]->set_idle_timeout(kSilence / 2);
+  c.destination.fill[0]->set_idle_timeout(kSilence / 2);
   std::atomic<bool> go = false;
   destination.before_write = [&](MemoryId, uint64_t, uint64_t) { EXPECT_TRUE(eventually([&] { return go.load(); })); };
   WantedPages wanted;

@@ -37,6 +37,11 @@ inline void copy_bytes(void* to, const void* from, size_t size) {
                 std::min(piece, size - done));
 }
 
+inline bool is_zero_page(const std::byte* page) {
+  static constexpr std::byte kZeros[16] = {};
+  return std::memcmp(page, kZeros, 16) == 0 && std::memcmp(page, page + 16, kPageSize - 16) == 0;
+}
+
 /// Page-aligned bytes.
 class PageBuffer {
  public:

@@ -14,13 +14,13 @@ constexpr size_t kPieceBytes = 128 << 10;
 class ReceiveWorker {
  public:
   ReceiveWorker(Stream& stream, uint64_t& sequence, PageSink& sink, PageCounters& counters, std::atomic<uint64_t>& left,
-                CodecSet codecs)
+                const ReceiveLimits& limits)
       : stream_(stream),
         sequence_(sequence),
         sink_(sink),
         counters_(counters),
         left_(left),
-        codecs_(codecs),
+        limits_(limits),
         piece_(kPieceBytes),
         packed_(0) {}
 
@@ -31,12 +31,15 @@ class ReceiveWorker {
       const PageRecord record = decode_record(header, stream_.peer());
       if (record.kind == PageRecord::Kind::end) return acknowledge(record);
       if (record.kind == PageRecord::Kind::ack) throw corrupt("an acknowledgement from the sender");
-      if (!codecs_.contains(record.codec)) throw corrupt("pages in a codec that was not agreed upon");
+      if (!limits_.codecs.contains(record.codec)) throw corrupt("pages in a codec that was not agreed upon");
+      if (record.kind == PageRecord::Kind::zeros && !limits_.zeros) throw corrupt("a record of zeros");
       if (record.sequence != sequence_++) throw corrupt("a record is missing");
       take_from_limit(record.pages);
       totals_.add(header, record.pages);
       count_wire(kPageRecordSize);
-      if (record.kind == PageRecord::Kind::packed) {
+      if (record.kind == PageRecord::Kind::zeros) {
+        take_zeros(record);
+      } else if (record.kind == PageRecord::Kind::packed) {
         receive_packed(record);
       } else {
         receive_pages(record);
@@ -55,6 +58,15 @@ class ReceiveWorker {
     do {
       if (left < pages) throw corrupt("more pages than announced");
     } while (!left_.compare_exchange_weak(left, left - pages));
+  }
+
+  void take_zeros(const PageRecord& record) {
+    const size_t bytes = record.pages * kPageSize;
+    piece_.reserve(bytes);
+    const auto piece = piece_.first(bytes);
+    std::ranges::fill(piece, std::byte{0});
+    sink_.write(record.memory, record.address, piece);
+    counters_.zero_pages.fetch_add(record.pages, std::memory_order_relaxed);
   }
 
   void receive_pages(const PageRecord& record) {
@@ -110,7 +122,7 @@ class ReceiveWorker {
   PageSink& sink_;
   PageCounters& counters_;
   std::atomic<uint64_t>& left_;
-  const CodecSet codecs_;
+  const ReceiveLimits limits_;
   PageUnpacker unpacker_;
   PageBuffer piece_, packed_;
   uint64_t wire_bytes_ = 0;
@@ -131,7 +143,7 @@ PageTotals PageReceiver::receive() {
   std::atomic<uint64_t> left{limits_.max_pages};
   std::vector<PageTotals> totals(streams_.size());
   run_workers(streams_, stop_, [&](size_t index) {
-    ReceiveWorker worker(*streams_[index], sequence_[index], sink_, counters_, left, limits_.codecs);
+    ReceiveWorker worker(*streams_[index], sequence_[index], sink_, counters_, left, limits_);
     around_([&] { worker.run(); });
     totals[index] = {worker.totals().records, worker.totals().pages, 0, worker.wire_bytes()};
   });

@@ -10,7 +10,7 @@ namespace migrate {
 void encode_record(const PageRecord& record, std::span<std::byte, kPageRecordSize> out) {
   Packer pack(out);
   pack.put(static_cast<uint8_t>(record.kind));
-  if (record.kind == PageRecord::Kind::pages || record.kind == PageRecord::Kind::packed) {
+  if (record.kind != PageRecord::Kind::end && record.kind != PageRecord::Kind::ack) {
     pack.put(static_cast<uint8_t>(record.memory.kind)).put(static_cast<uint16_t>(record.codec)).put(record.pages);
     pack.put(record.memory.id).put(record.address).put(record.sequence);
   } else {
@@ -27,7 +27,7 @@ PageRecord decode_record(std::span<const std::byte, kPageRecordSize> in, const s
   const auto memory_kind = unpack.get<uint8_t>();
   const auto flags = unpack.get<uint16_t>();
   record.pages = unpack.get<uint32_t>();
-  if (kind < 1 || kind > 4) throw corrupt("unknown kind of record");
+  if (kind < 1 || kind > 5) throw corrupt("unknown kind of record");
   record.kind = static_cast<PageRecord::Kind>(kind);
   if (record.kind == PageRecord::Kind::packed) {
     if (flags != static_cast<uint16_t>(PageCodec::lz4) && flags != static_cast<uint16_t>(PageCodec::zstd))

@@ -23,8 +23,8 @@ constexpr size_t packed_limit(size_t page_bytes) { return page_bytes - page_byte
 inline constexpr uint64_t kMaxPageAddress = uint64_t{1} << 56;
 
 struct PageRecord {
-  enum class Kind : uint8_t { pages = 1, end = 2, ack = 3, packed = 4 } kind = Kind::pages;
-  // pages, packed
+  enum class Kind : uint8_t { pages = 1, end = 2, ack = 3, packed = 4, zeros = 5 } kind = Kind::pages;
+  // pages, packed, zeros
   MemoryId memory;
   uint64_t address = 0;
   uint32_t pages = 0;

@@ -55,11 +55,6 @@ std::vector<Item> interleave(std::span<const PageSource> sources, std::span<cons
   return out;
 }
 
-bool is_zero(const std::byte* page) {
-  static constexpr std::byte kZeros[16] = {};
-  return std::memcmp(page, kZeros, 16) == 0 && std::memcmp(page, page + 16, kPageSize - 16) == 0;
-}
-
 /// One stream's thread.
 class SendWorker {
  public:
@@ -102,14 +97,14 @@ class SendWorker {
         ++i;
         continue;
       }
-      if (run.zero_ok && is_zero(page(i))) {
+      if (run.zero_ok && is_zero_page(page(i))) {
         ++i;
         ++zero_pages_;
         counters_.zero_pages.fetch_add(1, std::memory_order_relaxed);
         continue;
       }
       uint64_t end = i + 1;
-      while (end < run.pages && !vanished_[end] && !(run.zero_ok && is_zero(page(end)))) ++end;
+      while (end < run.pages && !vanished_[end] && !(run.zero_ok && is_zero_page(page(end)))) ++end;
       writer_.send(item.source->memory, run.address + i * kPageSize, {page(i), (end - i) * kPageSize});
       i = end;
     }

@@ -49,7 +49,7 @@ struct PageTotals {
 /// Running figures, readable by any thread while a pass runs.
 struct PageCounters {
   std::atomic<uint64_t> pages{0};       ///< contents sent or received
-  std::atomic<uint64_t> zero_pages{0};  ///< looked at and left out
+  std::atomic<uint64_t> zero_pages{0};  ///< looked at and left out, or without contents
   std::atomic<uint64_t> wire_bytes{0};  ///< as in PageTotals
   uint64_t bytes() const { return pages.load(std::memory_order_relaxed) * kPageSize; }
 };
@@ -97,6 +97,7 @@ class PageSender {
 struct ReceiveLimits {
   uint64_t max_pages = UINT64_MAX;  ///< in one pass, over all streams; more is Corrupt
   CodecSet codecs;                  ///< that were agreed upon; records in others are Corrupt
+  bool zeros = false;               ///< records of zeros may come; else they are Corrupt
 };
 
 /// Receives pages; owns its streams. Like PageSender. The sink is called by one thread a stream, at the same time, for

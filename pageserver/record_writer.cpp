@@ -89,6 +89,17 @@ void RecordWriter::flush() {
   pending_ = {};
 }
 
+void RecordWriter::send_zeros(MemoryId memory, uint64_t address, uint32_t pages) {
+  flush();
+  std::byte header[kPageRecordSize];
+  encode_record(
+      {.kind = PageRecord::Kind::zeros, .memory = memory, .address = address, .pages = pages, .sequence = sequence_++},
+      header);
+  totals_.add(header, pages);
+  write(header);
+  shared_.counters.zero_pages.fetch_add(pages, std::memory_order_relaxed);
+}
+
 std::span<std::byte> RecordWriter::pack(PageRecord record, std::span<const std::byte> pages,
                                         const CodecChoice& choice) {
   packed_.resize(std::max(packed_.size(), kPackedHeader + packed_limit(pages.size())));

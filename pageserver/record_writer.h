@@ -34,6 +34,8 @@ class RecordWriter {
   /// out with what follows: the buffer is to stay as it is until flush().
   void send(MemoryId memory, uint64_t address, std::span<std::byte> pages);
   void flush();
+  /// Pages of zeros, at most kMaxRecordPages. Only to a receiver with ReceiveLimits::zeros.
+  void send_zeros(MemoryId memory, uint64_t address, uint32_t pages);
   /// Sends the end and waits for the receiver's totals.
   void finish_pass();
   const StreamTotals& totals() const { return totals_; }

@@ -16,6 +16,8 @@
 namespace migrate {
 namespace {
 
+/// Fewer pages of zeros are not worth a record, which goes out by itself.
+constexpr size_t kLeastZeros = 4;
 /// Answers go out when they fill a TLS record: the first is not to wait for many others.
 constexpr size_t kAnswerPages = 3;
 /// Requests that an honest destination can have, with every page asked for again and again: a bound against floods.
@@ -33,9 +35,11 @@ struct PageFeeder::Memory {
 
 PageFeeder::PageFeeder(FeedStreams streams, std::span<const PageSource> sources, const std::vector<RankedRun>& order,
                        const FeederOptions& options)
-    : streams_(std::move(streams)), options_(options), filled_(streams_.fill.size(), false) {
+    : streams_(std::move(streams)),
+      options_(options),
+      shared_(new SendShared{.counters = counters_.fill, .stop = fill_stop_}),
+      filled_(streams_.fill.size(), false) {
   if (!streams_.urgent || streams_.fill.empty()) throw Error("feed pages: a stream is not connected");
-  shared_.reset(new SendShared{.counters = counters_.fill, .stop = fill_stop_});
   shared_->limiter.set_rate(options.bandwidth_limit);
   // What is being sent cannot be overtaken by what comes next: it is to be through soon.
   if (options.bandwidth_limit != 0)
@@ -271,6 +275,27 @@ bool PageFeeder::next_pieces(std::vector<FillPiece>& pieces) {
   return !pieces.empty();
 }
 
+/// Contents that lie in `pages`, and runs of zeros without contents.
+void PageFeeder::send_piece(RecordWriter& writer, const FillPiece& piece, std::span<std::byte> pages) {
+  const size_t count = pages.size() / kPageSize;
+  const auto zero = [&](size_t i) { return is_zero_page(pages.data() + i * kPageSize); };
+  size_t sent = 0;
+  for (size_t i = 0; i < count;) {
+    size_t end = i;
+    while (end < count && zero(end)) ++end;
+    if (end - i < kLeastZeros) {
+      i = end + 1;
+      continue;
+    }
+    if (sent < i)
+      writer.send(piece.memory, piece.address + sent * kPageSize,
+                  pages.subspan(sent * kPageSize, (i - sent) * kPageSize));
+    writer.send_zeros(piece.memory, piece.address + i * kPageSize, static_cast<uint32_t>(end - i));
+    sent = i = end;
+  }
+  if (sent < count) writer.send(piece.memory, piece.address + sent * kPageSize, pages.subspan(sent * kPageSize));
+}
+
 void PageFeeder::fill(size_t index) {
   const FillPace::Member member(*pace_);
   RecordWriter& writer = *writers_[index];
@@ -283,7 +308,7 @@ void PageFeeder::fill(size_t index) {
     for (const FillPiece& piece : pieces) {
       const std::span<std::byte> pages(at, piece.bytes);
       memories_.at(piece.memory).reader.read(piece.address, pages);
-      writer.send(piece.memory, piece.address, pages);
+      send_piece(writer, piece, pages);
       at += piece.bytes + kPageRecordSize;
     }
     writer.flush();

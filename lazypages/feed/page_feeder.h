@@ -79,6 +79,7 @@ class PageFeeder {
   std::span<std::byte> receive_body(const FeedPacket& packet);
   void leave_out_until(MemoryId memory, uint64_t address);
   void fill(size_t index);
+  void send_piece(RecordWriter& writer, const FillPiece& piece, std::span<std::byte> pages);
   void end_streams();
   bool next_pieces(std::vector<FillPiece>& pieces);
   void fail(std::exception_ptr why) noexcept;

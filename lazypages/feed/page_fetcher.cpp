@@ -94,8 +94,9 @@ PageFetcher::PageFetcher(FeedStreams streams, PageSink& sink, WantedPages& wante
   link_ = std::make_unique<FeedLink>(*urgent_, FeedSide::destination, options.silence);
   fill_sink_ = std::make_unique<FillSink>(sink, wanted, missing, urgent_->peer());
   for (const auto& stream : streams.fill) set_up_fill_stream(*stream, SO_RCVBUF);
-  receiver_ = std::make_unique<PageReceiver>(std::move(streams.fill), *fill_sink_,
-                                             ReceiveLimits{.max_pages = pages_of(missing), .codecs = options.codecs});
+  receiver_ = std::make_unique<PageReceiver>(
+      std::move(streams.fill), *fill_sink_,
+      ReceiveLimits{.max_pages = pages_of(missing), .codecs = options.codecs, .zeros = true});
 }
 
 PageFetcher::~PageFetcher() = default;

@@ -226,12 +226,16 @@ Bytes whole_fill() {
   uint64_t sequence = 0;
   for (const auto& [memory, runs] : kAnnounced)
     for (const PageRun& run : runs) {
-      encode_record(
-          {.memory = memory, .address = run.address, .pages = static_cast<uint32_t>(run.pages), .sequence = sequence++},
-          header);
+      const bool zeros = memory == kShared;
+      encode_record({.kind = zeros ? PageRecord::Kind::zeros : PageRecord::Kind::pages,
+                     .memory = memory,
+                     .address = run.address,
+                     .pages = static_cast<uint32_t>(run.pages),
+                     .sequence = sequence++},
+                    header);
       totals.add(header, static_cast<uint32_t>(run.pages));
       bytes.insert(bytes.end(), header, header + sizeof header);
-      bytes.resize(bytes.size() + run.pages * kPageSize);
+      if (!zeros) bytes.resize(bytes.size() + run.pages * kPageSize);
     }
   PageRecord end{.kind = PageRecord::Kind::end, .total_records = totals.records};
   end.total_pages = totals.pages;

@@ -173,6 +173,29 @@ TEST(FeedOrder, OnlyWhatIsMissingIsBroughtAndTheRestIsServedAllTheSame) {
   EXPECT_EQ(order.size(), expected.size());
 }
 
+TEST(FeedOrder, ZerosGoWithoutContents) {
+  Memories memories;
+  memories.add(kA, {{0, 500}});
+  // Runs of one page, of four, and of more than a batch; at both ends.
+  for (const auto& [first, pages] :
+       std::vector<std::pair<uint64_t, uint64_t>>{{0, 4}, {10, 1}, {20, 5}, {100, 300}, {490, 10}})
+    memories.clear(kA, page(first), page(pages));
+  Connection c = connected();
+  Destination destination(memories);
+  WantedPages wanted;
+  PageFeeder feeder(std::move(c.source), memories.sources(), {});
+  PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true);
+  Running source(feeder);
+  Running fetching(fetcher);
+  ASSERT_TRUE(destination.wait_until_whole());
+  fetcher.whole();
+  EXPECT_EQ(source.get() + fetching.get(), "");
+  EXPECT_EQ(destination.order().size(), 500u);
+  EXPECT_GE(feeder.counters().fill.zero_pages, 310u);
+  EXPECT_EQ(feeder.counters().fill.pages + feeder.counters().fill.zero_pages, 500u);
+  EXPECT_LT(feeder.counters().fill.wire_bytes, page(200));
+}
+
 TEST(FeedOrder, NothingIsMissing) {
   for (const bool announced : {false, true}) {
     Memories memories;

@@ -40,6 +40,11 @@ class Memories {
     missing_[memory] = std::move(runs);
     sources_.push_back(std::move(source));
   }
+  void clear(MemoryId memory, uint64_t address, size_t bytes) {
+    std::fill_n(contents_.at(memory).begin() + static_cast<ptrdiff_t>(address), bytes, std::byte{0});
+    for (const PageSource& source : sources_)
+      if (source.memory == memory) pwrite_full(source.fd.get(), at(memory, address, bytes), address, "memfd");
+  }
   const std::vector<PageSource>& sources() const { return sources_; }
   std::vector<PageSource>& sources() { return sources_; }
   const MissingRuns& missing() const { return missing_; }

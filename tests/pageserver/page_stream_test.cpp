@@ -340,6 +340,13 @@ TEST(PackedRecords, BoundsAndAgreement) {
   EXPECT_FALSE(accepts(packed_pass(PageCodec{3}, 1, packed_zeros({PageCodec::lz4, 0}, 1))));
 }
 
+TEST(PageFailures, ZerosThatNobodyKnowsOf) {
+  std::vector<std::byte> bytes(kPageRecordSize);
+  encode_record({.kind = PageRecord::Kind::zeros, .address = 8192, .pages = 3},
+                std::span(bytes).first<kPageRecordSize>());
+  EXPECT_FALSE(accepts(bytes));
+}
+
 TEST(PageFuzz, EveryBitOfTheHeadersMatters) {
   const auto good = valid_pass();
   EXPECT_TRUE(accepts(good));

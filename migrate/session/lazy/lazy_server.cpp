@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/base/error.h"
+#include "lazypages/feed/pace.h"
 #include "migrate/session/wire/host_facts.h"
 #include "migration.pb.h"
 
@@ -188,6 +189,7 @@ void LazyServer::begin_serving(std::unique_ptr<LazyMemories> memories) {
 }
 
 void LazyServer::serve_faults() {
+  const Prompt before_others;
   try {
     while (!stop_) {
       memories_->serve(kTurn);

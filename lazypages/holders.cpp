@@ -93,6 +93,7 @@ void Holders::open_descriptors() {
     member.pidfd = self->dup().release();
     member.bell = check(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "make an eventfd for", "holders");
   }
+  for (auto& spare : table_.spares) spare = self->dup().release();
 }
 
 /// Nothing on the stack may own a descriptor where members are made: each would close it.
@@ -161,7 +162,8 @@ int Holders::open_member(pid_t pid) {
 void Holders::settle() {
   HolderTable::Making& making = table_.making;
   if (making.id == 0) return;
-  if (making.pid != 0 && making.pidfd < 0) {
+  const bool full = making.pid != 0 && making.pidfd < 0;
+  if (full) {
     making.pidfd = open_member(making.pid);
     if (making.pidfd < 0 && errno != ESRCH) return;
   }
@@ -175,9 +177,14 @@ void Holders::settle() {
     step("holder-in-place");
   }
   making.id.store(0, std::memory_order_release);
-  if (exists) ::close(pidfd);
-  for (auto& spare : table_.spares)
-    if (spare < 0) spare = ::fcntl(table_.members[place_].bell, F_DUPFD_CLOEXEC, 0);
+  if (!exists) return;
+  // What was spent is there again; no more, since a daemon that begins now needs the room that the last one left.
+  const auto spent = std::ranges::find_if(table_.spares, [](const auto& spare) { return spare < 0; });
+  if (full && spent != table_.spares.end()) {
+    *spent = pidfd;
+  } else {
+    ::close(pidfd);
+  }
 }
 
 /// Followed by another holder at its place. True in that one.

@@ -15,9 +15,9 @@ _migrate() {
   case $prev in
     -D|--images-dir|--prev-images-dir|-W|--work-dir|--dir|--state-dir|-r|--root) mapfile -t COMPREPLY < <(compgen -d -- "$cur"); return;;
     -o|--log-file|--tls-cacert|--tls-cacrl|--tls-cert|--tls-key|--cacert|--cert|--key|--crl|--pidfile|--config|--action-script) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return;;
-    --mode) mapfile -t COMPREPLY < <(compgen -W "precopy stop-copy" -- "$cur"); return;;
+    --mode) mapfile -t COMPREPLY < <(compgen -W "precopy stop-copy postcopy hybrid auto" -- "$cur"); return;;
     --compress) mapfile -t COMPREPLY < <(compgen -W "off auto lz4 zstd zstd:1 zstd:3" -- "$cur"); return;;
-    --on-no-convergence) mapfile -t COMPREPLY < <(compgen -W "stop throttle cancel" -- "$cur"); return;;
+    --on-no-convergence) mapfile -t COMPREPLY < <(compgen -W "stop throttle cancel postcopy" -- "$cur"); return;;
     -t|--tree) mapfile -t COMPREPLY < <(compgen -W "$(ps -eo pid=)" -- "$cur"); return;;
   esac
   case $verb in
@@ -29,7 +29,7 @@ _migrate() {
     lazy-pages) mapfile -t COMPREPLY < <(compgen -W "--images-dir --work-dir --log-file --verbosity --pidfile --status-fd --log-pid --daemon
       --page-server --address --port --tls --tls-cacert --tls-cacrl --tls-cert --tls-key --tls-no-cn-verify --insecure --recover-timeout" -- "$cur");;
     check) mapfile -t COMPREPLY < <(compgen -W "$link --tls-name --feature --all --extra --experimental" -- "$cur");;
-    send) mapfile -t COMPREPLY < <(compgen -W "$session --mode --max-downtime --max-rounds --max-total-time --on-no-convergence
+    send) mapfile -t COMPREPLY < <(compgen -W "$session --mode --max-downtime --max-rounds --max-total-time --on-no-convergence --allow-postcopy
       --report --streams --compress --bandwidth-limit --tcp-close --shell-job --parent-may-notice --files-shared --tls-name" -- "$cur");;
     receive) mapfile -t COMPREPLY < <(compgen -W "$session --listen --once --max-sessions --max-tasks --max-memory --accept --allow-uid --allow-gid --deny-caps --root --no-compress --status-fd" -- "$cur");;
     resolve) mapfile -t COMPREPLY < <(compgen -W "$session --peer --tls-name --force-run --force-kill" -- "$cur");;

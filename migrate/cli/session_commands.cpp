@@ -80,12 +80,18 @@ void SessionCommands::add_send(CLI::App& app, std::function<int()>& run) {
   add_output(*verb, send_.state_dir);
   verb->add_option("--tls-name", link_.tls_name, "name that the receiver's certificate must carry; default HOST")
       ->type_name("NAME");
-  add_choice<SendMode>(*verb, "--mode", send_.mode,
-                       {{"precopy", SendMode::precopy},
-                        {"stop-copy", SendMode::stop_copy},
-                        {"postcopy", SendMode::postcopy},
-                        {"hybrid", SendMode::hybrid}},
-                       "precopy: send memory while the program runs; stop-copy: stop it first");
+  add_choice<SendMode>(
+      *verb, "--mode", send_.mode,
+      {{"precopy", SendMode::precopy},
+       {"stop-copy", SendMode::stop_copy},
+       {"postcopy", SendMode::postcopy},
+       {"hybrid", SendMode::hybrid},
+       {"auto", SendMode::automatic}},
+      "precopy: send memory while the program runs; stop-copy: stop it first; postcopy: when it runs at "
+      "the destination; hybrid: what is written meanwhile then; auto: precopy, and hybrid where that does "
+      "not converge");
+  verb->add_flag("--allow-postcopy", send_.allow_postcopy,
+                 "to --mode auto: until it is whole the program may need both hosts");
   add_policy(*verb);
   add_page_streams(*verb);
   verb->add_option("--report", send_.report_file, "write a picture of the migration's time line")
@@ -100,6 +106,8 @@ void SessionCommands::add_send(CLI::App& app, std::function<int()>& run) {
     run = [this] {
       send_.link = link_options();
       send_.policy.max_downtime = max_downtime_ms_ / 1e3;
+      if (send_.mode == SendMode::automatic && send_.allow_postcopy)
+        send_.policy.on_no_convergence = OnNoConvergence::postcopy;
       send_.report = link_.json ? ReportFormat::json : ReportFormat::automatic;
       return run_send(send_, *session_logger(link_.verbose));
     };
@@ -120,11 +128,13 @@ void SessionCommands::add_policy(CLI::App& verb) {
       ->check(CLI::Range(0.0, 1e9))
       ->type_name("SECONDS")
       ->capture_default_str();
-  add_choice<OnNoConvergence>(
-      verb, "--on-no-convergence", send_.policy.on_no_convergence,
-      {{"stop", OnNoConvergence::stop}, {"throttle", OnNoConvergence::throttle}, {"cancel", OnNoConvergence::cancel}},
-      "when rounds do not bring the downtime below the limit: stop the program all the same, "
-      "throttle it first, or cancel the move");
+  add_choice<OnNoConvergence>(verb, "--on-no-convergence", send_.policy.on_no_convergence,
+                              {{"stop", OnNoConvergence::stop},
+                               {"throttle", OnNoConvergence::throttle},
+                               {"cancel", OnNoConvergence::cancel},
+                               {"postcopy", OnNoConvergence::postcopy}},
+                              "when rounds do not bring the downtime below the limit: stop the program all the same, "
+                              "throttle it first, cancel the move, or send the rest when it runs at the destination");
 }
 
 void SessionCommands::add_page_streams(CLI::App& verb) {

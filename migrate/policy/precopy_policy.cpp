@@ -58,6 +58,8 @@ const char* name_of(Decision::Action action) {
       return "throttle";
     case Decision::Action::cancel:
       return "cancel";
+    case Decision::Action::postcopy:
+      return "postcopy";
   }
   return "?";
 }
@@ -250,6 +252,12 @@ void PrecopyPolicy::not_converging(Decision& d, const Bounds& reached, double fl
     ++waited_;
     d.action = Decision::Action::go_on;
     d.reason += "waiting for a quieter moment, since it was " + ms(best_) + " before";
+    return;
+  }
+  // Only for the sake of pages: what does not shrink is the same then.
+  if (options_.on_no_convergence == OnNoConvergence::postcopy && d.now.dirty > kLeastGain * d.now.total()) {
+    d.action = Decision::Action::postcopy;
+    d.reason += "what is left comes when the program runs at the destination, since " + because;
     return;
   }
   d.action = Decision::Action::stop;

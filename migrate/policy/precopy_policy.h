@@ -19,6 +19,7 @@ enum class OnNoConvergence {
   stop,      ///< freeze anyway, at the smallest downtime that can be had
   throttle,  ///< take CPU time from the tree, step by step; then as `stop`
   cancel,    ///< give up; the source runs on
+  postcopy,  ///< freeze, and send what is left when the program runs at the destination
 };
 
 /// Times in seconds.
@@ -59,7 +60,7 @@ struct DowntimeEstimate {
 };
 
 struct Decision {
-  enum class Action { go_on, stop, throttle, cancel };
+  enum class Action { go_on, stop, throttle, cancel, postcopy };
   Action action = Action::go_on;
   std::string reason;            ///< one sentence
   double cpu_share = 1;          ///< throttle: share of its CPU time that the tree keeps
@@ -83,7 +84,7 @@ class PrecopyPolicy {
  public:
   PrecopyPolicy(const PolicyOptions& options, const FixedCost& fixed) : options_(options), fixed_(fixed) {}
 
-  /// Once a round, in order. After `stop` or `cancel` it is not asked again.
+  /// Once a round, in order. After `stop`, `postcopy` or `cancel` it is not asked again.
   Decision after_round(const RoundMeasure& measure);
   /// The fixed cost is better known now (the tree grew, a part was measured).
   void set_fixed_cost(const FixedCost& fixed) { fixed_ = fixed; }

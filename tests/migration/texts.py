@@ -91,7 +91,7 @@ def values_as_typed(context, folder):
         for noise in ("->", "{", "ENUM", "INT", "TEXT", "FLOAT", " in ["):
             expect(noise not in text, f"`{verb} --help` shows {noise!r}:\n{text}")
     text = help_of(context.binary, "send")
-    for words in ("--mode precopy|stop-copy", "--on-no-convergence stop|throttle|cancel", "--max-downtime MS", "default 50"):
+    for words in ("--mode precopy|stop-copy|postcopy|hybrid|auto", "--on-no-convergence stop|throttle|cancel|postcopy", "--max-downtime MS", "default 50"):
         expect(words in text, f"`send --help` does not show {words!r}")
 
 

@@ -138,6 +138,18 @@ TEST(PrecopyPolicy, AFixedCostOverTheLimitIsNotBlamedOnTheWriter) {
   EXPECT_EQ(throttle.cpu_share, 1) << "slowing down cannot help";
 }
 
+TEST(PrecopyPolicy, PostCopyTakesWhatRoundsCannot) {
+  const Outcome fast = migrate_it(world(steady(200'000, 500'000)), with(OnNoConvergence::postcopy));
+  EXPECT_EQ(fast.last.action, Action::postcopy);
+  EXPECT_NE(fast.last.reason.find("when the program runs at the destination"), std::string::npos) << fast.last.reason;
+  const Outcome slow = migrate_it(world(steady(10'000, 1'000)), with(OnNoConvergence::postcopy));
+  EXPECT_EQ(slow.last.action, Action::stop) << slow.last.reason;
+  // Not for what pages have no part in.
+  World w = world(steady(10'000, 1));
+  w.fixed = {0.1, 0.002, 0.1, 0.008, 0.012};
+  EXPECT_EQ(migrate_it(w, with(OnNoConvergence::postcopy)).last.action, Action::stop);
+}
+
 TEST(PrecopyPolicy, MemoryThatCannotBeTrackedCounts) {
   World w = world(steady(1000, 1000));
   w.stopped_bytes = 100e6;

@@ -81,7 +81,7 @@ class Simulation {
       outcome_.decisions.push_back(d);
       outcome_.last = d;
       if (d.action == Decision::Action::cancel) break;
-      if (d.action == Decision::Action::stop) {
+      if (d.action == Decision::Action::stop || d.action == Decision::Action::postcopy) {
         freeze(dirtying_since);
         break;
       }

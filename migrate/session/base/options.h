@@ -40,14 +40,15 @@ struct LinkOptions {
 
 enum class ReportFormat { automatic, lines, json };
 
-enum class SendMode { precopy, stop_copy, postcopy, hybrid };
+enum class SendMode { precopy, stop_copy, postcopy, hybrid, automatic };
 
 struct SendOptions {
   std::string address;  ///< HOST:PORT of the receiver
   std::string target;   ///< "pid:N"
   LinkOptions link;
   SendMode mode = SendMode::precopy;
-  PolicyOptions policy;  ///< when rounds end
+  bool allow_postcopy = false;  ///< to SendMode::automatic, where rounds do not converge
+  PolicyOptions policy;         ///< when rounds end
   int streams = 2;
   Compression compress;            ///< of pages, if the receiver agrees
   uint64_t bandwidth_limit = 0;    ///< bytes/s of pages while the tree runs (in stop-copy: always); 0: none

@@ -20,8 +20,10 @@ struct GuardianParts {
   std::function<std::unique_ptr<HeldTree>(const DumpOptions&)> held_tree;
   std::function<std::unique_ptr<RestoredTree>(RestoreOptions)> restored_tree;
   std::shared_ptr<TreeKeeper> keeper;
-  /// Starts the lazy host of a session at the other end of a socket; none: no pages may come late.
-  std::function<void(PacketSocket& end, const wire::GuardianRequest::StartDestination& start)> lazy_host;
+  /// Starts the lazy host of a session at the other end of a socket; agents come to `listener`. None: no pages may come
+  /// late.
+  std::function<void(PacketSocket& end, const Fd& listener, const wire::GuardianRequest::StartDestination& start)>
+      lazy_host;
 };
 
 /// Serves until the session is settled or left to a later agent. Returns the process's exit status.

@@ -91,7 +91,8 @@ class DestinationGuardian {
   void start_lazy_host(const GuardianRequest::StartDestination& s) {
     if (!parts_.lazy_host) throw Refusal("pages cannot come late here", "move it with --mode precopy");
     auto [ours, theirs] = PacketSocket::pair();
-    parts_.lazy_host(theirs, s);
+    // Agents may come before it is there.
+    parts_.lazy_host(theirs, listen_local(store_->lazy_path(journal_->id())), s);
     lazy_.emplace(std::move(ours));
   }
 

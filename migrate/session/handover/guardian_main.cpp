@@ -15,13 +15,13 @@ GuardianParts real_guardian_parts(Logger& log) {
   parts.held_tree = [&log](const DumpOptions& options) { return dump_tree(options, log); };
   parts.restored_tree = [&log](RestoreOptions options) { return restore_tree(std::move(options), log); };
   parts.keeper = cgroup_keeper(log);
-  parts.lazy_host = [](PacketSocket& end, const wire::GuardianRequest::StartDestination& start) {
+  parts.lazy_host = [](PacketSocket& end, const Fd& listener, const wire::GuardianRequest::StartDestination& start) {
     std::vector<std::string> words{"migrate", "guardian-lazy", start.state_dir(), start.session(), start.peer_name()};
     words.insert(words.end(), start.link().begin(), start.link().end());
     std::vector<char*> argv;
     for (std::string& word : words) argv.push_back(word.data());
     argv.push_back(nullptr);
-    if (check(::fork(), "start", "the lazy host") == 0) execute_in_background({end.fd()}, argv.data());
+    if (check(::fork(), "start", "the lazy host") == 0) execute_in_background({end.fd(), listener.get()}, argv.data());
   };
   return parts;
 }

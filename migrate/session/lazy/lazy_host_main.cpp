@@ -7,7 +7,6 @@
 
 #include "lazypages/lazy_host.h"
 #include "migrate/session/base/session.h"
-#include "migrate/session/guardian/lazy_client.h"
 #include "migrate/session/journal/journal.h"
 #include "migrate/session/lazy/lazy_server.h"
 #include "migrate/session/wire/link_words.h"
@@ -15,7 +14,7 @@
 namespace migrate {
 
 int run_lazy_host(int argc, char** argv, Logger& log) {
-  constexpr int kGuardianFd = 3;
+  constexpr int kGuardianFd = 3, kListenerFd = 4;
   if (argc < 5) return kRefused;
   const std::optional<SessionId> id = session_from_hex(argv[3]);
   if (!id) return kRefused;
@@ -25,13 +24,9 @@ int run_lazy_host(int argc, char** argv, Logger& log) {
                              .timeouts = with_test_timeouts({})};
   HoldOptions options;
   options.say = [&log](const std::string& sentence) { log.warn("{}", sentence); };
-  const std::string path = std::string(argv[2]) + "/" + to_hex(*id) + ".lazy";
-  {
-    const JournalStore store(argv[2]);
-    options.kept.emplace("listener", listen_local(store.lazy_path(*id)));
-  }
+  options.kept.emplace("listener", Fd(kListenerFd));
   options.kept.emplace("guardian", Fd(kGuardianFd));
-  settings.path = path;
+  settings.path = std::string(argv[2]) + "/" + to_hex(*id) + ".lazy";
   hold_lazily(std::move(options), [&](LazyHost& host) { LazyServer(host, settings, log).run(); });
 }
 

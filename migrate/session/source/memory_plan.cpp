@@ -23,12 +23,15 @@ std::unique_ptr<MemoryPlan> plan_memory(const PlanParts& parts) {
   std::unique_ptr<MemoryPlan> plan;
   switch (parts.options.mode) {
     case SendMode::precopy:
+    case SendMode::automatic:
       plan = rounds(parts, "stop-copy");
+      if (plan && parts.options.policy.on_no_convergence == OnNoConvergence::postcopy)
+        return std::make_unique<Postcopy>(parts, std::move(plan), Postcopy::When::rest_is_left);
       break;
     case SendMode::hybrid:
-      return std::make_unique<Postcopy>(parts, rounds(parts, "postcopy"));
+      return std::make_unique<Postcopy>(parts, rounds(parts, "postcopy"), Postcopy::When::always);
     case SendMode::postcopy:
-      return std::make_unique<Postcopy>(parts, nullptr);
+      return std::make_unique<Postcopy>(parts, nullptr, Postcopy::When::always);
     case SendMode::stop_copy:
       break;
   }

@@ -49,6 +49,8 @@ class MemoryPlan {
   virtual bool tells_layouts() const = 0;
   /// Pages come when the program runs at the destination.
   virtual bool is_lazy() const { return false; }
+  /// Rounds did not converge, and what is left is to come when the program runs there.
+  virtual bool leaves_rest() const { return false; }
   /// The tree was stopped for a moment already.
   virtual bool touched() const { return false; }
   /// The tree runs: until it may be stopped.

@@ -20,8 +20,8 @@ constexpr milliseconds kLongestPause{5'000};
 
 }  // namespace
 
-Postcopy::Postcopy(const PlanParts& parts, std::unique_ptr<MemoryPlan> before)
-    : p_(parts), before_(std::move(before)) {}
+Postcopy::Postcopy(const PlanParts& parts, std::unique_ptr<MemoryPlan> before, When when)
+    : p_(parts), before_(std::move(before)), when_(when) {}
 
 FeedParts Postcopy::feed_parts() const {
   return {.connector = p_.peer.connector(),
@@ -35,20 +35,19 @@ FeedParts Postcopy::feed_parts() const {
 }
 
 void Postcopy::while_running() {
-  if (before_) {
-    before_->while_running();
-  } else {
-    p_.peer.send_layout(survey_tree(p_.target, *p_.dump.mappings).layout, 0);
-    p_.peer.wait_for(Message::kLayoutReady, p_.options.timeouts.restore);
-  }
   // While nobody waits: when the program runs there its first fault is answered at once.
   feed_.emplace(feed_parts());
   if (!feed_->connect(p_.peer.channel())) throw Corrupt("a message of the peer", "it is out of turn");
+  if (before_) return before_->while_running();
+  p_.peer.send_layout(survey_tree(p_.target, *p_.dump.mappings).layout, 0);
+  p_.peer.wait_for(Message::kLayoutReady, p_.options.timeouts.restore);
 }
 
 void Postcopy::frozen(FrozenTree& tree) {
   if (before_) before_->frozen(tree);
+  const bool late_pages = when_ == When::always || before_->leaves_rest();
   for (PageSource& memory : tree.memories) {
+    if (!late_pages) break;
     const auto lazy = tree.lazy_pages.find(memory.memory);
     if (lazy == tree.lazy_pages.end()) continue;
     PageSet late = pages_of(memory.runs) & lazy->second;

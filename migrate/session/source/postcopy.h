@@ -14,7 +14,11 @@ namespace migrate {
 class Postcopy final : public MemoryPlan {
  public:
   /// `before`: what is done while the tree runs; none: nothing but room for its mappings.
-  Postcopy(const PlanParts& parts, std::unique_ptr<MemoryPlan> before);
+  enum class When : uint8_t {
+    always,
+    rest_is_left,  ///< else it is as `before` would have it
+  };
+  Postcopy(const PlanParts& parts, std::unique_ptr<MemoryPlan> before, When when);
   bool visits() const override { return before_ && before_->visits(); }
   bool tells_layouts() const override { return true; }
   bool is_lazy() const override { return true; }
@@ -44,6 +48,7 @@ class Postcopy final : public MemoryPlan {
 
   const PlanParts p_;
   const std::unique_ptr<MemoryPlan> before_;
+  const When when_;
   std::optional<SourceFeed> feed_;
   std::vector<PageSource> late_;  ///< what comes when the program runs
   PagesByMemory missing_;         ///< the same pages

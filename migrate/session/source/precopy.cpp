@@ -113,7 +113,7 @@ bool Precopy::decide(Course& course, RoundMeasure& measure, const PageTotals& to
   totals_.rounds = measure.round + 1;
   if (decision.action == Decision::Action::cancel) throw Error("the migration was given up: " + decision.reason);
   if (decision.action == Decision::Action::throttle) throttle(course.policy, decision);
-  if (decision.action != Decision::Action::stop) return true;
+  if (decision.action != Decision::Action::stop && decision.action != Decision::Action::postcopy) return true;
   tracker_->put_back(next);
   throttle_.reset();
   return false;

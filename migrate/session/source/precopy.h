@@ -19,6 +19,7 @@ class Precopy final : public MemoryPlan {
   bool visits() const override { return true; }
   bool tells_layouts() const override { return true; }
   bool touched() const override { return touched_; }
+  bool leaves_rest() const override { return last_decision_.action == Decision::Action::postcopy; }
   void while_running() override;
   std::vector<StopMark> stops() const override;
   /// What of it is to be sent still.

@@ -40,6 +40,8 @@ int SendSession::run() {
     settle_local(store_, *keeper_, options_.timeouts, events_, log_);
     look_before_touching();
     peer_.connect();
+    if (plan_->is_lazy() && !peer_.offers("postcopy"))
+      throw Refusal("the receiver cannot take pages when the program runs there", "use another --mode");
     compare_clocks();
     questions_.check_there();
     begin();

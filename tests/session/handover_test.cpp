@@ -156,17 +156,24 @@ void run_with_fault(const std::string& fault) {
       << point << " was not reached, which proves nothing";
 }
 
+/// Only reached by moves with pages that come late, which fake trees have none of (tests/migration/postcopy.py).
+bool is_of_post_copy(std::string_view point) {
+  for (const char* word : {".whole", ".lost", ".lazily-held", ".feed"})
+    if (point.find(word) != std::string_view::npos) return true;
+  return false;
+}
+
 TEST(Handover, AGuardianKilledAtEveryPoint) {
   for (const std::string_view point : fault_points()) {
     // Fake trees are not visited.
-    if (point.find("inject-") != std::string_view::npos) continue;
+    if (point.find("inject-") != std::string_view::npos || is_of_post_copy(point)) continue;
     if (point.find("guardian") != std::string_view::npos) run_with_fault(std::string(point) + ":kill-self");
   }
 }
 
 TEST(Handover, AnySyncMayFailAfterTheRename) {
   for (const std::string_view point : fault_points()) {
-    if (point.find("-journal.") == std::string_view::npos) continue;
+    if (point.find("-journal.") == std::string_view::npos || is_of_post_copy(point)) continue;
     std::string fault = std::string(point) + ":sync-fails";
     // An abort needs a reason.
     if (point == "source-journal.aborted") fault += ",source-guardian.before-commit:fail";

@@ -22,14 +22,16 @@ WORKLOADS = {
 }
 # Options of `dump` and `restore` that a program needs.
 OPTIONS = {"locks": ("--file-locks",)}
-# Both hosts of the test see the same files, and the source keeps its locks until the tree has moved (refusals.py has that).
+# The source keeps its locks until the tree has moved (refusals.py has that).
 NOT_LIVE = ("locks",)
 PROGRAMS = {"redis": programs.Redis, "nginx": programs.Nginx, "python": programs.Python, "pipeline": programs.Pipeline}
 NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3"}
 # Lazily moved with TLS; they have more private memory than this, which a lazy dump leaves out of the folder.
 LAZY_TLS = ("memory", "redis")
 LAZY_MOST = 2 << 20
-MODES = ("inplace", "lazy", "lazy-remote", "leave-running", "live", "live-stop", "live-back")
+MODES = ("inplace", "lazy", "lazy-remote", "leave-running", "live", "live-stop", "live-postcopy", "live-hybrid", "live-back")
+# Both hosts of the test see the same files.
+BETWEEN_HOSTS = ("live", "live-stop", "live-postcopy", "live-hybrid", "lazy-remote")
 # Moved to a host whose clocks are ahead, too; their last time-out ends this many seconds after their start.
 TIMED = {"clocks": 0, "itimer": 0, "timers": 4, "sleep_restart": 5, "events": 4, "main_waits": 5}
 
@@ -38,7 +40,7 @@ def names(mode):
     """What is moved in that mode."""
     if mode == "live-back":
         return list(TIMED)
-    return [n for n in (*WORKLOADS, *PROGRAMS) if mode not in ("live", "live-stop", "lazy-remote") or n not in NOT_LIVE]
+    return [n for n in (*WORKLOADS, *PROGRAMS) if mode not in BETWEEN_HOSTS or n not in NOT_LIVE]
 
 
 class Context:
@@ -236,7 +238,18 @@ def live_stop(context, name, folder):
     live(context, name, folder, options=("--mode", "stop-copy"))
 
 
-RUN = {"inplace": in_place, "lazy": lazy, "lazy-remote": lazy_remote, "leave-running": leave_running, "live": live, "live-stop": live_stop, "live-back": live_back}
+def live_postcopy(context, name, folder):
+    """Its memory comes while it runs at the destination already."""
+    live(context, name, folder, options=("--mode", "postcopy"))
+
+
+def live_hybrid(context, name, folder):
+    """The same, for what was written since the last round."""
+    live(context, name, folder, options=("--mode", "hybrid"))
+
+
+RUN = {"inplace": in_place, "lazy": lazy, "lazy-remote": lazy_remote, "leave-running": leave_running, "live": live,
+       "live-stop": live_stop, "live-postcopy": live_postcopy, "live-hybrid": live_hybrid, "live-back": live_back}
 
 
 def run_case(context, mode, name, folder):

@@ -46,6 +46,11 @@ TEST(States, OneSideAloneNeverDecidesAfterCommitOrPrepared) {
   }
   EXPECT_TRUE(legal_step(Role::destination, State::prepared, State::gate_open, kPeer));
   EXPECT_FALSE(legal_step(Role::source, State::preparing, State::committed, kOwn));
+  // Whether all pages are here is not the source's to say; and what runs there without them is not to run here again.
+  EXPECT_TRUE(legal_step(Role::destination, State::gate_open, State::whole, kOwn));
+  EXPECT_FALSE(legal_step(Role::destination, State::gate_open, State::whole, kPeer));
+  EXPECT_FALSE(legal_step(Role::destination, State::whole, State::lost, static_cast<Authority>(15)));
+  EXPECT_FALSE(legal_step(Role::source, State::committed, State::lost, kPeer));
   EXPECT_FALSE(legal_step(Role::source, State::prepared, State::gate_open, kPeer));
 }
 

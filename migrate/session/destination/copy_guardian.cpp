@@ -77,15 +77,23 @@ void CopyGuardian::check_memory() {
   if (memory_at_check_ + came > max_memory_) measure_memory();
 }
 
+void CopyGuardian::check_memory_with(uint64_t late_bytes) {
+  measure_memory();
+  if (late_bytes > max_memory_ - memory_at_check_) refuse_memory(memory_at_check_ + late_bytes);
+}
+
+void CopyGuardian::refuse_memory(uint64_t bytes) const {
+  throw Refusal(
+      "the copy of " + label_ + " has " + human_bytes(bytes) + " in memory and may have " + human_bytes(max_memory_),
+      "start the receiver with a greater --max-memory");
+}
+
 void CopyGuardian::measure_memory() {
   GuardianRequest request;
   request.set_memory(true);
   bytes_at_check_ = intake_.counters().bytes();
   memory_at_check_ = guardian_.ask(request, Deadline::in(timeouts_.answer), &stop_).memory_bytes();
-  if (memory_at_check_ > max_memory_)
-    throw Refusal("the copy of " + label_ + " has " + human_bytes(memory_at_check_) + " in memory and may have " +
-                      human_bytes(max_memory_),
-                  "start the receiver with a greater --max-memory");
+  if (memory_at_check_ > max_memory_) refuse_memory(memory_at_check_);
 }
 
 }  // namespace migrate

@@ -29,6 +29,8 @@ class CopyGuardian {
   std::vector<MemoryId> prepare(const Fd& images);
   void discard(const wire::Discards& discards);
   void reserve(const wire::Reserve& wanted);
+  /// The same, counting pages that will come when it runs.
+  void check_memory_with(uint64_t late_bytes);
   /// What the sender says of its tree is only the sender's word: Refusal if the copy has more memory than it may.
   /// Nobody is asked while it cannot have.
   void check_memory();
@@ -38,6 +40,7 @@ class CopyGuardian {
   void await(wire::GuardianReply::BodyCase answer, const char* operation);
   std::vector<MemoryId> take_room();
   void measure_memory();
+  [[noreturn]] void refuse_memory(uint64_t bytes) const;
 
   Guardian& guardian_;
   PageIntake& intake_;

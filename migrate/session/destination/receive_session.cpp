@@ -326,6 +326,12 @@ class ReceiveSession {
     GuardianRequest request;
     request.set_finish(true);
     finishing_ = true;
+    if (lazy_) {
+      uint64_t pages = 0;
+      for (const wire::Discards::Run& run : missing_.runs())
+        pages += run.pages();  // each below 2^35, 4 million of them
+      copy_->check_memory_with(pages > UINT64_MAX / kPageSize ? UINT64_MAX : pages * kPageSize);
+    }
     guardian_->send(request);
     if (lazy_) guardian_->socket().send_blob(missing_);
     const GuardianReply reply = guardian_->await(Deadline::in(options_.timeouts.restore), &c_.interrupt.stop());

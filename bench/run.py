@@ -9,6 +9,7 @@ Subjects:
   estimates          the matrix with pre-copy only, and what becomes of a program that writes 2 GB/s
   convergence        only the latter: each --on-no-convergence choice
   downtime-at-rate   1 GiB and 64 MiB at 10,000 random pages/s in turns (20 moves each), against each other and raw TLS
+  late-memory        post-copy, hybrid and auto: the switch, how soon it is whole, how long the program stood still for pages (10 each)
   freeze             how long a dump freezes a tree, against threads, mappings, descriptors and memory
   page-files         image files: many operations in flight against plain calls, in memory and on disk, cached and not
   peer               CRIU beside it, where one is installed that starts
@@ -26,12 +27,12 @@ import time
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from measure import baseline, convergence, downtime_at_rate, estimates, freeze, matrix, page_files, peer, plots, table  # noqa: E402
+from measure import baseline, convergence, downtime_at_rate, estimates, freeze, late_memory, matrix, page_files, peer, plots, table  # noqa: E402
 from measure.hosts import LIKE_LOOPBACK, Hosts  # noqa: E402
 from lib.process import become_subreaper  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SUBJECTS = ("matrix", "estimates", "convergence", "downtime-at-rate", "freeze", "page-files", "peer")
+SUBJECTS = ("matrix", "estimates", "convergence", "downtime-at-rate", "late-memory", "freeze", "page-files", "peer")
 DEFAULT = ("matrix", "convergence", "freeze", "peer")
 
 
@@ -75,8 +76,9 @@ class Run:
     def section(self, title, rows):
         self.sections += [f"## {title}", "", *rows, ""]
 
-    def matrix(self, modes=matrix.MODES):
+    def matrix(self, modes=None):
         quick = self.options.quick
+        modes = modes or (matrix.QUICK_MODES if quick else matrix.MODES)
         sizes = self.options.sizes or (matrix.QUICK_SIZES if quick else matrix.SIZES)
         matrix.run(self.hosts, self.results, sizes, matrix.QUICK_RATES if quick else matrix.RATES, modes, self.repeat(3, 1))
         found = self.results.of("matrix")
@@ -97,6 +99,10 @@ class Run:
     def downtime_at_rate(self):
         downtime_at_rate.run(self.hosts, self.results, self.repeat(20, 2))
         self.section("Downtime at 10,000 random pages a second", downtime_at_rate.rows(self.results.of(downtime_at_rate.SCENARIO)))
+
+    def late_memory(self):
+        late_memory.run(self.hosts, self.results, self.repeat(10, 1), *(self.options.sizes or ())[:1])
+        self.section("Memory that comes when the program runs", late_memory.rows(self.results.of(late_memory.SCENARIO)))
 
     def freeze(self):
         self.section("Freeze", freeze.rows(self.hosts, self.repeat(7, 3)))

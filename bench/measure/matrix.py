@@ -9,7 +9,8 @@ from .workload import Task
 
 SIZES = (64, 256, 1024, 4096)        # MiB
 RATES = (0, 1_000, 10_000, 100_000, None)  # pages a second; None: as many as the program can, beyond any bandwidth
-MODES = ("precopy", "stop-copy")
+MODES = ("precopy", "stop-copy", "postcopy", "hybrid")
+QUICK_MODES = ("precopy", "stop-copy")
 QUICK_SIZES, QUICK_RATES = (64, 512), (0, 10_000, None)
 SPARE = 1.5  # a host holds the program twice, once for each "host", and what the kernel needs besides
 

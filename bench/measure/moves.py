@@ -6,7 +6,7 @@ from lib import programs, tool
 from lib.process import Deadline, find_moved, kill_tree, wait_for
 
 from . import baseline
-from .workload import Writer, longest_gap, rate_between
+from .workload import longest_gap, rate_between, stalls, Writer
 
 BEFORE, AFTER = 1.0, 0.7  # seconds for which the program is watched before and after
 
@@ -15,7 +15,8 @@ COLUMNS = (
     "scenario", "memory_mib", "rate", "whole_pages", "mode", "options", "repeat", "outcome", "reason", "estimate_ms", "fixed_ms", "dirty_ms",
     "dirty_pages", "downtime_ms", "seen_ms", "freeze_ms", "shells_ms", "pages_ms", "restore_ms", "handover_ms", "rounds", "total_ms",
     "rounds_bytes", "stopped_bytes", "wire_bytes", "round0_bytes", "round0_ms", "round0_bandwidth", "raw_tls", "round0_ratio",
-    "written_before", "written_during", "written_after", "during_ratio", "gap_in_rounds_ms", "cpu_share", "memory_equal")
+    "written_before", "written_during", "written_after", "during_ratio", "gap_in_rounds_ms", "cpu_share", "late_bytes", "late_requested",
+    "whole_ms", "stalls_ms", "memory_equal")
 PARTS = ("freeze_ms", "shells_ms", "pages_ms", "restore_ms", "handover_ms")
 
 
@@ -117,6 +118,9 @@ def of_events(events):
         row["reason"] = decided["reason"]
     if throttled is not None:
         row["cpu_share"] = min(e["cpu_share"] for e in events if e["event"] == "throttle")
+    switch, whole = last(events, "switch"), last(events, "whole")
+    if whole is not None:
+        row.update({"late_bytes": switch["pages"] * 4096, "late_requested": whole["pages_requested"], "whole_ms": whole["ms"]})
     first = next((e for e in events if e["event"] == "round" and e.get("n") == 0), None)
     if first is not None:
         row.update({"round0_bytes": first["bytes"], "round0_ms": first["ms"],
@@ -138,6 +142,8 @@ def of_program(samples, events):
     rounds_end = stopped[0] if stopped else ended
     row = {"seen_ms": round(longest_gap(samples, began, ended + AFTER) * 1000, 2),
            "gap_in_rounds_ms": round(longest_gap(samples, began, rounds_end) * 1000, 2)}
+    if stopped and last(events, "whole"):
+        row["stalls_ms"] = round(stalls(samples, stopped[1], ended, 0.003) * 1000, 2)
     before = rate_between(samples, began - BEFORE, began)
     during = rate_between(samples, began, rounds_end)
     after = rate_between(samples, stopped[1] if stopped else ended, ended + AFTER)

@@ -46,7 +46,7 @@ def over_memory(panel, moves, sizes, colours, value):
 
 def downtime(moves, path):
     moves = [m for m in moves if m.moved]
-    modes = [mode for mode in ("precopy", "stop-copy") if any(m["mode"] == mode for m in moves)]
+    modes = [mode for mode in ("precopy", "stop-copy", "postcopy", "hybrid") if any(m["mode"] == mode for m in moves)]
     sizes, colours = sizes_of(moves), rates_of(moves)
     if not moves:
         return

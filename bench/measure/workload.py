@@ -69,6 +69,11 @@ def rate_between(samples, begin, end):
     return (samples[last].written - samples[first].written) / (times[last] - times[first])
 
 
+def stalls(samples, begin, end, least):
+    """The times in which the program did nothing for longer than `least`, together; seconds."""
+    return sum(s.gap for s in samples if begin <= s.gap_end <= end and s.gap > least)
+
+
 def longest_gap(samples, begin, end):
     """The longest time in which the program did nothing, among those that ended between `begin` and `end`; seconds."""
     return max((s.gap for s in samples if begin <= s.gap_end <= end), default=0.0)

@@ -3,7 +3,7 @@
 
     postcopy.py [--only REGEX] [--keep]
 
-A program of 96 MiB, whose pages it can tell from each other, is moved over a slow feed; while it runs at the destination
+A program of 64 MiB, whose pages it can tell from each other, is moved over a slow feed; while it runs at the destination
 something is done to those who bring its pages. Afterwards it knows every byte, the source's tree is gone, both journals say DONE
 (or LOST, where nothing helps), and nothing is left."""
 import json
@@ -20,8 +20,8 @@ from lib.process import all_pids, exists, kill_all, read, stat_fields, wait_for 
 from lib.suite import expect  # noqa: E402
 
 TIMEOUTS = {"MIGRATE_TEST_TIMEOUTS": "connect=3000,answer=5000,restore=10000,settle=2000"}
-MIB = 96
-SLOW = "12M"  # a second: some eight seconds of feed
+MIB = 64
+SLOW = "12M"  # a second: some five seconds of feed
 
 
 class Move:
@@ -49,8 +49,8 @@ class Move:
             self.close()
             raise
 
-    def start_receiver(self):
-        self.hosts.receive("destination", f"{self.folder}/receive", env=TIMEOUTS)
+    def start_receiver(self, **env):
+        self.hosts.receive("destination", f"{self.folder}/receive", env={**TIMEOUTS, **env})
 
     # Who is who.
 
@@ -197,6 +197,73 @@ def kill_all_lazy(context, folder):
         expect(exists(move.old), "the only copy that is left was killed")
         code, out = move.hosts.tool.resolve(move.hosts.network, "source", "destination", move.hosts.keys, pid=move.old)
         expect(code == 3 and re.search("lost", out), f"resolve exited {code}: {out[-500:]}")
+        end_by_force(move)
+    finally:
+        move.close()
+
+
+def end_by_force(move):
+    """What the operator does with a copy that nobody can go on with."""
+    code, out = move.hosts.tool.resolve(move.hosts.network, "source", "destination", move.hosts.keys, "--force-kill", move.session,
+                                        pid=move.old)
+    expect(not exists(move.old), f"--force-kill left the frozen copy ({code}): {out[-500:]}")
+
+
+def destination_restarted(context, folder):
+    """Everything there dies, and comes back with another boot id: the pages that came are gone, and the source's tree is the only
+    copy that is left. It must not be killed."""
+    move = Move(context, folder, "postcopy")
+    try:
+        expect(move.is_feeding(), "it was whole before anything was done")
+        victims = [*move.destination_guardian(), *move.destination_agent(), *move.lazy(), *move.named("guardian-watch", "destination"),
+                   move.hosts.receivers["destination"].pid, move.copy]
+        kill_all([p for p in victims if exists(p)])
+        move.hosts.receivers.pop("destination").wait(10)
+        move.start_receiver(MIGRATE_FAKE_BOOT_ID="another")
+        wait_for(lambda: move.sender.poll() is not None, "send to end", 60)
+        expect(move.sender.returncode == 3, f"send exited {move.sender.returncode}: {tool.tail(move.log, 5)}")
+        expect(exists(move.old), "the only copy that is left was killed")
+        expect(move.state("destination") == "LOST", f"the destination says {move.state('destination')}")
+        end_by_force(move)
+    finally:
+        move.close()
+
+
+def source_tree_killed(context, folder):
+    """What was still here is lost: the destination is told, and nobody tries for ever."""
+    move = Move(context, folder, "postcopy")
+    try:
+        expect(move.is_feeding(), "it was whole before anything was done")
+        os.kill(move.old, signal.SIGKILL)
+        wait_for(lambda: move.sender.poll() is not None, "send to end", 40)
+        expect(move.sender.returncode == 3, f"send exited {move.sender.returncode}: {tool.tail(move.log, 5)}")
+        wait_for(lambda: move.state("destination") == "LOST" and move.state("source") == "LOST", "both journals to say LOST", 40)
+        wait_for(lambda: not move.lazy(), "the lazy host to leave", 10)
+    finally:
+        move.close()
+
+
+def nothing_late(context, folder):
+    """Rounds that converge leave nothing for later; that the copy is whole is known before its gate opens, and must not be
+    forgotten until then."""
+    move = Move.__new__(Move)
+    move.context, move.folder, move.program, move.sender = context, folder, None, None
+    move.hosts = hosts.Hosts(context.binary, folder, f"p{os.getpid()}", "10.77.90")
+    try:
+        move.start_receiver()
+        move.program = programs.Workload("memory", f"{context.workloads}/memory", ["16", "10"], f"{folder}/program",
+                                         move.hosts.enter("source"), move.hosts.namespace("source"))
+        move.program.ready()
+        move.program.remember()
+        move.old, move.log = move.program.pid, f"{folder}/send"
+        move.sender = move.hosts.send(move.old, "source", move.log, ["--mode", "auto", "--allow-postcopy", "--max-downtime", "1000"],
+                                      env={**TIMEOUTS, "MIGRATE_FAULT": "source-agent.ready:sleep"})
+        wait_for(lambda: move.sender.poll() is not None, "send to end", 60)
+        expect(move.sender.returncode == 0, f"send exited {move.sender.returncode}: {tool.tail(move.log, 5)}")
+        expect('"event":"switch"' not in read(move.log), "pages came late although the rounds converged")
+        move.session = json.loads(next(line for line in read(move.log).splitlines() if '"event":"begin"' in line))["session"]
+        move.copy = wait_for(lambda: hosts.find_copy(move.program.inner, f"{folder}/program", move.old), "the moved tree", 10)
+        move.arrives()
     finally:
         move.close()
 
@@ -251,6 +318,9 @@ CASES = {
     "kill/destination-guardian": broken(kill("destination_guardian")),
     "kill/receiver": broken(kill_receiver),
     "kill/all-lazy": kill_all_lazy,
+    "kill/source-tree": source_tree_killed,
+    "restarted/destination": destination_restarted,
+    "nothing-late": nothing_late,
 }
 
 

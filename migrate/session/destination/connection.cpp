@@ -79,7 +79,19 @@ int serve_connection(const ReceiveOptions& options, const Connector& connector, 
     }
     const ReceiveContext context{
         options, events, interrupt, daemon, connector, store, sessions, exec_guardian("guardian-destination"), log};
-    if (first->body_case() == Message::kFeed) return serve_feed(context, channel, *first);
+    if (first->body_case() == Message::kFeed) {
+      try {
+        return serve_feed(context, channel, *first);
+      } catch (const Refusal&) {
+        throw;
+      } catch (const StaleEpoch&) {
+        throw;
+      } catch (const Error& e) {
+        // No refusal: it comes again.
+        events.event("cut", std::string("a feed ended: ") + e.what(), {});
+        return kQuestionAnswered;
+      }
+    }
     if (const std::string busy = daemon.take_place(Deadline::in(options.timeouts.answer)); !busy.empty())
       throw Refusal("this receiver is busy", busy);
     events.event("connect", "connected: " + channel.stream().peer(), {{"peer", channel.stream().peer()}});

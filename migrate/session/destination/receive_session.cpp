@@ -518,6 +518,16 @@ class ReceiveSession {
       c_.events.event("failed", "the copy of " + label_ + " is gone: " + entry->reason, {{"session", to_hex(id_)}});
       return kFailed;
     }
+    if (entry && entry->state == State::gate_open && entry->lazy) {
+      c_.events.event("cut",
+                      label_ + " runs here and waits for pages of the source, which may come again (" + e.what() + ")",
+                      {{"session", to_hex(id_)}});
+      return kInDoubt;
+    }
+    if (entry && entry->state == State::lost) {
+      c_.events.event("failed", label_ + " has lost pages: " + entry->reason, {{"session", to_hex(id_)}});
+      return kFailed;
+    }
     if (entry && (entry->state == State::gate_open || entry->state == State::whole || entry->state == State::done)) {
       c_.events.event("done", label_ + " runs here (" + e.what() + ")", {{"session", to_hex(id_)}});
       return kMoved;

@@ -107,6 +107,7 @@ class DestinationGuardian {
     if (n < 0 && errno != EINTR) throw Error("wait for", "an agent", errno);
     if (n <= 0) return true;
     if (p[2].revents != 0) lazy_news();
+    if (is_final(journal_->state()) || (journal_->state() == State::whole && !agent_)) return false;
     if (p[1].revents != 0) {
       Fd next(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
       if (next) agent_.emplace(std::move(next));
@@ -281,11 +282,13 @@ class DestinationGuardian {
       throw Refusal("the source's order to open the gate of session " + to_hex(journal_->id()) + " is out of date",
                     "see `migrate resolve`");
     }
+    bool whole = false;
     if (journal_->state() == State::prepared) {
       if (!parts_.keeper->lives(journal_->entry())) {
         discard(kTreeGone, "it died behind its gate");
         throw Error("the copy died behind its gate; it never ran");
       }
+      whole = holds_all_pages();
       journal_->step_with(State::gate_open, kPeer, "the source committed",
                           [&](JournalEntry& e) { e.peer_epoch = peer_epoch; });
       // Whoever reads it will say that it runs here: so it must, whether it is durable or not.
@@ -302,7 +305,21 @@ class DestinationGuardian {
     } catch (const Error& e) {
       log_.warn("leaving the gate's cgroup: {}", e.what());  // answered already, and the tree runs
     }
+    if (whole) became_whole();
     return true;
+  }
+
+  /// Before the gate opens: those who hold its missing pages must be there. True: there are none.
+  bool holds_all_pages() {
+    if (!lazy_) return false;
+    try {
+      const LazyState now = lazy_->ask(Deadline::in(options_.timeout));
+      if (now.lost.empty()) return now.missing == 0;
+    } catch (const Error& e) {
+      log_.error("the lazy host: {}", e.what());
+    }
+    discard(kTreeGone, "those who held its missing pages died; it never ran");
+    throw Error("those who held the copy's missing pages died; it never ran");
   }
 
   /// From here on the copy is the program: nothing may discard it, also not a failure to open in the good way.
@@ -329,36 +346,42 @@ class DestinationGuardian {
   /// The lazy host says that nothing is missing any more, or that what is will not come; or it is gone.
   void lazy_news() {
     std::optional<LazyState> now;
+    bool killed = false;
     try {
       now = lazy_->news();
     } catch (const GuardianGone& e) {
-      // All its processes were killed: the pages that were missing read as zeros now.
+      killed = true;
       now = LazyState{1, e.what()};
     }
     if (!now || (now->missing != 0 && now->lost.empty())) return;
-    if (journal_->state() == State::gate_open && now->lost.empty()) {
-      journal_->step(State::whole, kOwn, "all its pages are here");
-      warn_unless_durable(*journal_, log_);
-      fault_point("destination-guardian.whole");
-    } else if (journal_->state() == State::gate_open) {
-      lose(now->lost);
-    }
-    if (journal_->state() == State::receiving || journal_->state() == State::prepared) {
-      if (!now->lost.empty()) discard(kPeer, now->lost);
-      return;  // the copy has no page to wait for: told again when the gate is open
-    }
+    if (journal_->state() == State::gate_open && now->lost.empty()) return became_whole();
+    if (journal_->state() == State::gate_open) return lose(now->lost, killed);
+    // Behind its gate it waits for no page; that it is whole is asked for when the gate opens.
+    if (!now->lost.empty()) discard(kTreeGone, now->lost);
+  }
+
+  void became_whole() {
+    journal_->step(State::whole, kOwn, "all its pages are here");
+    warn_unless_durable(*journal_, log_);
+    fault_point("destination-guardian.whole");
+    end_lazy_host();
+  }
+
+  /// When all processes of the host were killed, what was missing reads as zeros: a program that goes on with that is
+  /// worse than none. Else whoever touches a lost page gets SIGBUS.
+  void lose(const std::string& why, bool killed) {
+    journal_->step(State::lost, kTreeGone, why);
+    if (killed) parts_.keeper->discard(journal_->entry());
+    end_lazy_host();
+  }
+
+  void end_lazy_host() {
     try {
       lazy_->settled();
     } catch (const GuardianGone&) {
     }
     lazy_.reset();
     tell_whole();
-  }
-
-  /// A program without a part of its memory is none.
-  void lose(const std::string& why) {
-    journal_->step(State::lost, kTreeGone, why);
-    parts_.keeper->discard(journal_->entry());
   }
 
   void tell_whole() {

@@ -53,8 +53,9 @@ LazyState state_of(const LazyReply& reply) {
 Fd connect_local(const std::string& path) {
   const sockaddr_un address = address_of(path);
   Fd socket(check(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), "make", "a socket"));
-  if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) return {};
-  return socket;
+  if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) return socket;
+  if (errno != ENOENT && errno != ECONNREFUSED) throw Error("connect to", path, errno);
+  return {};
 }
 
 Fd listen_local(const std::string& path) {

@@ -1,6 +1,7 @@
 #include "migrate/session/handover/destination_sessions.h"
 
 #include <poll.h>
+#include <unistd.h>
 #include "migrate/session/guardian/lazy_client.h"
 #include "migrate/session/wire/channel.h"
 
@@ -54,7 +55,8 @@ std::optional<JournalEntry> DestinationSessions::look(const SessionId& id) {
   if (!entry) return entry;
   if (entry->state == State::gate_open) let_run(*entry);
   if (entry->state == State::gate_open && entry->lazy) return look_whole(id);
-  const bool gone = entry->state == State::prepared && !keeper_.lives(*entry);
+  send_host_away(*entry);
+  const bool gone = entry->state == State::prepared && !can_run(*entry);
   // Whoever wrote ABORTED may have died before the copy was gone, and whoever wrote DONE before its socket was.
   const bool final = is_final(entry->state);
   if (entry->state != State::receiving && !gone && !final) return entry;
@@ -62,17 +64,49 @@ std::optional<JournalEntry> DestinationSessions::look(const SessionId& id) {
   if (!journal) return entry;  // somebody builds or holds it
   if (journal->state() == State::receiving) {
     journal->step(State::aborted, kOwn, "the agent that built it died");
-  } else if (journal->state() == State::prepared && !keeper_.lives(journal->entry())) {
-    journal->step(State::aborted, kTreeGone, "it died behind its gate");
+  } else if (journal->state() == State::prepared && !can_run(journal->entry())) {
+    journal->step(State::aborted, kTreeGone, "it died behind its gate, or those who held its missing pages did");
   }
-  if (journal->state() == State::aborted) keeper_.discard(journal->entry());
+  if (journal->state() == State::aborted) {
+    send_host_away(journal->entry());
+    keeper_.discard(journal->entry());
+  }
   return journal->entry();
+}
+
+/// Behind its gate, with all that its pages depend on.
+bool DestinationSessions::can_run(const JournalEntry& entry) {
+  return keeper_.lives(entry) && (!entry.lazy || LazyClient::connect(store_.lazy_path(entry.id)));
+}
+
+void DestinationSessions::send_host_away(const JournalEntry& entry) {
+  if (entry.state != State::aborted && entry.state != State::whole && !is_final(entry.state)) return;
+  const std::string path = store_.lazy_path(entry.id);
+  if (::access(path.c_str(), F_OK) != 0) return;
+  try {
+    if (std::optional<LazyClient> host = LazyClient::connect(path)) {
+      if (entry.state == State::aborted) {
+        host->discard();
+      } else {
+        host->settled();
+      }
+    } else {
+      ::unlink(path.c_str());
+    }
+  } catch (const Error& e) {
+    log_.debug("the lazy host of session {}: {}", to_hex(entry.id), e.what());
+  }
 }
 
 /// Its guardian, if it lives, writes down when nothing is missing any more; else whoever looks.
 std::optional<JournalEntry> DestinationSessions::look_whole(const SessionId& id) {
   std::optional<Journal> journal = store_.take_over(id, Role::destination, false);
   if (!journal || journal->state() != State::gate_open) return store_.peek(id, Role::destination);
+  if (journal->entry().boot_id != boot_id()) {
+    journal->step(State::lost, kTreeGone, "this host was restarted while pages were missing");
+    keeper_.discard(journal->entry());
+    return journal->entry();
+  }
   std::optional<LazyClient> host = LazyClient::connect(store_.lazy_path(id));
   LazyState now{0, {}};
   if (host) {
@@ -82,16 +116,33 @@ std::optional<JournalEntry> DestinationSessions::look_whole(const SessionId& id)
       return journal->entry();  // another process of it takes over
     }
   } else if (keeper_.lives(journal->entry())) {
-    now.lost = "all processes that held its missing pages were killed";
+    // What was missing reads as zeros now: a program that goes on with that is worse than none.
+    journal->step(State::lost, kTreeGone, "all processes that held its missing pages were killed");
+    keeper_.discard(journal->entry());
+    return journal->entry();
   }
   if (!now.lost.empty()) {
     journal->step(State::lost, kTreeGone, now.lost);
-    keeper_.discard(journal->entry());
   } else if (now.missing == 0) {
     journal->step(State::whole, kOwn, "all its pages are here");
   }
   if (host && journal->state() != State::gate_open) host->settled();
   return journal->entry();
+}
+
+std::optional<JournalEntry> DestinationSessions::lose(const SessionId& id, uint64_t peer_epoch) {
+  constexpr std::chrono::milliseconds kLook{50};
+  std::optional<JournalEntry> entry = look(id);
+  if (!entry || entry->state != State::gate_open || !entry->lazy) return entry;
+  refuse_stale(*entry, peer_epoch);
+  if (std::optional<LazyClient> host = LazyClient::connect(store_.lazy_path(id)))
+    host->lose("the tree at the source, which had them, is gone");
+  for (const Deadline deadline = Deadline::in(timeouts_.answer); !deadline.passed();) {
+    entry = look(id);
+    if (!entry || entry->state != State::gate_open) break;
+    ::poll(nullptr, 0, static_cast<int>(kLook.count()));
+  }
+  return entry;
 }
 
 /// Journaled, but whoever did that may have died before it thawed the gate or took it away.

@@ -22,12 +22,17 @@ class DestinationSessions {
   std::optional<JournalEntry> discard(const SessionId& id, uint64_t peer_epoch, Authority authority,
                                       const std::string& reason);
   std::optional<JournalEntry> finish(const SessionId& id, uint64_t peer_epoch);
+  /// The source's tree is gone while pages of it were missing here: who touches one gets SIGBUS.
+  std::optional<JournalEntry> lose(const SessionId& id, uint64_t peer_epoch);
 
  private:
   /// True if a guardian answered.
   bool ask_guardian(const SessionId& id, const wire::GuardianRequest& request);
   void let_run(const JournalEntry& entry);
   std::optional<JournalEntry> look_whole(const SessionId& id);
+  bool can_run(const JournalEntry& entry);
+  /// A lazy host that is not needed any more leaves.
+  void send_host_away(const JournalEntry& entry);
   Journal own(const SessionId& id, uint64_t peer_epoch);
 
   JournalStore& store_;

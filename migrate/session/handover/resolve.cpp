@@ -3,6 +3,7 @@
 
 #include "migrate/session/base/session.h"
 #include "migrate/session/handover/settle.h"
+#include "migrate/session/handover/source_feed.h"
 #include "migrate/session/telling/failure.h"
 
 namespace migrate {
@@ -95,6 +96,7 @@ class Resolver {
       return true;
     }
     if (options_.force != ResolveOptions::Force::none) return force_here(*journal, ask);
+    feed_if_needed(*journal, ask);
     const Settled settled = settle_source(*journal, *keeper_, ask, log_);
     const bool good = settled.outcome != Settled::Outcome::in_doubt;
     tell(good ? "resolved" : "in-doubt", journal->entry(), settled.sentence);
@@ -102,6 +104,24 @@ class Resolver {
     journal.reset();
     if (is_final(now.state)) tell_outcome(store_, now.id, ask, log_);
     return good;
+  }
+
+  /// A destination where it runs without all its pages: nobody else feeds it, since the journal was free.
+  void feed_if_needed(const Journal& journal, const AskDestination& ask) {
+    if (journal.state() != State::committed || !keeper_->lives(journal.entry())) return;
+    try {
+      const wire::Answer answer = ask(journal.id(), journal.entry().epoch, wire::Resolve::ASK);
+      if (!answer.lazy() || answer.rebooted()) return;
+      feed_from_held_tree(journal.entry(),
+                          {.connector = *connector_,
+                           .address = options_.address.empty() ? journal.entry().peer : options_.address,
+                           .session = journal.id(),
+                           .timeouts = options_.timeouts,
+                           .options = {},
+                           .events = events_});
+    } catch (const Error& e) {
+      log_.warn("feeding the destination of session {}: {}", to_hex(journal.id()), e.what());
+    }
   }
 
   /// The session's watch may be settling it right now.

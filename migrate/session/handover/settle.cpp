@@ -43,6 +43,26 @@ void settle_one_source(JournalStore& store, TreeKeeper& keeper, const JournalEnt
                {{"session", to_hex(entry.id)}});
 }
 
+/// It runs there, and pages of it are here only: as long as the frozen tree lives.
+Settled pages_wanted(Journal& journal, TreeKeeper& keeper, const AskDestination& ask, Logger& log) {
+  const std::string name = journal.entry().label;
+  if (keeper.lives(journal.entry()))
+    return {Settled::Outcome::in_doubt,
+            name + " runs at the destination and still needs pages of the frozen copy here, which are fed to it"};
+  try {
+    ask(journal.id(), journal.entry().epoch, Resolve::LOSE);
+  } catch (const Error& e) {
+    log.debug("telling the destination that pages are lost: {}", e.what());
+    return {Settled::Outcome::in_doubt,
+            name + " needs pages at the destination that were lost with the frozen tree here"};
+  }
+  journal.step_with(State::lost, kTreeGone, "the frozen tree is gone, and pages that were still needed",
+                    [](JournalEntry& e) { e.peer_settled = true; });
+  return {Settled::Outcome::in_doubt, name +
+                                          " runs at the destination without pages that were lost with the frozen tree "
+                                          "here: who touches one gets SIGBUS"};
+}
+
 Settled after_answer(Journal& journal, TreeKeeper& keeper, const Answer& answer, const AskDestination& ask,
                      Logger& log) {
   const std::string name = journal.entry().label;
@@ -56,9 +76,7 @@ Settled after_answer(Journal& journal, TreeKeeper& keeper, const Answer& answer,
     case Answer::GATE_OPEN:
     case Answer::WHOLE:
     case Answer::DONE:
-      if (answer.lazy() && !answer.rebooted())
-        return {Settled::Outcome::in_doubt,
-                name + " runs at the destination and still needs pages of the frozen copy here"};
+      if (answer.lazy() && !answer.rebooted()) return pages_wanted(journal, keeper, ask, log);
       if (answer.rebooted()) {
         return {Settled::Outcome::in_doubt,
                 "the destination opened the gate for " + name + " and was restarted since; only you can say whether " +
@@ -153,8 +171,8 @@ bool tell_outcome(JournalStore& store, const SessionId& id, const AskDestination
   try {
     const Answer answer = ask(id, entry->epoch, aborted ? Resolve::DISCARD : Resolve::FINISH);
     // A restart took its copy, whatever its journal says.
-    const bool heard =
-        answer.state() == Answer::UNKNOWN || answer.rebooted() || (answer.state() == Answer::ABORTED) == aborted;
+    const bool heard = answer.state() == Answer::UNKNOWN || answer.rebooted() || answer.state() == Answer::LOST ||
+                       (answer.state() == Answer::ABORTED) == aborted;
     if (!heard) return false;
     store.note_peer_settled(id);
     return true;
@@ -181,6 +199,9 @@ Answer answer_resolve(DestinationSessions& sessions, const wire::Message& messag
       break;
     case Resolve::DISCARD:
       entry = sessions.discard(id, message.epoch(), kPeer, "the source aborted");
+      break;
+    case Resolve::LOSE:
+      entry = sessions.lose(id, message.epoch());
       break;
     case Resolve::FINISH:
       entry = sessions.finish(id, message.epoch());

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "core/base/deadline.h"
 #include "core/base/fd.h"
@@ -60,6 +61,7 @@ class LaterSettler {
     const Deadline telling = Deadline::in(times.telling);
     for (milliseconds pause = times.first;; pause = std::min(pause * 2, times.longest)) {
       if (settled()) return;
+      if (std::exchange(fed_, false)) pause = times.first;  // it was there: a cut, no absence
       const std::optional<JournalEntry> left = store_.peek(id_, role_);
       const bool over = !left || (is_final(left->state) && (left->peer_settled || telling.passed()));
       // One that says how it ended may still have its tree frozen here.
@@ -99,13 +101,15 @@ class LaterSettler {
   bool settle_by_answer(const JournalEntry& seen, const AskDestination& ask) {
     const Answer answer = ask(id_, seen.epoch, Resolve::ASK);
     if (answer.state() == Answer::UNKNOWN || answer.state() == Answer::RECEIVING) return false;
-    if (answer.lazy() && !answer.rebooted()) {
-      if (!feed_) return false;
-      feed_(seen);  // whole when it returns
-    }
     if (answer.rebooted() && answer.state() != Answer::ABORTED) return false;  // for the operator
     std::optional<Journal> journal = store_.take_over(id_, role_);
     if (!journal) return false;
+    if (answer.lazy() && !answer.rebooted() && keeper_.lives(journal->entry())) {
+      if (!feed_) return false;
+      fed_ = true;
+      // The journal stays ours: nobody may let the tree run meanwhile. Whole when it returns.
+      feed_(journal->entry());
+    }
     const Settled settled = settle_source(*journal, keeper_, ask, log_);
     if (settled.outcome == Settled::Outcome::in_doubt) return false;
     events_.event("settled", "session " + to_hex(id_) + ": " + settled.sentence, {{"session", to_hex(id_)}});
@@ -131,6 +135,7 @@ class LaterSettler {
   Events& events_;
   Logger& log_;
   const FeedDestination& feed_;
+  bool fed_ = false;     ///< the last attempt reached the destination
   bool failed_ = false;  ///< what this host could do alone
 };
 

@@ -73,9 +73,20 @@ void SourceHold::alive() {
 void SourceHold::heartbeat() noexcept {
   try {
     alive();
+    return;
   } catch (const std::exception& e) {
     log_.debug("the guardian while pages are fed: {}", e.what());
   }
+  try {
+    succeed_guardian();
+  } catch (const std::exception& e) {
+    log_.warn("session {}: {}", to_hex(id_), e.what());
+  }
+}
+
+bool SourceHold::tree_lives() const {
+  const std::optional<JournalEntry> entry = store_.peek(id_, Role::source);
+  return entry && keeper_.lives(*entry);
 }
 
 void SourceHold::commit() {

@@ -32,8 +32,10 @@ class SourceHold {
   void look_again();
   /// Sends the heartbeat, and throws if the guardian gave up or died (the tree runs on then, see abort()).
   void alive();
-  /// After the commit: the same, but a guardian that is gone does not matter.
+  /// After the commit: the same, but when the guardian is gone the journal becomes ours.
   void heartbeat() noexcept;
+  /// Whether a task of the frozen tree still lives.
+  bool tree_lives() const;
   /// The source is committed when this returns. Throws with the tree running on, unless `committed()` says otherwise.
   void commit();
   /// Kills the tree after the gate opened.

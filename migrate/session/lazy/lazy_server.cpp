@@ -21,7 +21,7 @@ using wire::LazyReply;
 using wire::LazyRequest;
 
 constexpr milliseconds kTurn{50}, kHandOver{5'000};
-constexpr char kWhole = 'w', kLost = 'l';
+constexpr char kWhole = 'w', kLost = 'l', kDiscarded = 'd';
 
 /// A copy for a while: what the host keeps stays open.
 Fd duplicate(int fd) { return Fd(check(::fcntl(fd, F_DUPFD_CLOEXEC, 0), "duplicate", "a socket")); }
@@ -40,11 +40,15 @@ LazyMemory from_wire(const wire::LazyMemories::Memory& m) {
 }  // namespace
 
 LazyServer::LazyServer(LazyHost& host, const LazyServerOptions& options, Logger& log)
-    : host_(host), options_(options), log_(log), connector_(options.link) {
+    : host_(host), options_(options), log_(log) {
   const std::vector<std::byte> remembered = host.remembered();
   if (!remembered.empty()) {
     whole_ = static_cast<char>(remembered[0]) == kWhole;
-    if (!whole_) lost_.assign(reinterpret_cast<const char*>(remembered.data()) + 1, remembered.size() - 1);
+    discarded_ = static_cast<char>(remembered[0]) == kDiscarded;
+    if (discarded_ && host.adopted())
+      begin_serving(host.memories([this](MemoryId memory, uint64_t page) { wanted_.want(memory, page); }));
+    if (!whole_ && !discarded_)
+      lost_.assign(reinterpret_cast<const char*>(remembered.data()) + 1, remembered.size() - 1);
   } else if (host.adopted()) {
     begin_serving(host.memories([this](MemoryId memory, uint64_t page) { wanted_.want(memory, page); }));
   }
@@ -60,11 +64,19 @@ LazyServer::~LazyServer() {
 }
 
 void LazyServer::run() {
-  while (!over_ && !host_.alone()) turn();
+  while (!over_ && !alone()) turn();
   if (over_) ::unlink(options_.path.c_str());
 }
 
+bool LazyServer::alone() const { return memories_ && !whole_ && !is_lost() && host_.alone(); }
+
+bool LazyServer::is_lost() const {
+  const std::lock_guard lock(mutex_);
+  return !lost_.empty();
+}
+
 void LazyServer::turn() {
+  if (discarded_ && (!memories_ || whole_ || is_lost())) over_ = true;
   tell_guardian();
   std::vector<pollfd> p{{host_.kept("listener"), POLLIN, 0}};
   for (const Peer& peer : peers_) p.push_back({peer.socket.fd(), POLLIN, 0});
@@ -74,13 +86,17 @@ void LazyServer::turn() {
     bool stays = true;
     try {
       if (p[i].revents != 0) stays = serve(*peer);
+    } catch (const Corrupt& e) {
+      // Half of a request that a process of ours read before it was killed: it is made again.
+      log_.debug("lazy host: {}", e.what());
+      stays = peer->guardian;
     } catch (const Error& e) {
       log_.debug("lazy host: {}", e.what());
       stays = false;
     }
     if (!stays && peer->guardian) host_.drop("guardian");
     // Nobody has given us memories, and nobody will.
-    if (!stays && peer->guardian && !memories_ && !whole_ && lost_.empty()) over_ = true;
+    if (!stays && peer->guardian && !memories_ && !whole_ && !is_lost()) over_ = true;
     peer = stays ? std::next(peer) : peers_.erase(peer);
   }
   if (p[0].revents == 0) return;
@@ -119,11 +135,14 @@ bool LazyServer::serve(Peer& peer) {
       return true;
     }
     case LazyRequest::kSettled:
-      over_ = whole_ || !lost_.empty();
+      over_ = whole_ || is_lost();
       return true;
-    case LazyRequest::kDiscard:
-      over_ = true;
+    case LazyRequest::kDiscard: {
+      const std::byte word{kDiscarded};
+      host_.remember(std::span(&word, 1));
+      discarded_ = true;
       return true;
+    }
     default:
       return false;
   }
@@ -135,7 +154,7 @@ void LazyServer::adopt(Peer& peer) {
   const auto count = static_cast<size_t>(all.memories_size());
   std::vector<Fd> descriptors = peer.socket.receive_descriptors(2 * count, Deadline::in(kHandOver));
   // It is asked again when an answer was lost.
-  if (!memories_ && !whole_ && lost_.empty()) {
+  if (!memories_ && !whole_ && !is_lost()) {
     std::vector<LazyMemory> memories;
     for (size_t i = 0; i < count; ++i) {
       memories.push_back(from_wire(all.memories(static_cast<int>(i))));
@@ -163,11 +182,7 @@ void LazyServer::reply_state(Peer& peer) const {
 
 /// Once more in each process that serves: the last one may have died before it was heard.
 void LazyServer::tell_guardian() {
-  const bool lost = [&] {
-    const std::lock_guard lock(mutex_);
-    return !lost_.empty();
-  }();
-  if (guardian_told_ || (!whole_ && !lost)) return;
+  if (guardian_told_ || (!whole_ && !is_lost())) return;
   guardian_told_ = true;
   for (Peer& peer : peers_) {
     if (!peer.guardian) continue;
@@ -210,7 +225,7 @@ void LazyServer::serve_faults() {
 
 void LazyServer::end_whole() {
   memories_->finish();
-  const std::byte word{kWhole};
+  const auto word = static_cast<std::byte>(discarded_ ? kDiscarded : kWhole);
   host_.remember(std::span(&word, 1));
   const std::lock_guard lock(mutex_);
   whole_ = true;
@@ -288,11 +303,12 @@ FeedStreams LazyServer::accept_streams() {
     const std::lock_guard lock(mutex_);
     count = feed_->streams;
   }
+  const Connector connector(options_.link);  // anew: certificates may have been renewed
   std::vector<std::unique_ptr<Stream>> streams(count);
   for (uint32_t got = 0; got < count; ++got) {
     std::optional<Fd> socket = next_socket(deadline);
     if (!socket) throw TimedOut("time is up while waiting for the streams of a feed");
-    std::unique_ptr<Stream> stream = connector_.accept(std::move(*socket), deadline, feed_stop_.get());
+    std::unique_ptr<Stream> stream = connector.accept(std::move(*socket), deadline, feed_stop_.get());
     const std::optional<PagePreface> preface = read_page_preface(*stream, deadline);
     if (!preface || preface->session != options_.session || preface->index >= count || streams[preface->index] ||
         stream->peer_name() != options_.peer_name)

@@ -52,6 +52,9 @@ class LazyServer {
     std::deque<Fd> sockets;
   };
 
+  /// Both holders are gone while pages are missing.
+  bool alone() const;
+  bool is_lost() const;
   void turn();
   bool serve(Peer& peer);
   void adopt(Peer& peer);
@@ -73,9 +76,9 @@ class LazyServer {
   LazyHost& host_;
   const LazyServerOptions& options_;
   Logger& log_;
-  const Connector connector_;
   std::list<Peer> peers_;
   bool over_ = false, guardian_told_ = false;
+  std::atomic<bool> discarded_{false};  ///< the copy is none: over when nothing is missing any more
 
   WantedPages wanted_;
   std::unique_ptr<LazyMemories> memories_;  ///< set once, under the lock

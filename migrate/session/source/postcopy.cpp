@@ -16,7 +16,7 @@ using wire::Message;
 
 namespace {
 
-constexpr milliseconds kLongestPause{5'000};
+constexpr milliseconds kFirstPause{50}, kLongestPause{5'000};
 
 }  // namespace
 
@@ -81,7 +81,8 @@ void Postcopy::after_gate() {
   const Clock::time_point began = Clock::now();
   uint64_t pages = 0;
   for (const PageSource& source : late_) pages += source.pages();
-  p_.events.event("switch",
+  if (pages > 0)
+    p_.events.event("switch",
                   "it runs there; " + human_bytes(pages * kPageSize) + " of its memory are still here, and follow",
                   {{"pages", static_cast<int64_t>(pages)}});
   fault_point("source-agent.feeding");
@@ -99,6 +100,8 @@ bool Postcopy::serve_once() {
   } catch (const Refusal&) {
     throw;  // the destination wants no pages any more
   } catch (const Error& e) {
+    if (!p_.hold.tree_lives())
+      throw Error("the frozen tree was killed before the destination had all of it: " + std::string(e.what()));
     p_.events.event("cut", std::string("the feed was cut: ") + e.what() + "; trying to connect again");
     connect_again();
     return false;
@@ -107,7 +110,9 @@ bool Postcopy::serve_once() {
 
 /// With back-off, without end: the program waits there for what is here.
 void Postcopy::connect_again() {
-  for (milliseconds pause{100};; pause = std::min<milliseconds>(pause * 2, kLongestPause)) {
+  for (milliseconds pause{kFirstPause};; pause = std::min<milliseconds>(pause * 2, kLongestPause)) {
+    ::poll(nullptr, 0, static_cast<int>(pause.count()));
+    p_.hold.heartbeat();
     try {
       p_.peer.replace_channel(connect_about(feed_parts(), p_.hold.epoch()));
       return;
@@ -116,8 +121,6 @@ void Postcopy::connect_again() {
     } catch (const Error& e) {
       p_.events.progress("progress", std::string("connecting again: ") + e.what());
     }
-    p_.hold.heartbeat();
-    ::poll(nullptr, 0, static_cast<int>(pause.count()));
   }
 }
 

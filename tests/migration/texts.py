@@ -9,7 +9,7 @@ from lib.suite import expect
 DOCUMENTS = ("README.md", "docs/migrate.8", "docs/completion.bash")
 # Options of others that we speak of, and what tests alone are given.
 FOREIGN = {"--build", "--check", "--full", "--list", "--only", "--table", "--quick", "--fork", "--monotonic", "--boottime", "--prefix",
-           "--lazy-pages", "--format", "--fix"}
+           "--lazy-pages", "--format", "--fix", "--send-arg"}
 # Accepted and shown by no --help, since they are gone before the rest is parsed; and the beginning of names that are put together.
 HIDDEN = {"--config", "--no-default-config", "--no-"}
 COMMON = {"--help", "--help-all", "--version"}
@@ -114,7 +114,7 @@ def usage_errors(context, folder):
                              ([*send, "--max-downtime"], "migrate send: --max-downtime needs a value: MS;"),
                              ([*send, "--streams", "99"], 'migrate send: --streams: "99" is not from 1 to 64;'),
                              ([*send, "--max-total-time", "-3"], 'migrate send: --max-total-time: "-3" is not from 0 to 1000000000;'),
-                             ([*send, "--mode", "foo"], 'migrate send: --mode: "foo" is none of precopy,stop-copy;'),
+                             ([*send, "--mode", "foo"], 'migrate send: --mode: "foo" is none of precopy,stop-copy,'),
                              ([*send, "--compress", "foo"], 'migrate send: --compress: "foo" is no compression; write auto'),
                              (["receive", "--allow-uid", "x"], 'migrate receive: --allow-uid: "x" is not what it takes;'),
                              (["dump", "-t", "x"], 'migrate dump: --tree: "x" is not from 1 to 4194304;'),

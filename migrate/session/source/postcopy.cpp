@@ -83,8 +83,8 @@ void Postcopy::after_gate() {
   for (const PageSource& source : late_) pages += source.pages();
   if (pages > 0)
     p_.events.event("switch",
-                  "it runs there; " + human_bytes(pages * kPageSize) + " of its memory are still here, and follow",
-                  {{"pages", static_cast<int64_t>(pages)}});
+                    "it runs there; " + human_bytes(pages * kPageSize) + " of its memory are still here, and follow",
+                    {{"pages", static_cast<int64_t>(pages)}});
   fault_point("source-agent.feeding");
   while (!serve_once()) {
   }

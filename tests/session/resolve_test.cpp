@@ -103,6 +103,56 @@ TEST(Resolve, ARebootAfterTheGateOpenedIsForTheOperator) {
   EXPECT_FALSE(h.board->source.running);
 }
 
+// Its missing pages are in the frozen tree only: that must not be taken for whole.
+TEST(Resolve, ALazyCopyThatWentWithItsHostIsForTheOperator) {
+  Hosts h;
+  commit_and_forget(h);
+  h.left(Role::destination, {State::prepared, State::gate_open}).update([](JournalEntry& e) {
+    e.lazy = true;
+    e.boot_id = "another boot";
+  });
+  EXPECT_EQ(h.resolve().outcome, Settled::Outcome::in_doubt);
+  EXPECT_EQ(h.destination_state(), State::gate_open);
+  EXPECT_EQ(h.source_state(), State::committed);
+  EXPECT_TRUE(h.board->source.exists);
+}
+
+TEST(Resolve, ALazyCopyWhoseHostsProcessesAreAllGoneIsLost) {
+  for (const bool lives : {true, false}) {
+    Hosts h;
+    commit_and_forget(h);
+    h.left(Role::destination, {State::prepared, State::gate_open}).update([](JournalEntry& e) { e.lazy = true; });
+    h.board->destination.exists = h.board->destination.running = lives;
+    EXPECT_EQ(h.resolve().outcome, Settled::Outcome::in_doubt) << lives;
+    EXPECT_EQ(h.destination_state(), State::lost) << lives;
+    EXPECT_TRUE(h.board->source.exists) << lives;
+    EXPECT_FALSE(h.board->destination.exists) << lives;
+  }
+}
+
+TEST(Resolve, PagesThatWentWithTheSourceAreLost) {
+  for (const bool gone : {false, true}) {
+    Hosts h;
+    commit_and_forget(h);
+    h.board->source.exists = !gone;
+    std::optional<Journal> j = h.source_store.take_over(h.id, Role::source);
+    bool told = false;
+    const Settled settled = settle_source(
+        *j, h.keeper,
+        [&](const SessionId&, uint64_t, Resolve::Want want) {
+          told |= want == Resolve::LOSE;
+          Answer a;
+          a.set_state(told ? Answer::LOST : Answer::GATE_OPEN);
+          a.set_lazy(!told);
+          return a;
+        },
+        *h.log);
+    EXPECT_EQ(told, gone);
+    EXPECT_EQ(settled.outcome, gone ? Settled::Outcome::lost : Settled::Outcome::in_doubt);
+    EXPECT_EQ(j->state(), gone ? State::lost : State::committed);
+  }
+}
+
 TEST(Resolve, TheSocketOfAGuardianThatWasKilledGoes) {
   for (const bool told : {false, true}) {
     Hosts h;

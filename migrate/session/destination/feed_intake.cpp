@@ -35,19 +35,8 @@ void let_feed_in(const ReceiveContext& context, ControlChannel& channel, const S
   fault_point("destination-agent.feed-let-in");
 }
 
-int serve_feed(const ReceiveContext& context, ControlChannel& channel, const Message& first) {
-  const SessionId id = session_of(first);
+void await_whole_by_journal(const ReceiveContext& context, ControlChannel& channel, const SessionId& id) {
   std::optional<JournalEntry> entry = context.sessions.look(id);
-  if (!entry || entry->peer_name != channel.stream().peer_name())
-    throw Refusal("session " + to_hex(id) + " is none of " + channel.stream().peer_name() + "'s here",
-                  "see `migrate resolve`");
-  if (first.epoch() < entry->peer_epoch) throw StaleEpoch(std::string("the feed is of an older epoch"));
-  if (!entry->lazy || (entry->state != State::gate_open && entry->state != State::whole))
-    throw Refusal("session " + to_hex(id) + " wants no pages: it is " + std::string(name_of(entry->state)),
-                  "see `migrate resolve`");
-  channel.set_session(id, first.epoch());
-  if (entry->state == State::gate_open) let_feed_in(context, channel, id, first.feed());
-  context.events.event("feed", "the source of " + entry->label + " feeds it again", {{"session", to_hex(id)}});
   while (entry && entry->state == State::gate_open) {
     std::array<pollfd, 1> p{pollfd{channel.fd(), POLLIN | POLLRDHUP, 0}};
     if (::poll(p.data(), p.size(), static_cast<int>(kLook.count())) > 0)
@@ -56,6 +45,25 @@ int serve_feed(const ReceiveContext& context, ControlChannel& channel, const Mes
   }
   if (!entry || (entry->state != State::whole && entry->state != State::done))
     throw Error("the pages of session " + to_hex(id) + " are lost");
+}
+
+int serve_feed(const ReceiveContext& context, ControlChannel& channel, const Message& first) {
+  const SessionId id = session_of(first);
+  std::optional<JournalEntry> entry = context.sessions.look(id);
+  if (!entry || entry->peer_name != channel.stream().peer_name())
+    throw Refusal("session " + to_hex(id) + " is none of " + channel.stream().peer_name() + "'s here",
+                  "see `migrate resolve`");
+  if (first.epoch() < entry->peer_epoch) throw StaleEpoch(std::string("the feed is of an older epoch"));
+  if (entry->boot_id != boot_id())
+    throw Refusal("session " + to_hex(id) + " wants no pages: this host was restarted since it ran here",
+                  "see `migrate resolve`");
+  if (!entry->lazy || (entry->state != State::gate_open && entry->state != State::whole))
+    throw Refusal("session " + to_hex(id) + " wants no pages: it is " + std::string(name_of(entry->state)),
+                  "see `migrate resolve`");
+  channel.set_session(id, first.epoch());
+  if (entry->state == State::gate_open) let_feed_in(context, channel, id, first.feed());
+  context.events.event("feed", "the source of " + entry->label + " feeds it again", {{"session", to_hex(id)}});
+  await_whole_by_journal(context, channel, id);
   Message whole;
   whole.mutable_whole();
   channel.send(std::move(whole));

@@ -9,6 +9,10 @@ namespace migrate {
 /// Answers `Feed`. Throws as accept_page_streams(), and GuardianGone if there is no lazy host.
 void let_feed_in(const ReceiveContext& context, ControlChannel& channel, const SessionId& id, const wire::Feed& feed);
 
+/// Until the journal says that session `id`, which runs here, is whole. Throws Disconnected if the source goes, and
+/// Error if pages are lost.
+void await_whole_by_journal(const ReceiveContext& context, ControlChannel& channel, const SessionId& id);
+
 /// A later connection of a session whose source goes on feeding: until it is whole, and the source knows. `first`: its
 /// Feed. Returns an exit code; throws Refusal if the session wants no pages, or the peer is not its source.
 int serve_feed(const ReceiveContext& context, ControlChannel& channel, const wire::Message& first);

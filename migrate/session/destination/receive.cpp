@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <sys/signalfd.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/freeze/freezer_cgroup.h"
@@ -153,11 +154,25 @@ class Receiver {
 
   void ended(bool migration, std::optional<int> code) {
     const bool counts = migration && (!code || (*code != kRefused && *code != kQuestionAnswered));
-    if (options_.once && counts) {
-      code_ = code.value_or(kFailed);
-      leave();
-    }
+    if (counts) code_ = code.value_or(kFailed);
+    served_ |= counts;
+    if (!migration && served_ && code == kMoved) code_ = kMoved;  // its source came again
+    if (options_.once && served_ && !leaving_ && !source_may_come_again()) leave();
     if (leaving_ && serving_.empty()) loop_.stop();
+  }
+
+  /// Of a copy that needs its pages; or that has them, of which only we can tell it, so that its frozen tree goes.
+  bool source_may_come_again() const {
+    try {
+      const std::vector<JournalEntry> all = JournalStore(options_.state_dir).list();
+      return std::any_of(all.begin(), all.end(), [](const JournalEntry& e) {
+        return e.role == Role::destination && e.lazy && (e.state == State::gate_open || e.state == State::whole) &&
+               e.boot_id == boot_id();
+      });
+    } catch (const Error& e) {
+      log_.warn("{}", e.what());
+      return false;
+    }
   }
 
   void interrupted() {
@@ -187,6 +202,7 @@ class Receiver {
   std::vector<EventLoop::Watch> listening_;
   EventLoop::Watch pause_, refusals_pause_;
   bool short_of_room_ = false, leaving_ = false;
+  bool served_ = false;  ///< a migration
   unsigned refusals_told_ = 0;
   int code_ = kFailed;
 };

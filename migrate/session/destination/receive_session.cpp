@@ -392,6 +392,22 @@ class ReceiveSession {
 
   /// The tree runs here and waits for pages; the source may come again if this conversation ends.
   void await_whole() {
+    try {
+      ask_whole();
+    } catch (const GuardianGone& e) {
+      c_.log.debug("{}", e.what());
+      guardian_.reset();
+      ask_journal();
+    }
+    fault_point("destination-agent.whole");
+    Message whole;
+    whole.mutable_whole();
+    channel_.send(std::move(whole));
+    c_.events.event("whole", label_ + " has all its memory here", {{"session", to_hex(id_)}});
+  }
+
+  void ask_whole() {
+    if (!guardian_) throw GuardianGone("the guardian is gone");
     GuardianRequest request;
     request.set_whole(true);
     guardian_->send(request);
@@ -403,12 +419,10 @@ class ReceiveSession {
       if (p[2].revents != 0) throw Disconnected(std::string("the source is gone; it may come again"));
     }
     guardian_->await(answer_by());
-    fault_point("destination-agent.whole");
-    Message whole;
-    whole.mutable_whole();
-    channel_.send(std::move(whole));
-    c_.events.event("whole", label_ + " has all its memory here", {{"session", to_hex(id_)}});
   }
+
+  /// What a guardian that died would have written there, whoever looks writes.
+  void ask_journal() { await_whole_by_journal(c_, channel_, id_); }
 
   /// The tree runs here whatever happens to this conversation.
   int await_done() {

@@ -257,8 +257,10 @@ class DestinationGuardian {
     tree_->finish(missing);
     fault_point("destination-guardian.finished");
     // Whoever opens the gate relies on it that missing pages are in the hands of those who bring them.
-    if (lazy_) lazy_->hold(tree_->take_lazy_memories(), Deadline::in(options_.timeout));
-    fault_point("destination-guardian.lazily-held");
+    if (lazy_) {
+      lazy_->hold(tree_->take_lazy_memories(), Deadline::in(options_.timeout));
+      fault_point("destination-guardian.lazily-held");
+    }
     journal_->step_with(State::prepared, kOwn, "complete, behind its gate", [this](JournalEntry& e) {
       e.lazy = lazy_.has_value();
       e.tasks = tree_->tasks();

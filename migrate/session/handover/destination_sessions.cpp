@@ -130,21 +130,6 @@ std::optional<JournalEntry> DestinationSessions::look_whole(const SessionId& id)
   return journal->entry();
 }
 
-std::optional<JournalEntry> DestinationSessions::lose(const SessionId& id, uint64_t peer_epoch) {
-  constexpr std::chrono::milliseconds kLook{50};
-  std::optional<JournalEntry> entry = look(id);
-  if (!entry || entry->state != State::gate_open || !entry->lazy) return entry;
-  refuse_stale(*entry, peer_epoch);
-  if (std::optional<LazyClient> host = LazyClient::connect(store_.lazy_path(id)))
-    host->lose("the tree at the source, which had them, is gone");
-  for (const Deadline deadline = Deadline::in(timeouts_.answer); !deadline.passed();) {
-    entry = look(id);
-    if (!entry || entry->state != State::gate_open) break;
-    ::poll(nullptr, 0, static_cast<int>(kLook.count()));
-  }
-  return entry;
-}
-
 /// Journaled, but whoever did that may have died before it thawed the gate or took it away.
 void DestinationSessions::let_run(const JournalEntry& entry) {
   if (!keeper_.lives(entry)) return;
@@ -181,8 +166,25 @@ std::optional<JournalEntry> DestinationSessions::discard(const SessionId& id, ui
   if (!is_final(journal.state()) && journal.state() != State::gate_open) {
     journal.step(State::aborted, authority, reason);
     keeper_.discard(journal.entry());
+    send_host_away(journal.entry());
   }
   return journal.entry();
+}
+
+std::optional<JournalEntry> DestinationSessions::lose(const SessionId& id, uint64_t peer_epoch,
+                                                      const std::string& reason) {
+  constexpr int kLook = 20;  // ms
+  std::optional<JournalEntry> entry = look(id);
+  const auto needs_pages = [&] {
+    return entry && entry->state == State::gate_open && entry->lazy && entry->boot_id == boot_id();
+  };
+  if (!needs_pages()) return entry;
+  refuse_stale(*entry, peer_epoch);
+  if (std::optional<LazyClient> host = LazyClient::connect(store_.lazy_path(id))) host->lose(reason);
+  // Its guardian writes it down, or whoever looks.
+  for (const Deadline deadline = Deadline::in(timeouts_.settle); needs_pages() && !deadline.passed(); entry = look(id))
+    ::poll(nullptr, 0, kLook);
+  return entry;
 }
 
 std::optional<JournalEntry> DestinationSessions::finish(const SessionId& id, uint64_t peer_epoch) {

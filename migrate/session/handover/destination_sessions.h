@@ -21,9 +21,9 @@ class DestinationSessions {
   std::optional<JournalEntry> open(const SessionId& id, uint64_t peer_epoch, Authority authority);
   std::optional<JournalEntry> discard(const SessionId& id, uint64_t peer_epoch, Authority authority,
                                       const std::string& reason);
+  /// Pages that a copy which runs here still misses will not come any more: who touches one gets SIGBUS.
+  std::optional<JournalEntry> lose(const SessionId& id, uint64_t peer_epoch, const std::string& reason);
   std::optional<JournalEntry> finish(const SessionId& id, uint64_t peer_epoch);
-  /// The source's tree is gone while pages of it were missing here: who touches one gets SIGBUS.
-  std::optional<JournalEntry> lose(const SessionId& id, uint64_t peer_epoch);
 
  private:
   /// True if a guardian answered.

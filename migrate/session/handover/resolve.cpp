@@ -83,7 +83,9 @@ class Resolver {
   bool settle_here(const JournalEntry& seen) {
     const AskDestination ask = asker(seen);
     if (is_final(seen.state)) {
-      const std::string where = seen.state == State::done ? "runs at the destination" : "runs on here";
+      const std::string where = seen.state == State::done   ? "runs at the destination"
+                                : seen.state == State::lost ? "is lost"
+                                                            : "runs on here";
       const bool told = tell_outcome(store_, seen.id, ask, log_);
       tell(told ? "resolved" : "untold", seen, where + (told ? "" : "; the destination could not be told yet"));
       return true;
@@ -149,7 +151,7 @@ class Resolver {
                          answer->state() == wire::Answer::DONE);
       if (open) throw Refusal("the program runs at the destination", "kill it there before you let this copy run");
       const bool told = answer && (answer->rebooted() || answer->state() == wire::Answer::ABORTED ||
-                                   answer->state() == wire::Answer::UNKNOWN);
+                                   answer->state() == wire::Answer::LOST || answer->state() == wire::Answer::UNKNOWN);
       journal.step_with(State::aborted, kOperator, "the operator let it run",
                         [told](JournalEntry& e) { e.peer_settled = told; });
       keeper_->run_on(journal.entry());
@@ -181,6 +183,10 @@ class Resolver {
     if (entry->state == State::prepared) {
       tell("in-doubt", *entry, "waits behind its gate; run `migrate resolve` at the source, which decides");
       return false;
+    }
+    if (!rebooted && entry->state == State::gate_open && entry->lazy) {
+      tell("resolved", *entry, "runs here and needs pages that are still at the source; run `migrate resolve` there");
+      return true;
     }
     if (!rebooted) {
       tell("resolved", *entry, "runs here; the source has not said yet that its copy is gone");

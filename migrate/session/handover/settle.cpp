@@ -43,32 +43,21 @@ void settle_one_source(JournalStore& store, TreeKeeper& keeper, const JournalEnt
                {{"session", to_hex(entry.id)}});
 }
 
-/// It runs there, and pages of it are here only: as long as the frozen tree lives.
-Settled pages_wanted(Journal& journal, TreeKeeper& keeper, const AskDestination& ask, Logger& log) {
-  const std::string name = journal.entry().label;
-  if (keeper.lives(journal.entry()))
-    return {Settled::Outcome::in_doubt,
-            name + " runs at the destination and still needs pages of the frozen copy here, which are fed to it"};
-  try {
-    ask(journal.id(), journal.entry().epoch, Resolve::LOSE);
-  } catch (const Error& e) {
-    log.debug("telling the destination that pages are lost: {}", e.what());
-    return {Settled::Outcome::in_doubt,
-            name + " needs pages at the destination that were lost with the frozen tree here"};
-  }
-  journal.step_with(State::lost, kTreeGone, "the frozen tree is gone, and pages that were still needed",
-                    [](JournalEntry& e) { e.peer_settled = true; });
-  return {Settled::Outcome::in_doubt, name +
-                                          " runs at the destination without pages that were lost with the frozen tree "
-                                          "here: who touches one gets SIGBUS"};
-}
-
-Settled after_answer(Journal& journal, TreeKeeper& keeper, const Answer& answer, const AskDestination& ask,
-                     Logger& log) {
+Settled after_answer(Journal& journal, TreeKeeper& keeper, Answer answer, const AskDestination& ask, Logger& log) {
   const std::string name = journal.entry().label;
   const std::string session = to_hex(journal.id());
+  const bool gone = !keeper.lives(journal.entry());
+  if (answer.lazy() && !answer.rebooted() && gone) answer = ask(journal.id(), journal.entry().epoch, Resolve::LOSE);
   switch (answer.state()) {
     case Answer::LOST:
+      if (gone) {
+        keeper.kill(journal.entry());  // its cgroup is left
+        journal.step_with(State::lost, kTreeGone, "its tree is gone, and pages that were missing at the destination",
+                          [](JournalEntry& e) { e.peer_settled = true; });
+        return {Settled::Outcome::lost, name +
+                                            " is lost: it ran at the destination and needed pages of the copy here, " +
+                                            "which is gone (" + answer.reason() + ")"};
+      }
       return {Settled::Outcome::in_doubt,
               name + " ran at the destination until pages were lost that were still here (" + answer.reason() +
                   "); the frozen copy here is as it was when it left: `migrate resolve --force-run " + session +
@@ -76,7 +65,9 @@ Settled after_answer(Journal& journal, TreeKeeper& keeper, const Answer& answer,
     case Answer::GATE_OPEN:
     case Answer::WHOLE:
     case Answer::DONE:
-      if (answer.lazy() && !answer.rebooted()) return pages_wanted(journal, keeper, ask, log);
+      if (answer.lazy() && !answer.rebooted())
+        return {Settled::Outcome::in_doubt,
+                name + " runs at the destination and still needs pages of the frozen copy here"};
       if (answer.rebooted()) {
         return {Settled::Outcome::in_doubt,
                 "the destination opened the gate for " + name + " and was restarted since; only you can say whether " +
@@ -201,7 +192,7 @@ Answer answer_resolve(DestinationSessions& sessions, const wire::Message& messag
       entry = sessions.discard(id, message.epoch(), kPeer, "the source aborted");
       break;
     case Resolve::LOSE:
-      entry = sessions.lose(id, message.epoch());
+      entry = sessions.lose(id, message.epoch(), "the tree at the source is gone");
       break;
     case Resolve::FINISH:
       entry = sessions.finish(id, message.epoch());

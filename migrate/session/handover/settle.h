@@ -26,7 +26,7 @@ using AskDestination = std::function<wire::Answer(const SessionId&, uint64_t epo
 AskDestination ask_over(const Connector& connector, const std::string& address, Timeouts timeouts);
 
 struct Settled {
-  enum class Outcome { runs_here, runs_there, in_doubt } outcome = Outcome::in_doubt;
+  enum class Outcome { runs_here, runs_there, lost, in_doubt } outcome = Outcome::in_doubt;
   std::string sentence;
 };
 

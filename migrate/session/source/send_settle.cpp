@@ -82,6 +82,7 @@ int SendSession::in_doubt(const std::string& reason) {
     case Settled::Outcome::runs_here:
       events_.event("failed", settled.sentence, {{"session", to_hex(id_)}});
       return kFailed;
+    case Settled::Outcome::lost:
     case Settled::Outcome::in_doubt:
       break;
   }

@@ -6,14 +6,15 @@ import signal
 import time
 import uuid
 
-from lib.process import descendants, kill_all, wait_for
+from lib.process import descendants, exists, kill_all, wait_for
 
 # Time-outs for actions that have to wait for them, in ms; long enough for a busy machine.
 TIMEOUTS = "connect=2500,answer=2500,freeze=4000,restore=3500,silence=1500,settle=1000"
 PAST_TIMEOUTS = 7
 JOURNAL = re.compile(r"(source|destination)-journal\.")
 INJECT = ("source-guardian.inject-", "source-agent.inject-")
-MODES = ("precopy", "stop-copy")
+MODES = ("precopy", "stop-copy", "postcopy", "hybrid")
+LAZY = MODES[2:]
 
 
 def await_send(case, seconds=PAST_TIMEOUTS + 5):
@@ -81,8 +82,7 @@ def reboot(case, host):
     victims = [p for p in case.ours() if case.host_of(p) == host]
     tree = descendants(case.old) if host == "source" else descendants(m) if (m := case.find()) else []
     # All at once, as power goes: the guardian must not see its agent die.
-    for p in case.guardians(host):
-        os.kill(p, signal.SIGSTOP)
+    case.signal(signal.SIGSTOP, [*case.guardians(host), *(p for p in victims if case.verb(p) == "guardian-lazy")])
     case.kill(*case.agents(host))
     agent.wait(timeout=10)
     kill_all([*victims, *tree])
@@ -139,11 +139,38 @@ def late_init(case):
         os.kill(p, signal.SIGCONT)
 
 
+def kill_tree(case):
+    """The frozen tree at the source is killed, which has the only copy of some pages."""
+    case.signal(signal.SIGKILL, [case.old])
+    wait_for(lambda: not exists(case.old), "the frozen tree to die", 5)
+    case.tree_killed = True
+    case.resume()
+
+
 def kill_soon(case):
     """The agent dies somewhere in its first look at the tree, as its tracer perhaps."""
     case.resume()
     time.sleep(random.uniform(0, 0.08))  # not a wait: the moment is what is tried
     case.kill(*case.agents(case.host))
+
+
+def of_lazy_host(choose):
+    """Kills whom `choose` takes of (daemon, holders), in the middle of the feed where it is at its beginning."""
+    def act(case):
+        if case.point == "source-agent.feeding":
+            case.resume()
+            time.sleep(random.uniform(0, 0.5))  # not a wait: the moment is what is tried
+        case.kill(*choose(*case.lazy_host()))
+        case.resume()
+    return act
+
+
+def kill_lazy_host(case):
+    """All at once: none may follow another."""
+    daemon, holders = case.lazy_host()
+    case.signal(signal.SIGSTOP, [daemon, *holders])
+    case.kill(daemon, *holders)
+    case.resume()
 
 
 class Action:
@@ -195,19 +222,68 @@ ACTIONS = {
     "terminate": Action(terminate, points("sa.frozen sa.ready sa.commit-sent sa.round-sent da.begun "
                                           "da.images-received da.round-received dg.shells dg.prepared")),
     "hang-up": Action(hang_up, points("sa.round-sent sa.ready sa.commit-sent da.prepared")),
+    "kill-daemon": Action(of_lazy_host(lambda daemon, holders: [daemon])),
+    "kill-holder": Action(of_lazy_host(lambda daemon, holders: holders[:1])),
+    "kill-other-holder": Action(of_lazy_host(lambda daemon, holders: holders[1:2])),
+    "kill-lazy-host": Action(kill_lazy_host),
 }
+OF_LAZY_HOST = ("kill-daemon", "kill-holder", "kill-other-holder", "kill-lazy-host")
 
 # What else must happen for such a step to be taken at all.
 ALSO = {"source-journal.aborted": "source-agent.frozen:fail", "destination-journal.aborted": "destination-agent.prepared:fail"}
+# The same, for what our hands have to do: at that point, of another process.
+ALSO_DONE = {"destination-journal.lost": ("destination-agent.gate-open", kill_lazy_host)}
 
 
 # Reached by pre-copy only, and without it only.
 OF_ROUNDS = points("sa.scanned sa.round-sent da.round-received")
 OF_RESERVE = points("sa.reserved da.reserved dg.reserved")
 
+# Pages are still on their way when the program runs.
+OF_FEED = (*points("sa.feeding sa.whole da.feed-let-in da.whole dg.lazily-held dg.whole"), "destination-journal.whole",
+           "destination-journal.lost")
+# The lazy host is there, and not yet told to leave.
+WITH_LAZY_HOST = points("da.feed-let-in dg.lazily-held dg.prepared da.prepared da.ready-sent sa.ready sa.committed sa.commit-sent "
+                        "da.commit-received dg.gate-journaled dg.gate-open da.gate-open sa.gate-open sa.feeding")
+
+# What is tried by default where pages come late; the rest is as in the other modes.
+LAZY_SPREAD = {
+    "kill-self": points("sa.committed sa.feeding sa.whole da.feed-let-in da.gate-open da.whole dg.lazily-held dg.gate-journaled "
+                        "dg.gate-open dg.whole sg.killed"),
+    "fail": points("sa.feeding da.feed-let-in da.gate-open dg.lazily-held dg.gate-journaled dg.gate-open"),
+    "sync-fails": ["source-journal.committed", "destination-journal.gate-open", "destination-journal.whole"],
+    "kill-agents": points("sa.feeding sa.whole dg.whole"),
+    "kill-guardians": points("sa.feeding da.feed-let-in da.gate-open"),
+    "kill-side": points("sa.feeding da.gate-open"),
+    "kill-peer": points("sa.feeding da.gate-open"),
+    "cut": points("sa.feeding"),
+    "reboot-destination": points("sa.feeding"),
+    "reboot-source": points("sa.feeding"),
+    "journal-full": points("da.commit-received"),
+    "out-of-memory": points("dg.finished"),
+    "interrupt": points("sa.feeding da.gate-open da.feed-let-in"),
+    "kill-daemon": points("da.feed-let-in dg.lazily-held dg.gate-open sa.feeding"),
+    "kill-holder": points("dg.lazily-held sa.feeding"),
+    "kill-other-holder": points("dg.gate-journaled sa.feeding"),
+    "kill-lazy-host": points("dg.prepared sa.feeding"),
+}
+
+
+def by_default(point, action, mode):
+    """Whether it is in the spread."""
+    if mode in LAZY:
+        return point in LAZY_SPREAD.get(action, ())
+    return point in (ACTIONS[action].points or [point])
+
+
+def columns(mode):
+    return [a for a in ACTIONS if mode in LAZY or a not in OF_LAZY_HOST]
+
+
 # Tried at one point only, and no column.
 EXTRA = {("destination-agent.ready-sent", "late-init"): Action(late_init),
-         ("source-agent.begun", "kill-soon"): Action(kill_soon)}
+         ("source-agent.begun", "kill-soon"): Action(kill_soon),
+         ("source-agent.feeding", "kill-tree"): Action(kill_tree)}
 
 
 def inapplicable(point, action, mode):
@@ -216,8 +292,14 @@ def inapplicable(point, action, mode):
         return "only the sync behind a journal's rename, and nothing else, fails there"
     if point.startswith(INJECT) and action == "fail":
         return "nothing may throw between infecting and curing a task"
-    if mode == "stop-copy" and (point in OF_ROUNDS or point.startswith(INJECT[1])):
+    if point == "source-journal.lost":
+        return "only `resolve` writes that, after a restart"
+    if mode not in LAZY and (point in OF_FEED or action in OF_LAZY_HOST):
+        return "all pages are there before the gate opens"
+    if action in OF_LAZY_HOST and point not in WITH_LAZY_HOST:
+        return "the lazy host is not there"
+    if mode in ("stop-copy", "postcopy") and (point in OF_ROUNDS or point.startswith(INJECT[1])):
         return "that has no rounds"
-    if mode == "precopy" and point in OF_RESERVE:
-        return "rounds bring the pages themselves"
+    if mode != "stop-copy" and point in OF_RESERVE:
+        return "rounds bring the pages themselves, or they come late"
     return None

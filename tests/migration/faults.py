@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 
-from fault_actions import ACTIONS, ALSO, EXTRA, INJECT, Action, TIMEOUTS
+from fault_actions import ACTIONS, ALSO, ALSO_DONE, EXTRA, INJECT, LAZY, Action, TIMEOUTS
 from lib import memory_limit, netns, programs, remains, snapshot, tool
 from lib.process import Deadline, all_pids, descendants, exists, find_moved, kill_all, kill_tree, read, stat_fields, wait_for
 
@@ -17,6 +17,8 @@ EXPECTED = (tool.Failed, Deadline, programs.Unwell)
 ENDED = ("Connection refused", "Connection reset", "Broken pipe", "cut the connection")  # heard from a receiver that ends
 SEND_LIMIT = 60  # seconds in which send must have ended, whatever happens
 PORT = 7777      # of the program that moves
+MIB = 6          # of its memory, where that comes late
+LAZY_OPTIONS = ["--bandwidth-limit", "6M", "--max-rounds", "1"]  # a feed of a second
 BEFORE_COMMIT = re.compile(r"source-agent\.(connected|checked|begun|inject-.*|scanned|round-sent|reserved|frozen|images-sent|pages-sent|ready)$|"
                            r"source-guardian\.(started|inject-.*|stopped|held)$")
 BEFORE_READY = re.compile(r"destination-agent\.(begun|layout-received|round-received|reserved|images-received|prepared-shells|"
@@ -36,11 +38,14 @@ class Case:
         self.host = "destination" if point.startswith("destination") else "source"
         self.other_host = "destination" if self.host == "source" else "source"
         self.program = self.sender = self.receiver = self.network = self.moved = self.rebooted = self.memory = None
+        self.tree_killed = False  # what was frozen, and fed another
+        self.done = False  # what is done by our hands
         self.extra, self.mounts = [], {}
         os.makedirs(folder)
         os.chmod(folder, 0o755)
         self.short = f"h{os.getpid()}"
-        self.tool = tool.Tool(context.binary, folder, ["--mode", mode, *context.send_args])
+        self.tool = tool.Tool(context.binary, folder, ["--mode", mode, *(LAZY_OPTIONS if mode in LAZY else ()), *context.send_args])
+        self.mib = MIB if mode in LAZY else 0
         try:
             self.set_up(context.workloads)
         except BaseException:
@@ -56,7 +61,7 @@ class Case:
         # A tracer that dies meets a program of one thread, everything else one of several.
         self.listens = not (self.point.startswith(INJECT) and self.action == "kill-self" and "thread" not in self.point
                             and "mask" not in self.point)
-        arguments = [str(2 if self.point.startswith(INJECT) else 0), str(PORT)] if self.listens else []
+        arguments = [str(2 if self.point.startswith(INJECT) and self.listens else 0), str(PORT if self.listens else 0), str(self.mib)]
         self.program = programs.Workload("sequence", os.path.join(workloads, "sequence"), arguments,
                                          os.path.join(self.folder, "program"),
                                          [*self.network.enter("source"), *netns.OTHER_CLOCKS], f"{self.short}-source")
@@ -70,6 +75,9 @@ class Case:
         rendezvous = action.function
         what = "stop-self" if rendezvous else self.action
         also = "," + ALSO[self.point] if self.point in ALSO else ""
+        if self.point in ALSO_DONE:
+            at, rendezvous = ALSO_DONE[self.point]
+            also = f",{at}:stop-self"
         env = {"MIGRATE_FAULT": f"{self.point}:{what}{also}", "MIGRATE_FAULT_REACHED": f"{self.folder}/reached"} if self.action != "none" else {}
         times = {"MIGRATE_TEST_TIMEOUTS": TIMEOUTS} if action.timed else {}
         env_of = {self.host: {**times, **env}, self.other_host: times}
@@ -80,7 +88,8 @@ class Case:
             if not self.stopped_ones():
                 raise NotReached(f"send ended ({self.sender.returncode}) before {self.point} was reached")
             rendezvous(self)
-        wait_for(lambda: self.sender.poll() is not None, "migrate send to end", SEND_LIMIT, 0.05)
+            self.done = True
+        wait_for(lambda: self.sender.poll() is not None or self.supervise(), "migrate send to end", SEND_LIMIT, 0.05)
         text = self.settle()
         if self.action != "none":
             self.expect_reached()
@@ -134,7 +143,7 @@ class Case:
                 where = self.wait_where(8)
         self.expect_single(where)
         if where == "nowhere" and self.lost():
-            return f"lost with its host, which rebooted (exit {code})"
+            return f"lost with its {'host, which rebooted' if self.rebooted else 'pages'} (exit {code})"
         if where == "nowhere":
             if not self.session_named(resolved):
                 raise programs.Unwell(f"send exited {code}, no copy runs, and resolve does not say why: {resolved.strip()[-600:]}")
@@ -187,6 +196,15 @@ class Case:
         if where != "source":
             raise programs.Unwell(f"resolve --force-run exited {code}, and the program runs: {where}\n{out.strip()[-600:]}")
 
+    def supervise(self):
+        """A copy that misses pages needs a receiver that was killed to be there again; and a later feed may come to the same
+        point."""
+        there = self.journal("destination") if self.mib else None
+        if there and there["state"] in ("GATE_OPEN", "WHOLE", "LOST"):
+            self.restart_receiver()
+            if self.done:
+                self.resume()
+
     def restart_receiver(self):
         if all(p.poll() is not None for p in [self.receiver, *self.extra]):
             self.extra.append(self.tool.receive(self.network, "destination", self.keys))
@@ -195,8 +213,8 @@ class Case:
         """Nothing is left to be done about the session, as its journals have it."""
         sides = {host: self.journal(host) for host in ("source", "destination")}
         if here := sides["source"]:
-            return here["state"] in ("ABORTED", "DONE") and here["peer_settled"]
-        return sides["destination"] is None or sides["destination"]["state"] in ("ABORTED", "DONE")
+            return here["state"] in ("ABORTED", "DONE", "LOST") and here["peer_settled"]
+        return sides["destination"] is None or sides["destination"]["state"] in ("ABORTED", "DONE", "LOST")
 
     def journal(self, host):
         """Of the case's session; None before there is one, or when it is forgotten."""
@@ -230,6 +248,21 @@ class Case:
         found = [p for p in self.ours() if self.verb(p) in verbs]
         # What they forked looks like them; the copy's init is as much the copy as its tasks.
         return [p for p in found if (f := stat_fields(p)) and int(f[1]) not in found and self.in_our_pid_namespace(p)]
+
+    def lazy_host(self):
+        """Its daemon, which has threads from the first pages on, and its holders."""
+        def look():
+            members = sorted((p for p in self.ours() if self.verb(p) == "guardian-lazy" and exists(p)), key=self.threads)
+            return len(members) == 3 and members
+        members = wait_for(look, "the lazy host", 5)
+        return members[-1], members[:-1]
+
+    @staticmethod
+    def threads(pid):
+        try:
+            return len(os.listdir(f"/proc/{pid}/task"))
+        except OSError:
+            return 0
 
     @staticmethod
     def in_our_pid_namespace(pid):
@@ -329,8 +362,8 @@ class Case:
         return self.lines()[0].split()[0]
 
     def lost(self):
-        """A reboot took the only copy with it."""
-        return self.rebooted and not exists(self.old) and not self.find()
+        """A reboot, or who killed the frozen tree, took the only copy with it."""
+        return (self.rebooted or self.tree_killed) and not exists(self.old) and not self.find()
 
     def wait_where(self, seconds):
         try:

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Breaks a migration at every fault point, in every way, and checks the promises of the hand-over.
 
-    handover.py [-j N] [--mode precopy|stop-copy|both] [--only REGEX] [--action ACTION] [--full] [--table FILE]
+    handover.py [-j N] [--mode MODE] [--only REGEX] [--action ACTION] [--full] [--table FILE]
 
 A program appends a number every millisecond to an O_APPEND file while it is moved. Afterwards exactly one copy runs, or both
 are held and `migrate resolve` names the session; the numbers have no repetition and no hole; its TCP port and its Unix socket
-answer; /proc shows it as before; nothing is left behind. Cases run beside each other, each with processes, network namespaces, folders and cgroups of
+answer; its memory is what it was; /proc shows it as before; nothing is left behind. Cases run beside each other, each with processes, network namespaces, folders and cgroups of
 its own. What is seen must be what the tables of migrate/session/README.md say; --table writes them anew, where cases were run."""
 import argparse
 import contextlib
@@ -19,13 +19,15 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import faults  # noqa: E402
-from fault_actions import ACTIONS, EXTRA, INJECT, MODES, inapplicable  # noqa: E402
+from fault_actions import ACTIONS, EXTRA, INJECT, LAZY, MODES, by_default, columns, inapplicable  # noqa: E402
 from lib import frame, parallel, tool  # noqa: E402
 from lib.process import run  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 README = os.path.join(ROOT, "migrate", "session", "README.md")
-TITLES = {"precopy": "Pre-copy, the default", "stop-copy": "`--mode stop-copy`"}
+TITLES = {"precopy": "Pre-copy, the default", "stop-copy": "`--mode stop-copy`",
+          "postcopy": "`--mode postcopy`", "hybrid": "`--mode hybrid`"}
+SEVERAL = {"both": ("precopy", "stop-copy"), "lazy": LAZY, "all": MODES}
 
 
 def short(text):
@@ -43,13 +45,14 @@ def row_of(point):
 def table(points, outcomes, mode, known, add):
     """`outcomes`: {(point, action, mode): text}; `known`: {(row, action): texts}, for cells of which not every point was tried,
     or, with `add`, for all."""
-    lines = ["| fault point | " + " | ".join(ACTIONS) + " |", "|---" * (len(ACTIONS) + 1) + "|"]
+    actions = columns(mode)
+    lines = ["| fault point | " + " | ".join(actions) + " |", "|---" * (len(actions) + 1) + "|"]
     rows = {}
     for point in points:
         rows.setdefault(row_of(point), []).append(point)
     for name, members in rows.items():
         cells = []
-        for a in ACTIONS:
+        for a in actions:
             able = [p for p in members if not inapplicable(p, a, mode)]
             seen = {outcomes[p, a, mode] for p in able if (p, a, mode) in outcomes}
             if add or not all((p, a, mode) in outcomes for p in able):
@@ -64,7 +67,10 @@ def read_table(path, mode):
     """{(row, action): texts}"""
     begin, end = markers(mode)
     with open(path) as f:
-        lines = [[c.strip() for c in line.strip("|").split("|")] for line in f.read().split(begin)[1].split(end)[0].split("\n") if line]
+        document = f.read()
+    if begin not in document:
+        return {}
+    lines = [[c.strip() for c in line.strip("|").split("|")] for line in document.split(begin)[1].split(end)[0].split("\n") if line]
     return {(row[0], action): set(cell.split("; ")) for row in lines[2:] for action, cell in zip(lines[0][1:], row[1:]) if cell}
 
 
@@ -97,7 +103,8 @@ def parse():
     p.add_argument("--build", default=os.path.join(ROOT, "build", "release"))
     p.add_argument("--migrate")
     p.add_argument("--workloads")
-    p.add_argument("--mode", choices=[*MODES, "both"], default="both", help="how the program is copied")
+    p.add_argument("--mode", choices=[*MODES, *SEVERAL], default="both",
+                   help="how the program is copied; both: precopy and stop-copy; lazy: postcopy and hybrid")
     p.add_argument("--only", action="append", default=[], help="regular expression over POINT:ACTION")
     p.add_argument("--action", action="append", choices=list(ACTIONS), default=[])
     p.add_argument("--full", action="store_true", help="every action at every point, not a spread")
@@ -140,12 +147,13 @@ def main():
 def selected(options, points, actions):
     """The cases: (point, action, mode)."""
     everywhere = options.full or options.action or options.only
-    wanted = [(p, a) for p in points for a in actions if everywhere or p in (ACTIONS[a].points or points)]
-    wanted = list(EXTRA) * (not options.action) + wanted
-    wanted = [(p, a) for p, a in wanted if not options.only or any(re.search(o, f"{p}:{a}") for o in options.only)]
-    wanted = [("none", "none")] * (not options.only) + wanted
-    modes = MODES if options.mode == "both" else [options.mode]
-    return [(p, a, m) for m in modes for p, a in wanted if not inapplicable(p, a, m)]
+    modes = SEVERAL.get(options.mode, [options.mode])
+    extra = list(EXTRA) * (not options.action)
+    wanted = [(p, a, m) for m in modes for p, a in [*extra, *[(p, a) for p in points for a in actions]]
+              if everywhere or (p, a) in extra or by_default(p, a, m)]
+    wanted = [(p, a, m) for p, a, m in wanted if not options.only or any(re.search(o, f"{p}:{a}") for o in options.only)]
+    wanted = [("none", "none", m) for m in modes] * (not options.only) + wanted
+    return [(p, a, m) for p, a, m in wanted if not inapplicable(p, a, m)]
 
 
 class Context:

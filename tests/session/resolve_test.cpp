@@ -112,7 +112,7 @@ TEST(Resolve, ALazyCopyThatWentWithItsHostIsForTheOperator) {
     e.boot_id = "another boot";
   });
   EXPECT_EQ(h.resolve().outcome, Settled::Outcome::in_doubt);
-  EXPECT_EQ(h.destination_state(), State::gate_open);
+  EXPECT_EQ(h.destination_state(), State::lost);
   EXPECT_EQ(h.source_state(), State::committed);
   EXPECT_TRUE(h.board->source.exists);
 }

@@ -2,10 +2,10 @@
 // repeated number, a restart of an old state as a number that goes back. TIME is CLOCK_REALTIME in ns, EPOCH the number
 // of the time namespace the writer sees itself in, which differs between hosts.
 //
-//     sequence DIR [THREADS [PORT]]
+//     sequence DIR [THREADS [PORT [MIB]]]
 //
 // THREADS others count beside it. With a PORT it listens there, on all addresses, and on the Unix socket DIR/s: who
-// connects is told the newest number.
+// connects is told the newest number. Of MIB of memory it writes a page with each number, and knows every byte.
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -88,6 +88,38 @@ struct Counters {
   }
 };
 
+/// Pages that each begin with how often they were written, and go on with a pattern.
+class Pages {
+ public:
+  explicit Pages(size_t mib) : count_(mib << 8) {
+    if (count_ == 0) return;
+    void* p = mmap(nullptr, count_ * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    expect(p != MAP_FAILED, "mmap of the pages failed");
+    base_ = static_cast<uint8_t*>(p);
+    for (size_t i = 0; i < count_; ++i) fill_pattern(base_ + i * kPage + sizeof(uint64_t), kPage - sizeof(uint64_t), i);
+  }
+  void write_next() {
+    if (count_ != 0) ++*written(turns_++ % count_);
+  }
+  void verify() const {
+    for (size_t i = 0; i < count_; ++i) {
+      const std::string what = "page " + std::to_string(i);
+      expect_equal(*written(i), (turns_ + count_ - 1 - i) / count_,
+                   "the number of times that " + what + " was written");
+      expect_pattern(base_ + i * kPage + sizeof(uint64_t), kPage - sizeof(uint64_t), i, what);
+    }
+  }
+
+ private:
+  static constexpr size_t kPage = 4096;
+
+  uint64_t* written(size_t i) const { return reinterpret_cast<uint64_t*>(base_ + i * kPage); }
+
+  size_t count_;
+  uint8_t* base_ = nullptr;
+  uint64_t turns_ = 0;
+};
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -108,6 +140,7 @@ int main(int argc, char** argv) {
           number = next;
         };
         Counters counters(w.number(0, 0));
+        Pages pages(static_cast<size_t>(w.number(2, 0)));
         if (const long port = w.number(1, 0); port != 0) {
           const int tcp = listen_tcp(static_cast<uint16_t>(port)), local = listen_unix(w.path("s"));
           std::thread([&, tcp, local] { answer(tcp, local, number); }).detach();
@@ -119,11 +152,13 @@ int main(int argc, char** argv) {
           expect(number > verified, "nothing was appended since the last check");
           verified = number;
           counters.verify();
+          pages.verify();
         };
         append();
         w.serve(verify, [&] {
           try {
             append();
+            pages.write_next();
           } catch (const std::exception& e) {
             failure = e.what();
           }

@@ -115,8 +115,9 @@ std::optional<JournalEntry> DestinationSessions::look_whole(const SessionId& id)
     } catch (const GuardianGone&) {
       return journal->entry();  // another process of it takes over
     }
-  } else if (keeper_.lives(journal->entry())) {
-    // What was missing reads as zeros now: a program that goes on with that is worse than none.
+  } else {
+    // Unless it was killed it stays until the journal says how it ended. What was missing reads as zeros now: a program
+    // that goes on with that is worse than none.
     journal->step(State::lost, kTreeGone, "all processes that held its missing pages were killed");
     keeper_.discard(journal->entry());
     return journal->entry();

@@ -45,6 +45,7 @@ class Move:
             expect(self.sender.poll() is None, f"send ended: {tool.tail(self.log, 5)}")
             self.session = json.loads(next(line for line in read(self.log).splitlines() if '"event":"begin"' in line))["session"]
             self.copy = wait_for(lambda: hosts.find_copy(self.program.inner, f"{folder}/program", self.old), "the moved tree", 10)
+            wait_for(lambda: "/migrate-" not in read(f"/proc/{self.copy}/cgroup"), "the copy to leave its gate", 10)
         except BaseException:
             self.close()
             raise

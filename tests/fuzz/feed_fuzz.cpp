@@ -3,6 +3,7 @@
 // encoded again as they were.
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <algorithm>
 
 #include <cstring>
 #include <map>
@@ -178,7 +179,7 @@ void decode_again(unsigned kind, std::span<const std::byte> bytes) {
   } catch (const Corrupt&) {
     return;
   }
-  demand(again.size() <= bytes.size() && std::memcmp(again.data(), bytes.data(), again.size()) == 0, "other numbers");
+  demand(again.size() <= bytes.size() && std::ranges::equal(again, bytes.first(again.size())), "other numbers");
 }
 
 /// Puts packets one after the other.

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdint>
 #include <exception>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,6 +17,14 @@ namespace migrate {
 struct FeedStreams {
   std::unique_ptr<Stream> urgent;             ///< requests and answers
   std::vector<std::unique_ptr<Stream>> fill;  ///< one at least
+
+  /// Two at least, the urgent one first.
+  static FeedStreams of(std::vector<std::unique_ptr<Stream>> streams) {
+    FeedStreams feed;
+    feed.urgent = std::move(streams.front());
+    feed.fill.assign(std::make_move_iterator(streams.begin() + 1), std::make_move_iterator(streams.end()));
+    return feed;
+  }
 };
 
 /// Whoever says nothing on the urgent stream for so long is gone. A feed says something five times as often.

@@ -5,6 +5,7 @@
 #include <array>
 
 #include "core/base/error.h"
+#include "migrate/session/wire/session_streams.h"
 #include "migrate/session/wire/stream_token.h"
 
 namespace migrate {
@@ -42,13 +43,8 @@ std::vector<std::unique_ptr<Stream>> accept_page_streams(const ReceiveContext& c
   std::vector<std::unique_ptr<Stream>> streams(count);
   const Deadline deadline = Deadline::in(context.options.timeouts.connect);
   for (uint32_t got = 0; got < count; ++got) {
-    std::unique_ptr<Stream> stream =
-        context.connector.accept(next_stream(context, channel, deadline), deadline, &context.interrupt.stop());
-    const std::optional<PagePreface> preface = read_page_preface(*stream, deadline);
-    if (!preface || preface->session != id || preface->index >= count || streams[preface->index] ||
-        stream->peer_name() != channel.stream().peer_name())
-      throw Corrupt("a page stream of the peer", "it is not what was agreed upon");
-    streams[preface->index] = std::move(stream);
+    accept_session_stream(context.connector, next_stream(context, channel, deadline), id, channel.stream().peer_name(),
+                          deadline, &context.interrupt.stop(), streams);
   }
   return streams;
 }

@@ -397,7 +397,7 @@ class ReceiveSession {
     } catch (const GuardianGone& e) {
       c_.log.debug("{}", e.what());
       guardian_.reset();
-      ask_journal();
+      await_whole_by_journal(c_, channel_, id_);  // what the guardian would have written there, whoever looks writes
     }
     fault_point("destination-agent.whole");
     Message whole;
@@ -420,9 +420,6 @@ class ReceiveSession {
     }
     guardian_->await(answer_by());
   }
-
-  /// What a guardian that died would have written there, whoever looks writes.
-  void ask_journal() { await_whole_by_journal(c_, channel_, id_); }
 
   /// The tree runs here whatever happens to this conversation.
   int await_done() {

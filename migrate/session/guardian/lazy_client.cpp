@@ -1,11 +1,5 @@
 #include "migrate/session/guardian/lazy_client.h"
 
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <unistd.h>
-
-#include <cstring>
-
 #include "core/base/error.h"
 #include "migration.pb.h"
 
@@ -35,37 +29,12 @@ wire::LazyMemories to_wire(const std::vector<LazyMemory>& memories) {
   return all;
 }
 
-sockaddr_un address_of(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path) throw Error("name", path, ENAMETOOLONG);
-  std::memcpy(address.sun_path, path.c_str(), path.size());
-  return address;
-}
-
 LazyState state_of(const LazyReply& reply) {
   if (reply.body_case() == LazyReply::kLost) return {0, reply.lost()};
   return {reply.missing(), {}};
 }
 
 }  // namespace
-
-Fd connect_local(const std::string& path) {
-  const sockaddr_un address = address_of(path);
-  Fd socket(check(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), "make", "a socket"));
-  if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) return socket;
-  if (errno != ENOENT && errno != ECONNREFUSED) throw Error("connect to", path, errno);
-  return {};
-}
-
-Fd listen_local(const std::string& path) {
-  const sockaddr_un address = address_of(path);
-  ::unlink(path.c_str());
-  Fd listener(check(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), "make", "a socket"));
-  check(::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), "bind", path);
-  check(::listen(listener.get(), 4), "listen on", path);
-  return listener;
-}
 
 std::optional<LazyClient> LazyClient::connect(const std::string& path) {
   Fd socket = connect_local(path);

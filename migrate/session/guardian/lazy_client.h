@@ -52,9 +52,4 @@ class LazyClient {
   PacketSocket socket_;
 };
 
-/// Connects to a Unix socket of ours; an empty Fd if nobody listens there.
-Fd connect_local(const std::string& path);
-/// Listens there, in place of who did before.
-Fd listen_local(const std::string& path);
-
 }  // namespace migrate

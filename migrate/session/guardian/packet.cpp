@@ -4,6 +4,8 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 #include <array>
 #include <cstring>
@@ -32,6 +34,14 @@ T take(std::span<const std::byte>& in) {
   for (size_t i = 0; i < sizeof(T); ++i) value |= static_cast<T>(std::to_integer<T>(in[i]) << (8 * i));
   in = in.subspan(sizeof(T));
   return value;
+}
+
+sockaddr_un address_of(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof address.sun_path) throw Error("name", path, ENAMETOOLONG);
+  std::memcpy(address.sun_path, path.c_str(), path.size());
+  return address;
 }
 
 }  // namespace
@@ -119,6 +129,23 @@ std::vector<Fd> PacketSocket::receive_descriptors(size_t count, const Deadline& 
     for (Fd& fd : some) all.push_back(std::move(fd));
   }
   return all;
+}
+
+Fd connect_local(const std::string& path) {
+  const sockaddr_un address = address_of(path);
+  Fd socket(check(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), "make", "a socket"));
+  if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) return socket;
+  if (errno != ENOENT && errno != ECONNREFUSED) throw Error("connect to", path, errno);
+  return {};
+}
+
+Fd listen_local(const std::string& path) {
+  const sockaddr_un address = address_of(path);
+  ::unlink(path.c_str());
+  Fd listener(check(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), "make", "a socket"));
+  check(::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), "bind", path);
+  check(::listen(listener.get(), 4), "listen on", path);
+  return listener;
 }
 
 Fd memory_file(std::span<const std::byte> bytes, const char* name) {

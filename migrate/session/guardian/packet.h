@@ -59,6 +59,11 @@ class PacketSocket {
   Fd socket_;
 };
 
+/// For a PacketSocket to another process of ours: connects to a Unix socket; an empty Fd if nobody listens there.
+Fd connect_local(const std::string& path);
+/// Listens there, in place of who did before.
+Fd listen_local(const std::string& path);
+
 /// An anonymous file with these contents, at offset 0.
 Fd memory_file(std::span<const std::byte> bytes, const char* name);
 std::vector<std::byte> read_whole(int fd, size_t limit);

@@ -80,7 +80,7 @@ bool DestinationSessions::can_run(const JournalEntry& entry) {
 }
 
 void DestinationSessions::send_host_away(const JournalEntry& entry) {
-  if (entry.state != State::aborted && entry.state != State::whole && !is_final(entry.state)) return;
+  if (entry.state != State::whole && !is_final(entry.state)) return;
   const std::string path = store_.lazy_path(entry.id);
   if (::access(path.c_str(), F_OK) != 0) return;
   try {
@@ -102,32 +102,28 @@ void DestinationSessions::send_host_away(const JournalEntry& entry) {
 std::optional<JournalEntry> DestinationSessions::look_whole(const SessionId& id) {
   std::optional<Journal> journal = store_.take_over(id, Role::destination, false);
   if (!journal || journal->state() != State::gate_open) return store_.peek(id, Role::destination);
-  if (journal->entry().boot_id != boot_id()) {
-    journal->step(State::lost, kTreeGone, "this host was restarted while pages were missing");
+  const auto lost_with_copy = [&](const char* why) {
+    journal->step(State::lost, kTreeGone, why);
     keeper_.discard(journal->entry());
     return journal->entry();
-  }
+  };
+  if (journal->entry().boot_id != boot_id()) return lost_with_copy("this host was restarted while pages were missing");
   std::optional<LazyClient> host = LazyClient::connect(store_.lazy_path(id));
-  LazyState now{0, {}};
-  if (host) {
-    try {
-      now = host->ask(Deadline::in(timeouts_.answer));
-    } catch (const GuardianGone&) {
-      return journal->entry();  // another process of it takes over
-    }
-  } else {
-    // Unless it was killed it stays until the journal says how it ended. What was missing reads as zeros now: a program
-    // that goes on with that is worse than none.
-    journal->step(State::lost, kTreeGone, "all processes that held its missing pages were killed");
-    keeper_.discard(journal->entry());
-    return journal->entry();
+  // Unless it was killed it stays until the journal says how it ended. What was missing reads as zeros now: a program
+  // that goes on with that is worse than none.
+  if (!host) return lost_with_copy("all processes that held its missing pages were killed");
+  LazyState now;
+  try {
+    now = host->ask(Deadline::in(timeouts_.answer));
+  } catch (const GuardianGone&) {
+    return journal->entry();  // another process of it takes over
   }
   if (!now.lost.empty()) {
     journal->step(State::lost, kTreeGone, now.lost);
   } else if (now.missing == 0) {
     journal->step(State::whole, kOwn, "all its pages are here");
   }
-  if (host && journal->state() != State::gate_open) host->settled();
+  if (journal->state() != State::gate_open) host->settled();
   return journal->entry();
 }
 

@@ -119,17 +119,23 @@ void settle_local(JournalStore& store, TreeKeeper& keeper, Timeouts timeouts, Ev
   for (const std::string& sentence : damaged) log.warn("{}", sentence);
 }
 
+std::unique_ptr<ControlChannel> connect_about(const Connector& connector, const std::string& address, Timeouts timeouts,
+                                              const SessionId& id, uint64_t epoch) {
+  const Deadline deadline = Deadline::in(timeouts.connect);
+  auto channel = std::make_unique<ControlChannel>(connector.connect(parse_host_port(address), deadline, nullptr));
+  check_hello_version(greet(*channel, deadline, timeouts.answer).there);
+  channel->set_session(id, epoch);
+  return channel;
+}
+
 AskDestination ask_over(const Connector& connector, const std::string& address, Timeouts timeouts) {
   return [&connector, address, timeouts](const SessionId& id, uint64_t epoch, Resolve::Want want) {
-    const Deadline deadline = Deadline::in(timeouts.connect);
-    ControlChannel channel(connector.connect(parse_host_port(address), deadline, nullptr));
-    check_hello_version(greet(channel, deadline, timeouts.answer).there);
-    channel.set_session(id, epoch);
+    const std::unique_ptr<ControlChannel> channel = connect_about(connector, address, timeouts, id, epoch);
     wire::Message question;
     question.mutable_resolve()->set_want(want);
-    channel.send(std::move(question));
+    channel->send(std::move(question));
     // Opening or discarding takes as long as a restore at most.
-    return channel.expect(wire::Message::kAnswer, Deadline::in(timeouts.restore)).answer();
+    return channel->expect(wire::Message::kAnswer, Deadline::in(timeouts.restore)).answer();
   };
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <string>
 
 #include "migrate/session/handover/destination_sessions.h"
@@ -22,6 +23,9 @@ bool settle_session(JournalStore& store, TreeKeeper& keeper, const JournalEntry&
 
 /// Asks the destination about a session; throws if it cannot be reached.
 using AskDestination = std::function<wire::Answer(const SessionId&, uint64_t epoch, wire::Resolve::Want)>;
+/// Connects and greets, for a later conversation about a session. Throws if the destination cannot be reached.
+std::unique_ptr<ControlChannel> connect_about(const Connector& connector, const std::string& address, Timeouts timeouts,
+                                              const SessionId& id, uint64_t epoch);
 /// Connects anew for each question.
 AskDestination ask_over(const Connector& connector, const std::string& address, Timeouts timeouts);
 

@@ -8,9 +8,9 @@
 #include "core/base/proc_values.h"
 #include "core/base/procfs.h"
 #include "core/memory/tree_survey.h"
-#include "migrate/session/wire/greeting.h"
+#include "migrate/session/handover/settle.h"
 #include "migrate/session/wire/host_facts.h"
-#include "migrate/session/wire/stream_token.h"
+#include "migrate/session/wire/session_streams.h"
 #include "pageserver/run_beside.h"
 
 namespace migrate {
@@ -18,57 +18,30 @@ namespace {
 
 using wire::Message;
 
-constexpr int kBeat = 200;            // ms
-constexpr uint32_t kFeedStreams = 2;  // what is asked for, and the fill
-
-/// Of pages that come late none is known to be needed sooner than another.
-std::vector<RankedRun> in_order(std::span<const PageSource> late) {
-  std::vector<RankedRun> order;
-  for (const PageSource& source : late)
-    for (const PageRun& run : source.runs) order.push_back({.memory = source.memory, .run = run});
-  return order;
-}
+constexpr int kBeat = 200;       // ms
+constexpr int kFeedStreams = 2;  // what is asked for, and the fill
 
 }  // namespace
-
-std::unique_ptr<ControlChannel> connect_about(const FeedParts& parts, uint64_t epoch) {
-  const Deadline deadline = Deadline::in(parts.timeouts.connect);
-  auto channel =
-      std::make_unique<ControlChannel>(parts.connector.connect(parse_host_port(parts.address), deadline, nullptr));
-  check_hello_version(greet(*channel, deadline, parts.timeouts.answer).there);
-  channel->set_session(parts.session, epoch);
-  return channel;
-}
 
 bool SourceFeed::connect(ControlChannel& channel) {
   streams_.reset();
   Message message;
-  message.mutable_feed()->set_streams(kFeedStreams);
+  message.mutable_feed()->set_streams(static_cast<uint32_t>(kFeedStreams));
   message.mutable_feed()->set_page_codecs(to_wire(parts_.options.codecs));
   channel.send(std::move(message));
   const Message reply = channel.receive(Deadline::in(parts_.timeouts.answer));
   if (reply.body_case() == Message::kWhole) return false;
-  if (reply.body_case() != Message::kFeeding || reply.feeding().stream_tokens_size() != int{kFeedStreams})
+  if (reply.body_case() != Message::kFeeding || reply.feeding().stream_tokens_size() != kFeedStreams)
     throw Corrupt("a message of the peer", "it is out of turn");
-  FeedStreams streams;
-  for (uint32_t i = 0; i < kFeedStreams; ++i) {
-    const Deadline deadline = Deadline::in(parts_.timeouts.connect);
-    std::unique_ptr<Stream> stream =
-        parts_.connector.connect(parse_host_port(parts_.address), deadline, nullptr,
-                                 encode_stream_token(reply.feeding().stream_tokens(static_cast<int>(i))));
-    send_page_preface(*stream, {parts_.session, static_cast<uint16_t>(i), kFeedStreams}, deadline);
-    if (i == 0) {
-      streams.urgent = std::move(stream);
-    } else {
-      streams.fill.push_back(std::move(stream));
-    }
-  }
-  streams_ = std::move(streams);
+  SessionStreams streams =
+      connect_session_streams(parts_.connector, parse_host_port(parts_.address), parts_.session,
+                              reply.feeding().stream_tokens(), kFeedStreams, parts_.timeouts.connect, nullptr);
+  streams_ = FeedStreams::of(std::move(streams));
   return true;
 }
 
 void SourceFeed::feed(ControlChannel& channel, std::span<const PageSource> late, const std::function<void()>& beat) {
-  PageFeeder feeder(std::move(*streams_), late, in_order(late), parts_.options);
+  PageFeeder feeder(std::move(*streams_), late, {}, parts_.options);
   streams_.reset();
   const std::exception_ptr failure = run_beside(
       [&] { feeder.run(); },
@@ -99,7 +72,7 @@ std::vector<PageSource> pages_of_held_tree(const JournalEntry& entry) {
     source.memory = memory;
     source.fd = open_path("/proc/" + std::to_string(task.pid) + "/mem", O_RDONLY);
   }
-  if (entry.tasks.empty() || sources.empty())
+  if (sources.empty())
     throw Error("the tree that session " + to_hex(entry.id) + " held frozen is gone, and pages with it");
   const TreeSurvey survey = survey_tree(Pid(entry.tasks.front().pid), *MappingReader::shared());
   std::vector<PageSource> all;
@@ -112,7 +85,8 @@ std::vector<PageSource> pages_of_held_tree(const JournalEntry& entry) {
 
 void feed_from_held_tree(const JournalEntry& entry, const FeedParts& parts) {
   const std::vector<PageSource> pages = pages_of_held_tree(entry);
-  const std::unique_ptr<ControlChannel> channel = connect_about(parts, entry.epoch);
+  const std::unique_ptr<ControlChannel> channel =
+      connect_about(parts.connector, parts.address, parts.timeouts, entry.id, entry.epoch);
   SourceFeed feed(parts);
   if (!feed.connect(*channel)) return;
   parts.events.event("feed", "session " + to_hex(entry.id) + ": " + entry.label + " is fed from its frozen tree here",

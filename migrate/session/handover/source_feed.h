@@ -27,9 +27,6 @@ struct FeedParts {
   Events& events;
 };
 
-/// Greets, for a later conversation about a session.
-std::unique_ptr<ControlChannel> connect_about(const FeedParts& parts, uint64_t epoch);
-
 /// One thread, besides the feeder's.
 class SourceFeed {
  public:

@@ -11,6 +11,7 @@
 #include "core/base/error.h"
 #include "lazypages/feed/pace.h"
 #include "migrate/session/wire/host_facts.h"
+#include "migrate/session/wire/session_streams.h"
 #include "migration.pb.h"
 
 namespace migrate {
@@ -42,18 +43,17 @@ LazyMemory from_wire(const wire::LazyMemories::Memory& m) {
 LazyServer::LazyServer(LazyHost& host, const LazyServerOptions& options, Logger& log)
     : host_(host), options_(options), log_(log) {
   const std::vector<std::byte> remembered = host.remembered();
-  if (!remembered.empty()) {
-    whole_ = static_cast<char>(remembered[0]) == kWhole;
-    discarded_ = static_cast<char>(remembered[0]) == kDiscarded;
-    if (discarded_ && host.adopted())
-      begin_serving(host.memories([this](MemoryId memory, uint64_t page) { wanted_.want(memory, page); }));
-    if (!whole_ && !discarded_)
-      lost_.assign(reinterpret_cast<const char*>(remembered.data()) + 1, remembered.size() - 1);
-  } else if (host.adopted()) {
-    begin_serving(host.memories([this](MemoryId memory, uint64_t page) { wanted_.want(memory, page); }));
-  }
+  const char word = remembered.empty() ? '\0' : static_cast<char>(remembered[0]);
+  whole_ = word == kWhole;
+  discarded_ = word == kDiscarded;
+  if (word == kLost) lost_.assign(reinterpret_cast<const char*>(remembered.data()) + 1, remembered.size() - 1);
+  if (!whole_ && word != kLost && host.adopted()) begin_serving(host.memories(wanted()));
   if (const int guardian = host.kept("guardian"); guardian >= 0)
     peers_.push_back({PacketSocket(duplicate(guardian)), true});
+}
+
+LazyMemories::Wanted LazyServer::wanted() {
+  return [this](MemoryId memory, uint64_t page) { wanted_.want(memory, page); };
 }
 
 LazyServer::~LazyServer() {
@@ -308,17 +308,10 @@ FeedStreams LazyServer::accept_streams() {
   for (uint32_t got = 0; got < count; ++got) {
     std::optional<Fd> socket = next_socket(deadline);
     if (!socket) throw TimedOut("time is up while waiting for the streams of a feed");
-    std::unique_ptr<Stream> stream = connector.accept(std::move(*socket), deadline, feed_stop_.get());
-    const std::optional<PagePreface> preface = read_page_preface(*stream, deadline);
-    if (!preface || preface->session != options_.session || preface->index >= count || streams[preface->index] ||
-        stream->peer_name() != options_.peer_name)
-      throw Corrupt("a stream of the peer", "it is not what was agreed upon");
-    streams[preface->index] = std::move(stream);
+    accept_session_stream(connector, std::move(*socket), options_.session, options_.peer_name, deadline,
+                          feed_stop_.get(), streams);
   }
-  FeedStreams feed;
-  feed.urgent = std::move(streams.front());
-  feed.fill.assign(std::make_move_iterator(streams.begin() + 1), std::make_move_iterator(streams.end()));
-  return feed;
+  return FeedStreams::of(std::move(streams));
 }
 
 std::optional<Fd> LazyServer::next_socket(const Deadline& deadline) {

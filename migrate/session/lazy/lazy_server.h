@@ -61,6 +61,7 @@ class LazyServer {
   void reply_state(Peer& peer) const;
   void tell_guardian();
 
+  LazyMemories::Wanted wanted();
   void begin_serving(std::unique_ptr<LazyMemories> memories);
   void serve_faults();
   void end_whole();

@@ -6,6 +6,7 @@
 
 #include "core/memory/page_runs.h"
 #include "core/memory/tree_survey.h"
+#include "migrate/session/handover/settle.h"
 #include "migrate/session/telling/fault.h"
 #include "migrate/session/wire/missing_wire.h"
 
@@ -46,6 +47,7 @@ void Postcopy::while_running() {
 void Postcopy::frozen(FrozenTree& tree) {
   if (before_) before_->frozen(tree);
   const bool late_pages = when_ == When::always || before_->leaves_rest();
+  PagesByMemory missing;
   for (PageSource& memory : tree.memories) {
     if (!late_pages) break;
     const auto lazy = tree.lazy_pages.find(memory.memory);
@@ -54,9 +56,9 @@ void Postcopy::frozen(FrozenTree& tree) {
     if (late.empty()) continue;
     late_.push_back({.memory = memory.memory, .runs = runs_of(late, {}), .fd = memory.fd.dup()});
     memory.runs = runs_without(memory.runs, late);
-    missing_.emplace(memory.memory, std::move(late));
+    missing.emplace(memory.memory, std::move(late));
   }
-  for (wire::Discards& part : to_wire(missing_)) {
+  for (wire::Discards& part : to_wire(missing)) {
     if (before_) {  // what came of them in rounds is out of date
       Message stale;
       *stale.mutable_discards() = part;
@@ -70,11 +72,12 @@ void Postcopy::frozen(FrozenTree& tree) {
 }
 
 void Postcopy::room_made(const wire::FillReady& ready, std::vector<PageSource>& memories) {
-  if (!before_) return;
+  if (!before_ || ready.cold().empty()) return;
   before_->room_made(ready, memories);
-  for (PageSource& memory : memories)
-    if (const auto late = missing_.find(memory.memory); late != missing_.end())
-      memory.runs = runs_without(memory.runs, late->second);
+  for (const PageSource& late : late_) {
+    const auto memory = std::ranges::find(memories, late.memory, &PageSource::memory);
+    memory->runs = runs_without(memory->runs, pages_of(late.runs));
+  }
 }
 
 void Postcopy::after_gate() {
@@ -110,11 +113,12 @@ bool Postcopy::serve_once() {
 
 /// With back-off, without end: the program waits there for what is here.
 void Postcopy::connect_again() {
-  for (milliseconds pause{kFirstPause};; pause = std::min<milliseconds>(pause * 2, kLongestPause)) {
+  for (milliseconds pause = kFirstPause;; pause = std::min(pause * 2, kLongestPause)) {
     ::poll(nullptr, 0, static_cast<int>(pause.count()));
     p_.hold.heartbeat();
     try {
-      p_.peer.replace_channel(connect_about(feed_parts(), p_.hold.epoch()));
+      p_.peer.replace_channel(
+          connect_about(p_.peer.connector(), p_.options.address, p_.options.timeouts, p_.hold.id(), p_.hold.epoch()));
       return;
     } catch (const Refusal&) {
       throw;

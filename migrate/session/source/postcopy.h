@@ -13,11 +13,11 @@ namespace migrate {
 
 class Postcopy final : public MemoryPlan {
  public:
-  /// `before`: what is done while the tree runs; none: nothing but room for its mappings.
   enum class When : uint8_t {
     always,
     rest_is_left,  ///< else it is as `before` would have it
   };
+  /// `before`: what is done while the tree runs; none: nothing but room for its mappings.
   Postcopy(const PlanParts& parts, std::unique_ptr<MemoryPlan> before, When when);
   bool visits() const override { return before_ && before_->visits(); }
   bool tells_layouts() const override { return true; }
@@ -51,7 +51,6 @@ class Postcopy final : public MemoryPlan {
   const When when_;
   std::optional<SourceFeed> feed_;
   std::vector<PageSource> late_;  ///< what comes when the program runs
-  PagesByMemory missing_;         ///< the same pages
 };
 
 }  // namespace migrate

@@ -5,7 +5,7 @@
 #include "migrate/session/telling/fault.h"
 #include "migrate/session/wire/greeting.h"
 #include "migrate/session/wire/host_facts.h"
-#include "migrate/session/wire/stream_token.h"
+#include "migrate/session/wire/session_streams.h"
 
 namespace migrate {
 namespace {
@@ -66,15 +66,8 @@ std::vector<ClockSample> SourcePeer::sample_clocks() {
 
 void SourcePeer::open_streams(const SessionId& id, const wire::Begun& begun) {
   if (begun.stream_tokens_size() < options_.streams) throw Corrupt("a message of the peer", "tokens are missing");
-  std::vector<std::unique_ptr<Stream>> streams;
-  for (int i = 0; i < options_.streams; ++i) {
-    const Deadline deadline = Deadline::in(options_.timeouts.connect);
-    std::unique_ptr<Stream> stream =
-        connector_.connect(address_, deadline, &interrupt_.stop(), encode_stream_token(begun.stream_tokens(i)));
-    send_page_preface(*stream, {id, static_cast<uint16_t>(i), static_cast<uint16_t>(options_.streams)}, deadline);
-    streams.push_back(std::move(stream));
-  }
-  sender_.emplace(std::move(streams));
+  sender_.emplace(connect_session_streams(connector_, address_, id, begun.stream_tokens(), options_.streams,
+                                          options_.timeouts.connect, &interrupt_.stop()));
   set_up_streams();
 }
 

@@ -62,7 +62,7 @@ class SourcePeer {
   bool watch(milliseconds time, int wake = -1);
   Message wait_for(Message::BodyCase kind, milliseconds time);
 
-  /// Sends what the destination makes room for, and `discards`; returns the memories of which it has nothing.
+  /// What the destination is to make room for, and to give back; it answers only once it has made room.
   void send_layout(const TreeLayout& layout, unsigned round);
   void send_discards(std::span<const PageDiscard> discards);
 

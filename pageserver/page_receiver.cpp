@@ -107,8 +107,7 @@ class ReceiveWorker {
   }
 
   void acknowledge(const PageRecord& end) {
-    if (StreamTotals{end.total_records, end.total_pages, end.digest} != totals_)
-      throw corrupt("the sender's totals differ from ours");
+    if (StreamTotals::in(end) != totals_) throw corrupt("the sender's totals differ from ours");
     PageRecord ack = end;
     ack.kind = PageRecord::Kind::ack;
     std::byte bytes[kPageRecordSize];

@@ -84,6 +84,14 @@ void StreamTotals::add(std::span<const std::byte, kPageRecordSize> header, uint3
 
 void StreamTotals::add_packed_size(size_t size) { digest = mixed(digest, size); }
 
+PageRecord StreamTotals::end() const {
+  PageRecord record{.kind = PageRecord::Kind::end};
+  record.total_records = records;
+  record.total_pages = pages;
+  record.digest = digest;
+  return record;
+}
+
 void send_page_preface(Stream& stream, const PagePreface& preface, Deadline deadline) {
   std::byte bytes[kPagePrefaceSize] = {};
   Packer(bytes)

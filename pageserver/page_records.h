@@ -51,6 +51,10 @@ struct StreamTotals {
   uint64_t digest = 0;
   void add(std::span<const std::byte, kPageRecordSize> header, uint32_t record_pages);
   void add_packed_size(size_t size);
+  /// Of an end or its acknowledgement.
+  static StreamTotals in(const PageRecord& record) { return {record.total_records, record.total_pages, record.digest}; }
+  /// The record that ends the pass of such a stream.
+  PageRecord end() const;
   bool operator==(const StreamTotals&) const = default;
 };
 

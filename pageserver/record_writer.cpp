@@ -140,15 +140,11 @@ void RecordWriter::tell_cost(RecordCost cost, Clock::time_point now) {
 void RecordWriter::finish_pass() {
   flush();
   std::byte bytes[kPageRecordSize];
-  PageRecord end{.kind = PageRecord::Kind::end};
-  end.total_records = totals_.records;
-  end.total_pages = totals_.pages;
-  end.digest = totals_.digest;
-  encode_record(end, bytes);
+  encode_record(totals_.end(), bytes);
   write(bytes);
   if (!stream_.read_exact(bytes)) throw Disconnected(stream_.peer() + " left before it had all pages");
   const PageRecord ack = decode_record(bytes, stream_.peer());
-  if (ack.kind != PageRecord::Kind::ack || StreamTotals{ack.total_records, ack.total_pages, ack.digest} != totals_)
+  if (ack.kind != PageRecord::Kind::ack || StreamTotals::in(ack) != totals_)
     throw Corrupt("the page stream to " + stream_.peer(), "the receiver's totals differ from ours");
   // The wait until all was there belongs to what the link took.
   if (measuring()) tell_cost({.wait = seconds(Clock::now() - marks_.time)}, Clock::now());

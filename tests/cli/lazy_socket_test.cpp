@@ -13,6 +13,7 @@
 
 #include "core/base/error.h"
 #include "core/base/procfs.h"
+#include "tests/temp_dir.h"
 
 namespace migrate::cli {
 namespace {
@@ -22,15 +23,6 @@ constexpr uint32_t kRestoreFinished = 0x52535446;
 
 class LazySocket : public ::testing::Test {
  protected:
-  LazySocket() {
-    std::string name = ::testing::TempDir() + "migrate-lazy-XXXXXX";
-    if (::mkdtemp(name.data()) == nullptr) throw Error("make", name, errno);
-    folder_ = name;
-  }
-  ~LazySocket() override {
-    std::error_code ignored;
-    std::filesystem::remove_all(folder_, ignored);
-  }
   sockaddr_un address() const {
     sockaddr_un a{};
     a.sun_family = AF_UNIX;
@@ -74,7 +66,8 @@ class LazySocket : public ::testing::Test {
       }
     });
   }
-  std::string folder_;
+  const TempDir dir_;
+  const std::string& folder_ = dir_.path();
 };
 
 TEST_F(LazySocket, OursWaitForEachOther) {

@@ -10,6 +10,7 @@
 #include "core/memory/page_files.h"
 #include "core/memory/page_images.h"
 #include "images/pagemap.pb.h"
+#include "tests/temp_dir.h"
 
 namespace migrate {
 namespace {
@@ -19,15 +20,6 @@ constexpr MemoryId kTask{MemoryId::Kind::task, 42};
 /// Folders "1", "2", ... beside each other, each with its images.
 class Chain : public ::testing::Test {
  protected:
-  Chain() {
-    std::string name = ::testing::TempDir() + "migrate-chain-XXXXXX";
-    if (::mkdtemp(name.data()) == nullptr) throw Error("make", name, errno);
-    top_ = name;
-  }
-  ~Chain() override {
-    std::error_code ignored;
-    std::filesystem::remove_all(top_, ignored);
-  }
   Fd folder(int number, const char* parent = nullptr) {
     const std::string path = top_ + "/" + std::to_string(number);
     std::filesystem::create_directory(path);
@@ -51,7 +43,8 @@ class Chain : public ::testing::Test {
     }
     return text;
   }
-  std::string top_;
+  const TempDir dir_;
+  const std::string& top_ = dir_.path();
 };
 
 uint64_t at(uint64_t page) { return page * kPageSize; }

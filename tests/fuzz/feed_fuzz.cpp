@@ -238,10 +238,7 @@ Bytes whole_fill() {
       bytes.insert(bytes.end(), header, header + sizeof header);
       if (!zeros) bytes.resize(bytes.size() + run.pages * kPageSize);
     }
-  PageRecord end{.kind = PageRecord::Kind::end, .total_records = totals.records};
-  end.total_pages = totals.pages;
-  end.digest = totals.digest;
-  encode_record(end, header);
+  encode_record(totals.end(), header);
   bytes.insert(bytes.end(), header, header + sizeof header);
   return bytes;
 }

@@ -114,10 +114,7 @@ std::vector<std::byte> pass(const CodecChoice& choice) {
   bytes.insert(bytes.end(), size, size + sizeof size);
   bytes.insert(bytes.end(), packed.begin(), packed.end());
 
-  PageRecord end{.kind = PageRecord::Kind::end, .total_records = totals.records};
-  end.total_pages = totals.pages;
-  end.digest = totals.digest;
-  encode_record(end, header);
+  encode_record(totals.end(), header);
   bytes.insert(bytes.end(), header, header + sizeof header);
   return bytes;
 }

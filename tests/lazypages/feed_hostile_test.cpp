@@ -41,11 +41,8 @@ class Peer {
     }
   }
   void end_fill() {
-    PageRecord end{.kind = PageRecord::Kind::end, .total_records = totals_.records};
-    end.total_pages = totals_.pages;
-    end.digest = totals_.digest;
     std::byte bytes[kPageRecordSize];
-    encode_record(end, bytes);
+    encode_record(totals_.end(), bytes);
     fill(std::span<const std::byte>(bytes));
   }
   FeedPacket hear() {

@@ -1,4 +1,5 @@
 """Cases of lazy_verbs.py: clients and page servers that mean no good, and strangers."""
+import contextlib
 import os
 import signal
 import socket
@@ -12,6 +13,15 @@ from lazy_moves import (ADD_F, CLOSE, GET, OPEN2, PAGE, expect_as_before, expect
 from lib import lazy, tool
 from lib.process import read, run, wait_for
 from lib.suite import expect
+
+
+@contextlib.contextmanager
+def silent_strangers(port, number):
+    """So many who connect and say nothing."""
+    with contextlib.ExitStack() as all_of_them:
+        for _ in range(number):
+            all_of_them.enter_context(socket.create_connection(("127.0.0.1", port), 10))
+        yield
 
 
 def liar(context, folder):
@@ -69,15 +79,11 @@ def strangers(context, folder):
             expect(words in line, f"{sent!r}: {line}")
             expect(not freezer_of(program.pid), f"{sent!r} has claimed the tree")
         # Whoever says nothing is passed over.
-        silent = [socket.create_connection(("127.0.0.1", move.port), 10) for _ in range(3)]
-        try:
+        with silent_strangers(move.port, 3):
             move.copy()
             move.lazy_pages()
             program.moved_to(move.expect_restored(), None)
             expect_moved(program, move)
-        finally:
-            for s in silent:
-                s.close()
 
 
 def strangers_to_tls(context, folder):
@@ -87,8 +93,7 @@ def strangers_to_tls(context, folder):
     with moving(context, folder, "tree", source_options=options, destination_options=options) as (program, move):
         move.dump()
         move.copy()
-        silent = [socket.create_connection(("127.0.0.1", move.port), 10) for _ in range(40)]
-        try:
+        with silent_strangers(move.port, 40):
             with socket.create_connection(("127.0.0.1", move.port), 10) as s:
                 s.sendall(request(GET, 1, 0x10000, program.inner))
                 while s.recv(PAGE):
@@ -102,9 +107,6 @@ def strangers_to_tls(context, folder):
             move.lazy_pages()
             program.moved_to(move.expect_restored(), None)
             expect_moved(program, move)
-        finally:
-            for s in silent:
-                s.close()
 
 
 def other_user(context, folder):

@@ -280,10 +280,7 @@ std::vector<std::byte> valid_pass() {
     bytes.insert(bytes.end(), header, header + sizeof header);
     bytes.resize(bytes.size() + record.pages * kPageSize);
   }
-  PageRecord end{.kind = PageRecord::Kind::end, .total_records = totals.records};
-  end.total_pages = totals.pages;
-  end.digest = totals.digest;
-  encode_record(end, header);
+  encode_record(totals.end(), header);
   bytes.insert(bytes.end(), header, header + sizeof header);
   return bytes;
 }
@@ -302,10 +299,7 @@ std::vector<std::byte> packed_pass(PageCodec codec, uint32_t pages, std::span<co
   totals.add_packed_size(size != 0 ? size : packed.size());
   bytes.insert(bytes.end(), packed.begin(), packed.end());
   std::byte header[kPageRecordSize];
-  PageRecord end{.kind = PageRecord::Kind::end, .total_records = totals.records};
-  end.total_pages = totals.pages;
-  end.digest = totals.digest;
-  encode_record(end, header);
+  encode_record(totals.end(), header);
   bytes.insert(bytes.end(), header, header + sizeof header);
   return bytes;
 }

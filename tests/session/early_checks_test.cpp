@@ -21,8 +21,8 @@
 #include "migrate/session/guardian/privileges.h"
 #include "migrate/session/source/inventory.h"
 #include "migrate/session/wire/channel.h"
-#include "temp_dir.h"
 #include "tests/core/failing_calls.h"
+#include "tests/temp_dir.h"
 
 namespace migrate {
 namespace {

@@ -15,7 +15,7 @@
 #include "migrate/session/source/calibration_file.h"
 #include "migrate/session/telling/events_pages.h"
 #include "migrate/session/telling/events_rounds.h"
-#include "temp_dir.h"
+#include "tests/temp_dir.h"
 
 namespace migrate {
 namespace {

@@ -5,7 +5,7 @@
 
 #include "migrate/session/base/session.h"
 #include "tests/session/in_child.h"
-#include "tests/session/temp_dir.h"
+#include "tests/temp_dir.h"
 
 namespace migrate {
 namespace {

@@ -10,7 +10,7 @@
 #include "core/files/file_credentials.h"
 #include "migrate/session/destination/destination_checks.h"
 #include "migrate/session/wire/content_hash.h"
-#include "temp_dir.h"
+#include "tests/temp_dir.h"
 
 namespace migrate {
 namespace {

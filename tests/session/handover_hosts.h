@@ -21,7 +21,7 @@
 #include "migrate/session/wire/reserve_wire.h"
 #include "tests/session/fake_trees.h"
 #include "tests/session/in_child.h"
-#include "tests/session/temp_dir.h"
+#include "tests/temp_dir.h"
 
 namespace migrate {
 

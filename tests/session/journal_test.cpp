@@ -14,7 +14,7 @@
 #include "migrate/session/journal/trees.h"
 #include "tests/session/in_child.h"
 #include "tests/session/scoped_env.h"
-#include "tests/session/temp_dir.h"
+#include "tests/temp_dir.h"
 
 namespace migrate {
 namespace {

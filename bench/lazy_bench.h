@@ -16,6 +16,8 @@
 #include <new>
 #include <random>
 
+#include "core/base/deadline.h"
+#include "core/base/error.h"
 #include "core/base/fd.h"
 #include "core/base/procfs.h"
 #include "core/memory/lazy_memory.h"
@@ -50,7 +52,8 @@ class LazyProgram {
   LazyProgram(LazyShared& shared, uint64_t pages, uint64_t touches, std::chrono::microseconds pause)
       : shared_(shared), pages_(pages), pid_(::fork()) {
     if (pid_ == 0) touch(touches, pause);
-    while (shared_.userfaultfd < 0) ::usleep(50);
+    for (const Deadline deadline = Deadline::in(std::chrono::seconds(10)); shared_.userfaultfd < 0; ::usleep(50))
+      if (deadline.passed()) throw Error("wait for", "the program's userfaultfd", ETIMEDOUT);
   }
   ~LazyProgram() {
     ::kill(pid_, SIGKILL);

@@ -1,7 +1,8 @@
 // The page streams of a session: they come to the daemon's listener, which knows them by tokens.
 #pragma once
 
-#include "migrate/session/destination/receive_session.h"
+#include "migrate/session/destination/receive_context.h"
+#include "migrate/session/wire/channel.h"
 #include "migrate/session/wire/stream_token.h"
 #include "pageserver/page_stream.h"
 

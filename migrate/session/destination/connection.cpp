@@ -95,7 +95,7 @@ int serve_connection(const ReceiveOptions& options, const Connector& connector, 
     if (const std::string busy = daemon.take_place(Deadline::in(options.timeouts.answer)); !busy.empty())
       throw Refusal("this receiver is busy", busy);
     events.event("connect", "connected: " + channel.stream().peer(), {{"peer", channel.stream().peer()}});
-    return serve_migration(context, channel, std::move(*first));
+    return ReceiveSession(context, channel).run(std::move(*first));
   } catch (const std::exception& e) {
     refuse(channel, events, e);
     return kRefused;

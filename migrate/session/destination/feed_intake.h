@@ -2,7 +2,8 @@
 // host, which outlives it.
 #pragma once
 
-#include "migrate/session/destination/receive_session.h"
+#include "migrate/session/destination/receive_context.h"
+#include "migrate/session/wire/channel.h"
 
 namespace migrate {
 

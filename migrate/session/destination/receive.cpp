@@ -10,7 +10,7 @@
 #include "core/freeze/freezer_cgroup.h"
 #include "migrate/session/base/session.h"
 #include "migrate/session/destination/connection.h"
-#include "migrate/session/destination/receive_session.h"
+#include "migrate/session/destination/receive_context.h"
 #include "migrate/session/destination/serving.h"
 #include "migrate/session/destination/strangers.h"
 #include "migrate/session/handover/settle.h"

@@ -27,7 +27,7 @@ def status_facts(text):
 
 def maps_facts(pid):
     """(start-end perms offset path flags) a mapping; neighbours that the kernel could merge are merged."""
-    result, flags = [], ""
+    result = []
     for line in read(f"/proc/{pid}/smaps").splitlines():
         if re.match(r"^[0-9a-f]+-[0-9a-f]+ ", line):
             parts = line.split(None, 5)

@@ -85,6 +85,9 @@ class Run:
         self.section("Scenarios", table.matrix(found))
         if "stop-copy" in modes:
             self.section("Stop-copy against raw TLS", table.stopped_bound(found))
+        late = [m for m in found if m["mode"] in ("postcopy", "hybrid")]
+        if late:
+            self.section("Memory that comes when the program runs", late_memory.rows(late))
         self.section("Estimates", estimates.rows(found))
 
     def convergence(self):

@@ -3,7 +3,7 @@ import os
 
 from . import estimates, table
 from .matrix import RATES
-from .moves import stopped_between
+from .moves import last, stopped_between
 from .svg import COLOURS, Axis, Figure, Panel
 from .workload import PAGE
 
@@ -155,12 +155,51 @@ def time_line(move, path):
     figure.save(path)
 
 
+def pauses(move):
+    """(seconds since the stop began, ms without a write) a sample, from shortly before the stop until shortly after all is here."""
+    stopped, whole = stopped_between(move.events), last(move.events, "whole")
+    zero = stopped[0]
+    end = (whole["time"] if whole else stopped[1]) + 0.2
+    return [(s.gap_end - zero, s.gap * 1000) for s in move.samples if zero - 0.2 <= s.gap_end <= end and s.gap > 0]
+
+
+def stalls_over_time(moves, path):
+    """Of each mode the move whose stalls are the median: how long the program did nothing, and when, while pages came late."""
+    chosen = []
+    for mode in ("postcopy", "hybrid", "auto"):
+        found = sorted((m for m in moves if m["mode"] == mode and m.moved and m["stalls_ms"] is not None), key=lambda m: m["stalls_ms"])
+        chosen += found[len(found) // 2:][:1]
+    if not chosen:
+        return
+    width, height, gap = 780, 190, 106
+    figure = Figure(LEFT + width + RIGHT, "stalls over time")
+    for i, move in enumerate(chosen):
+        points, (begin, end) = pauses(move), stopped_between(move.events)
+        whole = last(move.events, "whole")["time"]
+        x = Axis("time since the program was stopped, s", [max(t for t, _ in points)])
+        y = Axis("longest pause in 10 ms, ms", [0.1, 100.0, *(v for _, v in points)], "log")
+        x.high = max(t for t, _ in points)
+        x.ticks = [t for t in x.ticks if t[0] <= x.high]
+        panel = Panel(figure, f"--mode {move['mode']}, {size_name(move['memory_mib'])}, {rate_text(move['rate'].replace(' in a row', ''))}: "
+                              f"stalls over 3 ms {table.ms(move['stalls_ms'])} in sum", x, y, LEFT, TOP + i * (height + gap), width, height)
+        panel.span(end - begin, whole - begin, "round odd", f"pages came late for {(whole - end) * 1000:.0f} ms")
+        panel.span(0, end - begin, "stopped", f"stopped for {move['downtime_ms']:.1f} ms")
+        panel.figure.add(f'<line class="aim" x1="{LEFT}" x2="{LEFT + width}" y1="{panel.py(3):.1f}" y2="{panel.py(3):.1f}"/>')
+        for t, v in points:
+            if t >= 0:
+                panel.dot(t, v, COLOURS[1] if v > 3 else COLOURS[2], f"{v:.2f} ms, {t:.3f} s after the stop began")
+    figure.text(LEFT, 22, "Each dot is the longest time without a write in 10 ms of the program, by its own clock.")
+    figure.legend(LEFT, TOP + len(chosen) * (height + gap) - gap + 72, [("stopped", "program stopped"), ("round odd", "pages come late"), ("aim", "3 ms")])
+    figure.save(path)
+
+
 def draw_all(results, folder):
     """Files in `folder`; gives their names."""
     matrix = results.of("matrix")
     downtime(matrix, os.path.join(folder, "downtime.svg"))
     estimate(matrix, os.path.join(folder, "estimate.svg"))
     throughput(matrix, os.path.join(folder, "throughput.svg"))
+    stalls_over_time([*results.of("late-memory"), *matrix], os.path.join(folder, "stalls.svg"))
     for name, chosen in time_lines(results):
         time_line(chosen, os.path.join(folder, f"time-line-{name}.svg"))
     return sorted(f for f in os.listdir(folder) if f.endswith(".svg"))
@@ -174,6 +213,9 @@ def time_lines(results):
             best = found.get(m["rate"])
             if best is None or m["memory_mib"] > best["memory_mib"]:
                 found[m["rate"]] = m
+    for m in results.of("late-memory"):
+        if m.moved:
+            found.setdefault(f"late-memory-{m['mode']}", m)
     for m in results.of("no-convergence"):
         if m.moved:
             found.setdefault(m["options"].split()[-1], m)

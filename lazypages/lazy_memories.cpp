@@ -2,6 +2,7 @@
 
 #include <sched.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 
 #include <algorithm>
 #include <array>
@@ -28,11 +29,15 @@ std::string name_of(MemoryId memory) {
 LazyMemories::LazyMemories(Wanted wanted, std::shared_ptr<LazyRecord> record)
     : wanted_(std::move(wanted)),
       epoll_(check(::epoll_create1(EPOLL_CLOEXEC), "make an epoll descriptor for", "missing pages")),
+      filled_(check(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "make an eventfd for", "missing pages")),
       around_(std::make_shared<LazySurroundings>()),
       looked_for_dead_(std::chrono::steady_clock::now()) {
   around_->record = std::move(record);
   around_->forked = [this](const Space& child) { add(child); };
   around_->make_room = [this] { return make_room(); };
+  // Told once for each write to it, without being read; spaces count from 1.
+  epoll_event event{.events = EPOLLIN | EPOLLET, .data = {.u64 = 0}};
+  check(::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, filled_.get(), &event), "watch", "an eventfd");
   have_spares();
 }
 
@@ -94,11 +99,14 @@ void LazyMemories::write(MemoryId memory, uint64_t address, std::span<const std:
   // A fork that is made meanwhile comes after what it was forked from: either that had the pages already, or the fork
   // is met here too.
   uint64_t id = 0;
+  bool filled = false;
   while (const Space space = next_space(memory, id, id)) {
     std::vector<uint64_t> wanted;
     space->fill(address, data, wanted);
+    filled = filled || space->missing_pages() == 0;
     ask(memory, wanted);
   }
+  if (filled) ::eventfd_write(filled_.get(), 1);
   const std::lock_guard lock(mutex_);
   std::set<uint64_t>& asked = memories_.at(memory).asked;
   asked.erase(asked.lower_bound(address), asked.lower_bound(address + data.size()));

@@ -45,7 +45,8 @@ class LazyMemories : public PageSink {
   /// The source says that it has no such pages: never true of announced ones. Throws Corrupt.
   [[noreturn]] void absent(MemoryId memory, uint64_t address) const;
 
-  /// One turn of the fault loop: waits at most so long for faults and other events, and deals with them.
+  /// One turn of the fault loop: waits at most so long for faults and other events, or until some memory has got its
+  /// last page, and deals with them.
   void serve(std::chrono::milliseconds wait);
   /// Readable when serve() has something to do at once; it must be called every 50 ms all the same.
   int fd() const { return epoll_.get(); }
@@ -88,6 +89,7 @@ class LazyMemories : public PageSink {
 
   Wanted wanted_;
   Fd epoll_;
+  Fd filled_;  ///< eventfd, in epoll_: a space has got its last page
   std::shared_ptr<LazySurroundings> around_;
   mutable std::mutex mutex_;  ///< the last to be taken, after a space's
   std::map<MemoryId, Memory> memories_;

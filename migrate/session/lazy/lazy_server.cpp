@@ -80,6 +80,7 @@ void LazyServer::turn() {
   tell_guardian();
   std::vector<pollfd> p{{host_.kept("listener"), POLLIN, 0}};
   for (const Peer& peer : peers_) p.push_back({peer.socket.fd(), POLLIN, 0});
+  if (!guardian_told_) p.push_back({ended_.fd(), POLLIN, 0});
   if (::poll(p.data(), p.size(), static_cast<int>(kTurn.count())) <= 0) return;
   size_t i = 1;
   for (auto peer = peers_.begin(); peer != peers_.end(); ++i) {
@@ -229,6 +230,7 @@ void LazyServer::end_whole() {
   host_.remember(std::span(&word, 1));
   const std::lock_guard lock(mutex_);
   whole_ = true;
+  ended_.trigger();
   if (fetcher_ != nullptr) fetcher_->whole();
 }
 
@@ -238,6 +240,7 @@ void LazyServer::end_lost(const std::string& why) {
   host_.remember(as_bytes_of(text));
   const std::lock_guard lock(mutex_);
   lost_ = why;
+  ended_.trigger();
   if (fetcher_ != nullptr) fetcher_->cancel();
 }
 

@@ -79,6 +79,7 @@ class LazyServer {
   Logger& log_;
   std::list<Peer> peers_;
   bool over_ = false, guardian_told_ = false;
+  StopEvent ended_;                     ///< all is whole, or lost
   std::atomic<bool> discarded_{false};  ///< the copy is none: over when nothing is missing any more
 
   WantedPages wanted_;

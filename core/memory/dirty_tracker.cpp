@@ -255,7 +255,8 @@ void DirtyTracker::Impl::reduce(PageSource& source, Last& last) {
   });
   const PageSet& current = has->second.current;
   PageSet unchanged;
-  if (task != tasks.end() && task->second && !task->second->ended()) unchanged = task->second->clean(current);
+  if (task != tasks.end() && task->second && !task->second->ended())
+    unchanged = task->second->clean(current, last.written[source.memory]);
   if (!options.rules.last_scan) unchanged = current;
   PageSet anonymous, all;
   PageSource others{.memory = source.memory, .fd = source.fd.dup()};  // copies of file pages, and the vdso

@@ -18,6 +18,7 @@
 #include "core/inject/harvest.h"
 #include "core/memory/mapping_reader.h"
 #include "core/memory/page_io.h"
+#include "core/memory/page_runs.h"
 #include "core/memory/track_rules.h"
 #include "core/memory/tree_layout.h"
 #include "core/task/restart.h"
@@ -72,6 +73,7 @@ class DirtyTracker {
   /// on return it is reduced to what must still be sent.
   struct Last {
     std::vector<PageDiscard> discards;
+    PagesByMemory written;                     ///< since the scan before, and more that does not exist; of tasks
     uint64_t pages = 0;                        ///< left to send
     std::chrono::microseconds scan_time{};     ///< of all
     std::chrono::microseconds compare_time{};  ///< of that, by content

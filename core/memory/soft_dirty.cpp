@@ -132,7 +132,7 @@ std::optional<TaskTracker::Scan> SoftDirtyTask::scan(const TrackRules& rules, co
   return out;
 }
 
-PageSet SoftDirtyTask::clean(const PageSet& known) const {
+PageSet SoftDirtyTask::clean(const PageSet& known, PageSet& written) const {
   if (!visited_ || !memory_is_current()) return {};
   Pages pages;
   for (const Vma& vma : tracked_)
@@ -142,7 +142,8 @@ PageSet SoftDirtyTask::clean(const PageSet& known) const {
     for (const Vma& vma : parse_smaps(files_->read("smaps")))
       if (vma.has(VmFlag::mergeable)) merged.append(vma.range.start.get(), vma.range.end.get());
   }
-  return memory_is_current() ? (known & pages.existing) - pages.written - merged : PageSet();
+  written = std::move(pages.written);
+  return memory_is_current() ? (known & pages.existing) - written - merged : PageSet();
 }
 
 }  // namespace migrate

@@ -51,7 +51,7 @@ class SoftDirtyTask final : public TaskTracker {
   bool visit(std::chrono::milliseconds timeout, const FaultHook& hook, Logger& log) override;
   bool visited() const override { return visited_; }
   std::optional<Scan> scan(const TrackRules& rules, const FaultHook& hook) override;
-  PageSet clean(const PageSet& known) const override;
+  PageSet clean(const PageSet& known, PageSet& written) const override;
   Fd memory() const override { return files_->memory(); }
 
  private:

@@ -49,8 +49,9 @@ class TaskTracker {
   /// Tells what was written, and begins to watch for the next time. nullopt: the memory was left meanwhile (exec,
   /// exit). If this throws, what was written is not known any more.
   virtual std::optional<Scan> scan(const TrackRules& rules, const FaultHook& hook) = 0;
-  /// Those of `known` that were not written since the scan before, if they still exist. Touches nothing.
-  virtual PageSet clean(const PageSet& known) const = 0;
+  /// Those of `known` that were not written since the scan before, if they still exist; into `written` goes what was
+  /// found written, and more that does not exist. Touches nothing.
+  virtual PageSet clean(const PageSet& known, PageSet& written) const = 0;
   /// How often visit() stopped a thread and made it run.
   virtual std::vector<StopMark> stops() const { return {}; }
   /// PR_GET_SECUREBITS of its leader, that only a visit can tell.

@@ -254,9 +254,10 @@ std::optional<TrackedTask::Scan> TrackedTask::scan(const TrackRules& rules, cons
   return out;
 }
 
-PageSet TrackedTask::clean(const PageSet& known) const {
+PageSet TrackedTask::clean(const PageSet& known, PageSet& written) const {
   if (!visited()) return {};
-  const PageSet pages = known - scan_not_clean(pagemap_.get(), {0, kUserEnd});
+  written = scan_not_clean(pagemap_.get(), {0, kUserEnd});
+  const PageSet pages = known - written;
   return memory_is_current() ? pages : PageSet();
 }
 

@@ -24,7 +24,7 @@ class TrackedTask final : public TaskTracker {
   bool visited() const override { return static_cast<bool>(uffd_); }
   /// Registers what is new, scans and protects; the task runs.
   std::optional<Scan> scan(const TrackRules& rules, const FaultHook& hook) override;
-  PageSet clean(const PageSet& known) const override;
+  PageSet clean(const PageSet& known, PageSet& written) const override;
   std::vector<StopMark> stops() const override { return stops_; }
   uint32_t securebits() const override { return securebits_; }
   Fd memory() const override { return mem_.dup(); }

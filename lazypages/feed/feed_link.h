@@ -21,6 +21,8 @@ class FeedLink {
   /// A peer that says nothing for `silence` is gone.
   FeedLink(Stream& stream, FeedSide ours, std::chrono::milliseconds silence);
 
+  /// It may have been made long ago: the peer is listened to from now on.
+  void begin() { sent_ = heard_ = std::chrono::steady_clock::now(); }
   /// The next packet; nullopt: a ping. Throws what the peer said that failed there, Disconnected at its end, TimedOut.
   std::optional<FeedPacket> receive();
   /// What follows the packet: all of it, before the next.

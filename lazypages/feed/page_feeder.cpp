@@ -125,6 +125,7 @@ std::span<std::byte> PageFeeder::receive_body(const FeedPacket& packet) {
 
 void PageFeeder::serve() {
   const Prompt prompt;
+  link_->begin();
   for (;;) {
     link_->ping_if_due();
     if (!link_->wait(link_->ping_due(), stop_)) continue;

@@ -52,9 +52,9 @@ class PageFeeder {
              const FeederOptions& options = {});
   ~PageFeeder();
 
-  /// Sends until the destination says that it is whole. From then on nobody needs the sources. Anything else is thrown,
-  /// and the streams are cut: Disconnected, TimedOut (connect again), Cancelled, Corrupt (the peer breaks the
-  /// protocol), PeerFailed, Error (pages cannot be read here).
+  /// May be long after it was made. Sends until the destination says that it is whole. From then on nobody needs the
+  /// sources. Anything else is thrown, and the streams are cut: Disconnected, TimedOut (connect again), Cancelled,
+  /// Corrupt (the peer breaks the protocol), PeerFailed, Error (pages cannot be read here).
   void run();
   /// Any thread, also a signal handler.
   void cancel() noexcept;

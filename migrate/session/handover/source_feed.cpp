@@ -24,6 +24,7 @@ constexpr int kFeedStreams = 2;  // what is asked for, and the fill
 }  // namespace
 
 bool SourceFeed::connect(ControlChannel& channel) {
+  next_ = {};
   streams_.reset();
   Message message;
   message.mutable_feed()->set_streams(static_cast<uint32_t>(kFeedStreams));
@@ -40,9 +41,18 @@ bool SourceFeed::connect(ControlChannel& channel) {
   return true;
 }
 
-void SourceFeed::feed(ControlChannel& channel, std::span<const PageSource> late, const std::function<void()>& beat) {
-  PageFeeder feeder(std::move(*streams_), late, {}, parts_.options);
+void SourceFeed::prepare(std::span<const PageSource> late) {
+  next_ = std::async(std::launch::async, [streams = std::move(*streams_), late, this]() mutable {
+    const auto order = parts_.order ? parts_.order(late) : std::vector<RankedRun>();
+    return std::make_unique<PageFeeder>(std::move(streams), late, order, parts_.options);
+  });
   streams_.reset();
+}
+
+void SourceFeed::feed(ControlChannel& channel, std::span<const PageSource> late, const std::function<void()>& beat) {
+  if (!next_.valid()) prepare(late);
+  const std::unique_ptr<PageFeeder> prepared = next_.get();
+  PageFeeder& feeder = *prepared;
   const std::exception_ptr failure = run_beside(
       [&] { feeder.run(); },
       [&](int wake) {

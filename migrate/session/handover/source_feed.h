@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <future>
 #include <memory>
 #include <optional>
 #include <span>
@@ -25,6 +26,8 @@ struct FeedParts {
   Timeouts timeouts;
   FeederOptions options;
   Events& events;
+  /// Which of the pages will be needed soon (PageFeeder); empty: not known. Called by a thread of the feed.
+  std::function<std::vector<RankedRun>(std::span<const PageSource>)> order{};
 };
 
 /// One thread, besides the feeder's.
@@ -34,7 +37,10 @@ class SourceFeed {
 
   /// Asks over `channel` for a feed and connects its streams. False: the destination is whole, and has said so.
   bool connect(ControlChannel& channel);
-  bool connected() const { return streams_.has_value(); }
+  bool connected() const { return streams_.has_value() || next_.valid(); }
+  /// Once connected: makes ready, in a thread of its own, what feed() of these pages would begin with; they stay as
+  /// they are until then.
+  void prepare(std::span<const PageSource> late);
   /// Until the destination has said over `channel` that it is whole. `late`: all that may be missing there. `beat` is
   /// called five times a second. Throws when it is cut (connect again), or fails.
   void feed(ControlChannel& channel, std::span<const PageSource> late, const std::function<void()>& beat);
@@ -45,6 +51,7 @@ class SourceFeed {
  private:
   FeedParts parts_;
   std::optional<FeedStreams> streams_;
+  std::future<std::unique_ptr<PageFeeder>> next_;
   uint64_t pushed_ = 0, requested_ = 0;
 };
 

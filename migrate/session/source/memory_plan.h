@@ -4,10 +4,12 @@
 
 #include <chrono>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "core/base/log.h"
 #include "core/dump/dump.h"
+#include "lazypages/fill_order.h"
 #include "migrate/session/base/options.h"
 #include "migrate/session/handover/source_hold.h"
 #include "migrate/session/source/peer_questions.h"
@@ -62,6 +64,12 @@ class MemoryPlan {
   /// The destination has made room by the images, and has nothing of some memories.
   virtual void room_made(const wire::FillReady& ready, std::vector<PageSource>& memories) {
     (void)ready, (void)memories;
+  }
+  /// Which of `late`, pages that come when the program runs there, will be needed soon; what is left out comes last. Any
+  /// thread, once room_made().
+  virtual std::vector<RankedRun> fill_order(std::span<const PageSource> late) const {
+    (void)late;
+    return {};
   }
   /// It runs at the destination: until that needs nothing of the tree here.
   virtual void after_gate() {}

@@ -32,7 +32,10 @@ FeedParts Postcopy::feed_parts() const {
           .options = {.compression = p_.options.compress,
                       .codecs = p_.peer.codecs(),
                       .bandwidth_limit = p_.options.bandwidth_limit},
-          .events = p_.events};
+          .events = p_.events,
+          .order = [this](std::span<const PageSource> late) {
+            return before_ ? before_->fill_order(late) : std::vector<RankedRun>();
+          }};
 }
 
 void Postcopy::while_running() {
@@ -72,6 +75,8 @@ void Postcopy::frozen(FrozenTree& tree) {
 }
 
 void Postcopy::room_made(const wire::FillReady& ready, std::vector<PageSource>& memories) {
+  // What it takes to feed many scattered pages is not to be waited for when the program runs there.
+  if (!late_.empty()) feed_->prepare(late_);
   if (!before_ || ready.cold().empty()) return;
   before_->room_made(ready, memories);
   for (const PageSource& late : late_) {

@@ -81,9 +81,12 @@ void Precopy::while_running() {
     measure.seconds = Seconds(course.scanned - began).count();
     measure.dirty_seconds = Seconds(course.scanned - scanned_before).count();
     measure.bandwidth = static_cast<double>(measure.bytes_sent) / std::max(pass_seconds, 1e-6);
-    if (!decide(course, measure, totals, scan, next)) break;
+    const bool go_on = decide(course, measure, totals, scan, next);
+    if (n > 0) history_.add(std::move(scan.sources));
     scan = std::move(next);
+    if (!go_on) break;
   }
+  history_.add(std::move(scan.sources));
 }
 
 PageTotals Precopy::send_round(DirtyTracker::Round& scan, unsigned n) {
@@ -193,8 +196,9 @@ std::vector<StopMark> Precopy::stops() const { return tracker_ ? tracker_->stops
 
 void Precopy::frozen(FrozenTree& tree) {
   for (const PageSource& memory : tree.memories) all_runs_[memory.memory] = memory.runs;
-  const DirtyTracker::Last last = tracker_->last_round(tree.memories);
+  DirtyTracker::Last last = tracker_->last_round(tree.memories);
   last_compare_ = last.compare_time;
+  history_.add(std::move(last.written));
   p_.peer.send_discards(last.discards);
 }
 

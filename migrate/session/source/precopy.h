@@ -10,6 +10,7 @@
 #include "core/memory/dirty_tracker.h"
 #include "migrate/policy/precopy_policy.h"
 #include "migrate/session/source/memory_plan.h"
+#include "migrate/session/source/write_history.h"
 
 namespace migrate {
 
@@ -26,6 +27,7 @@ class Precopy final : public MemoryPlan {
   void frozen(FrozenTree& tree) override;
   /// Memories that the destination has nothing of are sent whole.
   void room_made(const wire::FillReady& ready, std::vector<PageSource>& memories) override;
+  std::vector<RankedRun> fill_order(std::span<const PageSource> late) const override { return history_.rank(late); }
   /// A task that is out of CPU time reaches no stop.
   void before_running_on() noexcept override { throttle_.reset(); }
   RoundTotals rounds() const override { return totals_; }
@@ -54,6 +56,7 @@ class Precopy final : public MemoryPlan {
   FixedCost fixed_cost_;
   Decision last_decision_;
   RoundTotals totals_;
+  WriteHistory history_;                      ///< without the first scan, which finds all
   std::chrono::microseconds last_compare_{};  ///< by content, while the tree was stopped
   Clock::time_point rounds_began_;
   Clock::time_point last_scan_began_;  ///< of those while the tree ran

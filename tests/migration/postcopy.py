@@ -27,20 +27,25 @@ SLOW = "12M"  # a second: some five seconds of feed
 class Move:
     """One program on its way, in the case's process."""
 
-    def __init__(self, context, folder, mode):
+    def __init__(self, context, folder, mode, workload=("memory", str(MIB)), options=("--bandwidth-limit", SLOW), env=None,
+                 receiver_env=None, before_switch=None):
+        """`before_switch`: called with this when the move has begun."""
         self.context, self.folder, self.mode = context, folder, mode
         self.hosts = hosts.Hosts(context.binary, folder, f"p{os.getpid()}", "10.77.90")
         self.program = self.sender = None
         try:
-            self.start_receiver()
-            self.program = programs.Workload("memory", f"{context.workloads}/memory", [str(MIB)], f"{folder}/program",
+            self.start_receiver(**receiver_env or {})
+            name, *arguments = workload
+            self.program = programs.Workload(name, f"{context.workloads}/{name}", arguments, f"{folder}/program",
                                              self.hosts.enter("source"), self.hosts.namespace("source"))
             self.program.ready()
             self.program.remember()
             self.old = self.program.pid
             self.log = f"{folder}/send"
-            self.sender = self.hosts.send(self.old, "source", self.log, ["--mode", mode, "--bandwidth-limit", SLOW, "--max-rounds", "1"],
-                                          env=TIMEOUTS)
+            self.sender = self.hosts.send(self.old, "source", self.log, ["--mode", mode, "--max-rounds", "1", *options],
+                                          env={**TIMEOUTS, **(env or {})})
+            if before_switch:
+                before_switch(self)
             wait_for(lambda: self.sender.poll() is not None or '"event":"switch"' in read(self.log), "the switch", 40, 0.005)
             expect(self.sender.poll() is None, f"send ended: {tool.tail(self.log, 5)}")
             self.session = json.loads(next(line for line in read(self.log).splitlines() if '"event":"begin"' in line))["session"]
@@ -290,6 +295,52 @@ def undisturbed(mode):
     return case
 
 
+def stopped_at(processes):
+    """The first of these that stands at a fault point."""
+    return next((p for p in processes if (stat_fields(p) or "Z")[0] == "T"), None)
+
+
+def came_late(log):
+    """Pages in the order in which they came to the destination, by its debug log."""
+    runs = re.findall(r"came late: ([0-9a-f]+) (\d+)$", read(log), re.MULTILINE)
+    return [int(start, 16) + i * 4096 for start, pages in runs for i in range(int(pages))]
+
+
+def exact(context, folder):
+    """What comes late is what was written since the last round, page by page, and no page comes twice; what was written last comes
+    first. The program writes nothing else, but what its C library needs for its heartbeat."""
+    def drive(move):
+        place = f"{folder}/program"
+        agent = wait_for(lambda: stopped_at([move.sender.pid]), "the end of the round", 20)
+        open(f"{place}/write", "w").close()
+        wait_for(lambda: os.path.exists(f"{place}/written"), "the program to have written", 20)
+        os.kill(agent, signal.SIGCONT)
+        there = wait_for(lambda: stopped_at(move.destination_agent()), "the images to arrive", 20)
+        open(f"{place}/quiet", "w").close()  # the tree stands: it finds this at the destination
+        os.kill(there, signal.SIGCONT)
+    move = Move(context, folder, "hybrid", ("late_writes", "16"), (), {"MIGRATE_FAULT": "source-agent.round-sent:stop-self"},
+                {"MIGRATE_FAULT": "destination-agent.images-received:stop-self", "MIGRATE_DEBUG": "1"}, drive)
+    try:
+        move.arrives()
+        told = [line.split() for line in read(f"{folder}/program/written").splitlines()]
+        start, end = (int(x, 16) for x in told[0][1:])
+        once, last = ({int(x, 16) for kind, x in told[1:] if kind == k} for k in ("once", "last"))
+        came = came_late(f"{folder}/receive")
+        inside, others = [p for p in came if start <= p < end], [p for p in came if not start <= p < end]
+        expect(len(once) > 600 and len(last) > 200, f"the program wrote {len(once)} and {len(last)} pages")
+        expect(set(inside) == once | last, f"{len(set(inside) - once - last)} pages came late that were not written, "
+                                           f"{len((once | last) - set(inside))} that were did not")
+        twice = len(inside) - len(set(inside))
+        expect(twice <= 2, f"{twice} pages came twice")  # the one that is being written when the tree is frozen
+        expect(len(others) <= 64, f"{len(others)} other pages came late")
+        pages = next(e["pages"] for e in tool.events(read(move.log)) if e.get("event") == "switch")
+        expect(len(set(came)) == pages, f"{len(set(came))} pages came late, the source said {pages}")
+        expect(set(inside[:len(last)]) == last, f"of the {len(last)} pages written last "
+                                                f"{len(last & set(inside[:len(last)]))} came first")
+    finally:
+        move.close()
+
+
 def moved_again(context, folder):
     """A tree that is not whole is not moved on; when it is, it is."""
     move = Move(context, folder, "postcopy")
@@ -308,6 +359,7 @@ def moved_again(context, folder):
 CASES = {
     "undisturbed/postcopy": undisturbed("postcopy"),
     "undisturbed/hybrid": undisturbed("hybrid"),
+    "hybrid/exact": exact,
     "moved-again": moved_again,
     "cut": broken(cut(1)),
     "kill/lazy-daemon": broken(kill("lazy_daemon")),

@@ -30,10 +30,11 @@ GuardianParts real_guardian_parts(Logger& log) {
 
 int run_guardian(int argc, char** argv) {
   const LogLevel level = ::getenv("MIGRATE_DEBUG") != nullptr ? LogLevel::debug : LogLevel::warn;
-  const LoggerPtr logger = stderr_logger({"guardian", "%n: %v", level}, false);
+  const bool threads = argc > 1 && std::strcmp(argv[1], "guardian-lazy") == 0;
+  const LoggerPtr logger = stderr_logger({"guardian", "%n: %v", level}, threads);
   Logger& log = *logger;
   if (argc > 1 && std::strcmp(argv[1], "guardian-watch") == 0) return run_watch(argc, argv, log);
-  if (argc > 1 && std::strcmp(argv[1], "guardian-lazy") == 0) return run_lazy_host(argc, argv, log);
+  if (threads) return run_lazy_host(argc, argv, log);
   if (argc != 3) return kRefused;
   const bool source = std::strcmp(argv[1], "guardian-source") == 0;
   if (!source && std::strcmp(argv[1], "guardian-destination") != 0) return kRefused;

@@ -38,6 +38,20 @@ LazyMemory from_wire(const wire::LazyMemories::Memory& m) {
   return memory;
 }
 
+/// Says in the log what came, in that order.
+class ToldSink final : public PageSink {
+ public:
+  ToldSink(PageSink& sink, Logger& log) : sink_(sink), log_(log) {}
+  void write(MemoryId memory, uint64_t address, std::span<const std::byte> data) override {
+    log_.debug("came late: {:x} {}", address, data.size() / kPageSize);
+    sink_.write(memory, address, data);
+  }
+
+ private:
+  PageSink& sink_;
+  Logger& log_;
+};
+
 }  // namespace
 
 LazyServer::LazyServer(LazyHost& host, const LazyServerOptions& options, Logger& log)
@@ -279,7 +293,8 @@ void LazyServer::run_feed() {
       const std::lock_guard lock(mutex_);
       options.codecs = feed_->codecs;
     }
-    PageFetcher fetcher(std::move(streams), *memories_, wanted_, memories_->missing(), false, options);
+    ToldSink sink(*memories_, log_);
+    PageFetcher fetcher(std::move(streams), sink, wanted_, memories_->missing(), false, options);
     {
       const std::lock_guard lock(mutex_);
       if (feed_ends_) return;

@@ -26,6 +26,8 @@ uint32_t most_of(FeedPacket::Kind kind) {
       return kMostMissingRuns;
     case FeedPacket::Kind::failed:
       return kMostFeedText;
+    case FeedPacket::Kind::waits:
+      return kWaitsWords;
     default:
       return 0;
   }
@@ -41,7 +43,7 @@ bool may_say(FeedSide side, uint8_t kind) {
   const auto k = static_cast<Kind>(kind);
   if (k == Kind::ping || k == Kind::failed) return true;
   if (side == FeedSide::source) return k == Kind::pages || k == Kind::done;
-  return kind >= static_cast<uint8_t>(Kind::begin) && kind <= static_cast<uint8_t>(Kind::whole);
+  return k == Kind::waits || (kind >= static_cast<uint8_t>(Kind::begin) && kind <= static_cast<uint8_t>(Kind::whole));
 }
 
 /// Whether `pages` pages from `address` on are where pages can be.
@@ -90,7 +92,8 @@ FeedPacket decode_feed_packet(std::span<const std::byte, kFeedPacketSize> in, Fe
   }
   if (!has_value(packet.kind) && packet.value != 0) throw corrupt(peer, "a value in a packet that has none");
   const uint32_t most = most_of(packet.kind);
-  if (packet.count > most || (most > 0 && packet.count == 0)) throw corrupt(peer, "a packet's count is out of bounds");
+  const uint32_t least = packet.kind == FeedPacket::Kind::waits ? most : most > 0 ? 1 : 0;
+  if (packet.count > most || packet.count < least) throw corrupt(peer, "a packet's count is out of bounds");
   if (packet.kind == FeedPacket::Kind::pages && !is_place(packet.value, packet.count))
     throw corrupt(peer, "an address is out of bounds");
   return packet;
@@ -103,6 +106,7 @@ size_t body_size(const FeedPacket& packet) {
     case FeedPacket::Kind::missing:
       return packet.count * kRunBytes;
     case FeedPacket::Kind::request:
+    case FeedPacket::Kind::waits:
       return packet.count * kAddressBytes;
     case FeedPacket::Kind::failed:
       return packet.count;
@@ -147,6 +151,22 @@ std::vector<uint64_t> decode_addresses(std::span<const std::byte> in, const std:
     if (!is_place(address, 1)) throw corrupt(peer, "the address of a page that is asked for is out of bounds");
   }
   return addresses;
+}
+
+void encode_waits(const FeedWaits& waits, std::vector<std::byte>& out) {
+  out.resize(kWaitsWords * sizeof(uint64_t));
+  Packer pack(out);
+  pack.put(waits.wanted).put(waits.by_request).put(waits.by_fill).put(waits.waiting).put(waits.longest_us);
+  pack.put(waits.median_us).put(waits.most_us).put(waits.ninety_nine_us).put(waits.stalls_us);
+}
+
+FeedWaits decode_waits(std::span<const std::byte> in) {
+  Unpacker unpack(in);
+  FeedWaits waits;
+  for (uint64_t* word : {&waits.wanted, &waits.by_request, &waits.by_fill, &waits.waiting, &waits.longest_us,
+                         &waits.median_us, &waits.most_us, &waits.ninety_nine_us, &waits.stalls_us})
+    *word = unpack.get<uint64_t>();
+  return waits;
 }
 
 }  // namespace migrate

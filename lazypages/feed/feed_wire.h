@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/memory/page_io.h"
+#include "lazypages/feed/feed_waits.h"
 
 namespace migrate {
 
@@ -18,6 +19,7 @@ inline constexpr uint32_t kMostRequested = 64;      ///< pages of a request, and
 inline constexpr uint32_t kMostMissingRuns = 1024;  ///< of a packet
 inline constexpr uint32_t kMostFeedText = 512;
 inline constexpr size_t kRunBytes = 16, kAddressBytes = 8;
+inline constexpr uint32_t kWaitsWords = 9;  ///< of 8 bytes
 
 /// Who speaks: each kind of packet is one side's, but pings and failures.
 enum class FeedSide : uint8_t { source, destination };
@@ -33,6 +35,7 @@ struct FeedPacket {
     done = 21,     ///< source: so be it; `value` pages were sent as answers
     ping = 22,     ///< either
     failed = 23,   ///< either: the end, and why: a sentence of `count` bytes follows
+    waits = 24,    ///< destination: what was waited for there, and how long; FeedWaits of `count` words follow
   };
   Kind kind = Kind::ping;
   MemoryId memory;
@@ -53,5 +56,7 @@ void encode_runs(std::span<const PageRun> runs, std::vector<std::byte>& out);
 std::vector<PageRun> decode_runs(std::span<const std::byte> in, const std::string& peer);
 void encode_addresses(std::span<const uint64_t> addresses, std::vector<std::byte>& out);
 std::vector<uint64_t> decode_addresses(std::span<const std::byte> in, const std::string& peer);
+void encode_waits(const FeedWaits& waits, std::vector<std::byte>& out);
+FeedWaits decode_waits(std::span<const std::byte> in);
 
 }  // namespace migrate

@@ -146,6 +146,9 @@ void PageFeeder::serve() {
       case FeedPacket::Kind::request:
         answer(*packet);
         break;
+      case FeedPacket::Kind::waits:
+        take_waits(*packet);
+        break;
       default:  // whole: the only one that is left
         return end_whole();
     }
@@ -202,6 +205,17 @@ void PageFeeder::take_missing(const FeedPacket& packet) {
     listing_ = packet.memory;
     listed_until_ = run.address + run.pages * kPageSize;
   }
+}
+
+void PageFeeder::take_waits(const FeedPacket& packet) {
+  const FeedWaits waits = decode_waits(receive_body(packet));
+  const std::lock_guard lock(mutex_);
+  waits_ = waits;
+}
+
+FeedWaits PageFeeder::waits() const {
+  const std::lock_guard lock(mutex_);
+  return waits_;
 }
 
 void PageFeeder::end_of_list(uint64_t pages) {

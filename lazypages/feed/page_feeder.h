@@ -15,6 +15,7 @@
 
 #include "core/memory/page_io.h"
 #include "lazypages/feed/feed_streams.h"
+#include "lazypages/feed/feed_waits.h"
 #include "lazypages/fill_order.h"
 #include "pageserver/page_stream.h"
 #include "pageserver/stop_event.h"
@@ -60,6 +61,8 @@ class PageFeeder {
   void cancel() noexcept;
 
   const FeederCounters& counters() const { return counters_; }
+  /// As the destination told last, a fifth of a second ago at most.
+  FeedWaits waits() const;
   /// That the fill has yet to take up.
   uint64_t pages_left() const;
   CodecChoice codec() const;
@@ -71,6 +74,7 @@ class PageFeeder {
   void serve();
   void begin(const FeedPacket& packet);
   void take_missing(const FeedPacket& packet);
+  void take_waits(const FeedPacket& packet);
   void end_of_list(uint64_t pages);
   void start_fill();
   void end_whole();
@@ -101,6 +105,7 @@ class PageFeeder {
 
   mutable std::mutex mutex_;  ///< of what follows
   FillOrder order_;
+  FeedWaits waits_;
   FeedFailure failure_;
   bool whole_ = false;
   std::vector<bool> filled_;  ///< fill streams that have said their end

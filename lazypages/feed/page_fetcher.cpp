@@ -72,6 +72,20 @@ class PageFetcher::FillSink final : public PageSink {
 
 namespace {
 
+constexpr std::chrono::milliseconds kTellWaits{200};
+
+FeedWaits waits_of(const WantedStatistics& s) {
+  return {.wanted = s.wanted,
+          .by_request = s.by_request,
+          .by_fill = s.by_fill,
+          .waiting = s.waiting,
+          .longest_us = static_cast<uint64_t>(s.longest_wait.count()),
+          .median_us = s.latencies.quantile_us(0.5),
+          .most_us = s.latencies.max_us(),
+          .ninety_nine_us = s.latencies.quantile_us(0.99),
+          .stalls_us = s.latencies.stalls_us()};
+}
+
 uint64_t pages_of(const MissingRuns& missing) {
   uint64_t pages = 0;
   for (const auto& [memory, runs] : missing)
@@ -210,18 +224,33 @@ void PageFetcher::send_missing() {
   link_->send({.kind = FeedPacket::Kind::start, .value = pages});
 }
 
+/// Five times a second, if there is news.
+void PageFetcher::send_waits(bool last) {
+  const auto now = Clock::now();
+  if (!last && now < waits_due_) return;
+  waits_due_ = now + kTellWaits;
+  const FeedWaits waits = waits_of(wanted_.statistics());
+  if (waits == told_waits_) return;
+  std::vector<std::byte> body;
+  encode_waits(waits, body);
+  link_->send({.kind = FeedPacket::Kind::waits, .count = kWaitsWords}, body);
+  told_waits_ = waits;
+}
+
 void PageFetcher::request() {
   const Prompt prompt;
   wanted_.ask_again();
   send_missing();
   while (!stop_.stopped()) {
     send_wanted();
+    send_waits(whole_);
     if (whole_) {
       said_whole_ = true;
       return link_->send({.kind = FeedPacket::Kind::whole});
     }
     link_->ping_if_due();
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(link_->ping_due() - Clock::now()).count();
+    const auto left =
+        std::chrono::ceil<std::chrono::milliseconds>(std::min(link_->ping_due(), waits_due_) - Clock::now()).count();
     pollfd polls[2] = {{wanted_.fd(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}};
     if (::poll(polls, 2, static_cast<int>(std::max<int64_t>(left, 0))) < 0 && errno != EINTR)
       throw Error("wait for", "pages that are wanted", errno);

@@ -13,6 +13,7 @@
 
 #include "core/memory/page_io.h"
 #include "lazypages/feed/feed_streams.h"
+#include "lazypages/feed/feed_waits.h"
 #include "lazypages/feed/wanted_pages.h"
 #include "lazypages/intervals.h"
 #include "pageserver/page_stream.h"
@@ -59,6 +60,7 @@ class PageFetcher {
   class FillSink;
 
   void request();
+  void send_waits(bool last);
   void send_wanted();
   void send_missing();
   void receive_answers();
@@ -83,6 +85,8 @@ class PageFetcher {
   std::mutex mutex_;
   FeedFailure failure_;
   uint64_t answered_ = 0;  ///< pages
+  FeedWaits told_waits_;
+  std::chrono::steady_clock::time_point waits_due_{};
   std::vector<std::byte> answer_;
 };
 

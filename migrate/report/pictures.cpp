@@ -64,14 +64,70 @@ class TimeLine {
       top += kPanel + kGap;
       estimate(top);
     }
+    if (has_late(story_)) {
+      top += kPanel + kGap;
+      still_to_come(top);
+      top += kPanel + kGap;
+      stalls(top);
+    }
     time_axis(top + kPanel);
     return svg_.finish();
   }
 
  private:
   static double height(const Story& story) {
-    const double panels = story.rounds.empty() ? 1 : 3;
+    const double panels = (story.rounds.empty() ? 1 : 3) + (has_late(story) ? 2 : 0);
     return kTop + panels * kPanel + (panels - 1) * kGap + 46;
+  }
+
+  static bool has_late(const Story& story) { return story.late && !story.late->samples.empty(); }
+
+  void cuts(const Panel& panel) {
+    for (const double time : story_.late->cuts) {
+      const double x = x_.at(time);
+      svg_.line(x, panel.top, x, panel.bottom(), "throttle");
+      svg_.text(std::min(x + 4, kRight - text_width("cut")), panel.top + 11, "cut", "start");
+    }
+  }
+
+  void still_to_come(double top) {
+    const Story::Late& late = *story_.late;
+    const double all = std::min(static_cast<double>(late.pages) * 4096, 1e18);
+    double most = all;
+    for (const auto& s : late.samples) most = std::max(most, static_cast<double>(s.left));
+    const Unit unit = most >= (1 << 30)   ? Unit{"GiB", 1 << 30}
+                      : most >= (1 << 20) ? Unit{"MiB", 1 << 20}
+                                          : Unit{"KiB", 1024};
+    const Panel panel{top, Panel::axis(most / unit.size, top)};
+    band(panel);
+    frame(svg_, panel, std::string("still to come when it runs there, ") + unit.name);
+    std::vector<std::pair<double, double>> points{{x_.at(late.begin), panel.y.at(all / unit.size)}};
+    for (const auto& s : late.samples)
+      points.emplace_back(x_.at(s.time), panel.y.at(static_cast<double>(s.left) / unit.size));
+    svg_.path(points, "late");
+    cuts(panel);
+  }
+
+  /// How much of each step somebody waited for long: more than all of it, where several wait.
+  void stalls(double top) {
+    const Story::Late& late = *story_.late;
+    struct Step {
+      double begin, end, ms;
+    };
+    std::vector<Step> steps;
+    double at = late.begin, before = 0, most = 1;
+    for (const auto& s : late.samples) {
+      const double seconds = std::max(s.time - at, 1e-3);
+      if (s.stalls > before) steps.push_back({at, s.time, (s.stalls - before) * 1e3 / seconds});
+      if (!steps.empty()) most = std::max(most, steps.back().ms);
+      at = s.time, before = s.stalls;
+    }
+    const Panel panel{top, Panel::axis(most, top)};
+    band(panel);
+    frame(svg_, panel, "waits for pages of over 3 ms, ms a second");
+    for (const Step& step : steps)
+      bar(panel, step.begin, step.end, step.ms, "", "last", short_number(std::round(step.ms)) + " ms a second");
+    cuts(panel);
   }
 
   void band(const Panel& panel) {
@@ -205,7 +261,7 @@ class TimeLine {
 }  // namespace
 
 std::string draw_time_line(const Story& story) {
-  if (story.rounds.empty() && !story.stopped_send) return {};
+  if (story.rounds.empty() && !story.stopped_send && !story.late) return {};
   return TimeLine(story).draw();
 }
 

@@ -1,5 +1,6 @@
 #include "migrate/report/report.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdio>
@@ -13,15 +14,22 @@
 namespace migrate {
 namespace {
 
-constexpr size_t kMostEvents = 10'000;
+constexpr size_t kMostEvents = 10'000, kMostSamples = 1'000;
+
+bool is_of_feed(const ReportFields& fields) {
+  return std::ranges::any_of(fields, [](const auto& f) {
+    const auto* text = std::get_if<std::string>(&f.second);
+    return f.first == "phase" && text != nullptr && *text == "feed";
+  });
+}
 
 constexpr const char* kStyle = R"css(
 :root { --fg: #1c2330; --dim: #5d6675; --bg: #ffffff; --panel: #f4f6f9; --grid: #dde2ea; --round: #3f7fcf;
-  --last: #c8553d; --stopped: #c8553d33; --written: #8250c4; --estimate: #1f8a5b; --in: #ffffff;
+  --last: #c8553d; --stopped: #c8553d33; --written: #8250c4; --estimate: #1f8a5b; --late: #0d7f8c; --in: #ffffff;
   --p0: #3f7fcf; --p1: #7a6ad0; --p2: #c8553d; --p3: #1f8a5b; --p4: #94701c; }
 @media (prefers-color-scheme: dark) {
   :root { --fg: #e4e8ef; --dim: #9aa4b4; --bg: #14181f; --panel: #1d232d; --grid: #323a47; --round: #4d8fe0;
-    --last: #e07a5f; --stopped: #e07a5f40; --written: #b48cf0; --estimate: #4cc38a; --in: #0d1117;
+    --last: #e07a5f; --stopped: #e07a5f40; --written: #b48cf0; --estimate: #4cc38a; --late: #4fc3d0; --in: #0d1117;
     --p0: #6aa5ee; --p1: #a195ee; --p2: #ee937b; --p3: #5fd19c; --p4: #d9b04a; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--fg); background: var(--bg); max-width: 1000px;
   margin: 24px auto; padding: 0 20px; }
@@ -36,7 +44,7 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--dim); } svg .title { fi
 svg .inside { fill: var(--in); } .axis { stroke: var(--dim); } .grid { stroke: var(--grid); }
 rect.round { fill: var(--round); } rect.last { fill: var(--last); } rect.stopped { fill: var(--stopped); }
 polyline { fill: none; stroke-width: 2; stroke-linejoin: round; } polyline.written { stroke: var(--written); }
-polyline.estimate { stroke: var(--estimate); } circle.estimate { fill: var(--estimate); }
+polyline.estimate { stroke: var(--estimate); } polyline.late { stroke: var(--late); } circle.estimate { fill: var(--estimate); }
 circle.outcome { fill: var(--last); } .limit { stroke: var(--dim); stroke-dasharray: 6 4; }
 .throttle { stroke: var(--dim); stroke-dasharray: 2 3; }
 rect.part0, i.part0 { fill: var(--p0); background: var(--p0); } rect.part1, i.part1 { fill: var(--p1); background: var(--p1); }
@@ -73,6 +81,8 @@ std::string tiles(const Story& s) {
   if (bytes > 0) out += tile(short_bytes(static_cast<double>(bytes)), "sent");
   if (bytes > 0 && s.compressed()) out += tile(short_bytes(static_cast<double>(wire_bytes)), "of it on the wire");
   if (!s.rounds.empty()) out += tile(std::to_string(s.rounds.size()), "rounds");
+  if (s.late) out += tile(short_bytes(static_cast<double>(s.late->pages) * 4096), "came when it ran there");
+  if (s.late && s.late->end) out += tile(short_seconds(s.late->stalls), "waits over 3 ms, in sum");
   return out + "</div>\n";
 }
 
@@ -84,6 +94,7 @@ std::string time_line(const Story& s) {
   if (s.stopped_send) out += key("last", "sent while it is stopped");
   if (s.stopped_end) out += key("stopped", "program stopped");
   if (!s.rounds.empty()) out += key("written", "pages written") + key("estimate", "estimated downtime");
+  if (s.late) out += key("late", "still to come") + key("last", "waits over 3 ms, a second");
   if (!s.rounds.empty() && s.moved) out += key("last", "the downtime as it was", true);
   return out + "</p>\n<div class=\"scroll\">" + picture + "</div>\n";
 }
@@ -120,6 +131,27 @@ std::string rounds_table(const Story& s) {
   return out + "</table></div>\n";
 }
 
+std::string late_table(const Story& s) {
+  if (!s.late || !s.late->end) return {};
+  const Story::Late& late = *s.late;
+  std::string out = "<h2>Pages that came when it ran there</h2>\n<div class=\"scroll\"><table>\n";
+  const auto row = [&](const std::string& what, const std::string& value) {
+    out += "<tr>" + cell(what, false) + cell(value, true) + "</tr>\n";
+  };
+  row("missing at the switch", std::to_string(late.pages) + " pages");
+  row("pushed by the source", std::to_string(late.pushed) + " pages");
+  row("asked for, since somebody waited", std::to_string(late.requested) + " pages");
+  row("waited for", std::to_string(late.waited_for) + " pages");
+  row("of these, came as an answer", std::to_string(late.until_answer) + " pages");
+  row("of these, came with what was pushed", std::to_string(late.until_fill) + " pages");
+  row("wait: median", short_seconds(late.median_wait));
+  row("wait: 99 of 100 at most", short_seconds(late.wait_of_99));
+  row("wait: longest", short_seconds(late.longest_wait));
+  row("waits over 3 ms, in sum", short_seconds(late.stalls));
+  row("whole after", short_seconds(*late.end - late.begin));
+  return out + "</table></div>\n";
+}
+
 std::string events_table(const std::vector<ReportEvent>& events) {
   std::string out =
       "<h2>Events</h2>\n<div class=\"scroll\"><table class=\"events\"><tr><th class=\"n\">time, "
@@ -143,8 +175,22 @@ ReportValue value_of(const nlohmann::json& j) {
 }  // namespace
 
 void Report::add(std::string_view name, const std::string& sentence, const ReportFields& fields, double time) {
-  if (name == "progress" || events_.size() >= kMostEvents) return;
-  events_.push_back({std::string(name), sentence, fields, std::isfinite(time) ? time : 0});
+  ReportEvent event{std::string(name), sentence, fields, std::isfinite(time) ? time : 0};
+  if (name == "progress") {
+    if (is_of_feed(fields)) add_sample(std::move(event));
+  } else if (events_.size() < kMostEvents) {
+    events_.push_back(std::move(event));
+  }
+}
+
+/// However long a feed takes: when there are too many, every second one goes, and later ones are taken half as often.
+void Report::add_sample(ReportEvent event) {
+  if (samples_seen_++ % every_ != 0) return;
+  samples_.push_back(std::move(event));
+  if (samples_.size() < kMostSamples) return;
+  for (size_t i = 0; 2 * i < samples_.size(); ++i) samples_[i] = std::move(samples_[2 * i]);
+  samples_.resize((samples_.size() + 1) / 2);
+  every_ *= 2;
 }
 
 bool Report::add_json(std::string_view line) {
@@ -162,7 +208,7 @@ bool Report::add_json(std::string_view line) {
 }
 
 std::string Report::html() const {
-  const Story story = tell(events_);
+  const Story story = tell(events_, samples_);
   const std::string title = events_.empty() ? "a migration that has not begun" : story.outcome;
   return "<!DOCTYPE html>\n<html lang=\"en\" xmlns=\"http://www.w3.org/1999/xhtml\">\n<head>\n<meta "
          "charset=\"utf-8\"/>\n"
@@ -170,7 +216,7 @@ std::string Report::html() const {
          "content=\"default-src 'none'; style-src 'unsafe-inline'\"/>\n<title>migrate: " +
          escape_xml(printable_text(title, 120)) + "</title>\n<style>" + kStyle + "</style>\n</head>\n<body>\n<h1>" +
          escape_xml(title) + "</h1>\n" + tiles(story) + time_line(story) + downtime(story) + rounds_table(story) +
-         events_table(events_) + "</body>\n</html>\n";
+         late_table(story) + events_table(events_) + "</body>\n</html>\n";
 }
 
 void Report::write(const std::string& path) const {

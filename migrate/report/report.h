@@ -19,9 +19,10 @@ struct ReportEvent {
   double time = 0;  ///< seconds, of any clock
 };
 
-/// Keeps events in memory (at most 10,000; progress events are not kept) and draws them. Names and fields are those of
-/// migrate/session/README.md, "Events"; what is unknown or missing is left out of the picture. Everything that is
-/// written is escaped: sentences carry names that others chose. Not for several threads at a time.
+/// Keeps events in memory (at most 10,000; of progress events those of a feed, thinned out when they are many) and
+/// draws them. Names and fields are those of migrate/session/README.md, "Events"; what is unknown or missing is left
+/// out of the picture. Everything that is written is escaped: sentences carry names that others chose. Not for several
+/// threads at a time.
 class Report {
  public:
   void add(std::string_view name, const std::string& sentence, const ReportFields& fields, double time);
@@ -33,7 +34,11 @@ class Report {
   void write(const std::string& path) const;
 
  private:
+  void add_sample(ReportEvent event);
+
   std::vector<ReportEvent> events_;
+  std::vector<ReportEvent> samples_;  ///< of a feed
+  size_t samples_seen_ = 0, every_ = 1;
 };
 
 }  // namespace migrate

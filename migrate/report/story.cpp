@@ -59,6 +59,33 @@ void place_stopped_send(Story& s, int64_t bytes) {
   }
 }
 
+void tell_late(Story& s, const ReportEvent& e, double time) {
+  if (e.name == "switch") s.late = {.begin = time, .pages = count(e, "pages")};
+  if (!s.late) return;
+  if (e.name == "cut") s.late->cuts.push_back(time);
+  if (e.name != "whole") return;
+  Story::Late& late = *s.late;
+  late.end = time;
+  late.pushed = count(e, "pages_pushed");
+  late.requested = count(e, "pages_requested");
+  late.waited_for = count(e, "waited_for");
+  late.until_answer = count(e, "waited_until_answer");
+  late.until_fill = count(e, "waited_until_fill");
+  late.median_wait = value(e, "wait_median_us") / 1e6;
+  late.wait_of_99 = value(e, "wait_99_us") / 1e6;
+  late.longest_wait = value(e, "wait_longest_us") / 1e6;
+  late.stalls = value(e, "stalls_ms") / 1e3;
+}
+
+void tell_samples(Story& s, const std::vector<ReportEvent>& samples) {
+  if (!s.late) return;
+  for (const ReportEvent& e : samples) {
+    const double time = std::clamp(e.time - s.first_time, 0.0, s.length);
+    s.late->samples.push_back({time, count(e, "left"), count(e, "requested"), value(e, "stalls_ms") / 1e3});
+  }
+  if (s.late->end) s.late->samples.push_back({*s.late->end, 0, s.late->requested, s.late->stalls});
+}
+
 }  // namespace
 
 bool Story::compressed() const {
@@ -75,7 +102,7 @@ std::optional<double> number(const ReportEvent& event, std::string_view field) {
   return std::nullopt;
 }
 
-Story tell(const std::vector<ReportEvent>& events) {
+Story tell(const std::vector<ReportEvent>& events, const std::vector<ReportEvent>& samples) {
   Story s;
   if (events.empty()) return s;
   s.first_time = events.front().time;
@@ -97,6 +124,7 @@ Story tell(const std::vector<ReportEvent>& events) {
       s.stopped_end = time;
       if (number(e, "downtime_ms")) s.stopped_begin = std::max(0.0, time - value(e, "downtime_ms") / 1e3);
     }
+    tell_late(s, e, time);
     if (e.name == "failed" || e.name == "refused") ended = true;
     if (e.name == "done" && number(e, "downtime_ms")) {
       s.moved = true;
@@ -107,6 +135,7 @@ Story tell(const std::vector<ReportEvent>& events) {
   if (s.stopped_begin && !s.stopped_end && ended) s.stopped_end = s.length;
   if (!s.stopped_end) s.stopped_begin.reset();
   place_stopped_send(s, stopped_bytes);
+  tell_samples(s, samples);
   return s;
 }
 

@@ -30,6 +30,22 @@ struct Story {
     double begin = 0, end = 0;
     int64_t bytes = 0;
   };
+  /// What came when the program ran at the destination.
+  struct Late {
+    struct Sample {
+      double time = 0;
+      int64_t left = 0;       ///< bytes
+      int64_t requested = 0;  ///< pages
+      double stalls = 0;      ///< seconds, in sum
+    };
+    double begin = 0;
+    std::optional<double> end;  ///< nothing was missing any more
+    int64_t pages = 0, pushed = 0, requested = 0;
+    int64_t waited_for = 0, until_answer = 0, until_fill = 0;              ///< pages
+    double median_wait = 0, wait_of_99 = 0, longest_wait = 0, stalls = 0;  ///< seconds
+    std::vector<Sample> samples;
+    std::vector<double> cuts;
+  };
   std::string outcome;  ///< sentence of the last event
   bool moved = false;
   double length = 0;
@@ -40,6 +56,7 @@ struct Story {
   std::optional<double> stopped_begin, stopped_end;
   std::optional<StoppedSend> stopped_send;
   int64_t stopped_wire_bytes = 0;
+  std::optional<Late> late;
   std::vector<Part> parts;  ///< of the downtime, in order
   double first_time = 0;
   /// Whether pages went compressed.
@@ -47,7 +64,8 @@ struct Story {
   double downtime() const { return stopped_begin && stopped_end ? *stopped_end - *stopped_begin : 0; }
 };
 
-Story tell(const std::vector<ReportEvent>& events);
+/// `samples`: progress events of the feed.
+Story tell(const std::vector<ReportEvent>& events, const std::vector<ReportEvent>& samples = {});
 
 /// A field as a number; nothing if it is missing or none.
 std::optional<double> number(const ReportEvent& event, std::string_view field);

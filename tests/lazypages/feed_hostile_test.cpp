@@ -202,6 +202,8 @@ TEST_F(FeedHostile, DestinationsAreRefused) {
        }},
       {"a text too long", "count is out of bounds",
        [](Peer& p) { begin_all(p), p.say({.kind = Kind::failed, .count = kMostFeedText + 1}); }},
+      {"tells waits of another length", "count is out of bounds",
+       [](Peer& p) { begin_all(p), p.say({.kind = Kind::waits, .count = kWaitsWords - 1}); }},
   };
   for (const Case& one : cases) {
     SCOPED_TRACE(one.what);

@@ -36,6 +36,13 @@ TEST_P(Feed, BringsEveryPageOnceBesideWhatIsAskedFor) {
   EXPECT_EQ(s.waiting, 0u);
   EXPECT_EQ(s.by_request + s.by_fill, s.wanted);
   EXPECT_EQ(s.latencies.count(), s.wanted);
+  // Told as it became whole: the last page's wait may not have been counted yet.
+  const FeedWaits told = feeder.waits();
+  EXPECT_EQ(told.wanted, s.wanted);
+  EXPECT_EQ(told.by_request + told.by_fill + told.waiting, s.wanted);
+  EXPECT_LE(told.waiting, 3u);
+  EXPECT_LE(told.most_us, s.latencies.max_us());
+  EXPECT_GT(told.median_us, 0u);
   std::map<Destination::Page, int> times;
   for (const auto& p : destination.order()) ++times[p];
   EXPECT_EQ(times.size(), 1943u);

@@ -43,6 +43,29 @@ TEST(Report, IsOneWellFormedPageWithoutAnythingFromElsewhere) {
   }
 }
 
+TEST(Report, ShowsWhatCameWhenItRanThere) {
+  Report r = sample_migration();
+  testing_report::add_late(r, 1'700'000'002.8);
+  const std::string page = r.html();
+  EXPECT_EQ(why_malformed(page), "");
+  EXPECT_EQ(count_of(page, "class=\"late\""), 1u);
+  for (const char* text : {"64 MiB", "still to come when it runs there, MiB", "waits for pages of over 3 ms", ">cut<",
+                           "113 µs", "870 µs", "96 ms", "16200 pages", "290 pages"}) {
+    EXPECT_NE(page.find(text), std::string::npos) << text;
+  }
+}
+
+TEST(Report, OfALongFeedItKeepsSomeSamplesFromBeginToEnd) {
+  Report r;
+  r.add("switch", "it runs there", {{"pages", int64_t{1'000'000}}}, 0);
+  for (int i = 0; i < 100'000; ++i)
+    r.add("progress", "feeding", {{"phase", std::string("feed")}, {"left", int64_t{100'000 - i}}}, i * 0.2);
+  r.add("failed", "the end", {}, 20'000);
+  const std::string page = r.html();
+  EXPECT_EQ(why_malformed(page), "");
+  EXPECT_LT(page.size(), 200'000u);
+}
+
 TEST(Report, WhatOthersChoseIsEscaped) {
   Report r;
   const std::string nasty = "</title><script>alert(\"1\")</script>&lt;'\x1b[2J\n\xff\xc2\x9b";

@@ -50,4 +50,31 @@ inline Report sample_migration() {
   return r;
 }
 
+/// What is added to a migration when a sixth of its memory follows.
+inline void add_late(Report& r, double t) {
+  r.add("switch", "it runs there; 64.0 MiB of its memory are still here, and follow", {{"pages", int64_t{16'384}}}, t);
+  for (int i = 1; i < 10; ++i)
+    r.add("progress", "feeding",
+          {{"phase", std::string("feed")},
+           {"left", int64_t{(64 - i * 7) << 20}},
+           {"requested", int64_t{i * 30}},
+           {"waited_for", int64_t{i * 30}},
+           {"waiting", int64_t{1}},
+           {"stalls_ms", i * (i % 3) * 4.0}},
+          t + 0.2 * i);
+  r.add("cut", "the feed was cut: the peer is gone; trying to connect again", {}, t + 1.3);
+  r.add("whole", "the destination has all of it",
+        {{"ms", 2000.0},
+         {"pages_pushed", int64_t{16'200}},
+         {"pages_requested", int64_t{300}},
+         {"waited_for", int64_t{290}},
+         {"waited_until_answer", int64_t{280}},
+         {"waited_until_fill", int64_t{10}},
+         {"wait_median_us", int64_t{113}},
+         {"wait_99_us", int64_t{870}},
+         {"wait_longest_us", int64_t{24'000}},
+         {"stalls_ms", 96.0}},
+        t + 2);
+}
+
 }  // namespace migrate::testing_report

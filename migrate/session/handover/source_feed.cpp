@@ -3,11 +3,14 @@
 #include <fcntl.h>
 #include <poll.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <map>
 
 #include "core/base/proc_values.h"
 #include "core/base/procfs.h"
 #include "core/memory/tree_survey.h"
+#include "migrate/report/svg.h"
 #include "migrate/session/handover/settle.h"
 #include "migrate/session/wire/host_facts.h"
 #include "migrate/session/wire/session_streams.h"
@@ -20,6 +23,12 @@ using wire::Message;
 
 constexpr int kBeat = 200;       // ms
 constexpr int kFeedStreams = 2;  // what is asked for, and the fill
+
+/// What the peer says may be any number.
+int64_t field(uint64_t value) { return static_cast<int64_t>(std::min<uint64_t>(value, INT64_MAX)); }
+
+double ms_of(uint64_t us) { return static_cast<double>(us) / 1000; }
+double seconds(uint64_t us) { return static_cast<double>(us) / 1e6; }
 
 }  // namespace
 
@@ -60,16 +69,53 @@ void SourceFeed::feed(ControlChannel& channel, std::span<const PageSource> late,
         ::poll(&p, 1, kBeat);
         beat();
         const auto left = static_cast<int64_t>(feeder.pages_left() * kPageSize);
+        note_waits(feeder.waits());
+        const FeedWaits all = waits();
         parts_.events.progress("progress", "feeding: " + human_bytes(feeder.pages_left() * kPageSize) + " left",
                                {{"phase", std::string("feed")},
                                 {"left", left},
-                                {"requested", static_cast<int64_t>(feeder.counters().requested)}});
+                                {"requested", static_cast<int64_t>(requested_ + feeder.counters().requested)},
+                                {"waited_for", field(all.wanted)},
+                                {"waiting", field(all.waiting)},
+                                {"stalls_ms", ms_of(all.stalls_us)}});
       },
       [&] { feeder.cancel(); });
+  note_waits(feeder.waits());
   pushed_ += feeder.counters().fill.pages;
   requested_ += feeder.counters().requested;
   if (failure) std::rethrow_exception(failure);
   channel.expect(Message::kWhole, Deadline::in(parts_.timeouts.answer));
+}
+
+void SourceFeed::note_waits(const FeedWaits& now) {
+  if (now.wanted < waits_.wanted) waits_before_ = waits();  // another process serves there
+  waits_ = now;
+}
+
+FeedWaits SourceFeed::waits() const {
+  FeedWaits all = waits_;
+  all.wanted += waits_before_.wanted;
+  all.by_request += waits_before_.by_request;
+  all.by_fill += waits_before_.by_fill;
+  all.stalls_us += waits_before_.stalls_us;
+  all.most_us = std::max(all.most_us, waits_before_.most_us);
+  return all;
+}
+
+std::string SourceFeed::waits_text() const {
+  const FeedWaits all = waits();
+  if (all.wanted == 0) return "nobody waited for a page";
+  return std::to_string(all.wanted) + " waited for, half of them for " + short_seconds(seconds(all.median_us)) +
+         " at most, 99 % for " + short_seconds(seconds(all.ninety_nine_us)) + ", the longest for " +
+         short_seconds(seconds(all.most_us));
+}
+
+EventFields SourceFeed::waits_fields() const {
+  const FeedWaits all = waits();
+  return {{"waited_for", field(all.wanted)},         {"waited_until_answer", field(all.by_request)},
+          {"waited_until_fill", field(all.by_fill)}, {"wait_median_us", field(all.median_us)},
+          {"wait_99_us", field(all.ninety_nine_us)}, {"wait_longest_us", field(all.most_us)},
+          {"stalls_ms", ms_of(all.stalls_us)}};
 }
 
 std::vector<PageSource> pages_of_held_tree(const JournalEntry& entry) {

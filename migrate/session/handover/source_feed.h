@@ -46,13 +46,20 @@ class SourceFeed {
   void feed(ControlChannel& channel, std::span<const PageSource> late, const std::function<void()>& beat);
 
   uint64_t pages_pushed() const { return pushed_; }
+  /// How long was waited there; of several processes that served, one after the other, the distribution is the last's.
+  FeedWaits waits() const;
+  std::string waits_text() const;
+  EventFields waits_fields() const;  ///< as the session's README names them
   uint64_t pages_requested() const { return requested_; }
 
  private:
   FeedParts parts_;
   std::optional<FeedStreams> streams_;
   std::future<std::unique_ptr<PageFeeder>> next_;
+  void note_waits(const FeedWaits& now);
+
   uint64_t pushed_ = 0, requested_ = 0;
+  FeedWaits waits_, waits_before_;  ///< of the process that serves there, of those before
 };
 
 /// All private pages of a tree that its journal holds frozen, as its images number them.

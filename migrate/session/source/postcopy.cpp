@@ -135,12 +135,15 @@ void Postcopy::connect_again() {
 
 void Postcopy::tell_end(Clock::time_point began) const {
   const double ms = std::chrono::duration<double, std::milli>(Clock::now() - began).count();
+  EventFields fields = {{"ms", ms},
+                        {"pages_pushed", static_cast<int64_t>(feed_->pages_pushed())},
+                        {"pages_requested", static_cast<int64_t>(feed_->pages_requested())}};
+  const EventFields waits = feed_->waits_fields();
+  fields.insert(fields.end(), waits.begin(), waits.end());
   p_.events.event("whole",
                   "the destination has all of it: " + human_bytes(feed_->pages_pushed() * kPageSize) + " pushed, " +
-                      std::to_string(feed_->pages_requested()) + " pages asked for",
-                  {{"ms", ms},
-                   {"pages_pushed", static_cast<int64_t>(feed_->pages_pushed())},
-                   {"pages_requested", static_cast<int64_t>(feed_->pages_requested())}});
+                      std::to_string(feed_->pages_requested()) + " pages asked for; " + feed_->waits_text(),
+                  fields);
   fault_point("source-agent.whole");
 }
 

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
+#include <ranges>
 
 #include "core/base/error.h"
 #include "core/base/kernel_abi.h"
@@ -78,6 +79,11 @@ Holders::Holders(HolderTable& table, Hooks hooks) : table_(table), hooks_(std::m
 
 bool HolderTable::dead(unsigned place) const { return members[place].id == 0 || ended(members[place].pidfd); }
 
+bool HolderTable::all_placed() const {
+  return std::ranges::all_of(std::views::drop(members, 1),
+                             [](const Member& m) { return m.id != 0 && m.placed == m.id; });
+}
+
 /// Certain only if true. A number is looked at again after the descriptor was: it was still this member's.
 bool Holders::is_gone(uint64_t id) const {
   for (const HolderTable::Member& member : table_.members)
@@ -121,6 +127,16 @@ void Holders::refill() {
   }
 }
 
+/// For who is to have that place, none of those that live has it: two of three are taken at most.
+uint32_t Holders::free_seat(unsigned place) const {
+  for (uint32_t seat = 0;; ++seat) {
+    bool taken = seat == seat_;
+    for (unsigned other = 0; other < table_.members.size(); ++other)
+      taken = taken || (other != place && table_.members[other].seat == seat && !table_.dead(other));
+    if (!taken) return seat;
+  }
+}
+
 /// True in the new member. It takes its place by settle().
 bool Holders::make(unsigned place) {
   HolderTable::Making& making = table_.making;
@@ -129,12 +145,15 @@ bool Holders::make(unsigned place) {
   making.pid = 0;
   making.pidfd = -1;
   making.place = place;
+  const uint32_t seat = free_seat(place);
+  making.seat = seat;
   making.id.store(id, std::memory_order_release);
   long child = copy_process(making, CLONE_PIDFD);
   if (child < 0 && errno == EMFILE) child = copy_process(making, 0);
   if (child == 0) {
     id_ = id;
     place_ = place;
+    seat_ = seat;
     return true;
   }
   if (child < 0) {
@@ -172,6 +191,7 @@ void Holders::settle() {
   if (exists) {
     HolderTable::Member& member = table_.members[making.place];
     put_over(making.place, pidfd);
+    member.seat = making.seat;
     step("holder-over-old");
     member.id.store(making.id, std::memory_order_release);
     step("holder-in-place");
@@ -187,13 +207,14 @@ void Holders::settle() {
   }
 }
 
-/// Followed by another holder at its place. True in that one.
-bool Holders::take_over() {
+/// Followed by another holder at its place, which returns from here too.
+void Holders::take_over() {
   const unsigned old = place_;
-  if (make(old)) return true;
+  if (make(old)) return;
   const bool followed = table_.making.id != 0 && table_.making.place == old;
   step("follower-made");
   put_over(HolderTable::kDaemon, table_.members[old].pidfd);
+  table_.members[HolderTable::kDaemon].seat = seat_;
   step("over-old-daemon");
   table_.members[HolderTable::kDaemon].id.store(id_, std::memory_order_release);
   step("in-daemon-place");
@@ -201,10 +222,9 @@ bool Holders::take_over() {
   settle();
   if (!followed) table_.members[old].id = 0;  // the other holder tries again
   ++table_.generation;
-  hooks_.placed(place_);
+  hooks_.placed(place_, seat_);
   hooks_.taken_over();
   step("taken-over");
-  return false;
 }
 
 /// poll(2) waits for files, but looks at numbers again when it is woken: who slept until its number had got another
@@ -237,35 +257,33 @@ void Holders::wait() const {
 }
 
 void Holders::hold() {
-  bool placed = false;
-  while (!is_daemon()) {
+  // Copies that are made here are other members, and go to their places first.
+  for (uint64_t placed = 0; !is_daemon();) {
+    if (placed != id_) {
+      hooks_.placed(place_, seat_);
+      table_.members[place_].placed = placed = id_;
+    }
     {
       const Claim claim(*this);
       step("claimed");
       settle();
       reap_members();
       if (table_.all_leave != 0) ::_exit(0);
-      fill_places(placed);
+      fill_places();
     }
-    // A copy that has just been made goes to its place first.
-    if (!is_daemon() && placed) wait();
+    if (!is_daemon() && placed == id_) wait();
   }
 }
 
 /// With the claim; returns without it in a copy that was made.
-void Holders::fill_places(bool& placed) {
-  if (!placed) hooks_.placed(place_);
-  placed = true;
+void Holders::fill_places() {
   for (unsigned place = 1; place < table_.members.size(); ++place) {
     if (place == place_ || !table_.dead(place)) continue;
-    if (make(place)) {
-      placed = false;
-      return;
-    }
+    if (make(place)) return;
     if (table_.making.id == 0) table_.members[place].id = 0;  // tried again after a while
     settle();
   }
-  if (table_.dead(HolderTable::kDaemon) && take_over()) placed = false;
+  if (table_.dead(HolderTable::kDaemon)) take_over();
 }
 
 void Holders::leave() {

@@ -14,7 +14,9 @@ namespace migrate {
 /// member's pidfd is put over the old one's, so that a number never comes to mean something else.
 struct HolderTable {
   struct Member {
-    std::atomic<uint64_t> id{0};  ///< never used again; 0: nobody
+    std::atomic<uint64_t> id{0};      ///< never used again; 0: nobody
+    std::atomic<uint64_t> placed{0};  ///< the member that was told its place last
+    uint32_t seat = 0;
     int32_t pidfd = -1;
     int32_t bell = -1;  ///< eventfd: somebody has changed
   };
@@ -23,6 +25,7 @@ struct HolderTable {
   struct Making {
     std::atomic<uint64_t> id{0};
     uint32_t place = 0;
+    uint32_t seat = 0;
     int32_t pidfd = -1;
     pid_t pid = 0;  ///< 0: it does not exist
   };
@@ -41,6 +44,8 @@ struct HolderTable {
   bool dead(unsigned place) const;
   /// No holder is left.
   bool alone() const { return dead(1) && dead(2); }
+  /// Both holders have been told their places.
+  bool all_placed() const;
 };
 
 /// Reaps members that this process made and that have ended; its other children are left alone.
@@ -49,10 +54,15 @@ void reap_members() noexcept;
 /// One of the members: a daemon, and two holders, which only wait for the end of others. A dead holder is made again by
 /// the other one; a dead daemon is followed by a holder, which makes another one for its own place before. Holders have
 /// no threads, so that they can be copied; while the daemon runs it makes nobody.
+///
+/// Besides its place, which changes when it becomes the daemon, each has a seat, 0 to 2, from its beginning to its end:
+/// no two of those who live have the same one. The first daemon has seat 0.
 class Holders {
  public:
   struct Hooks {
-    std::function<void(unsigned place)> placed;  ///< in each new member, at its place
+    /// In each new member, and in one that became the daemon. Not with the claim in a holder: it may take its time, and
+    /// opens and closes no descriptor.
+    std::function<void(unsigned place, unsigned seat)> placed;
     std::function<void()> taken_over;            ///< in a new daemon, while nobody else opens or closes descriptors
     std::function<void(const char* name)> step;  ///< for tests, which kill there
   };
@@ -75,10 +85,11 @@ class Holders {
 
   void open_descriptors();
   bool make(unsigned place);
+  uint32_t free_seat(unsigned place) const;
   void settle();
   int open_member(pid_t pid);
-  bool take_over();
-  void fill_places(bool& placed);
+  void take_over();
+  void fill_places();
   void put_over(unsigned place, int pidfd) const;
   void ring() const;
   void wait() const;
@@ -91,6 +102,7 @@ class Holders {
   Hooks hooks_;
   uint64_t id_ = 0;
   unsigned place_ = HolderTable::kDaemon;
+  uint32_t seat_ = 0;
 };
 
 }  // namespace migrate

@@ -32,7 +32,7 @@ struct HostMemory {
 
   HolderTable holders;
   RecordRoot record;
-  std::array<Kept, 16> kept;
+  std::array<Kept, 32> kept;
   std::array<Blob, 2> blobs;
   std::atomic<uint32_t> blob{0};  ///< which of them is valid
   uint64_t paced_until = 0;       ///< nanoseconds of CLOCK_MONOTONIC
@@ -65,7 +65,7 @@ class Host {
   void say(const std::string& sentence) const {
     if (options_.say) options_.say(sentence);
   }
-  void placed(unsigned place) const;
+  void placed(unsigned place, unsigned seat) const;
   void take_over();
   void pace();
   void refill(Holders& holders) const;
@@ -78,9 +78,9 @@ class Host {
   std::shared_ptr<LazyRecord> record_;
 };
 
-void Host::placed(unsigned place) const {
+void Host::placed(unsigned place, unsigned seat) const {
   try {
-    if (options_.placed) options_.placed(place);
+    if (options_.placed) options_.placed(place, seat);
   } catch (const std::exception& e) {
     say(e.what());
   }
@@ -153,7 +153,8 @@ void Host::run() {
   kept.insert(kept.end(), {memory_.record.pages, memory_.record.logs});
   close_all_but(std::move(kept));
 
-  Holders holders(memory_.holders, {.placed = [this](unsigned place) { placed(place); },
+  placed(HolderTable::kDaemon, 0);
+  Holders holders(memory_.holders, {.placed = [this](unsigned place, unsigned seat) { placed(place, seat); },
                                     .taken_over = [this] { take_over(); },
                                     .step = options_.step});
   holders.start();
@@ -189,6 +190,8 @@ bool LazyHost::alone() const {
   reap_members();
   return memory_.holders.alone();
 }
+
+bool LazyHost::all_placed() const { return memory_.holders.all_placed(); }
 
 unsigned LazyHost::generation() const { return memory_.holders.generation; }
 

@@ -23,9 +23,11 @@ struct HostMemory;
 struct HoldOptions {
   /// Descriptors that serve() finds by name; all others but 0, 1 and 2 are closed.
   std::map<std::string, Fd> kept;
-  /// In each new process at its place: 0 the one that serves (also when a holder becomes it), 1 and 2 the holders.
-  /// Enters a cgroup, takes a name; without threads. What it throws is told and does no harm.
-  std::function<void(unsigned place)> placed;
+  /// In each process at its place: 0 the one that serves (also when a holder becomes it, which waits for this), 1 and 2
+  /// the holders. Without threads; may take its time in a holder; opens and closes no descriptor. What it throws is
+  /// told and does no harm. A process keeps its `seat`, 0 to 2, and no two that live have the same: so it is not moved,
+  /// to a cgroup of the seat, say, when its place changes.
+  std::function<void(unsigned place, unsigned seat)> placed;
   /// What the user should know, a sentence each.
   std::function<void(const std::string& sentence)> say;
   /// Of processes that end soon after they took over: after `burst` of them another waits so long before it serves.
@@ -46,6 +48,9 @@ class LazyHost {
   /// Both holders are gone, and only serve() can have them made again: by joining its threads and returning soon. It is
   /// called again, as the next generation. To be asked now and then, about 2 us; it reaps holders, too.
   bool alone() const;
+
+  /// Both holders have been through HoldOptions::placed.
+  bool all_placed() const;
 
   /// Once; the memories are ours when this returns, or were never (it threw, or the process was killed: then their
   /// descriptors are closed here; whoever sent them has theirs still, and sends them again).

@@ -14,6 +14,7 @@ namespace migrate::lazy_testing {
 /// What test and host tell each other.
 struct HostTalk {
   std::array<std::atomic<pid_t>, 3> members{};
+  std::array<std::atomic<unsigned>, 3> seats{};
   std::atomic<int> generations{0};
   std::atomic<bool> adopted{false}, leave{false}, poison{false};
   std::atomic<bool> fill{false};  ///< from the next that serves on
@@ -136,7 +137,10 @@ class HostedProgram {
     const LazyMemory plain{memory.memory, {}, {}, memory.ranges, memory.missing};
     hold.kept["userfaultfd"] = std::move(memory.userfaultfd);
     hold.kept["process"] = std::move(memory.process);
-    hold.placed = [this](unsigned place) { talk_->members[place] = ::getpid(); };
+    hold.placed = [this](unsigned place, unsigned seat) {
+      talk_->seats.at(place) = seat;
+      talk_->members.at(place) = ::getpid();
+    };
     hold.say = [this](const std::string& sentence) { say(sentence); };
     hold.pace = options_.pace;
     hold.burst = options_.burst;

@@ -1,8 +1,10 @@
 // A lazy host whose processes are killed, one at a time, again and again.
 #include "lazypages/lazy_host.h"
 
+#include <map>
 #include <numeric>
 #include <random>
+#include <set>
 
 #include "tests/lazypages/lazy_host_program.h"
 #include "tests/lazypages/lazy_walk.h"
@@ -93,6 +95,33 @@ TEST(LazyHost, AnyOneMayBeKilledAgainAndAgain) {
   }
   EXPECT_GT(kills, 100);
   RecordProperty("kills", kills);
+}
+
+// The first three, and all that take their places: who has a cgroup for a seat is never in that of another who lives.
+TEST(LazyHost, WhoLivesHasASeatOfItsOwnAndKeepsIt) {
+  HostedProgram hosted(600, {.daemon = {.pause = std::chrono::microseconds(500)}}, walks(600, 7, 1200));
+  ASSERT_TRUE(hosted.begins());
+  HostTalk& talk = hosted.talk();
+  const std::vector<std::vector<size_t>> kills{{0}, {1}, {2}, {0}, {0}, {2, 0}, {1, 2}, {0}, {1}};
+  for (const std::vector<size_t>& places : kills) {
+    std::map<pid_t, unsigned> seats;
+    for (size_t place = 0; place < 3; ++place) seats[talk.members[place]] = talk.seats[place];
+    for (const size_t place : places) {
+      seats.erase(talk.members[place]);
+      hosted.kill_member(place);
+    }
+    ASSERT_TRUE(hosted.becomes_complete());
+    std::set<unsigned> taken;
+    for (size_t place = 0; place < 3; ++place) {
+      taken.insert(talk.seats[place]);
+      const auto before = seats.find(talk.members[place]);
+      if (before != seats.end()) {
+        EXPECT_EQ(talk.seats[place], before->second);
+      }
+    }
+    EXPECT_EQ(taken, (std::set<unsigned>{0, 1, 2}));
+  }
+  expect_good_end(hosted);
 }
 
 TEST(LazyHost, AnyOneMayBeKilledWhileThreadsEachDoEverythingToTheirOwn) {

@@ -155,8 +155,8 @@ TEST(PageScan, FindsHugePages) {
 TEST(PageScan, GuardRegionsAreNotPages) {
   const Mapping m(8, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
   *m.page(1) = 1;
-  constexpr int kGuardInstall = 102;  // MADV_GUARD_INSTALL, 6.13
-  if (::madvise(m.page(2), 2 * kPageSize, kGuardInstall) != 0) GTEST_SKIP() << "needs Linux 6.13 or newer";
+  constexpr int kInstall = 102;  // MADV_GUARD_INSTALL, 6.13
+  if (::madvise(m.page(2), 2 * kPageSize, kInstall) != 0) GTEST_SKIP() << "needs Linux 6.13 or newer";
   EXPECT_EQ(scan_one(m), (Pages{{1, 1}}));
   const Fd pagemap = open_path("/proc/self/pagemap", O_RDONLY);
   const RemoteRange range = m.range();

@@ -23,6 +23,7 @@ JournalEntry an_entry(Role role, State state) {
   e.cgroup.emplace();
   e.cgroup->folders = {"/sys/fs/cgroup/migrate-0000002a"};
   e.cgroup->came_from[42] = "/sys/fs/cgroup/user";
+  e.lazy_cgroups = {"/sys/fs/cgroup/" + lazy_cgroup_mark(e.id) + "0"};
   return e;
 }
 

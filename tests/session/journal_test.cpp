@@ -100,6 +100,7 @@ TEST(Journal, KeepsEveryField) {
   e.init = TaskId{9, 10};
   e.cgroup = FreezerCgroup::Record{false, {"/sys/fs/cgroup/x"}, {{12, "/sys/fs/cgroup"}}};
   e.socket_folders = {"/run", "/with space"};
+  e.lazy_cgroups = {"/sys/fs/cgroup/" + lazy_cgroup_mark(e.id) + "0"};
   e.peer_settled = false;
   e.reason = "because \"of\"\n\xff";
   const JournalEntry back = JournalEntry::from_json(e.to_json(), "x");
@@ -110,6 +111,7 @@ TEST(Journal, KeepsEveryField) {
   EXPECT_EQ(back.tasks, e.tasks);
   EXPECT_EQ(back.init, e.init);
   EXPECT_EQ(back.socket_folders, e.socket_folders);
+  EXPECT_EQ(back.lazy_cgroups, e.lazy_cgroups);
   EXPECT_EQ(back.cgroup->folders, e.cgroup->folders);
   EXPECT_EQ(back.cgroup->came_from, e.cgroup->came_from);
   EXPECT_FALSE(back.cgroup->v2);
@@ -138,6 +140,22 @@ TEST(Journal, PidsThatNameManyOrOthersAreCorrupt) {
       EXPECT_THROW(JournalEntry::from_json(bad, "x"), Corrupt) << pid;
     }
   }
+}
+
+// Who settles a session removes them.
+TEST(Journal, CgroupsOfALazyHostThatAreNotTheSessionsAreCorrupt) {
+  JournalEntry e = source_entry();
+  const std::string good = "/sys/fs/cgroup/" + lazy_cgroup_mark(e.id) + "0";
+  e.lazy_cgroups = {good, good};
+  EXPECT_NO_THROW(JournalEntry::from_json(e.to_json(), "x"));
+  for (const std::string& bad :
+       {std::string(), std::string("/"), std::string("/sys/fs/cgroup/system.slice"), good.substr(1),
+        good + "/system.slice", "/sys/fs/cgroup/" + lazy_cgroup_mark(new_session_id()) + "0"}) {
+    e.lazy_cgroups = {good, bad};
+    EXPECT_THROW(JournalEntry::from_json(e.to_json(), "x"), Corrupt) << bad;
+  }
+  e.lazy_cgroups.assign(65, good);
+  EXPECT_THROW(JournalEntry::from_json(e.to_json(), "x"), Corrupt);
 }
 
 TEST(Journal, StepsAreDurableAndChecked) {

@@ -13,6 +13,7 @@
 #include "migrate/session/guardian/identity_policy.h"
 #include "migrate/session/guardian/lazy_client.h"
 #include "migrate/session/guardian/task_limit.h"
+#include "migrate/session/journal/lazy_cgroups.h"
 #include "migrate/session/telling/fault.h"
 #include "migrate/session/wire/layout_wire.h"
 #include "migrate/session/wire/missing_wire.h"
@@ -27,6 +28,8 @@ using wire::GuardianRequest;
 
 /// How long the first move behind the gate is prepared for: the source notes what its tree has meanwhile.
 constexpr milliseconds kShellsCome{200};
+/// How long the processes of a lazy host may take for it, on a busy machine.
+constexpr milliseconds kHostLeaves{5'000};
 
 class DestinationGuardian {
  public:
@@ -35,14 +38,17 @@ class DestinationGuardian {
 
   int run() {
     try {
-      if (!start()) return 0;
-      while (serve_one()) {
+      for (bool goes_on = start(); goes_on; goes_on = serve_one()) {
       }
     } catch (const std::exception& e) {
       log_.error("the destination's guardian: {}", e.what());
       discard(kOwn, e.what());
     }
-    if (store_ && journal_) ::unlink(store_->socket_path(journal_->id()).c_str());
+    if (!store_ || !journal_) return 0;
+    ::unlink(store_->socket_path(journal_->id()).c_str());
+    // It was told to leave; agents wait no more.
+    if (is_final(journal_->state()) || journal_->state() == State::whole)
+      remove_lazy_cgroups(journal_->entry(), kHostLeaves, log_);
     return 0;
   }
 
@@ -67,11 +73,14 @@ class DestinationGuardian {
       options_.clocks = RestoreOptions::Clocks{s.monotonic_ns(), s.boottime_ns(), s.at_local_monotonic_ns()};
       entry.peer_name = s.peer_name();
       entry.peer_epoch = s.peer_epoch();
+      LazyCgroups lazy_cgroups;
+      if (s.lazy()) lazy_cgroups = plan_lazy_cgroups(entry.id);
+      entry.lazy_cgroups = lazy_cgroups.folders;
       store_.emplace(s.state_dir());
       journal_.emplace(store_->create(std::move(entry)));
       options_.mark = journal_->entry().hidden_mark();
       options_.lazy = s.lazy();
-      if (s.lazy()) start_lazy_host(s);
+      if (s.lazy()) start_lazy_host(s, std::move(lazy_cgroups));
       // Already here, while the source runs, since it has to be durable before anything is put into it.
       tree_ = parts_.restored_tree(options_);
       const FreezerCgroup::Record gate = tree_->make_gate(cgroup_name(journal_->id(), Role::destination));
@@ -88,8 +97,14 @@ class DestinationGuardian {
     return true;
   }
 
-  void start_lazy_host(const GuardianRequest::StartDestination& s) {
+  void start_lazy_host(const GuardianRequest::StartDestination& s, LazyCgroups planned) {
     if (!parts_.lazy_host) throw Refusal("pages cannot come late here", "move it with --mode precopy");
+    const LazyCgroups made = make_lazy_cgroups(std::move(planned));
+    if (!made.without.empty())
+      log_.warn("the processes that bring pages are not apart from the receiver in every hierarchy of cgroups: {}",
+                made.without);
+    if (made.folders != journal_->entry().lazy_cgroups)
+      journal_->update([&](JournalEntry& e) { e.lazy_cgroups = made.folders; });
     auto [ours, theirs] = PacketSocket::pair();
     // Agents may come before it is there.
     parts_.lazy_host(theirs, listen_local(store_->lazy_path(journal_->id())), s);

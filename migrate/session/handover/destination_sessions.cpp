@@ -2,7 +2,9 @@
 
 #include <poll.h>
 #include <unistd.h>
+
 #include "migrate/session/guardian/lazy_client.h"
+#include "migrate/session/journal/lazy_cgroups.h"
 #include "migrate/session/wire/channel.h"
 
 namespace migrate {
@@ -10,6 +12,8 @@ namespace {
 
 using wire::GuardianReply;
 using wire::GuardianRequest;
+
+constexpr std::chrono::milliseconds kHostLeaves{2'000};
 
 void refuse_stale(const JournalEntry& entry, uint64_t peer_epoch) {
   if (peer_epoch >= entry.peer_epoch) return;
@@ -51,11 +55,16 @@ Journal DestinationSessions::own(const SessionId& id, uint64_t peer_epoch) {
 }
 
 std::optional<JournalEntry> DestinationSessions::look(const SessionId& id) {
+  std::optional<JournalEntry> entry = settle_certain(id);
+  if (entry) send_host_away(*entry);
+  return entry;
+}
+
+std::optional<JournalEntry> DestinationSessions::settle_certain(const SessionId& id) {
   std::optional<JournalEntry> entry = store_.peek(id, Role::destination);
   if (!entry) return entry;
   if (entry->state == State::gate_open) let_run(*entry);
   if (entry->state == State::gate_open && entry->lazy) return look_whole(id);
-  send_host_away(*entry);
   const bool gone = entry->state == State::prepared && !can_run(*entry);
   // Whoever wrote ABORTED may have died before the copy was gone, and whoever wrote DONE before its socket was.
   const bool final = is_final(entry->state);
@@ -67,10 +76,7 @@ std::optional<JournalEntry> DestinationSessions::look(const SessionId& id) {
   } else if (journal->state() == State::prepared && !can_run(journal->entry())) {
     journal->step(State::aborted, kTreeGone, "it died behind its gate, or those who held its missing pages did");
   }
-  if (journal->state() == State::aborted) {
-    send_host_away(journal->entry());
-    keeper_.discard(journal->entry());
-  }
+  if (journal->state() == State::aborted) keeper_.discard(journal->entry());
   return journal->entry();
 }
 
@@ -82,20 +88,19 @@ bool DestinationSessions::can_run(const JournalEntry& entry) {
 void DestinationSessions::send_host_away(const JournalEntry& entry) {
   if (entry.state != State::whole && !is_final(entry.state)) return;
   const std::string path = store_.lazy_path(entry.id);
-  if (::access(path.c_str(), F_OK) != 0) return;
-  try {
-    if (std::optional<LazyClient> host = LazyClient::connect(path)) {
-      if (entry.state == State::aborted) {
-        host->discard();
+  if (::access(path.c_str(), F_OK) == 0) {
+    try {
+      if (std::optional<LazyClient> host = LazyClient::connect(path)) {
+        // Of a copy that was killed it may not have noticed yet that nothing is missing any more.
+        entry.state != State::aborted&& keeper_.lives(entry) ? host->settled() : host->discard();
       } else {
-        host->settled();
+        ::unlink(path.c_str());
       }
-    } else {
-      ::unlink(path.c_str());
+    } catch (const Error& e) {
+      log_.debug("the lazy host of session {}: {}", to_hex(entry.id), e.what());
     }
-  } catch (const Error& e) {
-    log_.debug("the lazy host of session {}: {}", to_hex(entry.id), e.what());
   }
+  remove_lazy_cgroups(entry, kHostLeaves, log_);
 }
 
 /// Its guardian, if it lives, writes down when nothing is missing any more; else whoever looks.

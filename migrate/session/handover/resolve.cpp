@@ -204,6 +204,8 @@ class Resolver {
       if (!journal) throw Error("the session is in the hands of another process");
       keeper_->discard(journal->entry());
       journal->step(State::done, kOperator, "the operator killed it");
+      journal.reset();
+      sessions_.look(entry.id);
     }
     tell("resolved", entry, "killed here, on the operator's word");
     return true;

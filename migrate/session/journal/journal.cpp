@@ -137,6 +137,18 @@ FreezerCgroup::Record record_from_json(const json& j) {
   return record;
 }
 
+/// Whoever reads them removes them.
+std::vector<std::string> lazy_cgroups_from_json(const json& j, const SessionId& id) {
+  constexpr size_t kMost = 64;
+  auto folders = j.get<std::vector<std::string>>();
+  const std::string mark = "/" + lazy_cgroup_mark(id);
+  const bool ours = std::ranges::all_of(folders, [&](const std::string& folder) {
+    return folder.starts_with('/') && folder.substr(folder.rfind('/')).starts_with(mark);
+  });
+  if (!ours || folders.size() > kMost) throw std::out_of_range("a cgroup is not the session's");
+  return folders;
+}
+
 json task_to_json(const TaskId& task) { return {{"pid", task.pid}, {"start", task.start_time}}; }
 TaskId task_from_json(const json& j) { return {pid_from_json(j.at("pid")), number_from_json(j.at("start"))}; }
 
@@ -198,6 +210,8 @@ std::string cgroup_name(const SessionId& id, Role role) {
   return "migrate-" + to_hex(id) + (role == Role::source ? "" : "-in");
 }
 
+std::string lazy_cgroup_mark(const SessionId& id) { return "migrate-" + to_hex(id) + "-lazy-"; }
+
 std::string boot_id() {
   if (const char* fake = ::getenv("MIGRATE_FAKE_BOOT_ID"); fake != nullptr && *fake != '\0') return fake;
   std::string text = read_file_at(AT_FDCWD, "/proc/sys/kernel/random/boot_id", 256);
@@ -244,6 +258,7 @@ std::string JournalEntry::to_json() const {
   if (!socket_folders.empty()) j["socket_folders"] = socket_folders;
   if (cgroup) j["cgroup"] = record_to_json(*cgroup);
   if (lazy) j["lazy"] = true;
+  if (!lazy_cgroups.empty()) j["lazy_cgroups"] = lazy_cgroups;
   return j.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
 }
 
@@ -270,6 +285,7 @@ JournalEntry JournalEntry::from_json(const std::string& text, const std::string&
     if (j.contains("socket_folders")) e.socket_folders = j.at("socket_folders").get<std::vector<std::string>>();
     if (j.contains("cgroup")) e.cgroup = record_from_json(j.at("cgroup"));
     if (j.contains("lazy")) e.lazy = j.at("lazy").get<bool>();
+    if (j.contains("lazy_cgroups")) e.lazy_cgroups = lazy_cgroups_from_json(j.at("lazy_cgroups"), e.id);
     e.peer_settled = j.at("peer_settled").get<bool>();
     e.reason = j.at("reason").get<std::string>();
     e.created_ns = static_cast<int64_t>(number_from_json(j.at("created_ns")));

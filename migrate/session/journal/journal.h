@@ -27,6 +27,8 @@ std::string to_hex(const SessionId& id);
 std::optional<SessionId> session_from_hex(std::string_view text);
 /// Name of the freezer cgroup of a session: the same on both sides would collide on one machine.
 std::string cgroup_name(const SessionId& id, Role role);
+/// What the names of the cgroups of its lazy host's processes begin with; their seat follows.
+std::string lazy_cgroup_mark(const SessionId& id);
 
 /// /proc/sys/kernel/random/boot_id, or MIGRATE_FAKE_BOOT_ID (two hosts on one machine, tests of reboots).
 std::string boot_id();
@@ -61,6 +63,7 @@ struct JournalEntry {
   std::vector<std::string> socket_folders;  ///< destination: where the copy's Unix sockets wait under hidden names
   std::string hidden_mark() const;          ///< what those begin with
   bool lazy = false;                        ///< pages may come after GATE_OPEN, until WHOLE
+  std::vector<std::string> lazy_cgroups;    ///< destination: folders of its lazy host's processes, seat by seat
   bool peer_settled = true;                ///< source: the destination knows about the abort, or never knew the session
   std::string reason;                      ///< of the last step, for people
   int64_t created_ns = 0, updated_ns = 0;  ///< CLOCK_REALTIME

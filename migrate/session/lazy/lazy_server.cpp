@@ -22,6 +22,8 @@ using wire::LazyReply;
 using wire::LazyRequest;
 
 constexpr milliseconds kTurn{50}, kHandOver{5'000};
+constexpr milliseconds kPlaced{
+    2'000};  ///< enough for holders to enter their cgroups, long before there is anything to hold
 constexpr char kWhole = 'w', kLost = 'l', kDiscarded = 'd';
 
 /// A copy for a while: what the host keeps stays open.
@@ -164,6 +166,8 @@ bool LazyServer::serve(Peer& peer) {
 }
 
 void LazyServer::adopt(Peer& peer) {
+  // From the answer on it must not end with the receiver's cgroup.
+  for (const Deadline placed = Deadline::in(kPlaced); !host_.all_placed() && !placed.passed();) ::poll(nullptr, 0, 1);
   wire::LazyMemories all;
   peer.socket.receive_blob(all, Deadline::in(kHandOver));
   const auto count = static_cast<size_t>(all.memories_size());

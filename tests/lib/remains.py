@@ -75,8 +75,9 @@ def of_case(folder, sessions):
     return sorted(found + [f"cgroup {c}" for c in cgroups_of(sessions)])
 
 
-def cgroups_of(sessions):
-    names = {f"migrate-{s}{end}" for s in sessions for end in ("", "-in")}
+def cgroups_of(sessions, ends=("", "-in", "-lazy-0", "-lazy-1", "-lazy-2")):
+    """Of the source's tree, of the destination's, and of the processes of its lazy host."""
+    names = {f"migrate-{s}{end}" for s in sessions for end in ends}
     return [c.split(" ", 1)[1] for c in cgroups() if os.path.basename(c) in names]
 
 

@@ -298,8 +298,8 @@ class Case:
 
     def forget_cgroups(self, host):
         """A reboot takes cgroups away."""
-        names = {f"migrate-{s}" + ("-in" if host == "destination" else "") for s in self.sessions()}
-        for folder in [c.split(" ", 1)[1] for c in remains.cgroups() if os.path.basename(c) in names]:
+        ends = ("-in", "-lazy-0", "-lazy-1", "-lazy-2") if host == "destination" else ("",)
+        for folder in remains.cgroups_of(self.sessions(), ends):
             wait_for(lambda f=folder: not read(f"{f}/cgroup.procs"), f"{folder} to empty", 5)
             os.rmdir(folder)
 

@@ -15,8 +15,9 @@ import sys
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from lib import hosts, programs, suite, tool  # noqa: E402
+from lib import cgroups, hosts, programs, remains, suite, tool  # noqa: E402
 from lib.process import all_pids, exists, kill_all, read, stat_fields, wait_for  # noqa: E402
+from lib.skip import Skip  # noqa: E402
 from lib.suite import expect  # noqa: E402
 
 TIMEOUTS = {"MIGRATE_TEST_TIMEOUTS": "connect=3000,answer=5000,restore=10000,settle=2000"}
@@ -56,7 +57,11 @@ class Move:
             raise
 
     def start_receiver(self, **env):
-        self.hosts.receive("destination", f"{self.folder}/receive", env={**TIMEOUTS, **env})
+        self.hosts.receive("destination", f"{self.folder}/receive", env={**TIMEOUTS, **env}, prefix=self.prefix())
+
+    def prefix(self):
+        """Of the receiver's command."""
+        return []
 
     # Who is who.
 
@@ -126,6 +131,10 @@ class Move:
         self.hosts.close()
         left = self.named(self.folder) + (self.lazy() if hasattr(self, "session") else [])
         kill_all(left)
+        if hasattr(self, "session"):
+            if sys.exc_info()[0] is None:
+                wait_for(lambda: not remains.cgroups_of([self.session]), "its cgroups to be gone", 10)
+            remains.sweep_cgroups([self.session])
 
 
 def quietly(function, *args):
@@ -247,6 +256,83 @@ def source_tree_killed(context, folder):
         wait_for(lambda: not move.lazy(), "the lazy host to leave", 10)
     finally:
         move.close()
+
+
+class ServiceMove(Move):
+    """Its receiver is a service, in a cgroup of its own; who runs the program has given that another place."""
+
+    def __init__(self, context, folder, v2):
+        self.service = cgroups.Cgroup(f"postcopy-{os.getpid()}", v2)
+        super().__init__(context, folder, "postcopy")
+        for pid in self.service.members():
+            if quietly(lambda p: os.readlink(f"/proc/{p}/ns/pid") != os.readlink("/proc/self/ns/pid"), pid):
+                self.service.let_out(pid)
+
+    def prefix(self):
+        return self.service.prefix()
+
+    def close(self):
+        super().close()
+        self.service.close()
+
+
+def service_killed(v2):
+    """With all its processes, as the service's manager does it, or the kernel for want of memory. Those that hold the program's
+    pages are elsewhere: they go on, with the feed that they have; when that is cut, too, the program waits until a receiver is
+    there again. That one is killed alike."""
+    def case(context, folder):
+        move = ServiceMove(context, folder, v2)
+        try:
+            for feed_is_cut in (True, False):
+                expect(move.is_feeding(), "it was whole before anything was done")
+                wait_for(lambda: len(move.lazy()) == 3 and move.lazy_daemon(), "the lazy host", 10)
+                inside = move.service.members()
+                agents = wait_for(move.destination_agent, "an agent that takes the feed", 20)
+                expect({*agents, *move.destination_guardian(), move.hosts.receivers["destination"].pid} <= inside,
+                       "the receiver is not in its cgroup with all its processes")
+                expect(not inside & {*move.lazy(), move.copy}, "what holds its pages is in the receiver's cgroup")
+                move.service.kill()
+                move.hosts.receivers.pop("destination").wait(10)
+                expect(len(move.lazy()) == 3 and exists(move.copy), "what brings its pages went with the receiver")
+                if feed_is_cut:
+                    kill_all(move.lazy_daemon())
+                    wait_for(lambda: '"event":"cut"' in read(move.log), "the cut to be noticed", 20)
+                    expect(move.state("destination") == "GATE_OPEN" and exists(move.copy), "it did not wait for its pages")
+                move.start_receiver()
+            move.arrives()
+        finally:
+            move.close()
+    return case
+
+
+def seats_killed(v2):
+    """The cgroups of those that hold its pages, one after the other: each time the two others go on, and make a third, in the cgroup
+    that is free."""
+    def case(context, folder):
+        move = Move(context, folder, "postcopy")
+        top = cgroups.top(v2)
+        try:
+            if top is None:
+                raise Skip(f"no cgroup {'v2' if v2 else 'v1'} hierarchy for it is mounted")
+            seats = [f"{top}/migrate-{move.session}-lazy-{seat}" for seat in range(3)]
+
+            def all_there():
+                there = [cgroups.members(seat) for seat in seats]
+                return all(len(t) == 1 for t in there) and set.union(*there) == set(move.lazy()) and there
+            for victim in (0, 1, 2, 2, 0):
+                expect(move.is_feeding(), "it was whole before anything was done")
+                before = wait_for(all_there, "one process in each cgroup", 10)
+                for other in range(3):
+                    of_other = read(f"/proc/{next(iter(before[other]))}/cgroup")
+                    expect(len(re.findall(rf"-lazy-{other}$", of_other, re.M)) == of_other.count("-lazy-") > 0,
+                           f"a process is in cgroups of several: {of_other}")
+                cgroups.kill_members(seats[victim])
+                wait_for(lambda v=victim, b=before: not b[v] & set(move.lazy()), "it to die", 5)
+            wait_for(all_there, "one process in each cgroup", 10)
+            move.arrives()
+        finally:
+            move.close()
+    return case
 
 
 def nothing_late(context, folder):
@@ -372,6 +458,10 @@ CASES = {
     "kill/receiver": broken(kill_receiver),
     "kill/all-lazy": kill_all_lazy,
     "kill/source-tree": source_tree_killed,
+    "cgroup/receiver-v2": service_killed(True),
+    "cgroup/receiver-v1": service_killed(False),
+    "cgroup/seats-v2": seats_killed(True),
+    "cgroup/seats-v1": seats_killed(False),
     "restarted/destination": destination_restarted,
     "nothing-late": nothing_late,
 }

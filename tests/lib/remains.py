@@ -1,4 +1,5 @@
 """What a migration must not leave behind on this machine: seen before and after."""
+import contextlib
 import os
 
 from .process import Deadline, all_pids, descendants, exists, kill_all, read, stat_fields, wait_for
@@ -92,8 +93,16 @@ def sweep_cgroups(sessions):
             except OSError:
                 pass
         kill_all(pids)
-        try:
-            wait_for(lambda f=folder: not read(f"{f}/cgroup.procs").split(), "the cgroup to empty", 5)
-            os.rmdir(folder)
-        except Exception:
-            pass
+        with contextlib.suppress(Deadline):
+            wait_for(lambda f=folder: removed(f), "the cgroup to empty", 5)
+
+
+def removed(folder):
+    """Who has just died may keep it busy, although it is not listed any more."""
+    try:
+        os.rmdir(folder)
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return False
+    return True

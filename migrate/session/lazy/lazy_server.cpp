@@ -74,8 +74,8 @@ LazyMemories::Wanted LazyServer::wanted() {
 
 LazyServer::~LazyServer() {
   stop_ = true;
-  end_feed();
-  changed_.notify_all();
+  tell_feed_to_end();
+  if (feed_) feed_->thread.join();
   if (faults_.joinable()) faults_.join();
 }
 
@@ -249,7 +249,7 @@ void LazyServer::end_whole() {
   const std::lock_guard lock(mutex_);
   whole_ = true;
   ended_.trigger();
-  if (fetcher_ != nullptr) fetcher_->whole();
+  if (feed_ && feed_->fetcher != nullptr) feed_->fetcher->whole();
 }
 
 void LazyServer::end_lost(const std::string& why) {
@@ -259,50 +259,51 @@ void LazyServer::end_lost(const std::string& why) {
   const std::lock_guard lock(mutex_);
   lost_ = why;
   ended_.trigger();
-  if (fetcher_ != nullptr) fetcher_->cancel();
+  if (feed_ && feed_->fetcher != nullptr) feed_->fetcher->cancel();
 }
 
 // ---- the feed ----
 
+/// Nobody who talks waits for the end of the one before: its threads may be far from the processor.
 void LazyServer::begin_feed(const wire::Feed& feed) {
-  end_feed();
-  {
-    const std::lock_guard lock(mutex_);
-    feed_ends_ = false;
-    feed_.emplace(Feed{.streams = feed.streams(), .codecs = codecs_from_wire(feed.page_codecs()), .sockets = {}});
-  }
-  feed_stop_ = std::make_unique<StopEvent>();
-  feed_thread_ = std::thread([this] { run_feed(); });
-}
-
-void LazyServer::end_feed() {
-  {
-    const std::lock_guard lock(mutex_);
-    feed_ends_ = true;
-    if (fetcher_ != nullptr) fetcher_->cancel();
-  }
-  if (feed_stop_) feed_stop_->trigger();
-  changed_.notify_all();
-  if (feed_thread_.joinable()) feed_thread_.join();
+  tell_feed_to_end();
+  auto next = std::make_shared<Feed>();
+  next->streams = feed.streams();
+  next->codecs = codecs_from_wire(feed.page_codecs());
+  next->before = feed_;
+  next->thread = std::thread([this, &one = *next] {
+    if (one.before) one.before->thread.join();
+    one.before.reset();
+    run_feed(one);
+  });
   const std::lock_guard lock(mutex_);
-  feed_.reset();
+  feed_ = std::move(next);
 }
 
-void LazyServer::run_feed() {
-  try {
-    FeedStreams streams = accept_streams();
-    if (!wait_for_memories()) return;
-    FetcherOptions options;
-    {
-      const std::lock_guard lock(mutex_);
-      options.codecs = feed_->codecs;
+void LazyServer::tell_feed_to_end() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (feed_) {
+      feed_->ends = true;
+      feed_->stop.trigger();
+      if (feed_->fetcher != nullptr) feed_->fetcher->cancel();
     }
+  }
+  changed_.notify_all();
+}
+
+void LazyServer::run_feed(Feed& feed) {
+  try {
+    FeedStreams streams = accept_streams(feed);
+    if (!wait_for_memories(feed)) return;
+    FetcherOptions options;
+    options.codecs = feed.codecs;
     ToldSink sink(*memories_, log_);
     PageFetcher fetcher(std::move(streams), sink, wanted_, memories_->missing(), false, options);
     {
       const std::lock_guard lock(mutex_);
-      if (feed_ends_) return;
-      fetcher_ = &fetcher;
+      if (feed.ends) return;
+      feed.fetcher = &fetcher;
       if (whole_) fetcher.whole();
     }
     try {
@@ -311,45 +312,40 @@ void LazyServer::run_feed() {
       log_.warn("pages of the source stay away: {}; the program waits where it needs them", e.what());
     }
     const std::lock_guard lock(mutex_);
-    fetcher_ = nullptr;
+    feed.fetcher = nullptr;
   } catch (const std::exception& e) {
     log_.warn("the source's streams: {}", e.what());
   }
 }
 
 /// As they come: the source connects one after the other.
-FeedStreams LazyServer::accept_streams() {
+FeedStreams LazyServer::accept_streams(Feed& feed) {
   const Deadline deadline = Deadline::in(options_.timeouts.connect);
-  uint32_t count = 0;
-  {
-    const std::lock_guard lock(mutex_);
-    count = feed_->streams;
-  }
   const Connector connector(options_.link);  // anew: certificates may have been renewed
-  std::vector<std::unique_ptr<Stream>> streams(count);
-  for (uint32_t got = 0; got < count; ++got) {
-    std::optional<Fd> socket = next_socket(deadline);
+  std::vector<std::unique_ptr<Stream>> streams(feed.streams);
+  for (uint32_t got = 0; got < feed.streams; ++got) {
+    std::optional<Fd> socket = next_socket(feed, deadline);
     if (!socket) throw TimedOut("time is up while waiting for the streams of a feed");
-    accept_session_stream(connector, std::move(*socket), options_.session, options_.peer_name, deadline,
-                          feed_stop_.get(), streams);
+    accept_session_stream(connector, std::move(*socket), options_.session, options_.peer_name, deadline, &feed.stop,
+                          streams);
   }
   return FeedStreams::of(std::move(streams));
 }
 
-std::optional<Fd> LazyServer::next_socket(const Deadline& deadline) {
+std::optional<Fd> LazyServer::next_socket(Feed& feed, const Deadline& deadline) {
   std::unique_lock lock(mutex_);
-  const auto came = [&] { return feed_ends_ || stop_ || !feed_->sockets.empty(); };
-  if (!changed_.wait_for(lock, milliseconds(deadline.poll_timeout()), came) || feed_->sockets.empty())
+  const auto came = [&] { return feed.ends || stop_ || !feed.sockets.empty(); };
+  if (!changed_.wait_for(lock, milliseconds(deadline.poll_timeout()), came) || feed.sockets.empty())
     return std::nullopt;
-  Fd socket = std::move(feed_->sockets.front());
-  feed_->sockets.pop_front();
+  Fd socket = std::move(feed.sockets.front());
+  feed.sockets.pop_front();
   return socket;
 }
 
-bool LazyServer::wait_for_memories() {
+bool LazyServer::wait_for_memories(const Feed& feed) {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return feed_ends_ || stop_ || memories_ != nullptr; });
-  return memories_ != nullptr && !feed_ends_ && !stop_;
+  changed_.wait(lock, [&] { return feed.ends || stop_ || memories_ != nullptr; });
+  return memories_ != nullptr && !feed.ends && !stop_;
 }
 
 }  // namespace migrate

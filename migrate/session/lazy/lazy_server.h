@@ -45,11 +45,16 @@ class LazyServer {
     PacketSocket socket;
     bool guardian = false;
   };
-  /// Streams of one feed, as they come.
+  /// One feed: its streams, as they come, and the thread that takes them. What several threads use, under the lock.
   struct Feed {
     uint32_t streams = 0;
     CodecSet codecs;
     std::deque<Fd> sockets;
+    bool ends = false;
+    PageFetcher* fetcher = nullptr;
+    StopEvent stop;
+    std::shared_ptr<Feed> before;  ///< which may take its time to end, and which `thread` waits for
+    std::thread thread;
   };
 
   /// Both holders are gone while pages are missing.
@@ -68,11 +73,11 @@ class LazyServer {
   void end_lost(const std::string& why);
 
   void begin_feed(const wire::Feed& feed);
-  void end_feed();
-  void run_feed();
-  FeedStreams accept_streams();
-  std::optional<Fd> next_socket(const Deadline& deadline);
-  bool wait_for_memories();
+  void tell_feed_to_end();
+  void run_feed(Feed& feed);
+  FeedStreams accept_streams(Feed& feed);
+  std::optional<Fd> next_socket(Feed& feed, const Deadline& deadline);
+  bool wait_for_memories(const Feed& feed);
 
   LazyHost& host_;
   const LazyServerOptions& options_;
@@ -85,15 +90,12 @@ class LazyServer {
   WantedPages wanted_;
   std::unique_ptr<LazyMemories> memories_;  ///< set once, under the lock
   std::atomic<bool> stop_{false}, whole_{false};
-  std::unique_ptr<StopEvent> feed_stop_;  ///< of the running feed
-  std::thread faults_, feed_thread_;
+  std::thread faults_;
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  std::optional<Feed> feed_;
-  PageFetcher* fetcher_ = nullptr;  ///< of the running feed
-  bool feed_ends_ = false;
-  std::string lose_, lost_;  ///< why pages are to be given up; why they were
+  std::shared_ptr<Feed> feed_;  ///< the latest; of the thread that talks
+  std::string lose_, lost_;     ///< why pages are to be given up; why they were
 };
 
 }  // namespace migrate

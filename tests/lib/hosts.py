@@ -39,10 +39,10 @@ class Hosts:
     def namespace(self, host):
         return f"{self.short}-{host}"
 
-    def receive(self, host, log, options=(), env=None, prefix=()):
-        """Starts a receiver that serves until it is ended; through `prefix`."""
+    def receive(self, host, log, options=(), env=None, prefix=(), once=False):
+        """Starts a receiver that serves until it is ended, unless `once`; through `prefix`."""
         p = self.tool.receive(self.network, host, self.keys, options=options, prefix=[*self.clock_prefix(host), *prefix], env=env,
-                              once=False, log=log)
+                              once=once, log=log)
         self.receivers[host] = p
         return p
 

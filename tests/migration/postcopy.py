@@ -29,9 +29,9 @@ class Move:
     """One program on its way, in the case's process."""
 
     def __init__(self, context, folder, mode, workload=("memory", str(MIB)), options=("--bandwidth-limit", SLOW), env=None,
-                 receiver_env=None, before_switch=None):
+                 receiver_env=None, before_switch=None, once=False):
         """`before_switch`: called with this when the move has begun."""
-        self.context, self.folder, self.mode = context, folder, mode
+        self.context, self.folder, self.mode, self.once = context, folder, mode, once
         self.hosts = hosts.Hosts(context.binary, folder, f"p{os.getpid()}", "10.77.90")
         self.program = self.sender = None
         try:
@@ -57,7 +57,7 @@ class Move:
             raise
 
     def start_receiver(self, **env):
-        self.hosts.receive("destination", f"{self.folder}/receive", env={**TIMEOUTS, **env}, prefix=self.prefix())
+        self.hosts.receive("destination", f"{self.folder}/receive", env={**TIMEOUTS, **env}, prefix=self.prefix(), once=self.once)
 
     def prefix(self):
         """Of the receiver's command."""
@@ -74,6 +74,13 @@ class Move:
 
     def lazy(self):
         return self.named("guardian-lazy", self.session)
+
+    def kill_lazy(self):
+        """All at once: none may follow another."""
+        victims = self.lazy()
+        for p in victims:
+            quietly(os.kill, p, signal.SIGSTOP)
+        kill_all(victims)
 
     def lazy_daemon(self):
         """The one with threads."""
@@ -129,8 +136,9 @@ class Move:
                 kill_all([copy])
             self.program.end()
         self.hosts.close()
-        left = self.named(self.folder) + (self.lazy() if hasattr(self, "session") else [])
-        kill_all(left)
+        if hasattr(self, "session"):
+            self.kill_lazy()
+        kill_all(self.named(self.folder))
         if hasattr(self, "session"):
             if sys.exc_info()[0] is None:
                 wait_for(lambda: not remains.cgroups_of([self.session]), "its cgroups to be gone", 10)
@@ -201,10 +209,7 @@ def kill_all_lazy(context, folder):
     move = Move(context, folder, "postcopy")
     try:
         expect(move.is_feeding(), "it was whole before anything was done")
-        victims = move.lazy()
-        for p in victims:
-            os.kill(p, signal.SIGSTOP)
-        kill_all(victims)
+        move.kill_lazy()
         wait_for(lambda: move.state("destination") == "LOST", "the destination to say LOST", 20)
         wait_for(lambda: not exists(move.copy), "the program without a part of its memory to be ended", 10)
         wait_for(lambda: move.sender.poll() is not None, "send to end", 40)
@@ -286,8 +291,8 @@ def service_killed(v2):
             for feed_is_cut in (True, False):
                 expect(move.is_feeding(), "it was whole before anything was done")
                 wait_for(lambda: len(move.lazy()) == 3 and move.lazy_daemon(), "the lazy host", 10)
-                inside = move.service.members()
                 agents = wait_for(move.destination_agent, "an agent that takes the feed", 20)
+                inside = move.service.members()
                 expect({*agents, *move.destination_guardian(), move.hosts.receivers["destination"].pid} <= inside,
                        "the receiver is not in its cgroup with all its processes")
                 expect(not inside & {*move.lazy(), move.copy}, "what holds its pages is in the receiver's cgroup")
@@ -335,11 +340,34 @@ def seats_killed(v2):
     return case
 
 
+def once_is_once(context, folder):
+    """A receiver of one migration that waits until the copy is whole has no place for another one, whose agent is gone or not."""
+    move = Move(context, folder, "postcopy", once=True)
+    other = None
+    try:
+        expect(move.is_feeding(), "it was whole before anything was done")
+        kill("destination_agent")(move)
+        other = programs.Workload("memory", f"{context.workloads}/memory", ["1"], f"{folder}/other", move.hosts.enter("source"),
+                                  move.hosts.namespace("source"))
+        other.ready()
+        log = f"{folder}/send-other"
+        second = move.hosts.send(other.pid, "source", log, ["--mode", "precopy"], env=TIMEOUTS)
+        wait_for(lambda: second.poll() is not None, "the second send to end", 30)
+        expect(second.returncode == 2 and "--once" in read(log), f"the second send exited {second.returncode}: {tool.tail(log, 3)}")
+        expect(move.is_feeding(), "it was whole before the second one came")
+        move.arrives()
+        wait_for(lambda: move.hosts.receivers["destination"].poll() is not None, "the receiver to end", 20)
+    finally:
+        if other:
+            other.end()
+        move.close()
+
+
 def nothing_late(context, folder):
     """Rounds that converge leave nothing for later; that the copy is whole is known before its gate opens, and must not be
     forgotten until then."""
     move = Move.__new__(Move)
-    move.context, move.folder, move.program, move.sender = context, folder, None, None
+    move.context, move.folder, move.program, move.sender, move.once = context, folder, None, None, False
     move.hosts = hosts.Hosts(context.binary, folder, f"p{os.getpid()}", "10.77.90")
     try:
         move.start_receiver()
@@ -462,6 +490,7 @@ CASES = {
     "cgroup/receiver-v1": service_killed(False),
     "cgroup/seats-v2": seats_killed(True),
     "cgroup/seats-v1": seats_killed(False),
+    "once": once_is_once,
     "restarted/destination": destination_restarted,
     "nothing-late": nothing_late,
 }

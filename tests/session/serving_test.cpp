@@ -10,10 +10,13 @@
 
 #include <vector>
 
+#include "migrate/session/destination/daemon_link.h"
 #include "tests/session/in_child.h"
 
 namespace migrate {
 namespace {
+
+using std::chrono::milliseconds;
 
 std::unique_ptr<Stream> connection() {
   int ends[2];
@@ -71,6 +74,37 @@ TEST(ServingProcesses, OneThatCannotBeWatchedIsEndedAndForgotten) {
   for (const size_t free : {1, 2})
     EXPECT_EQ(in_child([&] { return start_when_short_of_descriptors(free); }), 0) << free << " descriptors are free";
 }
+
+/// Exit status 0: the first gets a place, and none that comes when that has ended.
+int ask_for_places() {
+  EventLoop loop;
+  ServingProcesses* all = nullptr;
+  int ends = 0;
+  std::vector<std::optional<int>> codes;
+  const auto start = [&] { all->start(connection(), {}); };
+  ServingProcesses serving(loop, {.migrations = 1},
+                           {.serve =
+                                [](std::unique_ptr<Stream>, Fd link) {
+                                  const std::string refusal =
+                                      DaemonLink(std::move(link)).take_place(Deadline::in(milliseconds(10'000)));
+                                  return refusal.empty() ? 0 : refusal == "one was enough" ? 1 : 2;
+                                },
+                            .ended =
+                                [&](bool migration, std::optional<int> code) {
+                                  codes.push_back(migration ? code : code.value_or(-1) + 10);
+                                  if (++ends == 3) return loop.stop();
+                                  if (ends == 2) all->take_no_more("one was enough");
+                                  start();
+                                }},
+                           *null_logger());
+  all = &serving;
+  start();
+  ::alarm(20);
+  loop.run();
+  return codes == std::vector<std::optional<int>>{0, 0, 11} ? 0 : 1;
+}
+
+TEST(ServingProcesses, NoPlaceIsFreeWhereNoMoreAreTaken) { EXPECT_EQ(in_child(ask_for_places), 0); }
 
 }  // namespace
 }  // namespace migrate

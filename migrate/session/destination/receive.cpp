@@ -156,6 +156,9 @@ class Receiver {
     const bool counts = migration && (!code || (*code != kRefused && *code != kQuestionAnswered));
     if (counts) code_ = code.value_or(kFailed);
     served_ |= counts;
+    // Its copy may need us for long, but nobody else does.
+    if (options_.once && served_)
+      serving_.take_no_more("it was started for one migration (--once) and has had that; start another receiver");
     if (!migration && served_ && code == kMoved) code_ = kMoved;  // its source came again
     if (options_.once && served_ && !leaving_ && !source_may_come_again()) leave();
     if (leaving_ && serving_.empty()) loop_.stop();

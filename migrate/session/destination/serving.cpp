@@ -94,18 +94,23 @@ void ServingProcesses::watch(Place place) {
   one.talk = loop_.when_readable(one.end.fd(), [this, place] { heard(place); });
 }
 
+/// Empty: there is one.
+std::string ServingProcesses::why_no_place() const {
+  if (!no_more_.empty() || migrations() < limits_.migrations) return no_more_;
+  return "it receives " + std::to_string(limits_.migrations) +
+         (limits_.migrations == 1 ? " migration" : " migrations") +
+         " already; try again when one is done, or start it with a greater --max-sessions";
+}
+
 void ServingProcesses::heard(Place place) {
   Process& one = **place;
   const std::optional<ServingRequest> request = one.end.receive();
   if (!request) return;
   for (const StreamToken& token : request->tokens) tokens_[token] = &one;
   if (request->wants_place) {
-    const bool room = migrations() < limits_.migrations;
-    one.migration = one.migration || room;
-    one.end.answer_place(room ? ""
-                              : "it receives " + std::to_string(limits_.migrations) +
-                                    (limits_.migrations == 1 ? " migration" : " migrations") +
-                                    " already; try again when one is done, or start it with a greater --max-sessions");
+    const std::string refusal = why_no_place();
+    one.migration = one.migration || refusal.empty();
+    one.end.answer_place(refusal);
   } else if (request->tokens.empty()) {
     one.talk = {};  // it hung up; its end comes next
   }

@@ -42,6 +42,8 @@ class ServingProcesses {
   void start(std::unique_ptr<Stream> stream, std::vector<int> keep);
   /// To the process whose token that is; else the socket is closed.
   void pass_stream(const StreamToken& token, Fd socket);
+  /// From now on no migration gets a place, and its peer is told why; questions and feeds are served.
+  void take_no_more(std::string why) { no_more_ = std::move(why); }
   /// SIGTERM to all: migrations that are not ready yet are given up.
   void terminate();
   bool empty() const { return all_.empty(); }
@@ -50,6 +52,7 @@ class ServingProcesses {
   struct Process;
   using Place = std::list<std::unique_ptr<Process>>::iterator;
   size_t migrations() const;
+  std::string why_no_place() const;
   void watch(Place place);
   void heard(Place place);
   void ended(Place place);
@@ -60,6 +63,7 @@ class ServingProcesses {
   Logger& log_;
   std::list<std::unique_ptr<Process>> all_;
   std::map<StreamToken, Process*> tokens_;
+  std::string no_more_;  ///< why no migration gets a place; empty: it may
 };
 
 }  // namespace migrate

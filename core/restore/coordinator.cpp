@@ -368,15 +368,15 @@ class Coordinator {
       if (!node.zombie) waiting_.push_back(await_blob(node, images_of_[next++]));
     for (WaitingTask& task : waiting_) {
       task.elapsed_ns = elapsed_since_dump_ns(final_images_);
-      set_final_state(task, options_.timeout, *log_);
+      std::function<void()> registers;
+      if (options_.lazy) registers = [&] { register_missing(*task.image, missing); };
+      set_final_state(task, options_.timeout, *log_, registers);
     }
     traced_ = true;
-    for (const TaskImage& task : images_of_) register_missing(task, missing);
     userfaultfds_.clear();
     send_message(launcher_.get(), Msg::standing, 0);
   }
 
-  /// Nothing of ours writes into the task any more.
   void register_missing(const TaskImage& task, const PagesByMemory& missing) {
     const auto pages = missing.find({MemoryId::Kind::task, static_cast<uint64_t>(task.pid)});
     if (pages == missing.end()) return;

@@ -150,12 +150,9 @@ void take_locks(const TaskImage& task, RemoteCalls& leader, int mem, uint64_t sc
   }
 }
 
-void set_thread(const WaitingTask& waiting, size_t i, int mem) {
-  const TaskImage& task = *waiting.image;
+void set_thread(const TaskImage& task, size_t i, const user_regs_struct& regs, int mem) {
   const Tid tid(task.tids[i]);
   const img::core_entry& core = task.cores[i];
-  user_regs_struct regs = final_registers(core.thread_info().gpregs());
-  shorten_timeout(waiting, i, mem, regs);
   // Being inside a restartable sequence: the kernel forgot it when the area was registered.
   const img::rseq_entry& rseq = core.thread_core().rseq_entry();
   if (rseq.rseq_abi_pointer() != 0 && rseq.rseq_cs_pointer() != 0) {
@@ -170,7 +167,8 @@ void set_thread(const WaitingTask& waiting, size_t i, int mem) {
 
 }  // namespace
 
-void set_final_state(const WaitingTask& waiting, std::chrono::milliseconds timeout, Logger&) {
+void set_final_state(const WaitingTask& waiting, std::chrono::milliseconds timeout, Logger&,
+                     const std::function<void()>& registers) {
   const TaskImage& task = *waiting.image;
   const Deadline deadline = Deadline::in(timeout);
   for (const pid_t tid : task.tids) seize(tid);
@@ -180,17 +178,27 @@ void set_final_state(const WaitingTask& waiting, std::chrono::milliseconds timeo
     if (tracee::to_event_stop(Tid(tid), true, deadline).ended) throw Error("stop", thread_name(tid), ESRCH);
 
   const Fd mem = open_path("/proc/" + std::to_string(task.pid) + "/mem", O_RDWR);
+  std::vector<user_regs_struct> final;
+  for (size_t i = 0; i < task.tids.size(); ++i) {
+    final.push_back(final_registers(task.cores[i].thread_info().gpregs()));
+    shorten_timeout(waiting, i, mem.get(), final[i]);
+  }
   {
     RemoteCalls leader(Tid(task.pid), RemoteAddr(waiting.region + syscall_offset()), timeout);
     leader.checked("close our descriptors in", SYS_close_range,
                    {static_cast<uint64_t>(waiting.room.floor), static_cast<uint64_t>(waiting.room.end) - 1, 0});
     take_locks(task, leader, mem.get(), waiting.region + spent_offset());
+    if (registers) {
+      registers();
+      leader.checked("allow huge pages for", SYS_prctl,
+                     {PR_SET_THP_DISABLE, task.mm.thp_disabled() ? 1u : 0u, 0, 0, 0});
+    }
     // Only now: from here on the task's user may look into it.
     if (task.mm.dumpable() == 1) leader.checked("set dumpable in", SYS_prctl, {PR_SET_DUMPABLE, 1, 0, 0, 0});
     leader.checked("unmap the restorer of", SYS_munmap, {waiting.region, waiting.region_bytes});
     leader.give_back();
   }
-  for (size_t i = 0; i < task.tids.size(); ++i) set_thread(waiting, i, mem.get());
+  for (size_t i = 0; i < task.tids.size(); ++i) set_thread(task, i, final[i], mem.get());
   if (task.core().tc().task_state() == kTaskStopped)
     check(::kill(task.pid, SIGSTOP), "stop", "task " + std::to_string(task.pid));
 }

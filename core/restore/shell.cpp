@@ -228,7 +228,10 @@ class Shell {
     fetch_resources(resources);
     check_privileges(*task_);
     check_kernel_mappings(*task_, own_kernel_mappings());
-    if (context_.lazy) lazy_ = make_lazy_userfaultfd();
+    if (context_.lazy) {
+      lazy_ = make_lazy_userfaultfd();
+      staging_.keep_pages_small();
+    }
     const bool cold = staging_.settle(context_, *task_, images_);
     send_target(context_.launcher, staging_.make_target());
     return cold;

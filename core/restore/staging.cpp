@@ -48,6 +48,11 @@ void Staging::set_up() {
   used_ = true;
 }
 
+void Staging::keep_pages_small() {
+  set_up();
+  small_ = true;
+}
+
 /// Without a file where it is not found here: the final images tell more about it.
 StagedArea Staging::area_of_file(const TreeLayout::Area& area, std::map<std::string, Fd>& opened, StagedFiles& files) {
   StagedArea staged{.start = area.start, .end = area.end, .no_reserve = area.no_reserve};
@@ -151,7 +156,7 @@ std::vector<StagedRange> Staging::release() {
   for (const StagedRange& s : ranges_)
     if (!s.file && areas_.weld({s.final_start, s.final_start + s.bytes}, own)) welded = true;
   if (welded) own = own_mappings();
-  check(::prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0), "allow huge pages for", "task " + std::to_string(pid_));
+  if (!small_) check(::prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0), "allow huge pages for", "task " + std::to_string(pid_));
   std::vector<StagedRange> parts;
   for (const StagedRange& s : ranges_) {
     for (const AddressRange& r : split_by_mappings({s.staging, s.staging + s.bytes}, own)) {
@@ -167,7 +172,7 @@ std::vector<StagedRange> Staging::release() {
 void Staging::fill_from(const TaskImage& task, PageImages& pages, const PageSet& left_out) {
   // Image files are read into the memory itself: a registered range would make that read wait for us.
   areas_.unregister();
-  ::prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);
+  if (!small_) ::prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);
   constexpr uint64_t kHuge = 1u << MADV_HUGEPAGE, kNoHuge = 1u << MADV_NOHUGEPAGE;
   for (const StagedRange& s : ranges_) {
     const uint64_t advice = task.vmas[s.vma].madvise;

@@ -30,6 +30,9 @@ class Staging {
   void discard(const std::vector<AddressRange>& ranges);
   /// Makes pages of the anonymous part ready to be filled; `huge_pages` of an area: as such.
   void reserve(const std::vector<TreeLayout::Area>& pages);
+  /// Pages of the task are to come later. A huge page, whoever asked for it or khugepaged, would bring zeros in their
+  /// place, so none is made until they are registered (set_final_state). Before all else.
+  void keep_pages_small();
   /// Reads the pages from image files itself, but for those in `left_out`.
   void fill_from(const TaskImage& task, PageImages& pages, const PageSet& left_out);
   /// Call before the memory is moved: ends the registration, gives the ranges as single mappings.
@@ -43,6 +46,7 @@ class Staging {
 
   pid_t pid_;
   bool used_ = false;
+  bool small_ = false;  ///< keep_pages_small()
   StagedAreas areas_;
   std::vector<StagedRange> ranges_;     ///< of the final mappings
   std::vector<AddressRange> unstaged_;  ///< pages may come for them, and are dropped

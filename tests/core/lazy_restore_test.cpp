@@ -7,9 +7,11 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 
 #include <filesystem>
+#include <optional>
 #include <thread>
 
 #include "core/base/deadline.h"
@@ -30,18 +32,21 @@ constexpr size_t kBytes = 8 << 20;
 uint64_t* words_at(uint64_t address) { return reinterpret_cast<uint64_t*>(address); }  // NOLINT: the child's
 uint64_t word_of(size_t page) { return page % 7 == 3 ? 0 : 0x9e3779b97f4a7c15u * (page + 1); }
 
-/// A robust list whose entries have pages of their own.
-void make_robust_list() {
+constexpr size_t kEagerPage = 100;  ///< of the memory, if huge pages may be there
+
+/// A robust list whose entries have pages of their own; the pending one is where huge pages may be.
+void make_robust_list(bool huge) {
   auto* head = reinterpret_cast<robust_list_head*>(words_at(kListAt));
   auto* entry = reinterpret_cast<robust_list*>(words_at(kListAt + 4 * kPageSize));
   entry->next = &head->list;
   head->list.next = entry;
   head->futex_offset = 2 * kPageSize;
+  if (huge) head->list_op_pending = reinterpret_cast<robust_list*>(words_at(kAt + kEagerPage * kPageSize));
   ::syscall(SYS_set_robust_list, head, sizeof *head);
 }
 
 /// Sleeps until SIGUSR1, then looks at all its memory: exit status 0 if it is as it was.
-[[noreturn]] void be_program() {
+[[noreturn]] void be_program(bool huge) {
   ::setsid();
   const int null = ::open("/dev/null", O_RDWR);
   for (int fd = 0; fd <= 2; ++fd) ::dup2(null, fd);
@@ -50,7 +55,8 @@ void make_robust_list() {
   ::mmap(words_at(kAt), kBytes, PROT_READ | PROT_WRITE, kFlags, -1, 0);
   ::mmap(words_at(kListAt), 8 * kPageSize, PROT_READ | PROT_WRITE, kFlags, -1, 0);
   for (size_t i = 0; i < 8; ++i) *words_at(kListAt + i * kPageSize + 1024) = i + 1;
-  make_robust_list();
+  if (huge) ::madvise(words_at(kAt), kBytes, MADV_HUGEPAGE);
+  make_robust_list(huge);
   for (size_t page = 0; page < kBytes / kPageSize; ++page)
     if (word_of(page) != 0) *words_at(kAt + page * kPageSize + 8 * (page % 512)) = word_of(page);
   sigset_t set;
@@ -132,9 +138,9 @@ class LazyRestore : public ::testing::Test {
   }
 
   /// Into the folder, as `migrate dump` would; the program is gone then.
-  void dump_program() {
+  void dump_program(bool huge = false) {
     pid_ = ::fork();
-    if (pid_ == 0) be_program();
+    if (pid_ == 0) be_program(huge);
     const Deadline deadline = Deadline::in(std::chrono::seconds(10));
     while (read_file_at(AT_FDCWD, "/proc/" + std::to_string(pid_) + "/comm") != "lazy\n" ||
            ProcDir(pid_).stat().state != 'S') {
@@ -201,6 +207,52 @@ TEST_F(LazyRestore, WhatTheKernelUsesIsNeverLeftOut) {
   img::mm_entry mm;
   images_.need(image_name("mm", static_cast<uint64_t>(pid_)), magic::kMm, mm);
   EXPECT_FALSE(lazy.contains(mm.mm_arg_start()));
+}
+
+/// As khugepaged does it, without end.
+class Collapsing {
+ public:
+  explicit Collapsing(pid_t pid) : thread_([this, pid] { run(pid); }) {}
+  ~Collapsing() {
+    ended_ = true;
+    thread_.join();
+  }
+
+ private:
+  void run(pid_t pid) const {
+    constexpr int kCollapse = 25;
+    iovec all{words_at(kAt), kBytes};
+    while (!ended_)
+      if (const auto task = open_pidfd(pid)) ::syscall(SYS_process_madvise, task->get(), &all, 1, kCollapse, 0);
+  }
+  std::atomic<bool> ended_ = false;
+  std::thread thread_;
+};
+
+TEST_F(LazyRestore, NoHugePageBringsZerosInPlaceOfWhatComesLater) {
+  dump_program(true);
+  ASSERT_FALSE(lazy_.at(memory()).contains(kAt + kEagerPage * kPageSize));
+  for (const bool collapses : {false, true}) {
+    SCOPED_TRACE(collapses);
+    RestoreOptions options;
+    options.lazy = true;
+    Restore restore(options, *log_);
+    restore.prepare(images_, nullptr);
+    std::optional<Collapsing> collapsing;
+    if (collapses) collapsing.emplace(pid_);
+    const PagesByMemory missing = restore.fill_from(dir_.get());
+    restore.finish(images_, missing);
+    std::vector<LazyMemory> memories = restore.take_lazy_memories();
+    ASSERT_EQ(memories.size(), 1u);
+    const OnDemand daemon(std::move(memories[0]), dir_.get());
+    restore.open_gate();
+    EXPECT_EQ(read_file_at(AT_FDCWD, "/proc/" + std::to_string(pid_) + "/status").find("THP_enabled:\t0"),
+              std::string::npos);
+    ::kill(pid_, SIGUSR1);
+    int status = -1;
+    ::waitpid(pid_, &status, 0);
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+  }
 }
 
 /// Else the rest of such a page would read as zeros for ever, without a word.

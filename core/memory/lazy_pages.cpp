@@ -80,15 +80,22 @@ void add_robust_list(uint64_t head, Collector& out) {
   }
 }
 
+/// The system call that the thread is in, or begins anew when it goes on: one that is restarted is no longer in it, and
+/// has its number in the register that it comes from. Of a thread that is in none, whatever is there.
+uint64_t call_of(const img::user_x86_regs_entry& regs) {
+  return static_cast<int64_t>(regs.orig_ax()) >= 0 ? regs.orig_ax() : regs.ax();
+}
+
 /// Some operations answer EFAULT for a page that is missing, without a fault that is told (FUTEX_LOCK_PI, WAKE_OP).
 void add_futexes(const img::user_x86_regs_entry& regs, Collector& out) {
-  if (regs.orig_ax() == SYS_futex) {
+  const uint64_t call = call_of(regs);
+  if (call == SYS_futex) {
     out.add(regs.di(), sizeof(uint32_t));
     const uint64_t command = regs.si() & FUTEX_CMD_MASK;
     const bool two = command == FUTEX_REQUEUE || command == FUTEX_CMP_REQUEUE || command == FUTEX_WAKE_OP ||
                      command == FUTEX_WAIT_REQUEUE_PI || command == FUTEX_CMP_REQUEUE_PI;
     if (two) out.add(regs.r8(), sizeof(uint32_t));
-  } else if (regs.orig_ax() == SYS_futex_waitv) {
+  } else if (call == SYS_futex_waitv) {
     const uint64_t count = std::min<uint64_t>(regs.si(), kWaitvMost);
     out.add(regs.di(), count * sizeof(futex_waitv));
     for (uint64_t i = 0; i < count; ++i)

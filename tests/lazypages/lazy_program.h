@@ -21,6 +21,7 @@
 #include "core/base/deadline.h"
 #include "core/base/procfs.h"
 #include "lazypages/lazy_memories.h"
+#include "tests/workloads/memory_walk.h"
 
 namespace migrate::lazy_testing {
 
@@ -28,11 +29,7 @@ inline constexpr std::chrono::milliseconds kPatience{20000};
 inline constexpr MemoryId kMemory{MemoryId::Kind::task, 7};
 
 /// Word `word` of the page that was number `page` at the source.
-inline uint64_t word_of(uint64_t page, uint64_t word) {
-  uint64_t x = (page * 512 + word + 1) * 0x9e3779b97f4a7c15;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
-  return (x ^ (x >> 27)) | 1;
-}
+using memory_walk::word_of;
 inline bool exists(uint64_t page) { return page % 5 != 4; }
 
 /// What test and program tell each other.
@@ -42,7 +39,6 @@ struct Talk {
   std::atomic<bool> go{false};
   std::atomic<uint64_t> progress{0};
   std::atomic<bool> enough{false};          ///< the program may end
-  std::atomic<bool> ends_meanwhile{false};  ///< the memory is given back while the program runs
   std::array<char, 256> trouble{};
 };
 

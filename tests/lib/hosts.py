@@ -46,10 +46,10 @@ class Hosts:
         self.receivers[host] = p
         return p
 
-    def send(self, pid, host, log, options=(), env=None):
-        """Starts to move `pid` from `host` to the other one; gives the process."""
+    def send(self, pid, host, log, options=(), env=None, via=None):
+        """Starts to move `pid` from `host` to the other one, which is reached at `via` (ADDRESS:PORT); gives the process."""
         other = NAMES[1 - NAMES.index(host)]
-        command = [self.tool.binary, "send", f"{self.network.address(other)}:7400", f"pid:{pid}", *self.keys.options(host), "--tls-name",
+        command = [self.tool.binary, "send", via or f"{self.network.address(other)}:7400", f"pid:{pid}", *self.keys.options(host), "--tls-name",
                    other, "--state-dir", f"{self.folder}/state-{host}", "--json", "--parent-may-notice", *options]
         return spawn(command, log=log, prefix=self.enter(host), env=self.tool.environment(host, env))
 

@@ -6,12 +6,14 @@ import time
 
 
 class Relay:
-    """Connections to `port` (a free one) reach `target`. `rate`: bytes a second towards the client, 0: as fast as it goes;
+    """Connections to `port` (a free one, of `address`) reach `target`, a port of this machine or (address, port). `rate`: bytes a
+    second of a connection towards the client, `rate_up`: towards the target, 0: as fast as it goes; both may be changed meanwhile.
     `lie`: called with each piece that goes to the client, gives what goes in its place."""
 
-    def __init__(self, target, rate=0, lie=None):
-        self.target, self.rate, self.lie = target, rate, lie
-        self.listener = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, target, rate=0, lie=None, address="127.0.0.1", rate_up=0):
+        self.target = target if isinstance(target, tuple) else ("127.0.0.1", target)
+        self.rate, self.rate_up, self.lie = rate, rate_up, lie
+        self.listener = socket.create_server((address, 0))
         self.port = self.listener.getsockname()[1]
         self.down = self.ended = False
         self.connections = self.to_client = 0
@@ -33,7 +35,7 @@ class Relay:
                 client.close()
                 continue
             try:
-                server = socket.create_connection(("127.0.0.1", self.target), 5)
+                server = socket.create_connection(self.target, 5)
             except OSError:
                 client.close()
                 continue
@@ -55,8 +57,8 @@ class Relay:
                         self.to_client += len(data)
                         if self.lie:
                             data = self.lie(data)
-                        if self.rate:
-                            time.sleep(len(data) / self.rate)
+                    if rate := self.rate if ready is server else self.rate_up:
+                        time.sleep(len(data) / rate)
                     (client if ready is server else server).sendall(data)
         except (OSError, ValueError):
             pass

@@ -1,6 +1,6 @@
 """Runs cases, each in a process of its own with a deadline; one line a case, counts at the end.
 
-A case is a function of (context, folder). It raises Skip with a reason, or anything else when it fails."""
+A case is a function of (context, folder). It may give a sentence, and raises Skip with a reason, or anything else when it fails."""
 import argparse
 import contextlib
 import os
@@ -33,7 +33,8 @@ def expect(ok, text):
         raise Unwell(text)
 
 
-def arguments(description):
+def arguments(description, more=lambda parser: None):
+    """`more` adds options."""
     p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--build", default=os.path.join(ROOT, "build", "release"), help="build folder")
     p.add_argument("--migrate", help="the program under test (default: in the build folder)")
@@ -43,6 +44,7 @@ def arguments(description):
     p.add_argument("--keep", action="store_true", help="keep the folder of the run")
     p.add_argument("--timeout", type=int, default=90, help="seconds a case")
     p.add_argument("--not-alone", action="store_true", help="others use migrate on this machine: do not look for remains")
+    more(p)
     return p.parse_args()
 
 
@@ -53,7 +55,8 @@ def body(context, name, function, folder):
     os.chmod(folder, 0o755)
     before = remains.snapshot()
     try:
-        function(context, folder)
+        told = function(context, folder)
+        text = told if isinstance(told, str) else ""
     except Skip as e:
         verdict, text = "SKIP", str(e)
     except EXPECTED as e:

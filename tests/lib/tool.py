@@ -51,12 +51,16 @@ class Tool:
     def environment(self, host, env=None):
         return {"MIGRATE_FAKE_BOOT_ID": self.boot[host], **(env or {})}
 
+    def resolve_command(self, network, host, other, keys, *options, pid=None):
+        """(command, prefix) of `migrate resolve` on `host`."""
+        return ([self.binary, "resolve", *keys.options(host), "--tls-name", other, "--state-dir",
+                 os.path.join(self.folder, f"state-{host}"), *options],
+                [*network.enter(host)] + ([f"--time=/proc/{pid}/ns/time"] if pid else []))
+
     def resolve(self, network, host, other, keys, *options, pid=None):
-        """`migrate resolve` on `host`; gives (exit code, output)."""
-        prefix = [*network.enter(host)] + ([f"--time=/proc/{pid}/ns/time"] if pid else [])
-        return run([self.binary, "resolve", *keys.options(host), "--tls-name", other, "--state-dir",
-                    os.path.join(self.folder, f"state-{host}"), *options], prefix=prefix, log=self.log, timeout=60,
-                   env=self.environment(host))
+        """Gives (exit code, output)."""
+        command, prefix = self.resolve_command(network, host, other, keys, *options, pid=pid)
+        return run(command, prefix=prefix, log=self.log, timeout=60, env=self.environment(host))
 
     def dump(self, pid, images, *options, expect=0, timeout=60):
         os.makedirs(images, exist_ok=True)

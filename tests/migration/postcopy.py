@@ -29,32 +29,36 @@ class Move:
     """One program on its way, in the case's process."""
 
     def __init__(self, context, folder, mode, workload=("memory", str(MIB)), options=("--bandwidth-limit", SLOW), env=None,
-                 receiver_env=None, before_switch=None, once=False):
-        """`before_switch`: called with this when the move has begun."""
+                 receiver_env=None, before_switch=None, once=False, program_prefix=()):
+        """`before_switch`: called with this when the move has begun. `program_prefix`: of the program's command."""
         self.context, self.folder, self.mode, self.once = context, folder, mode, once
+        self.options, self.env, self.before_switch = options, env or {}, before_switch
         self.hosts = hosts.Hosts(context.binary, folder, f"p{os.getpid()}", "10.77.90")
         self.program = self.sender = None
         try:
             self.start_receiver(**receiver_env or {})
             name, *arguments = workload
             self.program = programs.Workload(name, f"{context.workloads}/{name}", arguments, f"{folder}/program",
-                                             self.hosts.enter("source"), self.hosts.namespace("source"))
+                                             [*self.hosts.enter("source"), *program_prefix], self.hosts.namespace("source"))
             self.program.ready()
             self.program.remember()
-            self.old = self.program.pid
-            self.log = f"{folder}/send"
-            self.sender = self.hosts.send(self.old, "source", self.log, ["--mode", mode, "--max-rounds", "1", *options],
-                                          env={**TIMEOUTS, **(env or {})})
-            if before_switch:
-                before_switch(self)
-            wait_for(lambda: self.sender.poll() is not None or '"event":"switch"' in read(self.log), "the switch", 40, 0.005)
-            expect(self.sender.poll() is None, f"send ended: {tool.tail(self.log, 5)}")
-            self.session = json.loads(next(line for line in read(self.log).splitlines() if '"event":"begin"' in line))["session"]
-            self.copy = wait_for(lambda: hosts.find_copy(self.program.inner, f"{folder}/program", self.old), "the moved tree", 10)
-            wait_for(lambda: "/migrate-" not in read(f"/proc/{self.copy}/cgroup"), "the copy to leave its gate", 10)
+            self.begin()
         except BaseException:
             self.close()
             raise
+
+    def begin(self, via=None):
+        """Sends it, to the address `via`; returns when it runs at the destination, and its pages follow."""
+        self.old, self.log = self.program.pid, f"{self.folder}/send"
+        self.sender = self.hosts.send(self.old, "source", self.log, ["--mode", self.mode, "--max-rounds", "1", *self.options],
+                                      env={**TIMEOUTS, **self.env}, via=via)
+        if self.before_switch:
+            self.before_switch(self)
+        wait_for(lambda: self.sender.poll() is not None or '"event":"switch"' in read(self.log), "the switch", 40, 0.005)
+        expect(self.sender.poll() is None, f"send ended: {tool.tail(self.log, 5)}")
+        self.session = json.loads(next(line for line in read(self.log).splitlines() if '"event":"begin"' in line))["session"]
+        self.copy = wait_for(lambda: hosts.find_copy(self.program.inner, f"{self.folder}/program", self.old), "the moved tree", 10)
+        wait_for(lambda: "/migrate-" not in read(f"/proc/{self.copy}/cgroup"), "the copy to leave its gate", 10)
 
     def start_receiver(self, **env):
         self.hosts.receive("destination", f"{self.folder}/receive", env={**TIMEOUTS, **env}, prefix=self.prefix(), once=self.once)
@@ -235,7 +239,7 @@ def destination_restarted(context, folder):
     move = Move(context, folder, "postcopy")
     try:
         expect(move.is_feeding(), "it was whole before anything was done")
-        victims = [*move.destination_guardian(), *move.destination_agent(), *move.lazy(), *move.named("guardian-watch", "destination"),
+        victims = [*move.destination_guardian(), *move.destination_agent(), *move.lazy(), *move.named("guardian-watch destination "),
                    move.hosts.receivers["destination"].pid, move.copy]
         kill_all([p for p in victims if exists(p)])
         move.hosts.receivers.pop("destination").wait(10)

@@ -1,5 +1,7 @@
 """khugepaged, which makes huge pages of a program's memory behind its back."""
 import contextlib
+import fcntl
+import os
 
 from .process import read
 
@@ -9,24 +11,34 @@ BUSIEST = {"scan_sleep_millisecs": "0", "alloc_sleep_millisecs": "0", "pages_to_
 
 @contextlib.contextmanager
 def khugepaged_busy():
-    """At its busiest, and afterwards as before. Gives why it is not, or ""."""
-    before, why = {}, ""
+    """At its busiest, and afterwards as before, whatever happens. Gives why it is not, or ""."""
+    with contextlib.ExitStack() as undo:
+        yield make_busy(undo)
+
+
+def make_busy(undo):
     try:
+        folder = os.open(FOLDER, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as e:
+        return f"{FOLDER}: {e.strerror}"
+    undo.callback(os.close, folder)
+    try:
+        # One at a time: the second would take the first one's values for those to be put back.
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for name, value in BUSIEST.items():
-            old = read(f"{FOLDER}/{name}").strip()
-            try:
-                with open(f"{FOLDER}/{name}", "w") as f:
-                    f.write(value)
-                before[name] = old
-            except OSError as e:
-                why = f"{FOLDER}/{name}: {e.strerror}"
-        if "[never]" in read(FOLDER + "/../enabled"):
-            why = "transparent huge pages are off"
-        yield why
-    finally:
-        for name, value in before.items():
-            with open(f"{FOLDER}/{name}", "w") as f:
-                f.write(value)
+            before = read(f"{FOLDER}/{name}").strip()
+            write(name, value)
+            undo.callback(write, name, before)
+    except BlockingIOError:
+        return "is busy for another run"
+    except OSError as e:
+        return f"{FOLDER}: {e.strerror}"
+    return "is off: no transparent huge pages" if "[never]" in read(f"{FOLDER}/../enabled") else ""
+
+
+def write(name, value):
+    with open(f"{FOLDER}/{name}", "w") as f:
+        f.write(value)
 
 
 def collapsed():

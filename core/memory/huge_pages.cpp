@@ -7,6 +7,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <cerrno>
 #include <thread>
 
 #include "core/base/deadline.h"
@@ -22,6 +24,24 @@
 #endif
 
 namespace migrate {
+namespace {
+
+long collapse(int pidfd, uint64_t at) {
+  const iovec piece{reinterpret_cast<void*>(at), kHugePageSize};  // NOLINT: an address of the task
+  return ::syscall(SYS_process_madvise, pidfd, &piece, 1, MADV_COLLAPSE, 0);
+}
+
+/// Only this task has these pages (pagemap's bit 56): a collapse would copy what is shared since a fork.
+bool are_its_own(int pagemap, uint64_t address) {
+  constexpr uint64_t kExclusive = uint64_t{1} << 56, kPresent = uint64_t{1} << 63;
+  std::array<uint64_t, kHugePageSize / kPageSize> words{};
+  const ssize_t got =
+      ::pread(pagemap, words.data(), sizeof words, static_cast<off_t>(address / kPageSize * sizeof(uint64_t)));
+  return got == sizeof words &&
+         std::ranges::all_of(words, [](uint64_t word) { return (word & kExclusive) != 0 && (word & kPresent) != 0; });
+}
+
+}  // namespace
 
 HugePages HugePages::of_tree(Pid root) {
   HugePages all;
@@ -29,7 +49,10 @@ HugePages HugePages::of_tree(Pid root) {
     try {
       auto pidfd = open_pidfd(living.pid);
       if (!pidfd || living.borrows_memory) continue;
-      Task task{std::move(*pidfd), ProcDir(living.pid).open("pagemap", O_RDONLY), {}};
+      Task task{{MemoryId::Kind::task, static_cast<uint64_t>(living.image_pid)},
+                std::move(*pidfd),
+                ProcDir(living.pid).open("pagemap", O_RDONLY),
+                {}};
       scan_existing(task.pagemap.get(), {0, kUserEnd}, &task.huge);
       if (!task.huge.empty()) all.tasks_.push_back(std::move(task));
     } catch (const Error&) {  // it ended
@@ -63,11 +86,36 @@ bool collapse_split_pages(int pidfd, int pagemap, const PageSet& huge) {
   for (const PageSet::Range& r : split.ranges()) {
     for (uint64_t at = r.start / kHugePageSize * kHugePageSize; at < r.end; at += kHugePageSize) {
       if (!(PageSet(at, at + kHugePageSize) - existing).empty()) continue;
-      const iovec piece{reinterpret_cast<void*>(at), kHugePageSize};  // NOLINT: an address of the task
-      if (::syscall(SYS_process_madvise, pidfd, &piece, 1, MADV_COLLAPSE, 0) < 0) done = false;
+      if (collapse(pidfd, at) < 0) done = false;
     }
   }
   return done;
+}
+
+PagesByMemory HugePages::pages() const {
+  PagesByMemory all;
+  for (const Task& task : tasks_) all[task.memory] = task.huge;
+  return all;
+}
+
+Collapsed collapse_block(int pidfd, int pagemap, uint64_t address) {
+  const PageSet block(address, address + kHugePageSize);
+  PageSet huge;
+  const PageSet existing = scan_existing(pagemap, block.ranges().front(), &huge);
+  if (existing != block || !huge.empty() || !are_its_own(pagemap, address)) return Collapsed::needless;
+  if (collapse(pidfd, address) >= 0) return Collapsed::done;
+  switch (errno) {
+    case EAGAIN:
+    case EBUSY:
+    case EINTR:
+      return Collapsed::later;
+    case ENOMEM:
+      return Collapsed::no_memory;
+    case ESRCH:
+      return Collapsed::gone;
+    default:
+      return Collapsed::never;
+  }
 }
 
 }  // namespace migrate

@@ -1,10 +1,12 @@
-// What a tree has in huge pages: whoever tracks it splits them, and whoever survives the tracker puts them back.
+// What a tree has in huge pages: whoever tracks it splits them, and whoever survives the tracker puts them back;
+// whoever gets the tree has small pages first.
 #pragma once
 
 #include <chrono>
 #include <vector>
 
 #include "core/base/fd.h"
+#include "core/memory/page_runs.h"
 #include "core/memory/track_set.h"
 
 namespace migrate {
@@ -19,10 +21,13 @@ class HugePages {
   /// Collapses (MADV_COLLAPSE, Linux 6.1) those that were split since, once the dead tracker's userfaultfd is closed.
   /// The kernel may refuse it for a moment, so it is tried for as long as `patience`; then it was the task itself.
   void put_back(std::chrono::milliseconds patience) const;
+  /// By memory, as the images number the tasks.
+  PagesByMemory pages() const;
   bool empty() const { return tasks_.empty(); }
 
  private:
   struct Task {
+    MemoryId memory;
     Fd pidfd, pagemap;  ///< of the memory it had
     PageSet huge;
   };
@@ -31,5 +36,17 @@ class HugePages {
 
 /// Collapses those of `huge` that are split and have no hole, one block of 2 MiB at a time; false if some could not be.
 bool collapse_split_pages(int pidfd, int pagemap, const PageSet& huge);
+
+enum class Collapsed : uint8_t {
+  done,
+  needless,  ///< it is a huge page, or has holes, zero pages or pages shared since a fork: it stays as it is
+  later,     ///< the kernel is using it
+  never,
+  no_memory,
+  gone,  ///< the task
+};
+/// Makes one huge page of the small ones of an aligned block of 2 MiB. Meanwhile (some 10 ms) the task waits where it
+/// maps or touches memory for the first time.
+Collapsed collapse_block(int pidfd, int pagemap, uint64_t address);
 
 }  // namespace migrate

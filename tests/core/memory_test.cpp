@@ -1,13 +1,17 @@
 // Parsing of smaps, the search for pages, and page images.
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/sysmacros.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <cstring>
 
 #include "core/base/procfs.h"
 #include "core/image/magic.h"
+#include "core/memory/huge_pages.h"
 #include "core/memory/page_files.h"
 #include "core/memory/page_scan.h"
 #include "core/memory/vma.h"
@@ -150,6 +154,43 @@ TEST(PageScan, FindsHugePages) {
   ::madvise(m.page(0), m.bytes(), MADV_HUGEPAGE);
   std::memset(m.page(0), 1, m.bytes());
   EXPECT_EQ(scan_one(m), (Pages{{0, 3 * 512}}));
+}
+
+TEST(HugePages, OnlyWholeBlocksOfPagesOfItsOwnAreMadeAgain) {
+  const Mapping m(4 * 512, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+  ::prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+  std::memset(m.page(0), 1, m.bytes());
+  ::prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);
+  const uint64_t first = (m.address() + kHugePageSize - 1) / kHugePageSize * kHugePageSize;
+  char* second = m.page((first + kHugePageSize - m.address()) / kPageSize);
+  ::madvise(second + 7 * kPageSize, kPageSize, MADV_DONTNEED);
+  const auto self = open_pidfd(::getpid());
+  const Fd pagemap = open_path("/proc/self/pagemap", O_RDONLY);
+  const auto make = [&](uint64_t block) {
+    for (int i = 0;; ++i) {  // the kernel may be using a page of it for a moment
+      const Collapsed outcome = collapse_block(self->get(), pagemap.get(), first + block * kHugePageSize);
+      if (outcome != Collapsed::later || i == 50) return outcome;
+      ::usleep(10'000);
+    }
+  };
+  std::array<int, 2> hold{};
+  ASSERT_EQ(::pipe(hold.data()), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::close(hold[1]);
+    char c = 0;
+    ::_exit(static_cast<int>(::read(hold[0], &c, 1)));
+  }
+  EXPECT_EQ(make(0), Collapsed::needless) << "shared with the child";
+  ::close(hold[1]);
+  ::close(hold[0]);
+  ::waitpid(child, nullptr, 0);
+  const Collapsed made = make(0);
+  if (made == Collapsed::never) GTEST_SKIP() << "MADV_COLLAPSE needs Linux 6.1 or newer";
+  EXPECT_EQ(made, Collapsed::done);
+  EXPECT_EQ(make(0), Collapsed::needless) << "it is one";
+  EXPECT_EQ(make(1), Collapsed::needless) << "it has a hole";
+  EXPECT_EQ(*second, 1);
 }
 
 TEST(PageScan, GuardRegionsAreNotPages) {

@@ -54,8 +54,8 @@ class Move:
                                       env={**TIMEOUTS, **self.env}, via=via)
         if self.before_switch:
             self.before_switch(self)
-        wait_for(lambda: self.sender.poll() is not None or '"event":"switch"' in read(self.log), "the switch", 40, 0.005)
-        expect(self.sender.poll() is None, f"send ended: {tool.tail(self.log, 5)}")
+        wait_for(lambda: self.sender.poll() is not None or '"event":"gate-open"' in read(self.log), "the switch", 40, 0.005)
+        expect(not self.sender.poll(), f"send ended: {tool.tail(self.log, 5)}")
         self.session = json.loads(next(line for line in read(self.log).splitlines() if '"event":"begin"' in line))["session"]
         self.copy = wait_for(lambda: hosts.find_copy(self.program.inner, f"{self.folder}/program", self.old), "the moved tree", 10)
         wait_for(lambda: "/migrate-" not in read(f"/proc/{self.copy}/cgroup"), "the copy to leave its gate", 10)
@@ -459,6 +459,26 @@ def exact(context, folder):
         move.close()
 
 
+def huge_bytes(pid):
+    return sum(int(line.split()[1]) << 10 for line in read(f"/proc/{pid}/smaps").splitlines() if line.startswith("AnonHugePages:"))
+
+
+def huge(mode):
+    """What was huge pages at the source is so again soon, without advice by which the kernel would do it; nothing else is, and
+    nobody is left."""
+    def case(context, folder):
+        move = Move(context, folder, mode, ("huge_pages", "16"), ())
+        try:
+            move.arrives()
+            wait_for(lambda: huge_bytes(move.copy) >= 16 << 20, "huge pages to be made again", 30, 0.05)
+            wait_for(lambda: not move.named("guardian-huge"), "who made them to leave", 10)
+            expect(huge_bytes(move.copy) == 16 << 20, f"{huge_bytes(move.copy) >> 20} MiB are in huge pages now")
+            move.program.check()
+        finally:
+            move.close()
+    return case
+
+
 def moved_again(context, folder):
     """A tree that is not whole is not moved on; when it is, it is."""
     move = Move(context, folder, "postcopy")
@@ -478,6 +498,9 @@ CASES = {
     "undisturbed/postcopy": undisturbed("postcopy"),
     "undisturbed/hybrid": undisturbed("hybrid"),
     "hybrid/exact": exact,
+    "huge/postcopy": huge("postcopy"),
+    "huge/hybrid": huge("hybrid"),
+    "huge/precopy": huge("precopy"),
     "moved-again": moved_again,
     "cut": broken(cut(1)),
     "kill/lazy-daemon": broken(kill("lazy_daemon")),

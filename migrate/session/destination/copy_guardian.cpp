@@ -71,6 +71,17 @@ void CopyGuardian::reserve(const wire::Reserve& wanted) {
   measure_memory();
 }
 
+void CopyGuardian::note_huge(const wire::Discards& huge) {
+  constexpr int kMostHuge = 1'000'000;
+  if (huge.runs_size() > kMostHuge - huge_runs_)
+    throw Corrupt("a message of the peer", "it tells of too many huge pages");
+  huge_runs_ += huge.runs_size();
+  from_wire(huge);
+  GuardianRequest request;
+  request.set_huge(true);
+  tell(request, huge);
+}
+
 /// It cannot have grown by more than came since it was looked at.
 void CopyGuardian::check_memory() {
   const uint64_t came = intake_.counters().bytes() - bytes_at_check_;

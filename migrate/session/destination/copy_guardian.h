@@ -29,6 +29,8 @@ class CopyGuardian {
   std::vector<MemoryId> prepare(const Fd& images);
   void discard(const wire::Discards& discards);
   void reserve(const wire::Reserve& wanted);
+  /// Pages that are huge ones at the source: they will be here, too, some time after the gate has opened.
+  void note_huge(const wire::Discards& huge);
   /// The same, counting pages that will come when it runs.
   void check_memory_with(uint64_t late_bytes);
   /// What the sender says of its tree is only the sender's word: Refusal if the copy has more memory than it may.
@@ -48,6 +50,7 @@ class CopyGuardian {
   const Timeouts timeouts_;
   const std::string label_;
   const uint64_t max_memory_;
+  int huge_runs_ = 0;
   uint64_t memory_at_check_ = 0, bytes_at_check_ = 0;
 };
 

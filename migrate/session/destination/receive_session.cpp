@@ -149,6 +149,9 @@ void ReceiveSession::receive_rounds() {
       case Message::kFeed:
         let_feed_in(message);
         break;
+      case Message::kHuge:
+        copy_->note_huge(message.huge());
+        break;
       default:
         next_ = std::move(message);
         return;
@@ -193,6 +196,10 @@ void ReceiveSession::receive_images() {
     }
     if (message.body_case() == Message::kFeed) {
       let_feed_in(message);
+      continue;
+    }
+    if (message.body_case() == Message::kHuge) {
+      copy_->note_huge(message.huge());
       continue;
     }
     if (message.body_case() == Message::kMissing) {

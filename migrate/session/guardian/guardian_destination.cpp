@@ -5,11 +5,13 @@
 #include <unistd.h>
 
 #include <array>
+#include <utility>
 
 #include "core/files/hidden_sockets.h"
 #include "core/freeze/quick_moves.h"
 #include "migrate/session/guardian/guardian.h"
 #include "migrate/session/guardian/guardian_common.h"
+#include "migrate/session/guardian/huge_again.h"
 #include "migrate/session/guardian/identity_policy.h"
 #include "migrate/session/guardian/lazy_client.h"
 #include "migrate/session/guardian/task_limit.h"
@@ -155,6 +157,9 @@ class DestinationGuardian {
           return true;
         case GuardianRequest::kMemory:
           tell_memory();
+          return true;
+        case GuardianRequest::kHuge:
+          add_from_wire(receive_message<wire::Discards>(), huge_);
           return true;
         case GuardianRequest::kPrepare:
           prepare();
@@ -323,6 +328,7 @@ class DestinationGuardian {
       log_.warn("leaving the gate's cgroup: {}", e.what());  // answered already, and the tree runs
     }
     if (whole) became_whole();
+    if (!lazy_) make_huge_again();
     return true;
   }
 
@@ -382,6 +388,18 @@ class DestinationGuardian {
     warn_unless_durable(*journal_, log_);
     fault_point("destination-guardian.whole");
     end_lazy_host();
+    make_huge_again();
+  }
+
+  /// By a process that nobody waits for. Once.
+  void make_huge_again() {
+    const PagesByMemory huge = std::exchange(huge_, {});
+    if (huge.empty() || !parts_.huge_again) return;
+    try {
+      parts_.huge_again(huge_tasks(journal_->entry().tasks, huge));
+    } catch (const std::exception& e) {
+      log_.warn("huge pages are not made again: {}", e.what());
+    }
   }
 
   /// When all processes of the host were killed, what was missing reads as zeros: a program that goes on with that is
@@ -477,6 +495,7 @@ class DestinationGuardian {
   Fd listener_;
   std::optional<LazyClient> lazy_;         ///< until nothing is missing
   bool whole_wanted_ = false;              ///< by the agent
+  PagesByMemory huge_;                     ///< at the source
   std::optional<QuickMoves> quick_moves_;  ///< until the first tasks are there
 };
 

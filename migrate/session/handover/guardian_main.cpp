@@ -4,6 +4,7 @@
 #include "migrate/session/base/session.h"
 #include "migrate/session/guardian/background.h"
 #include "migrate/session/guardian/guardian.h"
+#include "migrate/session/guardian/huge_again.h"
 #include "migrate/session/handover/watch.h"
 #include "migrate/session/lazy/lazy_host_main.h"
 
@@ -23,6 +24,7 @@ GuardianParts real_guardian_parts(Logger& log) {
     argv.push_back(nullptr);
     if (check(::fork(), "start", "the lazy host") == 0) execute_in_background({end.fd(), listener.get()}, argv.data());
   };
+  parts.huge_again = start_huge_again;
   return parts;
 }
 
@@ -35,6 +37,7 @@ int run_guardian(int argc, char** argv) {
   Logger& log = *logger;
   if (argc > 1 && std::strcmp(argv[1], "guardian-watch") == 0) return run_watch(argc, argv, log);
   if (threads) return run_lazy_host(argc, argv, log);
+  if (argc == 2 && std::strcmp(argv[1], "guardian-huge") == 0) return run_huge_again(log);
   if (argc != 3) return kRefused;
   const bool source = std::strcmp(argv[1], "guardian-source") == 0;
   if (!source && std::strcmp(argv[1], "guardian-destination") != 0) return kRefused;

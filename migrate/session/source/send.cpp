@@ -45,6 +45,7 @@ int SendSession::run() {
     compare_clocks();
     questions_.check_there();
     begin();
+    tell_huge_pages();
     plan_->while_running();
     freeze();
     send_images();

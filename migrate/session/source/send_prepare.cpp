@@ -2,10 +2,12 @@
 #include "core/base/procfs.h"
 #include "core/base/refusals.h"
 #include "core/dump/preflight.h"
+#include "core/memory/huge_pages.h"
 #include "core/restore/restorable.h"
 #include "migrate/session/source/send_session.h"
 #include "migrate/session/telling/fault.h"
 #include "migrate/session/wire/host_facts.h"
+#include "migrate/session/wire/missing_wire.h"
 
 namespace migrate {
 namespace {
@@ -100,6 +102,18 @@ void SendSession::begin() {
   peer_.open_streams(id_, begun);
   events_.event("begin", "session " + to_hex(id_), {{"session", to_hex(id_)}});
   fault_point("source-agent.begun");
+}
+
+/// As they are before anybody looks for what is written, which splits them.
+void SendSession::tell_huge_pages() {
+  if (!peer_.offers("huge-pages")) return;
+  const PagesByMemory huge = HugePages::of_tree(target_).pages();
+  if (huge.empty()) return;
+  for (wire::Discards& part : to_wire(huge)) {
+    Message message;
+    *message.mutable_huge() = std::move(part);
+    peer_.channel().send(std::move(message));
+  }
 }
 
 }  // namespace migrate

@@ -37,6 +37,7 @@ class SendSession {
   void look_before_touching();
   void compare_clocks();
   void begin();
+  void tell_huge_pages();
 
   // The tree is held.
   void freeze();

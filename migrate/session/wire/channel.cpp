@@ -127,6 +127,8 @@ void check_bounds(const wire::Message& message) {
       return require(message.discards().runs_size() <= kMaxRuns, "too many discarded pages at a time");
     case wire::Message::kMissing:
       return require(message.missing().runs_size() <= kMaxRuns, "too many missing pages at a time");
+    case wire::Message::kHuge:
+      return require(message.huge().runs_size() <= kMaxRuns, "too many huge pages at a time");
     case wire::Message::kClockPong:
       return require(possible_clock(message.clock_pong().monotonic_ns()), "an impossible time");
     case wire::Message::kImagesPart:

@@ -15,6 +15,7 @@
 #include "core/base/proc_values.h"
 #include "core/base/procfs.h"
 #include "core/memory/huge_pages.h"
+#include "core/memory/track_scan.h"
 #include "migrate/session/base/session.h"
 #include "migrate/session/guardian/background.h"
 #include "migrate/session/wire/host_facts.h"
@@ -40,6 +41,19 @@ struct HugeTask {
   std::vector<uint64_t> blocks;
 };
 
+/// Of what the source named, which may be anything, as much as there is memory.
+std::vector<uint64_t> complete_blocks(int pagemap, const wire::HugeAgain::Task& task) {
+  std::vector<uint64_t> blocks;
+  for (int i = 0; i + 1 < task.ranges_size(); i += 2) {
+    const PageSet existing = scan_existing(pagemap, {task.ranges(i), task.ranges(i) + task.ranges(i + 1)});
+    for (const PageSet::Range& r : existing.ranges())
+      for (uint64_t at = (r.start + kHugePageSize - 1) / kHugePageSize * kHugePageSize; at + kHugePageSize <= r.end;
+           at += kHugePageSize)
+        blocks.push_back(at);
+  }
+  return blocks;
+}
+
 std::vector<HugeTask> open_tasks(const wire::HugeAgain& all) {
   std::vector<HugeTask> tasks;
   for (const wire::HugeAgain::Task& t : all.tasks()) {
@@ -48,12 +62,8 @@ std::vector<HugeTask> open_tasks(const wire::HugeAgain& all) {
       if (!pidfd || !TaskId{t.pid(), t.start_time()}.lives()) continue;
       ProcDir proc(t.pid());
       Fd pagemap = proc.open("pagemap", O_RDONLY);
-      HugeTask& task = tasks.emplace_back(HugeTask{std::move(proc), std::move(*pidfd), std::move(pagemap), {}});
-      for (int i = 0; i + 1 < t.ranges_size(); i += 2) {
-        const uint64_t first = (t.ranges(i) + kHugePageSize - 1) / kHugePageSize * kHugePageSize;
-        for (uint64_t at = first; at + kHugePageSize <= t.ranges(i) + t.ranges(i + 1); at += kHugePageSize)
-          task.blocks.push_back(at);
-      }
+      std::vector<uint64_t> blocks = complete_blocks(pagemap.get(), t);
+      tasks.push_back({std::move(proc), std::move(*pidfd), std::move(pagemap), std::move(blocks)});
     } catch (const Error&) {  // it ended
     }
   }

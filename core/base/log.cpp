@@ -59,8 +59,8 @@ LoggerPtr stderr_logger(const LogStyle& style, bool locked) {
   return styled(style, std::make_shared<spdlog::sinks::stderr_sink_st>());
 }
 
-LoggerPtr file_logger(const LogStyle& style, const std::string& path) {
-  return styled(style, std::make_shared<spdlog::sinks::basic_file_sink_mt>(path, true));
+LoggerPtr file_logger(const LogStyle& style, const std::string& path, bool append) {
+  return styled(style, std::make_shared<spdlog::sinks::basic_file_sink_mt>(path, !append));
 }
 
 LoggerPtr callback_logger(const std::string& name, std::function<void(LogLevel, std::string_view)> line) {

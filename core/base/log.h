@@ -62,8 +62,8 @@ struct LogStyle {
 
 /// To standard error; `locked` for a logger that more than one thread uses.
 LoggerPtr stderr_logger(const LogStyle& style, bool locked = true);
-/// To a file, which is emptied.
-LoggerPtr file_logger(const LogStyle& style, const std::string& path);
+/// To a file, which is emptied; `append` for who goes on with it.
+LoggerPtr file_logger(const LogStyle& style, const std::string& path, bool append = false);
 /// Every line, of all levels, to `line`, one at a time: for one thread.
 LoggerPtr callback_logger(const std::string& name, std::function<void(LogLevel, std::string_view)> line);
 /// A logger that drops everything, for tests.

@@ -169,7 +169,7 @@ std::vector<std::string> expand_arguments(std::vector<std::string> arguments) {
   return out;
 }
 
-LoggerPtr make_logger(const CoreOptions& o) {
+LoggerPtr make_logger(const CoreOptions& o, bool append) {
   static constexpr LogLevel kLevels[] = {LogLevel::off, LogLevel::error, LogLevel::warn, LogLevel::info,
                                          LogLevel::debug};
   const LogStyle style{"migrate", "(%E.%e) %l: %v", kLevels[std::clamp(o.verbosity, 0, 4)]};
@@ -177,7 +177,7 @@ LoggerPtr make_logger(const CoreOptions& o) {
   std::filesystem::path path(o.log_file);
   if (path.is_relative()) path = std::filesystem::path(o.effective_work_dir()) / path;
   if (o.log_pid) path += "." + std::to_string(::getpid());
-  return file_logger(style, path.string());
+  return file_logger(style, path.string(), append);
 }
 
 }  // namespace migrate::cli

@@ -79,7 +79,7 @@ std::vector<std::string> expand_arguments(std::vector<std::string> arguments);
 /// The words of a configuration file ("name", "name value", "name=value"; # comments) as options. Exposed for tests.
 std::vector<std::string> parse_config(const std::string& text);
 
-/// The logger these options ask for.
-LoggerPtr make_logger(const CoreOptions& options);
+/// The logger these options ask for; `append` for who goes on with the file of another process.
+LoggerPtr make_logger(const CoreOptions& options, bool append = false);
 
 }  // namespace migrate::cli

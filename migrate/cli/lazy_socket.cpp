@@ -1,5 +1,6 @@
 #include "migrate/cli/lazy_socket.h"
 
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -82,12 +83,20 @@ LazyListener::LazyListener(const std::string& folder)
   check(::listen(socket_.get(), 4), "listen on", place(folder));
 }
 
+LazyListener::LazyListener(const std::string& folder, Fd socket)
+    : folder_(open_path(folder, O_RDONLY | O_DIRECTORY)), socket_(std::move(socket)) {}
+
 LazyListener::~LazyListener() {
   if (folder_) ::unlinkat(folder_.get(), kName, 0);
 }
 
-Fd LazyListener::accept() const {
+/// None: it is over.
+Fd LazyListener::accept(int over) const {
   for (;;) {
+    std::array<pollfd, 2> waited{pollfd{socket_.get(), POLLIN, 0}, pollfd{over, POLLIN, 0}};
+    ::poll(waited.data(), waited.size(), -1);
+    if (waited[1].revents != 0) return {};
+    if (waited[0].revents == 0) continue;
     Fd peer(::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC));
     if (!peer) {
       if (errno == EINTR || errno == ECONNABORTED) continue;
@@ -104,8 +113,9 @@ Fd LazyListener::accept() const {
   }
 }
 
-LazyRestore LazyListener::receive() {
-  Fd peer = accept();
+std::optional<LazyRestore> LazyListener::receive(int over) {
+  Fd peer = accept(over);
+  if (!peer) return {};
   std::vector<LazyTask> tasks;
   if (!receive_tasks(peer.get(), [&](pid_t pid, Fd fd) {
         if (tasks.size() == kMostTasks) throw Corrupt("the restore", "it hands over too many tasks");
@@ -117,7 +127,7 @@ LazyRestore LazyListener::receive() {
     if (task == tasks.end()) throw Corrupt("the restore", "it hands over the process of a task that it does not have");
     task->process = std::move(fd);
   });
-  return {std::move(tasks), std::move(peer), ours};
+  return LazyRestore(std::move(tasks), std::move(peer), ours);
 }
 
 void LazyRestore::go() {
@@ -128,7 +138,8 @@ void LazyRestore::go() {
 LazyRestore::State LazyRestore::state(bool wait) {
   while (state_ == State::ready) {
     uint8_t word = 0;
-    const ssize_t n = ::recv(peer_.get(), &word, sizeof word, wait ? 0 : MSG_DONTWAIT);
+    // It stays there, for who goes on when this process is killed.
+    const ssize_t n = ::recv(peer_.get(), &word, sizeof word, MSG_PEEK | (wait ? 0 : MSG_DONTWAIT));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0 && errno == EAGAIN) break;
     state_ = n == sizeof word && word == kRuns ? State::runs : State::gone;

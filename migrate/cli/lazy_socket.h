@@ -10,6 +10,7 @@
 
 #include <sys/types.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,8 @@ class LazyRestore {
   LazyRestore(std::vector<LazyTask> tasks, Fd peer, bool ours)
       : tasks_(std::move(tasks)), peer_(std::move(peer)), state_(ours ? State::ready : State::not_ours) {}
   std::vector<LazyTask> take_tasks() { return std::move(tasks_); }
+  /// The connection, with which another process can go on.
+  int fd() const { return peer_.get(); }
   /// It may let its tree run. Throws Error if it is not there any more.
   void go();
   enum class State {
@@ -51,16 +54,19 @@ class LazyListener {
  public:
   /// Throws Refusal if a living daemon has the socket; one that a dead daemon left is replaced.
   explicit LazyListener(const std::string& folder);
+  /// Goes on with the socket of another one, whose process is gone.
+  LazyListener(const std::string& folder, Fd socket);
   LazyListener(const LazyListener&) = delete;
   LazyListener& operator=(const LazyListener&) = delete;
   ~LazyListener();
   /// Waits for a restore, and for all tasks that it hands over. Throws Error if it hangs up before it has finished.
-  LazyRestore receive();
-  /// Another process has the socket now: the name stays.
-  void leave() noexcept { folder_.reset(); }
+  LazyRestore receive() { return *receive(-1); }
+  /// nullopt: `over` became readable, or its other end was closed, before one has come.
+  std::optional<LazyRestore> receive(int over);
+  int fd() const { return socket_.get(); }
 
  private:
-  Fd accept() const;
+  Fd accept(int over) const;
 
   Fd folder_, socket_;
 };

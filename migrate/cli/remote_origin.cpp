@@ -18,14 +18,13 @@ constexpr uint64_t kLeastWindow = 64 << 10, kFirstWindow = 256 << 10, kMostWindo
 constexpr uint64_t kLeastQueue = 64 << 10, kMostQueue = 192 << 10;
 /// So long the fill steps back for the program; after that it must come to an end.
 constexpr std::chrono::seconds kPolite(10);
-constexpr milliseconds kEnding(10'000);
 constexpr milliseconds kLeastDelay(1);
 
 }  // namespace
 
 RemoteOrigin::RemoteOrigin(Options options, Logger& log)
     : options_(std::move(options)), log_(log), window_(kFirstWindow) {
-  connect();
+  if (!options_.resumes) connect();
 }
 
 void RemoteOrigin::stop() {
@@ -106,6 +105,11 @@ void RemoteOrigin::run(PageSink& sink) {
     {
       const std::lock_guard lock(mutex_);
       taker_ = ::gettid();
+    }
+    if (options_.resumes) {
+      lost_since_ = Clock::now();
+      delay_ = kLeastDelay;
+      if (!reconnect()) return;
     }
     for (;;) {
       try {
@@ -325,7 +329,7 @@ void RemoteOrigin::finish() {
 
 void RemoteOrigin::close() {
   if (closed_) return;
-  const auto until = Clock::now() + kEnding;
+  const auto until = Clock::now() + options_.ending;
   for (milliseconds delay = options_.first_delay;; delay *= 2) {
     try {
       if (!client_) connect();

@@ -40,9 +40,13 @@ class RemoteOrigin {
     std::optional<std::chrono::milliseconds> recover;
     std::chrono::milliseconds patience{30'000};  ///< a server that owes an answer and says nothing for so long is lost
     std::chrono::milliseconds first_delay{100}, longest_delay{5'000};  ///< between tries to connect
+    std::chrono::milliseconds ending{10'000};  ///< how long close() tries
+    /// Goes on for a process that is gone, and that had claimed the pages: connects in start(), as after a cut.
+    bool resumes = false;
   };
 
-  /// Connects. Throws what Options::connect throws, and Refusal if the pages of another dump are there.
+  /// Connects, unless it resumes. Throws what Options::connect throws, and Refusal if the pages of another dump are
+  /// there.
   RemoteOrigin(Options options, Logger& log);
   ~RemoteOrigin() { stop(); }
   RemoteOrigin(const RemoteOrigin&) = delete;
@@ -53,7 +57,11 @@ class RemoteOrigin {
   /// Before the tree runs: one page of `order` comes (none if there are none; then it is close()). From then on the
   /// server holds its tree, which never runs again by itself. Throws if it cannot be had: nothing may run here then.
   void claim(PageSink& sink, FillOrder order);
-  /// Pages go to `sink` from now on, until finish(). After claim().
+  /// There was nothing to claim.
+  bool closed() const { return closed_; }
+  /// What is left to bring, in place of claim() when it resumes.
+  void resume(FillOrder order) { order_ = std::move(order); }
+  /// Pages go to `sink` from now on, until finish(). After claim(), or resume().
   void start(PageSink& sink);
   /// Throws what has ended it for good: nobody was reached in time, or a page could not be put in.
   void check() const;

@@ -121,8 +121,8 @@ class Move:
     def close(self):
         """Whatever has happened: nothing stays."""
         self.end_namespace()
-        if self.daemon is not None and self.daemon.poll() is None:
-            self.daemon.kill()
+        if self.daemon is not None:
+            kill_tree(self.daemon.pid)
             self.daemon.wait()
         if self.dumper is not None and self.dumper.poll() is None:
             # Frozen trees are killed by whoever froze them.

@@ -4,7 +4,7 @@ import json
 import os
 import uuid
 
-from .process import read, run, spawn, wait_for
+from .process import kill_tree, read, run, spawn, wait_for
 
 
 class Failed(Exception):
@@ -89,7 +89,7 @@ class Tool:
             wait_for(lambda: daemon.poll() is not None, "the lazy-pages daemon to end", 30)
         finally:
             if daemon.poll() is None:
-                daemon.kill()
+                kill_tree(daemon.pid)
                 daemon.wait()
         if daemon.returncode != 0:
             raise Failed(f"lazy-pages exited {daemon.returncode}: {tail(images + '/lazy.log')}")

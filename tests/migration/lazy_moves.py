@@ -25,11 +25,11 @@ def request(command, pages=0, address=0, task=0, flags=0):
 
 
 @contextlib.contextmanager
-def moving(context, folder, name="memory", **options):
+def moving(context, folder, name="memory", mib=MIB, **options):
     """A program (or the name of one) and its migration, of which nothing has happened yet."""
     place = os.path.join(folder, "program")
     if name == "memory":
-        program = programs.Workload(name, os.path.join(context.workloads, name), [MIB], place)
+        program = programs.Workload(name, os.path.join(context.workloads, name), [mib], place)
     else:
         program = cases.start(context, name, place) if isinstance(name, str) else name(place)
     move = None

@@ -11,7 +11,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import cases  # noqa: E402
 from lib import suite, tool  # noqa: E402
-from lib.process import exists, read, run, spawn, stat_fields, wait_for  # noqa: E402
+from lib.process import exists, kill_tree, read, run, spawn, stat_fields, wait_for  # noqa: E402
 from lib.suite import expect  # noqa: E402
 
 # In a mount namespace of its own: a root folder that is another one than "/", with everything of "/" in it.
@@ -143,7 +143,7 @@ def lazy_lost(context, folder):
             expect("FAIL" not in result, f"it read something else: {result}")
         finally:
             if daemon.poll() is None:
-                daemon.kill()
+                kill_tree(daemon.pid)
                 daemon.wait()
 
 

@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <string_view>
 
 #include "core/base/fd.h"
 #include "lazypages/lazy_host.h"
@@ -23,6 +24,8 @@ class BehindFront {
   void adopted() const;
   /// Readable when it has ended: whoever has adopted nothing ends, too.
   int fd() const { return socket_; }
+  /// Where a test kills: MIGRATE_LAZY_STEP names the step at which the first process that comes there is killed.
+  void step(std::string_view name) const;
   /// What the front exits with, once all of us have left; `why` goes to standard error.
   void ended(int code, const std::string& why = {}) const;
 

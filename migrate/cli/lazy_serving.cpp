@@ -172,6 +172,7 @@ bool LazyServing::begin() {
   host_.drop(kRestore);  // of a process before this one, whose end it sees
   // Before anybody can restore: then the page server knows of us when a tree begins to run here.
   remote_ = connect(false);
+  front_.step("connected");
   const int kept = host_.kept(kListener);
   std::optional<LazyListener> listener;
   if (kept < 0) {
@@ -181,9 +182,11 @@ bool LazyServing::begin() {
     listener.emplace(options_.effective_work_dir(), duplicate(kept));
   }
   front_.ready();
+  front_.step("listening");
   restore_ = listener->receive(front_.fd());
   if (!restore_) return false;
   host_.drop(kListener);  // first: a name without a socket is replaced
+  front_.step("received");
   listener.reset();
   images_.emplace(host_.kept(kImages));
   adopt(restore_->take_tasks(), *images_);
@@ -197,6 +200,7 @@ void LazyServing::adopt(std::vector<LazyTask> tasks, PageImages& pages) {
   stored_order_ = in_any_order(pages_of(plan.stored));
   ClaimedPage claimed;
   if (remote_) remote_->claim(claimed, in_any_order(plan.named));
+  front_.step("page-claimed");
   host_.keep(kRestore, duplicate(restore_->fd()));
   state_ = {.ours = restore_->state(false) != LazyRestore::State::not_ours,
             .closed = remote_ && remote_->closed(),
@@ -205,6 +209,7 @@ void LazyServing::adopt(std::vector<LazyTask> tasks, PageImages& pages) {
     for (const PageRun& run : memory.missing) state_.pages += run.pages;
   remember(Phase::adopted);
   memories_ = host_.adopt(std::move(plan.memories), wanted());
+  front_.step("adopted");
   front_.adopted();
   if (!claimed.data.empty()) memories_->write(claimed.memory, claimed.address, claimed.data);
 }
@@ -249,7 +254,9 @@ void LazyServing::let_run() {
   } catch (const Error& e) {
     log_.warn("{}", e.what());  // its tasks go with it
   }
+  front_.step("told-to-run");
   remember(Phase::runs);
+  front_.step("runs");
 }
 
 /// Until they have all pages, or have ended. False: it is over, or not ours to end.
@@ -284,8 +291,10 @@ void LazyServing::end_whole() {
   if (restore_->state(false) == LazyRestore::State::not_ours) look_for_dead(*memories_);
   state_.all_alive = memories_->spaces() >= state_.spaces;
   remember(Phase::whole);
+  front_.step("whole");
   origins_->stored.stop();
   memories_->finish();
+  front_.step("given-back");
   if (remote_) remote_->finish();
 }
 
@@ -314,8 +323,10 @@ bool LazyServing::has_run() {
 void LazyServing::tell_server() {
   const bool told = state_.phase == Phase::closes;
   remember(Phase::closes);
+  front_.step("closing");
   try {
     remote_->close();
+    front_.step("closed");
   } catch (const Error& e) {
     if (!told) throw;
     log_.warn("{}: it may have heard that, and have ended", e.what());
@@ -333,6 +344,7 @@ void LazyServing::end() {
   }
   log_.info("{} pages came while the tree ran", state_.pages);
   front_.ended(0);
+  front_.step("ended");
 }
 
 }  // namespace migrate::cli

@@ -72,10 +72,10 @@ class Move:
             if file.endswith(".img"):
                 shutil.copy(os.path.join(self.here, file), self.there)
 
-    def lazy_pages(self, *options, port=None):
+    def lazy_pages(self, *options, port=None, env=None):
         self.daemon = started(self.binary, self.daemon_log,
                               ["lazy-pages", "--page-server", "--address", self.address, "--port", port or self.port, "-D", self.there, "-v4",
-                               *self.destination_options, *options], "lazy-pages", self.destination)
+                               *self.destination_options, *options], "lazy-pages", self.destination, env)
         return self.daemon
 
     def restore(self, *options, timeout=60):

@@ -17,11 +17,12 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import cases  # noqa: E402
 import chains  # noqa: E402
+import lazy_bringers  # noqa: E402
 import lazy_hostile  # noqa: E402
 from lazy_moves import (MIB, PAGE, executable, expect_as_before, expect_frozen, expect_moved, free_port, freezer_of, moving, slowly,  # noqa: E402
                         started_there)
 from lib import crit, lazy, programs, suite, tool  # noqa: E402
-from lib.process import Deadline, all_pids, descendants, exists, find_moved, kill_all, kill_tree, read, run, stat_fields, wait_for  # noqa: E402
+from lib.process import Deadline, descendants, exists, find_moved, kill_all, kill_tree, read, run, stat_fields, wait_for  # noqa: E402
 from lib.suite import expect  # noqa: E402
 
 
@@ -310,15 +311,15 @@ def restore_killed(context, folder):
         move.dump()
         move.copy()
         move.lazy_pages()
-        bringers = descendants(move.daemon.pid)
-        for pid in bringers:
+        all_of_them = descendants(move.daemon.pid)
+        for pid in all_of_them:
             os.kill(pid, signal.SIGSTOP)
         try:
             move.restore(timeout=3)
             raise AssertionError("restore did not wait for its daemon")
         except Deadline:
             move.end_namespace()
-        for pid in bringers:
+        for pid in all_of_them:
             os.kill(pid, signal.SIGCONT)
         log = lambda: read(move.daemon_log)
         expect(move.ended("daemon", 20) == 1, f"the daemon thinks that all is well: {log()[-300:]}")
@@ -436,112 +437,15 @@ def ends_early(context, folder):
         program.reap_old(move.namespace.pid)
 
 
-def bringers(front):
-    """The processes that bring pages: {"migrate-lazy": [the daemon], "migrate-hold": [its holders]}."""
-    found = {}
-    for pid in descendants(front)[1:] or [front]:
-        if exists(pid):
-            found.setdefault(read(f"/proc/{pid}/comm").strip(), []).append(pid)
-    return found
-
-
-def kill_in_turn(front, over, least):
-    """Daemon and holders, one at a time, each when the last one is followed, three times as often as `least` unless it is `over`."""
-    complete = {"migrate-lazy": 1, "migrate-hold": 2}
-    for kills in range(3 * least + 1):
-        wait_for(lambda: over() or {name: len(pids) for name, pids in bringers(front.pid).items()} == complete, "who was killed to be followed", 20,
-                 0.001)
-        now = bringers(front.pid)
-        if over() or {name: len(pids) for name, pids in now.items()} != complete:
-            break
-        daemon, *holders = (pid for name in ("migrate-lazy", "migrate-hold") for pid in now[name])
-        victim = (daemon, holders[1], holders[0])[kills % 3]
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(victim, signal.SIGKILL)
-        wait_for(lambda: not exists(victim), "a killed process to be gone", 20, 0.0005)
-    expect(kills >= least, f"only {kills} were killed before all pages had come")
-
-
-def expect_no_bringers(folder):
-    """Nothing of theirs stays: no process, no socket."""
-    words = lambda p: read(f"/proc/{p}/cmdline").split("\0")
-    wait_for(lambda: not [p for p in all_pids() if exists(p) and {"lazy-pages", folder} <= set(words(p))], "the last of them to end", 5)
-    expect(not os.path.exists(os.path.join(folder, "lazy-pages.socket")), "the socket is left")
-
-
-def bringers_killed_images(context, folder):
-    """Any one of those that bring pages from the folder may be killed, again and again: nothing reads zeros."""
-    with moving(context, folder, mib=256) as (program, move):
-        code, out = run([context.binary, "dump", "-t", program.pid, "-D", move.there])
-        expect(code == 0, f"dump exited {code}: {out}")
-        program.reap_old()
-        move.daemon = lazy.started(context.binary, move.daemon_log, ["lazy-pages", "-D", move.there, "-v4"], "lazy-pages")
-        program.moved_to(move.expect_restored(), None)
-        kill_in_turn(move.daemon, lambda: move.daemon.poll() is not None, 9)
-        program.check()
-        expect(move.ended("daemon") == 0, f"the daemon failed: {read(move.daemon_log)[-500:]}")
-        expect_no_bringers(move.there)
-
-
-def bringers_killed_server(context, folder):
-    """The same with pages of a page server, which is asked again."""
-    with moving(context, folder) as (program, move), slowly(move, 40 << 20) as relay:
-        started_there(program, move, relay)
-        kill_in_turn(move.daemon, lambda: move.dumper.poll() is not None, 12)
-        expect(relay.connections > 5, "nobody has connected again")
-        relay.rate = 0
-        expect_moved(program, move)
-        expect_no_bringers(move.there)
-
-
-def front_killed(context, folder):
-    """Who started it and those who wait for it may die: the pages come."""
-    with moving(context, folder) as (program, move), slowly(move, 40 << 20) as relay:
-        started_there(program, move, relay)
-        left = sum(bringers(move.daemon.pid).values(), [])
-        expect(len(left) == 3, f"{left} bring pages")
-        move.daemon.kill()
-        move.daemon.wait()
-        for pid in left[:1]:
-            os.kill(pid, signal.SIGKILL)
-        relay.rate = 0
-        code = move.ended("dumper")
-        expect(code == 0, f"dump exited {code}: {read(move.dump_log)[-300:]}")
-        expect_no_bringers(move.there)
-        program.check()
-        program.reap_old(move.namespace.pid)
-
-
-def given_up_waiting(context, folder):
-    """Before a restore has come, who ends the daemon ends all of it, and a killed one is followed."""
-    with moving(context, folder, "tree") as (program, move):
-        move.dump()
-        move.copy()
-        pidfile = os.path.join(move.there, "pidfile")
-        code, out = run([context.binary, "lazy-pages", "-D", move.there, "--page-server", "--address", "127.0.0.1", "--port", move.port,
-                         "--daemon", "--pidfile", pidfile])
-        front = int(read(pidfile))
-        expect(code == 0 and len(descendants(front)) == 4, f"exit {code}: {out}; {descendants(front)}")
-        os.kill(front, signal.SIGTERM)
-        expect_no_bringers(move.there)
-        move.lazy_pages()
-        daemon = bringers(move.daemon.pid)["migrate-lazy"][0]
-        os.kill(daemon, signal.SIGKILL)
-        wait_for(lambda: bringers(move.daemon.pid).get("migrate-lazy", [daemon]) != [daemon], "another one", 10)
-        program.moved_to(move.expect_restored(), None)
-        expect_moved(program, move)
-        expect_no_bringers(move.there)
-
-
 CASES = {"script": the_script(False), "script-fails": the_script(True), "two": two_at_a_time, "chain": chained,
          "ends-early": ends_early, "nothing-late": nothing_late, "refusals": refusals, "stale": stale, "wild": wild,
          "before/int": given_up_before(signal.SIGINT), "before/term": given_up_before(signal.SIGTERM),
          "before/kill": given_up_before(signal.SIGKILL), "before/connected": given_up_before("connected"),
          "before/timeout": given_up_before(None), "before/killed": killed_here(False),
-         "bringers/images": bringers_killed_images, "bringers/server": bringers_killed_server, "bringers/front": front_killed,
-         "bringers/before": given_up_waiting, "after/killed": killed_here(True), "after/held": held_is_not_moved, "after/interrupted": interrupted_after, "after/cuts": cuts,
+         "after/killed": killed_here(True), "after/held": held_is_not_moved, "after/interrupted": interrupted_after, "after/cuts": cuts,
          "after/giver-killed": kill_servers("giver"), "after/dump-killed": kill_servers("dump"),
-         "restore-fails": restore_fails, "restore-killed": restore_killed, "daemon-fails": daemon_fails, **lazy_hostile.CASES}
+         "restore-fails": restore_fails, "restore-killed": restore_killed, "daemon-fails": daemon_fails,
+         **lazy_hostile.CASES, **lazy_bringers.CASES}
 
 
 if __name__ == "__main__":

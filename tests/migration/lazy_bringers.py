@@ -19,10 +19,10 @@ def bringers(front):
 
 
 def kill_in_turn(front, over, least):
-    """Daemon and holders, one at a time, each when the last one is followed, three times as often as `least` unless it is `over`."""
+    """Daemon and holders, one at a time, each when the last one is followed, four times as often as `least` unless it is `over`."""
     complete = {"migrate-lazy": 1, "migrate-hold": 2}
     numbers = lambda: {name: len(pids) for name, pids in bringers(front.pid).items()}
-    for kills in range(3 * least + 1):
+    for kills in range(4 * least + 1):
         wait_for(lambda: over() or numbers() == complete, "who was killed to be followed", 20, 0.001)
         now = bringers(front.pid)
         if over() or {name: len(pids) for name, pids in now.items()} != complete:
@@ -30,8 +30,11 @@ def kill_in_turn(front, over, least):
         daemon, *holders = (pid for name in ("migrate-lazy", "migrate-hold") for pid in now[name])
         victim = (daemon, holders[1], holders[0])[kills % 3]
         with contextlib.suppress(ProcessLookupError):
+            os.kill(daemon, signal.SIGSTOP)  # no page comes while we look
             os.kill(victim, signal.SIGKILL)
         wait_for(lambda: not exists(victim), "a killed process to be gone", 20, 0.0005)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(daemon, signal.SIGCONT)
     expect(kills >= least, f"only {kills} were killed before all pages had come")
 
 
@@ -50,7 +53,7 @@ def bringers_killed_images(context, folder):
         program.reap_old()
         move.daemon = lazy.started(context.binary, move.daemon_log, ["lazy-pages", "-D", move.there, "-v4"], "lazy-pages")
         program.moved_to(move.expect_restored(), None)
-        kill_in_turn(move.daemon, lambda: move.daemon.poll() is not None, 5)
+        kill_in_turn(move.daemon, lambda: move.daemon.poll() is not None, 3)
         program.check()
         expect(move.ended("daemon") == 0, f"the daemon failed: {read(move.daemon_log)[-500:]}")
         expect_no_bringers(move.there)

@@ -129,7 +129,7 @@ void say(const CoreOptions& options, const std::string& sentence) noexcept {
   hold_on();
   const BehindFront front(memory, kept.at(kSocket).get(), options.daemon);
   HoldOptions hold{.kept = std::move(kept)};
-  hold.placed = [](unsigned place) { ::prctl(PR_SET_NAME, place == 0 ? "migrate-lazy" : "migrate-hold"); };
+  hold.placed = [](unsigned place, unsigned) { ::prctl(PR_SET_NAME, place == 0 ? "migrate-lazy" : "migrate-hold"); };
   hold.step = [front](const char* name) { front.step(name); };
   hold.say = [&options](const std::string& sentence) { say(options, sentence); };
   ::prctl(PR_SET_NAME, "migrate-lazy");

@@ -22,33 +22,12 @@ int signal_of(const char* page) {
   return 0;
 }
 
-/// Two threads that change their halves, and fork, until they are told that the end is over.
-int changes_until_the_end(char* base, Talk& talk, uint64_t round) {
-  constexpr uint64_t kHalf = 12;
-  std::mt19937_64 random(round);
-  std::vector<std::thread> threads;
-  std::atomic<int> wrong = 0;
-  for (uint64_t t = 0; t < 2; ++t) {
-    threads.emplace_back([&, t, seed = random()] {
-      Walk walk(base + t * kHalf * kPageSize, kHalf, seed, talk, t * kHalf);
-      while (!talk.enough && walk.good()) {
-        walk.step();
-        walk.have(kHalf);
-        walk.reap(WNOHANG);
-      }
-      wrong += walk.run(20, round % 8 == 0 ? 0 : 2);
-    });
-  }
-  for (std::thread& t : threads) t.join();
-  return wrong == 0 ? 0 : 1;
-}
-
 // Without draining events before the descriptor is closed, one program in ten hung. MIGRATE_TEST_ROUNDS=N: so often.
 TEST(LazyEnds, NobodyHangsThatDiscardsWhileTheFillEnds) {
   const uint64_t rounds = number_from("MIGRATE_TEST_ROUNDS", 100);
   for (uint64_t round = 0; round < rounds; ++round) {
     SCOPED_TRACE(round);
-    LazyProgram program(24, [&](char* base, Talk& talk) { return changes_until_the_end(base, talk, round); });
+    LazyProgram program(kChanged, [&](char* base, Talk& talk) { return change_until_enough(base, talk, round); });
     Daemon daemon(program, {.seed = round});
     program.go();
     ASSERT_TRUE(daemon.becomes_whole()) << program.talk().trouble.data();

@@ -87,6 +87,19 @@ class HostedProgram {
     }
     return now[0] != now[1] && now[0] != now[2] && now[1] != now[2];
   }
+  /// The host gave the memory back and left; as long as nobody reaps its processes.
+  bool leaves() const {
+    const Deadline deadline = Deadline::in(kPatience);
+    for (; !deadline.passed(); ::usleep(50)) {
+      const auto left = [](const std::atomic<pid_t>& member) {
+        const auto task = open_pidfd(member);
+        pollfd ended{task ? task->get() : -1, POLLIN, 0};
+        return !task || ::poll(&ended, 1, 0) == 1;
+      };
+      if (std::ranges::all_of(talk_->members, left)) return true;
+    }
+    return false;
+  }
   bool becomes_complete() {
     const Deadline deadline = Deadline::in(kPatience);
     while (!complete() && !deadline.passed()) ::usleep(50);

@@ -6,6 +6,7 @@
 #include <random>
 #include <set>
 
+#include "tests/core/seeds.h"
 #include "tests/lazypages/lazy_host_program.h"
 #include "tests/lazypages/lazy_walk.h"
 
@@ -262,15 +263,21 @@ TEST(LazyHost, MemoriesAreAdoptedWholeOrNotAtAll) {
   }
 }
 
-// Given back while its program changes it.
+// Given back while its program changes it. MIGRATE_TEST_ROUNDS=N: so often.
 TEST(LazyHost, NobodyHangsWhenWhoGivesMemoryBackIsKilled) {
-  for (uint64_t round = 0; round < 30; ++round) {
+  const uint64_t rounds = number_from("MIGRATE_TEST_ROUNDS", 50);
+  for (uint64_t round = 0; round < rounds; ++round) {
     SCOPED_TRACE(round);
-    HostedProgram hosted(24, {}, [&](char* base, Talk& talk) { return Walk(base, 24, round, talk).run(300, 1); });
-    hosted.talk().leave = true;
+    HostedProgram hosted(kChanged, {}, [&](char* base, Talk& talk) { return change_until_enough(base, talk, round); });
     ASSERT_TRUE(hosted.begins());
-    ::usleep(static_cast<useconds_t>(round * 97));
+    hosted.talk().leave = true;
+    ::usleep(static_cast<useconds_t>(round % 60 * 97));
     hosted.kill_member(0);
+    ASSERT_TRUE(hosted.leaves()) << hosted.talk().said.data();
+    const uint64_t then = hosted.program().talk().progress;
+    const Deadline deadline = Deadline::in(kPatience);
+    while (hosted.program().talk().progress < then + 10 && !hosted.program().has_ended() && !deadline.passed())
+      ::usleep(50);
     expect_good_end(hosted);
   }
 }

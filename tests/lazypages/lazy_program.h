@@ -38,7 +38,7 @@ struct Talk {
   std::atomic<uint64_t> base{0};
   std::atomic<bool> go{false};
   std::atomic<uint64_t> progress{0};
-  std::atomic<bool> enough{false};          ///< the program may end
+  std::atomic<bool> enough{false};  ///< the program may end
   std::array<char, 256> trouble{};
 };
 

@@ -29,4 +29,26 @@ class Walk : public memory_walk::Walk {
   }
 };
 
+inline constexpr uint64_t kChanged = 24;
+/// Two threads that change their halves of kChanged pages, and fork, until they are told that it is enough.
+inline int change_until_enough(char* base, Talk& talk, uint64_t round) {
+  constexpr uint64_t kHalf = kChanged / 2;
+  std::mt19937_64 random(round);
+  std::vector<std::thread> threads;
+  std::atomic<int> wrong = 0;
+  for (uint64_t t = 0; t < 2; ++t) {
+    threads.emplace_back([&, t, seed = random()] {
+      Walk walk(base + t * kHalf * kPageSize, kHalf, seed, talk, t * kHalf);
+      while (!talk.enough && walk.good()) {
+        walk.step();
+        walk.have(kHalf);
+        walk.reap(WNOHANG);
+      }
+      wrong += walk.run(20, round % 8 == 0 ? 0 : 2);
+    });
+  }
+  for (std::thread& t : threads) t.join();
+  return wrong == 0 ? 0 : 1;
+}
+
 }  // namespace migrate::lazy_testing

@@ -104,6 +104,16 @@ void add_futexes(const img::user_x86_regs_entry& regs, Collector& out) {
   }
 }
 
+/// A thread that runs may be about to call: it looked at the word, and still has the address in a register. Of one that
+/// begins a call anew it is the argument.
+void add_registers(const img::user_x86_regs_entry& regs, Collector& out) {
+  constexpr uint16_t kSyscall = 0x050f;
+  if (static_cast<int64_t>(regs.orig_ax()) >= 0 || out.read<uint16_t>(regs.ip()).value_or(kSyscall) == kSyscall) return;
+  for (const uint64_t value : {regs.ax(), regs.bx(), regs.cx(), regs.dx(), regs.si(), regs.di(), regs.bp(), regs.r8(),
+                               regs.r9(), regs.r10(), regs.r11(), regs.r12(), regs.r13(), regs.r14(), regs.r15()})
+    out.add(value, 1);
+}
+
 void add_thread(const img::core_entry& core, Collector& out) {
   const img::thread_core_entry& thread = core.thread_core();
   const img::thread_info_x86& info = core.thread_info();
@@ -120,6 +130,7 @@ void add_thread(const img::core_entry& core, Collector& out) {
   out.add(regs.ip(), 1);
   out.add(regs.sp() - std::min(regs.sp(), kStackBelow), kStackBelow + kStackAbove);
   add_futexes(regs, out);
+  add_registers(regs, out);
 }
 
 }  // namespace

@@ -13,9 +13,10 @@ namespace migrate {
 
 /// Places that the kernel reads or writes without a fault that could be waited for, that a restore writes to, or that
 /// are needed at once: signal, thread and robust-futex structures of all threads (restartable sequences, robust lists
-/// with their entries, tid words, futexes of interrupted calls), the stacks where they stand, arguments and
-/// environment. `threads`: the leader's first. `mem`: /proc/PID/mem, or -1: entries of lists are not looked for. What
-/// cannot be read of what the program names is passed over, as the kernel does.
+/// with their entries, tid words, futexes of interrupted calls and those that a running thread may be about to call
+/// for), the stacks where they stand, arguments and environment. `threads`: the leader's first. `mem`: /proc/PID/mem,
+/// or -1: entries of lists are not looked for. What cannot be read of what the program names is passed over, as the
+/// kernel does.
 PageSet eager_pages(const img::mm_entry& mm, std::span<const img::core_entry> threads, int mem);
 
 /// All addresses whose pages may come late: private anonymous memory that is not locked, less eager_pages().

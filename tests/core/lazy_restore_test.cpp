@@ -233,6 +233,23 @@ TEST(EagerPages, AreThoseOfFutexesThatAreWaitedFor) {
   }
 }
 
+/// Between its look at the word and the call.
+TEST(EagerPages, AreThoseThatARunningThreadHasInARegister) {
+  constexpr uint64_t kWord = 0x5000;
+  const Fd mem = open_path("/proc/self/mem", O_RDONLY);
+  const auto eager = [&](std::array<unsigned char, 2> code, uint64_t in_call) {
+    std::vector<img::core_entry> threads(1);
+    img::user_x86_regs_entry& regs = *threads[0].mutable_thread_info()->mutable_gpregs();
+    regs.set_orig_ax(in_call);
+    regs.set_ip(reinterpret_cast<uint64_t>(code.data()));
+    regs.set_r12(kWord);
+    return eager_pages({}, threads, mem.get());
+  };
+  EXPECT_TRUE(eager({0x48, 0x89}, UINT64_MAX).contains(kWord));
+  EXPECT_FALSE(eager({0x0f, 0x05}, UINT64_MAX).contains(kWord)) << "a call that is begun anew";
+  EXPECT_FALSE(eager({0x48, 0x89}, SYS_read).contains(kWord));
+}
+
 /// As khugepaged does it, without end.
 class Collapsing {
  public:

@@ -239,7 +239,7 @@ def destination_restarted(context, folder):
     move = Move(context, folder, "postcopy")
     try:
         expect(move.is_feeding(), "it was whole before anything was done")
-        victims = [*move.destination_guardian(), *move.destination_agent(), *move.lazy(), *move.named("guardian-watch destination "),
+        victims = [*move.destination_guardian(), *move.destination_agent(), *move.lazy(), *move.named("guardian-watch destination ", move.session),
                    move.hosts.receivers["destination"].pid, move.copy]
         kill_all([p for p in victims if exists(p)])
         move.hosts.receivers.pop("destination").wait(10)

@@ -62,7 +62,10 @@ LazyServer::LazyServer(LazyHost& host, const LazyServerOptions& options, Logger&
   const char word = remembered.empty() ? '\0' : static_cast<char>(remembered[0]);
   whole_ = word == kWhole;
   discarded_ = word == kDiscarded;
-  if (word == kLost) lost_.assign(reinterpret_cast<const char*>(remembered.data()) + 1, remembered.size() - 1);
+  if (word == kLost) {
+    lost_.assign(reinterpret_cast<const char*>(remembered.data()) + 1, remembered.size() - 1);
+    if (host.adopted()) host.memories(wanted())->poison();  // the last one may have been killed on its way
+  }
   if (!whole_ && word != kLost && host.adopted()) begin_serving(host.memories(wanted()));
   if (const int guardian = host.kept("guardian"); guardian >= 0)
     peers_.push_back({PacketSocket(duplicate(guardian)), true});
@@ -253,9 +256,10 @@ void LazyServer::end_whole() {
 }
 
 void LazyServer::end_lost(const std::string& why) {
-  memories_->poison();
+  // First: a page that was given up is not missing any more, and who follows would take the program for whole.
   const std::string text = kLost + why;
   host_.remember(as_bytes_of(text));
+  memories_->poison();
   const std::lock_guard lock(mutex_);
   lost_ = why;
   ended_.trigger();

@@ -171,6 +171,7 @@ bool LazyServer::serve(Peer& peer) {
 void LazyServer::adopt(Peer& peer) {
   // From the answer on it must not end with the receiver's cgroup.
   for (const Deadline placed = Deadline::in(kPlaced); !host_.all_placed() && !placed.passed();) ::poll(nullptr, 0, 1);
+  if (!host_.all_placed()) log_.warn("a process that holds missing pages may still be in the receiver's cgroup");
   wire::LazyMemories all;
   peer.socket.receive_blob(all, Deadline::in(kHandOver));
   const auto count = static_cast<size_t>(all.memories_size());

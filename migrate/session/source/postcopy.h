@@ -49,8 +49,8 @@ class Postcopy final : public MemoryPlan {
   const PlanParts p_;
   const std::unique_ptr<MemoryPlan> before_;
   const When when_;
+  std::vector<PageSource> late_;  ///< what comes when the program runs; a thread of feed_ may be looking at it
   std::optional<SourceFeed> feed_;
-  std::vector<PageSource> late_;  ///< what comes when the program runs
 };
 
 }  // namespace migrate

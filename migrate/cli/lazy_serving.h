@@ -29,6 +29,12 @@ class LazyServing {
   /// The host keeps the image folder as "images".
   LazyServing(const CoreOptions& options, LazyHost& host, const BehindFront& front, Logger& log)
       : options_(options), host_(host), front_(front), log_(log) {}
+  LazyServing(const LazyServing&) = delete;
+  LazyServing& operator=(const LazyServing&) = delete;
+  /// Threads of the origins write into the memories until they are stopped, however run() ends.
+  ~LazyServing() {
+    if (origins_) origins_->stop();
+  }
   /// Until all pages are there, or others must be made anew (LazyHost::alone), or the front is gone before a restore
   /// has come. What ends it for good is told to the front. Throws what another process may do better.
   void run();

@@ -88,6 +88,8 @@ void SourceFeed::feed(ControlChannel& channel, std::span<const PageSource> late,
 }
 
 void SourceFeed::note_waits(const FeedWaits& now) {
+  // A new connection, over which nothing was told yet; not another process there.
+  if (now.wanted == 0) return;
   if (now.wanted < waits_.wanted) waits_before_ = waits();  // another process serves there
   waits_ = now;
 }

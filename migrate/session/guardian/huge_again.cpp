@@ -10,6 +10,7 @@
 #include <array>
 #include <chrono>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/base/proc_values.h"
@@ -76,10 +77,21 @@ bool pause(const HugeTask& task, milliseconds time) {
   return ::poll(&p, 1, static_cast<int>(time.count())) > 0;
 }
 
+/// What follows "migrate-" in the name of a cgroup: ours, of a session, a throttle or a dump. A service, in whose
+/// cgroup the program stays, may have a name that begins alike.
+bool is_of_ours(std::string_view rest) {
+  return rest.starts_with("cpu-") || rest.starts_with("dump-") ||
+         session_from_hex(rest.substr(0, 2 * SessionId().size())).has_value();
+}
+
 /// Whoever holds it in a cgroup of ours waits for nothing less than for this.
 bool is_held(const HugeTask& task) {
+  constexpr std::string_view kOurs = "/migrate-";
   try {
-    return task.proc.read("cgroup").find("/migrate-") != std::string::npos;
+    const std::string cgroups = task.proc.read("cgroup");
+    for (size_t at = cgroups.find(kOurs); at != std::string::npos; at = cgroups.find(kOurs, at + 1))
+      if (is_of_ours(std::string_view(cgroups).substr(at + kOurs.size()))) return true;
+    return false;
   } catch (const Error&) {
     return true;
   }

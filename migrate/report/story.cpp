@@ -81,9 +81,9 @@ void tell_samples(Story& s, const std::vector<ReportEvent>& samples) {
   if (!s.late) return;
   for (const ReportEvent& e : samples) {
     const double time = std::clamp(e.time - s.first_time, 0.0, s.length);
-    s.late->samples.push_back({time, count(e, "left"), count(e, "requested"), value(e, "stalls_ms") / 1e3});
+    s.late->samples.push_back({time, count(e, "left"), value(e, "stalls_ms") / 1e3});
   }
-  if (s.late->end) s.late->samples.push_back({*s.late->end, 0, s.late->requested, s.late->stalls});
+  if (s.late->end) s.late->samples.push_back({*s.late->end, 0, s.late->stalls});
 }
 
 }  // namespace

@@ -34,9 +34,8 @@ struct Story {
   struct Late {
     struct Sample {
       double time = 0;
-      int64_t left = 0;       ///< bytes
-      int64_t requested = 0;  ///< pages
-      double stalls = 0;      ///< seconds, in sum
+      int64_t left = 0;   ///< bytes
+      double stalls = 0;  ///< seconds, in sum
     };
     double begin = 0;
     std::optional<double> end;  ///< nothing was missing any more

@@ -92,7 +92,8 @@ void DestinationSessions::send_host_away(const JournalEntry& entry) {
     try {
       if (std::optional<LazyClient> host = LazyClient::connect(path)) {
         // Of a copy that was killed it may not have noticed yet that nothing is missing any more.
-        entry.state != State::aborted&& keeper_.lives(entry) ? host->settled() : host->discard();
+        const bool copy_is_there = entry.state != State::aborted && keeper_.lives(entry);
+        copy_is_there ? host->settled() : host->discard();
       } else {
         ::unlink(path.c_str());
       }

@@ -48,11 +48,6 @@ void Staging::set_up() {
   used_ = true;
 }
 
-void Staging::keep_pages_small() {
-  set_up();
-  small_ = true;
-}
-
 /// Without a file where it is not found here: the final images tell more about it.
 StagedArea Staging::area_of_file(const TreeLayout::Area& area, std::map<std::string, Fd>& opened, StagedFiles& files) {
   StagedArea staged{.start = area.start, .end = area.end, .no_reserve = area.no_reserve};

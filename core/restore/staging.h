@@ -31,8 +31,9 @@ class Staging {
   /// Makes pages of the anonymous part ready to be filled; `huge_pages` of an area: as such.
   void reserve(const std::vector<TreeLayout::Area>& pages);
   /// Pages of the task are to come later. A huge page, whoever asked for it or khugepaged, would bring zeros in their
-  /// place, so none is made until they are registered (set_final_state). Before all else.
-  void keep_pages_small();
+  /// place, so none is made from settle() on until they are registered (set_final_state). Before fill_from() and
+  /// release(), which would allow them. Whether settle() is the first call is not touched by this.
+  void keep_pages_small() { small_ = true; }
   /// Reads the pages from image files itself, but for those in `left_out`.
   void fill_from(const TaskImage& task, PageImages& pages, const PageSet& left_out);
   /// Call before the memory is moved: ends the registration, gives the ranges as single mappings.

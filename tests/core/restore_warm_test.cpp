@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <random>
 
 namespace migrate::warm_test {
@@ -93,6 +94,36 @@ TEST_P(RestoreWarmRandom, EndsEqual) {
   }
   SCOPED_TRACE(all);
   move();
+}
+
+/// Whether or not pages may come late.
+class RestoreWarmLazy : public RestoreWarm, public testing::WithParamInterface<bool> {
+ protected:
+  void SetUp() override {
+    RestoreWarm::SetUp();
+    if (!IsSkipped()) restore_.emplace(RestoreOptions{.own_namespaces = true, .lazy = GetParam()}, *log_);
+  }
+  /// What the source must send all of.
+  size_t cold_tasks() const {
+    return static_cast<size_t>(std::ranges::count(restore_->cold(), MemoryId::Kind::task, &MemoryId::kind));
+  }
+};
+INSTANTIATE_TEST_SUITE_P(MayBe, RestoreWarmLazy, testing::Bool());
+
+TEST_P(RestoreWarmLazy, ATaskThatIsNewInTheFinalImagesIsCold) {
+  order("f");
+  EXPECT_EQ(round().size(), 2u);
+  order("f");
+  move();
+  EXPECT_EQ(cold_tasks(), 1u);
+}
+
+TEST_P(RestoreWarmLazy, MadeAnewForTheFinalImagesAllIsCold) {
+  order("f");
+  EXPECT_EQ(round().size(), 2u);
+  ::kill(restore_->tasks().back().get(), SIGKILL);
+  move();
+  EXPECT_EQ(cold_tasks(), 2u);
 }
 
 TEST_F(RestoreWarm, FirstKnownWithTheFinalImages) {

@@ -30,9 +30,9 @@ std::vector<RemoteRange> lazy_ranges(const TaskImage& task, const PageSet& missi
 /// make none later.
 Fd make_lazy_userfaultfd();
 
-/// From outside, after the last write of ours into the task, which is stopped: UFFDIO_API and UFFDIO_REGISTER over its
-/// lazy_ranges(), which are returned. `pagemap`: of the task. Throws Error if a page of `missing` is there already:
-/// what somebody wrote there would keep the rest of the page from ever coming.
+/// From outside, after the last write of ours to pages that may be missing; the task is stopped: UFFDIO_API and
+/// UFFDIO_REGISTER over its lazy_ranges(), which are returned. `pagemap`: of the task. Throws Error if a page of
+/// `missing` is there already: what somebody wrote there would keep the rest of the page from ever coming.
 std::vector<RemoteRange> register_lazy(int userfaultfd, const TaskImage& task, const PageSet& missing, int pagemap);
 
 }  // namespace migrate

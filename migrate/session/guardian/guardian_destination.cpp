@@ -48,7 +48,7 @@ class DestinationGuardian {
     }
     if (!store_ || !journal_) return 0;
     ::unlink(store_->socket_path(journal_->id()).c_str());
-    // It was told to leave; agents wait no more.
+    // It was told to leave; its agent has its answer, and waits for our end only.
     if (is_final(journal_->state()) || journal_->state() == State::whole)
       remove_lazy_cgroups(journal_->entry(), kHostLeaves, log_);
     return 0;

@@ -65,8 +65,8 @@ class MemoryPlan {
   virtual void room_made(const wire::FillReady& ready, std::vector<PageSource>& memories) {
     (void)ready, (void)memories;
   }
-  /// Which of `late`, pages that come when the program runs there, will be needed soon; what is left out comes last. Any
-  /// thread, once room_made().
+  /// Which of `late`, pages that come when the program runs there, will be needed soon; what is left out comes last.
+  /// Any thread, once frozen().
   virtual std::vector<RankedRun> fill_order(std::span<const PageSource> late) const {
     (void)late;
     return {};

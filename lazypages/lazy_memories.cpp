@@ -102,8 +102,9 @@ void LazyMemories::write(MemoryId memory, uint64_t address, std::span<const std:
   bool filled = false;
   while (const Space space = next_space(memory, id, id)) {
     std::vector<uint64_t> wanted;
+    const bool missed = space->missing_pages() != 0;
     space->fill(address, data, wanted);
-    filled = filled || space->missing_pages() == 0;
+    filled = filled || (missed && space->missing_pages() == 0);
     ask(memory, wanted);
   }
   if (filled) ::eventfd_write(filled_.get(), 1);

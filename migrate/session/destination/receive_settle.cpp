@@ -93,16 +93,14 @@ void ReceiveSession::ask_whole() {
 }
 
 int ReceiveSession::await_done() {
+  bool told = false;
   try {
     channel_.expect(Message::kDone, Deadline::in(options_.timeouts.restore));
     GuardianRequest request;
     request.set_done(true);
-    bool told = false;
     if (guardian_) {
       try {
         guardian_->ask(request, answer_by());
-        guardian_->leave(answer_by());
-        guardian_.reset();
         told = true;
       } catch (const GuardianGone&) {
         guardian_.reset();
@@ -115,6 +113,10 @@ int ReceiveSession::await_done() {
     channel_.finish();
   } catch (const std::exception& e) {
     c_.log.debug("the source's goodbye: {}", e.what());
+  }
+  if (told) {
+    guardian_->leave(answer_by());  // it may have a lazy host to wait for; the source need not
+    guardian_.reset();
   }
   c_.events.event("done", "received " + label_, {{"session", to_hex(id_)}});
   return kMoved;

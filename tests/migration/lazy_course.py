@@ -44,7 +44,7 @@ class Course(Move):
 
     def __init__(self, context, folder, mode, seed):
         self.random, self.counts, self.seed = random.Random(f"{seed}-{mode}"), {}, seed
-        self.resolver = self.relay = None
+        self.resolver = self.relay = self.members = None
         workload = ("restless", str(self.random.randrange(1 << 30)), str(MIB), str(PACE_US[mode]), str(HANGS_S))
         super().__init__(context, folder, mode, workload, options=())
 
@@ -110,9 +110,17 @@ class Course(Move):
                                f"{self.lazy_daemon()}; below the driver: {self.below('migrate ')}") from None
         if found is True:
             return False
+        self.expect_same_members(name)
         self.cut() if name == "cut" else self.kill(name, found[0])
         self.counts[name] = self.counts.get(name, 0) + 1
         return True
+
+    def expect_same_members(self, name):
+        """None of the lazy host has ended that was not killed."""
+        members = set(self.lazy())
+        expect(self.members is None or members == self.members,
+               f"after {self.counts} processes of the lazy host are others: {self.members} became {members}")
+        self.members = None if name in ("daemon", "holder", "other-holder") else members
 
     def kill(self, name, pid):
         kill_all([pid])

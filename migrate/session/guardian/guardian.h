@@ -25,7 +25,7 @@ struct GuardianParts {
   std::function<void(PacketSocket& end, const Fd& listener, const wire::GuardianRequest::StartDestination& start)>
       lazy_host;
   /// Starts a process that makes huge pages again (run_huge_again). None: they stay small.
-  std::function<void(const wire::HugeAgain& tasks)> huge_again;
+  std::function<void(const SessionId& id, const wire::HugeAgain& tasks)> huge_again;
 };
 
 /// Serves until the session is settled or left to a later agent. Returns the process's exit status.

@@ -396,7 +396,7 @@ class DestinationGuardian {
     const PagesByMemory huge = std::exchange(huge_, {});
     if (huge.empty() || !parts_.huge_again) return;
     try {
-      parts_.huge_again(huge_tasks(journal_->entry().tasks, huge));
+      parts_.huge_again(journal_->id(), huge_tasks(journal_->entry().tasks, huge));
     } catch (const std::exception& e) {
       log_.warn("huge pages are not made again: {}", e.what());
     }

@@ -139,13 +139,12 @@ wire::HugeAgain huge_tasks(std::span<const TaskId> tasks, const PagesByMemory& h
   return all;
 }
 
-void start_huge_again(const wire::HugeAgain& tasks) {
+void start_huge_again(const SessionId& id, const wire::HugeAgain& tasks) {
   const Fd file(check(::memfd_create("migrate-huge", MFD_CLOEXEC), "make", "a memory file"));
   const std::string text = tasks.SerializeAsString();
   write_full(file.get(), as_bytes_of(text), "huge pages");
-  std::array<char, 8> program{"migrate"};
-  std::array<char, 14> verb{"guardian-huge"};
-  std::array<char*, 3> argv{program.data(), verb.data(), nullptr};
+  std::array<std::string, 3> words{"migrate", "guardian-huge", to_hex(id)};
+  std::array<char*, 4> argv{words[0].data(), words[1].data(), words[2].data(), nullptr};
   if (check(::fork(), "start", "who makes huge pages again") == 0) execute_in_background({file.get()}, argv.data());
 }
 

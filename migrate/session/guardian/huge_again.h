@@ -14,8 +14,8 @@ namespace migrate {
 /// Of the tasks that live, `huge` by the numbers that they have in their own namespace.
 wire::HugeAgain huge_tasks(std::span<const TaskId> tasks, const PagesByMemory& huge);
 
-/// Starts the verb `guardian-huge`. Throws Error.
-void start_huge_again(const wire::HugeAgain& tasks);
+/// Starts the verb `guardian-huge SESSION`. Throws Error.
+void start_huge_again(const SessionId& id, const wire::HugeAgain& tasks);
 
 /// The verb: descriptor 3 is a memory file with a HugeAgain. At most a tenth of the time the program may have to wait
 /// for it. Gives up a task that has ended or is being moved on, and all when memory is short.

@@ -30,6 +30,11 @@ std::string text_of(const CodecChoice& choice) {
   return choice.codec == PageCodec::lz4 ? "lz4" : "raw";
 }
 
+std::string text_of(const Compression& compression) {
+  if (compression.mode == Compression::Mode::fixed) return text_of(compression.fixed);
+  return compression.mode == Compression::Mode::automatic ? "auto" : "off";
+}
+
 std::optional<Compression> parse_compression(std::string_view text) {
   using Mode = Compression::Mode;
   if (text == "off") return Compression{Mode::off, {}};

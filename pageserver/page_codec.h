@@ -41,6 +41,7 @@ struct Compression {
 };
 /// "off", "auto", "lz4", "zstd", "zstd:7"; nullopt for anything else.
 std::optional<Compression> parse_compression(std::string_view text);
+std::string text_of(const Compression& compression);
 
 /// Packs; one thread at a time.
 class PagePacker {

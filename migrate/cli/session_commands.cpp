@@ -92,6 +92,12 @@ void SessionCommands::add_send(CLI::App& app, std::function<int()>& run) {
       "not converge");
   verb->add_flag("--allow-postcopy", send_.allow_postcopy,
                  "to --mode auto: until it is whole the program may need both hosts");
+  verb->add_option_function<int>(
+          "--recover-timeout", [this](int seconds) { send_.recover_timeout = std::chrono::seconds(seconds); },
+          "time to reach a destination that is lost while memory follows, then a process in the background goes on "
+          "trying; 1 to 2592000, default: no end")
+      ->check(CLI::Range(1, 30 * 86400))
+      ->type_name("SECONDS");
   add_policy(*verb);
   add_page_streams(*verb);
   verb->add_option("--report", send_.report_file, "write a picture of the migration's time line")

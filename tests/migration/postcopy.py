@@ -11,12 +11,13 @@ import os
 import re
 import signal
 import sys
+import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from lib import cgroups, hosts, programs, remains, suite, tool  # noqa: E402
-from lib.process import all_pids, exists, kill_all, read, stat_fields, wait_for  # noqa: E402
+from lib.process import all_pids, exists, kill_all, read, spawn, stat_fields, wait_for  # noqa: E402
 from lib.skip import Skip  # noqa: E402
 from lib.suite import expect  # noqa: E402
 
@@ -418,6 +419,47 @@ def stopped_at(processes):
     return next((p for p in processes if (stat_fields(p) or "Z")[0] == "T"), None)
 
 
+def left(why, act, *options):
+    """send ends in the middle of the feed and says why; the watch goes on, with the limit that send was given."""
+    def case(context, folder):
+        move = Move(context, folder, "postcopy", options=("--bandwidth-limit", SLOW, *options))
+        try:
+            act(move)
+            wait_for(lambda: move.sender.poll() is not None, "send to end", 30)
+            expect(move.sender.returncode == 3, f"send exited {move.sender.returncode}: {tool.tail(move.log, 5)}")
+            said = [e for e in tool.events(read(move.log)) if e["event"] == "left"]
+            expect(len(said) == 1 and why in said[0]["text"] and "are still in the frozen tree here" in said[0]["text"] and
+                   f"migrate resolve {move.session}" in said[0]["text"], f"send did not say how it stands: {tool.tail(move.log, 5)}")
+            expect(exists(move.old) and move.state("source") == "COMMITTED", f"the source is {move.state('source')}")
+            entry = json.loads(read(f"{folder}/state-source/{move.session}.source.journal"))
+            expect(entry["feed"]["bandwidth_limit"] == 12_000_000, f"the journal says {entry.get('feed')}")
+            if move.hosts.receivers["destination"].poll() is None:
+                os.kill(move.hosts.receivers["destination"].pid, signal.SIGCONT)
+            wait_for(lambda: move.state("destination") in ("WHOLE", "DONE"), "the copy to be whole", 60)
+            switch = next(e for e in tool.events(read(move.log)) if e["event"] == "switch")
+            least = switch["pages"] * 4096 / 12e6 / 2  # what is asked for is not limited
+            expect(time.time() - switch["time"] > least, "the watch knows no limit")
+            move.arrives(code=3)
+        finally:
+            move.close()
+    return case
+
+
+def lose_destination(move):
+    """The feed is cut, and nobody answers who wants to connect again."""
+    expect(move.is_feeding(), "it was whole before anything was done")
+    move.hosts.receivers["destination"].send_signal(signal.SIGSTOP)
+    kill_all(move.lazy_daemon()[:1])
+
+
+def interrupt(number):
+    def act(move):
+        expect(move.is_feeding(), "it was whole before anything was done")
+        for _ in range(3):
+            move.sender.send_signal(number)
+    return act
+
+
 def came_late(log):
     """Pages in the order in which they came to the destination, by its debug log."""
     runs = re.findall(r"came late: ([0-9a-f]+) (\d+)$", read(log), re.MULTILINE)
@@ -471,7 +513,7 @@ def huge(mode):
         try:
             move.arrives()
             wait_for(lambda: huge_bytes(move.copy) >= 16 << 20, "huge pages to be made again", 30, 0.05)
-            wait_for(lambda: not move.named("guardian-huge"), "who made them to leave", 10)
+            wait_for(lambda: not move.named("guardian-huge", move.session), "who made them to leave", 10)
             expect(huge_bytes(move.copy) == 16 << 20, f"{huge_bytes(move.copy) >> 20} MiB are in huge pages now")
             move.program.check()
         finally:
@@ -503,6 +545,9 @@ CASES = {
     "huge/precopy": huge("precopy"),
     "moved-again": moved_again,
     "cut": broken(cut(1)),
+    "left/recover-timeout": left("the destination was not reached for 1 s", lose_destination, "--recover-timeout", "1"),
+    "left/interrupt": left("interrupted", interrupt(signal.SIGINT)),
+    "left/terminate": left("interrupted", interrupt(signal.SIGTERM)),
     "kill/lazy-daemon": broken(kill("lazy_daemon")),
     "kill/lazy-daemon-again": broken(kill("lazy_daemon", 4)),
     "kill/holder": broken(kill("holders", 4)),

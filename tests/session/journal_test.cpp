@@ -101,6 +101,9 @@ TEST(Journal, KeepsEveryField) {
   e.cgroup = FreezerCgroup::Record{false, {"/sys/fs/cgroup/x"}, {{12, "/sys/fs/cgroup"}}};
   e.socket_folders = {"/run", "/with space"};
   e.lazy_cgroups = {"/sys/fs/cgroup/" + lazy_cgroup_mark(e.id) + "0"};
+  e.feed = FeedSettings{.bandwidth_limit = 12'000'000,
+                        .compression = *parse_compression("zstd:7"),
+                        .codecs = {.lz4 = false, .zstd = true}};
   e.peer_settled = false;
   e.reason = "because \"of\"\n\xff";
   const JournalEntry back = JournalEntry::from_json(e.to_json(), "x");
@@ -116,6 +119,26 @@ TEST(Journal, KeepsEveryField) {
   EXPECT_EQ(back.cgroup->came_from, e.cgroup->came_from);
   EXPECT_FALSE(back.cgroup->v2);
   EXPECT_FALSE(back.peer_settled);
+  ASSERT_TRUE(back.feed);
+  EXPECT_EQ(back.feed->bandwidth_limit, 12'000'000u);
+  EXPECT_EQ(text_of(back.feed->compression), "zstd:7");
+  EXPECT_TRUE(back.feed->codecs.zstd && !back.feed->codecs.lz4);
+}
+
+TEST(Journal, FeedsThatNobodyCouldHaveWantedAreCorrupt) {
+  JournalEntry e = source_entry();
+  e.feed =
+      FeedSettings{.bandwidth_limit = 12'345'678, .compression = *parse_compression("zstd:7"), .codecs = {true, true}};
+  const std::string good = e.to_json();
+  EXPECT_NO_THROW(JournalEntry::from_json(good, "x"));
+  const std::pair<const char*, const char*> changes[] = {
+      {"12345678", "1"},     {"12345678", "1099511627777"}, {"12345678", "-1"},     {"12345678", "1e6"},
+      {"zstd:7", "zstd:20"}, {"zstd:7", "brotli"},          {"\"lz4\"", "\"lz5\""}, {"\"lz4\"", "4"}};
+  for (const auto& [from, to] : changes) {
+    std::string bad = good;
+    bad.replace(bad.find(from), std::string_view(from).size(), to);
+    EXPECT_THROW(JournalEntry::from_json(bad, "x"), Corrupt) << to;
+  }
 }
 
 TEST(Journal, DamagedTextIsCorrupt) {

@@ -52,6 +52,7 @@ struct SendOptions {
   int streams = 2;
   Compression compress;            ///< of pages, if the receiver agrees
   uint64_t bandwidth_limit = 0;    ///< bytes/s of pages while the tree runs (in stop-copy: always); 0: none
+  std::chrono::seconds recover_timeout{0};  ///< for connecting a cut feed again; 0: any time
   bool tcp_close = false;          ///< established TCP connections are dropped
   bool shell_job = false;          ///< the tree was started from a shell that may notice that it goes
   bool parent_may_notice = false;  ///< go on although the tree's parent or supervisor will see it exit

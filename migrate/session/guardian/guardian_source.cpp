@@ -9,6 +9,7 @@
 #include "migrate/session/guardian/guardian.h"
 #include "migrate/session/guardian/guardian_common.h"
 #include "migrate/session/telling/fault.h"
+#include "migrate/session/wire/host_facts.h"
 #include "migrate/session/wire/missing_wire.h"
 
 namespace migrate {
@@ -70,6 +71,11 @@ class SourceGuardian {
       }
       entry.tasks = {*root};
       entry.peer_settled = false;
+      if (s.has_feed()) {
+        entry.feed = FeedSettings{.bandwidth_limit = s.feed().bandwidth_limit(),
+                                  .compression = parse_compression(s.feed().compress()).value_or(Compression{}),
+                                  .codecs = codecs_from_wire(s.feed().page_codecs())};
+      }
       store_.emplace(s.state_dir());
       journal_.emplace(store_->create(std::move(entry)));
     } catch (const Error& e) {

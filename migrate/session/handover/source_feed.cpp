@@ -67,13 +67,13 @@ void SourceFeed::feed(ControlChannel& channel, std::span<const PageSource> late,
       [&](int wake) {
         pollfd p{wake, POLLIN, 0};
         ::poll(&p, 1, kBeat);
+        left_ = feeder.pages_left();
         beat();
-        const auto left = static_cast<int64_t>(feeder.pages_left() * kPageSize);
         note_waits(feeder.waits());
         const FeedWaits all = waits();
-        parts_.events.progress("progress", "feeding: " + human_bytes(feeder.pages_left() * kPageSize) + " left",
+        parts_.events.progress("progress", "feeding: " + human_bytes(left_ * kPageSize) + " left",
                                {{"phase", std::string("feed")},
-                                {"left", left},
+                                {"left", static_cast<int64_t>(left_ * kPageSize)},
                                 {"requested", static_cast<int64_t>(requested_ + feeder.counters().requested)},
                                 {"waited_for", field(all.wanted)},
                                 {"waiting", field(all.waiting)},
@@ -120,6 +120,10 @@ EventFields SourceFeed::waits_fields() const {
           {"stalls_ms", ms_of(all.stalls_us)}};
 }
 
+FeederOptions feeder_options(const FeedSettings& settings) {
+  return {.compression = settings.compression, .codecs = settings.codecs, .bandwidth_limit = settings.bandwidth_limit};
+}
+
 std::vector<PageSource> pages_of_held_tree(const JournalEntry& entry) {
   std::map<MemoryId, PageSource> sources;
   for (const TaskId& task : entry.tasks) {
@@ -145,7 +149,9 @@ void feed_from_held_tree(const JournalEntry& entry, const FeedParts& parts) {
   const std::vector<PageSource> pages = pages_of_held_tree(entry);
   const std::unique_ptr<ControlChannel> channel =
       connect_about(parts.connector, parts.address, parts.timeouts, entry.id, entry.epoch);
-  SourceFeed feed(parts);
+  FeedParts as_agreed = parts;
+  if (entry.feed) as_agreed.options = feeder_options(*entry.feed);
+  SourceFeed feed(std::move(as_agreed));
   if (!feed.connect(*channel)) return;
   parts.events.event("feed", "session " + to_hex(entry.id) + ": " + entry.label + " is fed from its frozen tree here",
                      {{"session", to_hex(entry.id)}});

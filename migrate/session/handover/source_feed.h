@@ -45,6 +45,8 @@ class SourceFeed {
   /// called five times a second. Throws when it is cut (connect again), or fails.
   void feed(ControlChannel& channel, std::span<const PageSource> late, const std::function<void()>& beat);
 
+  /// That had not been sent when the last feed was.
+  uint64_t pages_left() const { return left_; }
   uint64_t pages_pushed() const { return pushed_; }
   /// How long was waited there; of several processes that served, one after the other, the distribution is the last's.
   FeedWaits waits() const;
@@ -58,15 +60,17 @@ class SourceFeed {
   std::future<std::unique_ptr<PageFeeder>> next_;
   void note_waits(const FeedWaits& now);
 
-  uint64_t pushed_ = 0, requested_ = 0;
+  uint64_t pushed_ = 0, requested_ = 0, left_ = 0;
   FeedWaits waits_, waits_before_;  ///< of the process that serves there, of those before
 };
+
+FeederOptions feeder_options(const FeedSettings& settings);
 
 /// All private pages of a tree that its journal holds frozen, as its images number them.
 std::vector<PageSource> pages_of_held_tree(const JournalEntry& entry);
 
-/// For a committed session whose agent and guardian are gone: one connection's time. Returns when the destination is
-/// whole; throws when it was cut.
+/// For a committed session whose agent and guardian are gone, as its journal says: one connection's time. Returns when
+/// the destination is whole; throws when it was cut.
 void feed_from_held_tree(const JournalEntry& entry, const FeedParts& parts);
 
 }  // namespace migrate

@@ -12,6 +12,7 @@
 #include "core/base/proc_values.h"
 #include "core/base/procfs.h"
 #include "migrate/session/telling/fault.h"
+#include "pageserver/rate_limiter.h"
 
 namespace migrate {
 namespace {
@@ -149,6 +150,31 @@ std::vector<std::string> lazy_cgroups_from_json(const json& j, const SessionId& 
   return folders;
 }
 
+json feed_to_json(const FeedSettings& feed) {
+  json codecs = json::array();
+  if (feed.codecs.lz4) codecs.push_back("lz4");
+  if (feed.codecs.zstd) codecs.push_back("zstd");
+  return {{"bandwidth_limit", feed.bandwidth_limit}, {"compress", text_of(feed.compression)}, {"codecs", codecs}};
+}
+
+FeedSettings feed_from_json(const json& j) {
+  FeedSettings feed;
+  feed.bandwidth_limit = number_from_json(j.at("bandwidth_limit"));
+  if (feed.bandwidth_limit != 0 &&
+      (feed.bandwidth_limit < kLeastBandwidthLimit || feed.bandwidth_limit > kMostBandwidthLimit))
+    throw std::out_of_range("a bandwidth limit is out of range");
+  const auto compression = parse_compression(j.at("compress").get<std::string>());
+  if (!compression) throw std::out_of_range("pages cannot be packed so");
+  feed.compression = *compression;
+  for (const json& codec : j.at("codecs")) {
+    const bool lz4 = codec.get<std::string>() == "lz4", zstd = codec.get<std::string>() == "zstd";
+    if (!lz4 && !zstd) throw std::out_of_range("a codec is not known");
+    feed.codecs.lz4 |= lz4;
+    feed.codecs.zstd |= zstd;
+  }
+  return feed;
+}
+
 json task_to_json(const TaskId& task) { return {{"pid", task.pid}, {"start", task.start_time}}; }
 TaskId task_from_json(const json& j) { return {pid_from_json(j.at("pid")), number_from_json(j.at("start"))}; }
 
@@ -259,6 +285,7 @@ std::string JournalEntry::to_json() const {
   if (cgroup) j["cgroup"] = record_to_json(*cgroup);
   if (lazy) j["lazy"] = true;
   if (!lazy_cgroups.empty()) j["lazy_cgroups"] = lazy_cgroups;
+  if (feed) j["feed"] = feed_to_json(*feed);
   return j.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
 }
 
@@ -286,6 +313,7 @@ JournalEntry JournalEntry::from_json(const std::string& text, const std::string&
     if (j.contains("cgroup")) e.cgroup = record_from_json(j.at("cgroup"));
     if (j.contains("lazy")) e.lazy = j.at("lazy").get<bool>();
     if (j.contains("lazy_cgroups")) e.lazy_cgroups = lazy_cgroups_from_json(j.at("lazy_cgroups"), e.id);
+    if (j.contains("feed")) e.feed = feed_from_json(j.at("feed"));
     e.peer_settled = j.at("peer_settled").get<bool>();
     e.reason = j.at("reason").get<std::string>();
     e.created_ns = static_cast<int64_t>(number_from_json(j.at("created_ns")));

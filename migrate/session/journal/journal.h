@@ -16,6 +16,7 @@
 #include "core/base/fd.h"
 #include "core/base/types.h"
 #include "core/freeze/freezer_cgroup.h"
+#include "migrate/session/journal/feed_settings.h"
 #include "migrate/session/journal/states.h"
 #include "pageserver/page_stream.h"
 
@@ -64,6 +65,7 @@ struct JournalEntry {
   std::string hidden_mark() const;          ///< what those begin with
   bool lazy = false;                        ///< pages may come after GATE_OPEN, until WHOLE
   std::vector<std::string> lazy_cgroups;    ///< destination: folders of its lazy host's processes, seat by seat
+  std::optional<FeedSettings> feed;         ///< source: how they go
   bool peer_settled = true;                ///< source: the destination knows about the abort, or never knew the session
   std::string reason;                      ///< of the last step, for people
   int64_t created_ns = 0, updated_ns = 0;  ///< CLOCK_REALTIME

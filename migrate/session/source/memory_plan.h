@@ -22,6 +22,13 @@ struct MoveTimes {
   std::chrono::steady_clock::time_point freeze_began, frozen, shells_ready, pages_sent, ready, opened;
 };
 
+/// The program runs at the destination and still needs pages of the frozen tree; we bring them no longer, and others
+/// do.
+class FeedLeft : public Error {
+ public:
+  using Error::Error;
+};
+
 /// What went before the tree was stopped.
 struct RoundTotals {
   unsigned rounds = 0;
@@ -71,7 +78,7 @@ class MemoryPlan {
     (void)late;
     return {};
   }
-  /// It runs at the destination: until that needs nothing of the tree here.
+  /// It runs at the destination: until that needs nothing of the tree here. Throws FeedLeft.
   virtual void after_gate() {}
   /// The tree is about to run on here.
   virtual void before_running_on() noexcept {}

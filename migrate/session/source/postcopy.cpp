@@ -1,8 +1,7 @@
 #include "migrate/session/source/postcopy.h"
 
-#include <poll.h>
-
 #include <algorithm>
+#include <utility>
 
 #include "core/memory/page_runs.h"
 #include "core/memory/tree_survey.h"
@@ -29,9 +28,9 @@ FeedParts Postcopy::feed_parts() const {
           .address = p_.options.address,
           .session = p_.hold.id(),
           .timeouts = p_.options.timeouts,
-          .options = {.compression = p_.options.compress,
-                      .codecs = p_.peer.codecs(),
-                      .bandwidth_limit = p_.options.bandwidth_limit},
+          .options = feeder_options({.bandwidth_limit = p_.options.bandwidth_limit,
+                                     .compression = p_.options.compress,
+                                     .codecs = p_.peer.codecs()}),
           .events = p_.events,
           .order = [this](std::span<const PageSource> late) {
             return before_ ? before_->fill_order(late) : std::vector<RankedRun>();
@@ -87,12 +86,11 @@ void Postcopy::room_made(const wire::FillReady& ready, std::vector<PageSource>& 
 
 void Postcopy::after_gate() {
   const Clock::time_point began = Clock::now();
-  uint64_t pages = 0;
-  for (const PageSource& source : late_) pages += source.pages();
-  if (pages > 0)
+  for (const PageSource& source : late_) left_ += source.pages();
+  if (left_ > 0)
     p_.events.event("switch",
-                    "it runs there; " + human_bytes(pages * kPageSize) + " of its memory are still here, and follow",
-                    {{"pages", static_cast<int64_t>(pages)}});
+                    "it runs there; " + human_bytes(left_ * kPageSize) + " of its memory are still here, and follow",
+                    {{"pages", static_cast<int64_t>(left_)}});
   fault_point("source-agent.feeding");
   while (!serve_once()) {
   }
@@ -103,27 +101,53 @@ void Postcopy::after_gate() {
 bool Postcopy::serve_once() {
   try {
     if (!feed_->connected() && !feed_->connect(p_.peer.channel())) return true;
-    feed_->feed(p_.peer.channel(), late_, [this] { p_.hold.heartbeat(); });
+    cut_ = false;
+    feed_->feed(p_.peer.channel(), late_, [this] { beat(); });
     return true;
   } catch (const Refusal&) {
     throw;  // the destination wants no pages any more
+  } catch (const FeedLeft&) {
+    throw;
   } catch (const Error& e) {
     if (!p_.hold.tree_lives())
       throw Error("the frozen tree was killed before the destination had all of it: " + std::string(e.what()));
     p_.events.event("cut", std::string("the feed was cut: ") + e.what() + "; trying to connect again");
+    const bool bounded = p_.options.recover_timeout.count() > 0;
+    if (!std::exchange(cut_, true) && bounded) recover_by_ = Deadline::in(p_.options.recover_timeout);
     connect_again();
     return false;
   }
 }
 
-/// With back-off, without end: the program waits there for what is here.
+void Postcopy::beat() {
+  left_ = feed_->pages_left();
+  p_.hold.heartbeat();
+  if (p_.peer.interrupted()) leave("interrupted");
+}
+
+void Postcopy::leave(const std::string& why) const {
+  throw FeedLeft("it runs at the destination, and " + human_bytes(left_ * kPageSize) +
+                 " of its memory are still in the frozen tree here (" + why + ")");
+}
+
+void Postcopy::wait_before_trying(milliseconds pause) const {
+  if (recover_by_) pause = std::min(pause, milliseconds(recover_by_->poll_timeout()));
+  p_.peer.pause(pause);
+  if (p_.peer.interrupted()) leave("interrupted");
+  if (recover_by_ && recover_by_->passed())
+    leave("the destination was not reached for " + std::to_string(p_.options.recover_timeout.count()) + " s");
+}
+
+/// With back-off, and without end unless the operator says so: the program waits there for what is here.
 void Postcopy::connect_again() {
   for (milliseconds pause = kFirstPause;; pause = std::min(pause * 2, kLongestPause)) {
-    ::poll(nullptr, 0, static_cast<int>(pause.count()));
+    wait_before_trying(pause);
     p_.hold.heartbeat();
     try {
+      Timeouts timeouts = p_.options.timeouts;
+      if (recover_by_) timeouts.connect = std::min(timeouts.connect, milliseconds(recover_by_->poll_timeout() + 1));
       p_.peer.replace_channel(
-          connect_about(p_.peer.connector(), p_.options.address, p_.options.timeouts, p_.hold.id(), p_.hold.epoch()));
+          connect_about(p_.peer.connector(), p_.options.address, timeouts, p_.hold.id(), p_.hold.epoch()));
       return;
     } catch (const Refusal&) {
       throw;

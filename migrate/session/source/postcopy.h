@@ -43,7 +43,10 @@ class Postcopy final : public MemoryPlan {
 
   FeedParts feed_parts() const;
   bool serve_once();
+  void beat();
   void connect_again();
+  void wait_before_trying(std::chrono::milliseconds pause) const;
+  [[noreturn]] void leave(const std::string& why) const;
   void tell_end(Clock::time_point began) const;
 
   const PlanParts p_;
@@ -51,6 +54,9 @@ class Postcopy final : public MemoryPlan {
   const When when_;
   std::vector<PageSource> late_;  ///< what comes when the program runs; a thread of feed_ may be looking at it
   std::optional<SourceFeed> feed_;
+  uint64_t left_ = 0;  ///< pages of what comes late, as far as is known
+  bool cut_ = false;
+  std::optional<Deadline> recover_by_;  ///< of this cut; none: without end
 };
 
 }  // namespace migrate

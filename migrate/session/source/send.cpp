@@ -59,6 +59,8 @@ int SendSession::run() {
     await_gate();
     plan_->after_gate();
     kill_source();
+  } catch (const FeedLeft& e) {
+    return leave_feed(e.what());
   } catch (const std::exception& e) {
     return in_doubt(e.what());
   }

@@ -80,6 +80,11 @@ void SendSession::begin() {
   start.mutable_dump()->set_tcp_close(options_.tcp_close);
   start.mutable_dump()->set_tracked(plan_->visits());
   start.mutable_dump()->set_lazy(plan_->is_lazy());
+  if (plan_->is_lazy()) {
+    start.mutable_feed()->set_bandwidth_limit(options_.bandwidth_limit);
+    start.mutable_feed()->set_compress(text_of(options_.compress));
+    start.mutable_feed()->set_page_codecs(to_wire(peer_.codecs()));
+  }
   start.mutable_dump()->set_timeout_ms(static_cast<uint32_t>(dump_.timeout.count()));
   hold_.start(start);
   watch_.emplace(options_.state_dir, id_, Role::source, *hold_.death_fd(), options_.link);

@@ -59,6 +59,8 @@ class SendSession {
   void await_aborted();
   /// After commit: asks the destination's journal; nothing is guessed.
   int in_doubt(const std::string& reason);
+  /// In the middle of the feed: the watch goes on.
+  int leave_feed(const std::string& reason);
 
   const SendOptions& options_;
   Events& events_;

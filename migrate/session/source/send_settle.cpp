@@ -65,6 +65,22 @@ void SendSession::await_aborted() {
   }
 }
 
+int SendSession::leave_feed(const std::string& reason) {
+  peer_.close();
+  try {
+    std::optional<Journal> journal = hold_.take_over();
+    if (journal) journal->update([&](JournalEntry& e) { e.reason = reason; });
+  } catch (const std::exception& e) {
+    log_.warn("session {}: {}", to_hex(id_), e.what());
+  }
+  events_.event("left",
+                label_ + ": " + reason +
+                    "; a process in the background goes on sending it, and so does `migrate resolve " + to_hex(id_) +
+                    "`, at once",
+                {{"session", to_hex(id_)}, {"reason", reason}});
+  return kInDoubt;
+}
+
 int SendSession::in_doubt(const std::string& reason) {
   log_.debug("after the commit: {}", reason);
   Settled settled{Settled::Outcome::in_doubt, reason};

@@ -1,5 +1,7 @@
 #include "migrate/session/source/source_peer.h"
 
+#include <poll.h>
+
 #include <algorithm>
 
 #include "migrate/session/telling/fault.h"
@@ -91,6 +93,11 @@ bool SourcePeer::watch(milliseconds time, int wake) {
   if (!waiter_.ready(channel_->fd())) return false;
   if (passing_) throw_peer_news();
   return true;
+}
+
+void SourcePeer::pause(milliseconds time) const {
+  pollfd p{interrupt_.stop().fd(), POLLIN, 0};
+  ::poll(&p, 1, static_cast<int>(time.count()));
 }
 
 /// While pages flow the peer has only bad news.

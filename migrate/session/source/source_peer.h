@@ -60,6 +60,9 @@ class SourcePeer {
   /// Waits up to `time` for the peer, telling the guardian that we live, or until `wake` is readable. Returns whether
   /// the peer has something to say.
   bool watch(milliseconds time, int wake = -1);
+  bool interrupted() const { return interrupt_.interrupted(); }
+  /// Sleeps, until the user interrupts.
+  void pause(milliseconds time) const;
   Message wait_for(Message::BodyCase kind, milliseconds time);
 
   /// What the destination is to make room for, and to give back; it answers only once it has made room.

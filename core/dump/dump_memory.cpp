@@ -104,6 +104,19 @@ void cut(std::vector<PageRun>& runs, uint64_t bytes) {
   for (PageRun& run : runs) run.pages = std::min(run.pages, (bytes - run.address) / kPageSize);
 }
 
+/// Of its own, that is; other tasks of the tree are refused for theirs.
+bool has_userfaultfd(pid_t pid) {
+  const ProcDir proc(pid);
+  return std::ranges::any_of(proc.descriptors(), [&](int fd) {
+    try {
+      return proc.link("fd/" + std::to_string(fd)) == "anon_inode:[userfaultfd]";
+    } catch (const Error& e) {
+      if (!descriptor_is_gone(e)) throw;
+      return false;
+    }
+  });
+}
+
 }  // namespace
 
 void check_mapping(pid_t pid, const Vma& vma) {
@@ -123,7 +136,9 @@ void check_mapping(pid_t pid, const Vma& vma) {
   if (vma.has(VmFlag::shadow_stack)) refuse("a shadow stack", "run it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
   if (vma.has(VmFlag::sealed)) refuse("a sealed mapping (mseal)", "run the program without sealing");
   if (vma.has(VmFlag::uffd_missing) || vma.has(VmFlag::uffd_wp) || vma.has(VmFlag::uffd_minor))
-    refuse("memory registered with userfaultfd", "let it unregister first");
+    vma.has(VmFlag::uffd_wp) || has_userfaultfd(pid)
+        ? refuse("memory registered with userfaultfd", "let it unregister first")
+        : refuse("memory whose pages another process brings (userfaultfd)", "try again when all of it is there");
   if (vma.protection_key != 0) refuse("memory with a protection key", kUnmap);
   if (vma.has(VmFlag::pfn_map) || vma.has(VmFlag::io)) refuse("device memory mapped", kUnmap);
 }

@@ -12,6 +12,8 @@
 #include "migrate/cli/lazy_dump.h"
 #include "migrate/cli/page_output.h"
 #include "migrate/cli/track_client.h"
+#include "migrate/session/base/options.h"
+#include "migrate/session/handover/still_coming.h"
 
 namespace migrate::cli {
 namespace {
@@ -75,6 +77,7 @@ int run_dump(const CoreOptions& o) {
     logger->warn("--track-mem: the tracking ends with this dump; start a new chain with a pre-dump");
 
   const DumpOptions d = dump_options(o, tracker.has_value());
+  refuse_while_pages_come(kDefaultStateDir, d.root);
   Dump::preflight(d, *logger);
   if (!o.leave_running) check_buildable(collect_tree(d.root), o.shell_job);
   scripts.run("pre-dump", o.tree);

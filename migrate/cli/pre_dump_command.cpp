@@ -12,6 +12,8 @@
 #include "migrate/cli/page_output.h"
 #include "migrate/cli/track_client.h"
 #include "migrate/cli/track_keeper.h"
+#include "migrate/session/base/options.h"
+#include "migrate/session/handover/still_coming.h"
 
 namespace migrate::cli {
 namespace {
@@ -32,6 +34,7 @@ int run_pre_dump(const CoreOptions& o) {
   const Fd work = open_path(o.effective_work_dir(), O_RDONLY | O_DIRECTORY);
   const ActionScripts scripts(o.action_scripts, o.images_dir, *logger);
   check_frozen(collect_tree(Pid(o.tree)));  // which refuses a tree that is none, or that we are in
+  refuse_while_pages_come(kDefaultStateDir, Pid(o.tree));
   scripts.run("pre-dump", o.tree);
   PageOutput output(o, images_dir.get());
 

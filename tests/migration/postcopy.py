@@ -530,8 +530,21 @@ def moved_again(context, folder):
         back = move.hosts.send(move.copy, "destination", log, ["--mode", "precopy"], env=TIMEOUTS)
         wait_for(lambda: back.poll() is not None, "the early move to end", 30)
         expect(back.returncode == 2, f"the move of a tree that is not whole exited {back.returncode}: {tool.tail(log, 5)}")
+        expect(re.search(rf"still coming from 10\.77\.90\.1:\d+ \(source\): session {move.session}, \d+ pages are missing; "
+                         "try again when it is whole", read(log)), f"it was refused otherwise: {tool.tail(log, 5)}")
+        os.mkdir(f"{folder}/images")
+        dump = spawn([context.binary, "dump", "-t", str(move.copy), "-D", f"{folder}/images", "-o", "-"], log=f"{folder}/dump")
+        wait_for(lambda: dump.poll() is not None, "the early dump to end", 30)
+        expect(dump.returncode == 2 and "pages another process brings" in read(f"{folder}/dump"),
+               f"the dump of a tree that is not whole exited {dump.returncode}: {tool.tail(f'{folder}/dump', 5)}")
         expect(move.is_feeding(), "it was whole before it was to be moved on")
         move.arrives()
+        again = move.hosts.send(move.copy, "destination", f"{folder}/again", ["--mode", "precopy"], env=TIMEOUTS)
+        wait_for(lambda: again.poll() is not None, "the move of a whole tree to end", 40)
+        expect(again.returncode == 0, f"the move of a whole tree exited {again.returncode}: {tool.tail(f'{folder}/again', 5)}")
+        last = wait_for(lambda: hosts.find_copy(move.program.inner, f"{folder}/program", move.copy), "the tree that was moved on", 10)
+        move.program.moved_to(last, move.hosts.namespace("source"))
+        move.program.check()
     finally:
         move.close()
 

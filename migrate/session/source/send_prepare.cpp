@@ -4,6 +4,7 @@
 #include "core/dump/preflight.h"
 #include "core/memory/huge_pages.h"
 #include "core/restore/restorable.h"
+#include "migrate/session/handover/still_coming.h"
 #include "migrate/session/source/send_session.h"
 #include "migrate/session/telling/fault.h"
 #include "migrate/session/wire/host_facts.h"
@@ -44,6 +45,7 @@ void SendSession::look_before_touching() {
   if (const pid_t mover = store_.mover(*root); mover != 0)
     throw Refusal(options_.target + " is being moved already, by process " + std::to_string(mover),
                   "wait for that, or see `migrate resolve`");
+  refuse_while_pages_come(options_.state_dir, target_);
   Refusals refusals;
   refusals.ask([&] { check_supervisor(target_, options_.shell_job, options_.parent_may_notice); });
   dump_.root = target_;

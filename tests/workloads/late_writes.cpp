@@ -1,6 +1,6 @@
-// NUMBER MiB (default 16), written when it is told to: when the file `write` is there, every third page of the first
-// half once; then every seventh of the second half again and again until the file `quiet` is there. Which pages these
-// are it says in the file `written` ("once ADDRESS", "last ADDRESS", "area START END") when all were written once.
+// NUMBER MiB (default 16), written when it is told to: every third page of the first half when the file `once` is
+// there, every seventh of the second half when `last` is. What was written it says in `once.done` and `last.done`: the
+// area's start and end, then the pages' addresses, a line each.
 #include <thread>
 #include <vector>
 
@@ -11,7 +11,7 @@ using namespace workload;
 namespace {
 
 constexpr size_t kPage = 4096, kWords = kPage / sizeof(uint64_t), kApart = 1 << 20;
-constexpr uint64_t kBefore = 1, kAfter = 2;
+constexpr uint64_t kBefore = 1;
 
 class Area {
  public:
@@ -26,29 +26,22 @@ class Area {
       for (size_t w = 0; w < kWords; ++w) words_[i * kWords + w] = word(i, w, kBefore);
   }
 
-  bool once(size_t i) const { return i < pages_ / 2 && i % 3 == 1; }
-  bool last(size_t i) const { return i >= pages_ / 2 && i % 7 == 3; }
-
-  void write_once() {
-    for (size_t i = 0; i < pages_; ++i)
-      if (once(i)) write(i, kAfter);
-  }
-  /// Stops as soon as `quiet` says so.
-  void write_last(const std::function<bool()>& quiet) {
-    for (size_t i = 0; i < pages_ && !quiet(); ++i)
-      if (last(i)) write(i, counts_[i] + 1);
-  }
-  std::string told() const {
+  /// Writes the pages that `chosen` chooses, and says which.
+  std::string write_some(const std::function<bool(size_t)>& chosen) {
     const auto hex = [&](size_t i) {
       char text[24];
-      std::snprintf(text, sizeof text, " %lx", reinterpret_cast<unsigned long>(words_ + i * kWords));
+      std::snprintf(text, sizeof text, "%lx\n", reinterpret_cast<unsigned long>(words_ + i * kWords));
       return std::string(text);
     };
-    std::string all = "area" + hex(0) + hex(pages_) + "\n";
-    for (size_t i = 0; i < pages_; ++i)
-      if (once(i) || last(i)) all += (once(i) ? "once" : "last") + hex(i) + "\n";
-    return all;
+    std::string told = hex(0) + hex(pages_);
+    for (size_t i = 0; i < pages_; ++i) {
+      if (!chosen(i)) continue;
+      write(i, counts_[i] + 1);
+      told += hex(i);
+    }
+    return told;
   }
+  size_t pages() const { return pages_; }
   void verify() const {
     for (size_t i = 0; i < pages_; ++i)
       for (size_t w = 0; w < kWords; ++w)
@@ -77,28 +70,21 @@ int main(int argc, char** argv) {
       [&] {
         Workload w(argc, argv);
         Area area(static_cast<size_t>(w.number(0, 16)) * 256);
-        std::atomic<bool> idle{true};
         std::thread([&] {
-          const auto is_there = [&](const char* name) { return access(w.path(name).c_str(), F_OK) == 0; };
-          while (!is_there("write")) sleep_ms(2);
-          idle = false;
-          area.write_once();
-          area.write_last([] { return false; });
-          const std::string text = area.told();
-          const int fd = must(open(w.path("written.new").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666), "open");
-          expect(write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size()),
-                 "cannot say what was written");
-          close(fd);
-          must(rename(w.path("written.new").c_str(), w.path("written").c_str()), "rename");
-          const auto quiet = [&] { return is_there("quiet"); };
-          while (!quiet()) area.write_last(quiet);
-          idle = true;
+          const auto step = [&](const std::string& name, const std::function<bool(size_t)>& chosen) {
+            while (access(w.path(name).c_str(), F_OK) != 0) sleep_ms(2);
+            const std::string told = area.write_some(chosen), temporary = w.path(name + ".new");
+            const int fd = must(open(temporary.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666), "open");
+            expect(write(fd, told.data(), told.size()) == static_cast<ssize_t>(told.size()),
+                   "cannot say what was written");
+            close(fd);
+            must(rename(temporary.c_str(), w.path(name + ".done").c_str()), "rename");
+          };
+          step("once", [&](size_t i) { return i < area.pages() / 2 && i % 3 == 1; });
+          step("last", [&](size_t i) { return i >= area.pages() / 2 && i % 7 == 3; });
           for (;;) sleep_ms(1000);
         }).detach();
-        w.serve([&] {
-          await([&] { return idle.load(); }, "the writer");
-          area.verify();
-        });
+        w.serve([&] { area.verify(); });
       },
       argv[0]);
 }

@@ -42,7 +42,8 @@ class Agent {
         if (parts_.add(m.layout())) follow(parts_.take());
         return;
       case wire::Message::kDiscards:
-        for (const PageDiscard& d : from_wire(m.discards())) {
+      case wire::Message::kHuge:
+        for (const PageDiscard& d : from_wire(m.has_huge() ? m.huge() : m.discards())) {
           check_memory(d.memory);
           demand(d.address <= kUserEnd && d.pages <= (kUserEnd - d.address) / kPageSize, "a discard out of range");
         }

@@ -66,9 +66,9 @@ void SourceFeed::feed(ControlChannel& channel, std::span<const PageSource> late,
       [&] { feeder.run(); },
       [&](int wake) {
         pollfd p{wake, POLLIN, 0};
-        ::poll(&p, 1, kBeat);
+        const bool over = ::poll(&p, 1, kBeat) > 0;
         left_ = feeder.pages_left();
-        beat();
+        if (!over) beat();
         note_waits(feeder.waits());
         const FeedWaits all = waits();
         parts_.events.progress("progress", "feeding: " + human_bytes(left_ * kPageSize) + " left",

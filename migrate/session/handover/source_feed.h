@@ -42,7 +42,7 @@ class SourceFeed {
   /// they are until then.
   void prepare(std::span<const PageSource> late);
   /// Until the destination has said over `channel` that it is whole. `late`: all that may be missing there. `beat` is
-  /// called five times a second. Throws when it is cut (connect again), or fails.
+  /// called five times a second, and may throw to end it. Throws when it is cut (connect again), or fails.
   void feed(ControlChannel& channel, std::span<const PageSource> late, const std::function<void()>& beat);
 
   /// That had not been sent when the last feed was.

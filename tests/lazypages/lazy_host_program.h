@@ -26,6 +26,7 @@ struct HostTalk {
   /// A step at which one process kills itself, and how many times it is passed before; nullptr: none.
   std::atomic<const char*> step{nullptr};
   std::atomic<int> passes{0};
+  std::atomic<pid_t> dies{0};  ///< the last one that did, or is about to
   std::array<char, 256> said{};
 };
 
@@ -80,7 +81,7 @@ class HostedProgram {
     std::array<pid_t, 3> now{};
     for (size_t i = 0; i < 3; ++i) {
       now[i] = talk_->members[i];
-      if (now[i] == 0 || ::kill(now[i], 0) != 0) return false;
+      if (now[i] == 0 || now[i] == talk_->dies || ::kill(now[i], 0) != 0) return false;
       const auto task = open_pidfd(now[i]);
       pollfd ended{task ? task->get() : -1, POLLIN, 0};
       if (!task || ::poll(&ended, 1, 0) != 0) return false;
@@ -160,6 +161,7 @@ class HostedProgram {
     hold.step = [this](const char* name) {
       const char* at = talk_->step;
       if (at == nullptr || std::string_view(at) != name || talk_->passes-- != 0) return;
+      talk_->dies = ::getpid();
       talk_->step = nullptr;
       ::kill(::getpid(), SIGKILL);
     };

@@ -82,31 +82,33 @@ class DestinationGuardian {
       journal_.emplace(store_->create(std::move(entry)));
       options_.mark = journal_->entry().hidden_mark();
       options_.lazy = s.lazy();
-      if (s.lazy()) start_lazy_host(s, std::move(lazy_cgroups));
       // Already here, while the source runs, since it has to be durable before anything is put into it.
       tree_ = parts_.restored_tree(options_);
       const FreezerCgroup::Record gate = tree_->make_gate(cgroup_name(journal_->id(), Role::destination));
-      journal_->update([&](JournalEntry& e) { e.cgroup = gate; });
+      lazy_cgroups = make_lazy_cgroups(std::move(lazy_cgroups));
+      // Prepared meanwhile, also for the lazy host's; until it is, no cgroup can be made (cgroup_mutex).
+      quick_moves_.emplace(kShellsCome);
+      journal_->update([&](JournalEntry& e) {
+        e.cgroup = gate;
+        e.lazy_cgroups = lazy_cgroups.folders;
+      });
       journal_->demand_durable();
+      if (s.lazy()) start_lazy_host(s, lazy_cgroups.without);
     } catch (const Error& e) {
       discard(kOwn, e.what());
       reply_failed(*agent_, e);
       return false;
     }
-    quick_moves_.emplace(kShellsCome);
     fault_point("destination-guardian.started");
     reply_started(*agent_, journal_->entry().epoch);
     return true;
   }
 
-  void start_lazy_host(const GuardianRequest::StartDestination& s, LazyCgroups planned) {
+  void start_lazy_host(const GuardianRequest::StartDestination& s, const std::string& without) {
     if (!parts_.lazy_host) throw Refusal("pages cannot come late here", "move it with --mode precopy");
-    const LazyCgroups made = make_lazy_cgroups(std::move(planned));
-    if (!made.without.empty())
+    if (!without.empty())
       log_.warn("the processes that bring pages are not apart from the receiver in every hierarchy of cgroups: {}",
-                made.without);
-    if (made.folders != journal_->entry().lazy_cgroups)
-      journal_->update([&](JournalEntry& e) { e.lazy_cgroups = made.folders; });
+                without);
     auto [ours, theirs] = PacketSocket::pair();
     // Agents may come before it is there.
     parts_.lazy_host(theirs, listen_local(store_->lazy_path(journal_->id())), s);

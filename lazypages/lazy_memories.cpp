@@ -33,6 +33,7 @@ LazyMemories::LazyMemories(Wanted wanted, std::shared_ptr<LazyRecord> record)
       around_(std::make_shared<LazySurroundings>()),
       looked_for_dead_(std::chrono::steady_clock::now()) {
   around_->record = std::move(record);
+  around_->objects = objects_ = std::make_shared<LazyObjects>();
   around_->forked = [this](const Space& child) { add(child); };
   around_->make_room = [this] { return make_room(); };
   // Told once for each write to it, without being read; spaces count from 1.
@@ -46,20 +47,33 @@ LazyMemories::LazyMemories(std::vector<LazyMemory> memories, Wanted wanted, std:
   LazyRecord::Announced announced;
   std::vector<Space> spaces;
   for (LazyMemory& memory : memories) {
+    if (memory.memory == kSharedMappings) continue;
     Intervals& set = announced[memory.memory];
     for (const PageRun& run : memory.missing) migrate::add(set, run.address, run.address + run.pages * kPageSize);
-    spaces.push_back(std::make_shared<LazySpace>(std::move(memory), around_));
+    if (memory.memory.kind == MemoryId::Kind::shmem)
+      objects_->add(std::make_unique<LazyObject>(std::move(memory), around_->record));
   }
+  for (LazyMemory& memory : memories)
+    if (memory.userfaultfd) spaces.push_back(std::make_shared<LazySpace>(std::move(memory), around_));
   around_->record->adopted(announced);
   for (auto& [memory, set] : announced) memories_[memory].announced = std::move(set);
+  if (!objects_->empty()) memories_[kSharedMappings];
   for (const Space& space : spaces) add(space);
 }
 
 LazyMemories::LazyMemories(std::shared_ptr<LazyRecord> record, Wanted wanted)
     : LazyMemories(std::move(wanted), std::move(record)) {
   for (auto& [memory, set] : around_->record->announced()) memories_[memory].announced = std::move(set);
+  memories_[kSharedMappings];
   std::vector<Space> spaces;
-  for (SpacePage* page : around_->record->used()) spaces.push_back(std::make_shared<LazySpace>(*page, around_));
+  for (SpacePage* page : around_->record->used()) {
+    if ((page->kind & SpacePage::kObject) != 0) {
+      objects_->add(
+          std::make_unique<LazyObject>(*page, around_->record, memories_[{MemoryId::Kind::shmem, page->id}].announced));
+    } else {
+      spaces.push_back(std::make_shared<LazySpace>(*page, around_));
+    }
+  }
   for (const Space& space : spaces) add(space);
   for (const Space& space : spaces) space->resume();
 }
@@ -96,6 +110,8 @@ void LazyMemories::write(MemoryId memory, uint64_t address, std::span<const std:
         announced == known->second.announced.end() || announced->second - address < data.size())
       throw Corrupt(name_of(memory), "pages came that were not announced as missing");
   }
+  if (LazyObject* object = memory.kind == MemoryId::Kind::shmem ? objects_->of(memory.id) : nullptr)
+    return write_shared(*object, address, data);
   // A fork that is made meanwhile comes after what it was forked from: either that had the pages already, or the fork
   // is met here too.
   uint64_t id = 0;
@@ -113,18 +129,43 @@ void LazyMemories::write(MemoryId memory, uint64_t address, std::span<const std:
   asked.erase(asked.lower_bound(address), asked.lower_bound(address + data.size()));
 }
 
+void LazyMemories::write_shared(LazyObject& object, uint64_t offset, std::span<const std::byte> data) {
+  const bool missed = object.missing_pages() != 0;
+  object.put(offset, data);
+  tell_mappings(object.base() + offset, data.size());
+  if (missed && object.missing_pages() == 0) ::eventfd_write(filled_.get(), 1);
+  const std::lock_guard lock(mutex_);
+  std::set<uint64_t>& asked = memories_.at({MemoryId::Kind::shmem, object.id()}).asked;
+  asked.erase(asked.lower_bound(offset), asked.lower_bound(offset + data.size()));
+}
+
+/// Whoever is forked meanwhile asks for itself.
+void LazyMemories::tell_mappings(uint64_t place, uint64_t bytes) const {
+  uint64_t id = 0;
+  while (const Space space = next_space(kSharedMappings, id, id)) space->came(place, bytes);
+}
+
+/// Of pages that a space asks for, the source's names.
+std::pair<MemoryId, uint64_t> LazyMemories::origin_of(MemoryId memory, uint64_t source) const {
+  if (memory != kSharedMappings) return {memory, source};
+  const LazyObject* object = objects_->at(source);
+  if (object == nullptr) throw Error("shared memory is mapped that nobody knows");
+  return {{MemoryId::Kind::shmem, object->id()}, source - object->base()};
+}
+
 void LazyMemories::absent(MemoryId memory, uint64_t address) const {
   throw Corrupt(name_of(memory),
                 "the source says that it has no page " + std::to_string(address) + ", which it had announced");
 }
 
 void LazyMemories::ask(MemoryId memory, const std::vector<uint64_t>& sources) {
-  for (const uint64_t source : sources) {
+  for (const uint64_t place : sources) {
+    const auto [of, source] = origin_of(memory, place);
     {
       const std::lock_guard lock(mutex_);
-      if (!memories_.at(memory).asked.insert(source).second) continue;
+      if (!memories_.at(of).asked.insert(source).second) continue;
     }
-    wanted_(memory, source);
+    wanted_(of, source);
   }
 }
 
@@ -184,6 +225,8 @@ void LazyMemories::bury_dead() {
       ++i;
     }
   }
+  if (!objects_->empty() && memories_[kSharedMappings].spaces.empty())
+    for (const auto& object : objects_->all()) object->drop();
   have_spares();
 }
 
@@ -207,7 +250,7 @@ uint64_t LazyMemories::missing_pages() const {
   // One after the other: forks that are made meanwhile come later.
   uint64_t pages = 0, id = 0;
   while (const Space space = next_space({}, id, id)) pages += space->missing_pages();
-  return pages;
+  return pages + objects_->missing_pages();
 }
 
 std::map<MemoryId, std::vector<PageRun>> LazyMemories::missing() const {
@@ -216,6 +259,10 @@ std::map<MemoryId, std::vector<PageRun>> LazyMemories::missing() const {
   while (const Space space = next_space({}, id, id)) {
     for (const MissingRun& run : space->missing())
       migrate::add(sets[space->memory()], run.source, run.source + run.bytes);
+  }
+  for (const auto& object : objects_->all()) {
+    for (const MissingRun& run : object->missing())
+      migrate::add(sets[{MemoryId::Kind::shmem, object->id()}], run.source, run.source + run.bytes);
   }
   std::map<MemoryId, std::vector<PageRun>> all;
   for (const auto& [memory, set] : sets) {
@@ -245,7 +292,7 @@ void LazyMemories::finish_all() {
     uint64_t id = 0;
     {
       const std::lock_guard lock(mutex_);
-      if (spaces_.empty()) return;
+      if (spaces_.empty()) break;
       id = spaces_.begin()->first;
       space = spaces_.begin()->second;
     }
@@ -254,6 +301,8 @@ void LazyMemories::finish_all() {
     memories_.at(space->memory()).spaces.erase(id);
     spaces_.erase(id);
   }
+  // Last: as long as a task is registered somebody must know what it may see.
+  for (const auto& object : objects_->all()) object->end();
 }
 
 void LazyMemories::finish() {
@@ -263,6 +312,7 @@ void LazyMemories::finish() {
 }
 
 void LazyMemories::poison() {
+  for (const auto& object : objects_->all()) object->lose();
   uint64_t id = 0;
   while (const Space space = next_space({}, id, id)) space->poison();
   finish_all();

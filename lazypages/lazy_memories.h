@@ -13,6 +13,7 @@
 
 #include "core/base/fd.h"
 #include "core/memory/page_io.h"
+#include "lazypages/lazy_objects.h"
 #include "lazypages/lazy_space.h"
 
 namespace migrate {
@@ -78,6 +79,9 @@ class LazyMemories : public PageSink {
 
   LazyMemories(Wanted wanted, std::shared_ptr<LazyRecord> record);
   void add(const Space& space);
+  void write_shared(LazyObject& object, uint64_t offset, std::span<const std::byte> data);
+  void tell_mappings(uint64_t place, uint64_t bytes) const;
+  std::pair<MemoryId, uint64_t> origin_of(MemoryId memory, uint64_t source) const;
   Space next_space(std::optional<MemoryId> memory, uint64_t after, uint64_t& id) const;
   void ask(MemoryId memory, const std::vector<uint64_t>& sources);
   void turn(uint64_t id);
@@ -91,7 +95,8 @@ class LazyMemories : public PageSink {
   Fd epoll_;
   Fd filled_;  ///< eventfd, in epoll_: a space has got its last page
   std::shared_ptr<LazySurroundings> around_;
-  mutable std::mutex mutex_;  ///< the last to be taken, after a space's
+  std::shared_ptr<LazyObjects> objects_;  ///< of shared memory
+  mutable std::mutex mutex_;              ///< the last to be taken, after a space's
   std::map<MemoryId, Memory> memories_;
   std::map<uint64_t, Space> spaces_;  ///< a fork comes after what it was forked from
   uint64_t last_id_ = 0;

@@ -22,6 +22,14 @@ constexpr uint64_t kZerosAtOnce = 64 << 10;
 
 RemoteRange range_of(uint64_t start, uint64_t bytes) { return {RemoteAddr(start), RemoteAddr(start + bytes)}; }
 
+/// Of shared mappings all is missing, always: so it says where what is mapped.
+MissingPages missing_of(const LazyMemory& memory) {
+  if (memory.memory != kSharedMappings) return MissingPages(memory.ranges, memory.missing);
+  std::vector<uint64_t> places;
+  for (const PageRun& run : memory.missing) places.push_back(run.address);
+  return MissingPages(memory.ranges, places);
+}
+
 /// Between tries that wait for a task to run: at first it has only just been woken, later it waits for a processor.
 class Patience {
  public:
@@ -42,8 +50,8 @@ class Patience {
 LazySpace::LazySpace(LazyMemory memory, std::shared_ptr<const LazySurroundings> around)
     : memory_(memory.memory),
       around_(std::move(around)),
-      missing_(memory.ranges, memory.missing),
-      guards_(memory.process ? GuardScan(memory.process.get()) : GuardScan()),
+      missing_(missing_of(memory)),
+      guards_(memory.process && !shared() ? GuardScan(memory.process.get()) : GuardScan()),
       record_(around_->record, memory_, memory.userfaultfd.get(), guards_.pagemap(), missing_),
       userfaultfd_(std::move(memory.userfaultfd)) {}
 
@@ -81,12 +89,12 @@ void LazySpace::resume() {
 
 uint64_t LazySpace::missing_pages() const {
   const std::lock_guard lock(mutex_);
-  return missing_.pages();
+  return shared() ? 0 : missing_.pages();
 }
 
 std::vector<MissingRun> LazySpace::missing() const {
   const std::lock_guard lock(mutex_);
-  return missing_.runs();
+  return shared() ? std::vector<MissingRun>() : missing_.runs();
 }
 
 void LazySpace::change(const PageChange& change, bool of_event) {
@@ -108,6 +116,8 @@ void LazySpace::close() {
   missing_ = {};
   faults_.clear();
   waited_for_.clear();
+  parked_.clear();
+  holes_.clear();
 }
 
 /// All that waits is read and applied. False: a fork waits for a descriptor.
@@ -207,7 +217,9 @@ bool LazySpace::find_dead() {
 bool LazySpace::answer_faults(std::vector<uint64_t>& wanted) {
   while (!faults_.empty()) {
     const uint64_t address = faults_.front();
-    if (const auto source = missing_.source_of(address)) {
+    if (shared()) {
+      if (!answer_shared(address, wanted)) return !userfaultfd_;
+    } else if (const auto source = missing_.source_of(address)) {
       waited_for_.insert(address);
       wanted.push_back(*source);
     } else if (!put_zeros(address)) {
@@ -352,6 +364,7 @@ void LazySpace::poison() {
 /// False: not now, or not all yet.
 bool LazySpace::poison_some() {
   const std::lock_guard lock(mutex_);
+  if (shared()) return true;  // the objects are lost
   while (userfaultfd_) {
     if (missing_.unsettled() && !settle_moves()) {
       read_events();

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -14,6 +15,7 @@
 #include "core/base/fd.h"
 #include "core/memory/lazy_memory.h"
 #include "lazypages/guards.h"
+#include "lazypages/lazy_objects.h"
 #include "lazypages/lazy_record.h"
 #include "lazypages/missing_pages.h"
 #include "lazypages/space_record.h"
@@ -26,6 +28,7 @@ class LazySpace;
 /// What the spaces of a tree share. The functions are called with a space's lock held: they call no space.
 struct LazySurroundings {
   std::shared_ptr<LazyRecord> record;
+  std::shared_ptr<LazyObjects> objects;
   /// A fork's memory, before any page comes into the memory that it was forked from.
   std::function<void(std::shared_ptr<LazySpace>)> forked;
   /// The table of descriptors is full and a fork waits for one. True: one was closed.
@@ -66,6 +69,9 @@ class LazySpace {
   /// `wanted`.
   void fill(uint64_t source, std::span<const std::byte> data, std::vector<uint64_t>& wanted);
 
+  /// Of shared mappings: pages of the objects have come, or will never.
+  void came(uint64_t place, uint64_t bytes);
+
   /// All missing pages raise SIGBUS from now on.
   void poison();
   /// Gives the memory back to the kernel: pages that are missing then read as zeros. No task is left waiting.
@@ -89,6 +95,9 @@ class LazySpace {
   void let_go_on(RemoteRange range);
   bool answer_faults(std::vector<uint64_t>& wanted);
   bool put_zeros(uint64_t address);
+  bool shared() const { return memory_ == kSharedMappings; }
+  bool answer_shared(uint64_t address, std::vector<uint64_t>& wanted);
+  bool show(uint64_t address, uint64_t place = 0, std::vector<uint64_t>* wanted = nullptr);
   bool put_pages(MissingRun run, std::span<const std::byte> data);
   bool came_to(MissingRun run, Filled outcome, uint64_t bytes);
   bool drop_guards(const MissingRun& run);
@@ -110,6 +119,9 @@ class LazySpace {
   std::deque<uint64_t> faults_;    ///< read, not answered yet
   std::set<uint64_t> waited_for_;  ///< missing pages that a fault was read for
   bool starved_ = false;
+  // Of shared mappings:
+  std::set<uint64_t> parked_;           ///< who waits at a place that is not known, until all has come
+  std::map<uint64_t, uint64_t> holes_;  ///< who waits for others of the block, and where the hole is among objects
 };
 
 }  // namespace migrate

@@ -13,7 +13,7 @@ namespace {
 
 }  // namespace
 
-MissingPages::MissingPages(std::span<const RemoteRange> ranges, std::span<const PageRun> missing) {
+void MissingPages::add_ranges(std::span<const RemoteRange> ranges) {
   uint64_t last = 0;
   for (const RemoteRange& r : ranges) {
     const uint64_t start = r.start.get(), end = r.end.get();
@@ -22,7 +22,25 @@ MissingPages::MissingPages(std::span<const RemoteRange> ranges, std::span<const 
     add(ranges_, start, end);
     last = end;
   }
-  last = 0;
+}
+
+MissingPages::MissingPages(std::span<const RemoteRange> ranges, std::span<const uint64_t> sources) {
+  add_ranges(ranges);
+  if (sources.size() != ranges.size()) refuse("its ranges have no sources");
+  Intervals seen;
+  for (size_t i = 0; i < ranges.size(); ++i) {
+    const uint64_t bytes = ranges[i].bytes();
+    if (sources[i] % kPageSize != 0 || sources[i] > kUserSpace - bytes ||
+        !cut(seen, sources[i], sources[i] + bytes).empty())
+      refuse("its sources overlap, or are not whole pages");
+    add(seen, sources[i], sources[i] + bytes);
+    insert({ranges[i].start.get(), sources[i], bytes});
+  }
+}
+
+MissingPages::MissingPages(std::span<const RemoteRange> ranges, std::span<const PageRun> missing) {
+  add_ranges(ranges);
+  uint64_t last = 0;
   for (const PageRun& run : missing) {
     if (run.address % kPageSize != 0 || run.address < last || run.pages == 0 || run.pages > kUserSpace / kPageSize)
       refuse("its missing pages do not ascend, or are not whole pages");

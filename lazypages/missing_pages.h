@@ -43,6 +43,8 @@ class MissingPages {
   /// Throws Corrupt unless `ranges` and `missing` ascend, are of whole pages below kUserSpace, and `missing` lies
   /// within `ranges`.
   MissingPages(std::span<const RemoteRange> ranges, std::span<const PageRun> missing);
+  /// All of `ranges` is missing; `sources` are as many. Throws Corrupt as above, and if sources overlap.
+  MissingPages(std::span<const RemoteRange> ranges, std::span<const uint64_t> sources);
   /// What save() wrote.
   static MissingPages saved(std::span<const uint64_t> words);
   uint64_t words() const;  ///< that save() writes
@@ -90,6 +92,7 @@ class MissingPages {
   };
   using Pieces = std::map<uint64_t, Piece>;
 
+  void add_ranges(std::span<const RemoteRange> ranges);
   void insert(MissingRun run);
   void erase(Pieces::iterator piece);
   void split_at(uint64_t address);

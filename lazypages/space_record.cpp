@@ -44,6 +44,21 @@ SpaceRecord::SpaceRecord(std::shared_ptr<LazyRecord> record, MemoryId memory, in
     page_->fork_event = parent->page_->applied;
     page_->forked_from = record_->number_of(*parent->page_) + 1;
   }
+  publish(missing);
+}
+
+SpaceRecord::SpaceRecord(std::shared_ptr<LazyRecord> record, Object object, int file, int held,
+                         const MissingPages& missing)
+    : record_(std::move(record)), page_(record_->take()) {
+  page_->userfaultfd = file;
+  page_->pagemap = held;
+  page_->kind = static_cast<uint32_t>(MemoryId::Kind::shmem) | SpacePage::kObject;
+  page_->id = object.id;
+  page_->base = object.base;
+  publish(missing);
+}
+
+void SpaceRecord::publish(const MissingPages& missing) {
   try {
     begin_log(missing);
   } catch (...) {

@@ -33,6 +33,7 @@ struct SpacePage {
   };
   static constexpr size_t kSlots = 120;
   static constexpr size_t kChangeBytes = 32;
+  static constexpr uint32_t kObject = 1U << 31;
 
   std::atomic<uint32_t> used;  ///< 0: nothing else holds
   int32_t userfaultfd;
@@ -44,6 +45,7 @@ struct SpacePage {
   /// A fork's, until its parent has counted the event that told of it: the parent's page, from 1 on; 0: it has.
   std::atomic<uint64_t> forked_from;
   uint64_t fork_event;
+  uint64_t base;  ///< an object's (`kind` with kObject): `userfaultfd` is its file, `pagemap` holds pages of it
   std::atomic<uint32_t> log;  ///< which of them is valid
   std::array<Log, 2> logs;
   alignas(256) std::array<uffd_msg, kSlots> slots;
@@ -59,6 +61,11 @@ class SpaceRecord {
   /// Recorded when this returns. `parent`: whose outstanding event made it, if it is a fork's.
   SpaceRecord(std::shared_ptr<LazyRecord> record, MemoryId memory, int userfaultfd, int pagemap,
               const MissingPages& missing, const SpaceRecord* parent = nullptr);
+  struct Object {
+    uint64_t id, base;
+  };
+  /// Of a shared object, which has no events.
+  SpaceRecord(std::shared_ptr<LazyRecord> record, Object object, int file, int held, const MissingPages& missing);
   /// Takes over what is recorded; `missing` becomes what it was.
   SpaceRecord(std::shared_ptr<LazyRecord> record, SpacePage& page, MissingPages& missing);
   SpaceRecord(const SpaceRecord&) = delete;
@@ -81,6 +88,7 @@ class SpaceRecord {
   const SpacePage& page() const { return *page_; }
 
  private:
+  void publish(const MissingPages& missing);
   void begin_log(const MissingPages& missing);
   SpacePage::Log& log() const { return page_->logs[page_->log.load(std::memory_order_relaxed)]; }
 

@@ -58,6 +58,13 @@ FillResult poison_pages(int userfaultfd, uint64_t address, uint64_t bytes) {
   return sure(userfaultfd, result(returned, errno, p.updated, "poison lost pages of"));
 }
 
+std::optional<FillResult> show_page(int userfaultfd, uint64_t address) {
+  uffdio_continue c{.range = {address, kPageSize}};
+  const int returned = ::ioctl(userfaultfd, UFFDIO_CONTINUE, &c);
+  if (returned != 0 && errno == EFAULT && c.mapped <= 0) return std::nullopt;
+  return sure(userfaultfd, result(returned, errno, c.mapped, "show pages of"));
+}
+
 void wake(int userfaultfd, RemoteRange range) noexcept {
   uffdio_range r{range.start.get(), range.bytes()};
   ::ioctl(userfaultfd, UFFDIO_WAKE, &r);

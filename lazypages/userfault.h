@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "core/base/types.h"
@@ -27,6 +28,9 @@ struct FillResult {
 FillResult copy_pages(int userfaultfd, uint64_t address, std::span<const std::byte> data);
 FillResult zero_pages(int userfaultfd, uint64_t address, uint64_t bytes);
 FillResult poison_pages(int userfaultfd, uint64_t address, uint64_t bytes);
+
+/// UFFDIO_CONTINUE: the task sees the page that its shared object has there. nullopt: the object has none.
+std::optional<FillResult> show_page(int userfaultfd, uint64_t address);
 
 /// Whoever waits for a page of the range touches it again.
 void wake(int userfaultfd, RemoteRange range) noexcept;

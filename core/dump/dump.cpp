@@ -97,6 +97,7 @@ struct Dump::Impl {
   std::unique_ptr<FileDumper> files;
   std::vector<PageSource> memories;
   PagesByMemory lazy;
+  LazyShared shared;
 };
 
 void Dump::Impl::foresee() {
@@ -223,6 +224,7 @@ void Dump::Impl::look_for_lazy(const StoppedTask& task, pid_t image_pid) {
   images.need(image_name("mm", static_cast<uint64_t>(image_pid)), magic::kMm, mm);
   lazy.emplace(MemoryId{MemoryId::Kind::task, static_cast<uint64_t>(image_pid)},
                migrate::lazy_pages(mm, cores, mems.at(task.pid).get()));
+  if (options.lazy_shared) shared.add_task(mm, eager_pages(mm, cores, mems.at(task.pid).get()));
 }
 
 void Dump::Impl::describe_task_images(size_t index, MemoryDumper& memory) {
@@ -261,6 +263,7 @@ void Dump::Impl::run() {
   MemoryDumper memory(*files, images, *mappings, options.tracked, log);
   for (size_t i = 0; i < tree->tasks().size(); ++i) describe_task_images(i, memory);
   memories = memory.finish();
+  lazy.merge(shared.take());
   log.debug("described after {} us", microseconds_since(frozen_since));
   files->finish();
   write_pstree(tree->tasks(), *pids, images);

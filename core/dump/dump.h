@@ -37,6 +37,7 @@ struct DumpOptions {
   /// The flags of large tasks' mappings are read before the tree is stopped, for a shorter freeze; then the images may
   /// be relied on only after check_foreseen().
   bool foresee_mappings = false;
+  bool lazy_shared = false;                       ///< and shared memory may be among them
   bool lazy = false;                              ///< lazy_pages() is wanted
   std::shared_ptr<const MappingReader> mappings;  ///< null: MappingReader::best(), found out each time
   std::chrono::milliseconds timeout{10'000};

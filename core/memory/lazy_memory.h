@@ -10,6 +10,10 @@
 
 namespace migrate {
 
+/// Of all mappings of shared objects that a task has, as LazyMemory::memory. They are one space, in which each object
+/// has a place.
+inline constexpr MemoryId kSharedMappings{MemoryId::Kind::shmem, ~uint64_t{0}};
+
 /// Private memory of a task of which pages are missing: they come when they are touched (userfaultfd(2)), or before.
 struct LazyMemory {
   MemoryId memory;  ///< whose pages they are at the source
@@ -20,6 +24,11 @@ struct LazyMemory {
   /// Pages that exist at the source and have not come, within `ranges`; ascending, disjoint. All other pages of
   /// `ranges` are present or of zeros.
   std::vector<PageRun> missing;
+
+  // Also a shared object: `memory` is the object, `userfaultfd` its file, `ranges` one, its place among objects, and
+  // `missing` offsets. And the shared mappings of a task (kSharedMappings): its userfaultfd has the features MINOR_SHMEM
+  // and MISSING_SHMEM, the events FORK, REMAP and UNMAP (REMOVE would tell nothing); `ranges` are registered for both
+  // and have no pages of the objects yet that are missing in them; `missing` are as many, the place of each range.
 };
 
 }  // namespace migrate

@@ -16,8 +16,8 @@ namespace migrate {
 namespace {
 
 // vma_entry.status
-constexpr uint32_t kVsyscall = 1 << 2, kVdso = 1 << 3, kAnonPrivate = 1 << 9, kVvar = 1 << 12, kShadowStack = 1 << 15,
-                   kGuard = 1 << 16;
+constexpr uint32_t kVsyscall = 1 << 2, kVdso = 1 << 3, kAnonPrivate = 1 << 9, kAnonShared = 1 << 8, kVvar = 1 << 12,
+                   kShadowStack = 1 << 15, kGuard = 1 << 16;
 
 /// What the kernel follows of one list at most (kernel/futex/core.c).
 constexpr int kRobustListLimit = 2048;
@@ -157,6 +157,32 @@ PageSet lazy_pages(const img::mm_entry& mm, std::span<const img::core_entry> thr
   for (const img::vma_entry& vma : mm.vmas())
     if (may_be_lazy(vma.status(), vma.flags(), vma.madv())) all.append(vma.start(), vma.end());
   return all - eager_pages(mm, threads, mem);
+}
+
+void LazyShared::add_task(const img::mm_entry& mm, const PageSet& eager) {
+  std::map<uint64_t, PageSet> own;
+  for (const img::vma_entry& vma : mm.vmas()) {
+    if ((vma.status() & kAnonShared) == 0) continue;
+    Object& object = objects_[vma.shmid()];
+    const PageSet here(vma.pgoff(), vma.pgoff() + (vma.end() - vma.start()));
+    PageSet& before = own[vma.shmid()];
+    if ((vma.flags() & (MAP_LOCKED | MAP_HUGETLB)) != 0 || !(before & here).empty()) object.fit = false;
+    before = before | here;
+    object.mapped = object.mapped | here;
+    const PageSet needed = eager & PageSet(vma.start(), vma.end());
+    for (const PageSet::Range& r : needed.ranges())
+      object.eager = object.eager | PageSet(r.start - vma.start() + vma.pgoff(), r.end - vma.start() + vma.pgoff());
+  }
+}
+
+PagesByMemory LazyShared::take() const {
+  constexpr uint64_t kLeastPages = 256;
+  PagesByMemory all;
+  for (const auto& [id, object] : objects_) {
+    PageSet late = object.mapped - object.eager;
+    if (object.fit && late.pages() >= kLeastPages) all.emplace(MemoryId{MemoryId::Kind::shmem, id}, std::move(late));
+  }
+  return all;
 }
 
 }  // namespace migrate

@@ -2,9 +2,11 @@
 // before (post-copy).
 #pragma once
 
+#include <map>
 #include <span>
 
 #include "core/image/image_set.h"
+#include "core/memory/page_runs.h"
 #include "core/memory/track_set.h"
 #include "images/core.pb.h"
 #include "images/mm.pb.h"
@@ -26,5 +28,22 @@ PageSet lazy_pages(const img::mm_entry& mm, std::span<const img::core_entry> thr
 /// Not what a fork wipes (MADV_WIPEONFORK): the child's zeros cannot be told from missing pages.
 /// `status`, `flags`, `madvise`: those of vma_entry.
 bool may_be_lazy(uint32_t status, uint32_t flags, uint64_t madvise);
+
+/// Pages of shared anonymous memory that may come late: of objects of some size which each task maps once and nobody
+/// has locked. Who has a descriptor reads zeros and is not told of: memfds are none of these.
+class LazyShared {
+ public:
+  /// `eager`: eager_pages() of the task.
+  void add_task(const img::mm_entry& mm, const PageSet& eager);
+  /// By object; offsets.
+  PagesByMemory take() const;
+
+ private:
+  struct Object {
+    bool fit = true;
+    PageSet mapped, eager;
+  };
+  std::map<uint64_t, Object> objects_;
+};
 
 }  // namespace migrate

@@ -226,7 +226,9 @@ class Coordinator {
       if (task.zombie) continue;
       Message m = shells_->answer(task);
       answered(task, m);
-      if (!m.fds.empty()) userfaultfds_[task.pid] = std::move(m.fds[0]);
+      if (m.fds.size() != 2) continue;
+      userfaultfds_[task.pid] = std::move(m.fds[0]);
+      shared_userfaultfds_[task.pid] = std::move(m.fds[1]);
     }
     for (const SharedMemory::Object& o : shared_.objects()) offer(o.id, o.bytes, o.fd.get());
     for (const auto& [id, fd] : files_->shared_objects()) {
@@ -373,7 +375,10 @@ class Coordinator {
       set_final_state(task, options_.timeout, *log_, registers);
     }
     traced_ = true;
+    check_waiting(missing);
+    register_missing_shared(missing);
     userfaultfds_.clear();
+    shared_userfaultfds_.clear();
     send_message(launcher_.get(), Msg::standing, 0);
   }
 
@@ -388,6 +393,57 @@ class Coordinator {
       areas.push_back({.start = r.start.get(), .end = r.end.get()});
     const Fd packed = pack_areas(areas);
     const std::array<int, 2> fds{own->second.get(), packed.get()};
+    send_message(launcher_.get(), Msg::lazy, task.pid, {}, fds);
+  }
+
+  /// What nobody waits for would be zeros.
+  void check_waiting(const PagesByMemory& missing) const {
+    for (const auto& [memory, pages] : missing) {
+      const auto task = static_cast<uint64_t>(memory.id);
+      if (memory.kind == MemoryId::Kind::task &&
+          std::ranges::none_of(images_of_, [&](const TaskImage& t) { return static_cast<uint64_t>(t.pid) == task; }))
+        throw Corrupt("pages", "that are to come later are of a task that the images do not have");
+    }
+  }
+
+  void register_missing_shared(const PagesByMemory& missing) {
+    constexpr uint64_t kBetween = 2 << 20;
+    std::map<uint64_t, uint64_t> bases;
+    std::vector<const SharedMemory::Object*> objects;
+    uint64_t next = kBetween;
+    for (const auto& [memory, pages] : missing) {
+      if (memory.kind != MemoryId::Kind::shmem) continue;
+      const auto object = std::ranges::find(shared_.objects(), memory.id, &SharedMemory::Object::id);
+      if (object == shared_.objects().end() || object->memfd || pages.ranges().back().end > page_ceil(object->bytes))
+        throw Corrupt("pages", "that are to come later lie outside of memory that can wait");
+      bases.emplace(memory.id, next);
+      objects.push_back(&*object);
+      next += page_ceil(object->bytes) / kBetween * kBetween + 2 * kBetween;
+    }
+    if (objects.empty()) return;
+    for (const TaskImage& task : images_of_) register_shared(task, bases);
+    // What rounds have brought is out of date. Nobody has it in a page table any more: else nobody would be told.
+    for (const SharedMemory::Object* o : objects) {
+      for (const PageSet::Range& r : missing.at({MemoryId::Kind::shmem, o->id}).ranges())
+        punch_hole(o->fd.get(), page_ceil(o->bytes), r.start, r.end - r.start);
+      const uint64_t base = bases.at(o->id);
+      const Fd packed = pack_areas({{.start = base, .end = base + page_ceil(o->bytes)}});
+      const std::array<int, 2> fds{o->fd.get(), packed.get()};
+      send_message(launcher_.get(), Msg::lazy, 0, as_bytes_of(std::to_string(o->id)), fds);
+    }
+  }
+
+  void register_shared(const TaskImage& task, const std::map<uint64_t, uint64_t>& bases) {
+    const auto own = shared_userfaultfds_.find(task.pid);
+    if (own == shared_userfaultfds_.end()) throw Error("task " + std::to_string(task.pid) + " cannot wait for pages");
+    std::vector<TreeLayout::Area> areas, at;
+    std::vector<RemoteRange> places;
+    for (const RemoteRange& r : register_lazy_shared(own->second.get(), task, bases, places))
+      areas.push_back({.start = r.start.get(), .end = r.end.get()});
+    if (areas.empty()) return;
+    for (const RemoteRange& r : places) at.push_back({.start = r.start.get(), .end = r.end.get()});
+    const Fd packed = pack_areas(areas), packed_places = pack_areas(at);
+    const std::array<int, 3> fds{own->second.get(), packed.get(), packed_places.get()};
     send_message(launcher_.get(), Msg::lazy, task.pid, {}, fds);
   }
 
@@ -480,6 +536,7 @@ class Coordinator {
   std::vector<TaskImage> images_of_;  ///< of the living tasks, in order
   ImageSet final_images_;
   std::vector<WaitingTask> waiting_;
+  std::map<pid_t, Fd> shared_userfaultfds_;
   std::map<pid_t, Fd> userfaultfds_;  ///< RestoreOptions::lazy; by task, in the tree's numbers
   bool traced_ = false;
   bool self_sufficient_ = false;  ///< the tree no longer ends with the launcher

@@ -112,4 +112,31 @@ std::vector<RemoteRange> register_lazy(int userfaultfd, const TaskImage& task, c
   return ranges;
 }
 
+std::vector<RemoteRange> register_lazy_shared(int userfaultfd, const TaskImage& task,
+                                              const std::map<uint64_t, uint64_t>& bases,
+                                              std::vector<RemoteRange>& places) {
+  // Not EVENT_REMOVE: MADV_DONTNEED and MADV_REMOVE look alike in it.
+  uffdio_api api{.api = UFFD_API,
+                 .features = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_UNMAP |
+                             UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM};
+  check(::ioctl(userfaultfd, UFFDIO_API, &api), "set up the userfaultfd of", name_of(task));
+  std::vector<RemoteRange> ranges;
+  PageSet seen;
+  for (const ImageVma& v : task.vmas) {
+    const auto base = v.has(kVmaAnonShared) ? bases.find(v.object) : bases.end();
+    if (base == bases.end()) continue;
+    uffdio_register order{.range = {v.start, v.bytes()},
+                          .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR};
+    check(::ioctl(userfaultfd, UFFDIO_REGISTER, &order), "register", name_of(task));
+    ranges.push_back({RemoteAddr(v.start), RemoteAddr(v.end)});
+    const uint64_t at = base->second + v.pgoff;
+    const PageSet here(at, at + v.bytes());
+    if (!(seen & here).empty())
+      throw Corrupt("pages", "that are to come later are of memory that a task has in two places");
+    seen = seen | here;
+    places.push_back({RemoteAddr(at), RemoteAddr(at + v.bytes())});
+  }
+  return ranges;
+}
+
 }  // namespace migrate

@@ -2,6 +2,7 @@
 // memory is registered for them.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -34,5 +35,11 @@ Fd make_lazy_userfaultfd();
 /// UFFDIO_REGISTER over its lazy_ranges(), which are returned. `pagemap`: of the task. Throws Error if a page of
 /// `missing` is there already: what somebody wrote there would keep the rest of the page from ever coming.
 std::vector<RemoteRange> register_lazy(int userfaultfd, const TaskImage& task, const PageSet& missing, int pagemap);
+
+/// The same of its mappings of shared memory, with another userfaultfd, for pages that are missing and for those that
+/// have not come (LazyMemory): of objects that have a place among `bases`. Fills `places` with that of each range.
+std::vector<RemoteRange> register_lazy_shared(int userfaultfd, const TaskImage& task,
+                                              const std::map<uint64_t, uint64_t>& bases,
+                                              std::vector<RemoteRange>& places);
 
 }  // namespace migrate

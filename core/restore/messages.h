@@ -42,8 +42,9 @@ enum class Msg : uint32_t {
   end_as_zombie,
   reserve,       // make these pages ready to be filled
   make_sockets,  // calls to be made by the task `pid` (packing.cpp), answered by the ends of pairs
-  lazy,          // the task `pid` waits for pages: its userfaultfd, and what is registered (pack_areas)
-  memory,        // how much do the shared memory objects have? Answered with the number of bytes
+  lazy,    // the task `pid` waits for pages: its userfaultfd, and what is registered (pack_areas); of shared memory
+           // also the places; without a task the object in the body: its file and its place (LazyMemory)
+  memory,  // how much do the shared memory objects have? Answered with the number of bytes
 };
 
 struct Message {

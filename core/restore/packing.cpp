@@ -267,6 +267,7 @@ Fd pack_pages(const PagesByMemory& pages) {
   Packer p;
   p.number(pages.size());
   for (const auto& [memory, set] : pages) {
+    p.number(static_cast<uint64_t>(memory.kind));
     p.number(memory.id);
     p.number(set.ranges().size());
     for (const PageSet::Range& r : set.ranges()) {
@@ -281,7 +282,8 @@ PagesByMemory unpack_pages(int fd) {
   Unpacker u(fd);
   PagesByMemory pages;
   for (uint64_t memories = u.count(); memories > 0; --memories) {
-    PageSet& set = pages[{MemoryId::Kind::task, u.number()}];
+    const auto kind = static_cast<MemoryId::Kind>(u.number());
+    PageSet& set = pages[{kind, u.number()}];
     for (uint64_t ranges = u.count(); ranges > 0; --ranges) {
       const uint64_t start = u.number();
       set.append(start, u.number());

@@ -12,6 +12,7 @@
 #include <map>
 #include <set>
 
+#include "core/base/proc_values.h"
 #include "core/base/procfs.h"
 #include "core/files/hidden_sockets.h"
 #include "core/restore/coordinator.h"
@@ -148,12 +149,22 @@ void Restore::Impl::leave_gate(pid_t pid) {
 
 /// A task that waits for pages; which, finish() knows.
 void Restore::Impl::take_lazy(Message& m) {
-  if (m.fds.size() != 2) throw Error("receive", "a userfaultfd", EBADMSG);
-  LazyMemory memory{.memory = {MemoryId::Kind::task, static_cast<uint64_t>(m.pid)},
-                    .userfaultfd = std::move(m.fds[0]),
-                    .process = pidfds.at(pids.at(m.pid)).dup()};
+  if (m.fds.size() != 2 && m.fds.size() != 3) throw Error("receive", "a userfaultfd", EBADMSG);
+  LazyMemory memory{.memory = {MemoryId::Kind::task, static_cast<uint64_t>(m.pid)}};
+  if (m.pid == 0) {
+    memory.memory = {MemoryId::Kind::shmem, parse_number<uint64_t>(m.text(), "a shared object's id")};
+    memory.process = m.fds[0].dup();  // it has none
+  } else {
+    memory.process = pidfds.at(pids.at(m.pid)).dup();
+  }
+  memory.userfaultfd = std::move(m.fds[0]);
   for (const TreeLayout::Area& a : unpack_areas(m.fds[1].get()))
     memory.ranges.push_back({RemoteAddr(a.start), RemoteAddr(a.end)});
+  if (m.fds.size() == 3) {
+    memory.memory = kSharedMappings;
+    for (const TreeLayout::Area& a : unpack_areas(m.fds[2].get()))
+      memory.missing.push_back({a.start, (a.end - a.start) / kPageSize});
+  }
   lazy.push_back(std::move(memory));
 }
 
@@ -267,7 +278,8 @@ void Restore::finish(const ImageSet& images, const PagesByMemory& missing) {
     const Fd packed = pack_images(images), waiting = missing.empty() ? Fd() : pack_pages(missing);
     const std::array<int, 2> fds{packed.get(), waiting.get()};
     r.order_and_expect(Msg::finish, Msg::standing, {}, std::span(fds).first(waiting ? 2 : 1));
-    for (LazyMemory& memory : r.lazy) memory.missing = runs_of(missing.at(memory.memory), {});
+    for (LazyMemory& memory : r.lazy)
+      if (memory.memory != kSharedMappings) memory.missing = runs_of(missing.at(memory.memory), {});
     if (r.gate == nullptr) return;
     r.gate->freeze(r.options.timeout);
     r.order_and_expect(Msg::detach, Msg::ok);

@@ -84,9 +84,10 @@ class Shell {
   }
 
   void answer(bool cold) {
-    const std::array<int, 1> fds{lazy_.get()};
-    send_message(control_, Msg::ok, node_.pid, as_bytes_of(cold ? "c" : ""), std::span(fds).first(lazy_ ? 1 : 0));
+    const std::array<int, 2> fds{lazy_.get(), lazy_shared_.get()};
+    send_message(control_, Msg::ok, node_.pid, as_bytes_of(cold ? "c" : ""), std::span(fds).first(lazy_ ? 2 : 0));
     lazy_.reset();
+    lazy_shared_.reset();
   }
 
   /// True where memory was staged that holds nothing yet, or no more.
@@ -230,6 +231,7 @@ class Shell {
     check_kernel_mappings(*task_, own_kernel_mappings());
     if (context_.lazy) {
       lazy_ = make_lazy_userfaultfd();
+      lazy_shared_ = make_lazy_userfaultfd();
       staging_.keep_pages_small();
     }
     const bool cold = staging_.settle(context_, *task_, images_);
@@ -297,7 +299,7 @@ class Shell {
   TaskNode node_;
   size_t index_;
   int control_ = -1;
-  Fd lazy_;  ///< on its way to the coordinator
+  Fd lazy_, lazy_shared_;  ///< on their way to the coordinator
   pid_t helper_ = 0;
   ImageSet images_;
   std::unique_ptr<TaskImage> task_;

@@ -296,6 +296,40 @@ TEST_F(LazyRestore, NoHugePageBringsZerosInPlaceOfWhatComesLater) {
   }
 }
 
+img::vma_entry shared_mapping(uint64_t start, uint64_t pages, uint64_t object, uint64_t page, uint32_t flags = 0) {
+  img::vma_entry vma;
+  vma.set_start(start);
+  vma.set_end(start + pages * kPageSize);
+  vma.set_pgoff(page * kPageSize);
+  vma.set_shmid(object);
+  vma.set_flags(MAP_SHARED | flags);
+  vma.set_status(1 | 1 << 8);
+  return vma;
+}
+
+TEST(LazyShared, WhatEachTaskMapsOnce) {
+  constexpr uint64_t kA = 1 << 30, kB = 2UL << 30, kC = 3UL << 30;
+  img::mm_entry first, second;
+  // 1: both tasks, in pieces and elsewhere. 2: twice in one task. 3: locked by one. 4: too small.
+  *first.add_vmas() = shared_mapping(kA, 300, 1, 0);
+  *first.add_vmas() = shared_mapping(kA + 300 * kPageSize, 300, 1, 300);
+  *second.add_vmas() = shared_mapping(kB, 700, 1, 0);
+  *first.add_vmas() = shared_mapping(kB, 600, 2, 0);
+  *first.add_vmas() = shared_mapping(kC, 10, 2, 590);
+  *second.add_vmas() = shared_mapping(kC, 600, 2, 0);
+  *first.add_vmas() = shared_mapping(kC + (1 << 28), 600, 3, 0);
+  *second.add_vmas() = shared_mapping(kC + (1 << 28), 600, 3, 0, MAP_LOCKED);
+  *first.add_vmas() = shared_mapping(kC + (2 << 28), 200, 4, 0);
+  LazyShared shared;
+  shared.add_task(first, PageSet(kA + 310 * kPageSize, kA + 312 * kPageSize));
+  shared.add_task(second, PageSet(kB + 5 * kPageSize, kB + 6 * kPageSize));
+  const PagesByMemory late = shared.take();
+  ASSERT_EQ(late.size(), 1u);
+  EXPECT_EQ(
+      late.at({MemoryId::Kind::shmem, 1}),
+      PageSet(0, 700 * kPageSize) - PageSet(310 * kPageSize, 312 * kPageSize) - PageSet(5 * kPageSize, 6 * kPageSize));
+}
+
 /// Else the rest of such a page would read as zeros for ever, without a word.
 TEST_F(LazyRestore, APageThatWasWrittenBeforeIsNotMissing) {
   dump_program();

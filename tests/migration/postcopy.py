@@ -15,7 +15,9 @@ import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+import postcopy_shared  # noqa: E402
 from lib import cgroups, hosts, programs, remains, suite, tool  # noqa: E402
 from lib.process import all_pids, exists, kill_all, read, spawn, stat_fields, wait_for  # noqa: E402
 from lib.skip import Skip  # noqa: E402
@@ -582,6 +584,7 @@ CASES = {
     "cgroup/seats-v1": seats_killed(False),
     "once": once_is_once,
     "restarted/destination": destination_restarted,
+    **postcopy_shared.cases(Move, kill, cut, kill_sender),
     "nothing-late": nothing_late,
 }
 

@@ -58,7 +58,7 @@ class SourceGuardian {
       dump_.tcp_close = s.dump().tcp_close();
       dump_.tracked = s.dump().tracked();
       dump_.foresee_mappings = true;
-      dump_.lazy = s.dump().lazy();
+      dump_.lazy = dump_.lazy_shared = s.dump().lazy();
       dump_.mappings = MappingReader::shared();
       dump_.timeout = milliseconds(s.dump().timeout_ms());
       dump_.visit_hook = visit_fault_hook("source-guardian");

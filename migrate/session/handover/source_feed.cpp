@@ -9,6 +9,8 @@
 
 #include "core/base/proc_values.h"
 #include "core/base/procfs.h"
+#include "core/memory/page_runs.h"
+#include "core/memory/track_objects.h"
 #include "core/memory/tree_survey.h"
 #include "migrate/report/svg.h"
 #include "migrate/session/handover/settle.h"
@@ -142,6 +144,11 @@ std::vector<PageSource> pages_of_held_tree(const JournalEntry& entry) {
     if (const auto source = sources.find(run.memory); source != sources.end())
       source->second.runs.push_back({.address = run.address, .pages = run.pages});
   for (auto& [memory, source] : sources) all.push_back(std::move(source));
+  for (LivingObject& object : find_shared_objects(list_living(Pid(entry.tasks.front().pid)))) {
+    if (object.memfd) continue;
+    all.push_back(
+        {.memory = {MemoryId::Kind::shmem, object.id}, .runs = runs_of(object.pages, {}), .fd = std::move(object.fd)});
+  }
   return all;
 }
 

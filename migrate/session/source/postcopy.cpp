@@ -54,19 +54,25 @@ void Postcopy::frozen(FrozenTree& tree) {
     if (!late_pages) break;
     const auto lazy = tree.lazy_pages.find(memory.memory);
     if (lazy == tree.lazy_pages.end()) continue;
+    if (memory.memory.kind == MemoryId::Kind::shmem && !p_.peer.offers("lazy-shared")) continue;
     PageSet late = pages_of(memory.runs) & lazy->second;
     if (late.empty()) continue;
     late_.push_back({.memory = memory.memory, .runs = runs_of(late, {}), .fd = memory.fd.dup()});
     memory.runs = runs_without(memory.runs, late);
     missing.emplace(memory.memory, std::move(late));
   }
-  for (wire::Discards& part : to_wire(missing)) {
-    if (before_) {  // what came of them in rounds is out of date
-      Message stale;
-      *stale.mutable_discards() = part;
-      stale.mutable_discards()->clear_last();
-      p_.peer.channel().send(std::move(stale));
+  if (before_) {
+    // What came of them in rounds is out of date. Shared memory's is found out there, where it is not seen.
+    PagesByMemory stale = missing;
+    std::erase_if(stale, [](const auto& one) { return one.first.kind == MemoryId::Kind::shmem; });
+    for (wire::Discards& part : to_wire(stale)) {
+      Message message;
+      *message.mutable_discards() = std::move(part);
+      message.mutable_discards()->clear_last();
+      p_.peer.channel().send(std::move(message));
     }
+  }
+  for (wire::Discards& part : to_wire(missing)) {
     Message message;
     *message.mutable_missing() = std::move(part);
     p_.peer.channel().send(std::move(message));

@@ -15,7 +15,8 @@
 namespace migrate {
 namespace {
 
-constexpr std::array kFeatures = {"stop-and-copy", "own-namespaces", "reserve", "postcopy", "huge-pages"};
+constexpr std::array kFeatures = {"stop-and-copy", "own-namespaces", "reserve",
+                                  "postcopy",      "huge-pages",     "lazy-shared"};
 
 constexpr const char* kLz4Feature = "pages-lz4";
 constexpr const char* kZstdFeature = "pages-zstd";

@@ -1,0 +1,240 @@
+#include "lazypages/lazy_objects.h"
+
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+
+#include "core/base/error.h"
+
+namespace migrate {
+namespace {
+
+constexpr std::string_view kWhat = "shared memory whose pages come later";
+constexpr uint64_t kHugePage = 2 << 20;
+
+uint64_t size_of(int fd) {
+  struct stat file {};
+  check(::fstat(fd, &file), "look at", kWhat);
+  return page_ceil(static_cast<uint64_t>(file.st_size));
+}
+
+RemoteRange range_of(uint64_t start, uint64_t bytes) { return {RemoteAddr(start), RemoteAddr(start + bytes)}; }
+
+MissingPages missing_of(const LazyMemory& memory) {
+  if (memory.ranges.size() != 1) throw Corrupt(kWhat, "it has no place");
+  const std::array<RemoteRange, 1> all{range_of(0, memory.ranges.front().bytes())};
+  return MissingPages(all, memory.missing);
+}
+
+/// A pipe that has a page of each of `pages`: as many as a pipe takes.
+Fd hold_some(std::span<const iovec> pages, size_t& taken) {
+  std::array<int, 2> ends{};
+  check(::pipe2(ends.data(), O_CLOEXEC | O_NONBLOCK), "hold pages of", kWhat);
+  Fd out(ends[0]);
+  const Fd in(ends[1]);
+  ::fcntl(in.get(), F_SETPIPE_SZ, 256 * static_cast<int>(kPageSize));  // else it has room for 16
+  for (taken = 0; taken < pages.size(); ++taken)
+    if (::vmsplice(in.get(), &pages[taken], 1, SPLICE_F_NONBLOCK) != static_cast<ssize_t>(kPageSize)) break;
+  if (taken == 0) throw Error("hold pages of", kWhat, errno);
+  return out;
+}
+
+}  // namespace
+
+LazyObject::LazyObject(LazyMemory memory, std::shared_ptr<LazyRecord> record)
+    : around_(std::move(record)),
+      id_(memory.memory.id),
+      base_(memory.ranges.empty() ? 0 : memory.ranges.front().start.get()),
+      file_(std::move(memory.userfaultfd)),
+      missing_(missing_of(memory)) {
+  bytes_ = size_of(file_.get());
+  if (bytes_ != memory.ranges.front().bytes()) throw Corrupt(kWhat, "it has another size");
+  for (const PageRun& run : memory.missing)
+    check(::fallocate(file_.get(), FALLOC_FL_KEEP_SIZE, static_cast<off_t>(run.address),
+                      static_cast<off_t>(run.pages * kPageSize)),
+          "allocate", kWhat);
+  map();
+  Intervals announced;
+  for (const PageRun& run : memory.missing) migrate::add(announced, run.address, run.address + run.pages * kPageSize);
+  choose_held(announced);
+  hold_pages();
+  record_.emplace(around_, SpaceRecord::Object{id_, base_}, file_.get(), held_.get(), missing_);
+}
+
+LazyObject::LazyObject(SpacePage& page, std::shared_ptr<LazyRecord> record, const Intervals& announced)
+    : around_(std::move(record)), id_(page.id), base_(page.base), file_(page.userfaultfd), held_(page.pagemap) {
+  record_.emplace(around_, page, missing_);
+  bytes_ = size_of(file_.get());
+  choose_held(announced);
+  map();
+}
+
+LazyObject::~LazyObject() {
+  if (mapped_ != nullptr) ::munmap(mapped_, bytes_);
+  if (!record_ || !around_->outlasts()) return;
+  file_.release();
+  held_.release();
+}
+
+/// A hole must be told from a page that was written by a task meanwhile: so what is missing is written through a
+/// mapping in which holes are faults that nobody answers (EIO).
+void LazyObject::map() {
+  void* at = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file_.get(), 0);
+  if (at == MAP_FAILED) throw Error("map", kWhat, errno);
+  mapped_ = static_cast<std::byte*>(at);
+  userfaultfd_ = Fd(static_cast<int>(
+      check(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK), "make", "a userfaultfd for shared memory")));
+  uffdio_api api{.api = UFFD_API, .features = UFFD_FEATURE_MISSING_SHMEM};
+  check(::ioctl(userfaultfd_.get(), UFFDIO_API, &api), "set up", "a userfaultfd for shared memory");
+  uffdio_register order{.range = {reinterpret_cast<uint64_t>(at), bytes_}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+  check(::ioctl(userfaultfd_.get(), UFFDIO_REGISTER, &order), "register", kWhat);
+  mem_ = open_path("/proc/self/mem", O_RDWR);
+}
+
+/// The first that is missing of each block of a huge page.
+void LazyObject::choose_held(const Intervals& announced) {
+  for (const auto& [start, end] : announced) {
+    for (uint64_t at = start; at < end; at = (at / kHugePage + 1) * kHugePage)
+      if (held_pages_.empty() || held_pages_.back() / kHugePage != at / kHugePage) held_pages_.push_back(at);
+  }
+}
+
+/// MADV_COLLAPSE makes a huge page of a block and shows it to its caller, also the pages that were told of by minor
+/// faults only. Not if somebody else has a page of the block, nor (in memory that is registered for missing pages) if
+/// one is missing: so the one that is held may become a hole, but is filled last. The pipes wait in a socket, since
+/// they need no numbers.
+void LazyObject::hold_pages() {
+  std::vector<iovec> pages;
+  for (const uint64_t at : held_pages_) pages.push_back({mapped_ + at, kPageSize});
+  std::array<int, 2> ends{};
+  check(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), "hold pages of", kWhat);
+  held_ = Fd(ends[0]);
+  const Fd in(ends[1]);
+  for (std::span<const iovec> rest(pages); !rest.empty();) {
+    size_t taken = 0;
+    const Fd pipe = hold_some(rest, taken);
+    const std::array<int, 1> fds{pipe.get()};
+    send_fds(in.get(), std::as_bytes(std::span("", 1)), fds);
+    rest = rest.subspan(taken);
+  }
+  forget(0, bytes_);
+}
+
+/// What this process has touched is the program's: it must not look as if we had it (to who looks for memory to free).
+void LazyObject::forget(uint64_t offset, uint64_t bytes) const { ::madvise(mapped_ + offset, bytes, MADV_DONTNEED); }
+
+/// With the lock held.
+void LazyObject::settle(uint64_t offset, uint64_t bytes) {
+  const PageChange change{PageChange::What::settled, offset, offset + bytes};
+  record_->change(change, false, missing_);
+  missing_.apply(change);
+}
+
+void LazyObject::put(uint64_t offset, std::span<const std::byte> data) {
+  const std::lock_guard lock(mutex_);
+  while (const auto run = missing_.first_of_source(offset, data.size())) {
+    const std::span<const std::byte> part = data.subspan(run->source - offset, run->bytes);
+    const ssize_t n = ::pwrite(mem_.get(), part.data(), part.size(), reinterpret_cast<off_t>(mapped_ + run->source));
+    if (n < 0 && errno != EIO && errno != EFAULT) throw Error("write", kWhat, errno);
+    // Logged before anybody is shown it: what was written twice was seen by nobody the first time.
+    around_->step("object-written");
+    settle(run->source, std::max(page_floor(static_cast<uint64_t>(std::max<ssize_t>(n, 0))), kPageSize));
+    around_->step("object-logged");
+    forget(run->source, run->bytes);
+  }
+}
+
+bool LazyObject::awaits(uint64_t offset) const {
+  const std::lock_guard lock(mutex_);
+  return missing_.source_of(offset).has_value();
+}
+
+std::vector<uint64_t> LazyObject::needed_before(uint64_t offset) const {
+  std::vector<uint64_t> all;
+  if (!std::ranges::binary_search(held_pages_, offset)) return all;
+  const uint64_t start = offset / kHugePage * kHugePage, end = start + kHugePage;
+  const std::lock_guard lock(mutex_);
+  for (uint64_t at = start; at < end;) {
+    const auto run = missing_.first_of_source(at, end - at);
+    if (!run) break;
+    for (uint64_t page = run->source; page < run->source + run->bytes; page += kPageSize) all.push_back(page);
+    at = run->source + run->bytes;
+  }
+  return all;
+}
+
+std::vector<MissingRun> LazyObject::missing() const {
+  const std::lock_guard lock(mutex_);
+  return missing_.runs();
+}
+
+uint64_t LazyObject::missing_pages() const {
+  const std::lock_guard lock(mutex_);
+  return missing_.pages();
+}
+
+void LazyObject::drop() {
+  const std::lock_guard lock(mutex_);
+  if (!missing_.empty()) settle(0, bytes_);
+}
+
+void LazyObject::lose() {
+  // Pages that are missing in a page table cannot be poisoned for those who are forked later.
+  if (missing_pages() != 0) check(::ftruncate(file_.get(), 0), "take away", kWhat);
+  drop();
+}
+
+void LazyObject::end() {
+  const std::lock_guard lock(mutex_);
+  record_->end();
+  record_.reset();
+  file_.reset();
+  held_.reset();
+}
+
+void LazyObjects::add(std::unique_ptr<LazyObject> object) {
+  objects_.push_back(std::move(object));
+  std::ranges::sort(objects_, {}, [](const auto& o) { return o->base(); });
+}
+
+LazyObject* LazyObjects::of(uint64_t id) const {
+  const auto i = std::ranges::find(objects_, id, [](const auto& o) { return o->id(); });
+  return i == objects_.end() ? nullptr : i->get();
+}
+
+LazyObject* LazyObjects::at(uint64_t place) const {
+  auto i = std::ranges::upper_bound(objects_, place, {}, [](const auto& o) { return o->base(); });
+  if (i == objects_.begin() || place - (*--i)->base() >= (*i)->bytes()) return nullptr;
+  return i->get();
+}
+
+bool LazyObjects::awaits(uint64_t place) const {
+  const LazyObject* object = at(place);
+  return object != nullptr && object->awaits(place - object->base());
+}
+
+std::vector<uint64_t> LazyObjects::needed_before(uint64_t place) const {
+  const LazyObject* object = at(place);
+  if (object == nullptr) return {};
+  std::vector<uint64_t> all = object->needed_before(place - object->base());
+  for (uint64_t& one : all) one += object->base();
+  return all;
+}
+
+uint64_t LazyObjects::missing_pages() const {
+  uint64_t pages = 0;
+  for (const auto& object : objects_) pages += object->missing_pages();
+  return pages;
+}
+
+}  // namespace migrate

@@ -23,8 +23,8 @@ constexpr int64_t kTick = 1'000'000;           ///< ns between two beats of a wr
 constexpr int64_t kSamplePeriod = 10'000'000;  ///< ns
 constexpr int64_t kTurn = 5'000'000;           ///< ns between two looks for a check
 constexpr int64_t kArrears = 20'000'000;       ///< ns; what was not written in time is not made up for beyond that
-constexpr size_t kBatch = 64;                  ///< pages between two beats at full speed
-constexpr size_t kShown = 8;                   ///< differing pages that a failed check names
+constexpr size_t kBatch = 8;  ///< pages between two beats: as many missing ones, one after the other, are no standstill
+constexpr size_t kShown = 8;  ///< differing pages that a failed check names
 
 struct Page {
   uint64_t words[kWords];
@@ -116,7 +116,10 @@ class Writer {
     if (static_cast<int64_t>(due() - written_) * 1'000'000'000 > kArrears * rate_) {
       paced_since_ = last_beat_ - kTick, paced_from_ = written_;
     }
-    for (const uint64_t until = due(); written_ < until;) write_next();
+    for (const uint64_t until = due(); written_ < until;) {
+      write_next();
+      if (written_ % kBatch == 0) beat();
+    }
   }
 
   int64_t beat() {

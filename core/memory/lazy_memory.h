@@ -26,9 +26,10 @@ struct LazyMemory {
   std::vector<PageRun> missing;
 
   // Also a shared object: `memory` is the object, `userfaultfd` its file, `ranges` one, its place among objects, and
-  // `missing` offsets. And the shared mappings of a task (kSharedMappings): its userfaultfd has the features MINOR_SHMEM
-  // and MISSING_SHMEM, the events FORK, REMAP and UNMAP (REMOVE would tell nothing); `ranges` are registered for both
-  // and have no pages of the objects yet that are missing in them; `missing` are as many, the place of each range.
+  // `missing` offsets. And the shared mappings of a task (kSharedMappings): its userfaultfd has the features
+  // MINOR_SHMEM and MISSING_SHMEM, the events FORK, REMAP and UNMAP (REMOVE would tell nothing); `ranges` are
+  // registered for both and have no pages of the objects yet that are missing in them; `missing` are as many, the place
+  // of each range.
 };
 
 }  // namespace migrate

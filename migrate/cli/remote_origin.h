@@ -40,7 +40,7 @@ class RemoteOrigin {
     std::optional<std::chrono::milliseconds> recover;
     std::chrono::milliseconds patience{30'000};  ///< a server that owes an answer and says nothing for so long is lost
     std::chrono::milliseconds first_delay{100}, longest_delay{5'000};  ///< between tries to connect
-    std::chrono::milliseconds ending{10'000};  ///< how long close() tries
+    std::chrono::milliseconds ending{10'000};                          ///< how long close() tries
     /// Goes on for a process that is gone, and that had claimed the pages: connects in start(), as after a cut.
     bool resumes = false;
   };

@@ -21,12 +21,12 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from lib import huge_pages, remains, suite, tool  # noqa: E402
+from lib import huge_pages, remains, suite  # noqa: E402
 from lib.process import Deadline, descendants, exists, kill_all, read, spawn, stat_fields, wait_for  # noqa: E402
 from lib.relay import Relay  # noqa: E402
 from lib.skip import Skip  # noqa: E402
 from lib.suite import expect  # noqa: E402
-from postcopy import Move, quietly  # noqa: E402
+from postcopy import Move  # noqa: E402
 
 KILLED = ("daemon", "holder", "other-holder", "source-guardian", "destination-guardian", "source-agent", "destination-agent",
           "source-watch", "destination-watch", "receiver")

@@ -50,13 +50,13 @@ struct SendOptions {
   bool allow_postcopy = false;  ///< to SendMode::automatic, where rounds do not converge
   PolicyOptions policy;         ///< when rounds end
   int streams = 2;
-  Compression compress;            ///< of pages, if the receiver agrees
-  uint64_t bandwidth_limit = 0;    ///< bytes/s of pages while the tree runs (in stop-copy: always); 0: none
+  Compression compress;                     ///< of pages, if the receiver agrees
+  uint64_t bandwidth_limit = 0;             ///< bytes/s of pages while the tree runs (in stop-copy: always); 0: none
   std::chrono::seconds recover_timeout{0};  ///< for connecting a cut feed again; 0: any time
-  bool tcp_close = false;          ///< established TCP connections are dropped
-  bool shell_job = false;          ///< the tree was started from a shell that may notice that it goes
-  bool parent_may_notice = false;  ///< go on although the tree's parent or supervisor will see it exit
-  bool files_shared = false;       ///< the operator knows that files the tree writes are the same on both hosts
+  bool tcp_close = false;                   ///< established TCP connections are dropped
+  bool shell_job = false;                   ///< the tree was started from a shell that may notice that it goes
+  bool parent_may_notice = false;           ///< go on although the tree's parent or supervisor will see it exit
+  bool files_shared = false;  ///< the operator knows that files the tree writes are the same on both hosts
   ReportFormat report = ReportFormat::automatic;
   std::string report_file;  ///< HTML page with a picture of the time line; empty: none
   std::string state_dir = kDefaultStateDir;

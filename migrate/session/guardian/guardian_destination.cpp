@@ -129,8 +129,8 @@ class DestinationGuardian {
     if (is_final(journal_->state()) || (journal_->state() == State::whole && !agent_)) return false;
     if (p[1].revents != 0) {
       Fd next(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
-      if (next) agent_.emplace(std::move(next));
       accept_later_ = !next;
+      if (next) agent_.emplace(std::move(next));
       return true;
     }
     if (p[0].revents == 0) return true;

@@ -12,6 +12,7 @@
 #include "core/base/fd.h"
 #include "core/memory/lazy_memory.h"
 #include "migrate/session/guardian/packet.h"
+#include "migration.pb.h"
 
 namespace migrate {
 

@@ -20,6 +20,7 @@
 #include "migrate/session/guardian/packet.h"
 #include "migrate/session/journal/journal.h"
 #include "migrate/session/wire/connector.h"
+#include "migration.pb.h"
 
 namespace migrate {
 

@@ -290,7 +290,9 @@ class SharedHost {
   void kill(size_t place) const {
     const pid_t pid = state_->members[place];
     ::kill(pid, SIGKILL);
-    while (lives(pid)) ::usleep(50);
+    const Deadline deadline = Deadline::in(kPatience);
+    while (lives(pid) && !deadline.passed()) ::usleep(50);
+    EXPECT_FALSE(lives(pid));
   }
   bool gone() const {
     return std::ranges::none_of(state_->members, [](const auto& pid) { return lives(pid); });

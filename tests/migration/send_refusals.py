@@ -30,6 +30,18 @@ class Hosts:
     def receive(self, *options, env=None, through=()):
         self.receiver = self.tool.receive(self.network, "destination", self.keys, options=options, env=env, prefix=through)
 
+    def receive_elsewhere(self, *commands):
+        """Among mounts of its own, which these commands make."""
+        binary, enter = self.tool.binary, self.network.enter
+        wrapper = os.path.join(self.folder, "migrate-elsewhere")
+        with open(wrapper, "w") as f:
+            f.write("\n".join(["#!/bin/sh", "mount --make-rprivate /", *commands, f'exec {binary} "$@"', ""]))
+        os.chmod(wrapper, 0o755)
+        self.tool.binary = wrapper
+        self.network.enter = lambda name: [*enter(name), *(["unshare", "-m"] if name == "destination" else [])]
+        self.receive()
+        self.tool.binary, self.network.enter = binary, enter
+
     def send(self, pid, *options, may_notice=True):
         """Gives (exit code, output of the sender, output of the receiver)."""
         command = [self.tool.binary, "send", f"{self.network.address('destination')}:7400", f"pid:{pid}", "--tls-name", "destination",
@@ -181,19 +193,8 @@ def supervised(name, pattern):
 def unshared_file(context, folder):
     """A file that the program writes is on a file system which the destination does not see."""
     with Hosts(context, folder) as hosts:
-        root = os.path.join(folder, "root")
-        os.makedirs(root)
-        wrapper = os.path.join(folder, "migrate-elsewhere")
-        with open(wrapper, "w") as f:
-            f.write(f"#!/bin/sh\nmount --make-rprivate /\nmount -t tmpfs none {folder}/program\n"
-                    f": >{folder}/program/beat\n: >{folder}/program/output\nexec {context.binary} \"$@\"\n")
-        os.chmod(wrapper, 0o755)
         program = hosts.start("plain")
-        hosts.tool.binary = wrapper
-        original = hosts.network.enter
-        hosts.network.enter = lambda name: [*original(name), *(["unshare", "-m"] if name == "destination" else [])]
-        hosts.receive()
-        hosts.tool.binary, hosts.network.enter = context.binary, original
+        hosts.receive_elsewhere(f"mount -t tmpfs none {folder}/program", f": >{folder}/program/beat", f": >{folder}/program/output")
         untouched = Untouched(program)
         hosts.refused(program.pid, ["{folder}/program/(beat|output) is written by the program and is not shown to be the same"],
                       {"folder": folder}, both=True)
@@ -207,16 +208,8 @@ def other_file(context, folder):
         for path, byte in ((mapped, b"a"), (other, b"b")):
             with open(path, "wb") as f:
                 f.write(byte * 8192)
-        wrapper = os.path.join(folder, "migrate-elsewhere")
-        with open(wrapper, "w") as f:
-            f.write(f"#!/bin/sh\nmount --make-rprivate /\nmount --bind {other} {mapped}\nexec {context.binary} \"$@\"\n")
-        os.chmod(wrapper, 0o755)
         program = hosts.start("mapped-file", mapped)
-        hosts.tool.binary = wrapper
-        original = hosts.network.enter
-        hosts.network.enter = lambda name: [*original(name), *(["unshare", "-m"] if name == "destination" else [])]
-        hosts.receive()
-        hosts.tool.binary, hosts.network.enter = context.binary, original
+        hosts.receive_elsewhere(f"mount --bind {other} {mapped}")
         untouched = Untouched(program)
         hosts.refused(program.pid, ["{file} has another content at the destination"], {"file": mapped}, both=True)
         untouched.expect()

@@ -33,7 +33,7 @@ LazyMemories::LazyMemories(Wanted wanted, std::shared_ptr<LazyRecord> record)
       around_(std::make_shared<LazySurroundings>()),
       looked_for_dead_(std::chrono::steady_clock::now()) {
   around_->record = std::move(record);
-  around_->objects = objects_ = std::make_shared<LazyObjects>();
+  around_->objects = std::make_shared<LazyObjects>();
   around_->forked = [this](const Space& child) { add(child); };
   around_->make_room = [this] { return make_room(); };
   // Told once for each write to it, without being read; spaces count from 1.
@@ -51,13 +51,13 @@ LazyMemories::LazyMemories(std::vector<LazyMemory> memories, Wanted wanted, std:
     Intervals& set = announced[memory.memory];
     for (const PageRun& run : memory.missing) migrate::add(set, run.address, run.address + run.pages * kPageSize);
     if (memory.memory.kind == MemoryId::Kind::shmem)
-      objects_->add(std::make_unique<LazyObject>(std::move(memory), around_->record));
+      around_->objects->add(std::make_unique<LazyObject>(std::move(memory), around_->record));
   }
   for (LazyMemory& memory : memories)
     if (memory.userfaultfd) spaces.push_back(std::make_shared<LazySpace>(std::move(memory), around_));
   around_->record->adopted(announced);
   for (auto& [memory, set] : announced) memories_[memory].announced = std::move(set);
-  if (!objects_->empty()) memories_[kSharedMappings];
+  if (!around_->objects->empty()) memories_[kSharedMappings];
   for (const Space& space : spaces) add(space);
 }
 
@@ -68,7 +68,7 @@ LazyMemories::LazyMemories(std::shared_ptr<LazyRecord> record, Wanted wanted)
   std::vector<Space> spaces;
   for (SpacePage* page : around_->record->used()) {
     if ((page->kind & SpacePage::kObject) != 0) {
-      objects_->add(
+      around_->objects->add(
           std::make_unique<LazyObject>(*page, around_->record, memories_[{MemoryId::Kind::shmem, page->id}].announced));
     } else {
       spaces.push_back(std::make_shared<LazySpace>(*page, around_));
@@ -110,7 +110,7 @@ void LazyMemories::write(MemoryId memory, uint64_t address, std::span<const std:
         announced == known->second.announced.end() || announced->second - address < data.size())
       throw Corrupt(name_of(memory), "pages came that were not announced as missing");
   }
-  if (LazyObject* object = memory.kind == MemoryId::Kind::shmem ? objects_->of(memory.id) : nullptr)
+  if (LazyObject* object = memory.kind == MemoryId::Kind::shmem ? around_->objects->of(memory.id) : nullptr)
     return write_shared(*object, address, data);
   // A fork that is made meanwhile comes after what it was forked from: either that had the pages already, or the fork
   // is met here too.
@@ -123,20 +123,22 @@ void LazyMemories::write(MemoryId memory, uint64_t address, std::span<const std:
     filled = filled || (missed && space->missing_pages() == 0);
     ask(memory, wanted);
   }
+  note_come(memory, address, data.size(), filled);
+}
+
+/// `filled`: they were the last that somebody missed.
+void LazyMemories::note_come(MemoryId memory, uint64_t address, uint64_t bytes, bool filled) {
   if (filled) ::eventfd_write(filled_.get(), 1);
   const std::lock_guard lock(mutex_);
   std::set<uint64_t>& asked = memories_.at(memory).asked;
-  asked.erase(asked.lower_bound(address), asked.lower_bound(address + data.size()));
+  asked.erase(asked.lower_bound(address), asked.lower_bound(address + bytes));
 }
 
 void LazyMemories::write_shared(LazyObject& object, uint64_t offset, std::span<const std::byte> data) {
   const bool missed = object.missing_pages() != 0;
   object.put(offset, data);
   tell_mappings(object.base() + offset, data.size());
-  if (missed && object.missing_pages() == 0) ::eventfd_write(filled_.get(), 1);
-  const std::lock_guard lock(mutex_);
-  std::set<uint64_t>& asked = memories_.at({MemoryId::Kind::shmem, object.id()}).asked;
-  asked.erase(asked.lower_bound(offset), asked.lower_bound(offset + data.size()));
+  note_come({MemoryId::Kind::shmem, object.id()}, offset, data.size(), missed && object.missing_pages() == 0);
 }
 
 /// Whoever is forked meanwhile asks for itself.
@@ -148,7 +150,7 @@ void LazyMemories::tell_mappings(uint64_t place, uint64_t bytes) const {
 /// Of pages that a space asks for, the source's names.
 std::pair<MemoryId, uint64_t> LazyMemories::origin_of(MemoryId memory, uint64_t source) const {
   if (memory != kSharedMappings) return {memory, source};
-  const LazyObject* object = objects_->at(source);
+  const LazyObject* object = around_->objects->at(source);
   if (object == nullptr) throw Error("shared memory is mapped that nobody knows");
   return {{MemoryId::Kind::shmem, object->id()}, source - object->base()};
 }
@@ -225,8 +227,8 @@ void LazyMemories::bury_dead() {
       ++i;
     }
   }
-  if (!objects_->empty() && memories_[kSharedMappings].spaces.empty())
-    for (const auto& object : objects_->all()) object->drop();
+  if (!around_->objects->empty() && memories_[kSharedMappings].spaces.empty())
+    for (const auto& object : around_->objects->all()) object->drop();
   have_spares();
 }
 
@@ -250,7 +252,7 @@ uint64_t LazyMemories::missing_pages() const {
   // One after the other: forks that are made meanwhile come later.
   uint64_t pages = 0, id = 0;
   while (const Space space = next_space({}, id, id)) pages += space->missing_pages();
-  return pages + objects_->missing_pages();
+  return pages + around_->objects->missing_pages();
 }
 
 std::map<MemoryId, std::vector<PageRun>> LazyMemories::missing() const {
@@ -260,7 +262,7 @@ std::map<MemoryId, std::vector<PageRun>> LazyMemories::missing() const {
     for (const MissingRun& run : space->missing())
       migrate::add(sets[space->memory()], run.source, run.source + run.bytes);
   }
-  for (const auto& object : objects_->all()) {
+  for (const auto& object : around_->objects->all()) {
     for (const MissingRun& run : object->missing())
       migrate::add(sets[{MemoryId::Kind::shmem, object->id()}], run.source, run.source + run.bytes);
   }
@@ -302,7 +304,7 @@ void LazyMemories::finish_all() {
     spaces_.erase(id);
   }
   // Last: as long as a task is registered somebody must know what it may see.
-  for (const auto& object : objects_->all()) object->end();
+  for (const auto& object : around_->objects->all()) object->end();
 }
 
 void LazyMemories::finish() {
@@ -312,7 +314,7 @@ void LazyMemories::finish() {
 }
 
 void LazyMemories::poison() {
-  for (const auto& object : objects_->all()) object->lose();
+  for (const auto& object : around_->objects->all()) object->lose();
   uint64_t id = 0;
   while (const Space space = next_space({}, id, id)) space->poison();
   finish_all();

@@ -80,6 +80,7 @@ class LazyMemories : public PageSink {
   LazyMemories(Wanted wanted, std::shared_ptr<LazyRecord> record);
   void add(const Space& space);
   void write_shared(LazyObject& object, uint64_t offset, std::span<const std::byte> data);
+  void note_come(MemoryId memory, uint64_t address, uint64_t bytes, bool filled);
   void tell_mappings(uint64_t place, uint64_t bytes) const;
   std::pair<MemoryId, uint64_t> origin_of(MemoryId memory, uint64_t source) const;
   Space next_space(std::optional<MemoryId> memory, uint64_t after, uint64_t& id) const;
@@ -95,8 +96,7 @@ class LazyMemories : public PageSink {
   Fd epoll_;
   Fd filled_;  ///< eventfd, in epoll_: a space has got its last page
   std::shared_ptr<LazySurroundings> around_;
-  std::shared_ptr<LazyObjects> objects_;  ///< of shared memory
-  mutable std::mutex mutex_;              ///< the last to be taken, after a space's
+  mutable std::mutex mutex_;  ///< the last to be taken, after a space's
   std::map<MemoryId, Memory> memories_;
   std::map<uint64_t, Space> spaces_;  ///< a fork comes after what it was forked from
   uint64_t last_id_ = 0;

@@ -8,19 +8,20 @@
 #include <charconv>
 
 #include "core/base/procfs.h"
+#include "core/memory/pagemap_word.h"
 
 namespace migrate {
 namespace {
-
-// Documentation/admin-guide/mm/pagemap.rst.
-constexpr uint64_t kPresent = uint64_t{1} << 63, kFile = uint64_t{1} << 61, kExclusive = uint64_t{1} << 56;
 
 /// Pages whose words are read at a time.
 constexpr size_t kStep = 64;
 /// For fewer pages one pread is cheaper than looking at their words, reading, and looking whether the task lives.
 constexpr size_t kFewPages = 4;
 
-bool is_exclusive(uint64_t word) { return (word & (kPresent | kFile | kExclusive)) == (kPresent | kExclusive); }
+bool is_exclusive(uint64_t word) {
+  using namespace pagemap_word;
+  return (word & (kPresent | kFile | kExclusive)) == (kPresent | kExclusive);
+}
 
 }  // namespace
 

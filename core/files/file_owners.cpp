@@ -13,7 +13,7 @@
 namespace migrate {
 namespace {
 
-constexpr uint32_t kNobody = UINT32_MAX;
+constexpr uint32_t kUnknownId = UINT32_MAX;
 
 std::vector<uint32_t> peer_groups(int socket, const std::string& who) {
   std::vector<uint32_t> groups(16);
@@ -44,7 +44,7 @@ std::optional<PeerCredentials> peer_credentials(int socket, const std::string& w
   ucred told{};
   socklen_t length = sizeof told;
   check(::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &told, &length), "read the peer of", who);
-  if (told.uid == kNobody) return std::nullopt;
+  if (told.uid == kUnknownId) return std::nullopt;
   return PeerCredentials{static_cast<uint32_t>(told.pid), told.uid, told.gid, peer_groups(socket, who)};
 }
 
@@ -74,9 +74,9 @@ FileOwners::FileOwners(const ImageSet& images, std::optional<UserIds> only) : on
     }
     // chown(2) and setresuid(2) take it for "as it is", which is root's.
     const bool nobody =
-        e.uid() == kNobody || e.gid() == kNobody ||
-        (owner.peer && (owner.peer->uid == kNobody || owner.peer->gid == kNobody ||
-                        std::count(owner.peer->groups.begin(), owner.peer->groups.end(), kNobody) != 0));
+        e.uid() == kUnknownId || e.gid() == kUnknownId ||
+        (owner.peer && (owner.peer->uid == kUnknownId || owner.peer->gid == kUnknownId ||
+                        std::count(owner.peer->groups.begin(), owner.peer->groups.end(), kUnknownId) != 0));
     if (nobody) throw Corrupt(kFileOwnersImage, "a user or group id is not possible");
     owners_[e.id()] = std::move(owner);
   }

@@ -7,10 +7,6 @@
 namespace migrate {
 namespace {
 
-struct statx look_at(int fd, std::string_view what) {
-  return stat_cached(fd, "", AT_EMPTY_PATH, what);
-}
-
 /// What root opens for a task must be what the task had, as far as can be told; the rest of it is check_found().
 void check_same(const FileFacts& facts, const struct statx& st) {
   const mode_t type = st.stx_mode & S_IFMT;
@@ -39,7 +35,7 @@ void check_found(const FileFacts& facts, const struct statx& st) {
 
 Fd find_file(TaskPaths& paths, Right right, const FileFacts& facts, const std::string& path, uint32_t flags) {
   Fd found = paths.find(right, path);
-  const struct statx st = look_at(found.get(), path);
+  const struct statx st = stat_opened(found.get(), path);
   paths.check_kind(right, found.get(), st, flags);
   if (right == Right::root) check_same(facts, st);
   check_found(facts, st);
@@ -48,12 +44,13 @@ Fd find_file(TaskPaths& paths, Right right, const FileFacts& facts, const std::s
 
 Fd find_folder_to_enter(TaskPaths& paths, Right right, const FileFacts& facts, const std::string& path, bool as_root) {
   Fd folder = find_file(paths, right, facts, path, O_PATH);
-  const struct statx st = look_at(folder.get(), path);
+  const struct statx st = stat_opened(folder.get(), path);
   if ((st.stx_mode & S_IFMT) != S_IFDIR) throw Error("enter", path, ENOTDIR);
   if (right == Right::root) return folder;
   if (!TaskPaths::may(folder.get(), X_OK)) throw Denied("it may not enter it");
   // Programs with set-id bits believe what they find below their root folder.
-  if (as_root && inode_of(st) != inode_of(look_at(paths.root(), "the root folder")) && !paths.now().has(CAP_SYS_CHROOT))
+  if (as_root && inode_of(st) != inode_of(stat_opened(paths.root(), "the root folder")) &&
+      !paths.now().has(CAP_SYS_CHROOT))
     throw Denied("it may not make it its root folder");
   return folder;
 }

@@ -18,6 +18,10 @@ struct statx stat_cached(int dirfd, const std::string& path, int flags, std::str
   return st;
 }
 
+struct statx stat_opened(int fd, std::string_view what) {
+  return stat_cached(fd, "", AT_EMPTY_PATH, what);
+}
+
 void DumpContext::emit(const img::file_entry& entry) { images.write("files.img", magic::kFiles).entry(entry); }
 
 void describe_owner(const OpenFile& file, img::fown_entry& out) {

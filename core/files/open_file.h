@@ -49,6 +49,8 @@ InodeKey inode_of(const struct statx& st);
 
 /// statx(2) without asking a remote or FUSE server anew: a hanging file system must not hang us.
 struct statx stat_cached(int dirfd, const std::string& path, int flags, std::string_view what);
+/// The same of an open descriptor, O_PATH too; `what` is for an Error.
+struct statx stat_opened(int fd, std::string_view what);
 
 /// State of a dump shared by the kinds.
 struct DumpContext {

@@ -7,14 +7,6 @@
 #include "images/remap-file-path.pb.h"
 
 namespace migrate {
-namespace {
-
-struct statx look_at(int fd, const std::string& path) {
-  return stat_cached(fd, "", AT_EMPTY_PATH, path);
-}
-
-}  // namespace
-
 RegularRestorer::RegularRestorer(const ImageSet& images, const std::map<uint32_t, img::file_entry>& entries,
                                  const FileOwners& owners, TaskPaths& paths, int terminal)
     : entries_(entries),
@@ -63,7 +55,7 @@ void RegularRestorer::with_found(const img::reg_file_entry& entry, const Holders
   const Remap* remap = remap_of(entry);
   if (remap != nullptr && remap->ghost) {
     const Fd& ghost = ghosts_.get(remap->id, entry.name(), holders);
-    check_found(facts_of(entry), look_at(ghost.get(), entry.name()));
+    check_found(facts_of(entry), stat_opened(ghost.get(), entry.name()));
     return paths_.as_self([&] { use(ghost.get()); });
   }
   const std::string path = path_of(entry);
@@ -109,7 +101,7 @@ Fd RegularRestorer::open_found(Right right, const img::reg_file_entry& entry, Fd
   }
   if (nofollow && !remaps_.contains(entry.id())) {
     Fd named = paths_.open(right, path, open_flags(flags));
-    if (inode_of(look_at(named.get(), path)) == inode_of(look_at(found.get(), path))) return named;
+    if (inode_of(stat_opened(named.get(), path)) == inode_of(stat_opened(found.get(), path))) return named;
   }
   return reopen(found.get(), open_flags(flags), entry.name());
 }
@@ -134,7 +126,8 @@ Fd RegularRestorer::under_old_name(Right right, Fd found, const std::string& pat
   if (::linkat(from_folder.get(), from.name.c_str(), to_folder.get(), to.name.c_str(), 0) != 0) return found;
   Fd renamed = try_open_plain(to_folder.get(), to.name, O_PATH | O_NOFOLLOW);
   ::unlinkat(to_folder.get(), to.name.c_str(), 0);
-  if (renamed && inode_of(look_at(renamed.get(), old_path)) == inode_of(look_at(found.get(), path))) return renamed;
+  if (renamed && inode_of(stat_opened(renamed.get(), old_path)) == inode_of(stat_opened(found.get(), path)))
+    return renamed;
   return found;
 }
 

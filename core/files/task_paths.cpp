@@ -25,10 +25,6 @@ std::deque<std::string> components(const std::string& path) {
   return parts;
 }
 
-struct statx look_at(int fd, const std::string& path) {
-  return stat_cached(fd, "", AT_EMPTY_PATH, path);
-}
-
 bool changed_by_root_alone(const struct statx& st) {
   // An access control list that lets others write shows in the bits of the group.
   return st.stx_uid == 0 && (st.stx_mode & (S_IWGRP | S_IWOTH)) == 0;
@@ -131,7 +127,7 @@ Fd TaskPaths::open(Right right, const std::string& path, int flags) {
   check(fd.get(), "open", path);
   // Whoever owns a file may have moved it into a shared folder, but a folder only if it may write to it.
   if (right == Right::root && in.shared) {
-    const struct statx st = look_at(fd.get(), path);
+    const struct statx st = stat_opened(fd.get(), path);
     if ((st.stx_mode & S_IFMT) != S_IFDIR || !changed_by_root_alone(st))
       throw Denied("its folder can be changed by others than root");
   }
@@ -190,7 +186,7 @@ TaskPaths::Folder TaskPaths::walk(Right right, const std::string& path, Last las
     if (errno != ENOTDIR && errno != ELOOP) throw Error("open", path, errno);
     next = try_open_plain(here, name, O_PATH | O_NOFOLLOW);
     check(next.get(), "open", path);
-    const struct statx st = look_at(next.get(), path);
+    const struct statx st = stat_opened(next.get(), path);
     if (!is_link(st)) {
       if (last == Last::folder || !left.empty()) throw Error("open", path, ENOTDIR);
       if (right == Right::root && way.back().shared) throw Denied("its folder can be changed by others than root");
@@ -207,7 +203,7 @@ TaskPaths::Folder TaskPaths::walk(Right right, const std::string& path, Last las
 }
 
 void TaskPaths::check_link(Right right, int folder, const struct statx& link, const std::string& path) const {
-  const struct statx st = look_at(folder, path);
+  const struct statx st = stat_opened(folder, path);
   if (on_kernel_file_system(folder)) throw Denied("the path leads through a link of the kernel's");
   if (changed_by_root_alone(st)) return;
   if (right == Right::task && link.stx_uid == acting_.now().uid) return;
@@ -217,7 +213,7 @@ void TaskPaths::check_link(Right right, int folder, const struct statx& link, co
 /// A folder on the way.
 TaskPaths::Folder TaskPaths::admit(Right right, Fd fd, bool in_shared) {
   if (right == Right::task) return {std::move(fd), false};
-  const struct statx st = look_at(fd.get(), "a folder");
+  const struct statx st = stat_opened(fd.get(), "a folder");
   if (file_system(fd.get(), st) != FileSystem::ordinary)
     throw Denied("it is on a file system of the kernel's or of a user's");
   if (changed_by_root_alone(st)) return {std::move(fd), false};

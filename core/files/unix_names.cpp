@@ -23,8 +23,8 @@ constexpr char kFile[] = "s";       ///< in a stage: the bound socket
 constexpr char kScene[] = "t";      ///< in a stage: the root folder in which it is bound
 constexpr unsigned kNoReplace = 1;  ///< RENAME_NOREPLACE
 
-struct statx look_at(int fd) {
-  return stat_cached(fd, "", AT_EMPTY_PATH, "the file of a Unix socket");
+struct statx stat_socket(int fd) {
+  return stat_opened(fd, "the file of a Unix socket");
 }
 
 /// The device that the kernel lists a file under: its super block's, which stat(2) does not tell everywhere (btrfs).
@@ -42,7 +42,7 @@ uint32_t listed_device(int file) {
 }
 
 bool in_use(int file) {
-  const auto inode = static_cast<uint32_t>(look_at(file).stx_ino);
+  const auto inode = static_cast<uint32_t>(stat_socket(file).stx_ino);
   std::optional<uint32_t> device;
   for (const auto& [ino, info] : list_unix_sockets(nullptr)) {
     if (info.name.empty() || abstract_name(info.name) || info.file_ino != inode) continue;
@@ -85,14 +85,14 @@ void bind_backstage(int fd, const img::unix_sk_entry& e) {
 }
 
 void check_free(const SocketPlace& place, const FileCredentials& who, bool may_be_in_use) {
-  const struct statx folder = look_at(place.folder);
+  const struct statx folder = stat_socket(place.folder);
   const bool sticky = (folder.stx_mode & S_ISVTX) != 0 && folder.stx_uid != who.uid;
   const auto may_rename = [&](uint32_t owner) { return !sticky || owner == who.uid || who.has(CAP_FOWNER); };
   if (place.owner && !may_rename(*place.owner)) throw Denied("it may not rename a file of another user there");
   const Fd there = try_open_plain(place.folder, place.name, O_PATH | O_NOFOLLOW);
   if (!there && errno == ENOENT) return;
   check(there.get(), "look at", place.socket);
-  const struct statx st = look_at(there.get());
+  const struct statx st = stat_socket(there.get());
   if ((st.stx_mode & S_IFMT) != S_IFSOCK) throw Error("bind", place.socket + ", where another file is", EEXIST);
   if (!may_be_in_use && in_use(there.get()))
     throw Error("bind", place.socket + ", which another process uses", EADDRINUSE);
@@ -119,7 +119,7 @@ void UnixNames::bind(int fd, const img::unix_sk_entry& e, const Holders& holders
   });
   remove_tree_at(stage, kScene);
   const Fd file = open_below(stage, kFile, O_PATH | O_NOFOLLOW);
-  if ((look_at(file.get()).stx_mode & S_IFMT) != S_IFSOCK) throw Error("take aside", who_is(e), ESTALE);
+  if ((stat_socket(file.get()).stx_mode & S_IFMT) != S_IFSOCK) throw Error("take aside", who_is(e), ESTALE);
   set_owner(it->second, file.get());
 }
 
@@ -143,7 +143,7 @@ void UnixNames::make_stage(Waiting& place) const {
   const std::string name = place.hidden + ".d";
   check(::mkdirat(place.folder.get(), name.c_str(), 0700), "make a folder beside", who_is(*place.entry));
   place.stage = open_below(place.folder.get(), name, O_PATH | O_DIRECTORY | O_NOFOLLOW);
-  const struct statx st = look_at(place.stage.get());
+  const struct statx st = stat_socket(place.stage.get());
   if (st.stx_uid != paths_.self().uid || (st.stx_mode & 0777) != 0700 || st.stx_nlink > 2)
     throw Error("make a folder beside", who_is(*place.entry) + ", where somebody put another", ESTALE);
   check(::mkdirat(place.stage.get(), kScene, 0700), "make a folder for", who_is(*place.entry));
@@ -161,7 +161,7 @@ void UnixNames::set_owner(const Waiting& place, int file) {
     throw Refusal(who + " of user " + std::to_string(uid) + ", which user " + std::to_string(place.who.uid) +
                       " could not have made",
                   "let the program bind it as its own user");
-  const struct statx st = look_at(file);
+  const struct statx st = stat_socket(file);
   if (st.stx_uid != uid || st.stx_gid != gid)
     check(::fchownat(AT_FDCWD, self.c_str(), uid, gid, 0), "set the owner of", who);
   if (place.entry->has_file_perms())

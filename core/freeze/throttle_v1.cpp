@@ -9,7 +9,7 @@
 namespace migrate {
 namespace {
 
-constexpr int kPasses = 20;  ///< over a tree that forks while it is moved
+constexpr int kMostPasses = 20;  ///< over a tree that forks while it is moved
 
 uint64_t threads_of(const std::set<pid_t>& tasks) {
   uint64_t n = 0;
@@ -77,7 +77,7 @@ class QuotaV1 final : public Throttle {
   void apply_or_throw(double share) {
     for (int pass = 0;; ++pass) {
       if (!take_in(tasks_of_tree(root_))) break;
-      if (pass == kPasses) throw Error("task " + std::to_string(root_.get()) + " forks faster than it can be held");
+      if (pass == kMostPasses) throw Error("task " + std::to_string(root_.get()) + " forks faster than it can be held");
     }
     if (held_.empty()) throw Error("slow down", "task " + std::to_string(root_.get()), ESRCH);
     for (auto& [folder, cpus] : held_) {

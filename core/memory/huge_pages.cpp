@@ -15,6 +15,7 @@
 #include "core/base/error.h"
 #include "core/base/kernel_abi.h"
 #include "core/base/procfs.h"
+#include "core/memory/pagemap_word.h"
 #include "core/memory/track_mappings.h"
 #include "core/memory/track_scan.h"
 #include "core/memory/track_tree.h"
@@ -33,7 +34,7 @@ long collapse(int pidfd, uint64_t at) {
 
 /// Only this task has these pages (pagemap's bit 56): a collapse would copy what is shared since a fork.
 bool are_its_own(int pagemap, uint64_t address) {
-  constexpr uint64_t kExclusive = uint64_t{1} << 56, kPresent = uint64_t{1} << 63;
+  using namespace pagemap_word;
   std::array<uint64_t, kHugePageSize / kPageSize> words{};
   const ssize_t got =
       ::pread(pagemap, words.data(), sizeof words, static_cast<off_t>(address / kPageSize * sizeof(uint64_t)));

@@ -12,9 +12,8 @@
 namespace migrate {
 namespace {
 
-constexpr uint32_t kInParent = 1, kLazy = 2, kPresent = 4;  // pagemap_entry.flags
-constexpr uint32_t kMaxMemories = 1 << 16;                  // each is two files
-constexpr size_t kWrites = 4;                               // in flight; those of one file are done one after the other
+constexpr uint32_t kMaxMemories = 1 << 16;  // each is two files
+constexpr size_t kWrites = 4;               // in flight; those of one file are done one after the other
 
 }  // namespace
 
@@ -81,7 +80,7 @@ void PageFolder::name_left(uint64_t before) {
   for (; next_left_ < left_here_.size() && left_here_[next_left_].start < before; ++next_left_) {
     const PageSet::Range& r = left_here_[next_left_];
     if (r.end > before) throw Corrupt(name_, "a page is both stored and left out");
-    extend(r.start, (r.end - r.start) / kPageSize, kLazy);
+    extend(r.start, (r.end - r.start) / kPageSize, kPageLazy);
   }
 }
 
@@ -108,7 +107,7 @@ void PageFolder::put(PageFileBuffer buffer, std::span<const PlacedPages> pages) 
     if (p.data == nullptr) {
       if (!parent_pages_.contains(p.address, p.address + p.pages * kPageSize))
         throw Corrupt(name_, "pages that should stand in the parent folder are missing there");
-      extend(p.address, p.pages, kInParent);
+      extend(p.address, p.pages, kPageInParent);
       continue;
     }
     extend_present(p.address, p.pages);
@@ -145,7 +144,7 @@ void PageFolder::extend_present(uint64_t address, uint64_t pages) {
       lazy = lazy_here_[next_lazy_].start <= address;
       upto = std::min(end, lazy ? lazy_here_[next_lazy_].end : lazy_here_[next_lazy_].start);
     }
-    extend(address, (upto - address) / kPageSize, lazy ? kPresent | kLazy : kPresent);
+    extend(address, (upto - address) / kPageSize, lazy ? kPagePresent | kPageLazy : kPagePresent);
     address = upto;
   }
 }
@@ -168,7 +167,7 @@ void PageFolder::flush() {
     img::pagemap_entry entry;
     entry.set_vaddr(entry_address_);
     entry.set_compat_nr_pages(static_cast<uint32_t>(pages));
-    if (entry_flags_ == kInParent) entry.set_in_parent(true);  // what readers before the flags know
+    if (entry_flags_ == kPageInParent) entry.set_in_parent(true);  // what readers before the flags know
     entry.set_flags(entry_flags_);
     entry.set_nr_pages(pages);
     pagemap_->entry(entry);

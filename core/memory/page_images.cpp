@@ -11,7 +11,6 @@
 namespace migrate {
 namespace {
 
-constexpr uint32_t kInParent = 1, kLazy = 2, kPresent = 4;  // pagemap_entry.flags
 constexpr int kMaxParents = 256;
 
 }  // namespace
@@ -86,18 +85,18 @@ std::vector<StoredPages> PageImages::locate(const std::string& name) {
   uint64_t offset = 0, last_end = 0;
   for (img::pagemap_entry e; reader->next(e); e.Clear()) {
     const uint64_t pages = e.has_nr_pages() ? e.nr_pages() : e.compat_nr_pages();
-    const uint32_t flags = e.has_flags() ? e.flags() : (e.in_parent() ? kInParent : kPresent);
+    const uint32_t flags = e.has_flags() ? e.flags() : (e.in_parent() ? kPageInParent : kPagePresent);
     if (e.vaddr() % kPageSize != 0 || e.vaddr() < last_end || e.vaddr() > kUserSpace ||
         pages > (kUserSpace - e.vaddr()) / kPageSize)
       throw Corrupt(name, "a run of pages is out of range");
     const uint64_t bytes = pages * kPageSize;
     last_end = e.vaddr() + bytes;
-    if ((flags & kInParent) != 0) {
+    if ((flags & kPageInParent) != 0) {
       add_from_parent(name, e.vaddr(), last_end, all);
-    } else if ((flags & kPresent) != 0) {
-      all.push_back({e.vaddr(), bytes, pages_file(head.pages_id()), offset, (flags & kLazy) != 0});
+    } else if ((flags & kPagePresent) != 0) {
+      all.push_back({e.vaddr(), bytes, pages_file(head.pages_id()), offset, (flags & kPageLazy) != 0});
       offset += bytes;
-    } else if ((flags & kLazy) != 0) {
+    } else if ((flags & kPageLazy) != 0) {
       all.push_back({.address = e.vaddr(), .bytes = bytes, .lazy = true});
     }
   }

@@ -13,6 +13,9 @@
 
 namespace migrate {
 
+/// pagemap_entry.flags
+constexpr uint32_t kPageInParent = 1, kPageLazy = 2, kPagePresent = 4;
+
 /// Pages that stand one after the other in a pages image.
 struct StoredPages {
   uint64_t address = 0, bytes = 0;

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "core/base/kernel_abi.h"
+#include "core/memory/pagemap_word.h"
 
 namespace migrate {
 namespace {
@@ -83,10 +84,9 @@ std::vector<PageRun> scan_private_pages(int pagemap, std::span<const RemoteRange
   return scan_private_pages_by_words(pagemap, wanted);
 }
 
+/// The zero page looks like any other here; it is carried as zeros.
 std::vector<PageRun> scan_private_pages_by_words(int pagemap, std::span<const RemoteRange> wanted) {
-  // Documentation/admin-guide/mm/pagemap.rst. The zero page looks like any other here; it is carried as zeros.
-  constexpr uint64_t kPresent = uint64_t{1} << 63, kSwapped = uint64_t{1} << 62, kFile = uint64_t{1} << 61,
-                     kGuard = uint64_t{1} << 58;
+  using namespace pagemap_word;
   std::vector<PageRun> runs;
   std::vector<uint64_t> words(64 << 10);
   for (const RemoteRange& range : wanted) {

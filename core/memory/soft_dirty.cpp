@@ -3,13 +3,10 @@
 #include <algorithm>
 #include <charconv>
 
+#include "core/memory/pagemap_word.h"
+
 namespace migrate {
 namespace {
-
-// Documentation/admin-guide/mm/pagemap.rst
-constexpr uint64_t kPresent = uint64_t{1} << 63, kSwapped = uint64_t{1} << 62, kFile = uint64_t{1} << 61,
-                   kGuard = uint64_t{1} << 58, kExclusive = uint64_t{1} << 56, kSoftDirty = uint64_t{1} << 55,
-                   kFrame = kSoftDirty - 1;
 
 /// Larger mappings of which hardly anything exists are left to the end: all their words would have to be read, with the
 /// tree stopped (a terabyte: 2 GiB of them).
@@ -82,6 +79,7 @@ void SoftDirtyTask::read_mappings() {
 }
 
 void SoftDirtyTask::judge(uint64_t word, uint64_t page, Pages& pages) const {
+  using namespace pagemap_word;
   if ((word & (kPresent | kSwapped)) == 0 || (word & (kFile | kGuard)) != 0) return;
   const uint64_t at = page * kPageSize;
   bool written = (word & kSoftDirty) != 0;

@@ -33,6 +33,4 @@ struct MemoryIdentity {
 /// Whether somebody still uses the memory that `mem` (/proc/PID/mem) was opened for.
 bool memory_in_use(int mem);
 
-/// No task of a 4-level page table has memory from here on.
-
 }  // namespace migrate

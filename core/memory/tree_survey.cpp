@@ -5,6 +5,7 @@
 #include "core/base/procfs.h"
 #include "core/memory/page_runs.h"
 #include "core/memory/page_scan.h"
+#include "core/memory/track_mappings.h"
 #include "core/memory/track_tree.h"
 #include "core/memory/vma.h"
 
@@ -16,25 +17,6 @@ constexpr uint64_t kHuge = 2 << 20;
 bool is_staged(const Vma& vma) {
   return !vma.shared && !vma.has_file() && vma.name != "[vdso]" && !vma.name.starts_with("[vvar") &&
          vma.name != "[vsyscall]" && !vma.has(VmFlag::hugetlb) && !vma.has(VmFlag::pfn_map) && !vma.has(VmFlag::io);
-}
-
-/// Neighbours that differ in protection only are one area, as in the layouts of pre-copy.
-void append_area(std::vector<TreeLayout::Area>& areas, const Vma& vma) {
-  TreeLayout::Area area;
-  area.start = vma.range.start.get();
-  area.end = vma.range.end.get();
-  area.huge_pages = vma.has(VmFlag::huge_page);
-  area.no_huge_pages = vma.has(VmFlag::no_huge_page);
-  area.grows_down = vma.has(VmFlag::grows_down);
-  area.no_reserve = vma.has(VmFlag::no_reserve);
-  if (!areas.empty() && areas.back().end == area.start) {
-    TreeLayout::Area joined = area;
-    joined.start = areas.back().start;
-    areas.back().end = area.end;
-    if (areas.back() == joined) return;
-    areas.back().end = area.start;
-  }
-  areas.push_back(area);
 }
 
 /// "always", "madvise" or "never".

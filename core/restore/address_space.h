@@ -12,7 +12,8 @@
 
 namespace migrate {
 
-/// Highest address a mapping can end at with 4-level page tables (arch/x86 TASK_SIZE).
+/// An address of this process.
+inline void* local(uint64_t address) { return reinterpret_cast<void*>(address); }  // NOLINT
 
 /// Bits of vma_entry.status (CRIU's).
 enum VmaStatus : uint32_t {

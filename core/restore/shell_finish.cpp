@@ -10,6 +10,7 @@
 #include <sys/syscall.h>
 
 #include "core/files/restore_files.h"
+#include "core/restore/address_space.h"
 #include "core/restore/namespaces.h"
 #include "core/restore/plans.h"
 #include "core/restore/restorable.h"
@@ -121,8 +122,6 @@ Entry build_region(const ShellContext& context, const ImageSet& images, const Ta
   entry.stack_top = region.put_stack(kLeaderStack) + kLeaderStack;
   return entry;
 }
-
-void* local(uint64_t address) { return reinterpret_cast<void*>(address); }  // NOLINT: an address of this process
 
 [[noreturn]] void enter(const Entry& e) {
   const uint64_t all = ~uint64_t{0};

@@ -18,8 +18,6 @@ namespace {
 constexpr uint64_t kLowest = uint64_t{1} << 30;  // leave the low addresses (mmap_min_addr, 32-bit mappings) to the task
 constexpr uint64_t kStep = uint64_t{1} << 30;
 
-void* local(uint64_t address) { return reinterpret_cast<void*>(address); }  // NOLINT: an address of this process
-
 bool same_kind(const StagedArea& a, const StagedArea& b) {
   return a.no_reserve == b.no_reserve && a.grows_down == b.grows_down && a.file == b.file && a.base == b.base;
 }

@@ -21,8 +21,6 @@ struct TargetHeader {
   uint64_t id;
 };
 
-void* local(uint64_t address) { return reinterpret_cast<void*>(address); }  // NOLINT: an address of this process
-
 /// Opened to be mapped; none if there is no regular file. The path is the peer's, and whose right it is opened by is
 /// not known yet: what becomes of it, the final images' own open of the same file decides. Other files must not even be
 /// opened, since that may have effects.

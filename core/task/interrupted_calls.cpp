@@ -12,7 +12,7 @@
 namespace migrate {
 namespace {
 
-constexpr int64_t kRestartNoHand = -514;  // include/linux/errno.h
+constexpr int64_t kRestartUnlessHandled = -514;  // include/linux/errno.h
 
 /// Calls that a stop ends with EINTR and whose time-out is in a register.
 bool has_milliseconds(uint64_t nr) { return nr == SYS_epoll_wait || nr == SYS_epoll_pwait; }
@@ -75,7 +75,7 @@ void mend_interrupted(StoppedTask& task, const SleepSurvey& survey) {
     const StatusFields status = task.proc.thread(thread.tid.get()).status();
     if (signal_pending(status)) continue;
     regs.r10 = time_left(regs, survey.find(thread.tid.get()), status);
-    regs.rax = static_cast<uint64_t>(kRestartNoHand);
+    regs.rax = static_cast<uint64_t>(kRestartUnlessHandled);
     tracee::set_registers(thread.tid, regs);
   }
 }

@@ -16,7 +16,7 @@ namespace {
 using Kind = TrackMessage::Kind;
 
 // A round visits new tasks and scans; a last round scans, while the tree is stopped.
-constexpr std::chrono::minutes kPatience(5);
+constexpr std::chrono::minutes kAnswerPatience(5);
 constexpr std::chrono::seconds kLastPatience(30);
 
 /// The folder of the keepers' sockets, root's alone. nullopt: it does not exist.
@@ -119,8 +119,8 @@ TrackMessage TrackClient::answer(Kind expected, std::chrono::milliseconds patien
 TrackClient::Pages TrackClient::round(const std::string& previous, std::chrono::milliseconds timeout) {
   send_message(socket_,
                {.kind = Kind::round, .folder = previous, .timeout_ms = static_cast<uint64_t>(timeout.count())});
-  TrackMessage m = answer(Kind::pages, kPatience);
-  Pages pages{.sources = receive_sources(socket_, Deadline::in(kPatience)),
+  TrackMessage m = answer(Kind::pages, kAnswerPatience);
+  Pages pages{.sources = receive_sources(socket_, Deadline::in(kAnswerPatience)),
               .unchanged = std::move(m.pages),
               .full = std::move(m.sentence)};
   for (PageSource& source : pages.sources) source.may_vanish = true;
@@ -133,7 +133,7 @@ TrackClient::Pages TrackClient::round(const std::string& previous, std::chrono::
 
 void TrackClient::stored(const std::string& folder, const PagesByMemory& pages) {
   send_message(socket_, {.kind = Kind::stored, .folder = folder, .pages = pages});
-  answer(Kind::done, kPatience);
+  answer(Kind::done, kAnswerPatience);
 }
 
 TrackClient::Pages TrackClient::last(const std::string& previous, std::vector<PageSource>&& all) {

@@ -47,7 +47,7 @@ class Chain : public ::testing::Test {
   const std::string& top_ = dir_.path();
 };
 
-uint64_t at(uint64_t page) { return page * kPageSize; }
+uint64_t place(uint64_t page) { return page * kPageSize; }
 
 TEST_F(Chain, ThreeFoldersReadAsOne) {
   {
@@ -55,8 +55,8 @@ TEST_F(Chain, ThreeFoldersReadAsOne) {
     ImageSet images;
     PageFolder pages(dir.get(), images, true);
     EXPECT_FALSE(pages.open(kTask));
-    pages.write(at(0), page_of('a', 4));
-    pages.write(at(6), page_of('b', 2));
+    pages.write(place(0), page_of('a', 4));
+    pages.write(place(6), page_of('b', 2));
     pages.finish();
   }
   {
@@ -64,19 +64,19 @@ TEST_F(Chain, ThreeFoldersReadAsOne) {
     ImageSet images;
     PageFolder pages(dir.get(), images, true);
     EXPECT_TRUE(pages.open(kTask));
-    pages.in_parent(at(0), 1);
-    pages.write(at(1), page_of('c'));
-    pages.in_parent(at(2), 2);
-    pages.in_parent(at(7), 1);
+    pages.in_parent(place(0), 1);
+    pages.write(place(1), page_of('c'));
+    pages.in_parent(place(2), 2);
+    pages.in_parent(place(7), 1);
     pages.finish();
   }
   const Fd dir = folder(3, "../2");
   ImageSet images;
   PageFolder pages(dir.get(), images, true);
   EXPECT_TRUE(pages.open(kTask));
-  pages.in_parent(at(0), 3);  // of two grandparents' files
-  pages.write(at(3), page_of('d'));
-  pages.in_parent(at(7), 1);
+  pages.in_parent(place(0), 3);  // of two grandparents' files
+  pages.write(place(3), page_of('d'));
+  pages.in_parent(place(7), 1);
   pages.finish();
   EXPECT_EQ(content(dir.get(), 9), "acad...b.");
   // The entries say so in both of the format's ways.
@@ -100,8 +100,8 @@ TEST_F(Chain, PagesMissingInTheParentAreRefused) {
     ImageSet images;
     PageFolder pages(dir.get(), images, true);
     pages.open(kTask);
-    pages.write(at(1), page_of('a', 2));
-    pages.write(at(4), page_of('a'));
+    pages.write(place(1), page_of('a', 2));
+    pages.write(place(4), page_of('a'));
     pages.finish();
   }
   const std::pair<uint64_t, uint64_t> wrong[] = {
@@ -111,13 +111,13 @@ TEST_F(Chain, PagesMissingInTheParentAreRefused) {
     ImageSet images;
     PageFolder pages(dir.get(), images, true);
     pages.open(kTask);
-    EXPECT_THROW(pages.in_parent(at(first), count), Corrupt) << first << " " << count;
+    EXPECT_THROW(pages.in_parent(place(first), count), Corrupt) << first << " " << count;
   }
   const Fd dir = folder(3, "../1");
   ImageSet images;
   PageFolder pages(dir.get(), images, true);
   EXPECT_FALSE(pages.open({MemoryId::Kind::shmem, 42}));
-  EXPECT_THROW(pages.in_parent(at(1), 1), Corrupt);
+  EXPECT_THROW(pages.in_parent(place(1), 1), Corrupt);
 }
 
 TEST_F(Chain, HostileOrderAndRanges) {
@@ -126,10 +126,10 @@ TEST_F(Chain, HostileOrderAndRanges) {
   PageFolder pages(dir.get(), images, true);
   EXPECT_THROW(pages.write(0, page_of('a')), Corrupt);  // of no memory
   pages.open(kTask);
-  pages.write(at(5), page_of('a'));
-  EXPECT_THROW(pages.write(at(5), page_of('a')), Corrupt);
-  EXPECT_THROW(pages.write(at(4), page_of('a')), Corrupt);
-  EXPECT_THROW(pages.write(at(6) + 1, page_of('a')), Corrupt);
+  pages.write(place(5), page_of('a'));
+  EXPECT_THROW(pages.write(place(5), page_of('a')), Corrupt);
+  EXPECT_THROW(pages.write(place(4), page_of('a')), Corrupt);
+  EXPECT_THROW(pages.write(place(6) + 1, page_of('a')), Corrupt);
   EXPECT_THROW(pages.write(uint64_t{1} << 47, page_of('a')), Corrupt);
   EXPECT_THROW(pages.write(~uint64_t{0} - 4095, page_of('a')), Corrupt);
   EXPECT_THROW(pages.in_parent(~uint64_t{0} - 4095, 3), Corrupt);
@@ -183,13 +183,13 @@ TEST(PageSets, AreSetsOfPages) {
     PageSet pages;
     for (uint64_t page = 0; page < bits.size(); ++page) {
       bits[page] = random() % 3 != 0;
-      if (bits[page]) pages.append(at(page), at(page + 1));
+      if (bits[page]) pages.append(place(page), place(page + 1));
     }
     return pages;
   };
   const auto bits_of = [](const PageSet& pages, size_t size) {
     std::vector<bool> bits(size);
-    for (uint64_t i = 0; i < size; ++i) bits[i] = pages.contains(at(i));
+    for (uint64_t i = 0; i < size; ++i) bits[i] = pages.contains(place(i));
     return bits;
   };
   for (int round = 0; round < 200; ++round) {
@@ -210,24 +210,24 @@ TEST(PageSets, AreSetsOfPages) {
     for (const PageRun& run : runs) EXPECT_EQ(run.zero_ok, !pages_b.contains(run.address));
     for (const PageRun& run : runs_without(runs, pages_b)) EXPECT_TRUE(run.zero_ok);
   }
-  EXPECT_TRUE(PageSet(at(1), at(4)).contains(at(1), at(4)));
-  EXPECT_FALSE(PageSet(at(1), at(4)).contains(at(3), at(5)));
+  EXPECT_TRUE(PageSet(place(1), place(4)).contains(place(1), place(4)));
+  EXPECT_FALSE(PageSet(place(1), place(4)).contains(place(3), place(5)));
 }
 
 /// Memory of this process as a source.
 PageSource own_memory(const char* start, std::vector<PageRun> pages, bool may_vanish = false) {
   PageSource source{.memory = kTask, .runs = {}, .fd = open_path("/proc/self/mem", O_RDONLY), .may_vanish = may_vanish};
   for (PageRun run : pages)
-    source.runs.push_back({reinterpret_cast<uint64_t>(start) + at(run.address), run.pages, run.zero_ok});
+    source.runs.push_back({reinterpret_cast<uint64_t>(start) + place(run.address), run.pages, run.zero_ok});
   return source;
 }
 
 TEST_F(Chain, WritesWhatChangedAndKeepsTheRest) {
   constexpr uint64_t kPages = 600;
   char* memory =
-      static_cast<char*>(::mmap(nullptr, at(kPages), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-  std::memset(memory, 'a', at(kPages));
-  std::memset(memory + at(10), 0, kPageSize);
+      static_cast<char*>(::mmap(nullptr, place(kPages), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  std::memset(memory, 'a', place(kPages));
+  std::memset(memory + place(10), 0, kPageSize);
   const uint64_t base = reinterpret_cast<uint64_t>(memory);
   PagesByMemory stored;
   {
@@ -240,10 +240,11 @@ TEST_F(Chain, WritesWhatChangedAndKeepsTheRest) {
     EXPECT_EQ(w.stored.at(kTask).pages(), kPages - 1);
     stored = w.stored;
   }
-  memory[at(3)] = 'b';
-  memory[at(500)] = 'c';
-  memory[at(10)] = 'd';
-  const std::vector<PageRun> changed = {{base + at(3), 1, true}, {base + at(10), 1, true}, {base + at(500), 1, true}};
+  memory[place(3)] = 'b';
+  memory[place(500)] = 'c';
+  memory[place(10)] = 'd';
+  const std::vector<PageRun> changed = {
+      {base + place(3), 1, true}, {base + place(10), 1, true}, {base + place(500), 1, true}};
   const Fd dir = folder(2, "../1");
   ImageSet images;
   PageFolder pages(dir.get(), images, true);
@@ -263,7 +264,7 @@ TEST_F(Chain, WritesWhatChangedAndKeepsTheRest) {
     found += s.bytes / kPageSize;
   }
   EXPECT_EQ(found, kPages);
-  ::munmap(memory, at(kPages));
+  ::munmap(memory, place(kPages));
 }
 
 TEST_F(Chain, APageSourceWithoutParentIsRefused) {
@@ -271,15 +272,16 @@ TEST_F(Chain, APageSourceWithoutParentIsRefused) {
   ImageSet images;
   PageFolder pages(dir.get(), images, true);
   const PageSource source = own_memory(nullptr, {});
-  EXPECT_THROW(write_pages(std::span(&source, 1), {{kTask, PageSet(at(1), at(2))}}, pages), Refusal);
+  EXPECT_THROW(write_pages(std::span(&source, 1), {{kTask, PageSet(place(1), place(2))}}, pages), Refusal);
 }
 
 TEST_F(Chain, PagesThatVanishAreLeftOut) {
-  char* memory = static_cast<char*>(::mmap(nullptr, at(8), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-  std::memset(memory, 'a', at(8));
+  char* memory =
+      static_cast<char*>(::mmap(nullptr, place(8), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  std::memset(memory, 'a', place(8));
   // Behind the end of its file, so that nothing else gets mapped there meanwhile.
   const Fd empty(::memfd_create("empty", MFD_CLOEXEC));
-  ASSERT_NE(::mmap(memory + at(2), at(3), PROT_READ, MAP_SHARED | MAP_FIXED, empty.get(), 0), MAP_FAILED);
+  ASSERT_NE(::mmap(memory + place(2), place(3), PROT_READ, MAP_SHARED | MAP_FIXED, empty.get(), 0), MAP_FAILED);
   const Fd dir = folder(1);
   for (const bool may_vanish : {true, false}) {
     ImageSet images;
@@ -295,11 +297,11 @@ TEST_F(Chain, PagesThatVanishAreLeftOut) {
     const auto located = PageImages(dir.get()).locate("pagemap-42.img");
     ASSERT_EQ(located.size(), 2u);
     EXPECT_EQ(located[0].address, base);
-    EXPECT_EQ(located[0].bytes, at(2));
-    EXPECT_EQ(located[1].address, base + at(5));
-    EXPECT_EQ(located[1].bytes, at(3));
+    EXPECT_EQ(located[0].bytes, place(2));
+    EXPECT_EQ(located[1].address, base + place(5));
+    EXPECT_EQ(located[1].bytes, place(3));
   }
-  ::munmap(memory, at(8));
+  ::munmap(memory, place(8));
 }
 
 /// A lazy dump: pages that are not put stand between the others in order, as such that no folder has.
@@ -308,13 +310,13 @@ TEST_F(Chain, PagesThatAreLeftAreOnlyNamed) {
     const Fd dir = folder(1);
     ImageSet images;
     PageFolder pages(dir.get(), images, true);
-    PageSet left(at(0), at(1));
-    left.append(at(3), at(5));
-    left.append(at(9), at(12));
-    pages.leave({{kTask, left}, {{MemoryId::Kind::task, 43}, PageSet(at(0), at(2))}});
+    PageSet left(place(0), place(1));
+    left.append(place(3), place(5));
+    left.append(place(9), place(12));
+    pages.leave({{kTask, left}, {{MemoryId::Kind::task, 43}, PageSet(place(0), place(2))}});
     pages.open(kTask);
-    pages.write(at(1), page_of('a', 2));
-    pages.write(at(5), page_of('b'));
+    pages.write(place(1), page_of('a', 2));
+    pages.write(place(5), page_of('b'));
     pages.open({MemoryId::Kind::task, 43});
     pages.finish();
     EXPECT_EQ(pages.pages_written(), 3u);
@@ -333,8 +335,8 @@ TEST_F(Chain, PagesThatAreLeftAreOnlyNamed) {
   ImageSet more;
   PageFolder pages(child.get(), more, true);
   EXPECT_TRUE(pages.open(kTask));
-  EXPECT_THROW(pages.in_parent(at(0), 1), Corrupt);
-  pages.in_parent(at(1), 2);
+  EXPECT_THROW(pages.in_parent(place(0), 1), Corrupt);
+  pages.in_parent(place(1), 2);
 }
 
 TEST_F(Chain, PagesAreNotBothStoredAndLeft) {
@@ -342,12 +344,12 @@ TEST_F(Chain, PagesAreNotBothStoredAndLeft) {
     const Fd dir = folder(static_cast<int>(10 + page));
     ImageSet images;
     PageFolder pages(dir.get(), images, true);
-    pages.leave({{kTask, PageSet(at(2), at(4))}});
+    pages.leave({{kTask, PageSet(place(2), place(4))}});
     pages.open(kTask);
     if (page == 4) {
-      pages.write(at(page), page_of('a', 2));
+      pages.write(place(page), page_of('a', 2));
     } else {
-      EXPECT_THROW(pages.write(at(page), page_of('a', 2)), Corrupt) << page;
+      EXPECT_THROW(pages.write(place(page), page_of('a', 2)), Corrupt) << page;
     }
   }
 }

@@ -14,11 +14,11 @@ namespace migrate {
 namespace {
 
 constexpr double kShortest = 0.1;  ///< seconds, of each processor
-constexpr size_t kMostBytes = 1 << 20;
+constexpr size_t kLongestStat = 1 << 20;
 
 /// proc(5): user, nice, system, idle, iowait, irq, softirq, steal; what guests use is within user and nice.
 bool read_machine(double& idle, double& all) {
-  std::istringstream stat(read_file_at(AT_FDCWD, "/proc/stat", kMostBytes));
+  std::istringstream stat(read_file_at(AT_FDCWD, "/proc/stat", kLongestStat));
   std::string name;
   std::array<double, 8> ticks{};
   stat >> name;

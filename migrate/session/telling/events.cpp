@@ -3,6 +3,7 @@
 #include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
+#include <algorithm>
 
 #include <cstdio>
 #include <cstdlib>
@@ -112,5 +113,7 @@ std::string human_bytes(uint64_t bytes) {
   }
   return text;
 }
+
+std::string per_second(double bytes) { return human_bytes(static_cast<uint64_t>(std::max(bytes, 0.0))) + "/s"; }
 
 }  // namespace migrate

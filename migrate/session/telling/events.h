@@ -63,5 +63,9 @@ class ReportedEvents final : public Events {
 };
 
 std::string human_bytes(uint64_t bytes);
+/// "1.2 GiB/s"; what is less than nothing is nothing.
+std::string per_second(double bytes);
+/// For a field of an event, which has a sign.
+inline int64_t whole(uint64_t value) { return static_cast<int64_t>(value); }
 
 }  // namespace migrate

@@ -13,11 +13,8 @@ std::string text(const char* format, double value) {
   return buffer;
 }
 
-std::string per_second(double bytes) { return human_bytes(static_cast<uint64_t>(std::max(bytes, 0.0))) + "/s"; }
-
-double rounded(double value) { return std::round(value * 1000) / 1000; }
-
-int64_t whole(uint64_t value) { return static_cast<int64_t>(value); }
+/// Small ratios need a third digit.
+double thousandths(double value) { return std::round(value * 1000) / 1000; }
 
 }  // namespace
 
@@ -30,7 +27,7 @@ void tell_codec(Events& events, const CodecChange& c) {
                {{"codec", text_of(c.to)},
                 {"before", text_of(c.from)},
                 {"why", c.why},
-                {"ratio", rounded(c.ratio)},
+                {"ratio", thousandths(c.ratio)},
                 {"pack_rate", std::round(c.pack_rate)},
                 {"link_rate", std::round(c.link_rate)},
                 {"rate_before", std::round(c.rate_before)},

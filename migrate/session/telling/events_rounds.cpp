@@ -9,17 +9,13 @@ namespace migrate {
 namespace {
 
 /// Two digits behind the point are all that these measurements are worth.
-double rounded(double value) { return std::round(value * 100) / 100; }
+double hundredths(double value) { return std::round(value * 100) / 100; }
 
 std::string fixed(double value, int digits) {
   char text[48];
   std::snprintf(text, sizeof text, "%.*f", digits, value);
   return text;
 }
-
-std::string per_second(double bytes) { return human_bytes(static_cast<uint64_t>(std::max(bytes, 0.0))) + "/s"; }
-
-int64_t whole(uint64_t value) { return static_cast<int64_t>(value); }
 
 }  // namespace
 
@@ -47,18 +43,18 @@ void tell_round(Events& events, const RoundMeasure& m, const Decision& d, const 
                 {"visit_us", extras.visit_us},
                 {"bytes", whole(m.bytes_sent)},
                 {"wire_bytes", whole(wire)},
-                {"ms", rounded(m.seconds * 1e3)},
-                {"bandwidth", rounded(bandwidth)},
+                {"ms", hundredths(m.seconds * 1e3)},
+                {"bandwidth", hundredths(bandwidth)},
                 {"dirty_pages", whole(m.dirty_pages)},
-                {"dirty_rate", rounded(d.dirty_rate)},
-                {"estimate_ms", rounded(d.now.total() * 1e3)}});
+                {"dirty_rate", hundredths(d.dirty_rate)},
+                {"estimate_ms", hundredths(d.now.total() * 1e3)}});
 }
 
 void tell_decision(Events& events, const Decision& d) {
   EventFields fields{{"decision", std::string(name_of(d.action))}, {"reason", d.reason}};
   for (const auto& [name, value] : numbers_of(d)) {
     // A rate of convergence and a share are small numbers; the others are milliseconds, pages and bytes.
-    fields.emplace_back(name, name == "convergence" || name == "cpu_share" ? value : rounded(value));
+    fields.emplace_back(name, name == "convergence" || name == "cpu_share" ? value : hundredths(value));
   }
   events.event("decide", std::string(name_of(d.action)) + ": " + d.reason, std::move(fields));
 }
@@ -79,14 +75,14 @@ void show_round(Events& events, const RoundProgress& p) {
                      {"bytes", whole(p.bytes)},
                      {"total", whole(p.total_bytes)},
                      {"wire_bytes", whole(p.wire_bytes != 0 ? p.wire_bytes : p.bytes)},
-                     {"bandwidth", rounded(p.bandwidth)}};
+                     {"bandwidth", hundredths(p.bandwidth)}};
   if (p.dirty_rate >= 0) {
     line += ", " + human_count(p.dirty_rate) + " pages/s written";
-    fields.emplace_back("dirty_rate", rounded(p.dirty_rate));
+    fields.emplace_back("dirty_rate", hundredths(p.dirty_rate));
   }
   if (p.estimate_ms >= 0) {
     line += ", downtime ~" + fixed(p.estimate_ms, p.estimate_ms < 100 ? 1 : 0) + " ms";
-    fields.emplace_back("estimate_ms", rounded(p.estimate_ms));
+    fields.emplace_back("estimate_ms", hundredths(p.estimate_ms));
   }
   events.progress("progress", line, std::move(fields));
 }

@@ -10,7 +10,7 @@ namespace migrate {
 namespace {
 
 constexpr size_t kPartAreas = 50'000;
-constexpr int kPartRuns = 50'000;
+constexpr int kPartDiscards = 50'000;
 constexpr size_t kMaxTasks = 100'000;
 constexpr size_t kMaxAreas = 4'000'000;
 constexpr size_t kMaxObjects = 100'000;
@@ -19,7 +19,7 @@ constexpr size_t kMaxPath = 4096;
 constexpr size_t kMaxTexts = 64 << 20;
 constexpr uint64_t kMaxOffset = uint64_t{1} << 62;
 
-void require(bool good, const char* why) {
+void require_layout(bool good, const char* why) {
   if (!good) throw Corrupt("the layout from the peer", why);
 }
 
@@ -94,7 +94,7 @@ wire::Layout whole(const TreeLayout& layout) { return std::move(in_parts(layout,
 std::vector<wire::Discards> to_wire(std::span<const PageDiscard> discards) {
   std::vector<wire::Discards> parts(1);
   for (const PageDiscard& discard : discards) {
-    if (parts.back().runs_size() == kPartRuns) parts.emplace_back();
+    if (parts.back().runs_size() == kPartDiscards) parts.emplace_back();
     wire::Discards::Run* run = parts.back().add_runs();
     run->set_kind(static_cast<uint32_t>(discard.memory.kind));
     run->set_id(discard.memory.id);
@@ -106,14 +106,15 @@ std::vector<wire::Discards> to_wire(std::span<const PageDiscard> discards) {
 }
 
 bool LayoutParts::add(const wire::Layout& part) {
-  require(layout_.objects.size() + static_cast<size_t>(part.objects_size()) <= kMaxObjects, "too many shared objects");
+  require_layout(layout_.objects.size() + static_cast<size_t>(part.objects_size()) <= kMaxObjects,
+                 "too many shared objects");
   for (const wire::Layout::Object& object : part.objects()) {
-    require(object.bytes() % kPageSize == 0 && object.bytes() <= kUserEnd, "a shared object of impossible size");
-    require(object.name().size() <= kMaxMemfdName && object.name().find('\0') == std::string::npos,
-            "a memfd with an impossible name");
-    require(object.memfd() || object.name().empty(), "a name of what has none");
+    require_layout(object.bytes() % kPageSize == 0 && object.bytes() <= kUserEnd, "a shared object of impossible size");
+    require_layout(object.name().size() <= kMaxMemfdName && object.name().find('\0') == std::string::npos,
+                   "a memfd with an impossible name");
+    require_layout(object.memfd() || object.name().empty(), "a name of what has none");
     texts_ += object.name().size();
-    require(texts_ <= kMaxTexts, "too many names");
+    require_layout(texts_ <= kMaxTexts, "too many names");
     layout_.objects.push_back({object.id(), object.bytes(), object.memfd(), object.name()});
   }
   for (const wire::Layout::Task& task : part.tasks()) add_task(task);
@@ -124,41 +125,42 @@ bool LayoutParts::add(const wire::Layout& part) {
 
 void LayoutParts::add_task(const wire::Layout::Task& task) {
   if (layout_.tasks.empty() || layout_.tasks.back().pid != task.pid()) {
-    require(layout_.tasks.size() < kMaxTasks, "too many tasks");
+    require_layout(layout_.tasks.size() < kMaxTasks, "too many tasks");
     layout_.tasks.push_back({task.pid(), task.ppid(), task.pgid(), task.sid(), {}});
   }
   areas_ += static_cast<size_t>(task.areas_size());
-  require(areas_ <= kMaxAreas, "too many areas of memory");
+  require_layout(areas_ <= kMaxAreas, "too many areas of memory");
   std::vector<TreeLayout::Area>& areas = layout_.tasks.back().areas;
   for (const wire::Layout::Area& area : task.areas()) {
-    require(area.start() % kPageSize == 0 && area.end() % kPageSize == 0 && area.start() < area.end() &&
-                area.end() <= kUserEnd && (areas.empty() || areas.back().end <= area.start()),
-            "an area of memory out of order");
-    require(area.file().empty() || (area.file().front() == '/' && area.file().size() < kMaxPath &&
-                                    area.file().find('\0') == std::string::npos),
-            "a file with an impossible path");
+    require_layout(area.start() % kPageSize == 0 && area.end() % kPageSize == 0 && area.start() < area.end() &&
+                       area.end() <= kUserEnd && (areas.empty() || areas.back().end <= area.start()),
+                   "an area of memory out of order");
+    require_layout(area.file().empty() || (area.file().front() == '/' && area.file().size() < kMaxPath &&
+                                           area.file().find('\0') == std::string::npos),
+                   "a file with an impossible path");
     texts_ += area.file().size();
-    require(texts_ <= kMaxTexts, "too many paths");
-    require(area.offset() % kPageSize == 0 && area.offset() <= kMaxOffset && (area.offset() == 0 || area.has_file()),
-            "an impossible offset in a file");
+    require_layout(texts_ <= kMaxTexts, "too many paths");
+    require_layout(
+        area.offset() % kPageSize == 0 && area.offset() <= kMaxOffset && (area.offset() == 0 || area.has_file()),
+        "an impossible offset in a file");
     areas.push_back({area.start(), area.end(), area.huge_pages(), area.no_huge_pages(), area.grows_down(),
                      area.no_reserve(), area.file(), area.offset()});
   }
 }
 
 void LayoutParts::check() const {
-  require(!layout_.tasks.empty(), "no tasks");
+  require_layout(!layout_.tasks.empty(), "no tasks");
   std::set<pid_t> seen;
   for (const TreeLayout::Task& task : layout_.tasks) {
-    require(task.pid > 0 && task.pid <= kMaxPid && task.pgid >= 0 && task.pgid <= kMaxPid && task.sid >= 0 &&
-                task.sid <= kMaxPid,
-            "an impossible pid");
-    require(seen.empty() || seen.contains(task.ppid), "a task comes before its parent");
-    require(seen.insert(task.pid).second, "a task is in it twice");
+    require_layout(task.pid > 0 && task.pid <= kMaxPid && task.pgid >= 0 && task.pgid <= kMaxPid && task.sid >= 0 &&
+                       task.sid <= kMaxPid,
+                   "an impossible pid");
+    require_layout(seen.empty() || seen.contains(task.ppid), "a task comes before its parent");
+    require_layout(seen.insert(task.pid).second, "a task is in it twice");
   }
   std::set<uint64_t> objects;
   for (const TreeLayout::Object& object : layout_.objects)
-    require(objects.insert(object.id).second, "a shared object is in it twice");
+    require_layout(objects.insert(object.id).second, "a shared object is in it twice");
 }
 
 TreeLayout LayoutParts::take() {
@@ -172,10 +174,10 @@ std::vector<PageDiscard> from_wire(const wire::Discards& discards) {
   std::vector<PageDiscard> out;
   out.reserve(static_cast<size_t>(discards.runs_size()));
   for (const wire::Discards::Run& run : discards.runs()) {
-    require(run.kind() == 1 || run.kind() == 2, "a memory of an unknown kind");
-    require(run.address() % kPageSize == 0 && run.address() <= kUserEnd &&
-                run.pages() <= (kUserEnd - run.address()) / kPageSize,
-            "pages out of range");
+    require_layout(run.kind() == 1 || run.kind() == 2, "a memory of an unknown kind");
+    require_layout(run.address() % kPageSize == 0 && run.address() <= kUserEnd &&
+                       run.pages() <= (kUserEnd - run.address()) / kPageSize,
+                   "pages out of range");
     out.push_back({{static_cast<MemoryId::Kind>(run.kind()), run.id()}, run.address(), run.pages()});
   }
   return out;

@@ -1,8 +1,13 @@
-// Raw TLS 1.3 throughput over loopback, sender and receiver a thread each, bytes that go nowhere: the baseline that a
-// migration's page transfer is compared with. Prints one JSON object.
-//   tls_raw [MiB [STREAMS [plain|openssl]]]
-// "openssl": OpenSSL's own blocking socket I/O, with 16 KiB records and nothing of ours, to keep the baseline honest.
+// Raw TLS 1.3 throughput, sender and receiver a thread each: the baseline that a migration's page transfer is compared
+// with. Prints one JSON object.
+//   tls_raw [MiB [STREAMS [tls|plain|openssl|copy [SOURCE DESTINATION ADDRESS]]]]
+// "tls", "plain": our streams, and bytes that go nowhere. "openssl": OpenSSL's own blocking socket I/O, with 16 KiB
+// records and nothing of ours, to keep the baseline honest. "copy": the same from memory into memory, as who copies it
+// would have to. Over loopback, or between two network namespaces (files), of which the second has the address.
+#include <fcntl.h>
 #include <openssl/ssl.h>
+#include <sched.h>
+#include <sys/mman.h>
 
 #include <chrono>
 #include <cstdio>
@@ -42,11 +47,45 @@ struct TempKeys {
 
 Deadline soon() { return Deadline::in(std::chrono::seconds(10)); }
 
-std::pair<Fd, Fd> connected() {
-  Listener listener({"127.0.0.1", 0});
-  Fd client = connect_tcp({"127.0.0.1", listener.port()}, soon());
+/// Between which hosts; both empty: over loopback.
+struct Cable {
+  std::string source, destination, address = "127.0.0.1";
+};
+
+/// Sockets made from here on are of that network namespace.
+void go_to(const std::string& network) {
+  if (network.empty()) return;
+  const Fd fd = open_path(network, O_RDONLY);
+  check(::setns(fd.get(), CLONE_NEWNET), "enter", network);
+}
+
+/// A client at the source, a server at the destination.
+std::pair<Fd, Fd> connected(const Cable& cable = {}) {
+  go_to(cable.destination);
+  Listener listener({cable.address, 0});
+  go_to(cable.source);
+  Fd client = connect_tcp({cable.address, listener.port()}, soon());
   return {std::move(client), *listener.accept(nullptr, soon())};
 }
+
+/// Fresh memory; with contents that differ from page to page.
+class Memory {
+ public:
+  Memory(uint64_t bytes, bool filled) : bytes_(bytes) {
+    void* at = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED) throw Error("map", "memory", errno);
+    at_ = static_cast<uint64_t*>(at);
+    for (uint64_t i = 0; filled && i < bytes / sizeof(uint64_t); ++i) at_[i] = i * 0xD1B54A32D192ED03ULL;
+  }
+  ~Memory() { ::munmap(at_, bytes_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  char* data() const { return reinterpret_cast<char*>(at_); }  // NOLINT: bytes
+
+ private:
+  uint64_t bytes_;
+  uint64_t* at_ = nullptr;
+};
 
 /// Ours: what page streams use.
 Result run_streams(const TlsConfig* config, size_t count, uint64_t bytes_each) {
@@ -87,9 +126,10 @@ SSL* bare_ssl(SSL_CTX* context, const Fd& fd, bool server) {
   return ssl;
 }
 
-/// OpenSSL's own, with nothing of ours in between.
-Result run_openssl(const TlsConfig& config, uint64_t bytes) {
-  auto [client, server] = connected();
+/// OpenSSL's own, with nothing of ours in between. `copy`: memory, not the same bytes again and again.
+Result run_openssl(const TlsConfig& config, std::pair<Fd, Fd> sockets, uint64_t bytes, bool copy) {
+  auto [client, server] = std::move(sockets);
+  const Memory from(copy ? bytes : kSend, true), to(copy ? bytes : kReceive, false);
   SSL_CTX* context = SSL_CTX_new(TLS_method());
   SSL_CTX_use_certificate_chain_file(context, config.cert.c_str());
   SSL_CTX_use_PrivateKey_file(context, config.key.c_str(), SSL_FILETYPE_PEM);
@@ -101,12 +141,11 @@ Result run_openssl(const TlsConfig& config, uint64_t bytes) {
   const auto start = std::chrono::steady_clock::now();
   {
     const std::jthread sender([&] {
-      const std::vector<char> data(kSend, 0x5a);
-      for (uint64_t sent = 0; sent < bytes; sent += kSend) SSL_write(a, data.data(), static_cast<int>(data.size()));
+      for (uint64_t sent = 0; sent < bytes; sent += kSend) SSL_write(a, from.data() + (copy ? sent : 0), kSend);
     });
-    std::vector<char> data(kReceive);
     for (uint64_t got = 0; got < bytes;) {
-      const int n = SSL_read(b, data.data(), static_cast<int>(data.size()));
+      const uint64_t most = std::min<uint64_t>(kReceive, bytes - got);
+      const int n = SSL_read(b, to.data() + (copy ? got : 0), static_cast<int>(most));
       if (n <= 0) throw Error("read failed");
       got += static_cast<uint64_t>(n);
     }
@@ -120,10 +159,12 @@ Result run_openssl(const TlsConfig& config, uint64_t bytes) {
 }
 
 /// Streams beside each other: the slowest counts.
-Result run_openssl_streams(const TlsConfig& config, size_t count, uint64_t bytes_each) {
+Result run_openssl_streams(const TlsConfig& config, const Cable& cable, size_t count, uint64_t bytes_each, bool copy) {
   std::vector<std::future<Result>> running;
   for (size_t i = 0; i < count; ++i)
-    running.push_back(std::async(std::launch::async, [&] { return run_openssl(config, bytes_each); }));
+    running.push_back(std::async(std::launch::async, [&, sockets = connected(cable)]() mutable {
+      return run_openssl(config, std::move(sockets), bytes_each, copy);
+    }));
   Result slowest{};
   for (auto& one : running) {
     const Result result = one.get();
@@ -139,8 +180,11 @@ int run(int argc, char** argv) {
   const TempKeys keys;
   const TlsConfig config{.cacert = keys.dir + "/ca.crt", .cert = keys.dir + "/host.crt", .key = keys.dir + "/host.key"};
   const uint64_t bytes = (mib << 20) / streams;
-  const Result result = mode == "openssl" ? run_openssl_streams(config, streams, bytes)
-                                          : run_streams(mode == "plain" ? nullptr : &config, streams, bytes);
+  Cable cable;
+  if (argc > 6) cable = {argv[4], argv[5], argv[6]};
+  const bool copy = mode == "copy";
+  const Result result = copy || mode == "openssl" ? run_openssl_streams(config, cable, streams, bytes, copy)
+                                                  : run_streams(mode == "plain" ? nullptr : &config, streams, bytes);
   const double total = static_cast<double>(bytes) * static_cast<double>(streams);
   std::printf(
       "{\"mode\":\"%s\",\"protocol\":\"%s\",\"streams\":%zu,\"bytes\":%.0f,\"seconds\":%.4f,\"bytes_per_second\":%.0f}"

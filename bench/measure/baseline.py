@@ -1,4 +1,4 @@
-"""Raw TLS over loopback, in the same run as what is compared with it: see ../tls_raw.cpp."""
+"""Raw TLS, in the same run as what is compared with it: see ../tls_raw.cpp."""
 import json
 import os
 import statistics
@@ -7,12 +7,21 @@ import subprocess
 MIB = 256
 
 
+def measured(build, *options):
+    """Bytes a second."""
+    out = subprocess.run([os.path.join(build, "bench", "tls_raw"), *map(str, options)], capture_output=True, text=True, check=True,
+                         timeout=120)
+    result = json.loads(out.stdout)
+    return result["bytes"] / result["seconds"]
+
+
 def raw_tls(build, mib=MIB, mode="openssl", streams=2, rounds=1):
-    """Bytes a second, the median of `rounds`. "openssl": OpenSSL's own socket I/O; "tls": our page streams, carrying nothing."""
-    found = []
-    for _ in range(rounds):
-        out = subprocess.run([os.path.join(build, "bench", "tls_raw"), str(mib), str(streams), mode], capture_output=True, text=True,
-                             check=True, timeout=120)
-        result = json.loads(out.stdout)
-        found.append(result["bytes"] / result["seconds"])
-    return statistics.median(found)
+    """Over loopback, bytes that go nowhere; the median of `rounds`. "openssl": OpenSSL's own socket I/O; "tls": our page streams,
+    carrying nothing."""
+    return statistics.median(measured(build, mib, streams, mode) for _ in range(rounds))
+
+
+def plain_copy(hosts, mib, streams=2):
+    """Memory of the source into fresh memory of the destination, over the cable between them, while nothing else runs."""
+    source, destination = map(hosts.network.namespace, ("source", "destination"))
+    return measured(hosts.build, mib, streams, "copy", source, destination, hosts.network.address("destination"))

@@ -14,9 +14,10 @@ BEFORE, AFTER = 1.0, 0.7  # seconds for which the program is watched before and 
 COLUMNS = (
     "scenario", "memory_mib", "rate", "whole_pages", "mode", "options", "repeat", "outcome", "reason", "estimate_ms", "fixed_ms", "dirty_ms",
     "dirty_pages", "downtime_ms", "seen_ms", "freeze_ms", "shells_ms", "pages_ms", "restore_ms", "handover_ms", "rounds", "total_ms",
-    "rounds_bytes", "stopped_bytes", "wire_bytes", "round0_bytes", "round0_ms", "round0_bandwidth", "raw_tls", "round0_ratio",
+    "rounds_bytes", "stopped_bytes", "wire_bytes", "round0_bytes", "round0_ms", "round0_bandwidth", "raw_tls", "plain_copy", "round0_ratio",
     "written_before", "written_during", "written_after", "during_ratio", "gap_in_rounds_ms", "cpu_share", "late_bytes", "late_requested",
     "whole_ms", "stalls_ms", "memory_equal")
+LATE = ("postcopy", "hybrid", "auto")  # modes in which pages come when the program runs
 PARTS = ("freeze_ms", "shells_ms", "pages_ms", "restore_ms", "handover_ms")
 
 
@@ -40,9 +41,12 @@ def move(hosts, task, mode="precopy", options=(), scenario="", repeat=0):
     row = {"scenario": scenario, "memory_mib": task.mib, "rate": task.rate_name(), "whole_pages": int(task.whole), "mode": mode,
            "options": " ".join(options), "repeat": repeat}
     try:
-        raw = baseline.raw_tls(hosts.build)
+        late = mode in LATE
+        raw, copy = baseline.raw_tls(hosts.build), late and baseline.plain_copy(hosts, task.mib)
         found = watched_move(hosts, task, mode, options, row)
         add_baseline(row, statistics.mean((raw, baseline.raw_tls(hosts.build))))
+        if late:
+            row["plain_copy"] = round(statistics.mean((copy, baseline.plain_copy(hosts, task.mib))))
         return found
     except (tool.Failed, programs.Unwell, Deadline, OSError) as e:
         return Move({**row, "outcome": "not measured", "reason": str(e)}, [], [])

@@ -83,9 +83,13 @@ class Network:
     def address(self, name):
         return self.hosts[name].split("/")[0]
 
+    def namespace(self, name):
+        """Its file."""
+        return f"/run/netns/{self.prefix}-{name}"
+
     def enter(self, name):
         """Command prefix that runs something on that host. The mount namespace stays ours, so that mounts are seen."""
-        return ["nsenter", f"--net=/run/netns/{self.prefix}-{name}"]
+        return ["nsenter", f"--net={self.namespace(name)}"]
 
     def cut(self, name, up=False):
         """Pulls (or plugs) the cable of a host."""

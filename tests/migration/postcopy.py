@@ -486,7 +486,7 @@ def exact(context, folder):
         wait_for(lambda: '"event":"decide"' in read(move.log), "the last scan", 20)
         write("last")
         os.kill(guardian, signal.SIGCONT)
-    move = Move(context, folder, "hybrid", ("late_writes", "16"), (), {"MIGRATE_FAULT": "source-agent.round-sent:stop-self"},
+    move = Move(context, folder, "hybrid", ("late_writes", "16"), ("--streams", "1"), {"MIGRATE_FAULT": "source-agent.round-sent:stop-self"},
                 {"MIGRATE_DEBUG": "1"}, drive)
     try:
         move.arrives()

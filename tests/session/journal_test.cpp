@@ -103,7 +103,8 @@ TEST(Journal, KeepsEveryField) {
   e.lazy_cgroups = {"/sys/fs/cgroup/" + lazy_cgroup_mark(e.id) + "0"};
   e.feed = FeedSettings{.bandwidth_limit = 12'000'000,
                         .compression = *parse_compression("zstd:7"),
-                        .codecs = {.lz4 = false, .zstd = true}};
+                        .codecs = {.lz4 = false, .zstd = true},
+                        .streams = 5};
   e.peer_settled = false;
   e.reason = "because \"of\"\n\xff";
   const JournalEntry back = JournalEntry::from_json(e.to_json(), "x");
@@ -123,17 +124,23 @@ TEST(Journal, KeepsEveryField) {
   EXPECT_EQ(back.feed->bandwidth_limit, 12'000'000u);
   EXPECT_EQ(text_of(back.feed->compression), "zstd:7");
   EXPECT_TRUE(back.feed->codecs.zstd && !back.feed->codecs.lz4);
+  EXPECT_EQ(back.feed->streams, 5);
 }
 
 TEST(Journal, FeedsThatNobodyCouldHaveWantedAreCorrupt) {
   JournalEntry e = source_entry();
-  e.feed =
-      FeedSettings{.bandwidth_limit = 12'345'678, .compression = *parse_compression("zstd:7"), .codecs = {true, true}};
+  e.feed = FeedSettings{.bandwidth_limit = 12'345'678,
+                        .compression = *parse_compression("zstd:7"),
+                        .codecs = {true, true},
+                        .streams = 33};
   const std::string good = e.to_json();
   EXPECT_NO_THROW(JournalEntry::from_json(good, "x"));
-  const std::pair<const char*, const char*> changes[] = {
-      {"12345678", "1"},     {"12345678", "1099511627777"}, {"12345678", "-1"},     {"12345678", "1e6"},
-      {"zstd:7", "zstd:20"}, {"zstd:7", "brotli"},          {"\"lz4\"", "\"lz5\""}, {"\"lz4\"", "4"}};
+  const std::pair<const char*, const char*> changes[] = {{"12345678", "1"},      {"12345678", "1099511627777"},
+                                                         {"12345678", "-1"},     {"12345678", "1e6"},
+                                                         {"zstd:7", "zstd:20"},  {"zstd:7", "brotli"},
+                                                         {"\"lz4\"", "\"lz5\""}, {"\"lz4\"", "4"},
+                                                         {": 33", ": 0"},        {": 33", ": 64"},
+                                                         {": 33", ": -1"}};
   for (const auto& [from, to] : changes) {
     std::string bad = good;
     bad.replace(bad.find(from), std::string_view(from).size(), to);

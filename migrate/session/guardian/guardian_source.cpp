@@ -74,7 +74,8 @@ class SourceGuardian {
       if (s.has_feed()) {
         entry.feed = FeedSettings{.bandwidth_limit = s.feed().bandwidth_limit(),
                                   .compression = parse_compression(s.feed().compress()).value_or(Compression{}),
-                                  .codecs = codecs_from_wire(s.feed().page_codecs())};
+                                  .codecs = codecs_from_wire(s.feed().page_codecs()),
+                                  .streams = std::clamp<int>(s.feed().streams(), 1, kMaxPageStreams - 1)};
       }
       store_.emplace(s.state_dir());
       journal_.emplace(store_->create(std::move(entry)));

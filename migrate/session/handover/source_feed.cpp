@@ -23,8 +23,7 @@ namespace {
 
 using wire::Message;
 
-constexpr int kBeat = 200;       // ms
-constexpr int kFeedStreams = 2;  // what is asked for, and the fill
+constexpr int kBeat = 200;  // ms
 
 /// What the peer says may be any number.
 int64_t field(uint64_t value) { return static_cast<int64_t>(std::min<uint64_t>(value, INT64_MAX)); }
@@ -37,17 +36,18 @@ double seconds(uint64_t us) { return static_cast<double>(us) / 1e6; }
 bool SourceFeed::connect(ControlChannel& channel) {
   next_ = {};
   streams_.reset();
+  const int count = 1 + parts_.streams;  // what is asked for, and the fill
   Message message;
-  message.mutable_feed()->set_streams(static_cast<uint32_t>(kFeedStreams));
+  message.mutable_feed()->set_streams(static_cast<uint32_t>(count));
   message.mutable_feed()->set_page_codecs(to_wire(parts_.options.codecs));
   channel.send(std::move(message));
   const Message reply = channel.receive(Deadline::in(parts_.timeouts.answer));
   if (reply.body_case() == Message::kWhole) return false;
-  if (reply.body_case() != Message::kFeeding || reply.feeding().stream_tokens_size() != kFeedStreams)
+  if (reply.body_case() != Message::kFeeding || reply.feeding().stream_tokens_size() != count)
     throw Corrupt("a message of the peer", "it is out of turn");
   SessionStreams streams =
       connect_session_streams(parts_.connector, parse_host_port(parts_.address), parts_.session,
-                              reply.feeding().stream_tokens(), kFeedStreams, parts_.timeouts.connect, nullptr);
+                              reply.feeding().stream_tokens(), count, parts_.timeouts.connect, nullptr);
   streams_ = FeedStreams::of(std::move(streams));
   return true;
 }
@@ -126,6 +126,8 @@ FeederOptions feeder_options(const FeedSettings& settings) {
   return {.compression = settings.compression, .codecs = settings.codecs, .bandwidth_limit = settings.bandwidth_limit};
 }
 
+int fill_streams(int streams) { return std::clamp<int>(streams, 1, kMaxPageStreams - 1); }
+
 std::vector<PageSource> pages_of_held_tree(const JournalEntry& entry) {
   std::map<MemoryId, PageSource> sources;
   for (const TaskId& task : entry.tasks) {
@@ -157,7 +159,10 @@ void feed_from_held_tree(const JournalEntry& entry, const FeedParts& parts) {
   const std::unique_ptr<ControlChannel> channel =
       connect_about(parts.connector, parts.address, parts.timeouts, entry.id, entry.epoch);
   FeedParts as_agreed = parts;
-  if (entry.feed) as_agreed.options = feeder_options(*entry.feed);
+  if (entry.feed) {
+    as_agreed.options = feeder_options(*entry.feed);
+    as_agreed.streams = entry.feed->streams;
+  }
   SourceFeed feed(std::move(as_agreed));
   if (!feed.connect(*channel)) return;
   parts.events.event("feed", "session " + to_hex(entry.id) + ": " + entry.label + " is fed from its frozen tree here",

@@ -25,6 +25,7 @@ struct FeedParts {
   SessionId session{};
   Timeouts timeouts;
   FeederOptions options;
+  int streams = 1;  ///< that fill
   Events& events;
   /// Which of the pages will be needed soon (PageFeeder); empty: not known. Called by a thread of the feed.
   std::function<std::vector<RankedRun>(std::span<const PageSource>)> order{};
@@ -65,6 +66,8 @@ class SourceFeed {
 };
 
 FeederOptions feeder_options(const FeedSettings& settings);
+/// Of so many streams as the operator allows for a pass.
+int fill_streams(int streams);
 
 /// All private pages of a tree that its journal holds frozen, as its images number them.
 std::vector<PageSource> pages_of_held_tree(const JournalEntry& entry);

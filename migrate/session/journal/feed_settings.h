@@ -11,6 +11,7 @@ struct FeedSettings {
   uint64_t bandwidth_limit = 0;  ///< bytes a second; 0: none
   Compression compression;       ///< as the operator wants it ...
   CodecSet codecs;               ///< ... and in which the destination takes pages
+  int streams = 1;               ///< that fill, 1 to kMaxPageStreams - 1: there is one for what is asked for, too
 };
 
 }  // namespace migrate

@@ -154,7 +154,10 @@ json feed_to_json(const FeedSettings& feed) {
   json codecs = json::array();
   if (feed.codecs.lz4) codecs.push_back("lz4");
   if (feed.codecs.zstd) codecs.push_back("zstd");
-  return {{"bandwidth_limit", feed.bandwidth_limit}, {"compress", text_of(feed.compression)}, {"codecs", codecs}};
+  return {{"bandwidth_limit", feed.bandwidth_limit},
+          {"compress", text_of(feed.compression)},
+          {"codecs", codecs},
+          {"streams", feed.streams}};
 }
 
 FeedSettings feed_from_json(const json& j) {
@@ -172,6 +175,9 @@ FeedSettings feed_from_json(const json& j) {
     feed.codecs.lz4 |= lz4;
     feed.codecs.zstd |= zstd;
   }
+  const uint64_t streams = j.contains("streams") ? number_from_json(j.at("streams")) : 1;
+  if (streams < 1 || streams >= kMaxPageStreams) throw std::out_of_range("a number of streams is out of range");
+  feed.streams = static_cast<int>(streams);
   return feed;
 }
 

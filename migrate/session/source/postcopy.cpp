@@ -31,6 +31,7 @@ FeedParts Postcopy::feed_parts() const {
           .options = feeder_options({.bandwidth_limit = p_.options.bandwidth_limit,
                                      .compression = p_.options.compress,
                                      .codecs = p_.peer.codecs()}),
+          .streams = fill_streams(p_.options.streams),
           .events = p_.events,
           .order = [this](std::span<const PageSource> late) {
             return before_ ? before_->fill_order(late) : std::vector<RankedRun>();

@@ -4,6 +4,7 @@
 #include "core/dump/preflight.h"
 #include "core/memory/huge_pages.h"
 #include "core/restore/restorable.h"
+#include "migrate/session/handover/source_feed.h"
 #include "migrate/session/handover/still_coming.h"
 #include "migrate/session/source/send_session.h"
 #include "migrate/session/telling/fault.h"
@@ -86,6 +87,7 @@ void SendSession::begin() {
     start.mutable_feed()->set_bandwidth_limit(options_.bandwidth_limit);
     start.mutable_feed()->set_compress(text_of(options_.compress));
     start.mutable_feed()->set_page_codecs(to_wire(peer_.codecs()));
+    start.mutable_feed()->set_streams(fill_streams(options_.streams));
   }
   start.mutable_dump()->set_timeout_ms(static_cast<uint32_t>(dump_.timeout.count()));
   hold_.start(start);

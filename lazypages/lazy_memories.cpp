@@ -8,9 +8,9 @@
 #include <array>
 #include <cerrno>
 #include <string>
-#include <thread>
 
 #include "core/base/error.h"
+#include "lazypages/patience.h"
 
 namespace migrate {
 namespace {
@@ -217,19 +217,23 @@ void LazyMemories::bury_dead() {
   while (const Space space = next_space({}, id, id)) space->find_dead();
   looked_for_dead_ = std::chrono::steady_clock::now();
   std::vector<Space> dead;  // destroyed without the lock
-  const std::lock_guard lock(mutex_);
-  for (auto i = spaces_.begin(); i != spaces_.end();) {
-    if (i->second->dead()) {
-      memories_.at(i->second->memory()).spaces.erase(i->first);
-      dead.push_back(std::move(i->second));
-      i = spaces_.erase(i);
-    } else {
-      ++i;
+  bool nobody = false;
+  {
+    const std::lock_guard lock(mutex_);
+    for (auto i = spaces_.begin(); i != spaces_.end();) {
+      if (i->second->dead()) {
+        memories_.at(i->second->memory()).spaces.erase(i->first);
+        dead.push_back(std::move(i->second));
+        i = spaces_.erase(i);
+      } else {
+        ++i;
+      }
     }
+    nobody = !around_->objects->empty() && memories_[kSharedMappings].spaces.empty();
+    have_spares();
   }
-  if (!around_->objects->empty() && memories_[kSharedMappings].spaces.empty())
-    for (const auto& object : around_->objects->all()) object->drop();
-  have_spares();
+  if (!nobody) return;
+  for (const auto& object : around_->objects->all()) object->drop();
 }
 
 /// As many as there is room for.
@@ -289,19 +293,14 @@ size_t LazyMemories::spaces() const {
 
 void LazyMemories::finish_all() {
   // Forks may come until their parent is finished, and after it in this order.
-  for (;;) {
-    Space space;
+  for (Patience patience; spaces() != 0; patience.wait()) {
     uint64_t id = 0;
-    {
+    while (const Space space = next_space({}, id, id)) {
+      if (!space->try_finish()) continue;
       const std::lock_guard lock(mutex_);
-      if (spaces_.empty()) break;
-      id = spaces_.begin()->first;
-      space = spaces_.begin()->second;
+      memories_.at(space->memory()).spaces.erase(id);
+      spaces_.erase(id);
     }
-    space->finish();
-    const std::lock_guard lock(mutex_);
-    memories_.at(space->memory()).spaces.erase(id);
-    spaces_.erase(id);
   }
   // Last: as long as a task is registered somebody must know what it may see.
   for (const auto& object : around_->objects->all()) object->end();
@@ -315,8 +314,12 @@ void LazyMemories::finish() {
 
 void LazyMemories::poison() {
   for (const auto& object : around_->objects->all()) object->lose();
-  uint64_t id = 0;
-  while (const Space space = next_space({}, id, id)) space->poison();
+  bool all = false;
+  for (Patience patience; !all; patience.wait()) {
+    all = true;
+    uint64_t id = 0;
+    while (const Space space = next_space({}, id, id)) all = space->try_poison() && all;
+  }
   finish_all();
 }
 

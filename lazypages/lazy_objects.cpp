@@ -15,6 +15,8 @@
 #include <cerrno>
 
 #include "core/base/error.h"
+#include "lazypages/small_pages.h"
+#include "lazypages/userfault.h"
 
 namespace migrate {
 namespace {
@@ -59,24 +61,30 @@ LazyObject::LazyObject(LazyMemory memory, std::shared_ptr<LazyRecord> record)
       missing_(missing_of(memory)) {
   bytes_ = size_of(file_.get());
   if (bytes_ != memory.ranges.front().bytes()) throw Corrupt(kWhat, "it has another size");
-  for (const PageRun& run : memory.missing)
-    check(::fallocate(file_.get(), FALLOC_FL_KEEP_SIZE, static_cast<off_t>(run.address),
-                      static_cast<off_t>(run.pages * kPageSize)),
-          "allocate", kWhat);
   map();
+  allocate(memory.missing);
   Intervals announced;
   for (const PageRun& run : memory.missing) migrate::add(announced, run.address, run.address + run.pages * kPageSize);
   choose_held(announced);
   hold_pages();
-  record_.emplace(around_, SpaceRecord::Object{id_, base_}, file_.get(), held_.get(), missing_);
+  record_.emplace(around_, SpaceRecord::Object{id_, base_, bytes_}, file_.get(), held_.get(), missing_);
 }
 
 LazyObject::LazyObject(SpacePage& page, std::shared_ptr<LazyRecord> record, const Intervals& announced)
-    : around_(std::move(record)), id_(page.id), base_(page.base), file_(page.userfaultfd), held_(page.pagemap) {
+    : around_(std::move(record)),
+      id_(page.id),
+      base_(page.base),
+      bytes_(page.bytes),
+      file_(page.userfaultfd),
+      held_(page.pagemap) {
   record_.emplace(around_, page, missing_);
-  bytes_ = size_of(file_.get());
   choose_held(announced);
-  map();
+  // Cut by lose(), in the middle of which somebody was killed: there is nothing to map.
+  if (size_of(file_.get()) < bytes_) {
+    drop();
+  } else {
+    map();
+  }
 }
 
 LazyObject::~LazyObject() {
@@ -101,6 +109,28 @@ void LazyObject::map() {
   mem_ = open_path("/proc/self/mem", O_RDWR);
 }
 
+/// In small pages. A huge one cannot be kept from those who must not see it yet (hold_pages()), and a hole that a task
+/// punches in a part of it is not one while anybody uses it.
+void LazyObject::allocate(std::span<const PageRun> missing) {
+  if (missing.empty()) return;
+  const bool huge = makes_huge_pages() || makes_huge_page_at(file_.get(), missing.front().address);
+  for (const PageRun& run : missing) {
+    const auto at = static_cast<off_t>(run.address), bytes = static_cast<off_t>(run.pages * kPageSize);
+    if (!huge) {
+      check(::fallocate(file_.get(), FALLOC_FL_KEEP_SIZE, at, bytes), "allocate", kWhat);
+      continue;
+    }
+    // Of a missing page the kernel always makes a small one; that takes twice as long.
+    check(::fallocate(file_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, bytes), "empty", kWhat);
+    const auto start = reinterpret_cast<uint64_t>(mapped_) + run.address;
+    for (uint64_t done = 0; done < run.pages * kPageSize;) {
+      const FillResult r = zero_pages(userfaultfd_.get(), start + done, run.pages * kPageSize - done);
+      if (r.outcome != Filled::done) throw Error("allocate small pages of", kWhat, EEXIST);
+      done += r.bytes;
+    }
+  }
+}
+
 /// The first that is missing of each block of a huge page.
 void LazyObject::choose_held(const Intervals& announced) {
   for (const auto& [start, end] : announced) {
@@ -120,12 +150,14 @@ void LazyObject::hold_pages() {
   check(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), "hold pages of", kWhat);
   held_ = Fd(ends[0]);
   const Fd in(ends[1]);
+  // A socket takes some 270 messages, and a pipe 512 MiB: enough for 4 TiB.
+  constexpr size_t kPipes = 32;
   for (std::span<const iovec> rest(pages); !rest.empty();) {
-    size_t taken = 0;
-    const Fd pipe = hold_some(rest, taken);
-    const std::array<int, 1> fds{pipe.get()};
-    send_fds(in.get(), std::as_bytes(std::span("", 1)), fds);
-    rest = rest.subspan(taken);
+    std::vector<Fd> pipes;
+    std::vector<int> numbers;
+    for (size_t taken = 0; pipes.size() < kPipes && !rest.empty(); rest = rest.subspan(taken))
+      numbers.push_back(pipes.emplace_back(hold_some(rest, taken)).get());
+    send_fds(in.get(), std::as_bytes(std::span("", 1)), numbers);
   }
   forget(0, bytes_);
 }
@@ -140,15 +172,27 @@ void LazyObject::settle(uint64_t offset, uint64_t bytes) {
   missing_.apply(change);
 }
 
+/// How many bytes could be written, whole pages; 0: a task has punched a hole where they begin.
+uint64_t LazyObject::write_some(uint64_t offset, std::span<const std::byte> data) const {
+  constexpr int kTries = 3;
+  const auto at = reinterpret_cast<uint64_t>(mapped_) + offset;
+  for (int tries = 0;; ++tries) {
+    const ssize_t n = ::pwrite(mem_.get(), data.data(), data.size(), static_cast<off_t>(at));
+    if (n >= static_cast<ssize_t>(kPageSize)) return page_floor(static_cast<uint64_t>(n));
+    if (n < 0 && errno != EIO) throw Error("write", kWhat, errno);
+    // EIO, whatever the reason: a hole, or want of memory. This tells (and throws).
+    if (!show_page(userfaultfd_.get(), at)) return 0;
+    if (tries == kTries) throw Error("write", kWhat, EIO);
+  }
+}
+
 void LazyObject::put(uint64_t offset, std::span<const std::byte> data) {
   const std::lock_guard lock(mutex_);
   while (const auto run = missing_.first_of_source(offset, data.size())) {
-    const std::span<const std::byte> part = data.subspan(run->source - offset, run->bytes);
-    const ssize_t n = ::pwrite(mem_.get(), part.data(), part.size(), reinterpret_cast<off_t>(mapped_ + run->source));
-    if (n < 0 && errno != EIO && errno != EFAULT) throw Error("write", kWhat, errno);
+    const uint64_t written = write_some(run->source, data.subspan(run->source - offset, run->bytes));
     // Logged before anybody is shown it: what was written twice was seen by nobody the first time.
     around_->step("object-written");
-    settle(run->source, std::max(page_floor(static_cast<uint64_t>(std::max<ssize_t>(n, 0))), kPageSize));
+    settle(run->source, std::max(written, kPageSize));
     around_->step("object-logged");
     forget(run->source, run->bytes);
   }
@@ -189,9 +233,12 @@ void LazyObject::drop() {
 }
 
 void LazyObject::lose() {
+  const std::lock_guard lock(mutex_);
+  if (missing_.empty()) return;
   // Pages that are missing in a page table cannot be poisoned for those who are forked later.
-  if (missing_pages() != 0) check(::ftruncate(file_.get(), 0), "take away", kWhat);
-  drop();
+  check(::ftruncate(file_.get(), 0), "take away", kWhat);
+  around_->step("object-cut");
+  settle(0, bytes_);
 }
 
 void LazyObject::end() {

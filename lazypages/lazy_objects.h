@@ -23,7 +23,7 @@ namespace migrate {
 /// task has punched (MADV_REMOVE), or what never was. Any thread may call anything.
 class LazyObject {
  public:
-  /// Allocates what is missing. `memory`: as LazyMemory says of an object.
+  /// Allocates what is missing, where holes are. `memory`: as LazyMemory says of an object.
   LazyObject(LazyMemory memory, std::shared_ptr<LazyRecord> record);
   /// Takes over what is recorded. `announced`: what was missing at first.
   LazyObject(SpacePage& page, std::shared_ptr<LazyRecord> record, const Intervals& announced);
@@ -38,7 +38,7 @@ class LazyObject {
   uint64_t bytes() const { return bytes_; }
 
   /// Pages that are awaited get these contents, for whoever is shown them from now on; where a task has punched a hole
-  /// it stays one.
+  /// it stays one. Throws Error if they cannot be written; what was not is awaited still.
   void put(uint64_t offset, std::span<const std::byte> data);
   bool awaits(uint64_t offset) const;
   /// What must come before a hole at `offset` may be filled: the block's awaited pages, if it is the one that kept
@@ -55,10 +55,12 @@ class LazyObject {
 
  private:
   void map();
+  void allocate(std::span<const PageRun> missing);
   void choose_held(const Intervals& announced);
   void hold_pages();
   void forget(uint64_t offset, uint64_t bytes) const;
   void settle(uint64_t offset, uint64_t bytes);
+  uint64_t write_some(uint64_t offset, std::span<const std::byte> data) const;
 
   const std::shared_ptr<LazyRecord> around_;
   uint64_t id_, base_, bytes_ = 0;

@@ -6,10 +6,9 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
-#include <thread>
 
 #include "core/base/error.h"
+#include "lazypages/patience.h"
 #include "lazypages/userfault.h"
 
 namespace migrate {
@@ -29,21 +28,6 @@ MissingPages missing_of(const LazyMemory& memory) {
   for (const PageRun& run : memory.missing) places.push_back(run.address);
   return MissingPages(memory.ranges, places);
 }
-
-/// Between tries that wait for a task to run: at first it has only just been woken, later it waits for a processor.
-class Patience {
- public:
-  void wait() {
-    if (++tries_ < 20) {
-      ::sched_yield();
-    } else {
-      std::this_thread::sleep_for(std::chrono::microseconds(50));
-    }
-  }
-
- private:
-  int tries_ = 0;
-};
 
 }  // namespace
 
@@ -357,14 +341,10 @@ void LazySpace::drop_all_guards() {
   for (const RemoteRange& guard : all) settle(guard);
 }
 
-void LazySpace::poison() {
-  for (Patience patience; !poison_some(); patience.wait()) continue;
-}
-
-/// False: not now, or not all yet.
-bool LazySpace::poison_some() {
+bool LazySpace::try_poison() {
   const std::lock_guard lock(mutex_);
-  if (shared()) return true;  // the objects are lost
+  if (userfaultfd_) read_events();  // for the task's other memory, too
+  if (shared()) return true;        // the objects are lost
   while (userfaultfd_) {
     if (missing_.unsettled() && !settle_moves()) {
       read_events();
@@ -392,25 +372,20 @@ bool LazySpace::unregister_all() {
   return missing_.ranges().empty();
 }
 
-void LazySpace::finish() {
-  Patience patience;
-  for (int tries = 0;; ++tries) {
-    {
-      const std::lock_guard lock(mutex_);
-      if (!userfaultfd_) return;
-      const bool all = unregister_all() || tries > 100;
-      const bool read = read_events();
-      for (const uint64_t fault : faults_) wake(userfaultfd_.get(), range_of(fault, kPageSize));
-      faults_.clear();
-      // Only when no task is left in an event: one that has still to run would wait for ever.
-      const Filled state = probe(userfaultfd_.get());
-      if (state == Filled::dead || (all && read && state == Filled::unregistered)) {
-        close();
-        return;
-      }
-    }
-    patience.wait();
-  }
+bool LazySpace::try_finish() {
+  // So often it may be that something is mapped there which is not ours any more, and no event comes.
+  constexpr int kTries = 100;
+  const std::lock_guard lock(mutex_);
+  if (!userfaultfd_) return true;
+  const bool all = unregister_all() || ++finish_tries_ > kTries;
+  const bool read = read_events();
+  for (const uint64_t fault : faults_) wake(userfaultfd_.get(), range_of(fault, kPageSize));
+  faults_.clear();
+  // Only when no task is left in an event: one that has still to run would wait for ever.
+  const Filled state = probe(userfaultfd_.get());
+  if (state != Filled::dead && (!all || !read || state != Filled::unregistered)) return false;
+  close();
+  return true;
 }
 
 }  // namespace migrate

@@ -72,10 +72,12 @@ class LazySpace {
   /// Of shared mappings: pages of the objects have come, or will never.
   void came(uint64_t place, uint64_t bytes);
 
+  // These wait for nobody, and false is: not now, or not all yet. All spaces of a tree are to be tried in turn: a task
+  // that forks tells the userfaultfds that it has one after the other, and waits each time.
   /// All missing pages raise SIGBUS from now on.
-  void poison();
+  bool try_poison();
   /// Gives the memory back to the kernel: pages that are missing then read as zeros. No task is left waiting.
-  void finish();
+  bool try_finish();
 
   bool dead() const { return dead_; }
   /// Asks the kernel: nothing tells of the end of a memory (by execve(2), or of its last task).
@@ -103,7 +105,6 @@ class LazySpace {
   bool drop_guards(const MissingRun& run);
   void drop_all_guards();
   bool settle_moves();
-  bool poison_some();
   bool unregister_all();
   void close();
 
@@ -119,6 +120,7 @@ class LazySpace {
   std::deque<uint64_t> faults_;    ///< read, not answered yet
   std::set<uint64_t> waited_for_;  ///< missing pages that a fault was read for
   bool starved_ = false;
+  int finish_tries_ = 0;
   // Of shared mappings:
   std::set<uint64_t> parked_;           ///< who waits at a place that is not known, until all has come
   std::map<uint64_t, uint64_t> holes_;  ///< who waits for others of the block, and where the hole is among objects

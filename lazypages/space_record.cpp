@@ -55,6 +55,7 @@ SpaceRecord::SpaceRecord(std::shared_ptr<LazyRecord> record, Object object, int 
   page_->kind = static_cast<uint32_t>(MemoryId::Kind::shmem) | SpacePage::kObject;
   page_->id = object.id;
   page_->base = object.base;
+  page_->bytes = object.bytes;
   publish(missing);
 }
 

@@ -45,7 +45,8 @@ struct SpacePage {
   /// A fork's, until its parent has counted the event that told of it: the parent's page, from 1 on; 0: it has.
   std::atomic<uint64_t> forked_from;
   uint64_t fork_event;
-  uint64_t base;  ///< an object's (`kind` with kObject): `userfaultfd` is its file, `pagemap` holds pages of it
+  uint64_t base;   ///< an object's (`kind` with kObject): `userfaultfd` is its file, `pagemap` holds pages of it
+  uint64_t bytes;  ///< an object's, when it was made
   std::atomic<uint32_t> log;  ///< which of them is valid
   std::array<Log, 2> logs;
   alignas(256) std::array<uffd_msg, kSlots> slots;
@@ -62,7 +63,7 @@ class SpaceRecord {
   SpaceRecord(std::shared_ptr<LazyRecord> record, MemoryId memory, int userfaultfd, int pagemap,
               const MissingPages& missing, const SpaceRecord* parent = nullptr);
   struct Object {
-    uint64_t id, base;
+    uint64_t id, base, bytes;
   };
   /// Of a shared object, which has no events.
   SpaceRecord(std::shared_ptr<LazyRecord> record, Object object, int file, int held, const MissingPages& missing);

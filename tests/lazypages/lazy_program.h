@@ -1,88 +1,47 @@
 // A process whose memory is missing, and a source of its pages.
 #pragma once
 
-#include <gtest/gtest.h>
-#include <linux/userfaultfd.h>
-#include <poll.h>
-#include <signal.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
-
-#include <array>
-#include <atomic>
 #include <condition_variable>
 #include <deque>
-#include <functional>
+#include <memory>
+#include <mutex>
+#include <random>
 #include <thread>
+#include <vector>
 
-#include "core/base/deadline.h"
-#include "core/base/procfs.h"
 #include "lazypages/lazy_memories.h"
+#include "tests/lazypages/waiting_program.h"
 #include "tests/workloads/memory_walk.h"
 
 namespace migrate::lazy_testing {
 
-inline constexpr std::chrono::milliseconds kPatience{20000};
 inline constexpr MemoryId kMemory{MemoryId::Kind::task, 7};
 
 /// Word `word` of the page that was number `page` at the source.
 using memory_walk::word_of;
 inline bool exists(uint64_t page) { return page % 5 != 4; }
 
-/// What test and program tell each other.
-struct Talk {
-  std::atomic<int> userfaultfd{-1};
-  std::atomic<uint64_t> base{0};
-  std::atomic<bool> go{false};
-  std::atomic<uint64_t> progress{0};
-  std::atomic<bool> enough{false};  ///< the program may end
-  std::array<char, 256> trouble{};
-};
-
 /// A child of the test with `pages` pages of lazy memory; `body` runs in it once they are registered, and returns its
 /// exit code. Make it before any thread.
-class LazyProgram {
+class LazyProgram : public WaitingProgram<Talk> {
  public:
-  using Body = std::function<int(char* base, Talk& talk)>;
   LazyProgram(uint64_t pages, const Body& body) : pages_(pages) {
-    talk_ = new (::mmap(nullptr, sizeof(Talk), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) Talk;
-    pid_ = ::fork();
-    if (pid_ == 0) {
-      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-      char* base = static_cast<char*>(
+    const auto make = [pages] {
+      return static_cast<char*>(
           ::mmap(nullptr, pages * kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-      talk_->base = reinterpret_cast<uint64_t>(base);
-      const auto uffd = static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC));
-      talk_->userfaultfd = uffd;
-      while (!talk_->go) ::usleep(50);
-      ::close(uffd);
-      ::_exit(body(base, *talk_));
-    }
-    pidfd_ = std::move(*open_pidfd(pid_));
-    const Deadline deadline = Deadline::in(kPatience);
-    while (talk_->userfaultfd < 0 && !deadline.passed()) ::usleep(50);
-  }
-  ~LazyProgram() {
-    if (pid_ > 0) {
-      ::kill(pid_, SIGKILL);
-      ::waitpid(pid_, nullptr, 0);
-    }
-    ::munmap(talk_, sizeof(Talk));
+    };
+    start(make, body);
   }
 
   LazyMemory register_memory() {
-    LazyMemory memory{kMemory, get_remote_fd(pidfd_.get(), talk_->userfaultfd), pidfd_.dup(), {}, {}};
-    ::fcntl(memory.userfaultfd.get(), F_SETFL, O_NONBLOCK);
-    uffdio_api api{
-        UFFD_API,
-        UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP, 0};
-    EXPECT_EQ(::ioctl(memory.userfaultfd.get(), UFFDIO_API, &api), 0);
-    uffdio_register reg{{base(), pages_ * kPageSize}, UFFDIO_REGISTER_MODE_MISSING, 0};
-    EXPECT_EQ(::ioctl(memory.userfaultfd.get(), UFFDIO_REGISTER, &reg), 0);
-    memory.ranges.push_back({RemoteAddr(base()), RemoteAddr(base() + pages_ * kPageSize)});
+    constexpr uint64_t kEvents =
+        UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
+    const RemoteRange all{RemoteAddr(base()), RemoteAddr(base() + pages_ * kPageSize)};
+    LazyMemory memory{kMemory,
+                      take_userfaultfd(talk().userfaultfd, kEvents, all, UFFDIO_REGISTER_MODE_MISSING),
+                      process(),
+                      {all},
+                      {}};
     for (uint64_t i = 0; i < pages_; ++i) {
       if (!exists(i)) continue;
       if (i > 0 && exists(i - 1)) {
@@ -93,30 +52,10 @@ class LazyProgram {
     }
     return memory;
   }
-  void go() { talk_->go = true; }
-  uint64_t base() const { return talk_->base; }
   uint64_t pages() const { return pages_; }
-  pid_t pid() const { return pid_; }
-  Talk& talk() { return *talk_; }
-
-  bool has_ended(int within_ms = 0) const {
-    pollfd waited{pidfd_.get(), POLLIN, 0};
-    return ::poll(&waited, 1, within_ms) == 1;
-  }
-  /// Its exit status, as wait(2) gives it; -1 if it does not end in time.
-  int ended() {
-    pollfd waited{pidfd_.get(), POLLIN, 0};
-    if (::poll(&waited, 1, static_cast<int>(kPatience.count())) != 1) return -1;
-    int status = 0;
-    ::waitpid(std::exchange(pid_, 0), &status, 0);
-    return status;
-  }
 
  private:
   uint64_t pages_;
-  Talk* talk_;
-  pid_t pid_;
-  Fd pidfd_;
 };
 
 /// The daemon's part: a thread for faults, one that serves what they ask for, one that fills in the background.

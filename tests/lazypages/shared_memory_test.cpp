@@ -1,174 +1,13 @@
 // Shared memory that comes while several processes use it.
-#include <fcntl.h>
 #include <gtest/gtest.h>
-#include <linux/userfaultfd.h>
-#include <sys/syscall.h>
 
 #include <set>
 
 #include "lazypages/lazy_host.h"
-#include "tests/lazypages/shared_walk.h"
+#include "tests/lazypages/shared_program.h"
 
 namespace migrate::lazy_testing {
 namespace {
-
-constexpr MemoryId kObject{MemoryId::Kind::shmem, 5};
-constexpr uint64_t kBase = 64 << 20;  // its place
-
-/// A child of the test that maps the object, which nobody else has.
-class SharedProgram {
- public:
-  using Body = std::function<int(char* base, SharedTalk& talk)>;
-  explicit SharedProgram(const Body& body, bool all = false) : all_(all) {
-    talk_ =
-        new (::mmap(nullptr, sizeof(SharedTalk), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) SharedTalk;
-    for (uint64_t i = 0; i < kSharedPages; ++i)
-      talk_->book[i].kind = exists(i) ? SharedTalk::Page::source : SharedTalk::Page::zeros;
-    object_ = Fd(::memfd_create("lazy", MFD_CLOEXEC));
-    EXPECT_EQ(::ftruncate(object_.get(), kSharedPages * kPageSize), 0);
-    pid_ = ::fork();
-    if (pid_ == 0) {
-      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-      // At a border of huge pages.
-      constexpr uint64_t kHuge = 2 << 20;
-      const auto room = reinterpret_cast<uint64_t>(
-          ::mmap(nullptr, kSharedPages * kPageSize + kHuge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-      char* base =
-          static_cast<char*>(::mmap(reinterpret_cast<void*>((room + kHuge) & ~(kHuge - 1)), kSharedPages * kPageSize,
-                                    PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, object_.get(), 0));
-      object_.reset();
-      talk_->base = reinterpret_cast<uint64_t>(base);
-      const auto uffd = static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
-      talk_->userfaultfd = uffd;
-      while (!talk_->go) ::usleep(50);
-      ::close(uffd);
-      ::_exit(body(base, *talk_));
-    }
-    pidfd_ = std::move(*open_pidfd(pid_));
-    const Deadline deadline = Deadline::in(kPatience);
-    while (talk_->userfaultfd < 0 && !deadline.passed()) ::usleep(50);
-  }
-  ~SharedProgram() {
-    if (pid_ > 0) {
-      ::kill(pid_, SIGKILL);
-      ::waitpid(pid_, nullptr, 0);
-    }
-    ::munmap(talk_, sizeof(SharedTalk));
-  }
-
-  std::vector<LazyMemory> register_memory() {
-    Fd uffd = get_remote_fd(pidfd_.get(), talk_->userfaultfd);
-    uffdio_api api{.api = UFFD_API,
-                   .features = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_UNMAP |
-                               UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM};
-    EXPECT_EQ(::ioctl(uffd.get(), UFFDIO_API, &api), 0);
-    uffdio_register order{.range = {talk_->base, kSharedPages * kPageSize},
-                          .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR};
-    EXPECT_EQ(::ioctl(uffd.get(), UFFDIO_REGISTER, &order), 0);
-    const auto range = [](uint64_t start) {
-      return RemoteRange{RemoteAddr(start), RemoteAddr(start + kSharedPages * kPageSize)};
-    };
-    std::vector<LazyMemory> all;
-    all.push_back({kSharedMappings, std::move(uffd), pidfd_.dup(), {range(talk_->base)}, {{kBase, kSharedPages}}});
-    all.push_back({kObject, object_.dup(), pidfd_.dup(), {range(kBase)}, {}});
-    for (uint64_t i = 0; i < kSharedPages; ++i)
-      if (all_ || exists(i)) all.back().missing.push_back({i * kPageSize, 1});
-    object_.reset();
-    return all;
-  }
-  void go() { talk_->go = true; }
-  SharedTalk& talk() { return *talk_; }
-  int ended() {
-    pollfd waited{pidfd_.get(), POLLIN, 0};
-    if (::poll(&waited, 1, static_cast<int>(kPatience.count())) != 1) return -1;
-    int status = 0;
-    ::waitpid(std::exchange(pid_, 0), &status, 0);
-    return status;
-  }
-
- private:
-  const bool all_;  ///< pages are missing, not only those that exist in the walk
-  SharedTalk* talk_;
-  Fd object_, pidfd_;
-  pid_t pid_ = 0;
-};
-
-/// Serves faults, and fills in an order of its own, slowly.
-class SharedDaemon {
- public:
-  using Make = std::function<std::unique_ptr<LazyMemories>(LazyMemories::Wanted)>;
-  SharedDaemon(uint64_t seed, std::chrono::microseconds pause, const Make& make) : seed_(seed), pause_(pause) {
-    memories_ = make([this](MemoryId memory, uint64_t source) {
-      EXPECT_EQ(memory, kObject);
-      const std::lock_guard lock(mutex_);
-      wanted_.push_back(source);
-      ++asked_;
-    });
-    threads_.emplace_back([this] {
-      while (!stop_) memories_->serve(std::chrono::milliseconds(20));
-    });
-    threads_.emplace_back([this] { bring(); });
-    threads_.emplace_back([this] { fill(); });
-  }
-  ~SharedDaemon() {
-    stop_ = true;
-    for (std::thread& t : threads_) t.join();
-  }
-  LazyMemories& memories() { return *memories_; }
-  uint64_t asked() const { return asked_; }
-  void be_slow() { slow_ = true; }
-  void write(uint64_t offset, uint64_t pages) {
-    std::vector<std::byte> bytes(pages * kPageSize);
-    auto* words = reinterpret_cast<uint64_t*>(bytes.data());
-    for (uint64_t w = 0; w < pages * 512; ++w) words[w] = word_of(offset / kPageSize + w / 512, w % 512);
-    memories_->write(kObject, offset, bytes);
-  }
-  void stop_threads() {
-    stop_ = true;
-    for (std::thread& t : threads_) t.join();
-    threads_.clear();
-  }
-
- private:
-  void bring() {
-    while (!stop_) {
-      uint64_t source = 0;
-      {
-        const std::lock_guard lock(mutex_);
-        if (!wanted_.empty()) source = wanted_.front() + 1, wanted_.pop_front();
-      }
-      if (source != 0) {
-        write(source - 1, 1);
-        if (slow_) ::usleep(400);
-      } else {
-        ::usleep(100);
-      }
-    }
-  }
-  void fill() {
-    std::mt19937_64 random(seed_);
-    while (!stop_) {
-      const auto missing = memories_->missing();
-      const auto all = missing.find(kObject);
-      if (all == missing.end()) {
-        ::usleep(500);
-        continue;
-      }
-      const PageRun run = all->second[random() % all->second.size()];
-      write(run.address, std::min<uint64_t>(run.pages, 1 + random() % 16));
-      std::this_thread::sleep_for(pause_);
-    }
-  }
-
-  const uint64_t seed_;
-  const std::chrono::microseconds pause_;
-  std::unique_ptr<LazyMemories> memories_;
-  std::mutex mutex_;
-  std::deque<uint64_t> wanted_;
-  std::atomic<uint64_t> asked_{0};
-  std::atomic<bool> stop_{false}, slow_{false};
-  std::vector<std::thread> threads_;
-};
 
 /// More rounds, when somebody looks for what is rare: LAZY_ROUNDS.
 uint64_t many() {
@@ -213,7 +52,7 @@ TEST(SharedMemory, NoHugePageShowsWhatHasNotCome) {
           if (page(i)[511] != word_of(i, 511)) return 5;
         return 0;
       },
-      true);
+      {.all = true});
   SharedDaemon daemon(1, std::chrono::milliseconds(5), [&](LazyMemories::Wanted wanted) {
     return std::make_unique<LazyMemories>(program.register_memory(), std::move(wanted));
   });

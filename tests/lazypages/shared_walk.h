@@ -24,16 +24,13 @@ inline constexpr uint64_t kSharedPages = 1536;  // three huge pages
 inline constexpr int kCollapse = 25;            // MADV_COLLAPSE
 
 /// In memory that all share and that is not lazy.
-struct SharedTalk {
+struct SharedTalk : Talk {
   struct Page {
     enum Kind : uint8_t { source, zeros, written } kind;
     uint64_t value;
   };
-  std::atomic<int> userfaultfd{-1};
-  std::atomic<uint64_t> base{0}, progress{0};
-  std::atomic<bool> go{false}, enough{false};
+  std::atomic<uint64_t> beside{0};  ///< private memory (SharedProgram), or 0
   std::array<Page, kSharedPages> book{};
-  std::array<char, 256> trouble{};
 };
 
 /// One process's view.

@@ -166,7 +166,9 @@ void LazyShared::add_task(const img::mm_entry& mm, const PageSet& eager) {
     Object& object = objects_[vma.shmid()];
     const PageSet here(vma.pgoff(), vma.pgoff() + (vma.end() - vma.start()));
     PageSet& before = own[vma.shmid()];
-    if ((vma.flags() & (MAP_LOCKED | MAP_HUGETLB)) != 0 || !(before & here).empty()) object.fit = false;
+    // In another order than in the object: remap_file_pages(2), which tells nobody what it maps anew.
+    const bool mixed = !before.empty() && vma.pgoff() < before.ranges().back().end;
+    if ((vma.flags() & (MAP_LOCKED | MAP_HUGETLB)) != 0 || mixed) object.fit = false;
     before = before | here;
     object.mapped = object.mapped | here;
     const PageSet needed = eager & PageSet(vma.start(), vma.end());

@@ -226,9 +226,8 @@ class Coordinator {
       if (task.zombie) continue;
       Message m = shells_->answer(task);
       answered(task, m);
-      if (m.fds.size() != 2) continue;
-      userfaultfds_[task.pid] = std::move(m.fds[0]);
-      shared_userfaultfds_[task.pid] = std::move(m.fds[1]);
+      if (!m.fds.empty()) userfaultfds_[task.pid] = std::move(m.fds[0]);
+      if (m.fds.size() > 1) shared_userfaultfds_[task.pid] = std::move(m.fds[1]);
     }
     for (const SharedMemory::Object& o : shared_.objects()) offer(o.id, o.bytes, o.fd.get());
     for (const auto& [id, fd] : files_->shared_objects()) {
@@ -399,6 +398,7 @@ class Coordinator {
   /// What nobody waits for would be zeros.
   void check_waiting(const PagesByMemory& missing) const {
     for (const auto& [memory, pages] : missing) {
+      if (memory == kSharedMappings) throw Corrupt("pages", "that are to come later are of an object of no number");
       const auto task = static_cast<uint64_t>(memory.id);
       if (memory.kind == MemoryId::Kind::task &&
           std::ranges::none_of(images_of_, [&](const TaskImage& t) { return static_cast<uint64_t>(t.pid) == task; }))
@@ -434,11 +434,13 @@ class Coordinator {
   }
 
   void register_shared(const TaskImage& task, const std::map<uint64_t, uint64_t>& bases) {
+    if (!may_have_lazy_shared(task)) return;
     const auto own = shared_userfaultfds_.find(task.pid);
     if (own == shared_userfaultfds_.end()) throw Error("task " + std::to_string(task.pid) + " cannot wait for pages");
     std::vector<TreeLayout::Area> areas, at;
     std::vector<RemoteRange> places;
-    for (const RemoteRange& r : register_lazy_shared(own->second.get(), task, bases, places))
+    const Fd mem = open_path("/proc/" + std::to_string(task.pid) + "/mem", O_RDONLY);
+    for (const RemoteRange& r : register_lazy_shared(own->second.get(), task, mem.get(), bases, places))
       areas.push_back({.start = r.start.get(), .end = r.end.get()});
     if (areas.empty()) return;
     for (const RemoteRange& r : places) at.push_back({.start = r.start.get(), .end = r.end.get()});

@@ -36,9 +36,17 @@ Fd make_lazy_userfaultfd();
 /// `missing` is there already: what somebody wrote there would keep the rest of the page from ever coming.
 std::vector<RemoteRange> register_lazy(int userfaultfd, const TaskImage& task, const PageSet& missing, int pagemap);
 
+/// The task has shared memory that may be among what comes later.
+bool may_have_lazy_shared(const TaskImage& task);
+
+/// This kernel can let a task wait for pages of shared memory.
+bool knows_lazy_shared();
+
 /// The same of its mappings of shared memory, with another userfaultfd, for pages that are missing and for those that
 /// have not come (LazyMemory): of objects that have a place among `bases`. Fills `places` with that of each range.
-std::vector<RemoteRange> register_lazy_shared(int userfaultfd, const TaskImage& task,
+/// `mem`: /proc/PID/mem of the task; through it the eager pages are brought into its page tables, which is where the
+/// kernel looks for them when a thread ends.
+std::vector<RemoteRange> register_lazy_shared(int userfaultfd, const TaskImage& task, int mem,
                                               const std::map<uint64_t, uint64_t>& bases,
                                               std::vector<RemoteRange>& places);
 

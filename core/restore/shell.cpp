@@ -85,7 +85,8 @@ class Shell {
 
   void answer(bool cold) {
     const std::array<int, 2> fds{lazy_.get(), lazy_shared_.get()};
-    send_message(control_, Msg::ok, node_.pid, as_bytes_of(cold ? "c" : ""), std::span(fds).first(lazy_ ? 2 : 0));
+    const size_t made = !lazy_ ? 0 : !lazy_shared_ ? 1 : 2;
+    send_message(control_, Msg::ok, node_.pid, as_bytes_of(cold ? "c" : ""), std::span(fds).first(made));
     lazy_.reset();
     lazy_shared_.reset();
   }
@@ -231,7 +232,7 @@ class Shell {
     check_kernel_mappings(*task_, own_kernel_mappings());
     if (context_.lazy) {
       lazy_ = make_lazy_userfaultfd();
-      lazy_shared_ = make_lazy_userfaultfd();
+      if (may_have_lazy_shared(*task_)) lazy_shared_ = make_lazy_userfaultfd();
       staging_.keep_pages_small();
     }
     const bool cold = staging_.settle(context_, *task_, images_);

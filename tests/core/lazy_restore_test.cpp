@@ -10,6 +10,7 @@
 #include <sys/uio.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <optional>
 #include <thread>
@@ -45,12 +46,27 @@ void make_robust_list(bool huge) {
   ::syscall(SYS_set_robust_list, head, sizeof *head);
 }
 
-/// Sleeps until SIGUSR1, then looks at all its memory: exit status 0 if it is as it was.
-[[noreturn]] void be_program(bool huge) {
+void be_on_its_own() {
   ::setsid();
   const int null = ::open("/dev/null", O_RDWR);
   for (int fd = 0; fd <= 2; ++fd) ::dup2(null, fd);
   ::close_range(3, ~0u, 0);
+}
+
+/// For SIGUSR1.
+void wait_under_its_name() {
+  sigset_t set;
+  ::sigemptyset(&set);
+  ::sigaddset(&set, SIGUSR1);
+  ::sigprocmask(SIG_BLOCK, &set, nullptr);
+  ::prctl(PR_SET_NAME, "lazy");
+  int signal = 0;
+  ::sigwait(&set, &signal);
+}
+
+/// Sleeps until SIGUSR1, then looks at all its memory: exit status 0 if it is as it was.
+[[noreturn]] void be_program(bool huge) {
+  be_on_its_own();
   constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
   ::mmap(words_at(kAt), kBytes, PROT_READ | PROT_WRITE, kFlags, -1, 0);
   ::mmap(words_at(kListAt), 8 * kPageSize, PROT_READ | PROT_WRITE, kFlags, -1, 0);
@@ -59,17 +75,32 @@ void make_robust_list(bool huge) {
   make_robust_list(huge);
   for (size_t page = 0; page < kBytes / kPageSize; ++page)
     if (word_of(page) != 0) *words_at(kAt + page * kPageSize + 8 * (page % 512)) = word_of(page);
-  sigset_t set;
-  ::sigemptyset(&set);
-  ::sigaddset(&set, SIGUSR1);
-  ::sigprocmask(SIG_BLOCK, &set, nullptr);
-  ::prctl(PR_SET_NAME, "lazy");
-  int signal = 0;
-  ::sigwait(&set, &signal);
+  wait_under_its_name();
   for (size_t page = kBytes / kPageSize; page-- > 0;)
     if (*words_at(kAt + page * kPageSize + 8 * (page % 512)) != word_of(page)) ::_exit(1);
   for (size_t i = 0; i < 8; ++i)
     if (*words_at(kListAt + i * kPageSize + 1024) != i + 1) ::_exit(2);
+  ::_exit(0);
+}
+
+constexpr uint64_t kSharedAt = 0x10080000000;
+constexpr size_t kSharedPages = 1024, kEntryPage = 300, kLockPage = 302;
+
+/// Holds a robust mutex in shared memory until SIGUSR1, and ends.
+[[noreturn]] void be_owner() {
+  be_on_its_own();
+  constexpr int kFlags = MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+  ::mmap(words_at(kSharedAt), kSharedPages * kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | kFlags, -1, 0);
+  ::mmap(words_at(kListAt), kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | kFlags, -1, 0);
+  for (size_t page = 0; page < kSharedPages; ++page) *words_at(kSharedAt + page * kPageSize + 1024) = page + 1;
+  auto* head = reinterpret_cast<robust_list_head*>(words_at(kListAt));
+  auto* entry = reinterpret_cast<robust_list*>(words_at(kSharedAt + kEntryPage * kPageSize));
+  entry->next = &head->list;
+  head->list.next = entry;
+  head->futex_offset = (kLockPage - kEntryPage) * kPageSize;
+  *words_at(kSharedAt + kLockPage * kPageSize) = static_cast<uint64_t>(::getpid());
+  ::syscall(SYS_set_robust_list, head, sizeof *head);
+  wait_under_its_name();
   ::_exit(0);
 }
 
@@ -138,9 +169,9 @@ class LazyRestore : public ::testing::Test {
   }
 
   /// Into the folder, as `migrate dump` would; the program is gone then.
-  void dump_program(bool huge = false) {
+  void dump_program(bool huge = false, bool owner = false) {
     pid_ = ::fork();
-    if (pid_ == 0) be_program(huge);
+    if (pid_ == 0) owner ? be_owner() : be_program(huge);
     const Deadline deadline = Deadline::in(std::chrono::seconds(10));
     while (read_file_at(AT_FDCWD, "/proc/" + std::to_string(pid_) + "/comm") != "lazy\n" ||
            ProcDir(pid_).stat().state != 'S') {
@@ -149,7 +180,7 @@ class LazyRestore : public ::testing::Test {
     }
     DumpOptions options;
     options.root = Pid(pid_);
-    options.lazy = true;
+    options.lazy = options.lazy_shared = true;
     Dump dump(options, *log_);
     lazy_ = dump.lazy_pages();
     {
@@ -296,6 +327,63 @@ TEST_F(LazyRestore, NoHugePageBringsZerosInPlaceOfWhatComesLater) {
   }
 }
 
+/// The object of be_owner().
+MemoryId shared_object(const PagesByMemory& lazy) {
+  for (const auto& [memory, pages] : lazy)
+    if (memory.kind == MemoryId::Kind::shmem) return memory;
+  return {};
+}
+
+// A thread that ends finds what is in its page tables, and nothing else.
+TEST_F(LazyRestore, WhoDiesWithAMutexInSharedMemoryLeavesItToOthers) {
+  dump_program(false, true);
+  const MemoryId shared = shared_object(lazy_);
+  const PageSet& late = lazy_.at(shared);
+  ASSERT_EQ(late.pages(), kSharedPages - 2);
+  RestoreOptions options;
+  options.lazy = true;
+  Restore restore(options, *log_);
+  restore.prepare(images_, nullptr);
+  PagesByMemory missing = restore.fill_from(dir_.get());
+  missing.emplace(shared, late);
+  restore.finish(images_, missing);
+  std::vector<LazyMemory> memories = restore.take_lazy_memories();
+  ASSERT_EQ(memories.size(), 3u);
+  const auto task = std::ranges::find(memories, memory(), &LazyMemory::memory);
+  const auto object = std::ranges::find(memories, shared, &LazyMemory::memory);
+  ASSERT_TRUE(task != memories.end() && object != memories.end());
+  const OnDemand daemon(std::move(*task), dir_.get());
+  restore.open_gate();
+  ::kill(pid_, SIGUSR1);
+  int status = -1;
+  ::waitpid(pid_, &status, 0);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+  uint32_t lock = 0;
+  ASSERT_EQ(::pread(object->userfaultfd.get(), &lock, sizeof lock, kLockPage * kPageSize),
+            static_cast<ssize_t>(sizeof lock));
+  EXPECT_EQ(lock, FUTEX_OWNER_DIED);
+}
+
+// The number of all mappings together.
+TEST_F(LazyRestore, AnObjectMayNotHaveEveryNumber) {
+  dump_program(false, true);
+  const PageSet late = lazy_.at(shared_object(lazy_));
+  const std::string name = image_name("mm", static_cast<uint64_t>(pid_));
+  img::mm_entry mm;
+  images_.need(name, magic::kMm, mm);
+  for (img::vma_entry& vma : *mm.mutable_vmas())
+    if (vma.start() == kSharedAt) vma.set_shmid(kSharedMappings.id);
+  ImageSet images;
+  images.put(name, magic::kMm, mm);
+  for (const auto& [other, bytes] : images_.images())
+    if (other != name) images.adopt(other, bytes);
+  RestoreOptions options;
+  options.lazy = true;
+  Restore restore(options, *log_);
+  restore.prepare(images, nullptr);
+  EXPECT_THROW(restore.finish(images, {{kSharedMappings, late}}), Corrupt);
+}
+
 img::vma_entry shared_mapping(uint64_t start, uint64_t pages, uint64_t object, uint64_t page, uint32_t flags = 0) {
   img::vma_entry vma;
   vma.set_start(start);
@@ -320,6 +408,9 @@ TEST(LazyShared, WhatEachTaskMapsOnce) {
   *first.add_vmas() = shared_mapping(kC + (1 << 28), 600, 3, 0);
   *second.add_vmas() = shared_mapping(kC + (1 << 28), 600, 3, 0, MAP_LOCKED);
   *first.add_vmas() = shared_mapping(kC + (2 << 28), 200, 4, 0);
+  // 5: in another order.
+  *first.add_vmas() = shared_mapping(kC + (3 << 28), 300, 5, 300);
+  *first.add_vmas() = shared_mapping(kC + (3 << 28) + 300 * kPageSize, 300, 5, 0);
   LazyShared shared;
   shared.add_task(first, PageSet(kA + 310 * kPageSize, kA + 312 * kPageSize));
   shared.add_task(second, PageSet(kB + 5 * kPageSize, kB + 6 * kPageSize));

@@ -178,11 +178,15 @@ void LazyShared::add_task(const img::mm_entry& mm, const PageSet& eager) {
 }
 
 PagesByMemory LazyShared::take() const {
-  constexpr uint64_t kLeastPages = 256;
+  // All together: who brings them maps them, and holds a page of each huge page's block.
+  constexpr uint64_t kLeastPages = 256, kMostBytes = uint64_t{4} << 40;
   PagesByMemory all;
+  uint64_t left = kMostBytes;
   for (const auto& [id, object] : objects_) {
     PageSet late = object.mapped - object.eager;
-    if (object.fit && late.pages() >= kLeastPages) all.emplace(MemoryId{MemoryId::Kind::shmem, id}, std::move(late));
+    if (!object.fit || late.pages() < kLeastPages || late.ranges().back().end > left) continue;
+    left -= late.ranges().back().end;
+    all.emplace(MemoryId{MemoryId::Kind::shmem, id}, std::move(late));
   }
   return all;
 }

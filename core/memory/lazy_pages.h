@@ -30,8 +30,8 @@ PageSet lazy_pages(const img::mm_entry& mm, std::span<const img::core_entry> thr
 bool may_be_lazy(uint32_t status, uint32_t flags, uint64_t madvise);
 
 /// Pages of shared anonymous memory that may come late: of objects of some size which each task maps once, in the
-/// object's order, and nobody has locked. Who has a descriptor reads zeros and is not told of: memfds are none of
-/// these.
+/// object's order, and nobody has locked; 4 TiB at most. Who has a descriptor reads zeros and is not told of: memfds
+/// are none of these.
 class LazyShared {
  public:
   /// `eager`: eager_pages() of the task.

@@ -421,7 +421,8 @@ class Coordinator {
       next += page_ceil(object->bytes) / kBetween * kBetween + 2 * kBetween;
     }
     if (objects.empty()) return;
-    for (const TaskImage& task : images_of_) register_shared(task, bases);
+    std::map<pid_t, PageSet> eager;
+    for (const TaskImage& task : images_of_) eager[task.pid] = register_shared(task, bases);
     // What rounds have brought is out of date. Nobody has it in a page table any more: else nobody would be told.
     for (const SharedMemory::Object* o : objects) {
       for (const PageSet::Range& r : missing.at({MemoryId::Kind::shmem, o->id}).ranges())
@@ -431,22 +432,26 @@ class Coordinator {
       const std::array<int, 2> fds{o->fd.get(), packed.get()};
       send_message(launcher_.get(), Msg::lazy, 0, as_bytes_of(std::to_string(o->id)), fds);
     }
+    // A thread that ends is told nothing of a page that is in the object and not in the page table: what it should have
+    // written there (OWNER_DIED, a tid word) is lost (6.18). Last, since a huge page that is split goes from all.
+    for (const auto& [pid, pages] : eager)
+      if (!pages.empty()) show_pages(shared_userfaultfds_.at(pid).get(), pages);
   }
 
-  void register_shared(const TaskImage& task, const std::map<uint64_t, uint64_t>& bases) {
-    if (!may_have_lazy_shared(task)) return;
+  PageSet register_shared(const TaskImage& task, const std::map<uint64_t, uint64_t>& bases) {
+    if (!may_have_lazy_shared(task)) return {};
     const auto own = shared_userfaultfds_.find(task.pid);
     if (own == shared_userfaultfds_.end()) throw Error("task " + std::to_string(task.pid) + " cannot wait for pages");
-    std::vector<TreeLayout::Area> areas, at;
-    std::vector<RemoteRange> places;
     const Fd mem = open_path("/proc/" + std::to_string(task.pid) + "/mem", O_RDONLY);
-    for (const RemoteRange& r : register_lazy_shared(own->second.get(), task, mem.get(), bases, places))
-      areas.push_back({.start = r.start.get(), .end = r.end.get()});
-    if (areas.empty()) return;
-    for (const RemoteRange& r : places) at.push_back({.start = r.start.get(), .end = r.end.get()});
+    LazySharedRanges all = register_lazy_shared(own->second.get(), task, mem.get(), bases);
+    if (all.ranges.empty()) return {};
+    std::vector<TreeLayout::Area> areas, at;
+    for (const RemoteRange& r : all.ranges) areas.push_back({.start = r.start.get(), .end = r.end.get()});
+    for (const RemoteRange& r : all.places) at.push_back({.start = r.start.get(), .end = r.end.get()});
     const Fd packed = pack_areas(areas), packed_places = pack_areas(at);
     const std::array<int, 3> fds{own->second.get(), packed.get(), packed_places.get()};
     send_message(launcher_.get(), Msg::lazy, task.pid, {}, fds);
+    return std::move(all.eager);
   }
 
   WaitingTask await_blob(const TaskNode& node, const TaskImage& image) {

@@ -120,62 +120,46 @@ bool may_have_lazy_shared(const TaskImage& task) {
   return std::ranges::any_of(task.vmas, [](const ImageVma& v) { return v.has(kVmaAnonShared); });
 }
 
-bool knows_lazy_shared() {
-  constexpr int kUserModeOnly = 1;  // asks for no privilege, and tells the same
-  const Fd userfaultfd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | kUserModeOnly)));
-  uffdio_api api{.api = UFFD_API, .features = 0};
-  constexpr uint64_t kNeeded = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM;
-  return userfaultfd && ::ioctl(userfaultfd.get(), UFFDIO_API, &api) == 0 && (api.features & kNeeded) == kNeeded;
-}
-
-namespace {
-
-/// A thread that ends is told nothing of a page that is in the object and not in the page table: what it should have
-/// written there (OWNER_DIED, a tid word) is lost (6.18).
-void map_eager(const TaskImage& task, const std::vector<RemoteRange>& shared, int mem) {
-  PageSet all;
-  for (const RemoteRange& r : shared) all.append(r.start.get(), r.end.get());
-  const PageSet eager = eager_pages(task.mm, task.cores, mem) & all;
-  for (const PageSet::Range& r : eager.ranges()) {
-    for (uint64_t at = r.start; at < r.end; at += kPageSize) {
-      char byte = 0;
-      if (::pread(mem, &byte, 1, static_cast<off_t>(at)) < 0 && errno != EIO)
-        throw Error("look at", name_of(task), errno);
-    }
-  }
-}
-
-}  // namespace
-
-std::vector<RemoteRange> register_lazy_shared(int userfaultfd, const TaskImage& task, int mem,
-                                              const std::map<uint64_t, uint64_t>& bases,
-                                              std::vector<RemoteRange>& places) {
-  std::vector<RemoteRange> ranges;
-  PageSet seen;
+LazySharedRanges register_lazy_shared(int userfaultfd, const TaskImage& task, int mem,
+                                      const std::map<uint64_t, uint64_t>& bases) {
+  LazySharedRanges all;
+  PageSet here, seen;
   for (const ImageVma& v : task.vmas) {
     const auto base = v.has(kVmaAnonShared) ? bases.find(v.object) : bases.end();
     if (base == bases.end()) continue;
-    ranges.push_back({RemoteAddr(v.start), RemoteAddr(v.end)});
     const uint64_t at = base->second + v.pgoff;
-    const PageSet here(at, at + v.bytes());
-    if (!(seen & here).empty())
+    const PageSet there(at, at + v.bytes());
+    if (!(seen & there).empty())
       throw Corrupt("pages", "that are to come later are of memory that a task has in two places");
-    seen = seen | here;
-    places.push_back({RemoteAddr(at), RemoteAddr(at + v.bytes())});
+    seen = seen | there;
+    here.append(v.start, v.end);
+    all.ranges.push_back({RemoteAddr(v.start), RemoteAddr(v.end)});
+    all.places.push_back({RemoteAddr(at), RemoteAddr(at + v.bytes())});
   }
-  if (ranges.empty()) return ranges;
-  map_eager(task, ranges, mem);
+  if (all.ranges.empty()) return all;
+  all.eager = eager_pages(task.mm, task.cores, mem) & here;  // it reads lists, which nobody can afterwards
   // Not EVENT_REMOVE: MADV_DONTNEED and MADV_REMOVE look alike in it.
   uffdio_api api{.api = UFFD_API,
                  .features = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_UNMAP |
                              UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM};
   check(::ioctl(userfaultfd, UFFDIO_API, &api), "set up the userfaultfd of", name_of(task));
-  for (const RemoteRange& r : ranges) {
+  for (const RemoteRange& r : all.ranges) {
     uffdio_register order{.range = {r.start.get(), r.bytes()},
                           .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR};
     check(::ioctl(userfaultfd, UFFDIO_REGISTER, &order), "register", name_of(task));
   }
-  return ranges;
+  return all;
+}
+
+void show_pages(int userfaultfd, const PageSet& pages) {
+  for (const PageSet::Range& r : pages.ranges()) {
+    for (uint64_t at = r.start; at < r.end; at += kPageSize) {
+      uffdio_continue page{.range = {at, kPageSize}};
+      // EFAULT: none is there. EEXIST: it is shown.
+      if (::ioctl(userfaultfd, UFFDIO_CONTINUE, &page) != 0 && errno != EFAULT && errno != EEXIST)
+        throw Error("show pages of", "shared memory", errno);
+    }
+  }
 }
 
 }  // namespace migrate

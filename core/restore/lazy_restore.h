@@ -39,15 +39,20 @@ std::vector<RemoteRange> register_lazy(int userfaultfd, const TaskImage& task, c
 /// The task has shared memory that may be among what comes later.
 bool may_have_lazy_shared(const TaskImage& task);
 
-/// This kernel can let a task wait for pages of shared memory.
-bool knows_lazy_shared();
+/// Its mappings of shared memory of which pages come later.
+struct LazySharedRanges {
+  std::vector<RemoteRange> ranges;
+  std::vector<RemoteRange> places;  ///< of each range, among all objects
+  PageSet eager;                    ///< within `ranges`
+};
 
 /// The same of its mappings of shared memory, with another userfaultfd, for pages that are missing and for those that
-/// have not come (LazyMemory): of objects that have a place among `bases`. Fills `places` with that of each range.
-/// `mem`: /proc/PID/mem of the task; through it the eager pages are brought into its page tables, which is where the
-/// kernel looks for them when a thread ends.
-std::vector<RemoteRange> register_lazy_shared(int userfaultfd, const TaskImage& task, int mem,
-                                              const std::map<uint64_t, uint64_t>& bases,
-                                              std::vector<RemoteRange>& places);
+/// have not come (LazyMemory): of objects that have a place among `bases`. `mem`: /proc/PID/mem of the task.
+LazySharedRanges register_lazy_shared(int userfaultfd, const TaskImage& task, int mem,
+                                      const std::map<uint64_t, uint64_t>& bases);
+
+/// Brings pages that are registered so, and are there, into the task's page tables: that is where the kernel looks for
+/// them when a thread ends.
+void show_pages(int userfaultfd, const PageSet& pages);
 
 }  // namespace migrate

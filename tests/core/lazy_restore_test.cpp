@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <optional>
 #include <thread>
+#include <utility>
 
 #include "core/base/deadline.h"
 #include "core/base/procfs.h"
@@ -84,9 +85,9 @@ void wait_under_its_name() {
 }
 
 constexpr uint64_t kSharedAt = 0x10080000000;
-constexpr size_t kSharedPages = 1024, kEntryPage = 300, kLockPage = 302;
+constexpr size_t kSharedPages = 1024, kEntryPage = 300, kNextPage = 500, kLockDistance = 2;
 
-/// Holds a robust mutex in shared memory until SIGUSR1, and ends.
+/// Holds robust mutexes in shared memory until SIGUSR1, and ends.
 [[noreturn]] void be_owner() {
   be_on_its_own();
   constexpr int kFlags = MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
@@ -94,11 +95,13 @@ constexpr size_t kSharedPages = 1024, kEntryPage = 300, kLockPage = 302;
   ::mmap(words_at(kListAt), kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | kFlags, -1, 0);
   for (size_t page = 0; page < kSharedPages; ++page) *words_at(kSharedAt + page * kPageSize + 1024) = page + 1;
   auto* head = reinterpret_cast<robust_list_head*>(words_at(kListAt));
-  auto* entry = reinterpret_cast<robust_list*>(words_at(kSharedAt + kEntryPage * kPageSize));
-  entry->next = &head->list;
-  head->list.next = entry;
-  head->futex_offset = (kLockPage - kEntryPage) * kPageSize;
-  *words_at(kSharedAt + kLockPage * kPageSize) = static_cast<uint64_t>(::getpid());
+  head->list.next = &head->list;
+  head->futex_offset = kLockDistance * kPageSize;
+  for (const size_t page : {kNextPage, kEntryPage}) {
+    auto* entry = reinterpret_cast<robust_list*>(words_at(kSharedAt + page * kPageSize));
+    entry->next = std::exchange(head->list.next, entry);
+    *words_at(kSharedAt + (page + kLockDistance) * kPageSize) = static_cast<uint64_t>(::getpid());
+  }
   ::syscall(SYS_set_robust_list, head, sizeof *head);
   wait_under_its_name();
   ::_exit(0);
@@ -335,11 +338,11 @@ MemoryId shared_object(const PagesByMemory& lazy) {
 }
 
 // A thread that ends finds what is in its page tables, and nothing else.
-TEST_F(LazyRestore, WhoDiesWithAMutexInSharedMemoryLeavesItToOthers) {
+TEST_F(LazyRestore, WhoDiesWithMutexesInSharedMemoryLeavesThemToOthers) {
   dump_program(false, true);
   const MemoryId shared = shared_object(lazy_);
   const PageSet& late = lazy_.at(shared);
-  ASSERT_EQ(late.pages(), kSharedPages - 2);
+  ASSERT_EQ(late.pages(), kSharedPages - 4);
   RestoreOptions options;
   options.lazy = true;
   Restore restore(options, *log_);
@@ -358,10 +361,12 @@ TEST_F(LazyRestore, WhoDiesWithAMutexInSharedMemoryLeavesItToOthers) {
   int status = -1;
   ::waitpid(pid_, &status, 0);
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
-  uint32_t lock = 0;
-  ASSERT_EQ(::pread(object->userfaultfd.get(), &lock, sizeof lock, kLockPage * kPageSize),
-            static_cast<ssize_t>(sizeof lock));
-  EXPECT_EQ(lock, FUTEX_OWNER_DIED);
+  for (const size_t page : {kEntryPage, kNextPage}) {
+    uint32_t lock = 0;
+    ASSERT_EQ(::pread(object->userfaultfd.get(), &lock, sizeof lock, (page + kLockDistance) * kPageSize),
+              static_cast<ssize_t>(sizeof lock));
+    EXPECT_EQ(lock, FUTEX_OWNER_DIED) << page;
+  }
 }
 
 // The number of all mappings together.
@@ -411,6 +416,8 @@ TEST(LazyShared, WhatEachTaskMapsOnce) {
   // 5: in another order.
   *first.add_vmas() = shared_mapping(kC + (3 << 28), 300, 5, 300);
   *first.add_vmas() = shared_mapping(kC + (3 << 28) + 300 * kPageSize, 300, 5, 0);
+  // 6: reserved, far too much.
+  *first.add_vmas() = shared_mapping(8UL << 40, (5UL << 40) / kPageSize, 6, 0);
   LazyShared shared;
   shared.add_task(first, PageSet(kA + 310 * kPageSize, kA + 312 * kPageSize));
   shared.add_task(second, PageSet(kB + 5 * kPageSize, kB + 6 * kPageSize));

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <signal.h>
+#include <spawn.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -170,6 +171,8 @@ class SharedWalk {
         for (uint64_t i = 0; i < count; ++i) talk_.book[page + i] = {SharedTalk::Page::zeros, 0};
         return;
       }
+      case 8:
+        return random_() % 8 == 0 ? have_spawned() : void();
       default:
         last_ = "something in place";
         in_place(page, random_);
@@ -203,7 +206,19 @@ class SharedWalk {
     for (const uint64_t page : own_) {
       if (random_() % 4 == 0) check(page);
     }
+    if (random_() % 4 == 0) ::execl("/bin/true", "true", nullptr);
     ::_exit(run(200));
+  }
+
+  /// In our memory until it executes.
+  void have_spawned() {
+    last_ = "posix_spawn";
+    std::array<char*, 2> arguments{const_cast<char*>("true"), nullptr};  // NOLINT: it does not write there
+    pid_t child = 0;
+    int status = 0;
+    if (::posix_spawn(&child, "/bin/true", nullptr, nullptr, arguments.data(), nullptr) != 0 ||
+        ::waitpid(child, &status, 0) != child || status != 0)
+      trouble("a program that was executed ended with", static_cast<uint64_t>(status));
   }
 
   SharedTalk& talk_;

@@ -199,8 +199,8 @@ class Course(Move):
 class Joins(Move):
     """Threads that were made before the move, or on memory that is lazy, end while it is."""
 
-    def __init__(self, context, folder, program, prefix):
-        super().__init__(context, folder, "postcopy", (program, str(JOINS_MIB)), ("--bandwidth-limit", "4M"), program_prefix=prefix)
+    def __init__(self, context, folder, program, prefix, arguments=()):
+        super().__init__(context, folder, "postcopy", (program, str(JOINS_MIB), *arguments), ("--bandwidth-limit", "4M"), program_prefix=prefix)
 
     def begin(self, via=None):
         self.program.check()
@@ -214,11 +214,11 @@ class Joins(Move):
         self.arrives()
 
 
-def joins(program, *prefix):
+def joins(program, *prefix, arguments=()):
     def case(context, folder):
         if not os.access(f"{context.workloads}/{program}", os.X_OK):
             raise Skip("musl-gcc is not installed (scripts/install-deps installs it)")
-        move = Joins(context, folder, program, prefix)
+        move = Joins(context, folder, program, prefix, arguments)
         try:
             move.run()
         finally:
@@ -228,7 +228,7 @@ def joins(program, *prefix):
 
 
 LAYOUTS = {"joins/glibc": joins("joins"), "joins/glibc-without-rseq": joins("joins", "env", "GLIBC_TUNABLES=glibc.pthread.rseq=0"),
-           "joins/musl": joins("joins_musl")}
+           "joins/musl": joins("joins_musl"), "joins/shared": joins("joins", arguments=("shared",))}
 
 
 def course(mode, seed, plan, counts):

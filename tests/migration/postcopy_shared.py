@@ -1,5 +1,4 @@
-"""Cases of postcopy.py: shared memory that comes late, in a pool of processes that end and are forked all the time. No receiver
-offers that to users yet."""
+"""Cases of postcopy.py: shared memory that comes late, in a pool of processes that end and are forked all the time."""
 from lib import tool
 from lib.process import read
 from lib.suite import expect
@@ -11,7 +10,7 @@ PAGES = 48 * 256 * 6 // 7  # that exist: one of seven was given back
 def case(act, mode, move_of, **ending):
     """`act`: None, or what is done to those who bring the pages."""
     def run(context, folder):
-        move = move_of(context, folder, mode, POOL, receiver_env={"MIGRATE_TEST_FEATURES": "lazy-shared"})
+        move = move_of(context, folder, mode, POOL)
         try:
             if act:
                 act(move)

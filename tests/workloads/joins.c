@@ -1,7 +1,7 @@
 // Threads that end, and are joined, when their stacks, thread structures and the robust mutexes they hold may be
 // missing:
-//     joins DIR [MIB]
-// In C, so that another C library (musl) can be tried, which lays these out differently. Each check ends all threads,
+//     joins DIR [MIB [shared]]
+// `shared`: the mutexes and what makes the fill last are in shared memory. In C, so that another C library (musl) can be tried, which lays these out differently. Each check ends all threads,
 // looks at what they left, and starts others; some wait in calls meanwhile. The contract is that of README.md.
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -216,8 +216,8 @@ static void answer(const char* dir, char* answered) {
   put(dir, "result", text);
 }
 
-static void* memory(size_t bytes) {
-  void* at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+static void* memory(size_t bytes, int flags) {
+  void* at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0);
   if (at == MAP_FAILED) exit(1);
   return at;
 }
@@ -225,10 +225,18 @@ static void* memory(size_t bytes) {
 int main(int argc, char** argv) {
   if (argc < 2) return 2;
   const size_t mib = argc > 2 ? strtoul(argv[2], NULL, 10) : 16;
-  robust = memory(sizeof *robust * kThreads * kMutexes);
-  priority = memory(sizeof *priority * kThreads);
+  const int flags = argc > 3 && strcmp(argv[3], "shared") == 0 ? MAP_SHARED : MAP_PRIVATE;
   ballast_words = mib << 17;
-  ballast = memory(mib << 20);
+  if (flags == MAP_SHARED) {
+    // One object, since small ones come early.
+    ballast = memory((mib << 20) + (sizeof *robust * kMutexes + sizeof *priority) * kThreads, flags);
+    robust = (union Place*)(ballast + ballast_words);
+    priority = robust + kThreads * kMutexes;
+  } else {
+    robust = memory(sizeof *robust * kThreads * kMutexes, flags);
+    priority = memory(sizeof *priority * kThreads, flags);
+    ballast = memory(mib << 20, flags);
+  }
   for (size_t i = 0; i < ballast_words; ++i) ballast[i] = word(i);
   sem_init(&may_end, 0, 0);
   sem_init(&ready, 0, 0);

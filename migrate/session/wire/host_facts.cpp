@@ -9,7 +9,6 @@
 #include <cstdlib>
 #include <set>
 #include <sstream>
-#include <string_view>
 
 #include "core/base/fd.h"
 #include "migrate/session/journal/journal.h"
@@ -17,10 +16,8 @@
 namespace migrate {
 namespace {
 
-constexpr std::array kFeatures = {"stop-and-copy", "own-namespaces", "reserve", "postcopy", "huge-pages"};
-/// Not fit for users yet (lazypages/README.md, "Shared memory"); offered where MIGRATE_TEST_FEATURES names them.
-constexpr std::array kUnfinished = {"lazy-shared"};
-
+constexpr std::array kFeatures = {"stop-and-copy", "own-namespaces", "reserve",
+                                  "postcopy",      "huge-pages",     "lazy-shared"};
 constexpr const char* kLz4Feature = "pages-lz4";
 constexpr const char* kZstdFeature = "pages-zstd";
 constexpr uint32_t kLz4Bit = 1, kZstdBit = 2;
@@ -79,9 +76,6 @@ wire::Hello host_facts(bool packed_pages) {
   wire::Hello hello;
   hello.set_version(kProtocolVersion);
   for (const char* feature : kFeatures) hello.add_features(feature);
-  const char* wanted = ::secure_getenv("MIGRATE_TEST_FEATURES");
-  for (const char* feature : kUnfinished)
-    if (wanted != nullptr && std::string_view(wanted) == feature) hello.add_features(feature);
   if (packed_pages) {
     hello.add_features(kLz4Feature);
     hello.add_features(kZstdFeature);

@@ -51,6 +51,20 @@ std::optional<CgroupMount> find_cgroup_mount(std::string_view mountinfo, bool v2
   return std::nullopt;
 }
 
+std::vector<CgroupMount> all_cgroup_mounts(std::string_view mountinfo) {
+  std::vector<CgroupMount> all;
+  std::vector<std::string> devices;  // a hierarchy has one, however often it is mounted
+  for (const std::string& line : split(mountinfo, '\n')) {
+    const auto fields = split(line, ' ');
+    const auto dash = std::find(fields.begin(), fields.end(), "-");
+    if (fields.size() < 6 || fields.end() - dash < 4 || (dash[1] != "cgroup2" && dash[1] != "cgroup")) continue;
+    if (std::find(devices.begin(), devices.end(), fields[2]) != devices.end()) continue;
+    devices.push_back(fields[2]);
+    all.push_back({unescape(fields[4]), unescape(fields[3])});
+  }
+  return all;
+}
+
 std::optional<std::string> find_cgroup_path(std::string_view cgroup_file, bool v2, std::string_view controller) {
   for (const std::string& line : split(cgroup_file, '\n')) {
     const size_t first = line.find(':');

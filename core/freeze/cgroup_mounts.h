@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace migrate {
 
@@ -18,6 +19,9 @@ struct CgroupMount {
 /// In the text of /proc/PID/mountinfo: the v2 hierarchy (`v2`), or the v1 one with `controller`.
 std::optional<CgroupMount> find_cgroup_mount(std::string_view mountinfo, bool v2,
                                              std::string_view controller = "freezer");
+
+/// All hierarchies in the text of /proc/PID/mountinfo, each where it is mounted first.
+std::vector<CgroupMount> all_cgroup_mounts(std::string_view mountinfo);
 
 /// In the text of /proc/PID/cgroup: the task's path in that hierarchy.
 std::optional<std::string> find_cgroup_path(std::string_view cgroup_file, bool v2,

@@ -160,6 +160,14 @@ FreezerCgroup FreezerCgroup::create(const std::string& name, CgroupVersion versi
   return hold(plan_create(name, version));
 }
 
+FreezerCgroup FreezerCgroup::create_below(const std::vector<std::string>& parents, const std::string& name) {
+  Record record = plan_create(name);
+  const std::string& point = find_hierarchy(CgroupVersion::any).mount.point;
+  for (const std::string& parent : parents)
+    if (parent == point || parent.starts_with(point + "/")) record.folders = {parent + "/" + name};
+  return hold(std::move(record));
+}
+
 FreezerCgroup FreezerCgroup::adopt(Record record) { return FreezerCgroup(std::move(record)); }
 
 void FreezerCgroup::add(Pid pid) {

@@ -40,6 +40,8 @@ class FreezerCgroup {
   /// Makes one empty cgroup `name` under the cgroup of the calling process (v2: its folder; v1: likewise), for a
   /// restore: tasks are put there as they are forked.
   static FreezerCgroup create(const std::string& name, CgroupVersion version = CgroupVersion::any);
+  /// Likewise, but below that of `parents` which is in the hierarchy that is used, if one is.
+  static FreezerCgroup create_below(const std::vector<std::string>& parents, const std::string& name);
   /// Takes over what a dead process left.
   static FreezerCgroup adopt(Record record);
 

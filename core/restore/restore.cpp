@@ -88,6 +88,7 @@ struct Restore::Impl {
 
   void take_lazy(Message& m);
   void start(const ImageSet& images);
+  void enter_cgroups(pid_t pid);
   void leave_gate(pid_t pid);
   void advance(const ImageSet& images, const Fd& tree, bool final);
   void follow(const std::vector<TaskNode>& tasks, const ImageSet& images, const Fd& tree, bool final);
@@ -139,12 +140,18 @@ Restore::~Restore() {
   if (!impl_->opened) discard();
 }
 
+void put_into_cgroup(const std::string& folder, pid_t pid) {
+  const std::string procs = folder + "/cgroup.procs";
+  const Fd file = open_path(procs, O_WRONLY);
+  write_full(file.get(), as_bytes_of(std::to_string(pid)), procs);
+}
+
+void Restore::Impl::enter_cgroups(pid_t pid) {
+  for (const std::string& folder : options.cgroups) put_into_cgroup(folder, pid);
+}
+
 void Restore::Impl::leave_gate(pid_t pid) {
-  for (const std::string& folder : gate->record().folders) {
-    const std::string procs = folder.substr(0, folder.rfind('/')) + "/cgroup.procs";
-    const Fd file = open_path(procs, O_WRONLY);
-    write_full(file.get(), as_bytes_of(std::to_string(pid)), procs);
-  }
+  for (const std::string& folder : gate->record().folders) put_into_cgroup(folder.substr(0, folder.rfind('/')), pid);
 }
 
 /// A task that waits for pages; which, finish() knows.
@@ -174,6 +181,7 @@ void Restore::Impl::advance(const ImageSet& images, const Fd& tree, bool final) 
   targets.clear();
   if (fresh) {
     start(images);
+    enter_cgroups(coordinator_pid);  // before it has memory or children: they are counted there, too
     // Shells are born in the gate because their forefather is there; it leaves before it matters.
     if (gate != nullptr) gate->add(Pid(coordinator_pid));
   }

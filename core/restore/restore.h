@@ -39,6 +39,8 @@ struct RestoreOptions {
     int64_t monotonic_ns, boottime_ns, at_local_monotonic_ns;
   };
   std::optional<Clocks> clocks;
+  /// Folders of cgroups, one a hierarchy at most, that the tree is made in; in other hierarchies it is where we are.
+  std::vector<std::string> cgroups;
   bool lazy = false;  ///< pages may be left out and come when the tree runs: finish() with `missing`
 };
 

@@ -10,6 +10,7 @@
 
 #include "core/base/fd.h"
 #include "core/base/procfs.h"
+#include "core/freeze/apart_cgroups.h"
 #include "core/freeze/cgroup_mounts.h"
 #include "core/memory/mapping_reader.h"
 #include "pageserver/tls.h"
@@ -42,6 +43,20 @@ Feature cpu_cgroup() {
           "slowing programs down (`send --on-no-convergence throttle`)",
           "they are slowed down by pauses",
           "mount cgroup2 or cgroup v1 with the cpu controller",
+          found};
+}
+
+Feature apart_cgroups() {
+  const ApartParents parents = find_apart_parents();
+  std::string found = parents.without;
+  if (found.empty())
+    for (const std::string& folder : parents.folders) found += (found.empty() ? "below " : ", ") + folder;
+  return {"apart_cgroups",
+          false,
+          parents.without.empty(),
+          "cgroups apart from the receiver's, for what brings pages late and for programs (`receive --cgroup`)",
+          "whoever stops the receiver's cgroup ends them, too",
+          "run with all of the cgroup hierarchies mounted, to be written to",
           found};
 }
 
@@ -131,7 +146,9 @@ std::vector<Feature> needed_capabilities() {
   return all;
 }
 
-std::vector<Feature> settings() { return {cpu_cgroup(), huge_pages(), hard_limits(), descriptors(), pipe_size()}; }
+std::vector<Feature> settings() {
+  return {cpu_cgroup(), apart_cgroups(), huge_pages(), hard_limits(), descriptors(), pipe_size()};
+}
 
 std::vector<Feature> keys(const LinkOptions& link, bool required) {
   Feature tls{"tls_keys",

@@ -195,6 +195,9 @@ void SessionCommands::add_receive(CLI::App& app, std::function<int()>& run) {
       ->type_name("CAP,...")
       ->delimiter(',');
   verb->add_option("--root", receive_.root, "folder that all paths of received trees are under")->type_name("DIR");
+  verb->add_option("--cgroup", receive_.cgroup,
+                   "cgroup that received trees are put in, wherever it exists; default: the receiver's")
+      ->type_name("PATH");
   verb->add_flag("!--no-compress", receive_.packed_pages, "take no pages that are compressed");
   verb->add_option("--status-fd", receive_.status_fd, "NUL bytes there: listening, restore may begin, ready")
       ->type_name("FD");

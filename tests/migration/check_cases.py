@@ -31,7 +31,7 @@ def lists_everything(context, folder):
     expect(code == 0 and end["good"] is True, f"check --json exited {code}: {out[-400:]}")
     expect(set(found) == set(lines), f"only one of the two tells {set(found) ^ set(lines)}")
     _, listed = check(context.binary, "--feature", "list", folder=folder)
-    for name in [*listed.split(), "capabilities", "cpu_cgroup", "huge_pages", "hard_limits", "descriptors", "tls_keys"]:
+    for name in [*listed.split(), "capabilities", "cpu_cgroup", "apart_cgroups", "huge_pages", "hard_limits", "descriptors", "tls_keys"]:
         expect(name in found, f"{name} is not told")
     for name in ("timens", "clone3_set_tid", "futex_waitv", "freezer", "ptrace_seize"):
         expect(found[name]["required"] and found[name]["verdict"] == "ok", f"{name}: {found[name]}")

@@ -30,13 +30,15 @@ SLOW = "12M"  # a second: some five seconds of feed
 
 class Move:
     """One program on its way, in the case's process."""
+    receiver_options = ()
 
     def __init__(self, context, folder, mode, workload=("memory", str(MIB)), options=("--bandwidth-limit", SLOW), env=None,
-                 receiver_env=None, before_switch=None, once=False, program_prefix=()):
+                 receiver_env=None, before_switch=None, once=False, program_prefix=(), receiver_options=()):
         """`before_switch`: called with this when the move has begun. `program_prefix`: of the program's command."""
         self.context, self.folder, self.mode, self.once = context, folder, mode, once
         self.options, self.env, self.before_switch = options, env or {}, before_switch
         self.hosts = hosts.Hosts(context.binary, folder, f"p{os.getpid()}", "10.77.90")
+        self.receiver_options = receiver_options
         self.program = self.sender = None
         try:
             self.start_receiver(**receiver_env or {})
@@ -64,7 +66,8 @@ class Move:
         wait_for(lambda: "/migrate-" not in read(f"/proc/{self.copy}/cgroup"), "the copy to leave its gate", 10)
 
     def start_receiver(self, **env):
-        self.hosts.receive("destination", f"{self.folder}/receive", env={**TIMEOUTS, **env}, prefix=self.prefix(), once=self.once)
+        self.hosts.receive("destination", f"{self.folder}/receive", env={**TIMEOUTS, **env}, prefix=self.prefix(), once=self.once,
+                           options=self.receiver_options)
 
     def prefix(self):
         """Of the receiver's command."""
@@ -271,11 +274,18 @@ def source_tree_killed(context, folder):
 
 
 class ServiceMove(Move):
-    """Its receiver is a service, in a cgroup of its own; who runs the program has given that another place."""
+    """Its receiver is a service, in a cgroup of its own; the program's is another, by the receiver's doing (`--cgroup`), or by that
+    of who runs the program."""
 
-    def __init__(self, context, folder, v2):
+    def __init__(self, context, folder, v2, mode, named):
         self.service = cgroups.Cgroup(f"postcopy-{os.getpid()}", v2)
-        super().__init__(context, folder, "postcopy")
+        self.programs = cgroups.Cgroup(f"programs-{os.getpid()}", v2) if named else None
+        options = ("--cgroup", f"/programs-{os.getpid()}") if named else ()
+        super().__init__(context, folder, mode, receiver_options=options)
+        if named:
+            init = int(stat_fields(self.copy)[1])
+            expect(self.programs.members() == {self.copy, init}, f"in its cgroup are {self.programs.members()}, not {self.copy} and {init}")
+            return
         for pid in self.service.members():
             if quietly(lambda p: os.readlink(f"/proc/{p}/ns/pid") != os.readlink("/proc/self/ns/pid"), pid):
                 self.service.let_out(pid)
@@ -286,14 +296,18 @@ class ServiceMove(Move):
     def close(self):
         super().close()
         self.service.close()
+        if self.programs:
+            expect(not self.programs.members() and not [n for n in os.listdir(self.programs.folder) if n.startswith("migrate-")],
+                   "something is left in the program's cgroup")
+            self.programs.close()
 
 
-def service_killed(v2):
+def service_killed(v2, named=False):
     """With all its processes, as the service's manager does it, or the kernel for want of memory. Those that hold the program's
     pages are elsewhere: they go on, with the feed that they have; when that is cut, too, the program waits until a receiver is
     there again. That one is killed alike."""
     def case(context, folder):
-        move = ServiceMove(context, folder, v2)
+        move = ServiceMove(context, folder, v2, "postcopy", named)
         try:
             for feed_is_cut in (True, False):
                 expect(move.is_feeding(), "it was whole before anything was done")
@@ -367,6 +381,19 @@ def once_is_once(context, folder):
     finally:
         if other:
             other.end()
+        move.close()
+
+
+def huge_without_guardian(context, folder):
+    """Who made the list of them dies while pages are missing."""
+    move = Move(context, folder, "postcopy", ("huge_pages", "16"), ("--bandwidth-limit", "5M"))
+    try:
+        kill("destination_guardian")(move)
+        expect(move.is_feeding(), "it was whole before its guardian was killed")
+        move.arrives()
+        wait_for(lambda: huge_bytes(move.copy) == 16 << 20, "huge pages to be made again", 30, 0.05)
+        wait_for(lambda: not move.named("guardian-huge", move.session), "who made them to leave", 10)
+    finally:
         move.close()
 
 
@@ -580,6 +607,8 @@ CASES = {
     "kill/source-tree": source_tree_killed,
     "cgroup/receiver-v2": service_killed(True),
     "cgroup/receiver-v1": service_killed(False),
+    "cgroup/named-v2": service_killed(True, named=True),
+    "cgroup/named-v1": service_killed(False, named=True),
     "cgroup/seats-v2": seats_killed(True),
     "cgroup/seats-v1": seats_killed(False),
     "once": once_is_once,

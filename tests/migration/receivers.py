@@ -13,7 +13,7 @@ import threading
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from lib import suite  # noqa: E402
+from lib import cgroups, suite  # noqa: E402
 from lib.process import descendants, find_moved, kill_all, read, run, spawn, stat_fields, wait_for  # noqa: E402
 from lib.suite import expect  # noqa: E402
 import tls_refusals  # noqa: E402
@@ -325,6 +325,53 @@ def missing_root(link):
     link.receive("--root", "/")
 
 
+def no_such_cgroup(link):
+    """A cgroup that no tree could be put in is refused at start; for one that is a user's, only his programs are taken."""
+    def refused(path, why, *options):
+        code, out = run([link.binary, "receive", "--listen", f"127.0.0.1:{PORT}", "--state-dir", os.path.join(link.folder, "state-destination"),
+                         *link.keys.options("destination"), "--cgroup", path, *options], timeout=20)
+        expect(code == 2 and re.search(why, out) and "listening" not in out, f"receive --cgroup {path} exited {code}: {out[-300:]}")
+    name = f"/migrate-test-{os.getpid()}"
+    refused(name, f"no cgroup hierarchy has {name}; make it")
+    refused("programs", "is not the path of a cgroup")
+    refused("/a/../b", "is not the path of a cgroup")
+    folder = cgroups.top(True) or cgroups.top(False)
+    try:
+        os.mkdir(folder + name)
+        os.chown(folder + name, 12345, 12345)
+        refused(name, f"{folder}{name} may be changed by user 12345")
+        refused(name, f"{folder}{name} may be changed by user 12345", "--allow-uid", "12345", "--allow-uid", "12346")
+        link.receive("--cgroup", name, "--allow-uid", "12345")
+        link.receiver_says(f"is put into {folder}{name}")
+    finally:
+        kill_all([link.receiver.pid] if link.receiver else [])
+        os.rmdir(folder + name)
+
+
+def fails_in_a_cgroup(link):
+    """A move that fails leaves nothing in the cgroup that was named for programs; one that does not has the program there."""
+    group = cgroups.Cgroup(f"migrate-test-{os.getpid()}", cgroups.top(True) is not None)
+    options = ("--cgroup", "/" + os.path.basename(group.folder))
+    inside = lambda: group.members() or [e.name for e in os.scandir(group.folder) if e.is_dir()]
+    try:
+        for fault in ("shells:fail", "finished:fail", "finished:kill-self"):
+            link.receive(*options, env={"MIGRATE_FAULT": f"destination-guardian.{fault}"})
+            p, _ = link.start_program()
+            code, out = run(link.command(p.pid), timeout=60)
+            expect(code == 1 and p.poll() is None, f"send exited {code} after {fault}: {out[-400:]}")
+            wait_for(lambda: not inside(), f"the cgroup to be empty after {fault}", 20)
+            kill_all([link.receiver.pid])
+            link.receiver.wait(timeout=5)
+        link.receive(*options)
+        code, out, copy = link.move()
+        expect(code == 0 and copy, f"send exited {code}: {out[-400:]}")
+        expect(group.members() == {copy, int(stat_fields(copy)[1])}, f"in the cgroup are {inside()}, not {copy} and its init")
+        kill_all([copy])
+        wait_for(lambda: not inside(), "the cgroup to be empty", 10)
+    finally:
+        group.close()
+
+
 def says_whom_it_takes(link):
     link.receive()
     link.receiver_says("no --accept: every certificate of the CA .*ca.crt is taken")
@@ -426,7 +473,7 @@ def readers_go(link):
 
 CASES = {f"receiver/{f.__name__.replace('_', '-')}": case(f) for f in (
     silent_strangers, slow_strangers, flood, out_of_descriptors, three_at_a_time, foreign_page_stream, silent_peers, others_session_id, too_large, grows_too_large, sent_on,
-    missing_root, tells_refusals_once, says_whom_it_takes, insecure_other_user, nothing_to_print_to, no_more_in_a_file, readers_go)}
+    missing_root, no_such_cgroup, fails_in_a_cgroup, tells_refusals_once, says_whom_it_takes, insecure_other_user, nothing_to_print_to, no_more_in_a_file, readers_go)}
 
 if __name__ == "__main__":
     sys.exit(suite.main(suite.arguments(__doc__), CASES, "mreceive-"))

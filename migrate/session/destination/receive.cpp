@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "core/freeze/freezer_cgroup.h"
+#include "core/freeze/named_cgroup.h"
 #include "migrate/session/base/session.h"
 #include "migrate/session/destination/connection.h"
 #include "migrate/session/destination/receive_context.h"
@@ -64,9 +65,11 @@ class Receiver {
     settle();
     FreezerCgroup::own_folder();  // refused now, not when a tree is half here
     check_root();
+    const std::string cgroup = check_cgroup();
     if (options_.link.insecure && !options_.link.insecure_forced && !listener_.loopback_only()) {
       throw Refusal("--insecure listens on loopback addresses only", "use certificates, or listen on 127.0.0.1");
     }
+    if (!cgroup.empty()) events_.event("cgroup", cgroup);
     tell_listening();
     listen();
     const EventLoop::Watch signals = loop_.when_readable(signals_.get(), [this] { interrupted(); });
@@ -86,6 +89,19 @@ class Receiver {
     if (options_.root.empty()) return;
     const Fd root(::open(options_.root.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
     if (!root) throw Refusal("--root " + options_.root + ": " + std::strerror(errno), "name a folder that is there");
+  }
+
+  /// Refused now, not when a tree is half here. Where programs will be.
+  std::string check_cgroup() const {
+    if (options_.cgroup.empty()) return {};
+    const NamedCgroup found = find_named_cgroup(options_.cgroup, options_.allow_uids);
+    try_named_cgroup(found);
+    std::string text = "what is received is put into";
+    for (const std::string& folder : found.folders) text += " " + folder;
+    if (found.without.empty()) return text;
+    text += "; it is where this receiver is in";
+    for (const std::string& point : found.without) text += " " + point;
+    return text + ", which have no " + options_.cgroup;
   }
 
   void tell_listening() {

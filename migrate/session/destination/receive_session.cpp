@@ -93,6 +93,7 @@ void ReceiveSession::start(const Message& message) {
   s->set_at_local_monotonic_ns(message.begin().at_destination_ns());
   s->set_peer_epoch(peer_epoch_);
   s->set_max_tasks(options_.max_tasks);
+  s->set_cgroup(options_.cgroup);
   lazy_ = message.begin().lazy();
   s->set_lazy(lazy_);
   if (lazy_)

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/files/hidden_sockets.h"
+#include "core/freeze/named_cgroup.h"
 #include "core/freeze/quick_moves.h"
 #include "migrate/session/guardian/guardian.h"
 #include "migrate/session/guardian/guardian_common.h"
@@ -69,6 +70,8 @@ class DestinationGuardian {
       if (!s.any_gid()) policy_.allow_gids.emplace(s.allow_gids().begin(), s.allow_gids().end());
       policy_.deny_capabilities = s.deny_capabilities();
       max_tasks_ = s.max_tasks();
+      // Looked at again: a user that it is delegated to may have changed it since the receiver began.
+      if (!s.cgroup().empty()) options_.cgroups = find_named_cgroup(s.cgroup(), policy_.allow_uids).folders;
       // Who is bound to some users must not get other users' files through us.
       options_.files_by_root = policy_.allow_uids.empty();
       options_.timeout = milliseconds(s.timeout_ms());

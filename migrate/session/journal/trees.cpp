@@ -91,10 +91,10 @@ class DumpedTree final : public HeldTree {
 
 class BuiltTree final : public RestoredTree {
  public:
-  BuiltTree(RestoreOptions options, Logger& log) : restore_(std::move(options), log) {}
+  BuiltTree(RestoreOptions options, Logger& log) : cgroups_(options.cgroups), restore_(std::move(options), log) {}
 
   FreezerCgroup::Record make_gate(const std::string& cgroup_name) override {
-    gate_.emplace(FreezerCgroup::create(cgroup_name));
+    gate_.emplace(FreezerCgroup::create_below(cgroups_, cgroup_name));
     return gate_->record();
   }
 
@@ -144,6 +144,7 @@ class BuiltTree final : public RestoredTree {
  private:
   FreezerCgroup* gate() { return gate_ ? &*gate_ : nullptr; }
 
+  std::vector<std::string> cgroups_;
   Restore restore_;
   const ImageSet* images_ = nullptr;
   std::optional<FreezerCgroup> gate_;

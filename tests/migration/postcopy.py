@@ -590,6 +590,7 @@ CASES = {
     "huge/postcopy": huge("postcopy"),
     "huge/hybrid": huge("hybrid"),
     "huge/precopy": huge("precopy"),
+    "huge/guardian-killed": huge_without_guardian,
     "moved-again": moved_again,
     "cut": broken(cut(1)),
     "left/recover-timeout": left("the destination was not reached for 1 s", lose_destination, "--recover-timeout", "1"),

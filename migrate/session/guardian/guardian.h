@@ -24,8 +24,8 @@ struct GuardianParts {
   /// late.
   std::function<void(PacketSocket& end, const Fd& listener, const wire::GuardianRequest::StartDestination& start)>
       lazy_host;
-  /// Starts a process that makes huge pages again (run_huge_again). None: they stay small.
-  std::function<void(const SessionId& id, const wire::HugeAgain& tasks)> huge_again;
+  /// Starts a process that makes huge pages again (start_huge_again). None: they stay small.
+  std::function<void(const SessionId& id, const wire::HugeAgain& tasks, const std::string& wait_in)> huge_again;
 };
 
 /// Serves until the session is settled or left to a later agent. Returns the process's exit status.

@@ -333,7 +333,7 @@ class DestinationGuardian {
       log_.warn("leaving the gate's cgroup: {}", e.what());  // answered already, and the tree runs
     }
     if (whole) became_whole();
-    if (!lazy_) make_huge_again();
+    make_huge_again();
     return true;
   }
 
@@ -393,15 +393,15 @@ class DestinationGuardian {
     warn_unless_durable(*journal_, log_);
     fault_point("destination-guardian.whole");
     end_lazy_host();
-    make_huge_again();
   }
 
-  /// By a process that nobody waits for. Once.
+  /// By a process that nobody waits for. Once; already here, since it is to be done also if we die before all is whole.
   void make_huge_again() {
     const PagesByMemory huge = std::exchange(huge_, {});
     if (huge.empty() || !parts_.huge_again) return;
     try {
-      parts_.huge_again(journal_->id(), huge_tasks(journal_->entry().tasks, huge));
+      const std::string wait_in = journal_->entry().lazy ? store_->path() : "";
+      parts_.huge_again(journal_->id(), huge_tasks(journal_->entry().tasks, huge), wait_in);
     } catch (const std::exception& e) {
       log_.warn("huge pages are not made again: {}", e.what());
     }

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -33,6 +34,8 @@ constexpr int kRounds = 3;
 /// The program waits while a block is made: that is to be a tenth of the time.
 constexpr int kShare = 10;
 constexpr milliseconds kLeastPause{10};
+/// How often the journal is read while pages are missing.
+constexpr milliseconds kLook{500};
 /// What is free must be enough for others, too.
 constexpr uint64_t kLeastMemory = 128 << 20;
 
@@ -116,6 +119,22 @@ bool make_huge(HugeTask& task) {
   return true;
 }
 
+/// False: it never will be, or nobody is left who would have anything of it.
+bool becomes_whole(const JournalStore& store, const SessionId& id, const wire::HugeAgain& all) {
+  const auto lives = [](const wire::HugeAgain::Task& t) { return TaskId{t.pid(), t.start_time()}.lives(); };
+  for (; std::ranges::any_of(all.tasks(), lives); ::poll(nullptr, 0, static_cast<int>(kLook.count()))) {
+    std::optional<JournalEntry> entry;
+    try {
+      entry = store.peek(id, Role::destination);
+    } catch (const Error&) {  // descriptors or memory are short
+      continue;
+    }
+    if (!entry || entry->state == State::aborted || entry->state == State::lost) return false;
+    if (entry->state != State::gate_open) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 wire::HugeAgain huge_tasks(std::span<const TaskId> tasks, const PagesByMemory& huge) {
@@ -139,22 +158,26 @@ wire::HugeAgain huge_tasks(std::span<const TaskId> tasks, const PagesByMemory& h
   return all;
 }
 
-void start_huge_again(const SessionId& id, const wire::HugeAgain& tasks) {
+void start_huge_again(const SessionId& id, const wire::HugeAgain& tasks, const std::string& wait_in) {
   const Fd file(check(::memfd_create("migrate-huge", MFD_CLOEXEC), "make", "a memory file"));
   const std::string text = tasks.SerializeAsString();
   write_full(file.get(), as_bytes_of(text), "huge pages");
-  std::array<std::string, 3> words{"migrate", "guardian-huge", to_hex(id)};
-  std::array<char*, 4> argv{words[0].data(), words[1].data(), words[2].data(), nullptr};
+  std::array<std::string, 4> words{"migrate", "guardian-huge", to_hex(id), wait_in};
+  std::array<char*, 5> argv{words[0].data(), words[1].data(), words[2].data(),
+                            wait_in.empty() ? nullptr : words[3].data(), nullptr};
   if (check(::fork(), "start", "who makes huge pages again") == 0) execute_in_background({file.get()}, argv.data());
 }
 
-int run_huge_again(Logger& log) {
+int run_huge_again(int argc, char** argv, Logger& log) {
+  const std::optional<SessionId> id = argc == 3 || argc == 4 ? session_from_hex(argv[2]) : std::nullopt;
+  if (!id) return kRefused;
   struct stat file {};
   check(::fstat(kTasksFd, &file), "look at", "huge pages");
   std::string text(static_cast<size_t>(file.st_size), '\0');
   wire::HugeAgain all;
   if (::pread(kTasksFd, text.data(), text.size(), 0) != file.st_size || !all.ParseFromString(text))
     throw Error("read", "which pages were huge", EPROTO);
+  if (argc == 4 && !becomes_whole(JournalStore(argv[3]), *id, all)) return kMoved;
   std::vector<HugeTask> tasks = open_tasks(all);
   for (int round = 0; round < kRounds; ++round) {
     for (HugeTask& task : tasks) {

@@ -37,7 +37,7 @@ int run_guardian(int argc, char** argv) {
   Logger& log = *logger;
   if (argc > 1 && std::strcmp(argv[1], "guardian-watch") == 0) return run_watch(argc, argv, log);
   if (threads) return run_lazy_host(argc, argv, log);
-  if (argc == 3 && std::strcmp(argv[1], "guardian-huge") == 0) return run_huge_again(log);
+  if (argc > 1 && std::strcmp(argv[1], "guardian-huge") == 0) return run_huge_again(argc, argv, log);
   if (argc != 3) return kRefused;
   const bool source = std::strcmp(argv[1], "guardian-source") == 0;
   if (!source && std::strcmp(argv[1], "guardian-destination") != 0) return kRefused;

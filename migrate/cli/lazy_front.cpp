@@ -52,8 +52,9 @@ FrontMemory& make_memory() {
 
 class Front {
  public:
-  Front(const CoreOptions& options, FrontMemory& memory, Fd socket, Fd parent)
-      : options_(options), memory_(memory), socket_(std::move(socket)), parent_(std::move(parent)) {}
+  /// `first`: of those that hold the pages; it leads a process group, which all who follow are in.
+  Front(const CoreOptions& options, FrontMemory& memory, pid_t first, Fd socket, Fd parent)
+      : options_(options), memory_(memory), first_(first), socket_(std::move(socket)), parent_(std::move(parent)) {}
 
   int run() {
     const Fd children = children_ended();
@@ -63,7 +64,10 @@ class Front {
       if (waited[1].revents != 0) reap(children.get());
       if (waited[0].revents != 0 && !hear()) break;
     }
-    while (::waitpid(-1, nullptr, __WALL) > 0) continue;  // their table of descriptors is gone, and so are they
+    // Their table of descriptors is gone, and so are they. Who has executed us may have left us other children, which go
+    // on; and `first` may have been killed before it had a group.
+    ::waitpid(first_, nullptr, __WALL);
+    while (::waitpid(-first_, nullptr, __WALL) > 0) continue;
     return tell();
   }
 
@@ -110,6 +114,7 @@ class Front {
 
   const CoreOptions& options_;
   FrontMemory& memory_;
+  const pid_t first_;
   Fd socket_, parent_;  ///< parent_: of the command with --daemon
   bool ready_ = false;
 };
@@ -203,7 +208,7 @@ int run_behind_front(const CoreOptions& options, std::map<std::string, Fd> kept,
   }
   theirs.reset();
   kept.clear();
-  return Front(options, memory, std::move(ours), std::move(parent)).run();
+  return Front(options, memory, pid, std::move(ours), std::move(parent)).run();
 }
 
 }  // namespace migrate::cli

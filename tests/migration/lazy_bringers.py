@@ -5,7 +5,7 @@ import signal
 
 from lazy_moves import expect_moved, moving, slowly, started_there
 from lib import lazy
-from lib.process import all_pids, descendants, exists, read, run, wait_for
+from lib.process import all_pids, descendants, exists, kill_all, read, run, wait_for
 from lib.suite import expect
 
 
@@ -67,6 +67,26 @@ def bringers_killed_server(context, folder):
         expect(relay.connections > 5, "nobody has connected again")
         relay.rate = 0
         expect_moved(program, move)
+        expect_no_bringers(move.there)
+
+
+def other_children(context, folder):
+    """Whoever executes the command may leave it children of his own: they are neither waited for nor ended."""
+    with moving(context, folder, mib=16) as (program, move):
+        code, out = run([context.binary, "dump", "-t", program.pid, "-D", move.there])
+        expect(code == 0, f"dump exited {code}: {out}")
+        program.reap_old()
+        other = os.path.join(folder, "other")
+        move.daemon = lazy.started(context.binary, move.daemon_log, ["lazy-pages", "-D", move.there], "lazy-pages",
+                                   prefix=["sh", "-c", 'sleep 1000 & echo $! >"$0" && exec "$@"', other])
+        other = int(read(other))
+        try:
+            program.moved_to(move.expect_restored(), None)
+            program.check()
+            expect(move.ended("daemon", 10) == 0, f"the daemon failed: {read(move.daemon_log)[-500:]}")
+            expect(exists(other), "a child of somebody else was ended")
+        finally:
+            kill_all([other])
         expect_no_bringers(move.there)
 
 
@@ -132,4 +152,4 @@ def killed_at(steps):
 
 
 CASES = {"bringers/early": killed_at(EARLY), "bringers/late": killed_at(LATE), "bringers/images": bringers_killed_images,
-         "bringers/server": bringers_killed_server, "bringers/front": front_killed, "bringers/before": given_up_waiting}
+         "bringers/server": bringers_killed_server, "bringers/front": front_killed, "bringers/other-children": other_children, "bringers/before": given_up_waiting}

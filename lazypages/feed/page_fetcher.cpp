@@ -226,6 +226,7 @@ void PageFetcher::send_missing() {
 
 /// Five times a second, if there is news.
 void PageFetcher::send_waits(bool last) {
+  if (!options_.waits) return;
   const auto now = Clock::now();
   if (!last && now < waits_due_) return;
   waits_due_ = now + kTellWaits;
@@ -235,6 +236,10 @@ void PageFetcher::send_waits(bool last) {
   encode_waits(waits, body);
   link_->send({.kind = FeedPacket::Kind::waits, .count = kWaitsWords}, body);
   told_waits_ = waits;
+}
+
+Clock::time_point PageFetcher::next_words() const {
+  return options_.waits ? std::min(link_->ping_due(), waits_due_) : link_->ping_due();
 }
 
 void PageFetcher::request() {
@@ -250,7 +255,7 @@ void PageFetcher::request() {
     }
     link_->ping_if_due();
     const auto left =
-        std::chrono::ceil<std::chrono::milliseconds>(std::min(link_->ping_due(), waits_due_) - Clock::now()).count();
+        std::chrono::ceil<std::chrono::milliseconds>(next_words() - Clock::now()).count();
     pollfd polls[2] = {{wanted_.fd(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}};
     if (::poll(polls, 2, static_cast<int>(std::max<int64_t>(left, 0))) < 0 && errno != EINTR)
       throw Error("wait for", "pages that are wanted", errno);

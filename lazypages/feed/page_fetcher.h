@@ -25,6 +25,7 @@ using MissingRuns = std::map<MemoryId, std::vector<PageRun>>;
 
 struct FetcherOptions {
   CodecSet codecs;  ///< that were agreed upon
+  bool waits = true;  ///< the source understands FeedPacket::Kind::waits
   std::chrono::milliseconds silence = kFeedSilence;
   bool idle = true;  ///< the fill's threads run when nothing else wants the processor
 };
@@ -61,6 +62,7 @@ class PageFetcher {
 
   void request();
   void send_waits(bool last);
+  std::chrono::steady_clock::time_point next_words() const;
   void send_wanted();
   void send_missing();
   void receive_answers();

@@ -309,6 +309,33 @@ TEST_F(FeedHostile, SourcesAreRefusedAndNothingIsTouched) {
   }
 }
 
+// One that is older than that kind of packet takes it for damage.
+TEST_F(FeedHostile, WhoDoesNotUnderstandWaitsIsNotTold) {
+  for (const bool understands : {false, true}) {
+    Connection c = connected();
+    Peer source(std::move(c.source));
+    Destination destination(memories);
+    WantedPages wanted;
+    PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true,
+                        {.waits = understands});
+    wanted.want(kA, page(10));
+    Running running(fetcher);
+    bool told = false, whole = false;
+    for (int answered = 0; !whole;) {
+      const FeedPacket packet = source.hear();
+      told |= packet.kind == Kind::waits;
+      whole = packet.kind == Kind::whole;
+      if (packet.kind != Kind::request || answered++ > 0) continue;
+      source.say({.kind = Kind::pages, .memory = kA, .count = 1, .value = page(10)}, contents(kA, 10, 1));
+      ASSERT_TRUE(destination.wait_for_page(kA, page(10)));
+      fetcher.whole();
+    }
+    EXPECT_EQ(told, understands);
+    source.say({.kind = Kind::done, .value = 1});
+    EXPECT_EQ(running.get(), "");
+  }
+}
+
 TEST_F(FeedHostile, NothingComesTwice) {
   for (const bool fill : {true, false}) {
     Connection c = connected();

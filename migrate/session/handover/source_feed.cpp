@@ -40,11 +40,13 @@ bool SourceFeed::connect(ControlChannel& channel) {
   Message message;
   message.mutable_feed()->set_streams(static_cast<uint32_t>(count));
   message.mutable_feed()->set_page_codecs(to_wire(parts_.options.codecs));
+  message.mutable_feed()->set_waits(true);
   channel.send(std::move(message));
   const Message reply = channel.receive(Deadline::in(parts_.timeouts.answer));
   if (reply.body_case() == Message::kWhole) return false;
   if (reply.body_case() != Message::kFeeding || reply.feeding().stream_tokens_size() != count)
     throw Corrupt("a message of the peer", "it is out of turn");
+  tells_waits_ = reply.feeding().waits();
   SessionStreams streams =
       connect_session_streams(parts_.connector, parse_host_port(parts_.address), parts_.session,
                               reply.feeding().stream_tokens(), count, parts_.timeouts.connect, nullptr);
@@ -108,6 +110,7 @@ FeedWaits SourceFeed::waits() const {
 
 std::string SourceFeed::waits_text() const {
   const FeedWaits all = waits();
+  if (!tells_waits_) return "it does not tell for how long pages were waited for";
   if (all.wanted == 0) return "nobody waited for a page";
   return std::to_string(all.wanted) + " waited for, half of them for " + short_seconds(seconds(all.median_us)) +
          " at most, 99 % for " + short_seconds(seconds(all.ninety_nine_us)) + ", the longest for " +

@@ -61,6 +61,7 @@ class SourceFeed {
   std::future<std::unique_ptr<PageFeeder>> next_;
   void note_waits(const FeedWaits& now);
 
+  bool tells_waits_ = false;  ///< the destination
   uint64_t pushed_ = 0, requested_ = 0, left_ = 0;
   FeedWaits waits_, waits_before_;  ///< of the process that serves there, of those before
 };

@@ -275,12 +275,20 @@ void LazyServer::begin_feed(const wire::Feed& feed) {
   auto next = std::make_shared<Feed>();
   next->streams = feed.streams();
   next->codecs = codecs_from_wire(feed.page_codecs());
+  next->waits = feed.waits();
   next->before = feed_;
-  next->thread = std::thread([this, &one = *next] {
-    if (one.before) one.before->thread.join();
-    one.before.reset();
-    run_feed(one);
-  });
+  ++feeds_;
+  try {
+    next->thread = std::thread([this, &one = *next] {
+      if (one.before) one.before->thread.join();
+      one.before.reset();
+      run_feed(one);
+      --feeds_;
+    });
+  } catch (const std::system_error& e) {
+    --feeds_;
+    throw Error("start a thread", "for a feed", e.code().value());
+  }
   const std::lock_guard lock(mutex_);
   feed_ = std::move(next);
 }
@@ -303,6 +311,7 @@ void LazyServer::run_feed(Feed& feed) {
     if (!wait_for_memories(feed)) return;
     FetcherOptions options;
     options.codecs = feed.codecs;
+    options.waits = feed.waits;
     ToldSink sink(*memories_, log_);
     PageFetcher fetcher(std::move(streams), sink, wanted_, memories_->missing(), false, options);
     {

@@ -50,6 +50,7 @@ class LazyServer {
   struct Feed {
     uint32_t streams = 0;
     CodecSet codecs;
+    bool waits = false;
     std::deque<Fd> sockets;
     bool ends = false;
     PageFetcher* fetcher = nullptr;

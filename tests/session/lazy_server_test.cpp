@@ -112,5 +112,34 @@ TEST(LazyServer, AnswersWhileAFeedTakesItsTimeToEnd) {
   EXPECT_EQ(host.threads().size(), 1u) << "feeds that were followed by others have not ended";
 }
 
+// A source that begins one feed after the other, each a thread that waits for the one before.
+TEST(LazyServer, MoreFeedsThanEndAreRefused) {
+  HostOfNobody host;
+  wire::Feed feed;
+  feed.set_streams(2);
+  host.agent().begin_feed(feed, soon());
+  const std::vector<pid_t> threads = host.threads();
+  ASSERT_EQ(threads.size(), 1u);
+  {
+    const StoppedThread of_feed(threads.front());
+    std::string refused;
+    int taken = 1;
+    for (; taken < 100 && refused.empty(); taken += refused.empty() ? 1 : 0) {
+      try {
+        host.agent().begin_feed(feed, soon());
+      } catch (const Error& e) {
+        refused = e.what();
+      }
+    }
+    EXPECT_EQ(refused, "the source begins feeds faster than they end: 8 have not ended yet");
+    EXPECT_EQ(taken, 8);
+    EXPECT_EQ(host.threads().size(), 8u);
+    EXPECT_GT(host.agent().ask(soon()).missing, 0u);
+  }
+  const Deadline deadline = soon();
+  while (host.threads().size() > 1 && !deadline.passed()) ::usleep(500);
+  EXPECT_NO_THROW(host.agent().begin_feed(feed, soon())) << "they have ended";
+}
+
 }  // namespace
 }  // namespace migrate

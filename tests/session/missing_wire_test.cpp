@@ -52,6 +52,27 @@ TEST(MissingWire, WhatIsSaidTwiceOrOutOfOrderIsOneSet) {
   EXPECT_EQ(pages, (PagesByMemory{{kTask, right}}));
 }
 
+std::string refusal(PartsBound& bound, const wire::Discards& part) {
+  try {
+    bound.count(part);
+  } catch (const Corrupt& e) {
+    return e.what();
+  }
+  return {};
+}
+
+// Each would be put among all that are there.
+TEST(MissingWire, ManyPartsOfOneRunAreRefused) {
+  PartsBound honest("huge pages", 1'000'000), hostile("huge pages", 1'000'000);
+  for (const wire::Discards& part : to_wire({{kTask, every_other(1'000'000)}})) EXPECT_EQ(refusal(honest, part), "");
+  const wire::Discards one = to_wire({{kTask, every_other(1)}}).front();
+  EXPECT_NE(refusal(honest, one).find("tells of huge pages, and of too many"), std::string::npos);
+  int taken = 0;
+  while (taken < 1000 && refusal(hostile, one).empty()) ++taken;
+  EXPECT_EQ(taken, 21);
+  EXPECT_NE(refusal(hostile, one).find("tells of huge pages in too many parts"), std::string::npos);
+}
+
 TEST(MissingWire, ImpossibleRangesAreRefused) {
   const auto refused = [](uint32_t kind, uint64_t address, uint64_t count) {
     wire::Discards part;

@@ -72,10 +72,7 @@ void CopyGuardian::reserve(const wire::Reserve& wanted) {
 }
 
 void CopyGuardian::note_huge(const wire::Discards& huge) {
-  constexpr int kMostHuge = 1'000'000;
-  if (huge.runs_size() > kMostHuge - huge_runs_)
-    throw Corrupt("a message of the peer", "it tells of too many huge pages");
-  huge_runs_ += huge.runs_size();
+  huge_bound_.count(huge);
   from_wire(huge);
   GuardianRequest request;
   request.set_huge(true);

@@ -10,6 +10,7 @@
 #include "migrate/session/base/options.h"
 #include "migrate/session/destination/page_intake.h"
 #include "migrate/session/guardian/guardian.h"
+#include "migrate/session/wire/missing_wire.h"
 #include "pageserver/stop_event.h"
 
 namespace migrate {
@@ -50,7 +51,7 @@ class CopyGuardian {
   const Timeouts timeouts_;
   const std::string label_;
   const uint64_t max_memory_;
-  int huge_runs_ = 0;
+  PartsBound huge_bound_{"huge pages", 1'000'000};
   uint64_t memory_at_check_ = 0, bytes_at_check_ = 0;
 };
 

@@ -229,9 +229,8 @@ void ReceiveSession::let_feed_in(const Message& message) {
 }
 
 void ReceiveSession::note_missing(const wire::Discards& part) {
-  constexpr int kMostMissing = 4'000'000;
-  if (!lazy_ || missing_.runs_size() + part.runs_size() > kMostMissing)
-    throw Corrupt("a message of the peer", "it is out of turn");
+  if (!lazy_) throw Corrupt("a message of the peer", "it is out of turn");
+  missing_bound_.count(part);
   from_wire(part);
   missing_.MergeFrom(part);
 }

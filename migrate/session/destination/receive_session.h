@@ -16,6 +16,7 @@
 #include "migrate/session/handover/watch.h"
 #include "migrate/session/wire/channel.h"
 #include "migrate/session/wire/layout_wire.h"
+#include "migrate/session/wire/missing_wire.h"
 
 namespace migrate {
 
@@ -83,6 +84,7 @@ class ReceiveSession {
   bool finishing_ = false;
   bool lazy_ = false;       ///< pages may come after the gate
   wire::Discards missing_;  ///< these
+  PartsBound missing_bound_{"missing pages", 4'000'000};
   bool not_ours_ = false;   ///< the session never began here
   uint32_t tasks_ = 0;
   std::optional<Guardian> guardian_;

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <system_error>
 #include <vector>
 
 #include "core/base/error.h"
@@ -24,6 +25,8 @@ using wire::LazyRequest;
 constexpr milliseconds kTurn{50}, kHandOver{5'000};
 constexpr milliseconds kPlaced{
     2'000};  ///< enough for holders to enter their cgroups, long before there is anything to hold
+/// A thread each. Of an honest source, which comes with growing pauses, one has not ended when the next begins.
+constexpr unsigned kMostFeeds = 8;
 constexpr char kWhole = 'w', kLost = 'l', kDiscarded = 'd';
 
 /// A copy for a while: what the host keeps stays open.
@@ -133,9 +136,13 @@ bool LazyServer::serve(Peer& peer) {
       adopt(peer);
       return true;
     case LazyRequest::kFeed: {
-      begin_feed(request.feed());
       LazyReply reply;
-      reply.set_taken(true);
+      try {
+        begin_feed(request.feed());
+        reply.set_taken(true);
+      } catch (const Error& e) {  // the source may come again
+        reply.mutable_failed()->set_sentence(e.what());
+      }
       peer.socket.send(reply);
       return true;
     }
@@ -271,6 +278,8 @@ void LazyServer::end_lost(const std::string& why) {
 
 /// Nobody who talks waits for the end of the one before: its threads may be far from the processor.
 void LazyServer::begin_feed(const wire::Feed& feed) {
+  if (feeds_ >= kMostFeeds)
+    throw Error("the source begins feeds faster than they end: " + std::to_string(feeds_) + " have not ended yet");
   tell_feed_to_end();
   auto next = std::make_shared<Feed>();
   next->streams = feed.streams();

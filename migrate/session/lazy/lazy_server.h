@@ -94,6 +94,8 @@ class LazyServer {
   std::atomic<bool> stop_{false}, whole_{false};
   std::thread faults_;
 
+  std::atomic<unsigned> feeds_{0};  ///< that have not ended
+
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::shared_ptr<Feed> feed_;  ///< the latest; of the thread that talks

@@ -10,7 +10,6 @@ namespace migrate {
 namespace {
 
 constexpr size_t kPartAreas = 50'000;
-constexpr int kPartDiscards = 50'000;
 constexpr size_t kMaxTasks = 100'000;
 constexpr size_t kMaxAreas = 4'000'000;
 constexpr size_t kMaxObjects = 100'000;

@@ -9,6 +9,8 @@
 
 namespace migrate {
 
+inline constexpr int kPartDiscards = 50'000;  ///< of pages in a message
+
 /// In parts that fit into a frame; at least one.
 std::vector<wire::Layout> to_wire(const TreeLayout& layout, uint32_t round);
 std::vector<wire::Discards> to_wire(std::span<const PageDiscard> discards);

@@ -35,4 +35,12 @@ void add_from_wire(const wire::Discards& part, PagesByMemory& pages) {
   for (auto& [memory, set] : added) pages[memory] = pages[memory] | set;
 }
 
+void PartsBound::count(const wire::Discards& part) {
+  const std::string it_tells = std::string("it tells of ") + what_;
+  if (part.runs_size() > most_runs_ - runs_) throw Corrupt("a message of the peer", it_tells + ", and of too many");
+  if (parts_ > most_runs_ / kPartDiscards) throw Corrupt("a message of the peer", it_tells + " in too many parts");
+  runs_ += part.runs_size();
+  ++parts_;
+}
+
 }  // namespace migrate

@@ -564,7 +564,9 @@ def moved_again(context, folder):
         wait_for(lambda: back.poll() is not None, "the early move to end", 30)
         expect(back.returncode == 2, f"the move of a tree that is not whole exited {back.returncode}: {tool.tail(log, 5)}")
         expect(re.search(rf"still coming from 10\.77\.90\.1:\d+ \(source\): session {move.session}, \d+ pages are missing; "
-                         "try again when it is whole", read(log)), f"it was refused otherwise: {tool.tail(log, 5)}")
+                         f"try again when it is whole; `migrate resolve {move.session}` says when", read(log)), f"it was refused otherwise: {tool.tail(log, 5)}")
+        code, out = move.hosts.tool.resolve(move.hosts.network, "destination", "source", move.hosts.keys, move.session)
+        expect(code == 0 and re.search(r"runs here, and [1-9]\d* pages of it are still at the source", out), f"resolve exited {code}: {out[-300:]}")
         os.mkdir(f"{folder}/images")
         dump = spawn([context.binary, "dump", "-t", str(move.copy), "-D", f"{folder}/images", "-o", "-"], log=f"{folder}/dump",
                      prefix=move.hosts.enter("destination"))

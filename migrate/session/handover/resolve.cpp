@@ -4,6 +4,8 @@
 #include "migrate/session/base/session.h"
 #include "migrate/session/handover/settle.h"
 #include "migrate/session/handover/source_feed.h"
+#include "migrate/session/handover/still_coming.h"
+#include "migrate/session/journal/lazy_cgroups.h"
 #include "migrate/session/telling/failure.h"
 
 namespace migrate {
@@ -185,7 +187,9 @@ class Resolver {
       return false;
     }
     if (!rebooted && entry->state == State::gate_open && entry->lazy) {
-      tell("resolved", *entry, "runs here and needs pages that are still at the source; run `migrate resolve` there");
+      tell("resolved", *entry,
+           "runs here, and " + std::to_string(missing_pages(store_, seen.id)) + " pages of it are still at the " +
+               "source; they come as long as `send`, its watch or `migrate resolve` runs there");
       return true;
     }
     if (!rebooted) {

@@ -8,7 +8,6 @@
 #include "core/base/procfs.h"
 #include "core/memory/track_tree.h"
 #include "migrate/session/guardian/lazy_client.h"
-#include "migrate/session/journal/journal.h"
 
 namespace migrate {
 namespace {
@@ -26,7 +25,8 @@ std::set<pid_t> tasks_and_ancestors(Pid root) {
   return all;
 }
 
-/// 0: it is whole, or nobody is there who could tell.
+}  // namespace
+
 uint64_t missing_pages(const JournalStore& store, const SessionId& id) {
   try {
     std::optional<LazyClient> host = LazyClient::connect(store.lazy_path(id));
@@ -35,8 +35,6 @@ uint64_t missing_pages(const JournalStore& store, const SessionId& id) {
     return 0;
   }
 }
-
-}  // namespace
 
 void refuse_while_pages_come(const std::string& state_dir, Pid root) {
   if (::access(state_dir.c_str(), F_OK) != 0) return;
@@ -51,7 +49,7 @@ void refuse_while_pages_come(const std::string& state_dir, Pid root) {
     if (missing == 0) continue;
     throw Refusal("the memory of " + std::to_string(root.get()) + " is still coming from " + entry.peer + ": session " +
                       to_hex(entry.id) + ", " + std::to_string(missing) + " pages are missing",
-                  "try again when it is whole");
+                  "try again when it is whole; `migrate resolve " + to_hex(entry.id) + "` says when");
   }
 }
 

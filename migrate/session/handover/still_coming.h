@@ -4,8 +4,12 @@
 #include <string>
 
 #include "core/base/types.h"
+#include "migrate/session/journal/journal.h"
 
 namespace migrate {
+
+/// Of a session's copy here. 0: it is whole, or nobody is there who could tell.
+uint64_t missing_pages(const JournalStore& store, const SessionId& id);
 
 /// Refusal, naming session and host, if a task of the tree is one, or was forked from one, whose memory is not whole,
 /// as the journals in `state_dir` and those who bring its pages say.

@@ -232,6 +232,40 @@ def kill_all_lazy(context, folder):
         move.close()
 
 
+def all_dead_there(context, folder):
+    """Nobody is left at the destination who would tidy up: `resolve` does, and says so. Of a session that it does not know, it says
+    what is left; and nothing of one that lives."""
+    move = Move(context, folder, "postcopy")
+    top = cgroups.top(True) or cgroups.top(False)
+    stray = f"{top}/migrate-{'5' * 32}-lazy-0"
+    resolve = lambda: move.hosts.tool.resolve(move.hosts.network, "destination", "source", move.hosts.keys)
+    try:
+        expect(move.is_feeding(), "it was whole before anything was done")
+        code, out = resolve()
+        expect(code == 0 and f"{move.session}: " not in out and move.lazy(), f"resolve of a session that lives exited {code}: {out[-500:]}")
+        victims = [*move.destination_guardian(), *move.named("guardian-watch destination ", move.session), *move.destination_agent(),
+                   move.hosts.receivers["destination"].pid]
+        kill_all([p for p in victims if exists(p)])
+        move.hosts.receivers.pop("destination").wait(10)
+        move.kill_lazy()
+        expect(os.path.isdir(f"{top}/migrate-{move.session}-lazy-0"), "somebody has tidied up: it proves nothing")
+        os.mkdir(stray)
+        code, out = resolve()
+        expect(f"session {move.session}: the cgroups that the processes which brought its pages had left are removed" in out,
+               f"resolve exited {code}: {out[-500:]}")
+        expect(re.search(rf"session 5+: nobody is in its cgroup {stray} \(nor in 0 others\), and \S+ has no journal of it; .* remove them",
+                         out), f"of the stray one it says {out[-500:]}")
+        expect(not os.path.exists(f"{top}/migrate-{move.session}-lazy-0") and os.path.exists(stray), "it removed the wrong ones")
+        expect(move.state("destination") == "LOST" and not exists(move.copy), "it goes on with zeros")
+        move.start_receiver()
+        wait_for(lambda: move.sender.poll() is not None, "send to end", 40)
+        end_by_force(move)
+    finally:
+        if os.path.isdir(stray):
+            os.rmdir(stray)
+        move.close()
+
+
 def end_by_force(move):
     """What the operator does with a copy that nobody can go on with."""
     code, out = move.hosts.tool.resolve(move.hosts.network, "source", "destination", move.hosts.keys, "--force-kill", move.session,
@@ -607,6 +641,7 @@ CASES = {
     "kill/destination-guardian": broken(kill("destination_guardian")),
     "kill/receiver": broken(kill_receiver),
     "kill/all-lazy": kill_all_lazy,
+    "kill/all-there": all_dead_there,
     "kill/source-tree": source_tree_killed,
     "cgroup/receiver-v2": service_killed(True),
     "cgroup/receiver-v1": service_killed(False),

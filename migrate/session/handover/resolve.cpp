@@ -25,7 +25,9 @@ class Resolver {
 
   int run() {
     check_words();
+    const std::vector<JournalEntry> left_cgroups = who_left_cgroups();
     settle_local(store_, *keeper_, options_.timeouts, events_, log_);
+    tell_cgroups(left_cgroups);
     bool in_doubt = false;
     size_t open = 0;
     for (const JournalEntry& entry : store_.list()) {
@@ -53,6 +55,33 @@ class Resolver {
     if (options_.session.empty() || options_.typed_session != options_.session) {
       throw Refusal("forcing needs the session's id, typed again",
                     "say which session, and its id behind the force option");
+    }
+  }
+
+  /// Sessions without a guardian that have cgroups of a lazy host.
+  std::vector<JournalEntry> who_left_cgroups() const {
+    std::vector<JournalEntry> all = store_.list();
+    std::erase_if(all, [&](const JournalEntry& e) {
+      return e.role != Role::destination || !has_lazy_cgroups(e) || store_.owner(e.id, e.role) != 0;
+    });
+    return all;
+  }
+
+  void tell_cgroups(const std::vector<JournalEntry>& left) const {
+    for (const JournalEntry& entry : left) {
+      if (!has_lazy_cgroups(entry))
+        events_.event("cgroups",
+                      "session " + to_hex(entry.id) +
+                          ": the cgroups that the processes which brought its pages had left are removed",
+                      {{"session", to_hex(entry.id)}});
+    }
+    for (const auto& [id, folders] : stray_lazy_cgroups(store_)) {
+      const std::string session = to_hex(id), others = std::to_string(folders.size() - 1);
+      events_.event("cgroups",
+                    "session " + session + ": nobody is in its cgroup " + folders.front() + " (nor in " + others +
+                        " others), and " + store_.path() + " has no journal of it; unless another state folder has, " +
+                        "remove them: rmdir */" + lazy_cgroup_mark(id) + "?",
+                    {{"session", session}});
     }
   }
 

@@ -1,14 +1,46 @@
 #include "migrate/session/journal/lazy_cgroups.h"
 
+#include <dirent.h>
 #include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <optional>
+#include <string_view>
 
 #include "core/base/error.h"
+#include "core/base/procfs.h"
 #include "core/freeze/apart_cgroups.h"
 
 namespace migrate {
 namespace {
 
 constexpr unsigned kSeats = 3;
+
+bool is_empty(const std::string& folder) {
+  try {
+    return read_file_at(AT_FDCWD, folder + "/cgroup.procs").empty();
+  } catch (const Error&) {  // it is gone
+    return false;
+  }
+}
+
+/// Of the session that a lazy host's cgroup has this name for.
+std::optional<SessionId> session_of_cgroup(std::string_view name) {
+  constexpr std::string_view kFirst = "migrate-";
+  constexpr size_t kDigits = 2 * SessionId().size();
+  if (!name.starts_with(kFirst) || name.size() < kFirst.size() + kDigits) return std::nullopt;
+  const std::optional<SessionId> id = session_from_hex(name.substr(kFirst.size(), kDigits));
+  return id && name.starts_with(lazy_cgroup_mark(*id)) ? id : std::nullopt;
+}
+
+bool is_known(const JournalStore& store, const SessionId& id) {
+  try {
+    return store.peek(id, Role::destination).has_value();
+  } catch (const Error&) {  // damaged, but there
+    return true;
+  }
+}
 
 }  // namespace
 
@@ -44,6 +76,22 @@ std::array<std::vector<Fd>, 3> open_lazy_cgroups(const JournalEntry& entry) {
     if (procs && seat < kSeats) seats[seat].push_back(std::move(procs));
   }
   return seats;
+}
+
+bool has_lazy_cgroups(const JournalEntry& entry) {
+  return std::ranges::any_of(entry.lazy_cgroups, [](const std::string& f) { return ::access(f.c_str(), F_OK) == 0; });
+}
+
+std::map<SessionId, std::vector<std::string>> stray_lazy_cgroups(const JournalStore& store) {
+  std::map<SessionId, std::vector<std::string>> strays;
+  for (const std::string& parent : find_apart_parents().folders) {
+    for_entries(AT_FDCWD, parent, [&](const dirent& e) {
+      const std::optional<SessionId> id = e.d_type == DT_DIR ? session_of_cgroup(e.d_name) : std::nullopt;
+      const std::string folder = parent + "/" + e.d_name;
+      if (id && is_empty(folder) && !is_known(store, *id)) strays[*id].push_back(folder);
+    });
+  }
+  return strays;
 }
 
 void remove_lazy_cgroups(const JournalEntry& entry, std::chrono::milliseconds patience, Logger& log) noexcept {

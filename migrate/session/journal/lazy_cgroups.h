@@ -4,6 +4,7 @@
 
 #include <array>
 #include <chrono>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,13 @@ LazyCgroups make_lazy_cgroups(LazyCgroups planned);
 
 /// Descriptors by which a process enters those of a seat: write(2) "0" to each. Those that are gone are left out.
 std::array<std::vector<Fd>, 3> open_lazy_cgroups(const JournalEntry& entry);
+
+/// Whether one of the session's is there.
+bool has_lazy_cgroups(const JournalEntry& entry);
+
+/// Those in which nobody is, of sessions that the state folder has no journal of: it was deleted, or is in another
+/// folder.
+std::map<SessionId, std::vector<std::string>> stray_lazy_cgroups(const JournalStore& store);
 
 /// When the session needs its host no more: waits that long for its processes to leave. Never throws: who looks at the
 /// session later tries again.

@@ -15,6 +15,8 @@
 #include "core/base/fd.h"
 #include "core/files/file_credentials.h"
 #include "core/files/file_owners.h"
+#include "core/freeze/memory_room.h"
+#include "core/freeze/named_cgroup.h"
 #include "core/restore/restorable.h"
 #include "migrate/session/destination/destination_files.h"
 #include "migrate/session/destination/file_checks.h"
@@ -210,6 +212,21 @@ IdentityPolicy identity_policy(const ReceiveOptions& options) {
   return policy;
 }
 
+namespace {
+
+MemoryRoom room_for_programs(const ReceiveOptions& options) {
+  const MemoryRoom ours = memory_room_at(::getpid());
+  if (options.cgroup.empty()) return ours;
+  const NamedCgroup named = find_named_cgroup(options.cgroup, options.allow_uids);
+  const MemoryRoom room = memory_room(named.folders);
+  // In hierarchies that have no such cgroup programs are where we are.
+  const bool in_ours =
+      std::ranges::any_of(named.without, [&](const std::string& point) { return ours.where.starts_with(point + "/"); });
+  return in_ours && ours.bytes < room.bytes ? ours : room;
+}
+
+}  // namespace
+
 std::vector<std::string> what_is_in_the_way(const wire::Check& check, const ReceiveOptions& options) {
   std::vector<std::string> reasons;
   const IdentityPolicy policy = identity_policy(options);  // asks the user database
@@ -217,10 +234,10 @@ std::vector<std::string> what_is_in_the_way(const wire::Check& check, const Rece
   check_policy(check, policy, bounds, reasons);
   check_means(check, bounds, reasons);
   const wire::Hello here = host_facts();
-  if (check.memory() > here.memory_available()) {
-    reasons.push_back("the program has " + std::to_string(check.memory() >> 20) +
-                      " MiB in memory and the destination " + std::to_string(here.memory_available() >> 20) +
-                      " MiB free");
+  if (const MemoryRoom room = room_for_programs(options); check.memory() > room.bytes) {
+    reasons.push_back("the program has " + human_bytes(check.memory()) + " in memory, and " +
+                      (room.where.empty() ? "the destination" : "cgroup " + room.where + " at the destination") +
+                      " has room for " + human_bytes(room.bytes));
   }
   if (options.max_memory != 0 && check.memory() > options.max_memory) {
     reasons.push_back("the program has " + human_bytes(check.memory()) + " in memory, and the receiver takes " +

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 
+#include "core/freeze/memory_room.h"
 #include "migrate/session/destination/accept_streams.h"
 #include "migrate/session/destination/destination_checks.h"
 #include "migrate/session/destination/feed_intake.h"

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/files/hidden_sockets.h"
+#include "core/freeze/memory_room.h"
 #include "core/freeze/named_cgroup.h"
 #include "core/freeze/quick_moves.h"
 #include "migrate/session/guardian/guardian.h"
@@ -17,6 +18,7 @@
 #include "migrate/session/guardian/lazy_client.h"
 #include "migrate/session/guardian/task_limit.h"
 #include "migrate/session/journal/lazy_cgroups.h"
+#include "migrate/session/telling/events.h"
 #include "migrate/session/telling/fault.h"
 #include "migrate/session/wire/layout_wire.h"
 #include "migrate/session/wire/missing_wire.h"
@@ -276,9 +278,26 @@ class DestinationGuardian {
     journal_->update([&](JournalEntry& e) { e.init = init; });
   }
 
+  /// What comes later must fit when it comes: the program would be killed for it, at a moment when it runs nowhere
+  /// else.
+  void check_room(const PagesByMemory& missing) const {
+    uint64_t pages = 0;
+    for (const auto& [memory, set] : missing) pages += set.pages();
+    const std::optional<TaskId> init = tree_->init();
+    const MemoryRoom room = memory_room_at(init ? init->pid : ::getpid());
+    if (pages <= room.bytes / kPageSize) return;
+    throw Refusal(human_bytes(pages * kPageSize) + " of memory are still to come, and " +
+                      (room.where.empty() ? "this host" : "cgroup " + room.where + " here") + " has room for " +
+                      human_bytes(room.bytes),
+                  "make room, or move it elsewhere");
+  }
+
   void finish() {
     PagesByMemory missing;
-    if (lazy_) add_from_wire(receive_message<wire::Discards>(), missing);
+    if (lazy_) {
+      add_from_wire(receive_message<wire::Discards>(), missing);
+      check_room(missing);
+    }
     tree_->finish(missing);
     fault_point("destination-guardian.finished");
     // Whoever opens the gate relies on it that missing pages are in the hands of those who bring them.

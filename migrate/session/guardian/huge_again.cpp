@@ -16,6 +16,7 @@
 
 #include "core/base/proc_values.h"
 #include "core/base/procfs.h"
+#include "core/freeze/memory_room.h"
 #include "core/memory/huge_pages.h"
 #include "core/memory/track_scan.h"
 #include "migrate/session/base/session.h"

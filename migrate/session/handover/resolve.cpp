@@ -76,10 +76,12 @@ class Resolver {
                       {{"session", to_hex(entry.id)}});
     }
     for (const auto& [id, folders] : stray_lazy_cgroups(store_)) {
-      const std::string session = to_hex(id), others = std::to_string(folders.size() - 1);
+      const std::string session = to_hex(id);
+      const std::string others =
+          folders.size() == 1 ? "" : " (nor in " + std::to_string(folders.size() - 1) + " others)";
       events_.event("cgroups",
-                    "session " + session + ": nobody is in its cgroup " + folders.front() + " (nor in " + others +
-                        " others), and " + store_.path() + " has no journal of it; unless another state folder has, " +
+                    "session " + session + ": nobody is in its cgroup " + folders.front() + others + ", and " +
+                        store_.path() + " has no journal of it; unless another state folder has, " +
                         "remove them: rmdir */" + lazy_cgroup_mark(id) + "?",
                     {{"session", session}});
     }

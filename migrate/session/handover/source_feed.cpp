@@ -84,6 +84,7 @@ void SourceFeed::feed(ControlChannel& channel, std::span<const PageSource> late,
                                 {"stalls_ms", ms_of(all.stalls_us)}});
       },
       [&] { feeder.cancel(); });
+  left_ = feeder.pages_left();
   note_waits(feeder.waits());
   pushed_ += feeder.counters().fill.pages;
   requested_ += feeder.counters().requested;

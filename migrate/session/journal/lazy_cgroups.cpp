@@ -2,9 +2,11 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <ctime>
 #include <optional>
 #include <string_view>
 
@@ -23,6 +25,13 @@ bool is_empty(const std::string& folder) {
   } catch (const Error&) {  // it is gone
     return false;
   }
+}
+
+/// Not of a session of another state folder that is only beginning.
+bool is_old(const std::string& folder) {
+  constexpr time_t kYoung = 60;  // seconds
+  struct stat st {};
+  return ::stat(folder.c_str(), &st) == 0 && ::time(nullptr) - st.st_mtime > kYoung;
 }
 
 /// Of the session that a lazy host's cgroup has this name for.
@@ -88,7 +97,7 @@ std::map<SessionId, std::vector<std::string>> stray_lazy_cgroups(const JournalSt
     for_entries(AT_FDCWD, parent, [&](const dirent& e) {
       const std::optional<SessionId> id = e.d_type == DT_DIR ? session_of_cgroup(e.d_name) : std::nullopt;
       const std::string folder = parent + "/" + e.d_name;
-      if (id && is_empty(folder) && !is_known(store, *id)) strays[*id].push_back(folder);
+      if (id && is_empty(folder) && is_old(folder) && !is_known(store, *id)) strays[*id].push_back(folder);
     });
   }
   return strays;

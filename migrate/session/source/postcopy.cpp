@@ -168,13 +168,16 @@ void Postcopy::tell_end(Clock::time_point began) const {
   const double ms = std::chrono::duration<double, std::milli>(Clock::now() - began).count();
   EventFields fields = {{"ms", ms},
                         {"pages_pushed", static_cast<int64_t>(feed_->pages_pushed())},
-                        {"pages_requested", static_cast<int64_t>(feed_->pages_requested())}};
+                        {"pages_requested", static_cast<int64_t>(feed_->pages_requested())},
+                        {"pages_not_needed", static_cast<int64_t>(feed_->pages_left())}};
   const EventFields waits = feed_->waits_fields();
   fields.insert(fields.end(), waits.begin(), waits.end());
-  p_.events.event("whole",
-                  "the destination has all of it: " + human_bytes(feed_->pages_pushed() * kPageSize) + " pushed, " +
-                      std::to_string(feed_->pages_requested()) + " pages asked for; " + feed_->waits_text(),
-                  fields);
+  std::string text = "the destination has all of it: " + human_bytes(feed_->pages_pushed() * kPageSize) + " pushed, " +
+                     std::to_string(feed_->pages_requested()) + " pages asked for; " + feed_->waits_text();
+  if (feed_->pages_left() != 0)
+    text += "; " + human_bytes(feed_->pages_left() * kPageSize) +
+            " were not needed any more: the program has given them back there, or has ended";
+  p_.events.event("whole", text, fields);
   fault_point("source-agent.whole");
 }
 

@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "core/base/fd.h"
+#include "core/freeze/memory_room.h"
 #include "migrate/session/journal/journal.h"
 
 namespace migrate {
@@ -60,17 +61,6 @@ bool usable_flag(const std::string& flag) {
 }
 
 }  // namespace
-
-uint64_t memory_available() {
-  std::istringstream lines(read_file_at(AT_FDCWD, "/proc/meminfo"));
-  for (std::string key; lines >> key;) {
-    uint64_t kib = 0;
-    lines >> kib;
-    if (key == "MemAvailable:") return kib * 1024;
-    lines.ignore(256, '\n');
-  }
-  return 0;
-}
 
 wire::Hello host_facts(bool packed_pages) {
   wire::Hello hello;

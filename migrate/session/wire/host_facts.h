@@ -12,9 +12,6 @@ namespace migrate {
 
 inline constexpr uint32_t kProtocolVersion = 2;
 
-/// Bytes that programs can have without swapping (MemAvailable of proc(5)).
-uint64_t memory_available();
-
 /// This host's greeting. `packed_pages`: it takes pages that are compressed.
 wire::Hello host_facts(bool packed_pages = true);
 

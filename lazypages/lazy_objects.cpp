@@ -38,19 +38,6 @@ MissingPages missing_of(const LazyMemory& memory) {
   return MissingPages(all, memory.missing);
 }
 
-/// A pipe that has a page of each of `pages`: as many as a pipe takes.
-Fd hold_some(std::span<const iovec> pages, size_t& taken) {
-  std::array<int, 2> ends{};
-  check(::pipe2(ends.data(), O_CLOEXEC | O_NONBLOCK), "hold pages of", kWhat);
-  Fd out(ends[0]);
-  const Fd in(ends[1]);
-  ::fcntl(in.get(), F_SETPIPE_SZ, 256 * static_cast<int>(kPageSize));  // else it has room for 16
-  for (taken = 0; taken < pages.size(); ++taken)
-    if (::vmsplice(in.get(), &pages[taken], 1, SPLICE_F_NONBLOCK) != static_cast<ssize_t>(kPageSize)) break;
-  if (taken == 0) throw Error("hold pages of", kWhat, errno);
-  return out;
-}
-
 }  // namespace
 
 LazyObject::LazyObject(LazyMemory memory, std::shared_ptr<LazyRecord> record)
@@ -62,11 +49,14 @@ LazyObject::LazyObject(LazyMemory memory, std::shared_ptr<LazyRecord> record)
   bytes_ = size_of(file_.get());
   if (bytes_ != memory.ranges.front().bytes()) throw Corrupt(kWhat, "it has another size");
   map();
-  allocate(memory.missing);
   Intervals announced;
   for (const PageRun& run : memory.missing) migrate::add(announced, run.address, run.address + run.pages * kPageSize);
   choose_held(announced);
+  // As long as a block has a hole, or a page of it is held, nobody makes a huge page of it.
+  huge_ = are_huge(announced);
   hold_pages();
+  for (const auto& [start, end] : announced) allocate_rest(start, end);
+  forget(0, bytes_);
   record_.emplace(around_, SpaceRecord::Object{id_, base_, bytes_}, file_.get(), held_.get(), missing_);
 }
 
@@ -109,25 +99,41 @@ void LazyObject::map() {
   mem_ = open_path("/proc/self/mem", O_RDWR);
 }
 
-/// In small pages. A huge one cannot be kept from those who must not see it yet (hold_pages()), and a hole that a task
-/// punches in a part of it is not one while anybody uses it.
-void LazyObject::allocate(std::span<const PageRun> missing) {
-  if (missing.empty()) return;
-  const bool huge = makes_huge_pages() || makes_huge_page_at(file_.get(), missing.front().address);
-  for (const PageRun& run : missing) {
-    const auto at = static_cast<off_t>(run.address), bytes = static_cast<off_t>(run.pages * kPageSize);
-    if (!huge) {
-      check(::fallocate(file_.get(), FALLOC_FL_KEEP_SIZE, at, bytes), "allocate", kWhat);
-      continue;
-    }
-    // Of a missing page the kernel always makes a small one; that takes twice as long.
-    check(::fallocate(file_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, bytes), "empty", kWhat);
-    const auto start = reinterpret_cast<uint64_t>(mapped_) + run.address;
-    for (uint64_t done = 0; done < run.pages * kPageSize;) {
-      const FillResult r = zero_pages(userfaultfd_.get(), start + done, run.pages * kPageSize - done);
-      if (r.outcome != Filled::done) throw Error("allocate small pages of", kWhat, EEXIST);
-      done += r.bytes;
-    }
+/// Pages that are allocated may be huge. Such a one cannot be kept from those who must not see it yet (hold_pages()),
+/// and a hole that a task punches in a part of it is not one while anybody uses it.
+bool LazyObject::are_huge(const Intervals& missing) const {
+  if (missing.empty() || makes_huge_pages()) return !missing.empty();
+  if (!makes_huge_page_at(file_.get(), missing.begin()->first)) return false;
+  for (const auto& [start, end] : missing)
+    check(::fallocate(file_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(start),
+                      static_cast<off_t>(end - start)),
+          "empty", kWhat);
+  return true;
+}
+
+/// Holes, in small pages.
+void LazyObject::allocate(uint64_t start, uint64_t end) const {
+  if (!huge_) {
+    check(::fallocate(file_.get(), FALLOC_FL_KEEP_SIZE, static_cast<off_t>(start), static_cast<off_t>(end - start)),
+          "allocate", kWhat);
+    return;
+  }
+  // Of a missing page the kernel always makes a small one; that takes twice as long.
+  while (start < end) {
+    const FillResult r = zero_pages(userfaultfd_.get(), reinterpret_cast<uint64_t>(mapped_) + start, end - start);
+    if (r.outcome != Filled::done) throw Error("allocate small pages of", kWhat, EEXIST);
+    start += r.bytes;
+  }
+}
+
+/// But for the pages that are held.
+void LazyObject::allocate_rest(uint64_t start, uint64_t end) const {
+  auto held = std::ranges::lower_bound(held_pages_, start);
+  while (start < end) {
+    const uint64_t stop = held == held_pages_.end() ? end : std::min(*held, end);
+    if (start < stop) allocate(start, stop);
+    start = stop + kPageSize;
+    if (held != held_pages_.end()) ++held;
   }
 }
 
@@ -144,22 +150,40 @@ void LazyObject::choose_held(const Intervals& announced) {
 /// one is missing: so the one that is held may become a hole, but is filled last. The pipes wait in a socket, since
 /// they need no numbers.
 void LazyObject::hold_pages() {
-  std::vector<iovec> pages;
-  for (const uint64_t at : held_pages_) pages.push_back({mapped_ + at, kPageSize});
   std::array<int, 2> ends{};
   check(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), "hold pages of", kWhat);
   held_ = Fd(ends[0]);
   const Fd in(ends[1]);
   // A socket takes some 270 messages, and a pipe 512 MiB: enough for 4 TiB.
   constexpr size_t kPipes = 32;
-  for (std::span<const iovec> rest(pages); !rest.empty();) {
+  for (size_t done = 0, allocated = 0; done < held_pages_.size();) {
     std::vector<Fd> pipes;
     std::vector<int> numbers;
-    for (size_t taken = 0; pipes.size() < kPipes && !rest.empty(); rest = rest.subspan(taken))
-      numbers.push_back(pipes.emplace_back(hold_some(rest, taken)).get());
+    while (pipes.size() < kPipes && done < held_pages_.size())
+      numbers.push_back(pipes.emplace_back(hold_some(done, allocated)).get());
     send_fds(in.get(), std::as_bytes(std::span("", 1)), numbers);
   }
-  forget(0, bytes_);
+}
+
+/// A pipe that has as many as it takes of what is held, after the first `done`. They are allocated just before.
+Fd LazyObject::hold_some(size_t& done, size_t& allocated) const {
+  std::array<int, 2> ends{};
+  check(::pipe2(ends.data(), O_CLOEXEC | O_NONBLOCK), "hold pages of", kWhat);
+  Fd out(ends[0]);
+  const Fd in(ends[1]);
+  ::fcntl(in.get(), F_SETPIPE_SZ, 256 * static_cast<int>(kPageSize));  // else it has room for 16
+  const size_t before = done;
+  for (; done < held_pages_.size(); ++done) {
+    const uint64_t at = held_pages_[done];
+    if (allocated == done) {
+      allocate(at, at + kPageSize);
+      ++allocated;
+    }
+    const iovec page{mapped_ + at, kPageSize};
+    if (::vmsplice(in.get(), &page, 1, SPLICE_F_NONBLOCK) != static_cast<ssize_t>(kPageSize)) break;
+  }
+  if (done == before) throw Error("hold pages of", kWhat, errno);
+  return out;
 }
 
 /// What this process has touched is the program's: it must not look as if we had it (to who looks for memory to free).

@@ -55,9 +55,12 @@ class LazyObject {
 
  private:
   void map();
-  void allocate(std::span<const PageRun> missing);
+  bool are_huge(const Intervals& missing) const;
+  void allocate(uint64_t start, uint64_t end) const;
+  void allocate_rest(uint64_t start, uint64_t end) const;
   void choose_held(const Intervals& announced);
   void hold_pages();
+  Fd hold_some(size_t& done, size_t& allocated) const;
   void forget(uint64_t offset, uint64_t bytes) const;
   void settle(uint64_t offset, uint64_t bytes);
   uint64_t write_some(uint64_t offset, std::span<const std::byte> data) const;
@@ -66,6 +69,7 @@ class LazyObject {
   uint64_t id_, base_, bytes_ = 0;
   Fd file_, held_;
   std::vector<uint64_t> held_pages_;  ///< one of each block, ascending
+  bool huge_ = false;                 ///< what is allocated may be, unless care is taken
   mutable std::mutex mutex_;
   MissingPages missing_;  ///< by offset
   std::optional<SpaceRecord> record_;

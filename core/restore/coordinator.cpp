@@ -414,7 +414,8 @@ class Coordinator {
     for (const auto& [memory, pages] : missing) {
       if (memory.kind != MemoryId::Kind::shmem) continue;
       const auto object = std::ranges::find(shared_.objects(), memory.id, &SharedMemory::Object::id);
-      if (object == shared_.objects().end() || object->memfd || pages.ranges().back().end > page_ceil(object->bytes))
+      if (object == shared_.objects().end() || object->memfd || pages.ranges().back().end > page_ceil(object->bytes) ||
+          page_ceil(object->bytes) > kUserEnd - std::min(next, kUserEnd))
         throw Corrupt("pages", "that are to come later lie outside of memory that can wait");
       bases.emplace(memory.id, next);
       objects.push_back(&*object);

@@ -21,15 +21,9 @@ int forks_until_enough(SharedTalk& talk) {
 }
 
 /// All that is missing of the memory.
-void bring_all(LazyMemories& memories) {
+void bring_all(LazyMemories& memories, const SharedTalk& talk) {
   for (const auto& [memory, runs] : memories.missing()) {
-    for (const PageRun& run : runs) {
-      std::vector<std::byte> bytes(run.pages * kPageSize);
-      auto* words = reinterpret_cast<uint64_t*>(bytes.data());
-      const uint64_t first = memory == kObject ? run.address / kPageSize : 0;
-      for (uint64_t w = 0; w < run.pages * 512; ++w) words[w] = word_of(first + w / 512, w % 512);
-      memories.write(memory, run.address, bytes);
-    }
+    for (const PageRun& run : runs) write_pages_of(memories, talk, memory, run.address, run.pages);
   }
 }
 
@@ -51,7 +45,7 @@ TEST_P(SharedEnds, NobodyHangsWhoForksMeanwhile) {
         },
         {.all = true, .beside = beside});
     LazyMemories memories(program.register_memory(), [](MemoryId, uint64_t) {});
-    if (!lost) bring_all(memories);
+    if (!lost) bring_all(memories, program.talk());
     program.go();
     std::future<void> end = std::async(std::launch::async, [&, lost = lost] {
       const Deadline deadline = Deadline::in(kPatience);

@@ -15,14 +15,18 @@ uint64_t many() {
   return rounds != nullptr ? std::strtoull(rounds, nullptr, 10) : 1;
 }
 
+/// Every other has private memory, too, and so two userfaultfds: before or after the other in its address space.
+SharedProgram::Options both(uint64_t seed) { return {.beside = seed % 2 == 0 ? 0 : seed % 4 == 1 ? -1 : 1}; }
+
 int walk(char* base, SharedTalk& talk, uint64_t seed) { return SharedWalk(base, talk, seed).run(400); }
 
 TEST(SharedMemory, AnythingIsDoneToItWhileItComes) {
   for (uint64_t seed = 1; seed <= 6 * many(); ++seed) {
-    SharedProgram program([seed](char* base, SharedTalk& talk) { return walk(base, talk, seed); });
-    SharedDaemon daemon(seed, std::chrono::microseconds(seed % 2 == 0 ? 300 : 3000), [&](LazyMemories::Wanted wanted) {
-      return std::make_unique<LazyMemories>(program.register_memory(), std::move(wanted));
-    });
+    SharedProgram program([seed](char* base, SharedTalk& talk) { return walk(base, talk, seed); }, both(seed));
+    SharedDaemon daemon(program.talk(), seed, std::chrono::microseconds(seed % 2 == 0 ? 300 : 3000),
+                        [&](LazyMemories::Wanted wanted) {
+                          return std::make_unique<LazyMemories>(program.register_memory(), std::move(wanted));
+                        });
     program.go();
     const Deadline deadline = Deadline::in(kPatience);
     while (!daemon.memories().whole() && !deadline.passed()) ::usleep(500);
@@ -53,7 +57,7 @@ TEST(SharedMemory, NoHugePageShowsWhatHasNotCome) {
         return 0;
       },
       {.all = true});
-  SharedDaemon daemon(1, std::chrono::milliseconds(5), [&](LazyMemories::Wanted wanted) {
+  SharedDaemon daemon(program.talk(), 1, std::chrono::milliseconds(5), [&](LazyMemories::Wanted wanted) {
     return std::make_unique<LazyMemories>(program.register_memory(), std::move(wanted));
   });
   program.go();
@@ -80,9 +84,9 @@ TEST(SharedMemory, WhatIsLostIsNotZeros) {
 
 TEST(SharedMemory, WhatIsDoneAtTheEndIsRight) {
   for (uint64_t seed = 20; seed <= 20 + 4 * many(); ++seed) {
-    SharedProgram program([seed](char* base, SharedTalk& talk) { return walk(base, talk, seed); });
-    auto daemon =
-        std::make_unique<SharedDaemon>(seed, std::chrono::microseconds(200), [&](LazyMemories::Wanted wanted) {
+    SharedProgram program([seed](char* base, SharedTalk& talk) { return walk(base, talk, seed); }, both(seed));
+    auto daemon = std::make_unique<SharedDaemon>(
+        program.talk(), seed, std::chrono::microseconds(200), [&](LazyMemories::Wanted wanted) {
           return std::make_unique<LazyMemories>(program.register_memory(), std::move(wanted));
         });
     program.go();
@@ -106,7 +110,8 @@ class SharedHost {
     std::atomic<unsigned> generation{0};
   };
   SharedHost(SharedProgram& program, uint64_t seed)
-      : state_(new (::mmap(nullptr, sizeof(State), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) State) {
+      : talk_(&program.talk()),
+        state_(new (::mmap(nullptr, sizeof(State), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) State) {
     std::vector<LazyMemory> memories = program.register_memory();
     if (::fork() != 0) return;
     state_->members[0] = ::getpid();
@@ -160,17 +165,18 @@ class SharedHost {
   }
   void serve(LazyHost& host, const std::vector<LazyMemory>& plain, uint64_t seed) {
     state_->generation = host.generation();
-    SharedDaemon daemon(seed + host.generation(), std::chrono::microseconds(1500), [&](LazyMemories::Wanted wanted) {
-      if (host.adopted()) return host.memories(std::move(wanted));
-      std::vector<LazyMemory> all;
-      for (size_t i = 0; i < plain.size(); ++i) {
-        const auto copy = [&](const char* name) {
-          return Fd(::fcntl(host.kept(name + std::to_string(i)), F_DUPFD_CLOEXEC, 0));
-        };
-        all.push_back({plain[i].memory, copy("memory"), copy("process"), plain[i].ranges, plain[i].missing});
-      }
-      return host.adopt(std::move(all), std::move(wanted));
-    });
+    SharedDaemon daemon(
+        *talk_, seed + host.generation(), std::chrono::microseconds(1500), [&](LazyMemories::Wanted wanted) {
+          if (host.adopted()) return host.memories(std::move(wanted));
+          std::vector<LazyMemory> all;
+          for (size_t i = 0; i < plain.size(); ++i) {
+            const auto copy = [&](const char* name) {
+              return Fd(::fcntl(host.kept(name + std::to_string(i)), F_DUPFD_CLOEXEC, 0));
+            };
+            all.push_back({plain[i].memory, copy("memory"), copy("process"), plain[i].ranges, plain[i].missing});
+          }
+          return host.adopt(std::move(all), std::move(wanted));
+        });
     for (size_t i = 0; i < plain.size(); ++i)
       for (const char* name : {"memory", "process"}) host.drop(name + std::to_string(i));
     state_->adopted = true;
@@ -187,12 +193,13 @@ class SharedHost {
     }
   }
 
+  const SharedTalk* talk_;
   State* state_;
 };
 
 TEST(SharedMemory, WhoBringsItIsKilled) {
   for (uint64_t seed = 40; seed < 40 + 3 * many(); ++seed) {
-    SharedProgram program([seed](char* base, SharedTalk& talk) { return walk(base, talk, seed); });
+    SharedProgram program([seed](char* base, SharedTalk& talk) { return walk(base, talk, seed); }, both(seed));
     SharedHost host(program, seed);
     std::mt19937_64 random(seed);
     const auto until = [](const auto& done) {

@@ -1,13 +1,15 @@
 // A program whose shared memory is missing, and who brings it.
 #pragma once
 
+#include <iterator>
+#include <optional>
+
 #include "tests/lazypages/shared_walk.h"
 
 namespace migrate::lazy_testing {
 
 inline constexpr MemoryId kObject{MemoryId::Kind::shmem, 5};
 inline constexpr uint64_t kSharedBase = 64 << 20;  ///< its place
-inline constexpr uint64_t kBesidePages = 64;
 
 /// A child of the test that maps the object, which nobody else has.
 class SharedProgram : public WaitingProgram<SharedTalk> {
@@ -69,15 +71,25 @@ class SharedProgram : public WaitingProgram<SharedTalk> {
   Fd object_;
 };
 
+/// As they are at the source.
+inline void write_pages_of(LazyMemories& memories, const SharedTalk& talk, MemoryId memory, uint64_t source,
+                           uint64_t pages) {
+  const uint64_t first = (source - (memory == kObject ? 0 : talk.beside.load())) / kPageSize;
+  std::vector<std::byte> bytes(pages * kPageSize);
+  auto* words = reinterpret_cast<uint64_t*>(bytes.data());
+  for (uint64_t w = 0; w < pages * 512; ++w) words[w] = word_of(first + w / 512, w % 512);
+  memories.write(memory, source, bytes);
+}
+
 /// Serves faults, and fills in an order of its own, slowly.
 class SharedDaemon {
  public:
   using Make = std::function<std::unique_ptr<LazyMemories>(LazyMemories::Wanted)>;
-  SharedDaemon(uint64_t seed, std::chrono::microseconds pause, const Make& make) : seed_(seed), pause_(pause) {
+  SharedDaemon(const SharedTalk& talk, uint64_t seed, std::chrono::microseconds pause, const Make& make)
+      : talk_(talk), seed_(seed), pause_(pause) {
     memories_ = make([this](MemoryId memory, uint64_t source) {
-      EXPECT_EQ(memory, kObject);
       const std::lock_guard lock(mutex_);
-      wanted_.push_back(source);
+      wanted_.emplace_back(memory, source);
       ++asked_;
     });
     threads_.emplace_back([this] {
@@ -93,11 +105,8 @@ class SharedDaemon {
   LazyMemories& memories() { return *memories_; }
   uint64_t asked() const { return asked_; }
   void be_slow() { slow_ = true; }
-  void write(uint64_t offset, uint64_t pages) {
-    std::vector<std::byte> bytes(pages * kPageSize);
-    auto* words = reinterpret_cast<uint64_t*>(bytes.data());
-    for (uint64_t w = 0; w < pages * 512; ++w) words[w] = word_of(offset / kPageSize + w / 512, w % 512);
-    memories_->write(kObject, offset, bytes);
+  void write(MemoryId memory, uint64_t source, uint64_t pages) {
+    write_pages_of(*memories_, talk_, memory, source, pages);
   }
   void stop_threads() {
     stop_ = true;
@@ -108,13 +117,13 @@ class SharedDaemon {
  private:
   void bring() {
     while (!stop_) {
-      uint64_t source = 0;
+      std::optional<std::pair<MemoryId, uint64_t>> next;
       {
         const std::lock_guard lock(mutex_);
-        if (!wanted_.empty()) source = wanted_.front() + 1, wanted_.pop_front();
+        if (!wanted_.empty()) next = wanted_.front(), wanted_.pop_front();
       }
-      if (source != 0) {
-        write(source - 1, 1);
+      if (next) {
+        write(next->first, next->second, 1);
         if (slow_) ::usleep(400);
       } else {
         ::usleep(100);
@@ -125,22 +134,23 @@ class SharedDaemon {
     std::mt19937_64 random(seed_);
     while (!stop_) {
       const auto missing = memories_->missing();
-      const auto all = missing.find(kObject);
-      if (all == missing.end()) {
+      if (missing.empty()) {
         ::usleep(500);
         continue;
       }
-      const PageRun run = all->second[random() % all->second.size()];
-      write(run.address, std::min<uint64_t>(run.pages, 1 + random() % 16));
+      const auto& [memory, runs] = *std::next(missing.begin(), static_cast<ptrdiff_t>(random() % missing.size()));
+      const PageRun run = runs[random() % runs.size()];
+      write(memory, run.address, std::min<uint64_t>(run.pages, 1 + random() % 16));
       std::this_thread::sleep_for(pause_);
     }
   }
 
+  const SharedTalk& talk_;
   const uint64_t seed_;
   const std::chrono::microseconds pause_;
   std::unique_ptr<LazyMemories> memories_;
   std::mutex mutex_;
-  std::deque<uint64_t> wanted_;
+  std::deque<std::pair<MemoryId, uint64_t>> wanted_;
   std::atomic<uint64_t> asked_{0};
   std::atomic<bool> stop_{false}, slow_{false};
   std::vector<std::thread> threads_;

@@ -22,7 +22,8 @@
 namespace migrate::lazy_testing {
 
 inline constexpr uint64_t kSharedPages = 1536;  // three huge pages
-inline constexpr int kCollapse = 25;            // MADV_COLLAPSE
+inline constexpr uint64_t kBesidePages = 64;
+inline constexpr int kCollapse = 25;  // MADV_COLLAPSE
 
 /// In memory that all share and that is not lazy.
 struct SharedTalk : Talk {
@@ -58,6 +59,7 @@ class SharedWalk {
     over = true;
     beside.join();
     for (const uint64_t page : own_) check(page);
+    for (uint64_t page = 0; page < kBesidePages; ++page) check_beside(page);
     for (const pid_t child : children_) {
       int status = 0;
       ::waitpid(child, &status, 0);
@@ -88,6 +90,12 @@ class SharedWalk {
                                        : "a wrong byte in page",
                        page);
     }
+  }
+  /// Of the private memory, which nobody changes.
+  void check_beside(uint64_t page) {
+    const auto* words = reinterpret_cast<const volatile uint64_t*>(talk_.beside + page * kPageSize);
+    for (uint64_t w = 0; talk_.beside != 0 && w < 512; ++w)
+      if (words[w] != word_of(page, w)) return trouble("a wrong byte in private page", page);
   }
   void write(uint64_t page, std::mt19937_64& random) {
     if (places_[page] == nullptr) return;
@@ -172,7 +180,8 @@ class SharedWalk {
         return;
       }
       case 8:
-        return random_() % 8 == 0 ? have_spawned() : void();
+        if (random_() % 8 == 0) have_spawned();
+        return check_beside(random_() % kBesidePages);
       default:
         last_ = "something in place";
         in_place(page, random_);

@@ -8,7 +8,7 @@ map it, their children read everything or execute. While its pages follow at 1 M
 are cut and, one after the other at random moments, each process of ours is killed: the lazy host's daemon and holders, agents,
 guardians and watches of both hosts, the receiver (which is started again, as is `migrate resolve` where nobody feeds any more).
 It must arrive whole: no wrong byte, no lost child, nobody hangs, one copy, nothing left behind. --full: 50 cuts, and 20 kills of
-each.
+each, and `pool`, whose processes come and go and share their memory, takes the same course.
 `joins`: a program whose threads end, with robust mutexes, and are joined while their stacks are lazy, with several C libraries."""
 import json
 import os
@@ -42,10 +42,9 @@ JOINS_MIB = 24
 class Course(Move):
     """One move. `counts`: how often each thing was done."""
 
-    def __init__(self, context, folder, mode, seed):
+    def __init__(self, context, folder, mode, seed, workload):
         self.random, self.counts, self.seed = random.Random(f"{seed}-{mode}"), {}, seed
         self.resolver = self.relay = self.members = None
-        workload = ("restless", str(self.random.randrange(1 << 30)), str(MIB), str(PACE_US[mode]), str(HANGS_S))
         super().__init__(context, folder, mode, workload, options=())
 
     def begin(self, via=None):
@@ -231,10 +230,11 @@ LAYOUTS = {"joins/glibc": joins("joins"), "joins/glibc-without-rseq": joins("joi
            "joins/musl": joins("joins_musl"), "joins/shared": joins("joins", arguments=("shared",))}
 
 
-def course(mode, seed, plan, counts):
+def course(mode, seed, plan, counts, workload=None):
     def case(context, folder):
         began = time.monotonic()
-        move = Course(context, folder, mode, seed)
+        restless = ("restless", str(random.Random(seed).randrange(1 << 30)), str(MIB), str(PACE_US[mode]), str(HANGS_S))
+        move = Course(context, folder, mode, seed, workload or restless)
         try:
             todo = list(plan)
             move.random.shuffle(todo)
@@ -271,8 +271,10 @@ def main():
     options.timeout = max(options.timeout, 240)
     with tempfile.NamedTemporaryFile(prefix="mcourse-") as counts, huge_pages.khugepaged_busy() as why:
         before = huge_pages.collapsed()
+        pools = {f"pool/{mode}": course(mode, seed, plan, counts.name, ("pool", str(MIB))) for mode in ("postcopy", "hybrid")}
         cases = {**LAYOUTS, **{f"course/{mode}-{n}": course(mode, seed + n, plan, counts.name)
-                               for n, mode in zip(range(moves), ("postcopy", "hybrid") * moves)}}
+                               for n, mode in zip(range(moves), ("postcopy", "hybrid") * moves)},
+                 **(pools if options.full else {})}
         code = suite.main(options, cases, "mcrs-")
         if options.list:
             return code

@@ -33,7 +33,7 @@ class Move:
     receiver_options = ()
 
     def __init__(self, context, folder, mode, workload=("memory", str(MIB)), options=("--bandwidth-limit", SLOW), env=None,
-                 receiver_env=None, before_switch=None, once=False, program_prefix=(), receiver_options=()):
+                 before_switch=None, once=False, program_prefix=(), receiver_options=()):
         """`before_switch`: called with this when the move has begun. `program_prefix`: of the program's command."""
         self.context, self.folder, self.mode, self.once = context, folder, mode, once
         self.options, self.env, self.before_switch = options, env or {}, before_switch
@@ -41,7 +41,7 @@ class Move:
         self.receiver_options = receiver_options
         self.program = self.sender = None
         try:
-            self.start_receiver(**receiver_env or {})
+            self.start_receiver()
             name, *arguments = workload
             self.program = programs.Workload(name, f"{context.workloads}/{name}", arguments, f"{folder}/program",
                                              [*self.hosts.enter("source"), *program_prefix], self.hosts.namespace("source"))

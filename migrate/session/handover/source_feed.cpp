@@ -9,7 +9,6 @@
 
 #include "core/base/proc_values.h"
 #include "core/base/procfs.h"
-#include "core/memory/page_runs.h"
 #include "core/memory/track_objects.h"
 #include "core/memory/tree_survey.h"
 #include "migrate/report/svg.h"
@@ -152,8 +151,10 @@ std::vector<PageSource> pages_of_held_tree(const JournalEntry& entry) {
   for (auto& [memory, source] : sources) all.push_back(std::move(source));
   for (LivingObject& object : find_shared_objects(list_living(Pid(entry.tasks.front().pid)))) {
     if (object.memfd) continue;
-    all.push_back(
-        {.memory = {MemoryId::Kind::shmem, object.id}, .runs = runs_of(object.pages, {}), .fd = std::move(object.fd)});
+    // All of it: a page that was read and never written may be gone by now, and is waited for there all the same.
+    all.push_back({.memory = {MemoryId::Kind::shmem, object.id},
+                   .runs = {{.address = 0, .pages = object.bytes / kPageSize}},
+                   .fd = std::move(object.fd)});
   }
   return all;
 }

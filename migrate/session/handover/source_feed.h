@@ -70,7 +70,7 @@ FeederOptions feeder_options(const FeedSettings& settings);
 /// Of so many streams as the operator allows for a pass.
 int fill_streams(int streams);
 
-/// All private pages of a tree that its journal holds frozen, as its images number them.
+/// All private pages of a tree that its journal holds frozen, and all of its shared memory, as its images number them.
 std::vector<PageSource> pages_of_held_tree(const JournalEntry& entry);
 
 /// For a committed session whose agent and guardian are gone, as its journal says: one connection's time. Returns when

@@ -13,7 +13,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
-#include <ranges>
+#include <span>
 
 #include "core/base/error.h"
 #include "core/base/kernel_abi.h"
@@ -80,7 +80,7 @@ Holders::Holders(HolderTable& table, Hooks hooks) : table_(table), hooks_(std::m
 bool HolderTable::dead(unsigned place) const { return members[place].id == 0 || ended(members[place].pidfd); }
 
 bool HolderTable::all_placed() const {
-  return std::ranges::all_of(std::views::drop(members, 1),
+  return std::ranges::all_of(std::span(members).subspan(1),
                              [](const Member& m) { return m.id != 0 && m.placed == m.id; });
 }
 

@@ -78,6 +78,8 @@ bool folder_frozen(const std::string& folder, bool v2) {
 
 std::string parent_of(const std::string& folder) { return folder.substr(0, folder.rfind('/')); }
 
+std::string below(const std::string& folder, const std::string& name) { return folder + "/" + name; }
+
 void move_task(Pid pid, const std::string& folder) {
   const int err = write_file(folder + "/cgroup.procs", std::to_string(pid.get()));
   if (err != 0 && err != ESRCH) throw Error("move task " + std::to_string(pid.get()) + " to cgroup", folder, err);
@@ -110,7 +112,7 @@ FreezerCgroup::Record FreezerCgroup::plan(const std::vector<Pid>& pids, const st
     const std::string from = cgroup_folder(hierarchy.mount, pid.get(), hierarchy.v2);
     if (record.v2) refuse_threaded(from);
     record.came_from[pid.get()] = from;
-    const std::string folder = from + "/" + name;
+    const std::string folder = below(from, name);
     if (std::find(record.folders.begin(), record.folders.end(), folder) == record.folders.end()) {
       record.folders.push_back(folder);
     }
@@ -164,7 +166,7 @@ FreezerCgroup FreezerCgroup::create_below(const std::vector<std::string>& parent
   Record record = plan_create(name);
   const std::string& point = find_hierarchy(CgroupVersion::any).mount.point;
   for (const std::string& parent : parents)
-    if (parent == point || parent.starts_with(point + "/")) record.folders = {parent + "/" + name};
+    if (parent == point || parent.starts_with(point + "/")) record.folders = {below(parent, name)};
   return hold(std::move(record));
 }
 

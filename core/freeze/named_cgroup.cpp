@@ -68,6 +68,12 @@ bool is_threaded(const std::string& folder) {
   return type.find("threaded") != std::string::npos || type.find("invalid") != std::string::npos;
 }
 
+[[noreturn]] void refuse_useless(const std::string& folder, int why) {
+  // v2 has processes at the leaves only.
+  const std::string reason = why == EBUSY ? "it has controllers for those below it" : std::strerror(why);
+  throw Refusal("no process can be put into cgroup " + folder + ": " + reason, "name one that takes processes");
+}
+
 /// 0, or why a process of ours cannot be there.
 int why_not(int procs) {
   const pid_t child = check(::fork(), "start", "a process for a cgroup");
@@ -103,10 +109,7 @@ void try_named_cgroup(const NamedCgroup& cgroup) {
     if (is_threaded(folder)) throw Refusal("cgroup " + folder + " is threaded", "name one that is not");
     const Fd procs(::open((folder + "/cgroup.procs").c_str(), O_WRONLY | O_CLOEXEC));
     const int why = procs ? why_not(procs.get()) : errno;
-    if (why == 0) continue;
-    // v2 has processes at the leaves only.
-    const std::string reason = why == EBUSY ? "it has controllers for those below it" : std::strerror(why);
-    throw Refusal("no process can be put into cgroup " + folder + ": " + reason, "name one that takes processes");
+    if (why != 0) refuse_useless(folder, why);
   }
 }
 

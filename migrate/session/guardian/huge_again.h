@@ -16,8 +16,8 @@ namespace migrate {
 /// Of the tasks that live, `huge` by the numbers that they have in their own namespace.
 wire::HugeAgain huge_tasks(std::span<const TaskId> tasks, const PagesByMemory& huge);
 
-/// Starts the verb `guardian-huge SESSION [STATE_DIR]`: with `wait_in`, which is that folder, it begins when the journal
-/// there says that nothing is missing any more. Throws Error.
+/// Starts the verb `guardian-huge SESSION [STATE_DIR]`: with `wait_in`, which is that folder, it begins when the
+/// journal there says that nothing is missing any more. Throws Error.
 void start_huge_again(const SessionId& id, const wire::HugeAgain& tasks, const std::string& wait_in);
 
 /// The verb: descriptor 3 is a memory file with a HugeAgain. At most a tenth of the time the program may have to wait

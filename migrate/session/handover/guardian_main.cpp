@@ -20,6 +20,7 @@ GuardianParts real_guardian_parts(Logger& log) {
     std::vector<std::string> words{"migrate", "guardian-lazy", start.state_dir(), start.session(), start.peer_name()};
     words.insert(words.end(), start.link().begin(), start.link().end());
     std::vector<char*> argv;
+    argv.reserve(words.size() + 1);
     for (std::string& word : words) argv.push_back(word.data());
     argv.push_back(nullptr);
     if (check(::fork(), "start", "the lazy host") == 0) execute_in_background({end.fd(), listener.get()}, argv.data());

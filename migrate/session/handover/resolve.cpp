@@ -75,16 +75,16 @@ class Resolver {
                           ": the cgroups that the processes which brought its pages had left are removed",
                       {{"session", to_hex(entry.id)}});
     }
-    for (const auto& [id, folders] : stray_lazy_cgroups(store_)) {
-      const std::string session = to_hex(id);
-      const std::string others =
-          folders.size() == 1 ? "" : " (nor in " + std::to_string(folders.size() - 1) + " others)";
-      events_.event("cgroups",
-                    "session " + session + ": nobody is in its cgroup " + folders.front() + others + ", and " +
-                        store_.path() + " has no journal of it; unless another state folder has, " +
-                        "remove them: rmdir */" + lazy_cgroup_mark(id) + "?",
-                    {{"session", session}});
-    }
+    for (const auto& [id, folders] : stray_lazy_cgroups(store_)) tell_stray(id, folders);
+  }
+
+  void tell_stray(const SessionId& id, const std::vector<std::string>& folders) const {
+    const std::string session = to_hex(id);
+    const std::string others = folders.size() == 1 ? "" : " (nor in " + std::to_string(folders.size() - 1) + " others)";
+    events_.event("cgroups",
+                  "session " + session + ": nobody is in its cgroup " + folders.front() + others + ", and " + store_.path() + " has no journal of it; unless another state folder has, " +
+                      "remove them: rmdir */" + lazy_cgroup_mark(id) + "?",
+                  {{"session", session}});
   }
 
   void tell(const char* event, const JournalEntry& entry, const std::string& sentence) {

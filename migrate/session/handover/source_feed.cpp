@@ -145,6 +145,7 @@ std::vector<PageSource> pages_of_held_tree(const JournalEntry& entry) {
     throw Error("the tree that session " + to_hex(entry.id) + " held frozen is gone, and pages with it");
   const TreeSurvey survey = survey_tree(Pid(entry.tasks.front().pid), *MappingReader::shared());
   std::vector<PageSource> all;
+  all.reserve(sources.size());
   for (const PageReserve& run : survey.pages)
     if (const auto source = sources.find(run.memory); source != sources.end())
       source->second.runs.push_back({.address = run.address, .pages = run.pages});

@@ -64,6 +64,7 @@ SessionWatch::SessionWatch(const std::string& state_dir, const SessionId& id, Ro
     for (std::string& word : words_of(link)) words.push_back(std::move(word));
   }
   std::vector<char*> argv;
+  argv.reserve(words.size() + 1);
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
   const pid_t pid = check(::fork(), "start", "the watch");

@@ -32,7 +32,7 @@ void drop_vdso(std::vector<PageSource>& memories) {
 
 class DumpedTree final : public HeldTree {
  public:
-  DumpedTree(DumpOptions options, Logger& log) : options_(options), log_(log) {}
+  DumpedTree(DumpOptions options, Logger& log) : options_(std::move(options)), log_(log) {}
 
   void stop() override {
     moves_.emplace();
@@ -153,7 +153,7 @@ class BuiltTree final : public RestoredTree {
 }  // namespace
 
 std::unique_ptr<HeldTree> dump_tree(DumpOptions options, Logger& log) {
-  return std::make_unique<DumpedTree>(options, log);
+  return std::make_unique<DumpedTree>(std::move(options), log);
 }
 
 std::unique_ptr<RestoredTree> restore_tree(RestoreOptions options, Logger& log) {

@@ -254,8 +254,7 @@ void PageFetcher::request() {
       return link_->send({.kind = FeedPacket::Kind::whole});
     }
     link_->ping_if_due();
-    const auto left =
-        std::chrono::ceil<std::chrono::milliseconds>(next_words() - Clock::now()).count();
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(next_words() - Clock::now()).count();
     pollfd polls[2] = {{wanted_.fd(), POLLIN, 0}, {stop_.fd(), POLLIN, 0}};
     if (::poll(polls, 2, static_cast<int>(std::max<int64_t>(left, 0))) < 0 && errno != EINTR)
       throw Error("wait for", "pages that are wanted", errno);

@@ -24,7 +24,7 @@ namespace migrate {
 using MissingRuns = std::map<MemoryId, std::vector<PageRun>>;
 
 struct FetcherOptions {
-  CodecSet codecs;  ///< that were agreed upon
+  CodecSet codecs;    ///< that were agreed upon
   bool waits = true;  ///< the source understands FeedPacket::Kind::waits
   std::chrono::milliseconds silence = kFeedSilence;
   bool idle = true;  ///< the fill's threads run when nothing else wants the processor

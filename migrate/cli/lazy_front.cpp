@@ -64,8 +64,8 @@ class Front {
       if (waited[1].revents != 0) reap(children.get());
       if (waited[0].revents != 0 && !hear()) break;
     }
-    // Their table of descriptors is gone, and so are they. Who has executed us may have left us other children, which go
-    // on; and `first` may have been killed before it had a group.
+    // Their table of descriptors is gone, and so are they. Who has executed us may have left us other children, which
+    // go on; and `first` may have been killed before it had a group.
     ::waitpid(first_, nullptr, __WALL);
     while (::waitpid(-first_, nullptr, __WALL) > 0) continue;
     return tell();

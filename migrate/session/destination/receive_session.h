@@ -85,7 +85,7 @@ class ReceiveSession {
   bool lazy_ = false;       ///< pages may come after the gate
   wire::Discards missing_;  ///< these
   PartsBound missing_bound_{"missing pages", 4'000'000};
-  bool not_ours_ = false;   ///< the session never began here
+  bool not_ours_ = false;  ///< the session never began here
   uint32_t tasks_ = 0;
   std::optional<Guardian> guardian_;
   std::optional<SessionWatch> watch_;

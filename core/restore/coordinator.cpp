@@ -11,6 +11,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
+#include <utility>
 
 #include "core/base/procfs.h"
 #include "core/files/restore_files.h"
@@ -19,7 +21,7 @@
 #include "core/restore/copy_memory.h"
 #include "core/restore/file_holders.h"
 #include "core/restore/final_state.h"
-#include "core/restore/lazy_restore.h"
+#include "core/restore/lazy_registration.h"
 #include "core/restore/messages.h"
 #include "core/restore/namespaces.h"
 #include "core/restore/page_orders.h"
@@ -226,8 +228,8 @@ class Coordinator {
       if (task.zombie) continue;
       Message m = shells_->answer(task);
       answered(task, m);
-      if (!m.fds.empty()) userfaultfds_[task.pid] = std::move(m.fds[0]);
-      if (m.fds.size() > 1) shared_userfaultfds_[task.pid] = std::move(m.fds[1]);
+      if (!m.fds.empty()) userfaultfds_[task.pid].own = std::move(m.fds[0]);
+      if (m.fds.size() > 1) userfaultfds_[task.pid].shared = std::move(m.fds[1]);
     }
     for (const SharedMemory::Object& o : shared_.objects()) offer(o.id, o.bytes, o.fd.get());
     for (const auto& [id, fd] : files_->shared_objects()) {
@@ -367,92 +369,20 @@ class Coordinator {
     size_t next = 0;
     for (const TaskNode& node : shells_->tasks())
       if (!node.zombie) waiting_.push_back(await_blob(node, images_of_[next++]));
-    for (WaitingTask& task : waiting_) {
-      task.elapsed_ns = elapsed_since_dump_ns(final_images_);
-      std::function<void()> registers;
-      if (options_.lazy) registers = [&] { register_missing(*task.image, missing); };
-      set_final_state(task, options_.timeout, *log_, registers);
-    }
-    traced_ = true;
-    check_waiting(missing);
-    register_missing_shared(missing);
-    userfaultfds_.clear();
-    shared_userfaultfds_.clear();
+    set_final_states(missing);
     send_message(launcher_.get(), Msg::standing, 0);
   }
 
-  void register_missing(const TaskImage& task, const PagesByMemory& missing) {
-    const auto pages = missing.find({MemoryId::Kind::task, static_cast<uint64_t>(task.pid)});
-    if (pages == missing.end()) return;
-    const auto own = userfaultfds_.find(task.pid);
-    if (own == userfaultfds_.end()) throw Error("task " + std::to_string(task.pid) + " cannot wait for pages");
-    const Fd pagemap = open_path("/proc/" + std::to_string(task.pid) + "/pagemap", O_RDONLY);
-    std::vector<TreeLayout::Area> areas;
-    for (const RemoteRange& r : register_lazy(own->second.get(), task, pages->second, pagemap.get()))
-      areas.push_back({.start = r.start.get(), .end = r.end.get()});
-    const Fd packed = pack_areas(areas);
-    const std::array<int, 2> fds{own->second.get(), packed.get()};
-    send_message(launcher_.get(), Msg::lazy, task.pid, {}, fds);
-  }
-
-  /// What nobody waits for would be zeros.
-  void check_waiting(const PagesByMemory& missing) const {
-    for (const auto& [memory, pages] : missing) {
-      if (memory == kSharedMappings) throw Corrupt("pages", "that are to come later are of an object of no number");
-      const auto task = static_cast<uint64_t>(memory.id);
-      if (memory.kind == MemoryId::Kind::task &&
-          std::ranges::none_of(images_of_, [&](const TaskImage& t) { return static_cast<uint64_t>(t.pid) == task; }))
-        throw Corrupt("pages", "that are to come later are of a task that the images do not have");
+  void set_final_states(const PagesByMemory& missing) {
+    const LazyRegistration lazy(launcher_.get(), images_of_, missing, std::exchange(userfaultfds_, {}));
+    for (WaitingTask& task : waiting_) {
+      task.elapsed_ns = elapsed_since_dump_ns(final_images_);
+      std::function<void()> register_missing;
+      if (options_.lazy) register_missing = [&] { lazy.register_private(*task.image); };
+      set_final_state(task, options_.timeout, register_missing);
     }
-  }
-
-  void register_missing_shared(const PagesByMemory& missing) {
-    constexpr uint64_t kBetween = 2 << 20;
-    std::map<uint64_t, uint64_t> bases;
-    std::vector<const SharedMemory::Object*> objects;
-    uint64_t next = kBetween;
-    for (const auto& [memory, pages] : missing) {
-      if (memory.kind != MemoryId::Kind::shmem) continue;
-      const auto object = std::ranges::find(shared_.objects(), memory.id, &SharedMemory::Object::id);
-      if (object == shared_.objects().end() || object->memfd || pages.ranges().back().end > page_ceil(object->bytes) ||
-          page_ceil(object->bytes) > kUserEnd - std::min(next, kUserEnd))
-        throw Corrupt("pages", "that are to come later lie outside of memory that can wait");
-      bases.emplace(memory.id, next);
-      objects.push_back(&*object);
-      next += page_ceil(object->bytes) / kBetween * kBetween + 2 * kBetween;
-    }
-    if (objects.empty()) return;
-    std::map<pid_t, PageSet> eager;
-    for (const TaskImage& task : images_of_) eager[task.pid] = register_shared(task, bases);
-    // What rounds have brought is out of date. Nobody has it in a page table any more: else nobody would be told.
-    for (const SharedMemory::Object* o : objects) {
-      for (const PageSet::Range& r : missing.at({MemoryId::Kind::shmem, o->id}).ranges())
-        punch_hole(o->fd.get(), page_ceil(o->bytes), r.start, r.end - r.start);
-      const uint64_t base = bases.at(o->id);
-      const Fd packed = pack_areas({{.start = base, .end = base + page_ceil(o->bytes)}});
-      const std::array<int, 2> fds{o->fd.get(), packed.get()};
-      send_message(launcher_.get(), Msg::lazy, 0, as_bytes_of(std::to_string(o->id)), fds);
-    }
-    // A thread that ends is told nothing of a page that is in the object and not in the page table: what it should have
-    // written there (OWNER_DIED, a tid word) is lost (6.18). Last, since a huge page that is split goes from all.
-    for (const auto& [pid, pages] : eager)
-      if (!pages.empty()) show_pages(shared_userfaultfds_.at(pid).get(), pages);
-  }
-
-  PageSet register_shared(const TaskImage& task, const std::map<uint64_t, uint64_t>& bases) {
-    if (!may_have_lazy_shared(task)) return {};
-    const auto own = shared_userfaultfds_.find(task.pid);
-    if (own == shared_userfaultfds_.end()) throw Error("task " + std::to_string(task.pid) + " cannot wait for pages");
-    const Fd mem = open_path("/proc/" + std::to_string(task.pid) + "/mem", O_RDONLY);
-    LazySharedRanges all = register_lazy_shared(own->second.get(), task, mem.get(), bases);
-    if (all.ranges.empty()) return {};
-    std::vector<TreeLayout::Area> areas, at;
-    for (const RemoteRange& r : all.ranges) areas.push_back({.start = r.start.get(), .end = r.end.get()});
-    for (const RemoteRange& r : all.places) at.push_back({.start = r.start.get(), .end = r.end.get()});
-    const Fd packed = pack_areas(areas), packed_places = pack_areas(at);
-    const std::array<int, 3> fds{own->second.get(), packed.get(), packed_places.get()};
-    send_message(launcher_.get(), Msg::lazy, task.pid, {}, fds);
-    return std::move(all.eager);
+    traced_ = true;
+    lazy.register_shared(shared_);
   }
 
   WaitingTask await_blob(const TaskNode& node, const TaskImage& image) {
@@ -544,8 +474,7 @@ class Coordinator {
   std::vector<TaskImage> images_of_;  ///< of the living tasks, in order
   ImageSet final_images_;
   std::vector<WaitingTask> waiting_;
-  std::map<pid_t, Fd> shared_userfaultfds_;
-  std::map<pid_t, Fd> userfaultfds_;  ///< RestoreOptions::lazy; by task, in the tree's numbers
+  std::map<pid_t, LazyUserfaultfds> userfaultfds_;  ///< RestoreOptions::lazy; by task, in the tree's numbers
   bool traced_ = false;
   bool self_sufficient_ = false;  ///< the tree no longer ends with the launcher
 };

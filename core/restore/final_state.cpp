@@ -167,8 +167,8 @@ void set_thread(const TaskImage& task, size_t i, const user_regs_struct& regs, i
 
 }  // namespace
 
-void set_final_state(const WaitingTask& waiting, std::chrono::milliseconds timeout, Logger&,
-                     const std::function<void()>& registers) {
+void set_final_state(const WaitingTask& waiting, std::chrono::milliseconds timeout,
+                     const std::function<void()>& register_missing) {
   const TaskImage& task = *waiting.image;
   const Deadline deadline = Deadline::in(timeout);
   for (const pid_t tid : task.tids) seize(tid);
@@ -188,8 +188,8 @@ void set_final_state(const WaitingTask& waiting, std::chrono::milliseconds timeo
     leader.checked("close our descriptors in", SYS_close_range,
                    {static_cast<uint64_t>(waiting.room.floor), static_cast<uint64_t>(waiting.room.end) - 1, 0});
     take_locks(task, leader, mem.get(), waiting.region + spent_offset());
-    if (registers) {
-      registers();
+    if (register_missing) {
+      register_missing();
       leader.checked("allow huge pages for", SYS_prctl,
                      {PR_SET_THP_DISABLE, task.mm.thp_disabled() ? 1u : 0u, 0, 0, 0});
     }

@@ -4,7 +4,6 @@
 #include <chrono>
 #include <functional>
 
-#include "core/base/log.h"
 #include "core/restore/descriptor_room.h"
 #include "core/restore/task_image.h"
 
@@ -20,10 +19,10 @@ struct WaitingTask {
 
 /// Seizes all threads of `task` (they die with us until let go) and leaves them stopped with their final registers,
 /// extended state and signal masks, nothing of the blob left. The calling thread is the tracer from then on.
-/// `registers`: if pages are to come later (Staging::keep_pages_small). Called when nothing of ours writes any more to
-/// pages that may be absent; only then huge pages are the task's own affair again.
-void set_final_state(const WaitingTask& task, std::chrono::milliseconds timeout, Logger& log,
-                     const std::function<void()>& registers = {});
+/// `register_missing`: if pages are to come later (Staging::keep_pages_small). Called when nothing of ours writes any
+/// more to pages that may be absent; only then huge pages are the task's own affair again.
+void set_final_state(const WaitingTask& task, std::chrono::milliseconds timeout,
+                     const std::function<void()>& register_missing = {});
 /// Detaches.
 void let_go(const TaskImage& task);
 

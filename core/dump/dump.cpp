@@ -222,9 +222,9 @@ void Dump::Impl::look_for_lazy(const StoppedTask& task, pid_t image_pid) {
   }
   img::mm_entry mm;
   images.need(image_name("mm", static_cast<uint64_t>(image_pid)), magic::kMm, mm);
-  lazy.emplace(MemoryId{MemoryId::Kind::task, static_cast<uint64_t>(image_pid)},
-               migrate::lazy_pages(mm, cores, mems.at(task.pid).get()));
-  if (options.lazy_shared) shared.add_task(mm, eager_pages(mm, cores, mems.at(task.pid).get()));
+  const PageSet eager = eager_pages(mm, cores, mems.at(task.pid).get());
+  lazy.emplace(MemoryId{MemoryId::Kind::task, static_cast<uint64_t>(image_pid)}, migrate::lazy_pages(mm, eager));
+  if (options.lazy_shared) shared.add_task(mm, eager);
 }
 
 void Dump::Impl::describe_task_images(size_t index, MemoryDumper& memory) {

@@ -37,8 +37,8 @@ struct DumpOptions {
   /// The flags of large tasks' mappings are read before the tree is stopped, for a shorter freeze; then the images may
   /// be relied on only after check_foreseen().
   bool foresee_mappings = false;
-  bool lazy_shared = false;                       ///< and shared memory may be among them
   bool lazy = false;                              ///< lazy_pages() is wanted
+  bool lazy_shared = false;                       ///< with those of shared memory
   std::shared_ptr<const MappingReader> mappings;  ///< null: MappingReader::best(), found out each time
   std::chrono::milliseconds timeout{10'000};
   std::function<void()> before_stop;  ///< called right before the first thread is stopped; must not throw

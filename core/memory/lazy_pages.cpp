@@ -16,7 +16,7 @@ namespace migrate {
 namespace {
 
 // vma_entry.status
-constexpr uint32_t kVsyscall = 1 << 2, kVdso = 1 << 3, kAnonPrivate = 1 << 9, kAnonShared = 1 << 8, kVvar = 1 << 12,
+constexpr uint32_t kVsyscall = 1 << 2, kVdso = 1 << 3, kAnonShared = 1 << 8, kAnonPrivate = 1 << 9, kVvar = 1 << 12,
                    kShadowStack = 1 << 15, kGuard = 1 << 16;
 
 /// What the kernel follows of one list at most (kernel/futex/core.c).
@@ -152,11 +152,11 @@ bool may_be_lazy(uint32_t status, uint32_t flags, uint64_t madvise) {
          (madvise >> MADV_WIPEONFORK & 1) == 0;
 }
 
-PageSet lazy_pages(const img::mm_entry& mm, std::span<const img::core_entry> threads, int mem) {
+PageSet lazy_pages(const img::mm_entry& mm, const PageSet& eager) {
   PageSet all;
   for (const img::vma_entry& vma : mm.vmas())
     if (may_be_lazy(vma.status(), vma.flags(), vma.madv())) all.append(vma.start(), vma.end());
-  return all - eager_pages(mm, threads, mem);
+  return all - eager;
 }
 
 void LazyShared::add_task(const img::mm_entry& mm, const PageSet& eager) {

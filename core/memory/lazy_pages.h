@@ -21,8 +21,9 @@ namespace migrate {
 /// kernel does.
 PageSet eager_pages(const img::mm_entry& mm, std::span<const img::core_entry> threads, int mem);
 
-/// All addresses whose pages may come late: private anonymous memory that is not locked, less eager_pages().
-PageSet lazy_pages(const img::mm_entry& mm, std::span<const img::core_entry> threads, int mem);
+/// All addresses whose pages may come late: private anonymous memory that is not locked, less `eager`: eager_pages() of
+/// the task.
+PageSet lazy_pages(const img::mm_entry& mm, const PageSet& eager);
 
 /// Private anonymous memory of any pages: what userfaultfd(2) serves and a restore registers (one mapping as a whole).
 /// Not what a fork wipes (MADV_WIPEONFORK): the child's zeros cannot be told from missing pages.

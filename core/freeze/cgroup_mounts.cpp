@@ -1,7 +1,9 @@
 #include "core/freeze/cgroup_mounts.h"
 
 #include <algorithm>
+#include <set>
 #include <sstream>
+#include <utility>
 #include <vector>
 
 #include "core/base/error.h"
@@ -38,30 +40,39 @@ bool has_word(std::string_view list, std::string_view word) {
   return std::find(words.begin(), words.end(), word) != words.end();
 }
 
-}  // namespace
+/// A line of mountinfo.
+struct MountLine {
+  CgroupMount mount;
+  std::string device;
+  bool v2 = false;
+  std::string options;  ///< of the super block; of v1 they name the controllers
+};
 
-std::optional<CgroupMount> find_cgroup_mount(std::string_view mountinfo, bool v2, std::string_view controller) {
+/// Those of cgroup file systems.
+std::vector<MountLine> cgroup_lines(std::string_view mountinfo) {
+  std::vector<MountLine> all;
   for (const std::string& line : split(mountinfo, '\n')) {
     const auto fields = split(line, ' ');
     const auto dash = std::find(fields.begin(), fields.end(), "-");
-    if (fields.size() < 6 || fields.end() - dash < 4) continue;
-    const bool match = v2 ? dash[1] == "cgroup2" : dash[1] == "cgroup" && has_word(dash[3], controller);
-    if (match) return CgroupMount{unescape(fields[4]), unescape(fields[3])};
+    if (fields.size() < 6 || fields.end() - dash < 4 || (dash[1] != "cgroup2" && dash[1] != "cgroup")) continue;
+    all.push_back({{unescape(fields[4]), unescape(fields[3])}, fields[2], dash[1] == "cgroup2", dash[3]});
   }
+  return all;
+}
+
+}  // namespace
+
+std::optional<CgroupMount> find_cgroup_mount(std::string_view mountinfo, bool v2, std::string_view controller) {
+  for (MountLine& line : cgroup_lines(mountinfo))
+    if (line.v2 == v2 && (v2 || has_word(line.options, controller))) return std::move(line.mount);
   return std::nullopt;
 }
 
 std::vector<CgroupMount> all_cgroup_mounts(std::string_view mountinfo) {
   std::vector<CgroupMount> all;
-  std::vector<std::string> devices;  // a hierarchy has one, however often it is mounted
-  for (const std::string& line : split(mountinfo, '\n')) {
-    const auto fields = split(line, ' ');
-    const auto dash = std::find(fields.begin(), fields.end(), "-");
-    if (fields.size() < 6 || fields.end() - dash < 4 || (dash[1] != "cgroup2" && dash[1] != "cgroup")) continue;
-    if (std::find(devices.begin(), devices.end(), fields[2]) != devices.end()) continue;
-    devices.push_back(fields[2]);
-    all.push_back({unescape(fields[4]), unescape(fields[3])});
-  }
+  std::set<std::string> devices;  // a hierarchy has one, however often it is mounted
+  for (MountLine& line : cgroup_lines(mountinfo))
+    if (devices.insert(std::move(line.device)).second) all.push_back(std::move(line.mount));
   return all;
 }
 

@@ -62,8 +62,7 @@ std::vector<const SharedMemory::Object*> LazyRegistration::find_objects(const Sh
   for (const auto& [memory, pages] : missing_) {
     if (memory.kind != MemoryId::Kind::shmem) continue;
     const auto object = std::ranges::find(shared.objects(), memory.id, &SharedMemory::Object::id);
-    if (object == shared.objects().end() || object->memfd || pages.ranges().back().end > page_ceil(object->bytes) ||
-        page_ceil(object->bytes) > kUserEnd - std::min(next, kUserEnd))
+    if (object == shared.objects().end() || object->memfd || pages.ranges().back().end > page_ceil(object->bytes))
       throw Corrupt("pages", "that are to come later lie outside of memory that can wait");
     objects.push_back(&*object);
   }
@@ -77,6 +76,8 @@ void LazyRegistration::register_shared(const SharedMemory& shared) const {
   Places places;
   uint64_t next = kBetween;
   for (const SharedMemory::Object* o : objects) {
+    if (page_ceil(o->bytes) > kUserEnd - std::min(next, kUserEnd))
+      throw Corrupt("pages", "that are to come later lie outside of memory that can wait");
     places.emplace(o->id, next);
     next += page_ceil(o->bytes) / kBetween * kBetween + 2 * kBetween;
   }

@@ -71,37 +71,11 @@ void ReceiveSession::start(const Message& message) {
   label_ = message.begin().label();
   std::replace_if(
       label_.begin(), label_.end(), [](unsigned char ch) { return ch < 32 || ch == 127; }, '?');
+  lazy_ = message.begin().lazy();
   channel_.set_session(id_, peer_epoch_);
   guardian_.emplace(c_.spawn);
-  GuardianRequest request;
-  GuardianRequest::StartDestination* s = request.mutable_start_destination();
-  s->set_state_dir(options_.state_dir);
-  s->set_session(to_hex(id_));
-  s->set_peer(channel_.stream().peer());
-  s->set_peer_name(channel_.stream().peer_name());
-  s->set_label(label_);
-  s->set_root(options_.root);
-  const IdentityPolicy policy = identity_policy(options_);
-  for (const uint32_t uid : policy.allow_uids) s->add_allow_uids(uid);
-  s->set_any_gid(!policy.allow_gids);
-  if (policy.allow_gids)
-    for (const uint32_t gid : *policy.allow_gids) s->add_allow_gids(gid);
-  s->set_deny_capabilities(policy.deny_capabilities);
-  s->set_shell_job(message.begin().shell_job());
-  s->set_tcp_close(message.begin().tcp_close());
-  s->set_monotonic_ns(message.begin().monotonic_ns());
-  s->set_boottime_ns(message.begin().boottime_ns());
-  s->set_at_local_monotonic_ns(message.begin().at_destination_ns());
-  s->set_peer_epoch(peer_epoch_);
-  s->set_max_tasks(options_.max_tasks);
-  s->set_cgroup(options_.cgroup);
-  lazy_ = message.begin().lazy();
-  s->set_lazy(lazy_);
-  if (lazy_)
-    for (const std::string& word : words_of(options_.link)) s->add_link(word);
-  s->set_timeout_ms(static_cast<uint32_t>(options_.timeouts.restore.count()));
   try {
-    guardian_->ask(request, answer_by(), &c_.interrupt.stop());
+    guardian_->ask(start_request(message.begin()), answer_by(), &c_.interrupt.stop());
   } catch (const Refusal&) {
     not_ours_ = true;  // it took back what it had made; a journal of that id is another session's
     throw;
@@ -116,6 +90,31 @@ void ReceiveSession::start(const Message& message) {
   c_.events.event("begin", "receiving " + label_ + " from " + channel_.stream().peer(),
                   {{"session", to_hex(id_)}, {"label", label_}});
   fault_point("destination-agent.begun");
+}
+
+GuardianRequest ReceiveSession::start_request(const wire::Begin& begin) const {
+  GuardianRequest request;
+  GuardianRequest::StartDestination* s = request.mutable_start_destination();
+  s->set_state_dir(options_.state_dir);
+  s->set_session(to_hex(id_));
+  s->set_peer(channel_.stream().peer());
+  s->set_peer_name(channel_.stream().peer_name());
+  s->set_peer_epoch(peer_epoch_);
+  s->set_label(label_);
+  s->set_root(options_.root);
+  to_wire(identity_policy(options_), *s);
+  s->set_shell_job(begin.shell_job());
+  s->set_tcp_close(begin.tcp_close());
+  s->set_monotonic_ns(begin.monotonic_ns());
+  s->set_boottime_ns(begin.boottime_ns());
+  s->set_at_local_monotonic_ns(begin.at_destination_ns());
+  s->set_max_tasks(options_.max_tasks);
+  s->set_cgroup(options_.cgroup);
+  s->set_lazy(lazy_);
+  if (lazy_)
+    for (const std::string& word : words_of(options_.link)) s->add_link(word);
+  s->set_timeout_ms(static_cast<uint32_t>(options_.timeouts.restore.count()));
+  return request;
 }
 
 void ReceiveSession::accept_streams(const wire::Begin& begin) {
@@ -189,34 +188,35 @@ wire::Message ReceiveSession::next_message(const Deadline& deadline) {
 void ReceiveSession::receive_images() {
   images_.reset(check(::memfd_create("migrate-images", MFD_CLOEXEC), "make", "a memory file"));
   uint64_t bytes = 0;
-  for (;;) {
+  for (bool all = false; !all;) {
     const Message message = next_message(Deadline::in(options_.timeouts.freeze + options_.timeouts.answer));
-    if (message.body_case() == Message::kAbort) throw Error("the source gave up: " + message.abort().reason());
-    if (message.body_case() == Message::kDiscards) {
-      copy_->discard(message.discards());
-      continue;
+    switch (message.body_case()) {
+      case Message::kAbort:
+        throw Error("the source gave up: " + message.abort().reason());
+      case Message::kDiscards:
+        copy_->discard(message.discards());
+        break;
+      case Message::kFeed:
+        let_feed_in(message);
+        break;
+      case Message::kHuge:
+        copy_->note_huge(message.huge());
+        break;
+      case Message::kMissing:
+        note_missing(message.missing());
+        break;
+      case Message::kImagesPart:
+        bytes += message.images_part().data().size();
+        if (bytes > kImagesLimit) throw Corrupt("the images from the peer", "they are too large");
+        write_full(images_.get(), as_bytes_of(message.images_part().data()), "the images");
+        break;
+      case Message::kImagesEnd:
+        if (message.images_end().bytes() != bytes) throw Corrupt("the images from the peer", "some are missing");
+        all = true;
+        break;
+      default:
+        throw Corrupt("a message of the peer", "it is out of turn");
     }
-    if (message.body_case() == Message::kFeed) {
-      let_feed_in(message);
-      continue;
-    }
-    if (message.body_case() == Message::kHuge) {
-      copy_->note_huge(message.huge());
-      continue;
-    }
-    if (message.body_case() == Message::kMissing) {
-      note_missing(message.missing());
-      continue;
-    }
-    if (message.body_case() == Message::kImagesEnd) {
-      if (message.images_end().bytes() != bytes) throw Corrupt("the images from the peer", "some are missing");
-      break;
-    }
-    if (message.body_case() != Message::kImagesPart) throw Corrupt("a message of the peer", "it is out of turn");
-    const std::string& data = message.images_part().data();
-    bytes += data.size();
-    if (bytes > kImagesLimit) throw Corrupt("the images from the peer", "they are too large");
-    write_full(images_.get(), as_bytes_of(data), "the images");
   }
   c_.events.event("restore-may-begin", "images are here: " + human_bytes(bytes),
                   {{"bytes", static_cast<int64_t>(bytes)}});

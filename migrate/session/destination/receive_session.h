@@ -1,6 +1,5 @@
-// One migration as the destination's agent serves it, step by step as in README.md. Its code is in two files:
-// receive_session.cpp (until all is here) and receive_settle.cpp (from READY on, and when it fails). One thread,
-// besides the page workers.
+// One migration as the destination's agent serves it, step by step as in README.md: in receive_session.cpp until all is
+// here, in receive_settle.cpp from READY on, and when it fails. One thread, besides the page workers.
 #pragma once
 
 #include <chrono>
@@ -33,6 +32,7 @@ class ReceiveSession {
 
   // The source's tree runs.
   void start(const Message& message);
+  wire::GuardianRequest start_request(const wire::Begin& begin) const;
   void accept_streams(const wire::Begin& begin);
   /// Until the images come: layouts, discards and passes of pages, and what the tree opened meanwhile.
   void receive_rounds();

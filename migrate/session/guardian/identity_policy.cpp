@@ -50,6 +50,21 @@ void enforce(const IdentityPolicy& policy, const std::string& who, img::core_ent
 
 }  // namespace
 
+void to_wire(const IdentityPolicy& policy, wire::GuardianRequest::StartDestination& out) {
+  out.mutable_allow_uids()->Add(policy.allow_uids.begin(), policy.allow_uids.end());
+  out.set_any_gid(!policy.allow_gids);
+  if (policy.allow_gids) out.mutable_allow_gids()->Add(policy.allow_gids->begin(), policy.allow_gids->end());
+  out.set_deny_capabilities(policy.deny_capabilities);
+}
+
+IdentityPolicy policy_from_wire(const wire::GuardianRequest::StartDestination& start) {
+  IdentityPolicy policy;
+  policy.allow_uids.assign(start.allow_uids().begin(), start.allow_uids().end());
+  if (!start.any_gid()) policy.allow_gids.emplace(start.allow_gids().begin(), start.allow_gids().end());
+  policy.deny_capabilities = start.deny_capabilities();
+  return policy;
+}
+
 bool IdentityPolicy::takes_uid(uint32_t uid) const { return allow_uids.empty() || among(allow_uids, uid); }
 
 bool IdentityPolicy::takes_gid(uint32_t gid) const { return !allow_gids || among(*allow_gids, gid); }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/image/image_set.h"
+#include "migration.pb.h"
 
 namespace migrate {
 
@@ -21,6 +22,10 @@ struct IdentityPolicy {
   /// Whether what wants one of these capabilities must come with it. Not if the sender could send a root that has one.
   bool bounds(uint64_t any_of) const;
 };
+
+/// For the guardian that enforces it, and there.
+void to_wire(const IdentityPolicy& policy, wire::GuardianRequest::StartDestination& out);
+IdentityPolicy policy_from_wire(const wire::GuardianRequest::StartDestination& start);
 
 /// The groups that this host's user database gives to these users.
 std::vector<uint32_t> groups_of_users(const std::vector<uint32_t>& uids);

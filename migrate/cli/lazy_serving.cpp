@@ -236,12 +236,7 @@ void LazyServing::take_over() {
 void LazyServing::find_origins() {
   images_.emplace(host_.kept(kImages));
   Plan plan;
-  PagesByMemory missing;
-  for (const auto& [memory, runs] : memories_->missing()) {
-    PageSet& set = missing[memory];
-    for (const PageRun& run : runs) set.append(run.address, run.address + run.pages * kPageSize);
-    plan.add(memory, set, *images_);
-  }
+  for (const auto& [memory, runs] : memories_->missing()) plan.add(memory, migrate::pages_of(runs), *images_);
   origins_.reset(new Origins{StoredOrigin(plan.stored), remote_.get(), plan.named});
   stored_order_ = in_any_order(pages_of(plan.stored));
   if (remote_) remote_->resume(in_any_order(plan.named));

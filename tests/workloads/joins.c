@@ -1,8 +1,9 @@
 // Threads that end, and are joined, when their stacks, thread structures and the robust mutexes they hold may be
 // missing:
 //     joins DIR [MIB [shared]]
-// `shared`: the mutexes and what makes the fill last are in shared memory. In C, so that another C library (musl) can be tried, which lays these out differently. Each check ends all threads,
-// looks at what they left, and starts others; some wait in calls meanwhile. The contract is that of README.md.
+// `shared`: the mutexes and what makes the fill last are in shared memory. In C, so that another C library (musl) can
+// be tried, which lays these out differently. Each check ends all threads, looks at what they left, and starts others;
+// some wait in calls meanwhile. The contract is that of README.md.
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>

@@ -49,18 +49,18 @@ class SourceFeed {
   /// That had not been sent when the last feed was.
   uint64_t pages_left() const { return left_; }
   uint64_t pages_pushed() const { return pushed_; }
+  uint64_t pages_requested() const { return requested_; }
   /// How long was waited there; of several processes that served, one after the other, the distribution is the last's.
   FeedWaits waits() const;
   std::string waits_text() const;
   EventFields waits_fields() const;  ///< as the session's README names them
-  uint64_t pages_requested() const { return requested_; }
 
  private:
+  void note_waits(const FeedWaits& now);
+
   FeedParts parts_;
   std::optional<FeedStreams> streams_;
   std::future<std::unique_ptr<PageFeeder>> next_;
-  void note_waits(const FeedWaits& now);
-
   bool tells_waits_ = false;  ///< the destination
   uint64_t pushed_ = 0, requested_ = 0, left_ = 0;
   FeedWaits waits_, waits_before_;  ///< of the process that serves there, of those before

@@ -23,8 +23,8 @@ using wire::LazyReply;
 using wire::LazyRequest;
 
 constexpr milliseconds kTurn{50}, kHandOver{5'000};
-constexpr milliseconds kPlaced{
-    2'000};  ///< enough for holders to enter their cgroups, long before there is anything to hold
+/// Enough for holders to enter their cgroups, long before there is anything to hold.
+constexpr milliseconds kPlaced{2'000};
 /// A thread each. Of an honest source, which comes with growing pauses, one has not ended when the next begins.
 constexpr unsigned kMostFeeds = 8;
 constexpr char kWhole = 'w', kLost = 'l', kDiscarded = 'd';
@@ -191,8 +191,7 @@ void LazyServer::adopt(Peer& peer) {
       memories.back().userfaultfd = std::move(descriptors[2 * i]);
       memories.back().process = std::move(descriptors[2 * i + 1]);
     }
-    begin_serving(
-        host_.adopt(std::move(memories), [this](MemoryId memory, uint64_t page) { wanted_.want(memory, page); }));
+    begin_serving(host_.adopt(std::move(memories), wanted()));
   }
   LazyReply reply;
   reply.set_adopted(true);

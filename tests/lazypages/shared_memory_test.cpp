@@ -4,16 +4,14 @@
 #include <set>
 
 #include "lazypages/lazy_host.h"
+#include "tests/core/seeds.h"
 #include "tests/lazypages/shared_program.h"
 
 namespace migrate::lazy_testing {
 namespace {
 
-/// More rounds, when somebody looks for what is rare: LAZY_ROUNDS.
-uint64_t many() {
-  const char* rounds = ::getenv("LAZY_ROUNDS");
-  return rounds != nullptr ? std::strtoull(rounds, nullptr, 10) : 1;
-}
+/// MIGRATE_TEST_ROUNDS: more, when somebody looks for what is rare.
+uint64_t rounds(uint64_t usual) { return number_from("MIGRATE_TEST_ROUNDS", usual); }
 
 /// Every other has private memory, too, and so two userfaultfds: before or after the other in its address space.
 SharedProgram::Options both(uint64_t seed) { return {.beside = seed % 2 == 0 ? 0 : seed % 4 == 1 ? -1 : 1}; }
@@ -21,7 +19,7 @@ SharedProgram::Options both(uint64_t seed) { return {.beside = seed % 2 == 0 ? 0
 int walk(char* base, SharedTalk& talk, uint64_t seed) { return SharedWalk(base, talk, seed).run(400); }
 
 TEST(SharedMemory, AnythingIsDoneToItWhileItComes) {
-  for (uint64_t seed = 1; seed <= 6 * many(); ++seed) {
+  for (uint64_t seed = 1; seed <= rounds(6); ++seed) {
     SharedProgram program([seed](char* base, SharedTalk& talk) { return walk(base, talk, seed); }, both(seed));
     SharedDaemon daemon(program.talk(), seed, std::chrono::microseconds(seed % 2 == 0 ? 300 : 3000),
                         [&](LazyMemories::Wanted wanted) {
@@ -83,7 +81,7 @@ TEST(SharedMemory, WhatIsLostIsNotZeros) {
 }
 
 TEST(SharedMemory, WhatIsDoneAtTheEndIsRight) {
-  for (uint64_t seed = 20; seed <= 20 + 4 * many(); ++seed) {
+  for (uint64_t seed = 20; seed < 20 + rounds(5); ++seed) {
     SharedProgram program([seed](char* base, SharedTalk& talk) { return walk(base, talk, seed); }, both(seed));
     auto daemon = std::make_unique<SharedDaemon>(
         program.talk(), seed, std::chrono::microseconds(200), [&](LazyMemories::Wanted wanted) {
@@ -198,7 +196,7 @@ class SharedHost {
 };
 
 TEST(SharedMemory, WhoBringsItIsKilled) {
-  for (uint64_t seed = 40; seed < 40 + 3 * many(); ++seed) {
+  for (uint64_t seed = 40; seed < 40 + rounds(3); ++seed) {
     SharedProgram program([seed](char* base, SharedTalk& talk) { return walk(base, talk, seed); }, both(seed));
     SharedHost host(program, seed);
     std::mt19937_64 random(seed);

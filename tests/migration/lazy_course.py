@@ -26,7 +26,7 @@ from lib.process import Deadline, descendants, exists, kill_all, read, spawn, st
 from lib.relay import Relay  # noqa: E402
 from lib.skip import Skip  # noqa: E402
 from lib.suite import expect  # noqa: E402
-from postcopy import Move  # noqa: E402
+from postcopy_move import Move  # noqa: E402
 
 KILLED = ("daemon", "holder", "other-holder", "source-guardian", "destination-guardian", "source-agent", "destination-agent",
           "source-watch", "destination-watch", "receiver")

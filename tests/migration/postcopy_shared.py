@@ -2,15 +2,16 @@
 from lib import tool
 from lib.process import read
 from lib.suite import expect
+from postcopy_move import Move, cut, kill, kill_sender
 
 POOL = ("pool", "48")
 PAGES = 48 * 256 * 6 // 7  # that exist: one of seven was given back
 
 
-def case(act, mode, move_of, **ending):
+def case(act, mode="postcopy", **ending):
     """`act`: None, or what is done to those who bring the pages."""
     def run(context, folder):
-        move = move_of(context, folder, mode, POOL)
+        move = Move(context, folder, mode, POOL)
         try:
             if act:
                 act(move)
@@ -26,7 +27,11 @@ def case(act, mode, move_of, **ending):
     return run
 
 
-def cases(move_of, kill, cut, kill_sender):
-    done = {"undisturbed": None, "killed/lazy-daemon": kill("lazy_daemon", 5), "killed/holders": kill("holders", 5), "cut": cut(2)}
-    return {**{f"shared/{name}": case(act, "postcopy", move_of) for name, act in done.items()},
-            "shared/killed/sender": case(kill_sender, "postcopy", move_of, code=None), "shared/hybrid": case(None, "hybrid", move_of)}
+CASES = {
+    "shared/undisturbed": case(None),
+    "shared/hybrid": case(None, "hybrid"),
+    "shared/killed/lazy-daemon": case(kill("lazy_daemon", 5)),
+    "shared/killed/holders": case(kill("holders", 5)),
+    "shared/killed/sender": case(kill_sender, code=None),
+    "shared/cut": case(cut(2)),
+}

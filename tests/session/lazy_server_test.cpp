@@ -51,11 +51,28 @@ class HostOfNobody {
   HostOfNobody& operator=(const HostOfNobody&) = delete;
 
   LazyClient& agent() { return *agent_; }
+  void begin_feed() {
+    wire::Feed feed;
+    feed.set_streams(2);
+    agent_->begin_feed(feed, soon());
+  }
+  /// Its thread; 0 if that is not the only one.
+  pid_t begin_first_feed() {
+    begin_feed();
+    const std::vector<pid_t> all = threads();
+    return all.size() == 1 ? all.front() : 0;
+  }
   /// But the one that talks.
   std::vector<pid_t> threads() const {
     std::vector<pid_t> all = ProcDir(pid_).threads();
     std::erase(all, pid_);
     return all;
+  }
+  /// Whether they end until only one is left.
+  bool feeds_end() const {
+    const Deadline deadline = soon();
+    while (threads().size() > 1 && !deadline.passed()) ::usleep(500);
+    return threads().size() == 1;
   }
 
  private:
@@ -97,36 +114,28 @@ class StoppedThread {
 
 TEST(LazyServer, AnswersWhileAFeedTakesItsTimeToEnd) {
   HostOfNobody host;
-  wire::Feed feed;
-  feed.set_streams(2);
-  host.agent().begin_feed(feed, soon());
-  const std::vector<pid_t> threads = host.threads();
-  ASSERT_EQ(threads.size(), 1u);
+  const pid_t thread = host.begin_first_feed();
+  ASSERT_NE(thread, 0);
   {
-    const StoppedThread of_feed(threads.front());
-    for (int i = 0; i < 3; ++i) EXPECT_NO_THROW(host.agent().begin_feed(feed, soon()));
+    const StoppedThread of_feed(thread);
+    for (int i = 0; i < 3; ++i) EXPECT_NO_THROW(host.begin_feed());
     EXPECT_GT(host.agent().ask(soon()).missing, 0u);
   }
-  const Deadline deadline = soon();
-  while (host.threads().size() > 1 && !deadline.passed()) ::usleep(500);
-  EXPECT_EQ(host.threads().size(), 1u) << "feeds that were followed by others have not ended";
+  EXPECT_TRUE(host.feeds_end()) << "feeds that were followed by others have not ended";
 }
 
 // A source that begins one feed after the other, each a thread that waits for the one before.
 TEST(LazyServer, MoreFeedsThanEndAreRefused) {
   HostOfNobody host;
-  wire::Feed feed;
-  feed.set_streams(2);
-  host.agent().begin_feed(feed, soon());
-  const std::vector<pid_t> threads = host.threads();
-  ASSERT_EQ(threads.size(), 1u);
+  const pid_t thread = host.begin_first_feed();
+  ASSERT_NE(thread, 0);
   {
-    const StoppedThread of_feed(threads.front());
+    const StoppedThread of_feed(thread);
     std::string refused;
     int taken = 1;
     for (; taken < 100 && refused.empty(); taken += refused.empty() ? 1 : 0) {
       try {
-        host.agent().begin_feed(feed, soon());
+        host.begin_feed();
       } catch (const Error& e) {
         refused = e.what();
       }
@@ -136,9 +145,8 @@ TEST(LazyServer, MoreFeedsThanEndAreRefused) {
     EXPECT_EQ(host.threads().size(), 8u);
     EXPECT_GT(host.agent().ask(soon()).missing, 0u);
   }
-  const Deadline deadline = soon();
-  while (host.threads().size() > 1 && !deadline.passed()) ::usleep(500);
-  EXPECT_NO_THROW(host.agent().begin_feed(feed, soon())) << "they have ended";
+  EXPECT_TRUE(host.feeds_end());
+  EXPECT_NO_THROW(host.begin_feed()) << "they have ended";
 }
 
 }  // namespace

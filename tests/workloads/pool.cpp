@@ -29,6 +29,10 @@ struct Control {
   std::atomic<bool> busy[kMostSlots]{};  ///< from before the fork until its end is seen
   std::atomic<uint64_t> steps{0}, forked{0};
   char trouble[200]{};
+
+  void fail(const std::string& what) {
+    if (!failed.exchange(true)) std::snprintf(trouble, sizeof trouble, "%s", what.c_str());
+  }
 };
 
 /// The pool's last page.
@@ -84,7 +88,7 @@ class Pool {
         sleep_ms(3);
       }
     } catch (const std::exception& e) {
-      if (!control->failed.exchange(true)) std::snprintf(control->trouble, sizeof control->trouble, "%s", e.what());
+      control->fail(e.what());
     }
     _exit(0);
   }
@@ -125,7 +129,12 @@ class Pool {
     for (int slot = 0; slot < pool.slots; ++slot) {
       pid_t& worker = workers[static_cast<size_t>(slot)];
       std::atomic<bool>& busy = pool.control->busy[slot];
-      if (worker != 0 && waitpid(worker, nullptr, WNOHANG) == worker) busy = (worker = 0) != 0;
+      int status = 0;
+      if (worker != 0 && waitpid(worker, &status, WNOHANG) == worker) {
+        if (status != 0) pool.control->fail("a worker ended with " + std::to_string(status));
+        worker = 0;
+        busy = false;
+      }
       if (worker != 0) continue;
       busy = true;
       if (pool.control->pause) {

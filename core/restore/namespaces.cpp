@@ -85,6 +85,8 @@ std::optional<ProcStat> stat_of(pid_t pid) {
   throw Refusal(what + " by " + taker->comm, "end that process");
 }
 
+constexpr std::chrono::milliseconds kForOthers{500};
+
 }  // namespace
 
 pid_t fork_with_pid(pid_t pid, uint64_t parent_flag) {
@@ -95,20 +97,19 @@ pid_t fork_with_pid(pid_t pid, uint64_t parent_flag) {
     args.set_tid = reinterpret_cast<uint64_t>(&pid);
     args.set_tid_size = 1;
   }
-  // A tree that was killed a moment ago keeps its ids until all its zombies are reaped, groups and sessions included.
-  long child;
-  const Deadline deadline = Deadline::in(std::chrono::milliseconds(500)),
-                 for_zombies = Deadline::in(std::chrono::seconds(3));
-  std::optional<ProcStat> taker;
-  do {
-    child = ::syscall(SYS_clone3, &args, sizeof args);
-    if (child >= 0 || errno != EEXIST) break;
+  // A tree that was killed a moment ago keeps its ids until all its zombies are reaped, groups and sessions included:
+  // its root's pid may become free before the number of its group does.
+  const Deadline for_zombies = Deadline::in(std::chrono::seconds(3));
+  Deadline deadline = Deadline::in(kForOthers);
+  for (;;) {
+    const long child = ::syscall(SYS_clone3, &args, sizeof args);
+    if (child >= 0) return static_cast<pid_t>(child);
+    if (errno != EEXIST) throw Error("fork the shell of", "task " + std::to_string(pid), errno);
+    const std::optional<ProcStat> taker = stat_of(pid);
+    if (taker && taker->state == 'Z') deadline = Deadline::in(kForOthers);
+    if (deadline.passed() || for_zombies.passed()) refuse_taken(pid, taker);
     ::usleep(2000);
-    taker = stat_of(pid);
-  } while (!deadline.passed() || (taker && taker->state == 'Z' && !for_zombies.passed()));
-  if (child < 0 && errno == EEXIST) refuse_taken(pid, taker);
-  if (child < 0) throw Error("fork the shell of", "task " + std::to_string(pid), errno);
-  return static_cast<pid_t>(child);
+  }
 }
 
 std::optional<NamespaceClocks> wanted_clocks(const ImageSet& images, const RestoreOptions& options) {

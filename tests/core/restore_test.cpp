@@ -11,12 +11,14 @@
 #include <filesystem>
 #include <functional>
 #include <optional>
+#include <thread>
 
 #include "core/base/deadline.h"
 #include "core/base/procfs.h"
 #include "core/dump/dump.h"
 #include "core/image/magic.h"
 #include "core/restore/address_space.h"
+#include "core/restore/namespaces.h"
 #include "core/restore/restore.h"
 #include "core/restore/staged_areas.h"
 #include "core/restore/tree_order.h"
@@ -78,6 +80,23 @@ TEST(RestoreTreeOrder, ShellJobInheritsWhatIsOutside) {
 TEST(RestoreTreeOrder, SessionOfASiblingsDescendantIsRefused) {
   auto tasks = tree({node(10, 1, 10, 10, -1), node(11, 10, 11, 11, 0), node(12, 10, 12, 11, 0)});
   EXPECT_THROW(plan_tree(tasks, false), Refusal);
+}
+
+// Parents may collect late what was dumped a moment ago.
+TEST(RestorePids, APidIsWaitedForUntilItsZombieIsCollected) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  const pid_t zombie = ::fork();
+  ASSERT_GE(zombie, 0);
+  if (zombie == 0) ::_exit(0);
+  std::jthread collector([zombie] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(700));  // longer than anything else may have the pid
+    ::waitpid(zombie, nullptr, 0);
+  });
+  const pid_t again = fork_with_pid(zombie);
+  if (again == 0) ::_exit(0);
+  collector.join();
+  EXPECT_EQ(again, zombie);
+  EXPECT_EQ(::waitpid(again, nullptr, 0), again);
 }
 
 TEST(RestoreStaging, RangesAreFreeAndEqualModuloAHugePage) {

@@ -83,12 +83,20 @@ int why_not(int procs) {
   return WIFEXITED(status) ? WEXITSTATUS(status) : EINTR;
 }
 
+/// The one by which services are stopped; else any. Something is mounted.
+std::string best_hierarchy(const std::string& mountinfo) {
+  std::optional<CgroupMount> mount = find_cgroup_mount(mountinfo, true);
+  if (!mount) mount = find_cgroup_mount(mountinfo, false, "name=systemd");
+  return mount ? mount->point : all_cgroup_mounts(mountinfo).front().point;
+}
+
 }  // namespace
 
 NamedCgroup find_named_cgroup(const std::string& path, const std::vector<uid_t>& users) {
   const std::string inside = normal(path);
   NamedCgroup found;
-  for (const CgroupMount& mount : all_cgroup_mounts(read_file_at(AT_FDCWD, "/proc/self/mountinfo"))) {
+  const std::string mountinfo = read_file_at(AT_FDCWD, "/proc/self/mountinfo");
+  for (const CgroupMount& mount : all_cgroup_mounts(mountinfo)) {
     if (!is_there(mount.point + inside)) {
       found.without.push_back(mount.point);
       continue;
@@ -99,7 +107,7 @@ NamedCgroup find_named_cgroup(const std::string& path, const std::vector<uid_t>&
   if (found.folders.empty())
     throw Refusal("no cgroup hierarchy has " + path, found.without.empty()
                                                          ? "mount cgroup2 or cgroup v1"
-                                                         : "make it (mkdir " + found.without.front() + inside +
+                                                         : "make it (mkdir -p " + best_hierarchy(mountinfo) + inside +
                                                                "), and name it as " + "/proc/PID/cgroup does");
   return found;
 }

@@ -333,6 +333,7 @@ def no_such_cgroup(link):
         expect(code == 2 and re.search(why, out) and "listening" not in out, f"receive --cgroup {path} exited {code}: {out[-300:]}")
     name = f"/migrate-test-{os.getpid()}"
     refused(name, f"no cgroup hierarchy has {name}; make it")
+    refused("", "is not the path of a cgroup")
     refused("programs", "is not the path of a cgroup")
     refused("/a/../b", "is not the path of a cgroup")
     folder = cgroups.top(True) or cgroups.top(False)

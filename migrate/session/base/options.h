@@ -71,7 +71,7 @@ struct ReceiveOptions {
   bool once = false;                    ///< serve one migration, then exit with its code
   LinkOptions link;                     ///< accepted names are in link.tls->accepted_peers
   std::string root;                     ///< folder that all paths of received trees are under
-  std::string cgroup;                   ///< that received trees are put in (find_named_cgroup); empty: ours
+  std::optional<std::string> cgroup;    ///< that received trees are put in (find_named_cgroup); nullopt: ours
   std::vector<uint32_t> allow_uids;     ///< empty: any
   std::optional<std::vector<uint32_t>> allow_gids;  ///< nullopt: any; with allow_uids: what those users have here
   bool packed_pages = true;                         ///< take pages that are compressed

@@ -216,8 +216,8 @@ namespace {
 
 MemoryRoom room_for_programs(const ReceiveOptions& options) {
   const MemoryRoom ours = memory_room_at(::getpid());
-  if (options.cgroup.empty()) return ours;
-  const NamedCgroup named = find_named_cgroup(options.cgroup, options.allow_uids);
+  if (!options.cgroup) return ours;
+  const NamedCgroup named = find_named_cgroup(*options.cgroup, options.allow_uids);
   const MemoryRoom room = memory_room(named.folders);
   // In hierarchies that have no such cgroup programs are where we are.
   const bool in_ours =

@@ -93,15 +93,15 @@ class Receiver {
 
   /// Refused now, not when a tree is half here. Where programs will be.
   std::string check_cgroup() const {
-    if (options_.cgroup.empty()) return {};
-    const NamedCgroup found = find_named_cgroup(options_.cgroup, options_.allow_uids);
+    if (!options_.cgroup) return {};
+    const NamedCgroup found = find_named_cgroup(*options_.cgroup, options_.allow_uids);
     try_named_cgroup(found);
     std::string text = "what is received is put into";
     for (const std::string& folder : found.folders) text += " " + folder;
     if (found.without.empty()) return text;
     text += "; it is where this receiver is in";
     for (const std::string& point : found.without) text += " " + point;
-    return text + ", which have no " + options_.cgroup;
+    return text + ", which have no " + *options_.cgroup;
   }
 
   void tell_listening() {

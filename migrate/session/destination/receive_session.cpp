@@ -109,7 +109,7 @@ GuardianRequest ReceiveSession::start_request(const wire::Begin& begin) const {
   s->set_boottime_ns(begin.boottime_ns());
   s->set_at_local_monotonic_ns(begin.at_destination_ns());
   s->set_max_tasks(options_.max_tasks);
-  s->set_cgroup(options_.cgroup);
+  if (options_.cgroup) s->set_cgroup(*options_.cgroup);
   s->set_lazy(lazy_);
   if (lazy_)
     for (const std::string& word : words_of(options_.link)) s->add_link(word);

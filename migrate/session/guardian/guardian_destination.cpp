@@ -62,7 +62,7 @@ bool DestinationGuardian::start() {
     policy_ = policy_from_wire(s);
     max_tasks_ = s.max_tasks();
     // Looked at again: a user that it is delegated to may have changed it since the receiver began.
-    if (!s.cgroup().empty()) options_.cgroups = find_named_cgroup(s.cgroup(), policy_.allow_uids).folders;
+    if (s.has_cgroup()) options_.cgroups = find_named_cgroup(s.cgroup(), policy_.allow_uids).folders;
     // Who is bound to some users must not get other users' files through us.
     options_.files_by_root = policy_.allow_uids.empty();
     options_.timeout = milliseconds(s.timeout_ms());

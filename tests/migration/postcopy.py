@@ -20,7 +20,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import postcopy_cgroups  # noqa: E402
 import postcopy_shared  # noqa: E402
 from lib import cgroups, hosts, programs, suite, tool  # noqa: E402
-from lib.process import exists, kill_all, read, spawn, stat_fields, wait_for  # noqa: E402
+from lib.process import exists, kill_all, read, run, spawn, stat_fields, wait_for  # noqa: E402
 from lib.suite import expect  # noqa: E402
 from postcopy_move import MIB, SLOW, TIMEOUTS, Move, cut, kill, kill_receiver, kill_sender  # noqa: E402
 
@@ -76,7 +76,7 @@ def all_dead_there(context, folder):
         code, out = resolve()
         expect(f"session {move.session}: the cgroups that the processes which brought its pages had left are removed" in out,
                f"resolve exited {code}: {out[-500:]}")
-        expect(re.search(rf"session 5+: nobody is in its cgroup {stray}, and \S+ has no journal of it; .* remove them",
+        expect(re.search(rf"session 5+: nobody is in its cgroup {stray}, and \S+ has no journal of it; .* remove them: rmdir {stray[:-1]}\?",
                          out), f"of the stray one it says {out[-500:]}")
         expect(not os.path.exists(f"{top}/migrate-{move.session}-lazy-0") and os.path.exists(stray), "it removed the wrong ones")
         expect(move.state("destination") == "LOST" and not exists(move.copy), "it goes on with zeros")
@@ -251,6 +251,25 @@ def interrupt(number):
     return act
 
 
+def resolved_as_told(context, folder):
+    """`migrate resolve SESSION`, as send says when it leaves: that the destination's certificate carries another name than its address
+    was told to send, and need not be told again."""
+    move = Move(context, folder, "postcopy")
+    try:
+        interrupt(signal.SIGINT)(move)
+        wait_for(lambda: move.sender.poll() is not None, "send to end", 30)
+        kill_all(move.named("guardian-watch source ", move.session))
+        expect(move.state("destination") == "GATE_OPEN", "it was whole before anybody was asked")
+        command, prefix = move.hosts.tool.resolve_command(move.hosts.network, "source", "destination", move.hosts.keys, move.session, pid=move.old)
+        at = command.index("--tls-name")
+        del command[at:at + 2]
+        code, out = run(command, prefix=prefix, log=f"{folder}/resolve", timeout=60, env=move.hosts.tool.environment("source"))
+        expect(code == 0 and "runs at the destination" in out, f"resolve exited {code}: {out[-500:]}")
+        move.arrives(code=3)
+    finally:
+        move.close()
+
+
 def came_late(log):
     """Pages in the order in which they came to the destination, by its debug log."""
     runs = re.findall(r"came late: ([0-9a-f]+) (\d+)$", read(log), re.MULTILINE)
@@ -360,6 +379,7 @@ CASES = {
     "left/recover-timeout": left("the destination was not reached for 1 s", lose_destination, "--recover-timeout", "1"),
     "left/interrupt": left("interrupted", interrupt(signal.SIGINT)),
     "left/terminate": left("interrupted", interrupt(signal.SIGTERM)),
+    "left/resolved-as-told": resolved_as_told,
     "kill/lazy-daemon": broken(kill("lazy_daemon")),
     "kill/lazy-daemon-again": broken(kill("lazy_daemon", 4)),
     "kill/holder": broken(kill("holders", 4)),

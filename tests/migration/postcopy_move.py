@@ -185,6 +185,7 @@ def cut(times):
             move.hosts.network.cut("source")
             wait_for(lambda c=cuts: told('"event":"cut"') > c, "the cut to be noticed", 40)
             move.hosts.network.cut("source", up=True)
+        wait_for(lambda: '"event":"joined"' in read(move.log), "send to say that it is connected again", 40)
     return act
 
 

@@ -96,6 +96,7 @@ TEST(Journal, KeepsEveryField) {
   e.peer_epoch = 3;
   e.boot_id = "boot";
   e.peer_name = "b.example";
+  e.tls_name = "c.example";
   e.tasks = {{12, 34}, {56, 78}};
   e.init = TaskId{9, 10};
   e.cgroup = FreezerCgroup::Record{false, {"/sys/fs/cgroup/x"}, {{12, "/sys/fs/cgroup"}}};
@@ -112,6 +113,7 @@ TEST(Journal, KeepsEveryField) {
   EXPECT_EQ(back.epoch, 7u);
   EXPECT_EQ(back.peer_epoch, 3u);
   EXPECT_EQ(back.peer_name, "b.example");
+  EXPECT_EQ(back.tls_name, "c.example");
   EXPECT_EQ(back.tasks, e.tasks);
   EXPECT_EQ(back.init, e.init);
   EXPECT_EQ(back.socket_folders, e.socket_folders);

@@ -52,6 +52,7 @@ class SourceGuardian {
     bound_sends();
     try {
       JournalEntry entry = first_entry(Role::source, s);
+      entry.tls_name = s.tls_name();
       dump_.root = Pid(s.dump().root());
       dump_.shell_job = s.dump().shell_job();
       dump_.terminals = false;

@@ -1,6 +1,9 @@
 // `migrate resolve`: what is in doubt on this host, and settling it by the other side's word, or the operator's.
 #include <poll.h>
 
+#include <map>
+#include <set>
+
 #include "migrate/session/base/session.h"
 #include "migrate/session/handover/settle.h"
 #include "migrate/session/handover/source_feed.h"
@@ -12,6 +15,16 @@ namespace migrate {
 namespace {
 
 constexpr std::chrono::milliseconds kSettling{5'000};
+
+/// As a shell takes them: "/sys/fs/cgroup", or "{/sys/fs/cgroup/pids,/sys/fs/cgroup/memory}".
+std::string parents_of(const std::vector<std::string>& folders) {
+  std::set<std::string> parents;
+  for (const std::string& folder : folders) parents.insert(folder.substr(0, folder.rfind('/')));
+  if (parents.size() == 1) return *parents.begin();
+  std::string list;
+  for (const std::string& parent : parents) list += (list.empty() ? "{" : ",") + parent;
+  return list + "}";
+}
 
 class Resolver {
  public:
@@ -83,7 +96,7 @@ class Resolver {
     const std::string others = folders.size() == 1 ? "" : " (nor in " + std::to_string(folders.size() - 1) + " others)";
     events_.event("cgroups",
                   "session " + session + ": nobody is in its cgroup " + folders.front() + others + ", and " + store_.path() + " has no journal of it; unless another state folder has, " +
-                      "remove them: rmdir */" + lazy_cgroup_mark(id) + "?",
+                      "remove them: rmdir " + parents_of(folders) + "/" + lazy_cgroup_mark(id) + "?",
                   {{"session", session}});
   }
 
@@ -100,16 +113,20 @@ class Resolver {
                    {"reason", sentence}});
   }
 
+  /// To whom `entry` is about, known by the name that the operator gives now, or gave to `send`.
+  const Connector& connector(const JournalEntry& entry) {
+    LinkOptions link = options_.link;
+    if (link.tls_name.empty()) link.tls_name = entry.tls_name;
+    return connectors_.try_emplace(link.tls_name, link).first->second;
+  }
+
   AskDestination asker(const JournalEntry& entry) {
-    if (!connector_) {
-      try {
-        connector_.emplace(options_.link);
-      } catch (const Error& e) {
-        const std::string why = e.what();
-        return [why](const SessionId&, uint64_t, wire::Resolve::Want) -> wire::Answer { throw Error(why); };
-      }
+    try {
+      return ask_over(connector(entry), options_.address.empty() ? entry.peer : options_.address, options_.timeouts);
+    } catch (const Error& e) {
+      const std::string why = e.what();
+      return [why](const SessionId&, uint64_t, wire::Resolve::Want) -> wire::Answer { throw Error(why); };
     }
-    return ask_over(*connector_, options_.address.empty() ? entry.peer : options_.address, options_.timeouts);
   }
 
   /// False: in doubt.
@@ -127,7 +144,10 @@ class Resolver {
     if (!journal) {
       const std::optional<JournalEntry> now = store_.peek(seen.id, Role::source);
       if (!now || (is_final(now->state) && now->peer_settled)) return true;
-      tell("busy", seen, "is in the hands of pid " + std::to_string(store_.owner(seen.id, seen.role)));
+      const bool follows = now->state == State::committed && now->feed;
+      tell("busy", seen,
+           "is in the hands of pid " + std::to_string(store_.owner(seen.id, seen.role)) +
+               (follows ? ", which brings what the destination still needs" : ""));
       return true;
     }
     if (options_.force != ResolveOptions::Force::none) return force_here(*journal, ask);
@@ -148,7 +168,7 @@ class Resolver {
       const wire::Answer answer = ask(journal.id(), journal.entry().epoch, wire::Resolve::ASK);
       if (!answer.lazy() || answer.rebooted()) return;
       feed_from_held_tree(journal.entry(),
-                          {.connector = *connector_,
+                          {.connector = connector(journal.entry()),
                            .address = options_.address.empty() ? journal.entry().peer : options_.address,
                            .session = journal.id(),
                            .timeouts = options_.timeouts,
@@ -252,7 +272,7 @@ class Resolver {
   JournalStore store_;
   std::unique_ptr<TreeKeeper> keeper_;
   DestinationSessions sessions_;
-  std::optional<Connector> connector_;
+  std::map<std::string, Connector> connectors_;  ///< by TLS name
 };
 
 }  // namespace

@@ -286,6 +286,7 @@ std::string JournalEntry::to_json() const {
             {"epoch", epoch},   {"peer_epoch", peer_epoch}, {"boot_id", boot_id},      {"label", label},
             {"peer", peer},     {"peer_name", peer_name},   {"tasks", tasks_json},     {"peer_settled", peer_settled},
             {"reason", reason}, {"created_ns", created_ns}, {"updated_ns", updated_ns}};
+  if (!tls_name.empty()) j["tls_name"] = tls_name;
   if (init) j["init"] = task_to_json(*init);
   if (!socket_folders.empty()) j["socket_folders"] = socket_folders;
   if (cgroup) j["cgroup"] = record_to_json(*cgroup);
@@ -313,6 +314,7 @@ JournalEntry JournalEntry::from_json(const std::string& text, const std::string&
     e.label = j.at("label").get<std::string>();
     e.peer = j.at("peer").get<std::string>();
     e.peer_name = j.at("peer_name").get<std::string>();
+    if (j.contains("tls_name")) e.tls_name = j.at("tls_name").get<std::string>();
     for (const json& task : j.at("tasks")) e.tasks.push_back(task_from_json(task));
     if (j.contains("init")) e.init = task_from_json(j.at("init"));
     if (j.contains("socket_folders")) e.socket_folders = j.at("socket_folders").get<std::vector<std::string>>();

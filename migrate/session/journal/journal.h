@@ -57,6 +57,7 @@ struct JournalEntry {
   std::string boot_id;
   std::string label;          ///< "pid:42 (redis-server)"
   std::string peer;           ///< where the other side is: HOST:PORT as typed (source), its address (destination)
+  std::string tls_name;       ///< source: that the other side's certificate must carry; empty: its host as typed
   std::string peer_name;      ///< destination: the name in the source's certificate; nobody else may settle the session
   std::vector<TaskId> tasks;  ///< the root first
   std::optional<TaskId> init;  ///< of a received tree's namespaces

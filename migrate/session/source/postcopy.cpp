@@ -108,7 +108,9 @@ void Postcopy::after_gate() {
 bool Postcopy::serve_once() {
   try {
     if (!feed_->connected() && !feed_->connect(p_.peer.channel())) return true;
-    cut_ = false;
+    if (std::exchange(cut_, false))
+      p_.events.event("joined", "connected again; " + human_bytes(left_ * kPageSize) + " are still here",
+                      {{"pages", static_cast<int64_t>(left_)}});
     feed_->feed(p_.peer.channel(), late_, [this] { beat(); });
     return true;
   } catch (const Refusal&) {

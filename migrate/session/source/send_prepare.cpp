@@ -76,6 +76,7 @@ void SendSession::begin() {
   start.set_state_dir(options_.state_dir);
   start.set_session(to_hex(id_));
   start.set_peer(options_.address);
+  start.set_tls_name(options_.link.tls_name);
   start.set_label(label_);
   start.set_silence_ms(static_cast<uint32_t>(options_.timeouts.silence.count()));
   start.mutable_dump()->set_root(target_.get());

@@ -14,10 +14,16 @@ _migrate() {
   fi
   case $prev in
     -D|--images-dir|--prev-images-dir|-W|--work-dir|--dir|--state-dir|-r|--root) mapfile -t COMPREPLY < <(compgen -d -- "$cur"); return;;
-    -o|--log-file|--tls-cacert|--tls-cacrl|--tls-cert|--tls-key|--cacert|--cert|--key|--crl|--pidfile|--config|--action-script) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return;;
+    -o|--log-file|--tls-cacert|--tls-cacrl|--tls-cert|--tls-key|--cacert|--cert|--key|--crl|--pidfile|--config|--action-script|--report) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return;;
     --mode) mapfile -t COMPREPLY < <(compgen -W "precopy stop-copy postcopy hybrid auto" -- "$cur"); return;;
     --compress) mapfile -t COMPREPLY < <(compgen -W "off auto lz4 zstd zstd:1 zstd:3" -- "$cur"); return;;
     --on-no-convergence) mapfile -t COMPREPLY < <(compgen -W "stop throttle cancel postcopy" -- "$cur"); return;;
+    --pre-dump-mode) mapfile -t COMPREPLY < <(compgen -W "splice read" -- "$cur"); return;;
+    --feature) mapfile -t COMPREPLY < <(compgen -W "list $("${COMP_WORDS[0]}" check --feature list 2>/dev/null)" -- "$cur"); return;;
+    --cgroup) mapfile -t COMPREPLY < <(for top in /sys/fs/cgroup /sys/fs/cgroup/unified /sys/fs/cgroup/systemd; do
+        [ -e "$top/cgroup.procs" ] && compgen -d -- "$top${cur:-/}" | sed "s:^$top::"; done | sort -u); return;;
+    --tls-name|--listen|--accept|--allow-uid|--allow-gid|--deny-caps|--max-sessions|--max-tasks|--max-memory|--max-downtime|--max-rounds|--max-total-time|--streams|--bandwidth-limit|--recover-timeout|--peer|--force-run|\
+    --force-kill|--address|--port|--ps-socket|--timeout|--ghost-limit|--track-timeout|--client-timeout|--status-fd|--days|--verbosity) return;;
     -t|--tree) mapfile -t COMPREPLY < <(compgen -W "$(ps -eo pid=)" -- "$cur"); return;;
   esac
   case $verb in

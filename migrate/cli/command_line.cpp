@@ -14,6 +14,12 @@ namespace {
 
 using Run = std::function<int()>;
 
+/// Options that are of another thing than where there is a tree.
+void describe_server(CLI::App& verb) {
+  verb.get_option("--pidfile")->description("write the pid of what serves there");
+  verb.get_option("--status-fd")->description("write a NUL byte there when it listens");
+}
+
 void add_core_verbs(CLI::App& app, CoreOptions& options, Run& run) {
   CLI::App* dump = app.add_subcommand("dump", "write a tree's state into a folder of images");
   add_core_options(*dump, options);
@@ -32,6 +38,7 @@ void add_core_verbs(CLI::App& app, CoreOptions& options, Run& run) {
   add_core_options(*page_server, options);
   add_page_options(*page_server, options);
   page_server->add_flag("--daemon", options.daemon, "return once it listens");
+  describe_server(*page_server);
   page_server->callback([&] { run = [&] { return run_page_server(options); }; });
 
   CLI::App* lazy_pages = app.add_subcommand("lazy-pages", "bring pages to trees that `restore --lazy-pages` starts");
@@ -42,6 +49,8 @@ void add_core_verbs(CLI::App& app, CoreOptions& options, Run& run) {
                              "--tls-cacrl", "--tls-cert", "--tls-key", "--tls-no-cn-verify", "--insecure"});
   add_recover_timeout(*lazy_pages, options);
   lazy_pages->add_flag("--daemon", options.daemon, "return once it listens");
+  describe_server(*lazy_pages);
+  lazy_pages->get_option("--page-server")->description("pages come from the page server at --address and --port");
   lazy_pages->callback([&] { run = [&] { return run_lazy_pages(options); }; });
 
   CLI::App* untrack = app.add_subcommand("untrack", "end the tracking that a pre-dump has left behind");

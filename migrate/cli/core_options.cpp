@@ -29,6 +29,7 @@ void append_config(std::vector<std::string>& out, const std::string& path) {
 
 void add_core_options(CLI::App& verb, CoreOptions& o) {
   verb.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  verb.footer("--config FILE takes options from there; --no-default-config: none from /etc/criu and ~/.criu");
   verb.add_option("-t,--tree", o.tree, "root of the process tree")->type_name("PID")->check(CLI::Range(1, kMaxPid));
   verb.add_option("-D,--images-dir", o.images_dir, "folder of the images")->type_name("DIR")->capture_default_str();
   verb.add_option("-W,--work-dir", o.work_dir, "folder of logs, pidfiles and statistics; default: the images'")

@@ -58,6 +58,7 @@ void show_plainly(CLI::App& app) {
 }
 
 void hide_all_but(CLI::App& verb, const std::vector<std::string>& names) {
+  verb.footer("");
   for (CLI::Option* option : verb.get_options()) {
     const bool wanted = std::ranges::any_of(names, [&](const std::string& name) { return option->check_name(name); });
     if (!wanted && !option->check_name("--help")) option->group("");

@@ -38,7 +38,8 @@ def script_of_readme():
 
 
 def the_script(fails):
-    """The README's script, with a scp and a ssh that stay on this machine. `fails`: the restore does, and the program runs on."""
+    """The README's script, with a scp and a ssh that stay on this machine. `fails`: the restore does, the program runs on, and the
+    daemon ends."""
     def case(context, folder):
         keys = tool.Keys(context.binary, os.path.join(folder, "keys"), ["127.0.0.1"])
         with moving(context, folder, "tree" if fails else "memory") as (program, move):
@@ -58,7 +59,7 @@ exec {context.binary} "${{args[@]}}"
             executable(f"{tools}/scp", f'#!/bin/bash\n[ "$3" = host-b: ] && exec cp -r "$2" {there}/\n')
             executable(f"{tools}/ssh", f"""#!/bin/bash
 [ "$1" = host-b ] && shift && cd {there} || exit 9
-[ "$2" = restore ] || {{ [ "$2" = lazy-pages ] && set -- "$@" --pidfile {there}/daemon; exec "$@"; }}
+[ "$2" = restore ] || exec "$@"
 {"exit 8" if fails else ""}
 setsid unshare --pid --fork --mount-proc --kill-child {sys.executable} {init} {done} "$@" >restore.log 2>&1 </dev/null &
 echo $! >namespace
@@ -70,13 +71,15 @@ exit "$(cat {done})"
                                    env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}, timeout=60, check=False)
                 expect(p.returncode == (8 if fails else 0), f"it exited {p.returncode}: {p.stdout}{p.stderr}")
                 if fails:
+                    daemon = int(read(f"{there}/images/daemon.pid"))
+                    wait_for(lambda: not exists(daemon), "the daemon that no restore has come to to end", 10)
                     wait_for(lambda: stat_fields(program.pid)[0] != "t", "the program to be let go", 10)
                     return expect_as_before(program, before)
                 program.moved_to(move.moved(), None)
                 program.check()
                 program.reap_old()
             finally:
-                for file in ("namespace", "daemon"):
+                for file in ("namespace", "images/daemon.pid"):
                     number = read(f"{there}/{file}").strip()
                     if number and exists(int(number)):
                         kill_tree(int(number))

@@ -10,7 +10,7 @@ DOCUMENTS = ("README.md", "docs/migrate.8", "docs/completion.bash")
 # Options of others that we speak of, and what tests alone are given.
 FOREIGN = {"--build", "--check", "--full", "--list", "--only", "--table", "--quick", "--fork", "--monotonic", "--boottime", "--prefix",
            "--lazy-pages", "--format", "--fix", "--send-arg"}
-# Accepted and shown by no --help, since they are gone before the rest is parsed; and the beginning of names that are put together.
+# Accepted and named only in words below the options of --help, since they are gone before the rest is parsed; and the beginning of names that are put together.
 HIDDEN = {"--config", "--no-default-config", "--no-"}
 COMMON = {"--help", "--help-all", "--version"}
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+[a-z]")

@@ -6,6 +6,7 @@
 
 #include "core/base/error.h"
 #include "core/memory/lazy_memory.h"
+#include "core/memory/small_pages.h"
 #include "core/restore/lazy_restore.h"
 #include "core/restore/messages.h"
 #include "core/restore/shell.h"
@@ -106,8 +107,8 @@ PageSet LazyRegistration::register_mappings(const TaskImage& task, const Places&
 /// What rounds have brought is out of date. Nobody has it in a page table any more: else nobody would be told.
 void LazyRegistration::hand_over(const SharedMemory::Object& object, uint64_t place) const {
   const uint64_t bytes = page_ceil(object.bytes);
-  for (const PageSet::Range& r : missing_.at({MemoryId::Kind::shmem, object.id}).ranges())
-    punch_hole(object.fd.get(), bytes, r.start, r.end - r.start);
+  // Allocated here, where the tree is counted: whoever brings the pages is elsewhere.
+  allocate_all_but_first(object.fd.get(), missing_.at({MemoryId::Kind::shmem, object.id}));
   const Fd packed = pack_areas({{.start = place, .end = place + bytes}});
   const std::array<int, 2> fds{object.fd.get(), packed.get()};
   send_message(launcher_, Msg::lazy, 0, as_bytes_of(std::to_string(object.id)), fds);

@@ -14,7 +14,7 @@
 #include <sstream>
 
 #include "core/base/error.h"
-#include "lazypages/small_pages.h"
+#include "core/memory/small_pages.h"
 
 namespace migrate {
 namespace {

@@ -1,10 +1,14 @@
-#include "lazypages/small_pages.h"
+#include "core/memory/small_pages.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <filesystem>
+#include <optional>
 #include <set>
 #include <span>
 #include <string_view>
@@ -53,6 +57,44 @@ bool makes_huge_page_at(int file, uint64_t offset) {
   check(::fallocate(file, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset), static_cast<off_t>(kPageSize)), "allocate",
         "shared memory");
   return blocks_of(file) > before + kPageSize / kBlock;
+}
+
+void allocate_all_but_first(int file, const PageSet& pages) {
+  constexpr uint64_t kHugePage = 2 << 20;
+  if (pages.empty()) return;
+  const auto change = [&](int how, uint64_t start, uint64_t end) {
+    check(::fallocate(file, how | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(start), static_cast<off_t>(end - start)),
+          "allocate", "shared memory");
+  };
+  const auto empty = [&] {
+    for (const PageSet::Range& r : pages.ranges()) change(FALLOC_FL_PUNCH_HOLE, r.start, r.end);
+  };
+  empty();
+  if (makes_huge_pages()) return;
+  const bool huge = makes_huge_page_at(file, pages.ranges().front().start);
+  empty();
+  if (huge) return;
+  std::optional<uint64_t> begun;  // the block whose first page was met
+  for (const PageSet::Range& r : pages.ranges()) {
+    for (uint64_t at = r.start; at < r.end;) {
+      const uint64_t block = at / kHugePage, end = std::min(r.end, (block + 1) * kHugePage);
+      if (begun != block) at += kPageSize;
+      begun = block;
+      if (at < end) change(0, at, end);
+      at = end;
+    }
+  }
+}
+
+bool are_allocated(int file, uint64_t offset, uint64_t bytes) {
+  constexpr long kCacheStat = 451;
+  struct {
+    uint64_t offset, bytes;
+  } range{offset, bytes};
+  struct {
+    uint64_t cached, others[4];
+  } found{};
+  return ::syscall(kCacheStat, file, &range, &found, 0) == 0 && found.cached == bytes / kPageSize;
 }
 
 }  // namespace migrate

@@ -1,0 +1,25 @@
+// Shared memory in small pages, whatever the kernel is set to.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "core/memory/page_runs.h"
+
+namespace migrate {
+
+/// The kernel, as it is set now, may make huge pages of what is allocated in shared anonymous memory.
+bool makes_huge_pages(const std::string& settings = "/sys/kernel/mm/transparent_hugepage");
+
+/// The same, asked of the file itself: a page of a hole of it, at `offset`, is allocated, perhaps with others around.
+bool makes_huge_page_at(int file, uint64_t offset);
+
+/// Makes holes of `pages` and allocates them in small pages, which are counted in the cgroup of the caller; but not the
+/// first of each block of a huge page: as long as that is a hole, nobody makes a huge page of a block in memory that is
+/// registered for missing pages. Where the kernel would make huge pages all stay holes.
+void allocate_all_but_first(int file, const PageSet& pages);
+
+/// Pages are allocated, as far as one can tell (Linux 6.5 and later); SEEK_DATA does not know those without contents.
+bool are_allocated(int file, uint64_t offset, uint64_t bytes);
+
+}  // namespace migrate

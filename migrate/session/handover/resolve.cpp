@@ -95,7 +95,8 @@ class Resolver {
     const std::string session = to_hex(id);
     const std::string others = folders.size() == 1 ? "" : " (nor in " + std::to_string(folders.size() - 1) + " others)";
     events_.event("cgroups",
-                  "session " + session + ": nobody is in its cgroup " + folders.front() + others + ", and " + store_.path() + " has no journal of it; unless another state folder has, " +
+                  "session " + session + ": nobody is in its cgroup " + folders.front() + others + ", and " +
+                      store_.path() + " has no journal of it; unless another state folder has, " +
                       "remove them: rmdir " + parents_of(folders) + "/" + lazy_cgroup_mark(id) + "?",
                   {{"session", session}});
   }

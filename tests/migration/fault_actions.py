@@ -101,8 +101,13 @@ def stopped(case):
 
 
 def journal_full(case):
+    """While pages come `send` waits, and says for what: the operator makes room."""
     case.fill_disk(case.host)
     case.resume()
+    if case.mode in ("postcopy", "hybrid"):
+        waits = lambda: "cannot take it: " in case.sent() and "No space left" in case.sent()
+        wait_for(lambda: case.sender.poll() is not None or waits(), "send to end or to say what is in the way", 60, 0.05)
+        case.make_room()
 
 
 def out_of_memory(case):

@@ -44,6 +44,7 @@ class Case:
         os.makedirs(folder)
         os.chmod(folder, 0o755)
         self.short = f"h{os.getpid()}"
+        self.mode = mode
         self.tool = tool.Tool(context.binary, folder, ["--mode", mode, *(LAZY_OPTIONS if mode in LAZY else ()), *context.send_args])
         self.mib = MIB if mode in LAZY else 0
         try:
@@ -302,6 +303,10 @@ class Case:
         for folder in remains.cgroups_of(self.sessions(), ends):
             wait_for(lambda f=folder: not read(f"{f}/cgroup.procs"), f"{folder} to empty", 5)
             os.rmdir(folder)
+
+    def sent(self):
+        """What `send` has said."""
+        return read(os.path.join(self.folder, "send.log"))
 
     def make_room(self):
         for folder in self.mounts.values():

@@ -46,6 +46,18 @@ void answer_question(ControlChannel& channel, DestinationSessions& sessions, Eve
   events.event("asked", channel.stream().peer() + " asked about a session: " + state, {{"state", state}});
 }
 
+/// If the peer still listens.
+void give_up(ControlChannel& channel, const std::string& session, const Error& why) noexcept {
+  try {
+    wire::Message message;
+    message.set_session(session);
+    message.mutable_abort()->set_reason(std::string(why.what()).substr(0, 1000));
+    channel.send(std::move(message));
+    channel.finish();
+  } catch (const std::exception&) {
+  }
+}
+
 /// Told to the peer, then here.
 void refuse(ControlChannel& channel, Events& events, const std::exception& why) {
   channel.stream().set_stop(nullptr);
@@ -87,8 +99,9 @@ int serve_connection(const ReceiveOptions& options, const Connector& connector, 
       } catch (const StaleEpoch&) {
         throw;
       } catch (const Error& e) {
-        // No refusal: it comes again.
+        // No refusal: it comes again, and is told what was in the way.
         events.event("cut", std::string("a feed ended: ") + e.what(), {});
+        give_up(channel, first->session(), e);
         return kQuestionAnswered;
       }
     }

@@ -43,6 +43,7 @@ bool SourceFeed::connect(ControlChannel& channel) {
   channel.send(std::move(message));
   const Message reply = channel.receive(Deadline::in(parts_.timeouts.answer));
   if (reply.body_case() == Message::kWhole) return false;
+  if (reply.body_case() == Message::kAbort) throw Error("the destination cannot take it: " + reply.abort().reason());
   if (reply.body_case() != Message::kFeeding || reply.feeding().stream_tokens_size() != count)
     throw Corrupt("a message of the peer", "it is out of turn");
   tells_waits_ = reply.feeding().waits();

@@ -21,7 +21,7 @@ constexpr milliseconds kFirstPause{50}, kLongestPause{5'000};
 }  // namespace
 
 Postcopy::Postcopy(const PlanParts& parts, std::unique_ptr<MemoryPlan> before, When when)
-    : p_(parts), before_(std::move(before)), when_(when) {}
+    : p_(parts), before_(std::move(before)), when_(when), pause_(kFirstPause) {}
 
 FeedParts Postcopy::feed_parts() const {
   return {.connector = p_.peer.connector(),
@@ -123,6 +123,8 @@ bool Postcopy::serve_once() {
     p_.events.event("cut", std::string("the feed was cut: ") + e.what() + "; trying to connect again");
     const bool bounded = p_.options.recover_timeout.count() > 0;
     if (!std::exchange(cut_, true) && bounded) recover_by_ = Deadline::in(p_.options.recover_timeout);
+    // A destination that takes the connection and cannot go on is not asked all the time either.
+    if (Clock::now() - connected_since_ > kLongestPause) pause_ = kFirstPause;
     connect_again();
     return false;
   }
@@ -149,14 +151,16 @@ void Postcopy::wait_before_trying(milliseconds pause) const {
 
 /// With back-off, and without end unless the operator says so: the program waits there for what is here.
 void Postcopy::connect_again() {
-  for (milliseconds pause = kFirstPause;; pause = std::min(pause * 2, kLongestPause)) {
-    wait_before_trying(pause);
+  for (;; pause_ = std::min(pause_ * 2, kLongestPause)) {
+    wait_before_trying(pause_);
     p_.hold.heartbeat();
     try {
       Timeouts timeouts = p_.options.timeouts;
       if (recover_by_) timeouts.connect = std::min(timeouts.connect, milliseconds(recover_by_->poll_timeout() + 1));
       p_.peer.replace_channel(
           connect_about(p_.peer.connector(), p_.options.address, timeouts, p_.hold.id(), p_.hold.epoch()));
+      connected_since_ = Clock::now();
+      pause_ = std::min(pause_ * 2, kLongestPause);
       return;
     } catch (const Refusal&) {
       throw;

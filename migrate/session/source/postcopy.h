@@ -56,6 +56,8 @@ class Postcopy final : public MemoryPlan {
   std::optional<SourceFeed> feed_;
   uint64_t left_ = 0;  ///< pages of what comes late, as far as is known
   bool cut_ = false;
+  std::chrono::milliseconds pause_;     ///< before the next attempt to connect
+  Clock::time_point connected_since_;   ///< at the last attempt that went well
   std::optional<Deadline> recover_by_;  ///< of this cut; none: without end
 };
 

@@ -225,6 +225,14 @@ MemoryRoom room_for_programs(const ReceiveOptions& options) {
   return in_ours && ours.bytes < room.bytes ? ours : room;
 }
 
+/// Later questions, which the tree may stand for, tell of no memory: what there is room for takes some looks at files.
+void check_room(uint64_t memory, const MemoryRoom& room, std::vector<std::string>& reasons) {
+  if (memory <= room.bytes) return;
+  reasons.push_back("the program has " + human_bytes(memory) + " in memory, and " +
+                    (room.where.empty() ? "the destination" : "cgroup " + room.where + " at the destination") +
+                    " has room for " + human_bytes(room.bytes));
+}
+
 }  // namespace
 
 std::vector<std::string> what_is_in_the_way(const wire::Check& check, const ReceiveOptions& options) {
@@ -234,11 +242,7 @@ std::vector<std::string> what_is_in_the_way(const wire::Check& check, const Rece
   check_policy(check, policy, bounds, reasons);
   check_means(check, bounds, reasons);
   const wire::Hello here = host_facts();
-  if (const MemoryRoom room = room_for_programs(options); check.memory() > room.bytes) {
-    reasons.push_back("the program has " + human_bytes(check.memory()) + " in memory, and " +
-                      (room.where.empty() ? "the destination" : "cgroup " + room.where + " at the destination") +
-                      " has room for " + human_bytes(room.bytes));
-  }
+  if (check.memory() != 0) check_room(check.memory(), room_for_programs(options), reasons);
   if (options.max_memory != 0 && check.memory() > options.max_memory) {
     reasons.push_back("the program has " + human_bytes(check.memory()) + " in memory, and the receiver takes " +
                       human_bytes(options.max_memory) + " (--max-memory)");

@@ -104,10 +104,7 @@ void LazyObject::map() {
 bool LazyObject::are_huge(const Intervals& missing) const {
   if (missing.empty() || makes_huge_pages()) return !missing.empty();
   if (!makes_huge_page_at(file_.get(), missing.begin()->first)) return false;
-  for (const auto& [start, end] : missing)
-    check(::fallocate(file_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(start),
-                      static_cast<off_t>(end - start)),
-          "empty", kWhat);
+  for (const auto& [start, end] : missing) make_hole(file_.get(), start, end - start);
   return true;
 }
 

@@ -7,11 +7,13 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <filesystem>
 #include <optional>
 #include <set>
 #include <span>
 #include <string_view>
+#include <thread>
 
 #include "core/base/error.h"
 #include "core/base/fd.h"
@@ -19,6 +21,8 @@
 
 namespace migrate {
 namespace {
+
+constexpr uint64_t kHugePage = 2 << 20;
 
 /// Of "always within_size [never]"; "": the kernel has no such setting.
 std::string chosen(const std::string& path) {
@@ -51,23 +55,46 @@ bool makes_huge_pages(const std::string& settings) {
   return false;
 }
 
+std::optional<uint64_t> allocated_pages(int file, uint64_t offset, uint64_t bytes) {
+  constexpr long kCacheStat = 451;
+  struct {
+    uint64_t offset, bytes;
+  } range{offset, bytes};
+  struct {
+    uint64_t cached, others[4];
+  } found{};
+  if (::syscall(kCacheStat, file, &range, &found, 0) != 0) return std::nullopt;
+  return found.cached;
+}
+
 bool makes_huge_page_at(int file, uint64_t offset) {
   constexpr uint64_t kBlock = 512;
-  const uint64_t before = blocks_of(file);
+  // Blocks are a poor measure: while khugepaged tries a huge page, and after it failed, holes are counted, too.
+  const auto count = [&] {
+    return allocated_pages(file, offset & ~(kHugePage - 1), kHugePage).value_or(blocks_of(file) * kBlock / kPageSize);
+  };
+  const uint64_t before = count();
   check(::fallocate(file, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset), static_cast<off_t>(kPageSize)), "allocate",
         "shared memory");
-  return blocks_of(file) > before + kPageSize / kBlock;
+  return count() > before + 1;
+}
+
+void make_hole(int file, uint64_t offset, uint64_t bytes) {
+  constexpr int kTries = 200;
+  for (int tries = 0;; ++tries) {
+    check(::fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                      static_cast<off_t>(bytes)),
+          "empty", "shared memory");
+    if (allocated_pages(file, offset, bytes).value_or(0) == 0) return;
+    if (tries == kTries) throw Error("empty", "a huge page of shared memory", EBUSY);
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
 }
 
 void allocate_all_but_first(int file, const PageSet& pages) {
-  constexpr uint64_t kHugePage = 2 << 20;
   if (pages.empty()) return;
-  const auto change = [&](int how, uint64_t start, uint64_t end) {
-    check(::fallocate(file, how | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(start), static_cast<off_t>(end - start)),
-          "allocate", "shared memory");
-  };
   const auto empty = [&] {
-    for (const PageSet::Range& r : pages.ranges()) change(FALLOC_FL_PUNCH_HOLE, r.start, r.end);
+    for (const PageSet::Range& r : pages.ranges()) make_hole(file, r.start, r.end - r.start);
   };
   empty();
   if (makes_huge_pages()) return;
@@ -80,21 +107,16 @@ void allocate_all_but_first(int file, const PageSet& pages) {
       const uint64_t block = at / kHugePage, end = std::min(r.end, (block + 1) * kHugePage);
       if (begun != block) at += kPageSize;
       begun = block;
-      if (at < end) change(0, at, end);
+      if (at < end)
+        check(::fallocate(file, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(at), static_cast<off_t>(end - at)), "allocate",
+              "shared memory");
       at = end;
     }
   }
 }
 
 bool are_allocated(int file, uint64_t offset, uint64_t bytes) {
-  constexpr long kCacheStat = 451;
-  struct {
-    uint64_t offset, bytes;
-  } range{offset, bytes};
-  struct {
-    uint64_t cached, others[4];
-  } found{};
-  return ::syscall(kCacheStat, file, &range, &found, 0) == 0 && found.cached == bytes / kPageSize;
+  return allocated_pages(file, offset, bytes) == bytes / kPageSize;
 }
 
 }  // namespace migrate

@@ -220,6 +220,20 @@ TEST(FeedOrder, NothingIsMissing) {
   }
 }
 
+/// A feeder whose end one can ask for from any thread.
+struct TellingFeeder {
+  PageFeeder& feeder;
+  std::atomic<bool>& ended;
+  void run() {
+    struct Tell {
+      std::atomic<bool>& ended;
+      ~Tell() { ended = true; }
+    } tell{ended};
+    feeder.run();
+  }
+  void cancel() noexcept { feeder.cancel(); }
+};
+
 TEST(FeedCuts, AnotherConnectionGoesOnWithWhatIsMissing) {
   Memories memories;
   memories.add(kA, {{0, 900}, {page(1000), 1100}});
@@ -227,15 +241,23 @@ TEST(FeedCuts, AnotherConnectionGoesOnWithWhatIsMissing) {
   Destination destination(memories);
   WantedPages wanted;
   std::atomic<int64_t> until_cut = 0;
+  std::atomic<bool> source_ended = false;
   Stream* cut = nullptr;
+  // From the cut on only what is under way comes. (The source need not notice that a stream is cut on which all is
+  // sent.)
+  constexpr int kMostPauses = 20;
+  std::atomic<int> pauses = 0;
   destination.before_write = [&](MemoryId, uint64_t, uint64_t) {
-    if (--until_cut == 0) cut->abort();
+    const int64_t left = --until_cut;
+    if (left == 0) cut->abort();
+    while (left <= 0 && !source_ended && ++pauses < kMostPauses)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
   };
   std::mt19937_64 random(8);
   uint64_t cuts = 0;
   for (int64_t writes = 1; destination.missing_pages() > 0; ++writes) {
     Connection c = connected(2);
-    until_cut = 1 + writes % 5;
+    until_cut = 1 + writes;
     cut = std::array{c.destination.urgent.get(), c.destination.fill[0].get(), c.source.urgent.get(),
                      c.source.fill[1].get()}[static_cast<size_t>(writes) % 4];
     PageFeeder feeder(std::move(c.source), memories.sources(), {});
@@ -244,7 +266,10 @@ TEST(FeedCuts, AnotherConnectionGoesOnWithWhatIsMissing) {
       const uint64_t n = 1000 + random() % 1100;
       if (!destination.has(kA, page(n))) wanted.want(kA, page(n));
     }
-    Running source(feeder);
+    source_ended = false;
+    pauses = 0;
+    TellingFeeder telling{feeder, source_ended};
+    Running source(telling);
     Running fetching(fetcher);
     ASSERT_TRUE(eventually([&] { return fetching.ended_within({}) || destination.missing_pages() == 0; }));
     // A fill stream that has brought all that it had to bring may be cut.

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "core/base/refusals.h"
+#include "core/base/standby.h"
 #include "core/dump/dump_memory.h"
 #include "core/dump/preflight.h"
 #include "core/dump/task_memory.h"
@@ -69,7 +70,7 @@ struct Dump::Impl {
   void look_around();
   void stop();
   void look_again();
-  std::future<void> look_for_sharing() const;
+  std::future<void> look_for_sharing();
   void visit();
   void look_for_lazy(const StoppedTask& task, pid_t image_pid);
   void describe_task_images(size_t index, MemoryDumper& memory);
@@ -93,6 +94,7 @@ struct Dump::Impl {
   std::map<Pid, Fd> mems;
   DomainWitnesses witnesses;
   std::set<pid_t> outside;  ///< who was there before the stop, and did not share
+  Standby sharing_look;
   CgroupSets cgroups;
   std::unique_ptr<FileDumper> files;
   std::vector<PageSource> memories;
@@ -156,14 +158,16 @@ void Dump::Impl::stop() {
 }
 
 /// Looks, in a thread of its own, for tasks that share with the tree and were made meanwhile.
-std::future<void> Dump::Impl::look_for_sharing() const {
+std::future<void> Dump::Impl::look_for_sharing() {
   std::vector<pid_t> living;
   std::set<pid_t> inside;
   for (const StoppedTask& task : tree->tasks()) {
     inside.insert(task.pid.get());
     if (alive(task)) living.push_back(task.pid.get());
   }
-  return std::async(std::launch::async, refuse_outside_sharing, std::move(living), std::move(inside), outside);
+  return sharing_look.begin([this, living = std::move(living), inside = std::move(inside)] {
+    refuse_outside_sharing(living, inside, outside);
+  });
 }
 
 /// What must be read before anything runs in the tasks, then the visits.

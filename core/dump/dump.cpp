@@ -8,6 +8,7 @@
 #include "core/base/refusals.h"
 #include "core/base/standby.h"
 #include "core/dump/dump_memory.h"
+#include "core/dump/memory_scan.h"
 #include "core/dump/preflight.h"
 #include "core/dump/task_memory.h"
 #include "core/dump/tree_images.h"
@@ -73,6 +74,7 @@ struct Dump::Impl {
   std::future<void> look_for_sharing();
   void visit();
   void look_for_lazy(const StoppedTask& task, pid_t image_pid);
+  void scan_memory();
   void describe_task_images(size_t index, MemoryDumper& memory);
   std::vector<ext::ThreadExt> describe_core(const StoppedTask& task, uint32_t ordinal);
 
@@ -87,6 +89,7 @@ struct Dump::Impl {
   std::vector<std::pair<ProcDir, std::vector<Vma>>> believed;  ///< of `foreseen`, what the images rely on
   std::future<void> second_look;                               // destroyed, and waited for, after the tree was let go
   std::unique_ptr<StoppedTree> tree;                           // before what needs the tree stopped: destroyed after it
+  MemoryScan memory_scan;
   std::unique_ptr<ImagePids> pids;
   std::map<Pid, TaskHarvest> harvests;
   std::map<Pid, std::vector<PosixTimer>> timers;
@@ -218,6 +221,13 @@ std::vector<ext::ThreadExt> Dump::Impl::describe_core(const StoppedTask& task, u
   return extras;
 }
 
+void Dump::Impl::scan_memory() {
+  std::vector<MemoryScan::Task> tasks;
+  for (const StoppedTask& task : tree->tasks())
+    if (alive(task)) tasks.push_back({&task.proc, &foreseen[task.pid.get()]});
+  memory_scan.begin(std::move(tasks), *mappings);
+}
+
 void Dump::Impl::look_for_lazy(const StoppedTask& task, pid_t image_pid) {
   std::vector<img::core_entry> cores(task.threads.size());
   for (size_t i = 0; i < cores.size(); ++i) {
@@ -243,9 +253,9 @@ void Dump::Impl::describe_task_images(size_t index, MemoryDumper& memory) {
   std::vector<ext::ThreadExt> extras = describe_core(task, static_cast<uint32_t>(index + 1));
   write_fs(task, image_pid, *files, images);
   const auto start = Clock::now();
-  std::vector<Vma>& vmas = foreseen[task.pid.get()];
-  if (memory.add_task(task, harvests.at(task.pid), vmas, image_pid, *extras.front().mutable_task()))
-    believed.emplace_back(ProcDir(task.pid.get()), std::move(vmas));
+  TaskMemory found = memory_scan.take(task.pid.get());
+  if (found.foreseen) believed.emplace_back(ProcDir(task.pid.get()), std::move(foreseen[task.pid.get()]));
+  memory.add_task(task, harvests.at(task.pid), std::move(found), image_pid, *extras.front().mutable_task());
   if (options.lazy) look_for_lazy(task, image_pid);
   stats.memdump_time += microseconds_since(start);
   ImageWriter writer = images.write("migrate-ext.img", magic::kMigrateExt);
@@ -261,10 +271,11 @@ void Dump::Impl::run() {
   std::future<void> sharing = look_for_sharing();
   visit();
   log.debug("visited after {} us", microseconds_since(frozen_since));
+  scan_memory();
   files = std::make_unique<FileDumper>(tree->tasks(), file_options(options), images, log);
   files->dump_descriptors();
   log.debug("descriptors described after {} us", microseconds_since(frozen_since));
-  MemoryDumper memory(*files, images, *mappings, options.tracked, log);
+  MemoryDumper memory(*files, images, options.tracked, log);
   for (size_t i = 0; i < tree->tasks().size(); ++i) describe_task_images(i, memory);
   memories = memory.finish();
   lazy.merge(shared.take());

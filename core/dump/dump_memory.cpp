@@ -9,7 +9,6 @@
 
 #include "core/base/looked_at.h"
 #include "core/base/proc_values.h"
-#include "core/dump/task_memory.h"
 #include "core/image/magic.h"
 #include "core/memory/page_scan.h"
 
@@ -143,18 +142,11 @@ void check_mapping(pid_t pid, const Vma& vma) {
   if (vma.has(VmFlag::pfn_map) || vma.has(VmFlag::io)) refuse("device memory mapped", kUnmap);
 }
 
-MemoryDumper::MemoryDumper(FileDumper& files, ImageSet& images, const MappingReader& mappings, bool tracked,
-                           Logger& log)
-    : files_(files),
-      images_(images),
-      mappings_(mappings),
-      tracked_(tracked),
-      log_(log),
-      shm_device_(internal_shm_device()) {}
+MemoryDumper::MemoryDumper(FileDumper& files, ImageSet& images, bool tracked, Logger& log)
+    : files_(files), images_(images), tracked_(tracked), log_(log), shm_device_(internal_shm_device()) {}
 
-bool MemoryDumper::add_task(const StoppedTask& task, const TaskHarvest& harvest, const std::vector<Vma>& foreseen,
-                            pid_t image_pid, ext::TaskExt& extra) {
-  TaskMemory memory = read_task_memory(task.proc, mappings_, foreseen);
+void MemoryDumper::add_task(const StoppedTask& task, const TaskHarvest& harvest, TaskMemory memory, pid_t image_pid,
+                            ext::TaskExt& extra) {
   std::vector<Vma>& vmas = memory.vmas;
   if (tracked_)
     for (Vma& vma : vmas) vma.flags &= ~static_cast<uint32_t>(VmFlag::uffd_wp);
@@ -178,7 +170,6 @@ bool MemoryDumper::add_task(const StoppedTask& task, const TaskHarvest& harvest,
                       .fd = task.proc.open("mem", O_RDONLY)});
   images_.put(image_name("mm", static_cast<uint64_t>(image_pid)), magic::kMm, mm);
   log_.debug("task {}: {} mappings, {} pages", task.pid.get(), vmas.size(), sources_.back().pages());
-  return memory.foreseen;
 }
 
 img::vma_entry MemoryDumper::describe(const StoppedTask& task, const Vma& vma) {

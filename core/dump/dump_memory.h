@@ -7,11 +7,11 @@
 #include <vector>
 
 #include "core/base/log.h"
+#include "core/dump/task_memory.h"
 #include "core/files/dump_files.h"
 #include "core/freeze/stopped_tree.h"
 #include "core/image/image_set.h"
 #include "core/inject/harvest.h"
-#include "core/memory/mapping_reader.h"
 #include "core/memory/page_io.h"
 #include "core/memory/vma.h"
 #include "ext/ext.pb.h"
@@ -24,14 +24,13 @@ void check_mapping(pid_t pid, const Vma& vma);
 
 class MemoryDumper {
  public:
-  /// `files` is used until finish(), `mappings` by add_task(). `tracked`: write protection by userfaultfd is ours
+  /// `files` is used until finish(). `tracked`: write protection by userfaultfd is ours
   /// (DirtyTracker), not the tree's.
-  MemoryDumper(FileDumper& files, ImageSet& images, const MappingReader& mappings, bool tracked, Logger& log);
+  MemoryDumper(FileDumper& files, ImageSet& images, bool tracked, Logger& log);
 
-  /// Describes the address space of one stopped task as mm-<image_pid>.img and looks for its pages.
+  /// Describes the address space of one stopped task, which is `memory`, as mm-<image_pid>.img.
   /// What CRIU's format cannot hold goes into `extra`.
-  /// `foreseen`: foresee_mappings() of the task before it was stopped. True if it was used and must be checked.
-  bool add_task(const StoppedTask& task, const TaskHarvest& harvest, const std::vector<Vma>& foreseen, pid_t image_pid,
+  void add_task(const StoppedTask& task, const TaskHarvest& harvest, TaskMemory memory, pid_t image_pid,
                 ext::TaskExt& extra);
   /// All memories; after the last task, and after the files have described all descriptors.
   std::vector<PageSource> finish();
@@ -49,7 +48,6 @@ class MemoryDumper {
 
   FileDumper& files_;
   ImageSet& images_;
-  const MappingReader& mappings_;
   bool tracked_;
   Logger& log_;
   dev_t shm_device_;  ///< of the kernel's internal tmpfs: memfds and shared anonymous memory

@@ -5,11 +5,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
+
 #include "core/base/fd.h"
 #include "core/base/features.h"
 #include "core/base/looked_at.h"
 #include "core/base/procfs.h"
 #include "core/base/refusals.h"
+#include "core/base/standby.h"
 #include "failing_calls.h"
 
 namespace migrate {
@@ -133,6 +136,19 @@ TEST(Fds, TravelOverASocket) {
   EXPECT_EQ(bytes.size(), 5u);
   ASSERT_EQ(fds.size(), 2u);
   EXPECT_TRUE(same_description(::getpid(), null.get(), ::getpid(), fds[1].get()));
+}
+
+TEST(Standby, WorksOnceOrNotAtAll) {
+  { const Standby never; }
+  std::future<void> end;
+  std::atomic<int> done = 0;
+  {
+    Standby one, other;
+    end = one.begin([&] { ++done; });
+    EXPECT_THROW(other.begin([] { throw Error("work", "", EIO); }).get(), Error);
+  }
+  end.get();
+  EXPECT_EQ(done, 1);
 }
 
 TEST(Errors, NameWhatAndWhy) {

@@ -12,6 +12,9 @@
 #include <cstring>
 #include <tuple>
 
+#include "core/base/error.h"
+#include "core/dump/memory_scan.h"
+
 namespace migrate {
 namespace {
 
@@ -121,6 +124,30 @@ TEST(TaskMemory, ChangedFlagsAreNoticed) {
   EXPECT_EQ(changed_flags(then, now, 0), nullptr);
   ours->range.end = RemoteAddr(ours->range.end.get() + 2 * kPageSize);
   EXPECT_EQ(changed_flags(then, now, 0), &*ours);
+}
+
+TEST(MemoryScan, TellsOfEachTaskWhatIsReadOrWhatFailed) {
+  const Sleeper one, other;
+  pid_t gone = ::fork();
+  if (gone == 0) ::_exit(0);
+  const ProcDir first = one.proc(), third = other.proc(), second(gone);
+  ::waitpid(gone, nullptr, 0);
+  const std::vector<Vma> none;
+  const MappingReader reader = MappingReader::best();
+  MemoryScan scan;
+  scan.begin({{&first, &none}, {&second, &none}, {&third, &none}}, reader);
+  EXPECT_EQ(parts(scan.take(third.pid()).pages), parts(read_task_memory(third, reader).pages));
+  EXPECT_EQ(scan.take(first.pid()).vmas.size(), read_task_memory(first, reader).vmas.size());
+  EXPECT_THROW(scan.take(gone), Error);
+}
+
+TEST(MemoryScan, MayBeGivenUp) {
+  const Sleeper one;
+  const ProcDir proc = one.proc();
+  const std::vector<Vma> none;
+  const MappingReader reader;
+  MemoryScan scan;
+  scan.begin({{&proc, &none}}, reader);
 }
 
 }  // namespace

@@ -34,6 +34,7 @@ LazyMemories::LazyMemories(Wanted wanted, std::shared_ptr<LazyRecord> record)
       looked_for_dead_(std::chrono::steady_clock::now()) {
   around_->record = std::move(record);
   around_->objects = std::make_shared<LazyObjects>();
+  around_->room = std::make_shared<SpaceRoom>();
   around_->forked = [this](const Space& child) { add(child); };
   around_->make_room = [this] { return make_room(); };
   // Told once for each write to it, without being read; spaces count from 1.
@@ -57,6 +58,7 @@ LazyMemories::LazyMemories(std::vector<LazyMemory> memories, Wanted wanted, std:
     if (memory.userfaultfd) spaces.push_back(std::make_shared<LazySpace>(std::move(memory), around_));
   around_->record->adopted(announced);
   for (auto& [memory, set] : announced) memories_[memory].announced = std::move(set);
+  allow_announced();
   if (!around_->objects->empty()) memories_[kSharedMappings];
   for (const Space& space : spaces) add(space);
 }
@@ -64,6 +66,7 @@ LazyMemories::LazyMemories(std::vector<LazyMemory> memories, Wanted wanted, std:
 LazyMemories::LazyMemories(std::shared_ptr<LazyRecord> record, Wanted wanted)
     : LazyMemories(std::move(wanted), std::move(record)) {
   for (auto& [memory, set] : around_->record->announced()) memories_[memory].announced = std::move(set);
+  allow_announced();
   memories_[kSharedMappings];
   std::vector<Space> spaces;
   for (SpacePage* page : around_->record->used()) {
@@ -79,6 +82,13 @@ LazyMemories::LazyMemories(std::shared_ptr<LazyRecord> record, Wanted wanted)
 }
 
 LazyMemories::~LazyMemories() = default;
+
+void LazyMemories::allow_announced() {
+  uint64_t bytes = 0;
+  for (const auto& [id, memory] : memories_)
+    for (const auto& [start, end] : memory.announced) bytes += end - start;
+  allow(SpaceRoom::kMost + bytes / 16 + memories_.size() * 2 * SpaceShare::kLeast);
+}
 
 void LazyMemories::add(const Space& space) {
   const std::lock_guard lock(mutex_);
@@ -115,23 +125,27 @@ void LazyMemories::write(MemoryId memory, uint64_t address, std::span<const std:
   // A fork that is made meanwhile comes after what it was forked from: either that had the pages already, or the fork
   // is met here too.
   uint64_t id = 0;
-  bool filled = false;
+  bool filled = false, passed_over = false;
   while (const Space space = next_space(memory, id, id)) {
     std::vector<uint64_t> wanted;
     const bool missed = space->missing_pages() != 0;
-    space->fill(address, data, wanted);
+    passed_over = !space->fill(address, data, wanted) || passed_over;
     filled = filled || (missed && space->missing_pages() == 0);
     ask(memory, wanted);
   }
   note_come(memory, address, data.size(), filled);
+  if (!passed_over) return;
+  const std::lock_guard lock(mutex_);
+  migrate::add(memories_.at(memory).passed_over, address, address + data.size());
 }
 
 /// `filled`: they were the last that somebody missed.
 void LazyMemories::note_come(MemoryId memory, uint64_t address, uint64_t bytes, bool filled) {
   if (filled) ::eventfd_write(filled_.get(), 1);
   const std::lock_guard lock(mutex_);
-  std::set<uint64_t>& asked = memories_.at(memory).asked;
+  auto& [announced, asked, passed_over, spaces] = memories_.at(memory);
   asked.erase(asked.lower_bound(address), asked.lower_bound(address + bytes));
+  if (asked.empty() && !passed_over.empty()) ::eventfd_write(filled_.get(), 1);
 }
 
 void LazyMemories::write_shared(LazyObject& object, uint64_t offset, std::span<const std::byte> data) {
@@ -169,6 +183,24 @@ void LazyMemories::ask(MemoryId memory, const std::vector<uint64_t>& sources) {
     }
     wanted_(of, source);
   }
+}
+
+/// For pages that were passed over, some at a time, when no fork waits.
+void LazyMemories::ask_again() {
+  constexpr size_t kAtOnce = 64;
+  if (!starved_.empty()) return;
+  std::map<MemoryId, std::vector<uint64_t>> all;
+  {
+    const std::lock_guard lock(mutex_);
+    for (auto& [id, memory] : memories_) {
+      while (!memory.passed_over.empty() && memory.asked.size() + all[id].size() < kAtOnce) {
+        const uint64_t page = memory.passed_over.begin()->first;
+        cut(memory.passed_over, page, page + kPageSize);
+        all[id].push_back(page);
+      }
+    }
+  }
+  for (const auto& [id, pages] : all) ask(id, pages);
 }
 
 void LazyMemories::turn(uint64_t id) {
@@ -209,6 +241,7 @@ void LazyMemories::serve(std::chrono::milliseconds wait) {
   const std::set<uint64_t> again = std::exchange(again_, {});
   for (int i = 0; i < n; ++i) turn(events[static_cast<size_t>(i)].data.u64);
   for (const uint64_t id : again) turn(id);
+  ask_again();
   if (std::chrono::steady_clock::now() - looked_for_dead_ >= kDeadWithin) bury_dead();
 }
 
@@ -292,6 +325,7 @@ size_t LazyMemories::spaces() const {
 }
 
 void LazyMemories::finish_all() {
+  allow(UINT64_MAX);  // what is known will be forgotten
   // Forks may come until their parent is finished, and after it in this order.
   for (Patience patience; spaces() != 0; patience.wait()) {
     uint64_t id = 0;
@@ -313,6 +347,7 @@ void LazyMemories::finish() {
 }
 
 void LazyMemories::poison() {
+  allow(UINT64_MAX);
   for (const auto& object : around_->objects->all()) object->lose();
   bool all = false;
   for (Patience patience; !all; patience.wait()) {

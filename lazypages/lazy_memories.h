@@ -40,7 +40,8 @@ class LazyMemories : public PageSink {
   ~LazyMemories() override;
 
   /// `address` is the source's. Pages that nobody misses any more are dropped; pages that were never announced as
-  /// missing: Corrupt, and nothing was touched. Waits while a task that has changed its memory has yet to run.
+  /// missing: Corrupt, and nothing was touched. Waits while a task that has changed its memory has yet to run; what a
+  /// task misses that waits in a fork is wanted once more when it goes on.
   void write(MemoryId memory, uint64_t address, std::span<const std::byte> data) override;
 
   /// The source says that it has no such pages: never true of announced ones. Throws Corrupt.
@@ -62,6 +63,11 @@ class LazyMemories : public PageSink {
   std::map<MemoryId, std::vector<uint64_t>> outstanding() const;
   size_t spaces() const;
 
+  /// Forks wait when what is known of all spaces would take more bytes. At first SpaceRoom::kMost, a sixteenth
+  /// of what is missing, and what the spaces take that were not forked.
+  void allow(uint64_t most) { around_->room->allow(most); }
+  uint64_t used() const { return around_->room->used(); }
+
   /// Gives all memory back to the kernel, when it is whole (else throws Error): no task is left waiting, and pages that
   /// no task ever touched are zeros without us.
   void finish();
@@ -74,6 +80,7 @@ class LazyMemories : public PageSink {
   struct Memory {
     Intervals announced;
     std::set<uint64_t> asked;
+    Intervals passed_over;             ///< came while a fork waited, and are to be asked for again
     std::map<uint64_t, Space> spaces;  ///< that miss pages of it, by id
   };
 
@@ -85,11 +92,13 @@ class LazyMemories : public PageSink {
   std::pair<MemoryId, uint64_t> origin_of(MemoryId memory, uint64_t source) const;
   Space next_space(std::optional<MemoryId> memory, uint64_t after, uint64_t& id) const;
   void ask(MemoryId memory, const std::vector<uint64_t>& sources);
+  void ask_again();
   void turn(uint64_t id);
   void let_try_again();
   void bury_dead();
   void have_spares();
   bool make_room();
+  void allow_announced();
   void finish_all();
 
   Wanted wanted_;

@@ -16,6 +16,8 @@ namespace {
 
 /// What the lock is held for at a time: 35 us.
 constexpr uint64_t kMostAtOnce = 64 << 10;
+/// A fork that waits for memory of ours is tried again: not so often that others get no descriptors.
+constexpr std::chrono::milliseconds kStarvedFor{5};
 /// Zeros put in around a fault on one: a program that walks through fresh memory faults 16 times less.
 constexpr uint64_t kZerosAtOnce = 64 << 10;
 
@@ -37,7 +39,10 @@ LazySpace::LazySpace(LazyMemory memory, std::shared_ptr<const LazySurroundings> 
       missing_(missing_of(memory)),
       guards_(memory.process && !shared() ? GuardScan(memory.process.get()) : GuardScan()),
       record_(around_->record, memory_, memory.userfaultfd.get(), guards_.pagemap(), missing_),
-      userfaultfd_(std::move(memory.userfaultfd)) {}
+      share_(*around_->room, false),
+      userfaultfd_(std::move(memory.userfaultfd)) {
+  count();
+}
 
 /// A fork's. Its descriptor is not closed if this fails: the event that told of it is outstanding still.
 LazySpace::LazySpace(int userfaultfd, const LazySpace& parent)
@@ -45,13 +50,18 @@ LazySpace::LazySpace(int userfaultfd, const LazySpace& parent)
       around_(parent.around_),
       missing_(parent.missing_),
       record_(around_->record, memory_, userfaultfd, -1, missing_, &parent.record_),
-      userfaultfd_(userfaultfd) {}
+      share_(*around_->room, true),
+      userfaultfd_(userfaultfd) {
+  count();
+}
 
 LazySpace::LazySpace(SpacePage& page, std::shared_ptr<const LazySurroundings> around)
     : memory_{static_cast<MemoryId::Kind>(page.kind), page.id},
       around_(std::move(around)),
       record_(around_->record, page, missing_),
+      share_(*around_->room, false),
       userfaultfd_(page.userfaultfd) {
+  count();
   guards_ = GuardScan(Fd(page.pagemap));
 }
 
@@ -84,6 +94,7 @@ std::vector<MissingRun> LazySpace::missing() const {
 void LazySpace::change(const PageChange& change, bool of_event) {
   record_.change(change, of_event, missing_);
   missing_.apply(change);
+  count();
 }
 
 void LazySpace::settle(RemoteRange range) { change({PageChange::What::settled, range.start.get(), range.end.get()}); }
@@ -102,22 +113,46 @@ void LazySpace::close() {
   waited_for_.clear();
   parked_.clear();
   holes_.clear();
+  count();
 }
 
-/// All that waits is read and applied. False: a fork waits for a descriptor.
+void LazySpace::count() {
+  constexpr uint64_t kNode = 64;  // of a std::set
+  share_.is(SpaceShare::kLeast + missing_.most_bytes() + (waited_for_.size() + faults_.size()) * kNode);
+}
+
+/// As many messages as its forks find room for. Throws Error; `EMFILE`: a fork comes next, and waits.
+std::span<const uffd_msg> LazySpace::read_some() {
+  const uint64_t fit = around_->room->fit(share_.bytes());
+  if (fit > 0) return record_.read(userfaultfd_.get(), fit);
+  std::span<const uffd_msg> messages;
+  around_->room->without_descriptors([&] { messages = record_.read(userfaultfd_.get()); });
+  return messages;
+}
+
+/// All that waits is read and applied. False: a fork waits for a descriptor, or for memory of ours.
 bool LazySpace::read_events() {
-  starved_ = false;
+  const bool waited = starved_;
+  starved_ = (around_->room->fit(share_.bytes()) == 0 && std::chrono::steady_clock::now() < until_) ||
+             (share_.grown() && around_->room->overfull());
+  if (starved_) return false;
   for (;;) {
     std::span<const uffd_msg> messages;
     try {
-      messages = record_.read(userfaultfd_.get());
+      messages = read_some();
     } catch (const Error& e) {
       if (e.code() != EMFILE && e.code() != ENFILE) throw;
-      if (around_->make_room()) continue;
+      const bool fits = around_->room->fit(share_.bytes()) > 0;
+      if (fits && around_->make_room()) continue;
+      if (!fits) until_ = std::chrono::steady_clock::now() + kStarvedFor;
       starved_ = true;
       return false;
     }
-    if (messages.empty()) return true;
+    if (messages.empty()) {
+      // What they wait for may have been passed over.
+      if (waited) let_all_go_on();
+      return true;
+    }
     for (const uffd_msg& message : messages) apply(message);
   }
 }
@@ -173,6 +208,10 @@ void LazySpace::let_go_on(RemoteRange range) {
   wake(userfaultfd_.get(), range);
 }
 
+void LazySpace::let_all_go_on() {
+  for (const uint64_t address : std::exchange(waited_for_, {})) wake(userfaultfd_.get(), range_of(address, kPageSize));
+}
+
 LazySpace::Turn LazySpace::serve(std::vector<uint64_t>& wanted) {
   ++hurried_;
   const std::lock_guard lock(mutex_);
@@ -182,6 +221,7 @@ LazySpace::Turn LazySpace::serve(std::vector<uint64_t>& wanted) {
   const bool answered = answer_faults(wanted);
   if (userfaultfd_ && missing_.unsettled()) settle_moves();
   if (!userfaultfd_) return Turn::dead;
+  count();
   return starved_ ? Turn::starved : answered ? Turn::idle : Turn::again;
 }
 
@@ -236,11 +276,12 @@ bool LazySpace::put_zeros(uint64_t address) {
   return true;
 }
 
-void LazySpace::fill(uint64_t source, std::span<const std::byte> data, std::vector<uint64_t>& wanted) {
+bool LazySpace::fill(uint64_t source, std::span<const std::byte> data, std::vector<uint64_t>& wanted) {
   Patience patience;
   const bool hurried = data.size() == kPageSize;
   hurried_ += hurried ? 1 : 0;
-  for (;;) {
+  bool passed_over = false;
+  while (!passed_over) {
     for (int i = 0; !hurried && hurried_ > 0 && i < 100; ++i) ::sched_yield();
     bool now = true;
     {
@@ -254,10 +295,12 @@ void LazySpace::fill(uint64_t source, std::span<const std::byte> data, std::vect
         now = settle_moves();
         if (!now) read_events();
       }
+      passed_over = !now && starved_ && userfaultfd_;
     }
-    if (!now) patience.wait();
+    if (!now && !passed_over) patience.wait();
   }
   hurried_ -= hurried ? 1 : 0;
+  return !passed_over;
 }
 
 /// If no event is outstanding, none is that moves have overtaken. False: one is.
@@ -330,12 +373,12 @@ void LazySpace::drop_all_guards() {
     const auto guards = start < end ? guards_.in({RemoteAddr(start), RemoteAddr(end)}) : std::vector<RemoteRange>{};
     all.insert(all.end(), guards.begin(), guards.end());
   };
-  for (const MissingRun& run : missing_.runs()) {
-    if (run.address > end + kGap) {
+  for (auto run = missing_.next(0); run; run = missing_.next(end)) {
+    if (run->address > end + kGap) {
       look();
-      start = run.address;
+      start = run->address;
     }
-    end = run.address + run.bytes;
+    end = run->address + run->bytes;
   }
   look();
   for (const RemoteRange& guard : all) settle(guard);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -19,6 +20,7 @@
 #include "lazypages/lazy_record.h"
 #include "lazypages/missing_pages.h"
 #include "lazypages/space_record.h"
+#include "lazypages/space_room.h"
 #include "lazypages/userfault.h"
 
 namespace migrate {
@@ -29,6 +31,7 @@ class LazySpace;
 struct LazySurroundings {
   std::shared_ptr<LazyRecord> record;
   std::shared_ptr<LazyObjects> objects;
+  std::shared_ptr<SpaceRoom> room;
   /// A fork's memory, before any page comes into the memory that it was forked from.
   std::function<void(std::shared_ptr<LazySpace>)> forked;
   /// The table of descriptors is full and a fork waits for one. True: one was closed.
@@ -58,7 +61,7 @@ class LazySpace {
   enum class Turn : uint8_t {
     idle,     ///< nothing waits
     again,    ///< a task must run first: call again soon
-    starved,  ///< a fork waits for a descriptor
+    starved,  ///< a fork waits for a descriptor, or for memory of ours
     dead,
   };
   /// Reads what waits, applies it, and answers faults on pages that are not missing. Those on missing ones add to
@@ -66,8 +69,8 @@ class LazySpace {
   Turn serve(std::vector<uint64_t>& wanted);
 
   /// Puts pages that have come where they are missing, if they are; waits until that is possible. Faults met add to
-  /// `wanted`.
-  void fill(uint64_t source, std::span<const std::byte> data, std::vector<uint64_t>& wanted);
+  /// `wanted`. False: not all, since a fork waits, for how long nobody knows.
+  bool fill(uint64_t source, std::span<const std::byte> data, std::vector<uint64_t>& wanted);
 
   /// Of shared mappings: pages of the objects have come, or will never.
   void came(uint64_t place, uint64_t bytes);
@@ -91,10 +94,13 @@ class LazySpace {
   void change(const PageChange& change, bool of_event = false);
   void settle(RemoteRange range);
   void unmapped(RemoteRange range);
+  void count();
   bool read_events();
+  std::span<const uffd_msg> read_some();
   void apply(const uffd_msg& message);
   void apply_fork(int descriptor);
   void let_go_on(RemoteRange range);
+  void let_all_go_on();
   bool answer_faults(std::vector<uint64_t>& wanted);
   bool put_zeros(uint64_t address);
   bool shared() const { return memory_ == kSharedMappings; }
@@ -116,10 +122,12 @@ class LazySpace {
   MissingPages missing_;
   GuardScan guards_;
   SpaceRecord record_;
+  SpaceShare share_;
   Fd userfaultfd_;
   std::deque<uint64_t> faults_;    ///< read, not answered yet
   std::set<uint64_t> waited_for_;  ///< missing pages that a fault was read for
   bool starved_ = false;
+  std::chrono::steady_clock::time_point until_;  ///< a fork waits for memory, and is not asked for before
   int finish_tries_ = 0;
   // Of shared mappings:
   std::set<uint64_t> parked_;           ///< who waits at a place that is not known, until all has come

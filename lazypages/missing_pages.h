@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <optional>
 #include <span>
 #include <vector>
@@ -10,16 +9,9 @@
 #include "core/base/types.h"
 #include "core/memory/page_io.h"
 #include "lazypages/intervals.h"
+#include "lazypages/missing_spans.h"
 
 namespace migrate {
-
-/// Pages that are missing one after the other, here as at the source.
-struct MissingRun {
-  uint64_t address = 0;  ///< here, now
-  uint64_t source = 0;   ///< where they were when the memory was left behind
-  uint64_t bytes = 0;
-  auto operator<=>(const MissingRun&) const = default;
-};
 
 /// A change of MissingPages, by which it can be recorded: the same changes in the same order come to the same.
 struct PageChange {
@@ -29,7 +21,8 @@ struct PageChange {
   uint64_t to = 0;  ///< where it is moved
 };
 
-/// What events and copies say of one address space, kept as intervals: costs grow with the pieces, not with the pages.
+/// What events and copies say of one address space, kept as spans: costs grow with these, not with the pages, but for a
+/// bit of each page where holes are.
 /// A page of the registered ranges that is not missing is present or reads as zeros: only the kernel knows which, and
 /// it does not matter, since both are answered alike. A source page is missing at one address at most.
 ///
@@ -69,43 +62,43 @@ class MissingPages {
   void grown(RemoteRange range);
 
   /// The source address of a page that is missing at `address`.
-  std::optional<uint64_t> source_of(uint64_t address) const;
+  std::optional<uint64_t> source_of(uint64_t address) const { return spans_.source_of(address); }
   bool registered(uint64_t address) const;
   /// Of this range of the source's, pages are missing at an address that is not known before older events come.
   bool aside(uint64_t source, uint64_t bytes) const;
-  /// The first missing run of the source's range [source, source + bytes), cut to it.
-  std::optional<MissingRun> first_of_source(uint64_t source, uint64_t bytes) const;
-  /// The first missing run at `address` or above.
-  std::optional<MissingRun> next(uint64_t address) const;
+  /// The first missing run of the source's range [source, source + bytes), cut to it; behind it others may be missing.
+  std::optional<MissingRun> first_of_source(uint64_t source, uint64_t bytes) const {
+    return spans_.first_of_source(source, bytes);
+  }
+  /// The first missing run at `address` or above; behind it others may be missing.
+  std::optional<MissingRun> next(uint64_t address) const { return spans_.next(address); }
   /// The longest range around nothing missing that starts at `address`, within one registered range; at most `limit`
   /// bytes. 0: `address` is missing, or not registered.
   uint64_t zeros_from(uint64_t address, uint64_t limit) const;
 
-  std::vector<MissingRun> runs() const;      ///< ascending by address
-  std::vector<RemoteRange> ranges() const;   ///< registered, ascending
-  uint64_t pages() const { return pages_; }  ///< missing
-  bool empty() const { return pages_ == 0; }
+  std::vector<MissingRun> runs() const { return spans_.runs(); }    ///< ascending by address
+  std::vector<RemoteRange> ranges() const;                          ///< registered, ascending
+  uint64_t pages() const { return spans_.pages() + aside_pages_; }  ///< missing
+  bool empty() const { return pages() == 0; }
+
+  /// What this takes, in memory and recorded, or comes to take when holes are made into it: an estimate from above,
+  /// unless a program moves pages about.
+  uint64_t most_bytes() const;
 
  private:
-  struct Piece {
-    uint64_t end = 0, source = 0;
-  };
-  using Pieces = std::map<uint64_t, Piece>;
+  static constexpr uint64_t kJoinAt = 64;
 
   void add_ranges(std::span<const RemoteRange> ranges);
-  void insert(MissingRun run);
-  void erase(Pieces::iterator piece);
-  void split_at(uint64_t address);
-  std::vector<MissingRun> take(uint64_t start, uint64_t end);
-  std::vector<MissingRun> take_aside(uint64_t start, uint64_t end);
+  std::vector<MissingSpan> take_aside(uint64_t start, uint64_t end);
+  void join_spans();
 
-  Pieces pieces_;                           ///< by address
-  std::map<uint64_t, uint64_t> by_source_;  ///< source address of each piece → its address
-  Intervals ranges_;                        ///< registered
-  Intervals overtaken_;                     ///< where a move came down on memory that was still registered
-  Intervals left_;                 ///< of these, where the older event was a move, which has come: its UNMAP has not
-  std::vector<MissingRun> aside_;  ///< missing pages that were at overtaken places before
-  uint64_t pages_ = 0;
+  MissingSpans spans_;
+  uint64_t join_at_ = kJoinAt;      ///< spans
+  Intervals ranges_;                ///< registered
+  Intervals overtaken_;             ///< where a move came down on memory that was still registered
+  Intervals left_;                  ///< of these, where the older event was a move, which has come: its UNMAP has not
+  std::vector<MissingSpan> aside_;  ///< missing pages that were at overtaken places before
+  uint64_t aside_pages_ = 0;
 };
 
 }  // namespace migrate

@@ -21,8 +21,9 @@ struct Recorded {
 };
 static_assert(sizeof(Recorded) == SpacePage::kChangeBytes);
 
-/// A log begins anew when it is full. With room for twice what it begins with, that costs little for each change.
-constexpr uint64_t kLeastRoom = 256 << 10;
+/// A log begins anew when it is full. With room for twice what it begins with, that costs little for each change. Each
+/// fork has one.
+constexpr uint64_t kLeastRoom = 16 << 10;
 
 }  // namespace
 
@@ -125,7 +126,7 @@ void SpaceRecord::begin_log(const MissingPages& missing) {
   mapped_bytes_ = extent.bytes;
 }
 
-std::span<const uffd_msg> SpaceRecord::read(int userfaultfd) {
+std::span<const uffd_msg> SpaceRecord::read(int userfaultfd, uint64_t most) {
   if (const auto left = page_->outstanding(); !left.empty()) return left;
   // What is left of the last round must not look as if it had just been read.
   const uint64_t all = page_->applied.load(std::memory_order_relaxed);
@@ -134,7 +135,7 @@ std::span<const uffd_msg> SpaceRecord::read(int userfaultfd) {
   page_->first.store(all, std::memory_order_release);
   ssize_t n = 0;
   do {
-    n = ::read(userfaultfd, page_->slots.data(), sizeof page_->slots);
+    n = ::read(userfaultfd, page_->slots.data(), std::min<uint64_t>(most, SpacePage::kSlots) * sizeof(uffd_msg));
   } while (n < 0 && errno == EINTR);
   if (n < 0 && errno == EAGAIN) return {};
   check(n, "read", "events of a userfaultfd");

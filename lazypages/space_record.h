@@ -74,9 +74,10 @@ class SpaceRecord {
   /// Nothing is recorded any more, unless that is to outlast this process.
   ~SpaceRecord();
 
-  /// Messages to apply: those that were read and not applied yet, else those that wait, as many as there is room for.
+  /// Messages to apply: those that were read and not applied yet, else those that wait, `most` and as many as there is
+  /// room for.
   /// None: nothing waits. Throws Error; `EMFILE` (a fork's descriptor finds no room) leaves the fork waiting.
-  std::span<const uffd_msg> read(int userfaultfd);
+  std::span<const uffd_msg> read(int userfaultfd, uint64_t most = SpacePage::kSlots);
   /// Records a change that is about to be made to `missing`; `of_event`: that the first message not applied makes it.
   void change(const PageChange& change, bool of_event, const MissingPages& missing);
   /// Counts one more message as applied.

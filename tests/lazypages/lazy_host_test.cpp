@@ -208,7 +208,7 @@ TEST(LazyHost, TheOneThatServesMayBeKilledWhileALogBeginsAnew) {
     while (hosted.talk().step != nullptr && !deadline.passed()) ::usleep(50);
     ASSERT_EQ(hosted.talk().step, nullptr);
   }
-  EXPECT_GT(hosted.program().talk().progress, 8000u);
+  EXPECT_GT(hosted.program().talk().progress, 500u);
   ASSERT_TRUE(hosted.becomes_complete());
   expect_good_end(hosted);
 }

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <random>
 
@@ -155,6 +156,93 @@ TEST(MissingPages, AreWhatAModelPageByPageSays) {
       expect_same(mine, model, random);
       if (testing::Test::HasFatalFailure()) return;
     }
+  }
+}
+
+/// Of 100 MiB, by page: where the source has it, or 0.
+struct LongModel {
+  static constexpr uint64_t kLong = 13000;
+  std::vector<uint64_t> sources = std::vector<uint64_t>(2 * kLong);
+  std::vector<MissingRun> runs() const {
+    std::vector<MissingRun> all;
+    for (uint64_t p = 0; p < sources.size(); ++p) {
+      if (sources[p] == 0) continue;
+      const uint64_t at = kBase + p * kPageSize;
+      if (!all.empty() && all.back().address + all.back().bytes == at &&
+          all.back().source + all.back().bytes == sources[p]) {
+        all.back().bytes += kPageSize;
+      } else {
+        all.push_back({at, sources[p], kPageSize});
+      }
+    }
+    return all;
+  }
+};
+
+// Over the borders of what is kept as bits, and with the record's words in between.
+TEST(MissingPages, OfLongRangesAreWhatAModelSays) {
+  constexpr uint64_t kLong = LongModel::kLong;
+  for (uint64_t seed = 1; seed <= 6; ++seed) {
+    SCOPED_TRACE(seed);
+    std::mt19937_64 random(seed);
+    LongModel model;
+    std::vector<PageRun> missing;
+    for (uint64_t p = 0; p < kLong; ++p) {
+      if (seed % 2 == 0 && random() % 3 == 0) continue;
+      missing.push_back(run(p, 1));
+      model.sources[p] = kBase + p * kPageSize;
+    }
+    const std::vector<RemoteRange> ranges{pages(0, kLong)};
+    MissingPages mine(ranges, missing);
+    for (int step = 1; step <= 4000; ++step) {
+      const uint64_t count = 1 + random() % (random() % 50 == 0 ? 5000 : 4), first = random() % (2 * kLong - count);
+      const uint64_t to = random() % (2 * kLong - count);
+      const auto clear = [&](uint64_t page) { std::fill_n(&model.sources[page], count, 0); };
+      if (random() % 4 != 0) {
+        mine.settle(pages(first, count));
+        clear(first);
+      } else if (to + count <= first || first + count <= to) {
+        mine.unmapped(pages(to, count));
+        mine.moved(pages(first, count).start, pages(to, count).start, count * kPageSize);
+        mine.unmapped(pages(first, count));
+        std::copy_n(&model.sources[first], count, &model.sources[to]);
+        clear(first);
+      }
+      if (step % 500 != 0) continue;
+      std::vector<uint64_t> words(mine.words());
+      mine.save(words);
+      mine = MissingPages::saved(words);
+      ASSERT_EQ(mine.runs(), model.runs());
+      for (const MissingRun& r : model.runs()) {
+        ASSERT_EQ(mine.first_of_source(r.source, kPageSize), (MissingRun{r.address, r.source, kPageSize}));
+        ASSERT_EQ(mine.next(r.address)->source, r.source);
+      }
+    }
+  }
+}
+
+// What each fork costs, recorded: a program scatters what is missing as it likes.
+TEST(MissingPages, TakeLittleHoweverTheyAreScattered) {
+  constexpr uint64_t kMany = 16384, kMost = 8 << 10;
+  const std::vector<RemoteRange> ranges{pages(0, kMany)};
+  const std::vector<PageRun> all{run(0, kMany)};
+  MissingPages discarded(ranges, all), moved(ranges, all), unmapped(ranges, all);
+  std::vector<PageRun> halves;
+  for (uint64_t p = 0; p < kMany; p += 2) {
+    halves.push_back(run(p + 1, 1));
+    discarded.settle(pages(p, 1));
+    // Moved away, discarded there, and the mapping before grows over its place.
+    moved.moved(pages(p, 1).start, pages(2 * kMany, 1).start, kPageSize);
+    moved.unmapped(pages(p, 1));
+    moved.unmapped(pages(2 * kMany, 1));
+    moved.grown(pages(p, 1));
+    unmapped.unmapped(pages(p, 1));
+    unmapped.grown(pages(p, 1));
+  }
+  for (const MissingPages& m : {discarded, moved, unmapped, MissingPages(ranges, halves)}) {
+    EXPECT_EQ(m.pages(), kMany / 2);
+    EXPECT_LT(m.words() * sizeof(uint64_t), kMost);
+    EXPECT_EQ(m.runs().size(), kMany / 2);
   }
 }
 

@@ -1,0 +1,68 @@
+// What the address spaces of a tree make this process take, and when that is enough.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+
+namespace migrate {
+
+/// Memory that a program can make its daemon take: by forks, each of which has a set of missing pages of its own, and
+/// by what scatters these. It is the daemon's and not the program's, so no limit of the program holds for it. Forks
+/// wait when it is `most`. Any thread may call anything.
+class SpaceRoom {
+ public:
+  /// Enough for some thousand forks of a program that misses 64 MiB.
+  static constexpr uint64_t kMost = 256 << 20;
+  /// Each space has a mapping of its log; as vm.max_map_count comes there may be 65,530.
+  static constexpr uint64_t kMostSpaces = 48 << 10;
+
+  /// `most`: from now on.
+  void allow(uint64_t most) { most_ = most; }
+  uint64_t used() const { return used_; }
+  /// How many more spaces of `bytes` each find room; one at least while no fork lives that was made here.
+  uint64_t fit(uint64_t bytes) const;
+  /// By now also what was not forked must stop to grow.
+  bool overfull() const { return used_ / 2 > most_; }
+
+  /// Calls `what` while this process gets no descriptors: read(2) of a userfaultfd gives everything but forks, which
+  /// are EMFILE and go on waiting. Another thread that opens something meanwhile finds the table full, too.
+  void without_descriptors(const std::function<void()>& what);
+
+ private:
+  friend class SpaceShare;
+  std::atomic<uint64_t> used_{0}, spaces_{0}, forks_{0}, most_{kMost};
+  std::mutex mutex_;  ///< of the limit of open files
+};
+
+/// One space's part.
+class SpaceShare {
+ public:
+  /// Beside what is missing: its page of the record, the least log, its objects here and in the kernel.
+  static constexpr uint64_t kLeast = 24 << 10;
+
+  SpaceShare(SpaceRoom& room, bool forked) : room_(room), forked_(forked) {
+    ++room_.spaces_;
+    if (forked_) ++room_.forks_;
+  }
+  SpaceShare(const SpaceShare&) = delete;
+  SpaceShare& operator=(const SpaceShare&) = delete;
+  ~SpaceShare() {
+    is(0);
+    --room_.spaces_;
+    if (forked_) --room_.forks_;
+  }
+
+  void is(uint64_t bytes);
+  uint64_t bytes() const { return bytes_; }
+  /// So much more than at first as only moving pages about makes it.
+  bool grown() const { return bytes_ > 2 * first_ + (1 << 20); }
+
+ private:
+  SpaceRoom& room_;
+  const bool forked_;
+  uint64_t bytes_ = 0, first_ = 0;
+};
+
+}  // namespace migrate

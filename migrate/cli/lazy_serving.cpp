@@ -1,8 +1,10 @@
 #include "migrate/cli/lazy_serving.h"
 
 #include <fcntl.h>
+#include <poll.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -183,7 +185,7 @@ bool LazyServing::begin() {
   }
   front_.ready();
   front_.step("listening");
-  restore_ = listener->receive(front_.fd());
+  restore_ = await_restore(*listener);
   if (!restore_) return false;
   host_.drop(kListener);  // first: a name without a socket is replaced
   front_.step("received");
@@ -191,6 +193,28 @@ bool LazyServing::begin() {
   images_.emplace(host_.kept(kImages));
   adopt(restore_->take_tasks(), *images_);
   return true;
+}
+
+/// nullopt: the front is gone. Throws Error if the page server is: a restore that comes now could bring no page.
+std::optional<LazyRestore> LazyServing::await_restore(LazyListener& listener) {
+  std::optional<std::chrono::milliseconds> pause;  // until the server is tried again
+  for (;;) {
+    std::array<pollfd, 3> waited{pollfd{front_.fd(), POLLIN, 0}, pollfd{listener.fd(), POLLIN, 0},
+                                 pollfd{remote_ ? remote_->fd() : -1, POLLRDHUP, 0}};
+    const int some = ::poll(waited.data(), waited.size(), pause ? static_cast<int>(pause->count()) : -1);
+    if (some < 0) continue;
+    if (waited[0].revents != 0) return std::nullopt;
+    if (waited[1].revents != 0) {
+      if (auto restore = listener.receive_now()) return restore;
+    }
+    if (waited[2].revents == 0 && some != 0) continue;
+    try {
+      pause = remote_->reconnect_unclaimed();
+    } catch (const Error& e) {
+      log_.error("{}; no restore has come", e.what());  // standard error may be closed by now
+      throw;
+    }
+  }
 }
 
 void LazyServing::adopt(std::vector<LazyTask> tasks, PageImages& pages) {

@@ -61,6 +61,7 @@ class LazyServing {
   };
 
   bool begin();
+  std::optional<LazyRestore> await_restore(LazyListener& listener);
   void adopt(std::vector<LazyTask> tasks, PageImages& pages);
   void take_over();
   void find_origins();

@@ -90,31 +90,36 @@ LazyListener::~LazyListener() {
   if (folder_) ::unlinkat(folder_.get(), kName, 0);
 }
 
-/// None: it is over.
-Fd LazyListener::accept(int over) const {
+/// None: it was nobody who restores.
+Fd LazyListener::accept() const {
+  Fd peer(::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  if (!peer) {
+    if (errno == EINTR || errno == ECONNABORTED) return {};
+    throw Error("accept", "a restore", errno);
+  }
+  ucred who{};
+  socklen_t size = sizeof who;
+  check(::getsockopt(peer.get(), SOL_SOCKET, SO_PEERCRED, &who, &size), "ask", "who connects");
+  if (who.uid != 0 && who.uid != ::geteuid()) return {};
+  ::send(peer.get(), &kHello, sizeof kHello, MSG_NOSIGNAL | MSG_DONTWAIT);
+  // Whoever only asks whether we live hangs up at once.
+  char first = 0;
+  if (::recv(peer.get(), &first, 1, MSG_PEEK) == 1) return peer;
+  return {};
+}
+
+std::optional<LazyRestore> LazyListener::receive(int over) {
   for (;;) {
     std::array<pollfd, 2> waited{pollfd{socket_.get(), POLLIN, 0}, pollfd{over, POLLIN, 0}};
     ::poll(waited.data(), waited.size(), -1);
     if (waited[1].revents != 0) return {};
     if (waited[0].revents == 0) continue;
-    Fd peer(::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC));
-    if (!peer) {
-      if (errno == EINTR || errno == ECONNABORTED) continue;
-      throw Error("accept", "a restore", errno);
-    }
-    ucred who{};
-    socklen_t size = sizeof who;
-    check(::getsockopt(peer.get(), SOL_SOCKET, SO_PEERCRED, &who, &size), "ask", "who connects");
-    if (who.uid != 0 && who.uid != ::geteuid()) continue;
-    ::send(peer.get(), &kHello, sizeof kHello, MSG_NOSIGNAL | MSG_DONTWAIT);
-    // Whoever only asks whether we live hangs up at once.
-    char first = 0;
-    if (::recv(peer.get(), &first, 1, MSG_PEEK) == 1) return peer;
+    if (auto restore = receive_now()) return restore;
   }
 }
 
-std::optional<LazyRestore> LazyListener::receive(int over) {
-  Fd peer = accept(over);
+std::optional<LazyRestore> LazyListener::receive_now() {
+  Fd peer = accept();
   if (!peer) return {};
   std::vector<LazyTask> tasks;
   if (!receive_tasks(peer.get(), [&](pid_t pid, Fd fd) {

@@ -63,10 +63,13 @@ class LazyListener {
   LazyRestore receive() { return *receive(-1); }
   /// nullopt: `over` became readable, or its other end was closed, before one has come.
   std::optional<LazyRestore> receive(int over);
+  /// For poll(2): readable when somebody comes.
   int fd() const { return socket_.get(); }
+  /// Then: like receive(). nullopt: it was nobody who restores.
+  std::optional<LazyRestore> receive_now();
 
  private:
-  Fd accept(int over) const;
+  Fd accept() const;
 
   Fd folder_, socket_;
 };

@@ -46,6 +46,32 @@ void RemoteOrigin::connect() {
                   "restore from the folder that this dump has written");
   const std::lock_guard lock(mutex_);
   client_ = std::move(client);
+  connected_at_ = Clock::now();
+}
+
+std::optional<milliseconds> RemoteOrigin::reconnect_unclaimed() {
+  const auto now = Clock::now();
+  if (client_) {
+    log_.warn("the connection with page server {} is cut before a restore has come", client_->stream().peer());
+    disconnect();
+    lost_since_ = now;
+    // Another daemon that waits as we do has taken our place, perhaps, and we shall take its.
+    const bool lasted = now - connected_at_ > 2 * options_.longest_delay;
+    delay_ = lasted || delay_ == milliseconds(0) ? options_.first_delay : std::min(2 * delay_, options_.longest_delay);
+    return delay_;
+  }
+  try {
+    connect();
+    log_.warn("connected with page server {} again", client_->stream().peer());
+    lost_since_.reset();
+    return std::nullopt;
+  } catch (const Refusal&) {
+    throw;
+  } catch (const Error& e) {
+    log_.info("{}", e.what());
+    give_up_in_time(e, options_.recover.value_or(options_.unclaimed));
+  }
+  return delay_ = std::min(2 * delay_, options_.longest_delay);
 }
 
 void RemoteOrigin::disconnect() {
@@ -69,6 +95,7 @@ void RemoteOrigin::want(MemoryId memory, uint64_t address) {
 
 void RemoteOrigin::claim(PageSink& sink, FillOrder order) {
   order_ = std::move(order);
+  lost_since_.reset();
   const auto piece = order_.next(kPageSize);
   if (!piece) return close();
   const AskedPages asked{piece->memory, piece->address, 1};
@@ -117,7 +144,7 @@ void RemoteOrigin::run(PageSink& sink) {
       } catch (const Error& e) {
         disconnect();
         if (failure_) return;
-        give_up_in_time(e);
+        give_up_in_time(e, options_.recover);
         log_.warn("{}; who touches a page that is missing waits", e.what());
       }
       take_back();
@@ -307,15 +334,15 @@ bool RemoteOrigin::reconnect() {
       return true;
     } catch (const Error& e) {
       log_.info("{}", e.what());
-      give_up_in_time(e);
+      give_up_in_time(e, options_.recover);
     }
   }
 }
 
-void RemoteOrigin::give_up_in_time(const Error& reason) const {
-  if (!options_.recover || !lost_since_ || Clock::now() - *lost_since_ < *options_.recover) return;
-  throw Error("the page server was not reached for " + std::to_string(options_.recover->count() / 1000) + " s (" +
-              reason.what() + ")");
+void RemoteOrigin::give_up_in_time(const Error& reason, std::optional<milliseconds> after) const {
+  if (!after || !lost_since_ || Clock::now() - *lost_since_ < *after) return;
+  throw Error("the page server was not reached for " + std::to_string(after->count() / 1000) + " s (" + reason.what() +
+              ")");
 }
 
 void RemoteOrigin::finish() {

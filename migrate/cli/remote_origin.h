@@ -36,9 +36,10 @@ class RemoteOrigin {
     std::string run_id;  ///< of the dump; a server of ours that has another one is refused
     /// After the first answer on a connection: throws if such a server is not to be believed.
     std::function<void(const Stream&)> trust = [](const Stream&) {};
-    /// How long connecting is tried, each time; none: for ever.
+    /// How long connecting is tried, each time; none: for ever, once there was claim().
     std::optional<std::chrono::milliseconds> recover;
-    std::chrono::milliseconds patience{30'000};  ///< a server that owes an answer and says nothing for so long is lost
+    std::chrono::milliseconds unclaimed{10'000};  ///< in place of `recover` before that: no task needs a page yet
+    std::chrono::milliseconds patience{30'000};   ///< a server that owes an answer and says nothing for so long is lost
     std::chrono::milliseconds first_delay{100}, longest_delay{5'000};  ///< between tries to connect
     std::chrono::milliseconds ending{10'000};                          ///< how long close() tries
     /// Goes on for a process that is gone, and that had claimed the pages: connects in start(), as after a cut.
@@ -54,6 +55,11 @@ class RemoteOrigin {
 
   /// For LazyMemories::Wanted. Any thread, also before start().
   void want(MemoryId memory, uint64_t address);
+  /// Before claim(), which may be long after: for poll(2), which tells when the connection is cut. -1: there is none.
+  int fd() const { return client_ ? client_->stream().fd() : -1; }
+  /// When it is cut, and again after the time that this returned: connects again. nullopt: it has. Throws Error if the
+  /// server was not reached in time, and Refusal as the constructor does.
+  std::optional<std::chrono::milliseconds> reconnect_unclaimed();
   /// Before the tree runs: one page of `order` comes (none if there are none; then it is close()). From then on the
   /// server holds its tree, which never runs again by itself. Throws if it cannot be had: nothing may run here then.
   void claim(PageSink& sink, FillOrder order);
@@ -90,7 +96,7 @@ class RemoteOrigin {
   void widen_or_narrow(const Asked& asked);
   void take_back();
   bool reconnect();
-  void give_up_in_time(const Error& reason) const;
+  void give_up_in_time(const Error& reason, std::optional<std::chrono::milliseconds> after) const;
   void ask_again(MemoryId memory, uint64_t address, uint64_t bytes);
   void connect();
   void disconnect();
@@ -100,6 +106,7 @@ class RemoteOrigin {
   const Options options_;
   Logger& log_;
   std::optional<Clock::time_point> lost_since_;
+  Clock::time_point connected_at_;
   std::chrono::milliseconds delay_{};
   bool closed_ = false;
 

@@ -191,6 +191,30 @@ TEST(RemoteOrigin, NothingToBringIsClosedAtOnce) {
   EXPECT_EQ(server.connections, 1);
 }
 
+TEST(RemoteOrigin, WhatNobodyHasClaimedIsNotTriedForEver) {
+  Server server;
+  Sink sink;
+  const LoggerPtr log = null_logger();
+  RemoteOrigin::Options options = options_for(server);
+  options.unclaimed = 30ms;
+  RemoteOrigin origin(std::move(options), *log);
+  EXPECT_GE(origin.fd(), 0);
+  const auto reach = [&] {
+    EXPECT_TRUE(origin.reconnect_unclaimed().has_value()) << "it is cut, and was not told to wait";
+    EXPECT_EQ(origin.fd(), -1);
+    while (const auto pause = origin.reconnect_unclaimed()) std::this_thread::sleep_for(*pause);
+  };
+  EXPECT_NO_THROW(reach());
+  EXPECT_EQ(server.connections, 2);
+  EXPECT_GE(origin.fd(), 0);
+  server.down = true;
+  EXPECT_THROW(reach(), Error);
+  // Who claims may be luckier.
+  server.down = false;
+  origin.claim(sink, pages(1));
+  EXPECT_EQ(sink.pages(), 1u);
+}
+
 TEST(RemoteOrigin, AsksAheadWithinBoundsAndForFaultsFirst) {
   Server server;
   Sink sink;

@@ -333,6 +333,36 @@ def restore_killed(context, folder):
         expect_moved(program, move)
 
 
+def server_gone(context, folder):
+    """As long as no restore has come a daemon outlives a cut, but not its page server."""
+    with moving(context, folder, "tree") as (program, move), slowly(move) as relay:
+        before = cases.facts(program)
+        move.dump()
+        move.copy()
+        ours = descendants(move.lazy_pages("--recover-timeout", "1", port=relay.port).pid)
+        move.dumper.send_signal(signal.SIGINT)
+        expect(move.ended("dumper", 20) == 1, "dump exited 0")
+        code = move.ended("daemon", 20)
+        log = read(move.daemon_log)
+        expect(code == 1 and "was not reached for 1 s" in log and "no restore has come" in log, f"lazy-pages exited {code}: {log[-400:]}")
+        wait_for(lambda: not any(exists(p) for p in ours), "the others of it to be gone", 5)
+        expect(not os.path.exists(f"{move.there}/lazy-pages.socket"), "its socket is left")
+        expect_as_before(program, before)
+
+        shutil.rmtree(move.here)
+        os.mkdir(move.here)
+        move.dump()
+        move.copy()
+        move.lazy_pages(port=relay.port)
+        for n in (1, 2):
+            relay.cut(down=n == 2)
+            wait_for(lambda: read(move.daemon_log).count("is cut before a restore has come") == n, "the daemon to notice", 10)
+            relay.up()
+            wait_for(lambda: read(move.daemon_log).count("connected with page server") == n, "the daemon to connect again", 10)
+        program.moved_to(move.expect_restored(), None)
+        expect_moved(program, move)
+
+
 def daemon_fails(context, folder):
     """A daemon that cannot bring pages when it comes to it: nothing runs."""
     with moving(context, folder, "tree") as (program, move), slowly(move) as relay:
@@ -447,7 +477,7 @@ CASES = {"script": the_script(False), "script-fails": the_script(True), "two": t
          "before/timeout": given_up_before(None), "before/killed": killed_here(False),
          "after/killed": killed_here(True), "after/held": held_is_not_moved, "after/interrupted": interrupted_after, "after/cuts": cuts,
          "after/giver-killed": kill_servers("giver"), "after/dump-killed": kill_servers("dump"),
-         "restore-fails": restore_fails, "restore-killed": restore_killed, "daemon-fails": daemon_fails,
+         "before/server-gone": server_gone, "restore-fails": restore_fails, "restore-killed": restore_killed, "daemon-fails": daemon_fails,
          **lazy_hostile.CASES, **lazy_bringers.CASES}
 
 

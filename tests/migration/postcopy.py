@@ -9,6 +9,7 @@ something is done to those who bring its pages. Afterwards it knows every byte, 
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -19,7 +20,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import postcopy_cgroups  # noqa: E402
 import postcopy_shared  # noqa: E402
-from lib import cgroups, hosts, programs, suite, tool  # noqa: E402
+from lib import cgroups, hosts, programs, remains, suite, tool  # noqa: E402
 from lib.process import exists, kill_all, read, run, spawn, stat_fields, wait_for  # noqa: E402
 from lib.suite import expect  # noqa: E402
 from postcopy_move import MIB, SLOW, TIMEOUTS, Move, cut, kill, kill_receiver, kill_sender  # noqa: E402
@@ -128,6 +129,39 @@ def source_tree_killed(context, folder):
         wait_for(lambda: not move.lazy(), "the lazy host to leave", 10)
     finally:
         move.close()
+
+
+def left_alone(folder_gone):
+    """The copy is dead, and so is everybody at the destination but those who brought its pages: they leave. `folder_gone`: even the
+    journals are; else they write down how it ended."""
+    def case(context, folder):
+        move = Move(context, folder, "postcopy")
+        try:
+            move.expect_feeding()
+            move.sender.send_signal(signal.SIGSTOP)  # nobody comes again, to see what is left
+            victims = [*move.named("guardian-watch destination ", move.session), *move.destination_guardian(), *move.destination_agent(),
+                       move.hosts.receivers["destination"].pid]
+            kill_all([p for p in victims if exists(p)])
+            move.hosts.receivers.pop("destination").wait(10)
+            if folder_gone:
+                shutil.rmtree(f"{folder}/state-destination")
+            expect(len(move.lazy()) == 3, "the lazy host is gone, while pages are missing")
+            os.kill(move.copy, signal.SIGKILL)
+            wait_for(lambda: not move.lazy(), "the lazy host to leave", 10)
+            move.sender.send_signal(signal.SIGCONT)
+            expect(os.path.exists(f"{folder}/state-destination") != folder_gone, "somebody made the folder anew")
+            if folder_gone:
+                kill_all([*move.source_guardian(), *move.named("guardian-watch source ", move.session)])
+                move.sender.kill()
+                end_by_force(move)
+                return remains.sweep_cgroups([move.session])  # `resolve` would name them
+            expect(move.state("destination") == "WHOLE", f"the destination says {move.state('destination')}")
+            move.start_receiver()
+            move.send_ends(0)
+            wait_for(lambda: not exists(move.old), "the tree at the source to be gone", 20)
+        finally:
+            move.close()
+    return case
 
 
 def once_is_once(context, folder):
@@ -393,6 +427,8 @@ CASES = {
     "kill/all-lazy": kill_all_lazy,
     "kill/all-there": all_dead_there,
     "kill/source-tree": source_tree_killed,
+    "left-alone/copy": left_alone(False),
+    "left-alone/folder": left_alone(True),
     **postcopy_cgroups.CASES,
     "once": once_is_once,
     "restarted/destination": destination_restarted,

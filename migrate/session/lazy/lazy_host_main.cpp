@@ -12,6 +12,7 @@
 #include "migrate/session/base/session.h"
 #include "migrate/session/journal/lazy_cgroups.h"
 #include "migrate/session/lazy/lazy_server.h"
+#include "migrate/session/lazy/lazy_settling.h"
 #include "migrate/session/wire/link_words.h"
 
 namespace migrate {
@@ -62,7 +63,13 @@ int run_lazy_host(int argc, char** argv, Logger& log) {
   if (!entry) return kRefused;
   SeatCgroups cgroups(*entry, options);
   options.placed = [&cgroups](unsigned /*place*/, unsigned seat) { cgroups.enter(seat); };
-  settings.path = std::string(argv[2]) + "/" + to_hex(*id) + ".lazy";
+  const std::string state_dir = argv[2];
+  settings.path = state_dir + "/" + to_hex(*id) + ".lazy";
+  settings.settle_alone = [&](const std::string& lost) {
+    if (::access(state_dir.c_str(), F_OK) != 0 && errno == ENOENT) return true;  // JournalStore would make it
+    JournalStore store(state_dir);
+    return settle_without_guardian(store, *cgroup_keeper(log), *id, lost);
+  };
   hold_lazily(std::move(options), [&](LazyHost& host) { LazyServer(host, settings, log).run(); });
 }
 

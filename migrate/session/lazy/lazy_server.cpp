@@ -22,7 +22,7 @@ using std::chrono::milliseconds;
 using wire::LazyReply;
 using wire::LazyRequest;
 
-constexpr milliseconds kTurn{50}, kHandOver{5'000};
+constexpr milliseconds kTurn{50}, kHandOver{5'000}, kLook{1'000};
 /// Enough for holders to enter their cgroups, long before there is anything to hold.
 constexpr milliseconds kPlaced{2'000};
 /// A thread each. Of an honest source, which comes with growing pauses, one has not ended when the next begins.
@@ -100,6 +100,7 @@ bool LazyServer::is_lost() const {
 void LazyServer::turn() {
   if (discarded_ && (!memories_ || whole_ || is_lost())) over_ = true;
   tell_guardian();
+  look_without_guardian();
   std::vector<pollfd> p{{host_.kept("listener"), POLLIN, 0}};
   for (const Peer& peer : peers_) p.push_back({peer.socket.fd(), POLLIN, 0});
   if (!guardian_told_) p.push_back({ended_.fd(), POLLIN, 0});
@@ -220,6 +221,23 @@ void LazyServer::tell_guardian() {
     } catch (const Error& e) {
       log_.debug("lazy host: {}", e.what());
     }
+  }
+}
+
+/// The journal may be gone too, with its folder: then nobody will ever say that the session is settled.
+void LazyServer::look_without_guardian() {
+  const auto now = std::chrono::steady_clock::now();
+  if (!options_.settle_alone || host_.kept("guardian") >= 0 || (!whole_ && !is_lost()) || now < look_again_) return;
+  look_again_ = now + kLook;
+  std::string lost;
+  {
+    const std::lock_guard lock(mutex_);
+    lost = lost_;
+  }
+  try {
+    over_ = options_.settle_alone(lost) || over_;
+  } catch (const Error& e) {
+    log_.debug("lazy host: {}", e.what());
   }
 }
 

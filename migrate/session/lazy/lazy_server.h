@@ -3,8 +3,10 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <list>
 #include <memory>
 #include <mutex>
@@ -30,6 +32,9 @@ struct LazyServerOptions {
   LinkOptions link;
   Timeouts timeouts;
   std::string path;  ///< of the socket that it listens on, which goes with it
+  /// Asked now and then when there is nothing left to hold, and the guardian is gone: whether the host may leave.
+  /// `lost`: why pages never came. None: it stays until it is told.
+  std::function<bool(const std::string& lost)> settle_alone;
 };
 
 /// One process's time as the daemon. Three threads of its own besides those of the fetcher: this one talks, one serves
@@ -67,6 +72,7 @@ class LazyServer {
   void adopt(Peer& peer);
   void reply_state(Peer& peer) const;
   void tell_guardian();
+  void look_without_guardian();
 
   LazyMemories::Wanted wanted();
   void begin_serving(std::unique_ptr<LazyMemories> memories);
@@ -86,6 +92,7 @@ class LazyServer {
   Logger& log_;
   std::list<Peer> peers_;
   bool over_ = false, guardian_told_ = false;
+  std::chrono::steady_clock::time_point look_again_;
   StopEvent ended_;                     ///< all is whole, or lost
   std::atomic<bool> discarded_{false};  ///< the copy is none: over when nothing is missing any more
 

@@ -1,0 +1,41 @@
+#include "migrate/session/lazy/lazy_settling.h"
+
+namespace migrate {
+namespace {
+
+/// As whoever looks at the session would (handover/destination_sessions), but that the copy needs nobody any more.
+bool write_end(JournalStore& store, TreeKeeper& keeper, const SessionId& id, const std::string& lost) {
+  std::optional<Journal> journal = store.take_over(id, Role::destination, false);
+  if (!journal) return false;  // somebody looks, and asks us
+  if (journal->state() != State::gate_open) return true;
+  // Whoever journaled that may have died before it thawed the gate; of a session that is WHOLE nobody sees to that.
+  if (keeper.lives(journal->entry())) {
+    keeper.open_gate(journal->entry());
+    keeper.leave_gate(journal->entry());
+  }
+  if (lost.empty()) {
+    journal->step(State::whole, kOwn, "all its pages are here");
+  } else {
+    journal->step(State::lost, kTreeGone, lost);
+  }
+  return true;
+}
+
+}  // namespace
+
+bool settle_without_guardian(JournalStore& store, TreeKeeper& keeper, const SessionId& id, const std::string& lost) {
+  const std::optional<JournalEntry> entry = store.peek(id, Role::destination);
+  if (!entry) return true;
+  switch (entry->state) {
+    case State::gate_open:
+      return write_end(store, keeper, id, lost);
+    case State::receiving:
+    case State::prepared:
+      // Without us it would not be let run: whoever looks takes it that its pages are gone.
+      return !keeper.lives(*entry);
+    default:
+      return true;
+  }
+}
+
+}  // namespace migrate

@@ -24,4 +24,21 @@ MemoryRoom memory_room(const std::vector<std::string>& folders);
 /// For whoever is where `pid` is.
 MemoryRoom memory_room_at(pid_t pid);
 
+/// The same, of a process that is asked for while a program stands still: what takes time is looked up before.
+class MemoryPlace {
+ public:
+  /// Reads all mounts.
+  explicit MemoryPlace(pid_t pid);
+  pid_t pid() const { return pid_; }
+  /// As it is now. Mounts are only read again if the process was moved to another cgroup meanwhile.
+  MemoryRoom room();
+
+ private:
+  void look_up();
+
+  pid_t pid_;
+  std::string cgroups_;  ///< its /proc/PID/cgroup
+  std::vector<std::string> folders_;
+};
+
 }  // namespace migrate

@@ -87,5 +87,19 @@ TEST_F(MemoryRooms, WhatIsHadIsNotToBeHad) {
   ::close(pipe[0]);
 }
 
+TEST_F(MemoryRooms, WhoIsMovedIsLookedUpAgain) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::pause();
+    ::_exit(0);
+  }
+  MemoryPlace place(child);
+  EXPECT_NE(place.room().where, outer_);
+  demand_write_cgroup_file(inner() + "/cgroup.procs", std::to_string(child));
+  EXPECT_EQ(place.room().where, outer_);
+  ::kill(child, SIGKILL);
+  ::waitpid(child, nullptr, 0);
+}
+
 }  // namespace
 }  // namespace migrate

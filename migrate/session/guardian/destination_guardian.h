@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/base/log.h"
+#include "core/freeze/memory_room.h"
 #include "core/freeze/quick_moves.h"
 #include "core/image/image_set.h"
 #include "core/memory/page_runs.h"
@@ -46,7 +47,8 @@ class DestinationGuardian {
   void reply_room(const Room& room);
   void note_hidden_sockets();
   void note_init();
-  void check_room(const PagesByMemory& missing) const;
+  void note_place();
+  void check_room(const PagesByMemory& missing);
   void finish();
   void listen_for_agents();
 
@@ -85,6 +87,7 @@ class DestinationGuardian {
   std::optional<Journal> journal_;
   ImageSet images_;
   std::unique_ptr<RestoredTree> tree_;
+  std::optional<MemoryPlace> place_;  ///< where its memory is counted
   Fd listener_;
   std::optional<LazyClient> lazy_;         ///< until nothing is missing
   bool whole_wanted_ = false;              ///< by the agent

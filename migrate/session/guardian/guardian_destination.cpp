@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "core/files/hidden_sockets.h"
-#include "core/freeze/memory_room.h"
 #include "core/freeze/named_cgroup.h"
 #include "migrate/session/guardian/destination_guardian.h"
 #include "migrate/session/guardian/guardian_common.h"
@@ -207,6 +206,7 @@ void DestinationGuardian::warm() {
   await_quick_moves();
   const Room room = tree_->warm(layout);
   note_init();
+  note_place();
   fault_point("destination-guardian.warm");
   reply_room(room);
 }
@@ -260,12 +260,20 @@ void DestinationGuardian::note_init() {
   journal_->update([&](JournalEntry& e) { e.init = init; });
 }
 
+/// While the tree runs at the source, if there is a copy by then.
+void DestinationGuardian::note_place() {
+  if (!lazy_) return;
+  const std::optional<TaskId> init = tree_->init();
+  const pid_t pid = init ? init->pid : ::getpid();
+  if (!place_ || place_->pid() != pid) place_.emplace(pid);
+}
+
 /// What comes later must fit when it comes: the program would be killed for it, at a moment when it runs nowhere else.
-void DestinationGuardian::check_room(const PagesByMemory& missing) const {
+void DestinationGuardian::check_room(const PagesByMemory& missing) {
   uint64_t pages = 0;
   for (const auto& [memory, set] : missing) pages += set.pages();
-  const std::optional<TaskId> init = tree_->init();
-  const MemoryRoom room = memory_room_at(init ? init->pid : ::getpid());
+  note_place();
+  const MemoryRoom room = place_->room();
   if (pages <= room.bytes / kPageSize) return;
   throw Refusal(human_bytes(pages * kPageSize) + " of memory are still to come, and " +
                     (room.where.empty() ? "this host" : "cgroup " + room.where + " here") + " has room for " +

@@ -8,9 +8,9 @@ namespace {
 
 class PlainFormatter final : public CLI::Formatter {
  public:
-  /// Without the --no-NAME that every switch of CRIU's has.
+  /// Arguments as documents name them; options without the --no-NAME that every switch of CRIU's has.
   std::string make_option_name(const CLI::Option* option, bool is_positional) const override {
-    if (is_positional) return CLI::Formatter::make_option_name(option, is_positional);
+    if (is_positional) return option->get_type_name();
     std::istringstream names(option->get_name(false, true));
     std::string shown, only_negative;
     for (std::string name; std::getline(names, name, ',');) {

@@ -74,8 +74,8 @@ LinkOptions SessionCommands::link_options() const {
 
 void SessionCommands::add_send(CLI::App& app, std::function<int()>& run) {
   CLI::App* verb = app.add_subcommand("send", "move a running tree to another host");
-  verb->add_option("address", send_.address, "HOST:PORT of the receiver")->required();
-  verb->add_option("target", send_.target, "what moves: pid:N, N and all its descendants")->required();
+  verb->add_option("address", send_.address, "where the receiver listens")->required()->type_name("HOST:PORT");
+  verb->add_option("target", send_.target, "what moves: N and all its descendants")->required()->type_name("pid:N");
   add_link(*verb);
   add_output(*verb, send_.state_dir);
   verb->add_option("--tls-name", link_.tls_name, "name that the receiver's certificate must carry; default HOST")
@@ -214,7 +214,7 @@ void SessionCommands::add_receive(CLI::App& app, std::function<int()>& run) {
 
 void SessionCommands::add_resolve(CLI::App& app, std::function<int()>& run) {
   CLI::App* verb = app.add_subcommand("resolve", "show and settle sessions that are in doubt");
-  verb->add_option("session", resolve_.session, "just this one");
+  verb->add_option("session", resolve_.session, "just this one")->type_name("SESSION");
   add_link(*verb);
   add_output(*verb, resolve_.state_dir);
   verb->add_option("--peer", resolve_.address, "the other side; default: as the journal says")->type_name("HOST:PORT");
@@ -249,7 +249,7 @@ void SessionCommands::add_check(CLI::App& app, CoreOptions& core, std::function<
   CLI::App* verb = app.add_subcommand("check", "find out what this host can do, or whether a receiver's fits to it");
   add_core_options(*verb, core);
   hide_all_but(*verb, {});  // `criu check` takes them
-  verb->add_option("peer", check_.peer, "HOST:PORT of a receiver; nothing is begun there");
+  verb->add_option("peer", check_.peer, "where a receiver listens; nothing is begun there")->type_name("HOST:PORT");
   verb->add_option("--feature", check_.feature, "just this one; `list` names them")->type_name("NAME");
   verb->add_flag("--all,--extra,--experimental", core.all, "accepted for compatibility: all is told anyway");
   add_link(*verb);
@@ -273,7 +273,7 @@ void SessionCommands::add_keys(CLI::App& app, std::function<int()>& run) {
   verb->add_option("--dir", keys_.dir, "folder for ca.crt, ca.key, NAME.crt, NAME.key")
       ->type_name("DIR")
       ->capture_default_str();
-  verb->add_option("names", keys_.names, "host names or addresses, a certificate each");
+  verb->add_option("names", keys_.names, "host names or addresses, a certificate each")->type_name("NAME");
   verb->add_flag("--force", keys_.force, "replace host certificates that exist");
   verb->add_option("--days", key_days_, "how long host certificates are valid")
       ->type_name("DAYS")

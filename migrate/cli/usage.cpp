@@ -1,7 +1,6 @@
 #include "migrate/cli/usage.h"
 
 #include <algorithm>
-#include <cctype>
 #include <optional>
 #include <utility>
 
@@ -36,9 +35,10 @@ std::string about_extra(const CLI::App& app, bool has_verb) {
   return quoted(extra.front()) + " is one argument too many";
 }
 
-std::string in_upper_case(std::string text) {
-  for (char& c : text) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
-  return text;
+/// An argument as --help names it.
+std::string argument(const CLI::App& verb, const std::string& name) {
+  const CLI::Option* option = verb.get_option_no_throw(name);
+  return option != nullptr && option->get_positional() ? option->get_type_name() : name;
 }
 
 /// `what`: the parser's words, which begin with the option's name.
@@ -74,7 +74,8 @@ std::string usage_sentence(const CLI::App& app, const CLI::ParseError& error) {
     wrong = about_extra(app, !verbs.empty());
     const Parts missing = split(error.what(), " is required");
     if (wrong.empty() && verbs.empty()) wrong = "it needs a verb";
-    if (wrong.empty()) wrong = "it needs " + (missing ? in_upper_case(missing->first) : std::string(error.what()));
+    if (wrong.empty())
+      wrong = "it needs " + (missing ? argument(*verbs.front(), missing->first) : std::string(error.what()));
   } else if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {
     wrong = about_extra(app, !verbs.empty());
   } else {

@@ -74,6 +74,19 @@ def options_in_documents(context, folder):
             expect(known - named <= COMMON, f"{name} does not name {sorted(known - named - COMMON)}")
 
 
+def arguments_in_manual(context, folder):
+    """What is no option has the same name in --help and in the manual."""
+    with open(os.path.join(suite.ROOT, "docs/migrate.8")) as f:
+        synopsis = re.sub(r"\\f.", "", f.read().replace("\\-", "-").split(".SH DESCRIPTION")[0])
+    words = lambda text: re.findall(r"[\w:]+", text)
+    for verb in verbs(context.binary):
+        line = re.search(rf"^migrate {verb} (.*)", synopsis, re.M)
+        expect(line, f"the manual does not have {verb}")
+        manual = re.sub(r"\[[^]]*-[^]]*\]|\[options\]|-{1,2}[\w-]+ \w+", "", line[1])
+        usage = re.search(rf"^Usage: migrate {verb} \[OPTIONS\](.*)", help_of(context.binary, verb), re.M)[1]
+        expect(words(usage) == words(manual), f"`{verb} --help` names{usage}, the manual {manual}")
+
+
 def completion_by_verb(context, folder):
     """The completion offers each verb all of its options."""
     script = os.path.join(suite.ROOT, "docs", "completion.bash")
@@ -109,7 +122,8 @@ def usage_errors(context, folder):
     """A command line that does not parse: one sentence, which begins with the command, and exit code 2."""
     send = ["send", "127.0.0.1:1", f"pid:{os.getpid()}"]
     for arguments, words in ((["send", "--frob"], "migrate send: there is no option --frob;"),
-                             (["send", "127.0.0.1:1"], "migrate send: it needs TARGET;"),
+                             (["send"], "migrate send: it needs HOST:PORT;"),
+                             (["send", "127.0.0.1:1"], "migrate send: it needs pid:N;"),
                              ([*send, "more"], 'migrate send: "more" is one argument too many;'),
                              ([*send, "--max-downtime"], "migrate send: --max-downtime needs a value: MS;"),
                              ([*send, "--streams", "99"], 'migrate send: --streams: "99" is not from 1 to 64;'),
@@ -143,4 +157,4 @@ def sentence_fits_verb(binary, sentence, *allowed):
 
 
 CASES = {f"texts/{f.__name__.replace('_', '-')}": f for f in (
-    options_in_sentences, options_in_documents, completion_by_verb, values_as_typed, choices_are_words, usage_errors, no_untrue_words)}
+    options_in_sentences, options_in_documents, arguments_in_manual, completion_by_verb, values_as_typed, choices_are_words, usage_errors, no_untrue_words)}

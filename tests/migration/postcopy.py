@@ -153,6 +153,8 @@ def left_alone(folder_gone):
             if folder_gone:
                 kill_all([*move.source_guardian(), *move.named("guardian-watch source ", move.session)])
                 move.sender.kill()
+                code, out = move.hosts.tool.resolve(move.hosts.network, "source", "destination", move.hosts.keys, pid=move.old)
+                expect(code == 3 and out.count("refused") == 1, f"resolve exited {code}, and does not say once why: {out[-500:]}")
                 end_by_force(move)
                 return remains.sweep_cgroups([move.session])  # `resolve` would name them
             expect(move.state("destination") == "WHOLE", f"the destination says {move.state('destination')}")

@@ -472,9 +472,30 @@ def readers_go(link):
         kill_all([sender.pid, *([watch] if watch else [])])
 
 
+def source_gives_up(link):
+    """Whoever ends `send` while pages are on their way cuts their streams; the receiver says why, not that they were cut."""
+    link.receive()
+    program = spawn([sys.executable, "-c", "import os, signal; b = os.urandom(64 << 20); print(1, flush=True); signal.pause()"],
+                    log=os.path.join(link.folder, "large.log"))
+    try:
+        wait_for(lambda: read(os.path.join(link.folder, "large.log")) == "1\n", "the program to have memory", 20)
+        log = os.path.join(link.folder, "send.log")
+        send = spawn(link.command(program.pid, "--mode", "stop-copy", "--bandwidth-limit", "4M"), log=log)
+        wait_for(lambda: "to be sent" in read(log), "the program to be frozen", 20)
+        send.send_signal(signal.SIGINT)
+        wait_for(lambda: send.poll() is not None, "send to end", 20)
+        expect(send.returncode == 1 and "interrupted" in read(log), f"send exited {send.returncode}: {read(log)[-400:]}")
+        wait_for(lambda: "the source gave up: interrupted" in read(link.log), "the receiver to say why", 10)
+        expect("without a word" not in read(link.log), f"it says {read(link.log)[-400:]}")
+        expect(program.poll() is None, "the program is dead")
+    finally:
+        program.kill()
+        program.wait()
+
+
 CASES = {f"receiver/{f.__name__.replace('_', '-')}": case(f) for f in (
     silent_strangers, slow_strangers, flood, out_of_descriptors, three_at_a_time, foreign_page_stream, silent_peers, others_session_id, too_large, grows_too_large, sent_on,
-    missing_root, no_such_cgroup, fails_in_a_cgroup, tells_refusals_once, says_whom_it_takes, insecure_other_user, nothing_to_print_to, no_more_in_a_file, readers_go)}
+    missing_root, no_such_cgroup, fails_in_a_cgroup, tells_refusals_once, says_whom_it_takes, insecure_other_user, nothing_to_print_to, no_more_in_a_file, readers_go, source_gives_up)}
 
 if __name__ == "__main__":
     sys.exit(suite.main(suite.arguments(__doc__), CASES, "mreceive-"))

@@ -40,7 +40,7 @@ void await_whole_by_journal(const ReceiveContext& context, ControlChannel& chann
   while (entry && entry->state == State::gate_open) {
     std::array<pollfd, 1> p{pollfd{channel.fd(), POLLIN | POLLRDHUP, 0}};
     if (::poll(p.data(), p.size(), static_cast<int>(kLook.count())) > 0)
-      throw Disconnected(std::string("the source is gone; it may come again"));
+      throw Disconnected(std::string("the source is gone"));
     entry = context.sessions.look(id);
   }
   if (!entry || (entry->state != State::whole && entry->state != State::done))

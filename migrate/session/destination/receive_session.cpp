@@ -255,19 +255,40 @@ void ReceiveSession::receive_pages() {
 
 PageTotals ReceiveSession::receive_pass() {
   std::optional<Message> said;
-  const PageTotals totals = intake_->receive([&](int wake) {
-    watch(std::chrono::milliseconds(50), wake);
-    copy_->check_memory();
-    if (!said && peer_speaks()) said = channel_.receive(answer_by());
-    if (said && said->body_case() == Message::kAbort) throw Error("the source gave up: " + said->abort().reason());
-    c_.events.progress("progress", "pages " + human_bytes(intake_->counters().bytes()) + " received",
-                       {{"bytes", static_cast<int64_t>(intake_->counters().bytes())}});
-  });
+  PageTotals totals;
+  try {
+    totals = intake_->receive([&](int wake) {
+      watch(std::chrono::milliseconds(50), wake);
+      copy_->check_memory();
+      if (!said && peer_speaks()) said = channel_.receive(answer_by());
+      if (said && said->body_case() == Message::kAbort) throw Error("the source gave up: " + said->abort().reason());
+      c_.events.progress("progress", "pages " + human_bytes(intake_->counters().bytes()) + " received",
+                         {{"bytes", static_cast<int64_t>(intake_->counters().bytes())}});
+    });
+  } catch (const Disconnected&) {
+    throw_if_given_up();
+    throw;
+  }
   const Message done = said ? *said : channel_.expect(Message::kPagesDone, answer_by());
   if (done.body_case() != Message::kPagesDone || done.pages_done().pages() != totals.pages) {
     throw Corrupt("the pages from the peer", "not as many came as were sent");
   }
   return totals;
+}
+
+/// A source that gives up cuts its streams first, and then says why.
+void ReceiveSession::throw_if_given_up() {
+  std::optional<Message> last;
+  try {
+    const Deadline deadline = Deadline::in(options_.timeouts.settle);
+    do last = channel_.receive(deadline);
+    while (last->body_case() != Message::kAbort);
+  } catch (const Refusal&) {
+    throw;
+  } catch (const Error& e) {
+    return c_.log.debug("the source, whose streams are cut: {}", e.what());
+  }
+  throw Error("the source gave up: " + last->abort().reason());
 }
 
 void ReceiveSession::finish() {

@@ -49,6 +49,7 @@ class ReceiveSession {
   void let_feed_in(const Message& message);
   void note_missing(const wire::Discards& part);
   PageTotals receive_pass();
+  void throw_if_given_up();
   bool peer_speaks() const;
   /// Waits up to `time`, or until `wake` is readable; throws if the user or the guardian's death ends it.
   void watch(std::chrono::milliseconds time, int wake);

@@ -87,7 +87,7 @@ void ReceiveSession::ask_whole() {
                             pollfd{channel_.fd(), POLLIN | POLLRDHUP, 0}};
     ::poll(p.data(), p.size(), -1);
     if (p[0].revents != 0 || p[1].revents != 0) break;
-    if (p[2].revents != 0) throw Disconnected(std::string("the source is gone; it may come again"));
+    if (p[2].revents != 0) throw Disconnected(std::string("the source is gone"));
   }
   guardian_->await(answer_by());
 }

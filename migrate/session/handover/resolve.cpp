@@ -152,9 +152,10 @@ class Resolver {
       return true;
     }
     if (options_.force != ResolveOptions::Force::none) return force_here(*journal, ask);
-    feed_if_needed(*journal, ask);
-    const Settled settled = settle_source(*journal, *keeper_, ask, log_);
+    const std::string cut = feed_if_needed(*journal, ask);
+    Settled settled = settle_source(*journal, *keeper_, ask, log_);
     const bool good = settled.outcome != Settled::Outcome::in_doubt;
+    if (!good && !cut.empty()) settled.sentence += "; pages went there until: " + cut;
     tell(good ? "resolved" : "in-doubt", journal->entry(), settled.sentence);
     const JournalEntry now = journal->entry();
     journal.reset();
@@ -162,12 +163,19 @@ class Resolver {
     return good;
   }
 
-  /// A destination where it runs without all its pages: nobody else feeds it, since the journal was free.
-  void feed_if_needed(const Journal& journal, const AskDestination& ask) {
-    if (journal.state() != State::committed || !keeper_->lives(journal.entry())) return;
+  /// A destination where it runs without all its pages: nobody else feeds it, since the journal was free. Returns what
+  /// has cut the feed.
+  std::string feed_if_needed(const Journal& journal, const AskDestination& ask) {
+    if (journal.state() != State::committed || !keeper_->lives(journal.entry())) return {};
     try {
       const wire::Answer answer = ask(journal.id(), journal.entry().epoch, wire::Resolve::ASK);
-      if (!answer.lazy() || answer.rebooted()) return;
+      if (!answer.lazy() || answer.rebooted()) return {};
+    } catch (const Error& e) {
+      log_.debug("session {}: {}", to_hex(journal.id()),
+                 e.what());  // it is asked once more, and what that says is told
+      return {};
+    }
+    try {
       feed_from_held_tree(journal.entry(),
                           {.connector = connector(journal.entry()),
                            .address = options_.address.empty() ? journal.entry().peer : options_.address,
@@ -175,8 +183,9 @@ class Resolver {
                            .timeouts = options_.timeouts,
                            .options = {},
                            .events = events_});
+      return {};
     } catch (const Error& e) {
-      log_.warn("feeding the destination of session {}: {}", to_hex(journal.id()), e.what());
+      return e.what();
     }
   }
 

@@ -1,5 +1,6 @@
 #include "lazypages/lazy_host.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <time.h>
@@ -185,6 +186,8 @@ void Host::run() {
 }
 
 }  // namespace
+
+Fd duplicate(int kept) { return Fd(check(::fcntl(kept, F_DUPFD_CLOEXEC, 0), "duplicate", "a descriptor")); }
 
 bool LazyHost::alone() const {
   reap_members();

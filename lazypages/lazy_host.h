@@ -37,6 +37,9 @@ struct HoldOptions {
   std::function<void(const char* name)> step;
 };
 
+/// What the host keeps, as a descriptor that may be closed. Throws Error.
+Fd duplicate(int kept);
+
 /// What serve() has. Any thread may call anything; only what is told to it here is there for the next process.
 class LazyHost {
  public:

@@ -17,12 +17,23 @@
 namespace migrate {
 namespace {
 
-constexpr uint64_t kEvents =
-    UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
+/// Of all lazy memory.
+constexpr uint64_t kEvents = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_UNMAP;
 
 bool can_be_registered(const ImageVma& v) { return may_be_lazy(v.status, v.flags, v.madvise); }
 
 std::string name_of(const TaskImage& task) { return "the memory of task " + std::to_string(task.pid); }
+
+/// UFFDIO_API with `features` besides kEvents, and UFFDIO_REGISTER.
+void register_all(int userfaultfd, const TaskImage& task, uint64_t features, const std::vector<RemoteRange>& ranges,
+                  uint64_t mode) {
+  uffdio_api api{.api = UFFD_API, .features = kEvents | features};
+  check(::ioctl(userfaultfd, UFFDIO_API, &api), "set up the userfaultfd of", name_of(task));
+  for (const RemoteRange& r : ranges) {
+    uffdio_register order{.range = {r.start.get(), r.bytes()}, .mode = mode};
+    check(::ioctl(userfaultfd, UFFDIO_REGISTER, &order), "register", name_of(task));
+  }
+}
 
 /// Of the mappings that can be registered.
 PageSet registrable(const TaskImage& task) {
@@ -101,17 +112,8 @@ std::vector<RemoteRange> lazy_ranges(const TaskImage& task, const PageSet& missi
 }
 
 std::vector<RemoteRange> register_lazy(int userfaultfd, const TaskImage& task, const PageSet& missing, int pagemap) {
-  uffdio_api api{};
-  api.api = UFFD_API;
-  api.features = kEvents;
-  check(::ioctl(userfaultfd, UFFDIO_API, &api), "set up the userfaultfd of", name_of(task));
   std::vector<RemoteRange> ranges = lazy_ranges(task, missing);
-  for (const RemoteRange& r : ranges) {
-    uffdio_register order{};
-    order.range = {r.start.get(), r.bytes()};
-    order.mode = UFFDIO_REGISTER_MODE_MISSING;
-    check(::ioctl(userfaultfd, UFFDIO_REGISTER, &order), "register", name_of(task));
-  }
+  register_all(userfaultfd, task, UFFD_FEATURE_EVENT_REMOVE, ranges, UFFDIO_REGISTER_MODE_MISSING);
   check_absent(task, ranges, missing, pagemap);
   return ranges;
 }
@@ -139,15 +141,8 @@ LazySharedRanges register_lazy_shared(int userfaultfd, const TaskImage& task, in
   if (all.ranges.empty()) return all;
   all.eager = eager_pages(task.mm, task.cores, mem) & here;  // it reads lists, which nobody can afterwards
   // Not EVENT_REMOVE: MADV_DONTNEED and MADV_REMOVE look alike in it.
-  uffdio_api api{.api = UFFD_API,
-                 .features = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_UNMAP |
-                             UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM};
-  check(::ioctl(userfaultfd, UFFDIO_API, &api), "set up the userfaultfd of", name_of(task));
-  for (const RemoteRange& r : all.ranges) {
-    uffdio_register order{.range = {r.start.get(), r.bytes()},
-                          .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR};
-    check(::ioctl(userfaultfd, UFFDIO_REGISTER, &order), "register", name_of(task));
-  }
+  register_all(userfaultfd, task, UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM, all.ranges,
+               UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR);
   return all;
 }
 

@@ -1,6 +1,5 @@
 #include "migrate/cli/lazy_serving.h"
 
-#include <fcntl.h>
 #include <poll.h>
 
 #include <algorithm>
@@ -20,9 +19,6 @@ namespace {
 
 constexpr const char *kImages = "images", *kListener = "listener", *kRestore = "restore";
 constexpr std::chrono::milliseconds kTurn{20};
-
-/// A copy for this process: what the host keeps stays open.
-Fd duplicate(int fd) { return Fd(check(::fcntl(fd, F_DUPFD_CLOEXEC, 0), "duplicate", "a descriptor")); }
 
 /// What this process has no room for: the next one may have.
 bool passes(const Error& e) { return e.code() == EMFILE || e.code() == ENFILE || e.code() == ENOMEM; }

@@ -1,6 +1,5 @@
 #include "migrate/session/lazy/lazy_server.h"
 
-#include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -28,9 +27,6 @@ constexpr milliseconds kPlaced{2'000};
 /// A thread each. Of an honest source, which comes with growing pauses, one has not ended when the next begins.
 constexpr unsigned kMostFeeds = 8;
 constexpr char kWhole = 'w', kLost = 'l', kDiscarded = 'd';
-
-/// A copy for a while: what the host keeps stays open.
-Fd duplicate(int fd) { return Fd(check(::fcntl(fd, F_DUPFD_CLOEXEC, 0), "duplicate", "a socket")); }
 
 LazyMemory from_wire(const wire::LazyMemories::Memory& m) {
   if (m.ranges_size() % 2 != 0 || m.missing_size() % 2 != 0)

@@ -351,6 +351,7 @@ def server_gone(context, folder):
 
         shutil.rmtree(move.here)
         os.mkdir(move.here)
+        os.unlink(move.daemon_log)  # it is appended to
         move.dump()
         move.copy()
         move.lazy_pages(port=relay.port)

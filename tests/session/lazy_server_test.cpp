@@ -100,6 +100,9 @@ class HostOfNobody {
 class StoppedThread {
  public:
   explicit StoppedThread(pid_t thread) : thread_(thread) {
+    // Not while it has a lock, like the allocator's, that others need.
+    const ProcDir proc(thread);
+    for (const Deadline end = soon(); proc.stat().state != 'S' && !end.passed();) ::usleep(1000);
     EXPECT_EQ(::ptrace(PTRACE_SEIZE, thread_, nullptr, nullptr), 0);
     EXPECT_EQ(::ptrace(PTRACE_INTERRUPT, thread_, nullptr, nullptr), 0);
     EXPECT_EQ(::waitpid(thread_, nullptr, __WALL), thread_);

@@ -24,8 +24,8 @@ void check_mapping(pid_t pid, const Vma& vma);
 
 class MemoryDumper {
  public:
-  /// `files` is used until finish(). `tracked`: write protection by userfaultfd is ours
-  /// (DirtyTracker), not the tree's.
+  /// `files` is used until finish(). `tracked`: write protection by userfaultfd is ours (DirtyTracker), not the
+  /// tree's.
   MemoryDumper(FileDumper& files, ImageSet& images, bool tracked, Logger& log);
 
   /// Describes the address space of one stopped task, which is `memory`, as mm-<image_pid>.img.

@@ -41,6 +41,11 @@ uint64_t blocks_of(int file) {
   return static_cast<uint64_t>(status.st_blocks);
 }
 
+void allocate(int file, uint64_t offset, uint64_t bytes) {
+  check(::fallocate(file, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset), static_cast<off_t>(bytes)), "allocate",
+        "shared memory");
+}
+
 }  // namespace
 
 bool makes_huge_pages(const std::string& settings) {
@@ -74,8 +79,7 @@ bool makes_huge_page_at(int file, uint64_t offset) {
     return allocated_pages(file, offset & ~(kHugePage - 1), kHugePage).value_or(blocks_of(file) * kBlock / kPageSize);
   };
   const uint64_t before = count();
-  check(::fallocate(file, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset), static_cast<off_t>(kPageSize)), "allocate",
-        "shared memory");
+  allocate(file, offset, kPageSize);
   return count() > before + 1;
 }
 
@@ -107,9 +111,7 @@ void allocate_all_but_first(int file, const PageSet& pages) {
       const uint64_t block = at / kHugePage, end = std::min(r.end, (block + 1) * kHugePage);
       if (begun != block) at += kPageSize;
       begun = block;
-      if (at < end)
-        check(::fallocate(file, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(at), static_cast<off_t>(end - at)), "allocate",
-              "shared memory");
+      if (at < end) allocate(file, at, end - at);
       at = end;
     }
   }

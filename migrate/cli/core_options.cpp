@@ -113,8 +113,7 @@ void add_client_timeout(CLI::App& verb, CoreOptions& o) {
 void add_recover_timeout(CLI::App& verb, CoreOptions& o) {
   verb.add_option("--recover-timeout", o.recover_timeout_seconds,
                   "time to reach a page server that is lost, then missing pages raise SIGBUS; 1 to 2592000, default: "
-                  "no end; before "
-                  "a restore has come the daemon just ends, by default after 10")
+                  "no end; before a restore has come the daemon just ends, by default after 10")
       ->check(CLI::Range(1, 30 * 86400))
       ->type_name("SECONDS");
 }

@@ -25,6 +25,12 @@ rlim_t limit_of_files() {
   return limit.rlim_cur;
 }
 
+/// Nobody tells when these come true.
+template <class Condition>
+void wait_until(Condition condition) {
+  for (const Deadline deadline = Deadline::in(kPatience); !condition() && !deadline.passed();) ::usleep(100);
+}
+
 /// Forks children that stay until it is enough.
 int fork_all(Talk& talk, int children) {
   for (int i = 0; i < children; ++i) {
@@ -54,10 +60,8 @@ TEST(LazyForks, TakeLittleAlsoWhenWhatIsMissingIsScattered) {
     Daemon daemon(program, {.fill = false});
     const uint64_t before = resident();
     program.go();
-    const Deadline deadline = Deadline::in(kPatience);
     const auto all = static_cast<uint64_t>(children) + 1;
-    while ((program.talk().progress + 1 < all || daemon.memories().spaces() < all) && !deadline.passed())
-      ::usleep(1000);
+    wait_until([&] { return program.talk().progress + 1 >= all && daemon.memories().spaces() >= all; });
     EXPECT_EQ(daemon.memories().spaces(), all);
     const uint64_t each = (resident() - before) / all;
     EXPECT_LT(each, 96U << 10);
@@ -79,8 +83,7 @@ TEST(LazyForks, WaitWhileThereIsNoRoomAndGoOnWhenOthersHaveEnded) {
   const rlim_t limit = limit_of_files();
   memories.allow(memories.used() * 9 / 2);
   program.go();
-  const Deadline deadline = Deadline::in(kPatience);
-  while (program.talk().progress < 3 && !deadline.passed()) ::usleep(100);
+  wait_until([&] { return program.talk().progress >= 3; });
   ::usleep(30000);  // so that the fourth is asked for several times
   EXPECT_EQ(program.talk().progress, 3u);
   EXPECT_EQ(memories.spaces(), 4u);
@@ -128,8 +131,7 @@ TEST(LazyForks, AloneWaitForRoom) {
   Daemon daemon(program, {.fill = false});
   daemon.memories().allow(0);
   program.go();
-  const Deadline deadline = Deadline::in(kPatience);
-  while (program.talk().progress < 50 && !deadline.passed()) ::usleep(100);
+  wait_until([&] { return program.talk().progress >= 50; });
   ::usleep(30000);  // so that the second is asked for several times
   EXPECT_EQ(program.talk().progress, 50u);
   EXPECT_EQ(daemon.memories().spaces(), 2u);
@@ -157,9 +159,9 @@ TEST(LazyForks, WhoScattersWhatIsMissingByMovesWaitsToo) {
   Daemon daemon(program, {.fill = false});
   daemon.memories().allow(100 << 10);
   program.go();
-  const Deadline deadline = Deadline::in(kPatience);
   constexpr uint64_t kGrown = 1 << 20;
-  while (daemon.memories().used() < kGrown && !deadline.passed()) ::usleep(1000);
+  wait_until([&] { return daemon.memories().used() >= kGrown; });
+  const Deadline deadline = Deadline::in(kPatience);
   for (uint64_t before = 0; before != program.talk().progress && !deadline.passed(); ::usleep(50000))
     before = program.talk().progress;
   EXPECT_LT(daemon.memories().used(), 2 * kGrown);

@@ -38,17 +38,25 @@ class PageFetcher::FillSink final : public PageSink {
     add(answered_[memory], address, address + bytes);
   }
 
-  /// The fill is over: throws Corrupt unless all is here that was missing.
+  /// The fill is over: throws Corrupt unless all is here that was missing, or is asked for. The source leaves out what
+  /// it has answered, and the answer may still be on its way, by another stream.
   void check_complete() {
     const std::lock_guard lock(mutex_);
-    for (auto& [memory, left] : to_come_) {
-      for (const auto& [start, end] : answered_[memory]) cut(left, start, end);
-      if (!left.empty()) throw corrupt("the fill has ended, but pages that were announced have not come");
-    }
+    for (auto& [memory, left] : to_come_)
+      for (const auto& [start, end] : left)
+        for (uint64_t page = start; page < end; page += kPageSize)
+          if (!wanted_.are_asked_for(memory, page, 1) && !is_answered(memory, page))
+            throw corrupt("the fill has ended, but pages that were announced have not come");
   }
 
  private:
   Corrupt corrupt(const char* why) const { return {"the feed from " + peer_, why}; }
+
+  /// Once it is not asked for any more: it is noted here first.
+  bool is_answered(MemoryId memory, uint64_t page) {
+    const Intervals& all = answered_[memory];
+    return around(all, page) != all.end();
+  }
 
   void take(MemoryId memory, uint64_t address, uint64_t bytes) {
     const std::lock_guard lock(mutex_);

@@ -336,6 +336,33 @@ TEST_F(FeedHostile, WhoDoesNotUnderstandWaitsIsNotTold) {
   }
 }
 
+// It comes by another stream than the fill, whose end can overtake it.
+TEST_F(FeedHostile, AnAnswerMayComeAfterTheEndOfTheFill) {
+  Connection c = connected();
+  Destination destination(memories);
+  WantedPages wanted;
+  wanted.want(kA, page(10));
+  PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true);
+  Peer source(std::move(c.source));
+  Running fetching(fetcher);
+  EXPECT_EQ(source.hear().kind, Kind::begin);
+  EXPECT_EQ(source.hear().kind, Kind::request);
+  source.fill({.memory = kA, .address = page(11), .pages = 9}, contents(kA, 11, 9));
+  source.fill({.memory = kA, .address = page(30), .pages = 10, .sequence = 1}, contents(kA, 30, 10));
+  source.fill({.memory = kShared, .pages = 10, .sequence = 2}, contents(kShared, 0, 10));
+  source.end_fill();
+  ASSERT_TRUE(eventually([&] { return fetcher.filled() || fetching.ended_within({}); }));
+  ASSERT_TRUE(fetcher.filled()) << fetching.get();
+  EXPECT_EQ(destination.missing_pages(), 1u);
+  source.say({.kind = Kind::pages, .memory = kA, .count = 1, .value = page(10)}, contents(kA, 10, 1));
+  ASSERT_TRUE(destination.wait_for_page(kA, page(10)));
+  fetcher.whole();
+  FeedPacket::Kind said{};
+  while (said != Kind::whole) said = source.hear().kind;
+  source.say({.kind = Kind::done, .value = 1});
+  EXPECT_EQ(fetching.get(), "");
+}
+
 TEST_F(FeedHostile, NothingComesTwice) {
   for (const bool fill : {true, false}) {
     Connection c = connected();

@@ -373,7 +373,7 @@ TEST(LazyHost, LostPagesArePoisonedByWhoTookOver) {
 
 // Not killed: it fails each time.
 TEST(LazyHost, WhoAlwaysFailsIsSlowedDownAndSaysSo) {
-  HostedProgram hosted(20, {.pace = std::chrono::milliseconds(5), .burst = 3, .fails = 12},
+  HostedProgram hosted(20, {.pace = std::chrono::milliseconds(100), .burst = 3, .fails = 12},
                        [](char* base, Talk& talk) { return Walk(base, 20, 1, talk).run(20, 0); });
   ASSERT_TRUE(hosted.begins());
   EXPECT_EQ(hosted.talk().generations, 12);

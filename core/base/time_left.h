@@ -1,6 +1,8 @@
 // Timers are dumped as remaining time and armed again with what is left of it.
 #pragma once
 
+#include <time.h>
+
 #include <algorithm>
 #include <cstdint>
 
@@ -14,6 +16,17 @@ inline uint64_t time_left_ns(uint64_t seconds, uint64_t nanoseconds, uint64_t el
   const uint64_t ns = std::min(seconds, kLongest) * kSecond + std::min(nanoseconds, kSecond - 1);
   if (ns == 0) return 0;
   return ns > elapsed_ns ? ns - elapsed_ns : 1;
+}
+
+/// What was left `ago_ns` ago of a timer with `left` now; 0 for a disarmed timer. Impossible values stay.
+inline timespec time_left_then(timespec left, int64_t ago_ns) {
+  constexpr int64_t kSecond = 1'000'000'000, kLongest = INT64_MAX / kSecond;
+  if (left.tv_sec == 0 && left.tv_nsec == 0) return left;
+  if (left.tv_sec < 0 || left.tv_sec > kLongest || left.tv_nsec < 0 || left.tv_nsec >= kSecond) return left;
+  left.tv_nsec += ago_ns % kSecond;
+  left.tv_sec += ago_ns / kSecond + left.tv_nsec / kSecond;
+  left.tv_nsec %= kSecond;
+  return left;
 }
 
 /// What has become of a timer with an interval: how often it expired meanwhile, and when it does next.

@@ -31,7 +31,7 @@ uint64_t microseconds_since(Clock::time_point start) {
   return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start).count());
 }
 
-FileDumpOptions file_options(const DumpOptions& o) {
+FileDumpOptions file_options(const DumpOptions& o, std::optional<int64_t> as_of_ns = {}) {
   return {.tcp_close = o.tcp_close,
           .ext_unix_sk = o.ext_unix_sk,
           .link_remap = o.link_remap,
@@ -39,6 +39,7 @@ FileDumpOptions file_options(const DumpOptions& o) {
           .terminals = o.terminals,
           .file_locks = o.file_locks,
           .ghost_limit = o.ghost_limit,
+          .as_of_ns = as_of_ns,
           .advise_options = o.advise_options};
 }
 
@@ -85,6 +86,7 @@ struct Dump::Impl {
   ImageSet images;
   SleepSurvey survey;
   Clock::time_point frozen_since;
+  int64_t as_of_ns = 0;  ///< CLOCK_MONOTONIC when the first visit began: the images tell what is left of times then
   std::map<pid_t, std::vector<Vma>> foreseen;
   std::vector<std::pair<ProcDir, std::vector<Vma>>> believed;  ///< of `foreseen`, what the images rely on
   std::future<void> second_look;                               // destroyed, and waited for, after the tree was let go
@@ -175,6 +177,7 @@ std::future<void> Dump::Impl::look_for_sharing() {
 
 /// What must be read before anything runs in the tasks, then the visits.
 void Dump::Impl::visit() {
+  as_of_ns = monotonic_ns();
   for (StoppedTask& task : tree->tasks()) {
     if (!alive(task)) continue;
     mems.emplace(task.pid, task.proc.open("mem", O_RDONLY));
@@ -183,7 +186,10 @@ void Dump::Impl::visit() {
     std::vector<PosixTimer>& listed = timers[task.pid] = parse_timers(task.proc.read("timers"));
     std::vector<int> ids;
     for (const PosixTimer& timer : listed) ids.push_back(timer.id);
-    harvests.emplace(task.pid, harvest(task, ids, log, options.visit_hook, &witnesses));
+    TaskHarvest& harvested =
+        harvests.emplace(task.pid, harvest(task, ids, log, options.visit_hook, &witnesses)).first->second;
+    // The root is visited first: its clock is the images', read after its timers.
+    if (harvests.size() > 1) count_back(harvested, listed, monotonic_ns() - as_of_ns);
   }
 }
 
@@ -205,6 +211,7 @@ std::vector<ext::ThreadExt> Dump::Impl::describe_core(const StoppedTask& task, u
                                       .harvest = *of_thread,
                                       .early = early.at(thread.tid),
                                       .sleep = survey.find(thread.tid.get()),
+                                      .as_of_ns = as_of_ns,
                                       .image_tid = image_tid,
                                       .mem_fd = mems.at(task.pid).get()},
                                      core));
@@ -272,7 +279,7 @@ void Dump::Impl::run() {
   visit();
   log.debug("visited after {} us", microseconds_since(frozen_since));
   scan_memory();
-  files = std::make_unique<FileDumper>(tree->tasks(), file_options(options), images, log);
+  files = std::make_unique<FileDumper>(tree->tasks(), file_options(options, as_of_ns), images, log);
   files->dump_descriptors();
   log.debug("descriptors described after {} us", microseconds_since(frozen_since));
   MemoryDumper memory(*files, images, options.tracked, log);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,7 +24,8 @@ struct FileDumpOptions {
   bool terminals = true;
   bool file_locks = false;  ///< -l: locks are dumped instead of refused
   uint64_t ghost_limit = 1 << 20;
-  bool advise_options = false;  ///< refusals advise to set ext_unix_sk, link_remap, file_locks and ghost_limit
+  std::optional<int64_t> as_of_ns;  ///< CLOCK_MONOTONIC: what is left of timers is told as of this moment, not of now
+  bool advise_options = false;      ///< refusals advise to set ext_unix_sk, link_remap, file_locks and ghost_limit
 };
 
 /// A shared memory object reachable by descriptor (memfd): its pages are dumped as pagemap-shmem-<shmid>.

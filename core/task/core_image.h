@@ -48,12 +48,17 @@ struct ThreadInputs {
   const ThreadHarvest& harvest;
   const EarlyThread& early;
   const SleepSample* sleep = nullptr;
+  int64_t as_of_ns = 0;  ///< CLOCK_MONOTONIC: what is left of calls is told as of this moment
   pid_t image_tid = 0;
   int mem_fd = -1;  ///< of the task
 };
 
 /// Fills mtype, thread_info and thread_core; returns what goes into migrate-ext.img. Throws Refusal, naming the thread.
 ext::ThreadExt describe_thread(const ThreadInputs& in, img::core_entry& core);
+
+/// Makes what is left of timers that of `ago_ns` before they were read: those of the tasks that are visited first have
+/// not counted on meanwhile. Timers of processor time stand still.
+void count_back(TaskHarvest& harvest, const std::vector<PosixTimer>& timers, int64_t ago_ns);
 
 /// Fills tc of a living task's leader.
 void describe_task(const StoppedTask& task, const TaskHarvest& harvest, const std::vector<PosixTimer>& timers,

@@ -43,15 +43,30 @@ class SchedulerClock {
     CPU_ZERO(&one);
     CPU_SET(static_cast<size_t>(cpu), &one);
     ::sched_setaffinity(0, sizeof one, &one);  // refused: measured where we are
-    // Off the CPU and on it again: that is when the scheduler notes exec_start.
-    const timespec instant{0, 1};
-    ::nanosleep(&instant, nullptr);
-    const int64_t now = monotonic_ns();
-    const auto start = parse_exec_start(read_file_at(AT_FDCWD, "/proc/thread-self/sched"));
-    return offsets_[cpu] = start ? now - *start : 0;
+    return offsets_[cpu] = measure();
   }
 
  private:
+  /// exec_start is noted when we get on the CPU, and at each tick. Where the CPU was lost between our two looks it is
+  /// newer than the first: that would make sleeps older than they are, and end them too early; too late is allowed.
+  static int64_t measure() {
+    constexpr int kTries = 10;
+    constexpr int64_t kAtOnce = 1'000'000;
+    int64_t offset = 0;
+    for (int tries = 0; tries < kTries; ++tries) {
+      // Off the CPU and on it again.
+      const timespec instant{0, 1};
+      ::nanosleep(&instant, nullptr);
+      const int64_t before = monotonic_ns();
+      const auto start = parse_exec_start(read_file_at(AT_FDCWD, "/proc/thread-self/sched"));
+      const int64_t after = monotonic_ns();
+      if (!start) return 0;
+      if (after - before < kAtOnce) return before - *start;
+      offset = after - *start;
+    }
+    return offset;
+  }
+
   cpu_set_t before_;
   bool known_ = false;
   std::map<int, int64_t> offsets_;
@@ -215,7 +230,7 @@ class Converter {
     if (!asleep_) return 0;
     // The scheduler's clock is not CLOCK_MONOTONIC: a little late is allowed, early is not.
     constexpr int64_t kUncertain = 10'000'000;
-    return std::max<int64_t>(facts_.now_ns - facts_.sample->since_ns - kUncertain, 0);
+    return std::max<int64_t>(facts_.as_of_ns - facts_.sample->since_ns - kUncertain, 0);
   }
 
   void milliseconds(unsigned long long& argument) const {

@@ -66,7 +66,7 @@ struct RestartFacts {
   const SleepSample* sample = nullptr;  ///< of this thread, from before the stop
   uint64_t voluntary_switches = 0;      ///< now
   bool signal_pending = false;          ///< an unblocked signal waits for the thread
-  int64_t now_ns = 0;                   ///< CLOCK_MONOTONIC
+  int64_t as_of_ns = 0;                 ///< CLOCK_MONOTONIC: what is left is told as of this moment
   int mem_fd = -1;                      ///< /proc/PID/mem
 };
 

@@ -1,3 +1,8 @@
+#include <time.h>
+
+#include <algorithm>
+
+#include "core/base/time_left.h"
 #include "core/task/core_image.h"
 #include "core/task/signal_queue.h"
 
@@ -53,6 +58,11 @@ void fill_timers(const StoppedTask& task, const TaskHarvest& harvest, const std:
   }
 }
 
+/// CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID, and those of other processes and threads, which are negative.
+bool is_processor_time(int clock) {
+  return clock < 0 || clock == CLOCK_PROCESS_CPUTIME_ID || clock == CLOCK_THREAD_CPUTIME_ID;
+}
+
 /// All but those of KILL and STOP, in the order of signals.
 void fill_dispositions(const TaskHarvest& harvest, img::task_core_entry& out) {
   for (int signal = 1; signal <= kLastSignal; ++signal) {
@@ -94,6 +104,18 @@ ImagePids::ImagePids(const std::vector<StoppedTask>& tasks) {
 pid_t ImagePids::of(pid_t pid) const {
   const auto it = numbers_.find(pid);
   return it == numbers_.end() ? 0 : it->second;
+}
+
+void count_back(TaskHarvest& harvest, const std::vector<PosixTimer>& timers, int64_t ago_ns) {
+  constexpr long kNsPerUs = 1000;
+  timeval& real = harvest.itimers[0].it_value;
+  const timespec left = time_left_then({real.tv_sec, real.tv_usec * kNsPerUs}, ago_ns);
+  real = {left.tv_sec, left.tv_nsec / kNsPerUs};
+  for (TimerHarvest& timer : harvest.posix_timers) {
+    const auto listed = std::ranges::find(timers, timer.id, &PosixTimer::id);
+    if (listed == timers.end() || is_processor_time(listed->clock)) continue;
+    timer.value.it_value = time_left_then(timer.value.it_value, ago_ns);
+  }
 }
 
 void describe_task(const StoppedTask& task, const TaskHarvest& harvest, const std::vector<PosixTimer>& timers,

@@ -163,7 +163,7 @@ ext::ThreadExt describe_thread(const ThreadInputs& in, img::core_entry& core) {
   facts.voluntary_switches =
       parse_number(status_field(status, "voluntary_ctxt_switches"), "/proc/PID/status: voluntary_ctxt_switches");
   facts.signal_pending = unblocked_pending(status, in.thread.sigmask);
-  facts.now_ns = monotonic_ns();
+  facts.as_of_ns = in.as_of_ns;
   facts.mem_fd = in.mem_fd;
   ImageRegisters registers = image_registers(in.thread.regs, facts);
   if (registers.restart) *extras.mutable_restart() = *registers.restart;

@@ -2,17 +2,22 @@
 #include "core/dump/dump.h"
 
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/time.h>
+#include <sys/timerfd.h>
 #include <sys/wait.h>
 
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <functional>
+#include <new>
+#include <thread>
 
 #include "core/base/deadline.h"
 #include "core/dump/preflight.h"
@@ -20,6 +25,7 @@
 #include "core/memory/page_files.h"
 #include "ext/ext.pb.h"
 #include "images/core.pb.h"
+#include "images/fdinfo.pb.h"
 #include "images/inventory.pb.h"
 #include "images/mm.pb.h"
 #include "images/pstree.pb.h"
@@ -124,6 +130,85 @@ TEST(Dump, LeavesASimpleTaskRunning) {
   }
 }
 
+/// What a program that waits in several ways has told of itself; deadlines by CLOCK_MONOTONIC, ns.
+struct Waiting {
+  std::atomic<pid_t> thread{0}, child{0};
+  std::atomic<int64_t> poll{0}, timerfd{0}, own_timer{0}, timer_of_child{0};
+};
+
+int64_t in_seconds(int64_t seconds) {
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  return (now.tv_sec + seconds) * 1'000'000'000 + now.tv_nsec;
+}
+
+void wait_in_all_ways(Waiting& told) {
+  std::thread([&told] {
+    told.thread = ::gettid();
+    told.poll = in_seconds(1000);
+    ::poll(nullptr, 0, 1'000'000);
+  }).detach();
+  const itimerspec timer{{}, {1000, 0}};
+  const itimerval old_timer{{}, {1000, 0}};
+  const int fd = ::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
+  told.timerfd = in_seconds(1000);
+  ::timerfd_settime(fd, 0, &timer, nullptr);
+  told.own_timer = in_seconds(1000);
+  ::setitimer(ITIMER_REAL, &old_timer, nullptr);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    told.timer_of_child = in_seconds(1000);
+    ::setitimer(ITIMER_REAL, &old_timer, nullptr);
+    told.child = ::getpid();
+    for (;;) ::pause();
+  }
+  while (told.child == 0 || told.poll == 0) ::usleep(1000);
+  ::usleep(300'000);  // so long they wait already
+}
+
+// The images have one clock, from which restore counts what has passed. What was read later than that has less left:
+// such timers would expire early.
+TEST(Dump, WhatIsLeftOfTimesIsToldAsOfTheImagesClock) {
+  void* area = ::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  auto& told = *new (area) Waiting;
+  const LoggerPtr log = null_logger();
+  Child child([&] { wait_in_all_ways(told); });
+  DumpOptions options = options_for(child);
+  // Reading it takes its time.
+  options.visit_hook = [calls = 0](const char*) mutable {
+    if (calls++ % 4 == 0) ::usleep(50'000);
+  };
+  Dump dump(options, *log);
+  img::timens_entry clocks;
+  dump.images().need("timens-9.img", magic::kTimens, clocks);
+  constexpr int64_t kSecond = 1'000'000'000;
+  const auto then =
+      static_cast<int64_t>(clocks.monotonic().tv_sec()) * kSecond + static_cast<int64_t>(clocks.monotonic().tv_nsec());
+  const auto expect_ends = [&](const char* what, uint64_t sec, uint64_t nsec, int64_t deadline) {
+    const int64_t late = then + static_cast<int64_t>(sec) * kSecond + static_cast<int64_t>(nsec) - deadline;
+    EXPECT_GT(late, -2'000'000) << what << " would end early, by ns";
+    EXPECT_LT(late, 20 * kSecond) << what << " would end late, by ns";
+  };
+  const img::core_entry sleeper = core_of(dump, told.thread);
+  const uint64_t left_ms = sleeper.thread_info().gpregs().dx();
+  EXPECT_LT(left_ms, 1'000'000u - 200) << "that it waits is not known";
+  expect_ends("poll", left_ms / 1000, left_ms % 1000 * 1'000'000, told.poll);
+  const img::itimer_entry own = core_of(dump, child.pid()).tc().timers().real();
+  expect_ends("a timer of the root", own.vsec(), own.vusec() * 1000, told.own_timer);
+  const img::itimer_entry of_child = core_of(dump, told.child).tc().timers().real();
+  expect_ends("a timer of its child", of_child.vsec(), of_child.vusec() * 1000, told.timer_of_child);
+  auto files = dump.images().read("files.img", magic::kFiles);
+  bool found = false;
+  for (img::file_entry file; files && files->next(file);) {
+    if (!file.has_tfd()) continue;
+    found = true;
+    expect_ends("a timerfd", file.tfd().vsec(), file.tfd().vnsec(), told.timerfd);
+  }
+  EXPECT_TRUE(found);
+  ::munmap(area, kPageSize);
+}
+
 TEST(Dump, ImagesTellWhatProcTells) {
   const LoggerPtr log = null_logger();
   Child child([] {
@@ -146,7 +231,7 @@ TEST(Dump, ImagesTellWhatProcTells) {
   EXPECT_EQ(core.tc().sigactions_size(), 62);
   EXPECT_EQ(core.tc().sigactions(8).sigaction(), 1u);  // SIGUSR1 is 10; KILL is left out
   EXPECT_EQ(core.tc().rlimits().rlimits_size(), 16);
-  EXPECT_EQ(core.tc().timers().real().vsec(), 999u);
+  EXPECT_NEAR(static_cast<double>(core.tc().timers().real().vsec()), 999, 60) << "what is left";
   EXPECT_EQ(core.thread_core().sched_nice(), 3);
   EXPECT_EQ(core.thread_core().blk_sigset(), uint64_t{1} << (SIGUSR2 - 1) | uint64_t{1} << (SIGRTMIN - 1));
   EXPECT_EQ(core.thread_core().signals_p().signals_size() + core.tc().signals_s().signals_size(), 1);

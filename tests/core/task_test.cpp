@@ -112,7 +112,7 @@ class Restart : public testing::Test {
     regs.rdi = 1;
     regs.rsi = 2;
     facts.mem_fd = mem.get();
-    facts.now_ns = 10'000'000'000;
+    facts.as_of_ns = 10'000'000'000;
     facts.voluntary_switches = 8;
     sample.voluntary_switches = 7;
     sample.since_ns = 7'000'000'000;  // asleep for three seconds

@@ -122,7 +122,7 @@ void restart(Input in) {
   facts.sample = call.sampled % 2 != 0 ? &sample : nullptr;
   facts.voluntary_switches = call.switches_now;
   facts.signal_pending = call.pending % 2 != 0;
-  facts.now_ns = std::clamp<int64_t>(call.now_ns, 0, kMostNs);
+  facts.as_of_ns = std::clamp<int64_t>(call.now_ns, 0, kMostNs);
   facts.mem_fd = memory.get();
   const ImageRegisters made = image_registers(call.regs, facts);
   if (made.restart && made.restart->has_remaining_ns())

@@ -59,6 +59,8 @@ class PageFeeder {
   void run();
   /// Any thread, also a signal handler.
   void cancel() noexcept;
+  /// cancel() by somebody who tells the destination why. Any thread.
+  void leave(const std::string& why) { fail(std::make_exception_ptr(Error(why))); }
 
   const FeederCounters& counters() const { return counters_; }
   /// As the destination told last, a fifth of a second ago at most.

@@ -364,6 +364,26 @@ TEST(FeedEnds, CancelledOnEitherSide) {
   }
 }
 
+TEST(FeedEnds, ASourceThatLeavesSaysWhy) {
+  Memories memories;
+  memories.add(kA, {{0, 20000}});
+  Connection c = connected(2);
+  Destination destination(memories);
+  Gate gate;
+  gate.hold(destination, kA, 0);
+  WantedPages wanted;
+  PageFeeder feeder(std::move(c.source), memories.sources(), {}, {.bandwidth_limit = 8'000'000});
+  PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true);
+  Running source(feeder);
+  Running fetching(fetcher);
+  ASSERT_TRUE(gate.wait_until_held());
+  feeder.leave("the operator has other plans");
+  EXPECT_EQ(source.get(), "error: the operator has other plans");
+  gate.open();
+  const std::string there = fetching.get();
+  EXPECT_TRUE(says(there, "failed there: ") && says(there, "the operator has other plans")) << there;
+}
+
 TEST(FeedEnds, WhatFailsAtOneSideIsSaidAtTheOther) {
   Memories memories;
   memories.add(kA, {{0, 20000}});

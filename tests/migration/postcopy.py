@@ -269,6 +269,11 @@ def left(why, act, *options):
             least = switch["pages"] * 4096 / 12e6 / 2  # what is asked for is not limited
             expect(time.time() - switch["time"] > least, "the watch knows no limit")
             move.arrives(code=3)
+            there = read(f"{folder}/receive")
+            if why == "interrupted":
+                expect("ended the feed of pages: `migrate send` was interrupted there; another process goes on" in there and
+                       "without a word" not in there, f"the destination does not know why the feed ended: {there[-600:]}")
+            expect("has all its memory here" in there, f"the receiver does not say that it is whole: {there[-600:]}")
         finally:
             move.close()
     return case
@@ -304,6 +309,10 @@ def resolved_as_told(context, folder):
         code, out = run(command, prefix=prefix, log=f"{folder}/resolve", timeout=60, env=move.hosts.tool.environment("source"))
         expect(code == 0 and "runs at the destination" in out, f"resolve exited {code}: {out[-500:]}")
         move.arrives(code=3)
+        there = read(f"{folder}/receive")
+        expect("has all its memory here" in there and "a feed ended" not in there, f"the receiver says {there[-600:]}")
+        code, out = move.hosts.tool.resolve(move.hosts.network, "source", "destination", move.hosts.keys, move.session)
+        expect(code == 0 and "is settled" in out, f"resolve of a settled session exited {code}: {out[-500:]}")
     finally:
         move.close()
 

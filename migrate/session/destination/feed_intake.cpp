@@ -6,6 +6,7 @@
 
 #include "migrate/session/base/session.h"
 #include "migrate/session/destination/accept_streams.h"
+#include "migrate/session/destination/connection.h"
 #include "migrate/session/guardian/lazy_client.h"
 #include "migrate/session/telling/fault.h"
 #include "migrate/session/wire/channel.h"
@@ -40,7 +41,7 @@ void await_whole_by_journal(const ReceiveContext& context, ControlChannel& chann
   while (entry && entry->state == State::gate_open) {
     std::array<pollfd, 1> p{pollfd{channel.fd(), POLLIN | POLLRDHUP, 0}};
     if (::poll(p.data(), p.size(), static_cast<int>(kLook.count())) > 0)
-      throw Disconnected(std::string("the source is gone"));
+      throw Disconnected(std::string("the source's connection has ended"));
     entry = context.sessions.look(id);
   }
   if (!entry || (entry->state != State::whole && entry->state != State::done))
@@ -61,13 +62,20 @@ int serve_feed(const ReceiveContext& context, ControlChannel& channel, const Mes
     throw Refusal("session " + to_hex(id) + " wants no pages: it is " + std::string(name_of(entry->state)),
                   "see `migrate resolve`");
   channel.set_session(id, first.epoch());
-  if (entry->state == State::gate_open) let_feed_in(context, channel, id, first.feed());
+  const bool was_whole = entry->state == State::whole;
+  if (!was_whole) let_feed_in(context, channel, id, first.feed());
   context.events.event("feed", "the source of " + entry->label + " feeds it again", {{"session", to_hex(id)}});
   await_whole_by_journal(context, channel, id);
   Message whole;
   whole.mutable_whole();
   channel.send(std::move(whole));
-  channel.expect(Message::kDone, Deadline::in(context.options.timeouts.restore));
+  if (!was_whole) context.events.event("whole", entry->label + " has all its memory here", {{"session", to_hex(id)}});
+  try {
+    channel.expect(Message::kDone, Deadline::in(context.options.timeouts.restore));
+  } catch (const Disconnected&) {
+    // Not an agent's: its watch, or `resolve`, which settles the session by questions.
+    return kQuestionAnswered;
+  }
   context.sessions.finish(id, first.epoch());
   Message done;
   done.mutable_done();

@@ -30,6 +30,18 @@ int64_t field(uint64_t value) { return static_cast<int64_t>(std::min<uint64_t>(v
 double ms_of(uint64_t us) { return static_cast<double>(us) / 1000; }
 double seconds(uint64_t us) { return static_cast<double>(us) / 1e6; }
 
+/// For the time of a feed.
+class Feeding {
+ public:
+  Feeding(PageFeeder*& current, PageFeeder& feeder) : current_(current) { current_ = &feeder; }
+  Feeding(const Feeding&) = delete;
+  Feeding& operator=(const Feeding&) = delete;
+  ~Feeding() { current_ = nullptr; }
+
+ private:
+  PageFeeder*& current_;
+};
+
 }  // namespace
 
 bool SourceFeed::connect(ControlChannel& channel) {
@@ -66,6 +78,7 @@ void SourceFeed::feed(ControlChannel& channel, std::span<const PageSource> late,
   if (!next_.valid()) prepare(late);
   const std::unique_ptr<PageFeeder> prepared = next_.get();
   PageFeeder& feeder = *prepared;
+  const Feeding feeding(feeding_, feeder);
   const std::exception_ptr failure = run_beside(
       [&] { feeder.run(); },
       [&](int wake) {
@@ -89,7 +102,15 @@ void SourceFeed::feed(ControlChannel& channel, std::span<const PageSource> late,
   pushed_ += feeder.counters().fill.pages;
   requested_ += feeder.counters().requested;
   if (failure) std::rethrow_exception(failure);
-  channel.expect(Message::kWhole, Deadline::in(parts_.timeouts.answer));
+  try {
+    channel.expect(Message::kWhole, Deadline::in(parts_.timeouts.answer));
+  } catch (const Disconnected&) {
+    throw Disconnected("all pages are there, and the receiver at " + parts_.address + " ended before it said so");
+  }
+}
+
+void SourceFeed::tell_why_it_ends(const std::string& why) {
+  if (feeding_ != nullptr) feeding_->leave(why);
 }
 
 void SourceFeed::note_waits(const FeedWaits& now) {

@@ -46,6 +46,9 @@ class SourceFeed {
   /// called five times a second, and may throw to end it. Throws when it is cut (connect again), or fails.
   void feed(ControlChannel& channel, std::span<const PageSource> late, const std::function<void()>& beat);
 
+  /// In `beat`, before it throws: the destination hears why.
+  void tell_why_it_ends(const std::string& why);
+
   /// That had not been sent when the last feed was.
   uint64_t pages_left() const { return left_; }
   uint64_t pages_pushed() const { return pushed_; }
@@ -61,6 +64,7 @@ class SourceFeed {
   FeedParts parts_;
   std::optional<FeedStreams> streams_;
   std::future<std::unique_ptr<PageFeeder>> next_;
+  PageFeeder* feeding_ = nullptr;
   bool tells_waits_ = false;  ///< the destination
   uint64_t pushed_ = 0, requested_ = 0, left_ = 0;
   FeedWaits waits_, waits_before_;  ///< of the process that serves there, of those before

@@ -133,7 +133,9 @@ bool Postcopy::serve_once() {
 void Postcopy::beat() {
   left_ = feed_->pages_left();
   p_.hold.heartbeat();
-  if (p_.peer.interrupted()) leave("interrupted");
+  if (!p_.peer.interrupted()) return;
+  feed_->tell_why_it_ends("`migrate send` was interrupted there; another process goes on");
+  leave("interrupted");
 }
 
 void Postcopy::leave(const std::string& why) const {
@@ -178,8 +180,10 @@ void Postcopy::tell_end(Clock::time_point began) const {
                         {"pages_not_needed", static_cast<int64_t>(feed_->pages_left())}};
   const EventFields waits = feed_->waits_fields();
   fields.insert(fields.end(), waits.begin(), waits.end());
-  std::string text = "the destination has all of it: " + human_bytes(feed_->pages_pushed() * kPageSize) + " pushed, " +
-                     std::to_string(feed_->pages_requested()) + " pages asked for; " + feed_->waits_text();
+  std::string text = "the destination has all of it: nothing had to follow";
+  if (!late_.empty())
+    text = "the destination has all of it: " + human_bytes(feed_->pages_pushed() * kPageSize) + " pushed, " +
+           std::to_string(feed_->pages_requested()) + " pages asked for; " + feed_->waits_text();
   if (feed_->pages_left() != 0)
     text += "; " + human_bytes(feed_->pages_left() * kPageSize) +
             " were not needed any more: the program has given them back there, or has ended";

@@ -4,6 +4,8 @@
 #include <openssl/rand.h>
 #include <sys/stat.h>
 
+#include <cerrno>
+#include <cstring>
 #include <ctime>
 
 #include "core/base/fd.h"
@@ -52,7 +54,13 @@ void write_identity(const std::string& stem, const Identity& identity, bool repl
   written.push_back(stem + ".key");
 }
 
+void check_readable(const char* what, const std::string& path, const char* remedy) {
+  if (::access(path.c_str(), R_OK) != 0)
+    throw Refusal(std::string("cannot read ") + what + " " + path + ": " + std::strerror(errno), remedy);
+}
+
 X509Ptr read_certificate(const std::string& path) {
+  check_readable("the certificate", path, "name a file that is there");
   const BioPtr bio(BIO_new_file(path.c_str(), "r"));
   X509Ptr certificate(bio ? PEM_read_bio_X509(bio.get(), nullptr, nullptr, nullptr) : nullptr);
   if (!certificate) throw Refusal("cannot use the certificate " + path + ": " + openssl_error(), "give one in PEM");
@@ -60,8 +68,11 @@ X509Ptr read_certificate(const std::string& path) {
 }
 
 Identity read_ca(const std::string& dir) {
+  constexpr const char* kRemedy = "make certificates where their CA was made, or a new CA in another folder";
+  check_readable("the CA's certificate", dir + "/ca.crt", kRemedy);
   Identity ca{read_certificate(dir + "/ca.crt"), nullptr};
   const std::string path = dir + "/ca.key";
+  check_readable("the CA's key", path, kRemedy);
   const BioPtr bio(BIO_new_file(path.c_str(), "r"));
   const auto no_passphrase = [](char*, int, int, void*) { return -1; };
   ca.key.reset(bio ? PEM_read_bio_PrivateKey(bio.get(), nullptr, no_passphrase, nullptr) : nullptr);

@@ -9,7 +9,7 @@ namespace migrate {
 
 struct KeyOptions {
   std::string dir;                 ///< made (0700) if it does not exist
-  std::vector<std::string> names;  ///< DNS names or IP addresses, a certificate each; may be empty (CA only)
+  std::vector<std::string> names;  ///< DNS names or IP addresses, a certificate each; none: a CA only
   bool force = false;              ///< replace host certificates that exist; the CA is never replaced
   int64_t host_not_before = -300;  ///< seconds from now (a peer's clock may be a little behind)
   int64_t host_not_after = int64_t{825} * 86400;

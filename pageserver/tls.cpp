@@ -9,11 +9,12 @@
 namespace migrate {
 namespace {
 
-void check_readable(const std::string& path, const char* what) {
-  if (path.empty()) throw Refusal(std::string("no ") + what + " was given", "make keys with `migrate keys`");
-  if (::access(path.c_str(), R_OK) != 0)
-    throw Refusal(std::string("cannot read the ") + what + " " + path + ": " + std::strerror(errno),
-                  "make keys with `migrate keys`");
+void check_readable(const std::string& path, const char* what, const char* remedy) {
+  if (path.empty()) throw Refusal(std::string("no ") + what + " was given", remedy);
+  if (::access(path.c_str(), R_OK) == 0) return;
+  const int why = errno;
+  throw Refusal(std::string("cannot read the ") + what + " " + path + ": " + std::strerror(why),
+                why == EACCES ? "run as root, or name files that this user may read" : remedy);
 }
 
 void load_crl(SSL_CTX* context, const std::string& path) {
@@ -58,10 +59,11 @@ SslCtxPtr make_context(const SSL_METHOD* method, const TlsConfig& config) {
 }  // namespace
 
 TlsContext::TlsContext(const TlsConfig& config) : shared_(std::make_shared<Shared>()) {
-  check_readable(config.cacert, "CA certificate");
-  check_readable(config.cert, "certificate");
-  check_readable(config.key, "key");
-  if (config.crl) check_readable(*config.crl, "revocation list");
+  constexpr const char* kMakeKeys = "make keys with `migrate keys`, and copy them there as it says";
+  check_readable(config.cacert, "CA certificate", kMakeKeys);
+  check_readable(config.cert, "certificate", kMakeKeys);
+  check_readable(config.key, "key", kMakeKeys);
+  if (config.crl) check_readable(*config.crl, "revocation list", "name a file that is there");
   shared_->config = config;
   shared_->bio_method = make_socket_bio_method();
   shared_->client = make_context(TLS_client_method(), config);

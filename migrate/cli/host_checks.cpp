@@ -156,7 +156,7 @@ std::vector<Feature> keys(const LinkOptions& link, bool required) {
               true,
               "certificates for `send` and `receive`",
               "they connect to nobody",
-              "make keys with `migrate keys`",
+              "make keys with `migrate keys`, and copy them there as it says",
               ""};
   if (!link.tls) {
     tls.present = false;

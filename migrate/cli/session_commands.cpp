@@ -161,8 +161,9 @@ void SessionCommands::add_page_streams(CLI::App& verb) {
           "how pages are packed; auto: whatever measures best; LEVEL: 1 (default) to 19")
       ->type_name("off|auto|lz4|zstd[:LEVEL]")
       ->default_str("off");
-  add_rate_option(verb, "--bandwidth-limit", send_.bandwidth_limit,
-                  "bytes a second that pages may take while the program runs, such as 200M or 1.5G");
+  add_rate_option(
+      verb, "--bandwidth-limit", send_.bandwidth_limit,
+      "bytes a second that pages may take, such as 200M or 1.5G; for which of them it holds, migrate(8) says");
 }
 
 void SessionCommands::add_receive(CLI::App& app, std::function<int()>& run) {
@@ -273,7 +274,7 @@ void SessionCommands::add_keys(CLI::App& app, std::function<int()>& run) {
   verb->add_option("--dir", keys_.dir, "folder for ca.crt, ca.key, NAME.crt, NAME.key")
       ->type_name("DIR")
       ->capture_default_str();
-  verb->add_option("names", keys_.names, "host names or addresses, a certificate each")->type_name("NAME");
+  verb->add_option("names", keys_.names, "host names or addresses, a certificate each")->required()->type_name("NAME");
   verb->add_flag("--force", keys_.force, "replace host certificates that exist");
   verb->add_option("--days", key_days_, "how long host certificates are valid")
       ->type_name("DAYS")
@@ -283,6 +284,10 @@ void SessionCommands::add_keys(CLI::App& app, std::function<int()>& run) {
       keys_.host_not_after = static_cast<int64_t>(key_days_ * 86400);
       if (keys_.host_not_after <= keys_.host_not_before) keys_.host_not_before = keys_.host_not_after - 86400;
       for (const std::string& file : make_keys(keys_)) std::cout << file << "\n";
+      std::cout.flush();
+      std::cerr << "migrate: each host needs " << keys_.dir
+                << "/ca.crt, its NAME.crt and its NAME.key, as ca.crt, host.crt "
+                << "and host.key in " << kDefaultKeyDir << "; keep " << keys_.dir << "/ca.key away from them\n";
       return 0;
     };
   });

@@ -59,7 +59,7 @@ std::string about_value(const std::string& what) {
   }
   if (const Parts converted = split(what, "Could not convert: ")) {
     const Parts value = split(converted->second, " = ");
-    if (value) return value->first + ": " + quoted(value->second) + " is not what it takes";
+    if (value) return value->first + ": " + quoted(value->second) + " is no number";
   }
   return what.substr(0, what.find(". "));
 }

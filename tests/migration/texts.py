@@ -130,8 +130,9 @@ def usage_errors(context, folder):
                              ([*send, "--max-total-time", "-3"], 'migrate send: --max-total-time: "-3" is not from 0 to 1000000000;'),
                              ([*send, "--mode", "foo"], 'migrate send: --mode: "foo" is none of precopy,stop-copy,'),
                              ([*send, "--compress", "foo"], 'migrate send: --compress: "foo" is no compression; write auto'),
-                             (["receive", "--allow-uid", "x"], 'migrate receive: --allow-uid: "x" is not what it takes;'),
+                             (["receive", "--allow-uid", "x"], 'migrate receive: --allow-uid: "x" is no number;'),
                              (["dump", "-t", "x"], 'migrate dump: --tree: "x" is not from 1 to 4194304;'),
+                             (["keys"], "migrate keys: it needs NAME;"),
                              (["frob"], 'migrate: there is no verb "frob";'), (["--frob"], "migrate: there is no option --frob;"),
                              ([], "migrate: it needs a verb;")):
         p = subprocess.run([context.binary, *arguments], capture_output=True, text=True, timeout=20)

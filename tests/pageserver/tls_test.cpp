@@ -318,5 +318,15 @@ TEST_F(Tls, KeysAreNeverReplacedByAccident) {
     EXPECT_THROW(make_keys({.dir = dir, .names = {bad}}), Refusal) << bad;
 }
 
+TEST_F(Tls, AFolderWithoutTheKeyOfItsCaMakesNoKeys) {
+  ASSERT_EQ(::unlink((dir + "/ca.key").c_str()), 0);
+  try {
+    make_keys({.dir = dir, .names = {"late"}});
+    FAIL();
+  } catch (const Refusal& e) {
+    EXPECT_NE(std::string(e.what()).find("ca.key: No such file"), std::string::npos) << e.what();
+  }
+}
+
 }  // namespace
 }  // namespace migrate

@@ -409,6 +409,25 @@ TEST(Journal, AFolderOfAnotherModeIsProtected) {
   EXPECT_EQ(st.st_mode & 0777, 0700u);
 }
 
+TEST(Journal, AFolderWithOtherThingsIsNotClosedToOthers) {
+  const TempDir dir;
+  ASSERT_EQ(::mkdir((dir.path() + "/somebodys").c_str(), 0700), 0);
+  const auto mode = [&] {
+    struct stat st {};
+    EXPECT_EQ(::stat(dir.path().c_str(), &st), 0);
+    return st.st_mode & 07777;
+  };
+  EXPECT_NO_THROW(JournalStore(dir.path()));  // it is closed already
+  ASSERT_EQ(::chmod(dir.path().c_str(), 01777), 0);
+  EXPECT_THROW(JournalStore(dir.path()), Refusal);
+  EXPECT_EQ(mode(), 01777u);
+  ASSERT_EQ(::rmdir((dir.path() + "/somebodys").c_str()), 0);
+  { JournalStore(dir.path()).create(source_entry()); }
+  ASSERT_EQ(::chmod(dir.path().c_str(), 0755), 0);
+  EXPECT_NO_THROW(JournalStore(dir.path()));  // nothing but what is ours
+  EXPECT_EQ(mode(), 0700u);
+}
+
 TEST(Journal, ListNamesDamagedOnes) {
   const TempDir dir;
   JournalStore store(dir.path());

@@ -61,6 +61,18 @@ std::string tree_lock_name(const TaskId& root) {
   return "tree-" + std::to_string(root.pid) + "-" + std::to_string(root.start_time) + ".lock";
 }
 
+/// A name in a folder that others use for something else, too: it must not be closed to them. Empty: none.
+std::string what_is_not_ours(const std::string& folder) {
+  std::string found;
+  for_entries(AT_FDCWD, folder, [&](const dirent& e) {
+    const std::string name = e.d_name;
+    const bool ours = session_from_hex(name.substr(0, name.find('.'))) || name.starts_with("tree-") ||
+                      name.starts_with("calibration.json") || name == "lost+found";
+    if (!ours && name != "." && name != "..") found = name;
+  });
+  return found;
+}
+
 bool reads_as(int dir, const std::string& name, const std::string& text) {
   try {
     return read_file_at(dir, name, kJournalLimit) == text;
@@ -381,7 +393,11 @@ JournalStore::JournalStore(const std::string& path) : path_(path) {
   check(::fstat(dir_.get(), &st), "look at", path);
   if (st.st_uid != ::geteuid())
     throw Refusal("the state folder " + path + " belongs to another user", "choose another");
-  if ((st.st_mode & 077) != 0) check(::fchmod(dir_.get(), 0700), "protect", path);
+  if ((st.st_mode & 077) == 0) return;
+  if (const std::string other = what_is_not_ours(path); !other.empty())
+    throw Refusal(path + " cannot be the state folder: it has " + other + ", and is open to other users",
+                  "choose a folder of its own");
+  check(::fchmod(dir_.get(), 0700), "protect", path);
 }
 
 Journal JournalStore::create(JournalEntry entry) {

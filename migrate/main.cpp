@@ -13,6 +13,7 @@
 #include "migrate/cli/command_line.h"
 #include "migrate/cli/commands.h"
 #include "migrate/session/base/session.h"
+#include "migrate/session/telling/failure.h"
 
 namespace {
 
@@ -35,7 +36,7 @@ int main(int argc, char** argv) {
     if (argc == 4 && std::string_view(argv[1]) == "track-keeper") return migrate::cli::run_track_keeper(argv);
     return migrate::cli::run_command_line(argc, argv);
   } catch (const std::exception& e) {
-    std::cerr << "migrate: " << e.what() << "\n";
+    std::cerr << "migrate: " << migrate::sentence_of(e) << "\n";
     if (const auto* all = dynamic_cast<const migrate::AllRefusals*>(&e))
       for (const migrate::Refusal& other : all->others()) std::cerr << "migrate: " << other.what() << "\n";
     return dynamic_cast<const migrate::Refusal*>(&e) != nullptr ? 2 : 1;

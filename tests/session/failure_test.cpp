@@ -2,6 +2,7 @@
 #include "migrate/session/telling/failure.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include "migrate/session/base/session.h"
 #include "tests/session/in_child.h"
@@ -32,12 +33,34 @@ TEST(Failure, OfAReceiverThatIsRefusedHasItsOwnCode) {
 
 TEST(Failure, OfResolveIsNoRefusal) {
   ResolveOptions options;
-  options.state_dir = "/proc/nowhere";
+  options.state_dir = "/proc/self/cmdline";
   EXPECT_EQ(in_child([&] { return run_resolve(options, *null_logger()); }), kFailed);
   const TempDir folder;
   options.state_dir = folder.path();
   options.session = "no id";
   EXPECT_EQ(in_child([&] { return run_resolve(options, *null_logger()); }), kRefused);
+  options.session = std::string(32, 'a');  // one that nobody knows
+  EXPECT_EQ(in_child([&] { return run_resolve(options, *null_logger()); }), kRefused);
+}
+
+TEST(Failure, ForWantOfPermissionsNamesRootToOthers) {
+  const auto tells = [](const Error& e) { return sentence_of(e).find("root") != std::string::npos; };
+  EXPECT_FALSE(tells(Error("open", "x", EACCES)));
+  EXPECT_EQ(in_child([&] {
+              if (::setresuid(65534, 65534, 65534) != 0) return 10;
+              return (tells(Error("open", "x", EACCES)) ? 1 : 0) + (tells(Error("open", "x", ENOENT)) ? 2 : 0);
+            }),
+            1);
+}
+
+TEST(Failure, ResolveMakesNoStateFolder) {
+  const TempDir folder;
+  ResolveOptions options;
+  options.state_dir = folder.path() + "/none";
+  EXPECT_EQ(in_child([&] { return run_resolve(options, *null_logger()); }), kMoved);
+  options.session = std::string(32, 'a');
+  EXPECT_EQ(in_child([&] { return run_resolve(options, *null_logger()); }), kRefused);
+  EXPECT_NE(::access(options.state_dir.c_str(), F_OK), 0);
 }
 
 }  // namespace

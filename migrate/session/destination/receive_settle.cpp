@@ -87,7 +87,7 @@ void ReceiveSession::ask_whole() {
                             pollfd{channel_.fd(), POLLIN | POLLRDHUP, 0}};
     ::poll(p.data(), p.size(), -1);
     if (p[0].revents != 0 || p[1].revents != 0) break;
-    if (p[2].revents != 0) throw Disconnected(std::string("the source is gone"));
+    if (p[2].revents != 0) throw Disconnected(std::string("the source's connection has ended"));
   }
   guardian_->await(answer_by());
 }
@@ -200,6 +200,13 @@ int ReceiveSession::in_doubt(const std::exception& e) {
   if (entry && (entry->state == State::gate_open || entry->state == State::whole || entry->state == State::done)) {
     c_.events.event("done", label_ + " runs here (" + e.what() + ")", {{"session", to_hex(id_)}});
     return kMoved;
+  }
+  if (!entry) {
+    c_.events.event("in-doubt",
+                    "the journal of " + label_ + " is gone from " + options_.state_dir +
+                        "; look whether it runs here (" + e.what() + ")",
+                    {{"session", to_hex(id_)}});
+    return kInDoubt;
   }
   c_.events.event("in-doubt",
                   label_ + " waits behind its gate, and the source does not say whether it may run (" + e.what() +

@@ -1,5 +1,6 @@
 // `migrate resolve`: what is in doubt on this host, and settling it by the other side's word, or the operator's.
 #include <poll.h>
+#include <unistd.h>
 
 #include <map>
 #include <set>
@@ -26,6 +27,13 @@ std::string parents_of(const std::vector<std::string>& folders) {
   return list + "}";
 }
 
+class UnknownSession : public Refusal {
+ public:
+  explicit UnknownSession(const ResolveOptions& options)
+      : Refusal("session " + options.session + " is not known in " + options.state_dir,
+                "look at `migrate resolve`, or name the --state-dir of the command that moved it") {}
+};
+
 class Resolver {
  public:
   Resolver(const ResolveOptions& options, Events& events, Logger& log)
@@ -37,7 +45,7 @@ class Resolver {
         sessions_(store_, *keeper_, options.timeouts, log) {}
 
   int run() {
-    check_words();
+    check_session();
     const std::vector<JournalEntry> left_cgroups = who_left_cgroups();
     settle_local(store_, *keeper_, options_.timeouts, events_, log_);
     tell_cgroups(left_cgroups);
@@ -54,21 +62,27 @@ class Resolver {
         tell("in-doubt", entry, e.what());
       }
     }
-    if (open == 0) events_.event("resolved", "nothing is in doubt here");
+    if (open == 0) tell_nothing_open();
     return in_doubt ? kInDoubt : kMoved;
   }
 
  private:
-  void check_words() const {
-    if (!options_.session.empty() && !session_from_hex(options_.session)) {
-      throw Refusal("\"" + options_.session + "\" is no session id",
-                    "give all 32 digits, as `migrate resolve` lists them");
+  void check_session() const {
+    if (options_.session.empty()) return;
+    const SessionId id = *session_from_hex(options_.session);
+    if (store_.peek(id, Role::source) || store_.peek(id, Role::destination)) return;
+    throw UnknownSession(options_);
+  }
+
+  /// Whoever asks about one session hears how it ended.
+  void tell_nothing_open() {
+    bool told = false;
+    for (const JournalEntry& entry : store_.list()) {
+      if (options_.session.empty() || to_hex(entry.id) != options_.session) continue;
+      tell("resolved", entry, "is settled");
+      told = true;
     }
-    if (options_.force == ResolveOptions::Force::none) return;
-    if (options_.session.empty() || options_.typed_session != options_.session) {
-      throw Refusal("forcing needs the session's id, typed again",
-                    "say which session, and its id behind the force option");
-    }
+    if (!told) events_.event("resolved", "nothing is in doubt here");
   }
 
   /// Sessions without a guardian that have cgroups of a lazy host.
@@ -144,7 +158,10 @@ class Resolver {
     std::optional<Journal> journal = take(seen);
     if (!journal) {
       const std::optional<JournalEntry> now = store_.peek(seen.id, Role::source);
-      if (!now || (is_final(now->state) && now->peer_settled)) return true;
+      if (!now || (is_final(now->state) && now->peer_settled)) {
+        if (now) tell("resolved", *now, "is settled");
+        return true;
+      }
       const bool follows = now->state == State::committed && now->feed;
       tell("busy", seen,
            "is in the hands of pid " + std::to_string(store_.owner(seen.id, seen.role)) +
@@ -155,7 +172,7 @@ class Resolver {
     const std::string cut = feed_if_needed(*journal, ask);
     Settled settled = settle_source(*journal, *keeper_, ask, log_);
     const bool good = settled.outcome != Settled::Outcome::in_doubt;
-    if (!good && !cut.empty()) settled.sentence += "; pages went there until: " + cut;
+    if (!good && !cut.empty()) settled.sentence += "; its feed ended: " + cut;
     tell(good ? "resolved" : "in-doubt", journal->entry(), settled.sentence);
     const JournalEntry now = journal->entry();
     journal.reset();
@@ -231,7 +248,10 @@ class Resolver {
 
   bool settle_there(const JournalEntry& seen) {
     const std::optional<JournalEntry> entry = sessions_.look(seen.id);
-    if (!entry || is_final(entry->state)) return true;
+    if (!entry || is_final(entry->state)) {
+      if (entry) tell("resolved", *entry, "is settled");
+      return true;
+    }
     const bool rebooted = entry->boot_id != boot_id();
     if (entry->state == State::receiving) {
       tell("busy", *entry, "is being received");
@@ -248,13 +268,16 @@ class Resolver {
       return false;
     }
     if (!rebooted && entry->state == State::gate_open && entry->lazy) {
+      const uint64_t missing = missing_pages(store_, seen.id);
       tell("resolved", *entry,
-           "runs here, and " + std::to_string(missing_pages(store_, seen.id)) + " pages of it are still at the " +
-               "source; they come as long as `send`, its watch or `migrate resolve` runs there");
+           "runs here, and " + std::to_string(missing) + " pages of it are still at the source (" +
+               human_bytes(missing * kPageSize) + "); they come as long as `send`, its watch or `migrate resolve` " +
+               "runs there; a new connection needs `migrate receive` here");
       return true;
     }
     if (!rebooted) {
-      tell("resolved", *entry, "runs here; the source has not said yet that its copy is gone");
+      tell("resolved", *entry,
+           "runs here; the source has not said yet that its copy is gone, for which it needs `migrate receive` here");
       return true;
     }
     tell("in-doubt", *entry, "ran here until this host was restarted; a copy may be frozen at the source");
@@ -287,12 +310,35 @@ class Resolver {
 
 }  // namespace
 
+namespace {
+
+void check_words(const ResolveOptions& options) {
+  if (!options.session.empty() && !session_from_hex(options.session)) {
+    throw Refusal("\"" + options.session + "\" is no session id",
+                  "give all 32 digits, as `migrate resolve` lists them");
+  }
+  if (options.force == ResolveOptions::Force::none) return;
+  if (options.session.empty() || options.typed_session != options.session) {
+    throw Refusal("forcing needs the session's id, typed again",
+                  "say which session, and its id behind the force option");
+  }
+}
+
+}  // namespace
+
 int run_resolve(const ResolveOptions& options, Logger& log) {
   PrintedEvents printed(options.report, "resolve");
   Events& events = printed;
   try {
     ResolveOptions adjusted = options;
     adjusted.timeouts = with_test_timeouts(options.timeouts);
+    check_words(options);
+    // A folder that is not there is not made: a mistyped one is to be noticed.
+    if (::access(options.state_dir.c_str(), F_OK) != 0 && errno == ENOENT) {
+      if (!options.session.empty()) throw UnknownSession(options);
+      events.event("resolved", "nothing is in doubt here: there is no " + options.state_dir);
+      return kMoved;
+    }
     return Resolver(adjusted, events, log).run();
   } catch (const std::exception& e) {
     return tell_failure(events, e);

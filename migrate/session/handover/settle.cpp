@@ -89,7 +89,9 @@ Settled after_answer(Journal& journal, TreeKeeper& keeper, Answer answer, const 
       return {Settled::Outcome::runs_here,
               name + " runs on here; the destination's copy never ran (" + answer.reason() + ")"};
     case Answer::UNKNOWN:
-      return {Settled::Outcome::in_doubt, "the destination does not know session " + session};
+      return {Settled::Outcome::in_doubt, "the destination does not know session " + session + "; look whether " +
+                                              name + " runs there: if it does, `migrate resolve --force-kill " +
+                                              session + "` ends the frozen copy here, else --force-run lets it run"};
     default:
       return {Settled::Outcome::in_doubt, "the destination has not opened the gate for session " + session + " yet"};
   }
@@ -157,7 +159,8 @@ Settled settle_source(Journal& journal, TreeKeeper& keeper, const AskDestination
     return after_answer(journal, keeper, ask(journal.id(), journal.entry().epoch, Resolve::OPEN), ask, log);
   } catch (const Error& e) {
     return {Settled::Outcome::in_doubt, journal.entry().label + " stays frozen here, since it may run at " +
-                                            journal.entry().peer + ", which cannot be asked: " + e.what()};
+                                            journal.entry().peer + ", which cannot be asked: " + e.what() +
+                                            "; it is settled as soon as `migrate receive` answers there"};
   }
 }
 

@@ -74,9 +74,8 @@ int SendSession::leave_feed(const std::string& reason) {
     log_.warn("session {}: {}", to_hex(id_), e.what());
   }
   events_.event("left",
-                label_ + ": " + reason +
-                    "; a process in the background goes on sending it, and so does `migrate resolve " + to_hex(id_) +
-                    "`, at once",
+                label_ + ": " + reason + "; a process in the background goes on sending it; `migrate resolve " +
+                    to_hex(id_) + "` tells how it stands, and sends it should nobody else",
                 {{"session", to_hex(id_)}, {"reason", reason}});
   return kInDoubt;
 }

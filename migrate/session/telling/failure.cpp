@@ -1,5 +1,7 @@
 #include "migrate/session/telling/failure.h"
 
+#include <unistd.h>
+
 #include "core/base/refusals.h"
 #include "migrate/session/base/session.h"
 
@@ -10,9 +12,15 @@ void tell_other_refusals(Events& events, const std::exception& failure) {
     for (const Refusal& other : all->others()) events.event("refused", other.what());
 }
 
+std::string sentence_of(const std::exception& failure) {
+  const auto* error = dynamic_cast<const Error*>(&failure);
+  const bool forbidden = error != nullptr && (error->code() == EACCES || error->code() == EPERM);
+  return std::string(failure.what()) + (forbidden && ::geteuid() != 0 ? "; run as root, see `migrate check`" : "");
+}
+
 int tell_failure(Events& events, const std::exception& failure) {
   const bool refused = dynamic_cast<const Refusal*>(&failure) != nullptr;
-  events.event(refused ? "refused" : "failed", failure.what());
+  events.event(refused ? "refused" : "failed", sentence_of(failure));
   tell_other_refusals(events, failure);
   return refused ? kRefused : kFailed;
 }

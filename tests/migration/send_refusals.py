@@ -154,7 +154,7 @@ def moved_already(context, folder):
 def own_parent(context, folder):
     with Hosts(context, folder) as hosts:
         hosts.receive()
-        hosts.refused(os.getpid(), ["task {pid} is an ancestor of this command"], {"pid": os.getpid()})
+        hosts.refused(os.getpid(), ["task {pid} is this process or an ancestor of it"], {"pid": os.getpid()})
 
 
 def parent_notices(context, folder):

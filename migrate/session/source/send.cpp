@@ -212,7 +212,6 @@ namespace {
 int send_with(const SendOptions& options, Events& events, Logger& log) {
   try {
     const InterruptWatch interrupt;
-    if (!options.report_file.empty()) Report().write(options.report_file);  // seen now, not when all is done
     SendOptions adjusted = options;
     adjusted.timeouts = with_test_timeouts(options.timeouts);
     SendSession session(adjusted, events, interrupt, log);
@@ -227,6 +226,11 @@ int send_with(const SendOptions& options, Events& events, Logger& log) {
 int run_send(const SendOptions& options, Logger& log) {
   PrintedEvents printed(options.report, "send");
   Report report;
+  try {
+    if (!options.report_file.empty()) report.write(options.report_file);  // seen now, not when all is done
+  } catch (const Error& e) {
+    return tell_failure(printed, e);
+  }
   ReportedEvents events(printed, report);
   const int code = send_with(options, events, log);
   if (options.report_file.empty()) return code;

@@ -1,4 +1,6 @@
 // What the source agent does while the tree runs untouched: looking, connecting, comparing, starting the session.
+#include <cmath>
+
 #include "core/base/procfs.h"
 #include "core/base/refusals.h"
 #include "core/dump/preflight.h"
@@ -66,7 +68,9 @@ void SendSession::look_before_touching() {
 void SendSession::compare_clocks() {
   clocks_ = estimate_clocks(peer_.sample_clocks(), tree_clock_offsets(target_), boottime_now_ns() - monotonic_now_ns());
   const double apart = static_cast<double>(clocks_.monotonic_ns - clocks_.at_destination_ns) / 1e9;
-  events_.event("clocks", "the tree's clock is " + std::to_string(apart) + " s ahead of the destination's",
+  events_.event("clocks",
+                "the tree's clock is " + std::to_string(std::abs(apart)) +
+                    (apart < 0 ? " s behind the destination's" : " s ahead of the destination's"),
                 {{"ahead_s", apart}, {"uncertainty_us", clocks_.uncertainty_ns / 1000}});
 }
 

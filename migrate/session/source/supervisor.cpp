@@ -44,7 +44,8 @@ bool is_init_of_ours(const ProcDir& proc) {
 void check_supervisor(Pid root, bool shell_job, bool may_notice) {
   const std::string name = "task " + std::to_string(root.get());
   for (pid_t up = ::getpid(); up > 1; up = ProcDir(up).stat().ppid) {
-    if (up == root.get()) throw Refusal(name + " is an ancestor of this command", "run it from outside of that tree");
+    if (up == root.get())  // as the preflight says it, for one of the two to be told
+      throw Refusal(name + " is this process or an ancestor of it", "run this from outside the tree");
   }
   if (root.get() == 1)
     throw Refusal("task 1 is the init of this pid namespace",

@@ -105,10 +105,15 @@ MissingPages MissingPages::saved(std::span<const uint64_t> words) {
 
 uint64_t MissingPages::most_bytes() const {
   // With what trees and malloc(3) add; what is recorded is at most three times as much as it is at first.
-  constexpr uint64_t kSpan = 192 + 3 * 32, kRange = 64 + 3 * 16;
-  constexpr uint64_t kHoles = 4 * (MissingSpans::kMostWithHoles / kPageSize / 8);
-  const uint64_t with_holes = pages() * kPageSize / MissingSpans::kMostWithHoles + 1;
-  return (spans_.spans() + aside_.size()) * kSpan + with_holes * (kSpan + kHoles) +
+  constexpr uint64_t kSpan = 192 + 3 * 32, kRange = 64 + 3 * 16, kBits = 4 * sizeof(uint64_t);
+  constexpr uint64_t kHoles = kBits * (MissingSpans::kMostWithHoles / kPageSize / 64);
+  uint64_t words = spans_.bit_words(), all = pages() - spans_.pages_with_bits();  // `all`: where no hole is yet
+  for (const MissingSpan& span : aside_) {
+    words += span.bits.size();
+    all -= span.bits.empty() ? 0 : span.pages();
+  }
+  const uint64_t with_holes = all * kPageSize / MissingSpans::kMostWithHoles + 1;
+  return (spans_.spans() + aside_.size()) * kSpan + words * kBits + with_holes * (kSpan + kHoles) +
          (ranges_.size() + overtaken_.size() + left_.size()) * kRange;
 }
 

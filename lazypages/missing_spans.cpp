@@ -133,13 +133,17 @@ MissingSpan MissingSpans::pull(Spans::const_iterator at) {
   auto node = spans_.extract(at);
   MissingSpan span = std::move(node.mapped());
   by_source_.erase(span.source);
-  pages_ -= span.pages();
+  const uint64_t pages = span.pages();
+  pages_ -= pages;
+  bit_pages_ -= span.bits.empty() ? 0 : pages;
   bit_words_ -= span.bits.size();
   return span;
 }
 
 void MissingSpans::put(MissingSpan span) {
-  pages_ += span.pages();
+  const uint64_t pages = span.pages();
+  pages_ += pages;
+  bit_pages_ += span.bits.empty() ? 0 : pages;
   bit_words_ += span.bits.size();
   by_source_[span.source] = span.address;
   const uint64_t address = span.address;

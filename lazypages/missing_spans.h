@@ -60,6 +60,8 @@ class MissingSpans {
   std::vector<MissingRun> runs() const;  ///< ascending by address
   uint64_t pages() const { return pages_; }
   uint64_t spans() const { return spans_.size(); }
+  uint64_t bit_words() const { return bit_words_; }
+  uint64_t pages_with_bits() const { return bit_pages_; }  ///< missing pages of spans with holes
 
   uint64_t words() const { return 1 + 4 * spans_.size() + bit_words_; }  ///< of what save() writes
   template <class Put>
@@ -91,7 +93,7 @@ class MissingSpans {
 
   Spans spans_;                             ///< by address
   std::map<uint64_t, uint64_t> by_source_;  ///< source address of each → its address
-  uint64_t pages_ = 0, bit_words_ = 0;
+  uint64_t pages_ = 0, bit_words_ = 0, bit_pages_ = 0;
 };
 
 }  // namespace migrate

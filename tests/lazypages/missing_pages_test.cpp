@@ -246,6 +246,20 @@ TEST(MissingPages, TakeLittleHoweverTheyAreScattered) {
   }
 }
 
+// Two pages of each span are left: bits are as many as before.
+TEST(MissingPages, AreCountedAsWhatTheyTakeHoweverFewAreLeft) {
+  constexpr uint64_t kSpan = MissingSpans::kMostWithHoles / kPageSize, kSpans = 64;
+  const std::vector<RemoteRange> ranges{pages(0, kSpan * kSpans)};
+  MissingPages m(ranges, std::vector<PageRun>{run(0, kSpan * kSpans)});
+  const uint64_t first = m.most_bytes();
+  for (uint64_t i = 0; i < kSpans; ++i) m.settle(pages(i * kSpan + 1, kSpan - 2));
+  EXPECT_EQ(m.pages(), 2 * kSpans);
+  EXPECT_GE(m.words() * sizeof(uint64_t), kSpans * kSpan / 8);
+  // Here once, and recorded three times.
+  EXPECT_GE(m.most_bytes(), 4 * m.words() * sizeof(uint64_t));
+  EXPECT_LE(m.most_bytes(), 2 * first);
+}
+
 TEST(MissingPages, AnUnmapThatAMoveOvertookIsOlderThanTheMove) {
   const std::vector<RemoteRange> ranges{pages(0, 4), pages(10, 4)};
   const std::vector<PageRun> missing{run(0, 4), run(10, 4)};

@@ -1,27 +1,42 @@
 #include "lazypages/space_room.h"
 
+#include <sys/eventfd.h>
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <mutex>
 
 namespace migrate {
 namespace {
 
+/// poll(2) of more descriptors than the limit allows is EINVAL, whatever their numbers: no feed waits for so many.
+constexpr int kLeastLimit = 16;
+
+/// No descriptor is free below this number. -1: none at all.
+int full_below(std::vector<Fd>& kept) {
+  for (;;) {
+    Fd lowest(::eventfd(0, EFD_CLOEXEC));
+    if (!lowest || lowest.get() >= kLeastLimit) return lowest.get();
+    kept.push_back(std::move(lowest));
+  }
+}
+
 class NoDescriptors {
  public:
-  NoDescriptors() : known_(::getrlimit(RLIMIT_NOFILE, &before_) == 0) {
-    const rlimit none{0, before_.rlim_max};
-    if (known_) ::setrlimit(RLIMIT_NOFILE, &none);
+  /// `below`: all these are taken.
+  explicit NoDescriptors(int below) : lowered_(below >= 0 && ::getrlimit(RLIMIT_NOFILE, &before_) == 0) {
+    const rlimit none{std::min<rlim_t>(static_cast<rlim_t>(below), before_.rlim_max), before_.rlim_max};
+    if (lowered_) ::setrlimit(RLIMIT_NOFILE, &none);
   }
   NoDescriptors(const NoDescriptors&) = delete;
   NoDescriptors& operator=(const NoDescriptors&) = delete;
   ~NoDescriptors() {
-    if (known_) ::setrlimit(RLIMIT_NOFILE, &before_);
+    if (lowered_) ::setrlimit(RLIMIT_NOFILE, &before_);
   }
 
  private:
   rlimit before_{};
-  bool known_;
+  bool lowered_;
 };
 
 }  // namespace
@@ -34,8 +49,9 @@ uint64_t SpaceRoom::fit(uint64_t bytes) const {
 }
 
 void SpaceRoom::without_descriptors(const std::function<void()>& what) {
-  const std::lock_guard lock(mutex_);
-  const NoDescriptors none;
+  static std::mutex limit;  // there is one a process
+  const std::lock_guard lock(limit);
+  const NoDescriptors none(full_below(low_));
   what();
 }
 

@@ -4,7 +4,9 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
-#include <mutex>
+#include <vector>
+
+#include "core/base/fd.h"
 
 namespace migrate {
 
@@ -27,13 +29,14 @@ class SpaceRoom {
   bool overfull() const { return used_ / 2 > most_; }
 
   /// Calls `what` while this process gets no descriptors: read(2) of a userfaultfd gives everything but forks, which
-  /// are EMFILE and go on waiting. Another thread that opens something meanwhile finds the table full, too.
+  /// are EMFILE and go on waiting. Another thread that opens something meanwhile finds the table full, too; one that
+  /// only waits for descriptors does not notice. (One that closes something lets a fork come.)
   void without_descriptors(const std::function<void()>& what);
 
  private:
   friend class SpaceShare;
   std::atomic<uint64_t> used_{0}, spaces_{0}, forks_{0}, most_{kMost};
-  std::mutex mutex_;  ///< of the limit of open files
+  std::vector<Fd> low_;  ///< so that the limit, which is the lowest free number, is never low
 };
 
 /// One space's part.

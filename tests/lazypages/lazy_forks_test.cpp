@@ -1,7 +1,10 @@
 // What a program that forks while pages are missing makes its daemon take.
 #include <malloc.h>
+#include <poll.h>
 #include <sys/resource.h>
 
+#include <array>
+#include <cerrno>
 #include <fstream>
 
 #include "tests/lazypages/lazy_walk.h"
@@ -136,6 +139,33 @@ TEST(LazyForks, AloneWaitForRoom) {
   EXPECT_EQ(program.talk().progress, 50u);
   EXPECT_EQ(daemon.memories().spaces(), 2u);
   daemon.memories().allow(SpaceRoom::kMost);
+  program.talk().enough = true;
+  EXPECT_EQ(program.ended(), 0);
+  EXPECT_TRUE(daemon.becomes_whole());
+}
+
+// Threads of a feed wait for sockets meanwhile: poll(2) refuses more descriptors than the process may have.
+TEST(LazyForks, ThatWaitLetOthersWaitForDescriptors) {
+  LazyProgram program(400, [](char* base, Talk& talk) {
+    if (::fork() == 0) {
+      for (uint64_t page = 0; !talk.enough; page = (page + 1) % 400) {
+        ::madvise(base + page * kPageSize, kPageSize, MADV_DONTNEED);
+        ++talk.progress;
+      }
+      ::_exit(0);
+    }
+    return fork_all(talk, 1);
+  });
+  Daemon daemon(program, {.fill = false});
+  daemon.memories().allow(0);
+  program.go();
+  int refused = 0;
+  wait_until([&] {
+    std::array<pollfd, 3> none{{{-1, POLLIN, 0}, {-1, POLLIN, 0}, {-1, POLLIN, 0}}};
+    for (int i = 0; i < 100; ++i) refused += ::poll(none.data(), none.size(), 0) < 0 && errno == EINVAL ? 1 : 0;
+    return program.talk().progress > 10000;
+  });
+  EXPECT_EQ(refused, 0);
   program.talk().enough = true;
   EXPECT_EQ(program.ended(), 0);
   EXPECT_TRUE(daemon.becomes_whole());

@@ -324,13 +324,14 @@ size_t LazyMemories::spaces() const {
   return spaces_.size();
 }
 
-void LazyMemories::finish_all() {
+/// One after the other: a fork that waits for a descriptor gets that of a task whose memory was given back.
+void LazyMemories::finish_all(bool poisons) {
   allow(UINT64_MAX);  // what is known will be forgotten
   // Forks may come until their parent is finished, and after it in this order.
   for (Patience patience; spaces() != 0; patience.wait()) {
     uint64_t id = 0;
     while (const Space space = next_space({}, id, id)) {
-      if (!space->try_finish()) continue;
+      if ((poisons && !space->try_poison()) || !space->try_finish()) continue;
       const std::lock_guard lock(mutex_);
       memories_.at(space->memory()).spaces.erase(id);
       spaces_.erase(id);
@@ -343,19 +344,14 @@ void LazyMemories::finish_all() {
 void LazyMemories::finish() {
   if (const uint64_t pages = missing_pages(); pages != 0)
     throw Error("the memory is not whole: " + std::to_string(pages) + " pages are missing");
-  finish_all();
+  finish_all(false);
 }
 
 void LazyMemories::poison() {
-  allow(UINT64_MAX);
   for (const auto& object : around_->objects->all()) object->lose();
-  bool all = false;
-  for (Patience patience; !all; patience.wait()) {
-    all = true;
-    uint64_t id = 0;
-    while (const Space space = next_space({}, id, id)) all = space->try_poison() && all;
-  }
-  finish_all();
+  uint64_t id = 0;
+  while (const Space space = next_space({}, id, id)) space->try_poison();  // before any is given back
+  finish_all(true);
 }
 
 }  // namespace migrate

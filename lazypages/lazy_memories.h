@@ -99,7 +99,7 @@ class LazyMemories : public PageSink {
   void have_spares();
   bool make_room();
   void allow_announced();
-  void finish_all();
+  void finish_all(bool poisons);
 
   Wanted wanted_;
   Fd epoll_;

@@ -2,10 +2,13 @@
 #include <malloc.h>
 #include <poll.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <fstream>
+#include <thread>
 
 #include "tests/lazypages/lazy_walk.h"
 
@@ -211,6 +214,48 @@ TEST(LazyForks, ThatWaitGoOnWhenPagesAreGivenUp) {
   daemon.memories().poison();
   EXPECT_EQ(daemon.memories().spaces(), 0u);
   EXPECT_EQ(program.ended(), 0);
+}
+
+// Of tasks that end, or that miss nothing any more, nothing is kept that a fork waits for.
+TEST(LazyForks, ThatWaitForADescriptorGoOnWhenPagesAreGivenUp) {
+  constexpr uint64_t kChildren = 40;
+  for (const bool end : {false, true}) {
+    SCOPED_TRACE(end);
+    LazyProgram program(20, [end](char* base, Talk& talk) {
+      const rlimit none{};
+      ::setrlimit(RLIMIT_CORE, &none);
+      for (uint64_t i = 0; i < kChildren; ++i) {
+        if (::fork() > 0) continue;
+        ++talk.progress;
+        if (end) ::_exit(base[7 * kPageSize] == 0 ? 1 : 2);  // SIGBUS
+        while (!talk.enough) ::usleep(5000);
+        ::_exit(0);
+      }
+      talk.enough = true;
+      int bad = 0, status = 0;
+      while (::wait(&status) > 0)
+        bad += (end ? WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS : status == 0) ? 0 : 1;
+      return bad;
+    });
+    Daemon daemon(program, {.fill = false, .serve = false});
+    std::vector<Fd> all;  // the rest of the table
+    for (Fd fd(::dup(0)); fd; fd = Fd(::dup(0))) all.push_back(std::move(fd));
+    program.go();
+    wait_until([&] { return daemon.memories().spaces() >= 12; });
+    ::usleep(50000);
+    EXPECT_LT(program.talk().progress, kChildren);
+    daemon.stop();
+    std::atomic<bool> over = false;
+    std::thread poison([&] {
+      daemon.memories().poison();
+      over = true;
+    });
+    wait_until([&] { return over.load(); });
+    EXPECT_TRUE(over) << "it waits for ever";
+    all.clear();
+    poison.join();
+    EXPECT_EQ(program.ended(), 0);
+  }
 }
 
 }  // namespace

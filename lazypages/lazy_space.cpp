@@ -39,7 +39,7 @@ LazySpace::LazySpace(LazyMemory memory, std::shared_ptr<const LazySurroundings> 
       missing_(missing_of(memory)),
       guards_(memory.process && !shared() ? GuardScan(memory.process.get()) : GuardScan()),
       record_(around_->record, memory_, memory.userfaultfd.get(), guards_.pagemap(), missing_),
-      share_(*around_->room, false),
+      share_(*around_->room, memory_, false),
       userfaultfd_(std::move(memory.userfaultfd)) {
   count();
 }
@@ -50,7 +50,7 @@ LazySpace::LazySpace(int userfaultfd, const LazySpace& parent)
       around_(parent.around_),
       missing_(parent.missing_),
       record_(around_->record, memory_, userfaultfd, -1, missing_, &parent.record_),
-      share_(*around_->room, true),
+      share_(*around_->room, memory_, true),
       userfaultfd_(userfaultfd) {
   count();
 }
@@ -59,7 +59,7 @@ LazySpace::LazySpace(SpacePage& page, std::shared_ptr<const LazySurroundings> ar
     : memory_{static_cast<MemoryId::Kind>(page.kind), page.id},
       around_(std::move(around)),
       record_(around_->record, page, missing_),
-      share_(*around_->room, false),
+      share_(*around_->room, memory_, false),
       userfaultfd_(page.userfaultfd) {
   count();
   guards_ = GuardScan(Fd(page.pagemap));
@@ -123,7 +123,7 @@ void LazySpace::count() {
 
 /// As many messages as its forks find room for. Throws Error; `EMFILE`: a fork comes next, and waits.
 std::span<const uffd_msg> LazySpace::read_some() {
-  const uint64_t fit = around_->room->fit(share_.bytes());
+  const uint64_t fit = around_->room->fit(memory_, share_.bytes());
   if (fit > 0) return record_.read(userfaultfd_.get(), fit);
   std::span<const uffd_msg> messages;
   around_->room->without_descriptors([&] { messages = record_.read(userfaultfd_.get()); });
@@ -133,7 +133,7 @@ std::span<const uffd_msg> LazySpace::read_some() {
 /// All that waits is read and applied. False: a fork waits for a descriptor, or for memory of ours.
 bool LazySpace::read_events() {
   const bool waited = starved_;
-  starved_ = (around_->room->fit(share_.bytes()) == 0 && std::chrono::steady_clock::now() < until_) ||
+  starved_ = (around_->room->fit(memory_, share_.bytes()) == 0 && std::chrono::steady_clock::now() < until_) ||
              (share_.grown() && around_->room->overfull());
   if (starved_) return false;
   for (;;) {
@@ -142,7 +142,7 @@ bool LazySpace::read_events() {
       messages = read_some();
     } catch (const Error& e) {
       if (e.code() != EMFILE && e.code() != ENFILE) throw;
-      const bool fits = around_->room->fit(share_.bytes()) > 0;
+      const bool fits = around_->room->fit(memory_, share_.bytes()) > 0;
       if (fits && around_->make_room()) continue;
       if (!fits) until_ = std::chrono::steady_clock::now() + kStarvedFor;
       starved_ = true;

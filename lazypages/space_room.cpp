@@ -41,11 +41,24 @@ class NoDescriptors {
 
 }  // namespace
 
-uint64_t SpaceRoom::fit(uint64_t bytes) const {
+uint64_t SpaceRoom::fit(MemoryId memory, uint64_t bytes) const {
   const uint64_t used = used_, most = most_, spaces = spaces_;
   if (spaces >= kMostSpaces) return 0;
-  const uint64_t fit = used >= most ? 0 : (most - used) / bytes;
-  return std::min(std::max<uint64_t>(fit, forks_ == 0 ? 1 : 0), kMostSpaces - spaces);
+  uint64_t fit = used >= most ? 0 : (most - used) / bytes;
+  if (fit == 0 && !has_forks(memory)) fit = 1;
+  return std::min(fit, kMostSpaces - spaces);
+}
+
+bool SpaceRoom::has_forks(MemoryId memory) const {
+  const std::lock_guard lock(mutex_);
+  return forks_.contains(memory);
+}
+
+void SpaceRoom::count_fork(MemoryId memory, bool more) {
+  const std::lock_guard lock(mutex_);
+  const auto of = forks_.try_emplace(memory).first;
+  if (more) ++of->second;
+  if (!more && --of->second == 0) forks_.erase(of);
 }
 
 void SpaceRoom::without_descriptors(const std::function<void()>& what) {

@@ -4,9 +4,12 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <map>
+#include <mutex>
 #include <vector>
 
 #include "core/base/fd.h"
+#include "core/memory/page_io.h"
 
 namespace migrate {
 
@@ -23,8 +26,9 @@ class SpaceRoom {
   /// `most`: from now on.
   void allow(uint64_t most) { most_ = most; }
   uint64_t used() const { return used_; }
-  /// How many more spaces of `bytes` each find room; one at least while no fork lives that was made here.
-  uint64_t fit(uint64_t bytes) const;
+  /// How many more spaces of `bytes` each find room; one at least while no fork lives of this memory that was made
+  /// here. (Of each memory: a task that has shared memory, too, forks both, and is not done with one.)
+  uint64_t fit(MemoryId memory, uint64_t bytes) const;
   /// By now also what was not forked must stop to grow.
   bool overfull() const { return used_ / 2 > most_; }
 
@@ -35,8 +39,13 @@ class SpaceRoom {
 
  private:
   friend class SpaceShare;
-  std::atomic<uint64_t> used_{0}, spaces_{0}, forks_{0}, most_{kMost};
-  std::vector<Fd> low_;  ///< so that the limit, which is the lowest free number, is never low
+  bool has_forks(MemoryId memory) const;
+  void count_fork(MemoryId memory, bool more);
+
+  std::atomic<uint64_t> used_{0}, spaces_{0}, most_{kMost};
+  mutable std::mutex mutex_;
+  std::map<MemoryId, uint64_t> forks_;  ///< that live, of each
+  std::vector<Fd> low_;                 ///< so that the limit, which is the lowest free number, is never low
 };
 
 /// One space's part.
@@ -45,16 +54,16 @@ class SpaceShare {
   /// Beside what is missing: its page of the record, the least log, its objects here and in the kernel.
   static constexpr uint64_t kLeast = 24 << 10;
 
-  SpaceShare(SpaceRoom& room, bool forked) : room_(room), forked_(forked) {
+  SpaceShare(SpaceRoom& room, MemoryId memory, bool forked) : room_(room), memory_(memory), forked_(forked) {
+    if (forked_) room_.count_fork(memory_, true);
     ++room_.spaces_;
-    if (forked_) ++room_.forks_;
   }
   SpaceShare(const SpaceShare&) = delete;
   SpaceShare& operator=(const SpaceShare&) = delete;
   ~SpaceShare() {
     is(0);
     --room_.spaces_;
-    if (forked_) --room_.forks_;
+    if (forked_) room_.count_fork(memory_, false);
   }
 
   void is(uint64_t bytes);
@@ -64,6 +73,7 @@ class SpaceShare {
 
  private:
   SpaceRoom& room_;
+  const MemoryId memory_;
   const bool forked_;
   uint64_t bytes_ = 0, first_ = 0;
 };

@@ -70,6 +70,26 @@ INSTANTIATE_TEST_SUITE_P(Both, SharedEnds,
                                   (one.param.second ? "Lost" : "GivenBack");
                          });
 
+// When there is room for one fork at a time it is for both of its userfaultfds: with one alone it would never end.
+TEST(LazyForks, OfWhoHasSharedMemoryTooFindRoomForBoth) {
+  for (const int beside : {-1, 1}) {
+    SCOPED_TRACE(beside);
+    SharedProgram program([](char*, SharedTalk& talk) { return forks_until_enough(talk); },
+                          {.all = true, .beside = beside});
+    LazyMemories memories(program.register_memory(), [](MemoryId, uint64_t) {});
+    memories.allow(0);
+    program.go();
+    const Deadline deadline = Deadline::in(kPatience);
+    while (program.talk().progress < 3 && !deadline.passed()) memories.serve(std::chrono::milliseconds(5));
+    EXPECT_GE(program.talk().progress, 3U);
+    program.talk().enough = true;
+    memories.allow(SpaceRoom::kMost);
+    const Deadline end = Deadline::in(kPatience);
+    while (!program.has_ended() && !end.passed()) memories.serve(std::chrono::milliseconds(5));
+    EXPECT_EQ(program.ended(), 0);
+  }
+}
+
 struct Killed {};
 
 TEST(SharedMemory, WhoFollowsInTheMiddleOfALossGoesOnWithIt) {

@@ -30,9 +30,7 @@ uint64_t size_of(int fd) {
   return page_ceil(static_cast<uint64_t>(file.st_size));
 }
 
-RemoteRange range_of(uint64_t start, uint64_t bytes) { return {RemoteAddr(start), RemoteAddr(start + bytes)}; }
-
-MissingPages missing_of(const LazyMemory& memory) {
+MissingPages missing_of_object(const LazyMemory& memory) {
   if (memory.ranges.size() != 1) throw Corrupt(kWhat, "it has no place");
   const std::array<RemoteRange, 1> all{range_of(0, memory.ranges.front().bytes())};
   return MissingPages(all, memory.missing);
@@ -45,7 +43,7 @@ LazyObject::LazyObject(LazyMemory memory, std::shared_ptr<LazyRecord> record)
       id_(memory.memory.id),
       base_(memory.ranges.empty() ? 0 : memory.ranges.front().start.get()),
       file_(std::move(memory.userfaultfd)),
-      missing_(missing_of(memory)) {
+      missing_(missing_of_object(memory)) {
   bytes_ = size_of(file_.get());
   if (bytes_ != memory.ranges.front().bytes()) throw Corrupt(kWhat, "it has another size");
   map();

@@ -15,11 +15,11 @@
 namespace migrate {
 namespace {
 
-constexpr std::string_view kWhat = "the record of lazy memory";
+constexpr std::string_view kRecordText = "the record of lazy memory";
 
-uint64_t size_of(int fd) {
+uint64_t bytes_of(int fd) {
   struct stat file {};
-  check(::fstat(fd, &file), "look at", kWhat);
+  check(::fstat(fd, &file), "look at", kRecordText);
   return static_cast<uint64_t>(file.st_size);
 }
 
@@ -28,7 +28,7 @@ uint64_t size_of(int fd) {
 LazyRecord::LazyRecord() : own_(std::make_unique<RecordRoot>()), root_(own_.get()) { make(*root_); }
 
 LazyRecord::LazyRecord(RecordRoot& root, Step step) : root_(&root), step_(std::move(step)) {
-  log_bytes_ = size_of(root_->logs);
+  log_bytes_ = bytes_of(root_->logs);
   map_pages();
   settle_pages();
   find_free();
@@ -42,8 +42,8 @@ LazyRecord::~LazyRecord() {
 }
 
 void LazyRecord::make(RecordRoot& root) {
-  Fd pages(check(::memfd_create("migrate-lazy-pages", MFD_CLOEXEC), "make memory for", kWhat));
-  Fd logs(check(::memfd_create("migrate-lazy-logs", MFD_CLOEXEC), "make memory for", kWhat));
+  Fd pages(check(::memfd_create("migrate-lazy-pages", MFD_CLOEXEC), "make memory for", kRecordText));
+  Fd logs(check(::memfd_create("migrate-lazy-logs", MFD_CLOEXEC), "make memory for", kRecordText));
   root.pages = pages.release();
   root.logs = logs.release();
 }
@@ -57,12 +57,12 @@ void LazyRecord::for_pages(F&& what) const {
 
 /// All that the memfd has.
 void LazyRecord::map_pages() {
-  const uint64_t mappings = size_of(root_->pages) / (kMore * kPageSize);
+  const uint64_t mappings = bytes_of(root_->pages) / (kMore * kPageSize);
   while (mapped_.size() < mappings) {
     mapped_.reserve(mappings);
     void* at = ::mmap(nullptr, kMore * kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, root_->pages,
                       static_cast<off_t>(mapped_.size() * kMore * kPageSize));
-    if (at == MAP_FAILED) throw Error("map", kWhat, errno);
+    if (at == MAP_FAILED) throw Error("map", kRecordText, errno);
     // The kernel takes an event from its list, then writes it here: for a task that is being killed that may fail, and
     // the event be lost, if the page had to be brought in first.
     ::mlock(at, kMore * kPageSize);
@@ -80,7 +80,7 @@ void LazyRecord::settle_pages() {
     uint64_t word = 0;
     const uint64_t last = log.offset + log.saved_words * sizeof word + (log.changes - 1) * SpacePage::kChangeBytes;
     if (::pread(root_->logs, &word, sizeof word, static_cast<off_t>(last)) != sizeof word)
-      throw Error("read", kWhat, errno);
+      throw Error("read", kRecordText, errno);
     if (word >> 8 > page.applied) page.applied.store(word >> 8, std::memory_order_release);
   });
   for_pages([&](SpacePage& page) {
@@ -115,7 +115,7 @@ SpacePage* LazyRecord::take() {
   if (free_pages_.empty()) {
     const uint64_t before = mapped_.size();
     free_pages_.reserve((before + 1) * kMore);  // give_back() must not fail
-    check(::ftruncate(root_->pages, static_cast<off_t>((before + 1) * kMore * kPageSize)), "grow", kWhat);
+    check(::ftruncate(root_->pages, static_cast<off_t>((before + 1) * kMore * kPageSize)), "grow", kRecordText);
     map_pages();
     for (uint64_t i = kMore; i-- > 0;) free_pages_.push_back(&mapped_[before][i]);
   }
@@ -144,7 +144,7 @@ Extent LazyRecord::allocate(uint64_t bytes) {
   bytes = page_ceil(bytes);
   auto fits = std::ranges::find_if(free_, [&](const auto& i) { return i.second - i.first >= bytes; });
   if (fits == free_.end()) {
-    check(::ftruncate(root_->logs, static_cast<off_t>(log_bytes_ + bytes)), "grow", kWhat);
+    check(::ftruncate(root_->logs, static_cast<off_t>(log_bytes_ + bytes)), "grow", kRecordText);
     const Extent extent{log_bytes_, bytes};
     log_bytes_ += bytes;
     return extent;
@@ -165,7 +165,7 @@ void LazyRecord::release(Extent extent) noexcept {
 std::byte* LazyRecord::map(Extent extent) const {
   void* at =
       ::mmap(nullptr, extent.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, root_->logs, static_cast<off_t>(extent.offset));
-  if (at == MAP_FAILED) throw Error("map", kWhat, errno);
+  if (at == MAP_FAILED) throw Error("map", kRecordText, errno);
   return static_cast<std::byte*>(at);
 }
 
@@ -176,7 +176,7 @@ void LazyRecord::adopted(const Announced& announced) {
     for (const auto& [start, end] : set) words.insert(words.end(), {start, end});
   }
   const Extent extent = allocate(std::max<uint64_t>(words.size(), 1) * sizeof(uint64_t));
-  pwrite_full(root_->logs, std::as_bytes(std::span(words)), extent.offset, kWhat);
+  pwrite_full(root_->logs, std::as_bytes(std::span(words)), extent.offset, kRecordText);
   root_->announced_offset = extent.offset;
   root_->announced_words = words.size();
   step("before-adopted");
@@ -185,9 +185,9 @@ void LazyRecord::adopted(const Announced& announced) {
 
 LazyRecord::Announced LazyRecord::announced() const {
   std::vector<uint64_t> words(root_->announced_words);
-  if (pread_full(root_->logs, std::as_writable_bytes(std::span(words)), root_->announced_offset, kWhat) !=
+  if (pread_full(root_->logs, std::as_writable_bytes(std::span(words)), root_->announced_offset, kRecordText) !=
       words.size() * sizeof(uint64_t))
-    throw Error("read", kWhat);
+    throw Error("read", kRecordText);
   Announced all;
   for (size_t i = 0; i < words.size();) {
     Intervals& set = all[{static_cast<MemoryId::Kind>(words[i]), words[i + 1]}];

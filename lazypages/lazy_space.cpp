@@ -21,8 +21,6 @@ constexpr std::chrono::milliseconds kStarvedFor{5};
 /// Zeros put in around a fault on one: a program that walks through fresh memory faults 16 times less.
 constexpr uint64_t kZerosAtOnce = 64 << 10;
 
-RemoteRange range_of(uint64_t start, uint64_t bytes) { return {RemoteAddr(start), RemoteAddr(start + bytes)}; }
-
 /// Of shared mappings all is missing, always: so it says where what is mapped.
 MissingPages missing_of(const LazyMemory& memory) {
   if (memory.memory != kSharedMappings) return MissingPages(memory.ranges, memory.missing);

@@ -5,11 +5,6 @@
 #include "lazypages/userfault.h"
 
 namespace migrate {
-namespace {
-
-RemoteRange page_at(uint64_t address) { return {RemoteAddr(address), RemoteAddr(address + kPageSize)}; }
-
-}  // namespace
 
 /// False: not now, or the memory is dead.
 bool LazySpace::answer_shared(uint64_t address, std::vector<uint64_t>& wanted) {
@@ -62,7 +57,7 @@ bool LazySpace::show(uint64_t address, uint64_t place, std::vector<uint64_t>* wa
     close();
     return false;
   }
-  if (r->outcome != Filled::done) wake(userfaultfd_.get(), page_at(address));
+  if (r->outcome != Filled::done) wake(userfaultfd_.get(), range_of(address, kPageSize));
   return true;
 }
 
@@ -73,16 +68,16 @@ void LazySpace::came(uint64_t place, uint64_t bytes) {
   while (place < end && !waited_for_.empty()) {
     const auto run = missing_.first_of_source(place, end - place);
     if (!run) break;
-    let_go_on({RemoteAddr(run->address), RemoteAddr(run->address + run->bytes)});
+    let_go_on(range_of(run->address, run->bytes));
     place = run->source + run->bytes;
   }
   std::erase_if(holes_, [&](const auto& hole) {
     if (!around_->objects->needed_before(hole.second).empty()) return false;
-    wake(userfaultfd_.get(), page_at(hole.first));
+    wake(userfaultfd_.get(), range_of(hole.first, kPageSize));
     return true;
   });
   if (parked_.empty() || !around_->objects->whole()) return;
-  for (const uint64_t address : std::exchange(parked_, {})) wake(userfaultfd_.get(), page_at(address));
+  for (const uint64_t address : std::exchange(parked_, {})) wake(userfaultfd_.get(), range_of(address, kPageSize));
 }
 
 }  // namespace migrate

@@ -10,6 +10,8 @@
 
 namespace migrate {
 
+inline RemoteRange range_of(uint64_t start, uint64_t bytes) { return {RemoteAddr(start), RemoteAddr(start + bytes)}; }
+
 enum class Filled : uint8_t {
   done,          ///< `bytes` of it, at least a page
   exists,        ///< the first page is there already; nobody was woken

@@ -22,7 +22,6 @@ namespace migrate {
 namespace {
 
 constexpr std::string_view kWhat = "shared memory whose pages come later";
-constexpr uint64_t kHugePage = 2 << 20;
 
 uint64_t size_of(int fd) {
   struct stat file {};
@@ -36,6 +35,12 @@ MissingPages missing_of_object(const LazyMemory& memory) {
   return MissingPages(all, memory.missing);
 }
 
+PageSet pages_in(const Intervals& set) {
+  PageSet pages;
+  for (const auto& [start, end] : set) pages.append(start, end);
+  return pages;
+}
+
 }  // namespace
 
 LazyObject::LazyObject(LazyMemory memory, std::shared_ptr<LazyRecord> record)
@@ -47,13 +52,13 @@ LazyObject::LazyObject(LazyMemory memory, std::shared_ptr<LazyRecord> record)
   bytes_ = size_of(file_.get());
   if (bytes_ != memory.ranges.front().bytes()) throw Corrupt(kWhat, "it has another size");
   map();
-  Intervals announced;
-  for (const PageRun& run : memory.missing) migrate::add(announced, run.address, run.address + run.pages * kPageSize);
-  choose_held(announced);
+  const PageSet announced = pages_of(memory.missing);
+  BlockPages blocks = split_by_blocks(announced);
+  held_pages_ = std::move(blocks.first);
   // As long as a block has a hole, or a page of it is held, nobody makes a huge page of it.
   huge_ = are_huge(announced);
   hold_pages();
-  for (const auto& [start, end] : announced) allocate_rest(start, end);
+  for (const PageSet::Range& r : blocks.rest.ranges()) allocate(r.start, r.end);
   forget(0, bytes_);
   record_.emplace(around_, SpaceRecord::Object{id_, base_, bytes_}, file_.get(), held_.get(), missing_);
 }
@@ -64,9 +69,9 @@ LazyObject::LazyObject(SpacePage& page, std::shared_ptr<LazyRecord> record, cons
       base_(page.base),
       bytes_(page.bytes),
       file_(page.userfaultfd),
-      held_(page.pagemap) {
+      held_(page.pagemap),
+      held_pages_(split_by_blocks(pages_in(announced)).first) {
   record_.emplace(around_, page, missing_);
-  choose_held(announced);
   // Cut by lose(), in the middle of which somebody was killed: there is nothing to map.
   if (size_of(file_.get()) < bytes_) {
     drop();
@@ -99,10 +104,10 @@ void LazyObject::map() {
 
 /// Pages that are allocated may be huge. Such a one cannot be kept from those who must not see it yet (hold_pages()),
 /// and a hole that a task punches in a part of it is not one while anybody uses it.
-bool LazyObject::are_huge(const Intervals& missing) const {
+bool LazyObject::are_huge(const PageSet& missing) const {
   if (missing.empty() || makes_huge_pages()) return !missing.empty();
-  if (!makes_huge_page_at(file_.get(), missing.begin()->first)) return false;
-  for (const auto& [start, end] : missing) make_hole(file_.get(), start, end - start);
+  if (!makes_huge_page_at(file_.get(), missing.ranges().front().start)) return false;
+  for (const PageSet::Range& r : missing.ranges()) make_hole(file_.get(), r.start, r.end - r.start);
   return true;
 }
 
@@ -110,9 +115,7 @@ bool LazyObject::are_huge(const Intervals& missing) const {
 void LazyObject::allocate(uint64_t start, uint64_t end) const {
   if (!huge_) {
     // By the restore, as a rule: to try it again would take a third of the time.
-    if (are_allocated(file_.get(), start, end - start)) return;
-    check(::fallocate(file_.get(), FALLOC_FL_KEEP_SIZE, static_cast<off_t>(start), static_cast<off_t>(end - start)),
-          "allocate", kWhat);
+    if (!are_allocated(file_.get(), start, end - start)) allocate_pages(file_.get(), start, end - start);
     return;
   }
   // Of a missing page the kernel always makes a small one; that takes twice as long.
@@ -120,25 +123,6 @@ void LazyObject::allocate(uint64_t start, uint64_t end) const {
     const FillResult r = zero_pages(userfaultfd_.get(), reinterpret_cast<uint64_t>(mapped_) + start, end - start);
     if (r.outcome != Filled::done) throw Error("allocate small pages of", kWhat, EEXIST);
     start += r.bytes;
-  }
-}
-
-/// But for the pages that are held.
-void LazyObject::allocate_rest(uint64_t start, uint64_t end) const {
-  auto held = std::ranges::lower_bound(held_pages_, start);
-  while (start < end) {
-    const uint64_t stop = held == held_pages_.end() ? end : std::min(*held, end);
-    if (start < stop) allocate(start, stop);
-    start = stop + kPageSize;
-    if (held != held_pages_.end()) ++held;
-  }
-}
-
-/// The first that is missing of each block of a huge page.
-void LazyObject::choose_held(const Intervals& announced) {
-  for (const auto& [start, end] : announced) {
-    for (uint64_t at = start; at < end; at = (at / kHugePage + 1) * kHugePage)
-      if (held_pages_.empty() || held_pages_.back() / kHugePage != at / kHugePage) held_pages_.push_back(at);
   }
 }
 
@@ -227,7 +211,7 @@ bool LazyObject::awaits(uint64_t offset) const {
 std::vector<uint64_t> LazyObject::needed_before(uint64_t offset) const {
   std::vector<uint64_t> all;
   if (!std::ranges::binary_search(held_pages_, offset)) return all;
-  const uint64_t start = offset / kHugePage * kHugePage, end = start + kHugePage;
+  const uint64_t start = offset / kHugePageSize * kHugePageSize, end = start + kHugePageSize;
   const std::lock_guard lock(mutex_);
   for (uint64_t at = start; at < end;) {
     const auto run = missing_.first_of_source(at, end - at);

@@ -2,7 +2,6 @@
 // it.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -12,6 +11,7 @@
 
 #include "core/base/fd.h"
 #include "core/memory/lazy_memory.h"
+#include "core/memory/page_runs.h"
 #include "lazypages/intervals.h"
 #include "lazypages/lazy_record.h"
 #include "lazypages/missing_pages.h"
@@ -55,10 +55,8 @@ class LazyObject {
 
  private:
   void map();
-  bool are_huge(const Intervals& missing) const;
+  bool are_huge(const PageSet& missing) const;
   void allocate(uint64_t start, uint64_t end) const;
-  void allocate_rest(uint64_t start, uint64_t end) const;
-  void choose_held(const Intervals& announced);
   void hold_pages();
   Fd hold_some(size_t& done, size_t& allocated) const;
   void forget(uint64_t offset, uint64_t bytes) const;
@@ -68,7 +66,7 @@ class LazyObject {
   const std::shared_ptr<LazyRecord> around_;
   uint64_t id_, base_, bytes_ = 0;
   Fd file_, held_;
-  std::vector<uint64_t> held_pages_;  ///< one of each block, ascending
+  std::vector<uint64_t> held_pages_;  ///< of each block of a huge page the first that was missing, ascending
   bool huge_ = false;                 ///< what is allocated may be, unless care is taken
   mutable std::mutex mutex_;
   MissingPages missing_;  ///< by offset

@@ -22,8 +22,6 @@
 namespace migrate {
 namespace {
 
-constexpr uint64_t kHugePage = 2 << 20;
-
 /// Of "always within_size [never]"; "": the kernel has no such setting.
 std::string chosen(const std::string& path) {
   const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -39,11 +37,6 @@ uint64_t blocks_of(int file) {
   struct stat status {};
   check(::fstat(file, &status), "look at", "shared memory");
   return static_cast<uint64_t>(status.st_blocks);
-}
-
-void allocate(int file, uint64_t offset, uint64_t bytes) {
-  check(::fallocate(file, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset), static_cast<off_t>(bytes)), "allocate",
-        "shared memory");
 }
 
 }  // namespace
@@ -76,10 +69,11 @@ bool makes_huge_page_at(int file, uint64_t offset) {
   constexpr uint64_t kBlock = 512;
   // Blocks are a poor measure: while khugepaged tries a huge page, and after it failed, holes are counted, too.
   const auto count = [&] {
-    return allocated_pages(file, offset & ~(kHugePage - 1), kHugePage).value_or(blocks_of(file) * kBlock / kPageSize);
+    return allocated_pages(file, offset & ~(kHugePageSize - 1), kHugePageSize)
+        .value_or(blocks_of(file) * kBlock / kPageSize);
   };
   const uint64_t before = count();
-  allocate(file, offset, kPageSize);
+  allocate_pages(file, offset, kPageSize);
   return count() > before + 1;
 }
 
@@ -95,6 +89,27 @@ void make_hole(int file, uint64_t offset, uint64_t bytes) {
   }
 }
 
+void allocate_pages(int file, uint64_t offset, uint64_t bytes) {
+  check(::fallocate(file, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset), static_cast<off_t>(bytes)), "allocate",
+        "shared memory");
+}
+
+BlockPages split_by_blocks(const PageSet& pages) {
+  BlockPages all;
+  for (const PageSet::Range& r : pages.ranges()) {
+    for (uint64_t at = r.start; at < r.end;) {
+      const uint64_t block = at / kHugePageSize, end = std::min(r.end, (block + 1) * kHugePageSize);
+      if (all.first.empty() || all.first.back() / kHugePageSize != block) {
+        all.first.push_back(at);
+        at += kPageSize;
+      }
+      all.rest.append(at, end);
+      at = end;
+    }
+  }
+  return all;
+}
+
 void allocate_all_but_first(int file, const PageSet& pages) {
   if (pages.empty()) return;
   const auto empty = [&] {
@@ -105,16 +120,8 @@ void allocate_all_but_first(int file, const PageSet& pages) {
   const bool huge = makes_huge_page_at(file, pages.ranges().front().start);
   empty();
   if (huge) return;
-  std::optional<uint64_t> begun;  // the block whose first page was met
-  for (const PageSet::Range& r : pages.ranges()) {
-    for (uint64_t at = r.start; at < r.end;) {
-      const uint64_t block = at / kHugePage, end = std::min(r.end, (block + 1) * kHugePage);
-      if (begun != block) at += kPageSize;
-      begun = block;
-      if (at < end) allocate(file, at, end - at);
-      at = end;
-    }
-  }
+  const PageSet rest = split_by_blocks(pages).rest;
+  for (const PageSet::Range& r : rest.ranges()) allocate_pages(file, r.start, r.end - r.start);
 }
 
 bool are_allocated(int file, uint64_t offset, uint64_t bytes) {

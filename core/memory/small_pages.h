@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "core/memory/page_runs.h"
 
@@ -19,8 +20,18 @@ bool makes_huge_page_at(int file, uint64_t offset);
 /// thread of the kernel that looks for memory to free, uses it: tried until a deadline. Throws Error.
 void make_hole(int file, uint64_t offset, uint64_t bytes);
 
+/// Allocates what is not; of what size the pages are is the kernel's choice.
+void allocate_pages(int file, uint64_t offset, uint64_t bytes);
+
+/// Pages of a file, by the blocks that a huge page could have.
+struct BlockPages {
+  std::vector<uint64_t> first;  ///< of each block, ascending
+  PageSet rest;                 ///< all others
+};
+BlockPages split_by_blocks(const PageSet& pages);
+
 /// Makes holes of `pages` and allocates them in small pages, which are counted in the cgroup of the caller; but not the
-/// first of each block of a huge page: as long as that is a hole, nobody makes a huge page of a block in memory that is
+/// first of each block: as long as that is a hole, nobody makes a huge page of a block in memory that is
 /// registered for missing pages. Where the kernel would make huge pages all stay holes.
 void allocate_all_but_first(int file, const PageSet& pages);
 

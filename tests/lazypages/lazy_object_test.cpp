@@ -10,11 +10,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <fstream>
-#include <sstream>
 
 #include "core/base/error.h"
+#include "core/freeze/memory_room.h"
 #include "core/memory/small_pages.h"
 
 namespace migrate {
@@ -134,37 +133,12 @@ TEST(LazyObject, IsOfSmallPagesWhereHugeOnesAreMade) {
 
 TEST(LazyObject, HoldsAPageOfEachBlockOfMuchMemory) {
   constexpr uint64_t kBytes = 160UL << 30, kNeeded = 3UL << 30;
-  std::istringstream lines(read_file_at(AT_FDCWD, "/proc/meminfo"));
-  uint64_t available = 0;
-  for (std::string word; lines >> word;)
-    if (word == "MemAvailable:") lines >> available;
-  if (available * 1024 < kNeeded) GTEST_SKIP() << "needs 3 GiB";
+  if (memory_available() < kNeeded) GTEST_SKIP() << "needs 3 GiB";
   const Fd file = memory_file(kBytes);
   std::vector<PageRun> missing;
   for (uint64_t i = 0; i < kBytes; i += kHuge) missing.push_back({i, 1});
   const auto object = lazy(file, kBytes, std::move(missing));
   EXPECT_EQ(object->missing_pages(), kBytes / kHuge);
-}
-
-TEST(SmallPages, WhatTheKernelIsSetTo) {
-  std::string folder = "/tmp/migrate-settings-XXXXXX";
-  ASSERT_NE(::mkdtemp(folder.data()), nullptr);
-  EXPECT_FALSE(makes_huge_pages(folder));  // it knows none
-  std::filesystem::create_directories(folder + "/hugepages-64kB");
-  const auto set = [&](const char* all, const char* size) {
-    std::ofstream(folder + "/shmem_enabled") << all << "\n";
-    std::ofstream(folder + "/hugepages-64kB/shmem_enabled") << size << "\n";
-    return makes_huge_pages(folder);
-  };
-  EXPECT_FALSE(set("always within_size advise [never] deny force", "always [inherit] within_size advise never"));
-  EXPECT_FALSE(set("always within_size [advise] never deny force", "always inherit within_size [advise] never"));
-  EXPECT_FALSE(set("always within_size advise never [deny] force", "always inherit within_size advise [never]"));
-  EXPECT_TRUE(set("[always] within_size advise never deny force", "always inherit within_size advise [never]"));
-  EXPECT_TRUE(set("always [within_size] advise never deny force", "always inherit within_size advise [never]"));
-  EXPECT_TRUE(set("always within_size advise never deny [force]", "always inherit within_size advise [never]"));
-  EXPECT_TRUE(set("always within_size advise [never] deny force", "[always] inherit within_size advise never"));
-  EXPECT_TRUE(set("always within_size advise [never] deny force", "always inherit [within_size] advise never"));
-  std::filesystem::remove_all(folder);
 }
 
 }  // namespace

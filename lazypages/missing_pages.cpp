@@ -55,7 +55,7 @@ MissingPages::MissingPages(std::span<const RemoteRange> ranges, std::span<const 
 
 uint64_t MissingPages::words() const {
   uint64_t n = 2 + spans_.words() + 2 * (ranges_.size() + overtaken_.size() + left_.size()) + 3;
-  for (const MissingSpan& span : aside_) n += 4 + span.bits.size();
+  for (const MissingSpan& span : aside_) n += span.words();
   return n;
 }
 
@@ -65,10 +65,7 @@ void MissingPages::save(std::span<uint64_t> words) const {
   spans_.save(put);
   put(join_at_);
   put(aside_.size());
-  for (const MissingSpan& span : aside_) {
-    for (const uint64_t word : {span.address, span.source, span.bytes, uint64_t{span.bits.size()}}) put(word);
-    for (const uint64_t word : span.bits) put(word);
-  }
+  for (const MissingSpan& span : aside_) span.save(put);
   for (const Intervals* set : {&ranges_, &overtaken_, &left_}) {
     put(set->size());
     for (const auto& [start, end] : *set) {
@@ -88,9 +85,7 @@ MissingPages MissingPages::saved(std::span<const uint64_t> words) {
   m.spans_.load(get);
   m.join_at_ = get();
   for (uint64_t n = get(); n > 0; --n) {
-    const uint64_t address = get(), source = get();
-    MissingSpan span{address, source, get(), {}};
-    for (uint64_t bits = get(); bits > 0; --bits) span.bits.push_back(get());
+    MissingSpan span = MissingSpan::load(get);
     m.aside_pages_ += span.pages();
     m.aside_.push_back(std::move(span));
   }
@@ -160,11 +155,7 @@ std::vector<MissingSpan> MissingPages::take_aside(uint64_t start, uint64_t end) 
   return taken;
 }
 
-uint64_t MissingPages::settle(RemoteRange range) {
-  const uint64_t before = pages();
-  spans_.drop(range.start.get(), range.end.get());
-  return before - pages();
-}
+void MissingPages::settle(RemoteRange range) { spans_.drop(range.start.get(), range.end.get()); }
 
 void MissingPages::unmapped(RemoteRange range) {
   const uint64_t start = range.start.get(), end = range.end.get();

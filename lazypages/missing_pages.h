@@ -46,9 +46,8 @@ class MissingPages {
   /// One of the changes below.
   void apply(const PageChange& change);
 
-  /// The pages have come, or are of zeros from now on (discarded): they are not fetched any more. Returns how many were
-  /// missing.
-  uint64_t settle(RemoteRange range);
+  /// The pages have come, or are of zeros from now on (discarded): they are not fetched any more.
+  void settle(RemoteRange range);
   /// The range is no longer mapped.
   void unmapped(RemoteRange range);
   /// The pages of `from` are at `to` now, and `from` is of zeros (its UNMAP follows, unless MREMAP_DONTUNMAP was

@@ -30,6 +30,22 @@ struct MissingSpan {
   std::optional<MissingSpan> part(uint64_t from, uint64_t to) const;
   /// [from, to) is not missing any more. False: that is not within it, or it is too long; nothing was done.
   bool make_hole(uint64_t from, uint64_t to);
+
+  uint64_t words() const { return kWords + bits.size(); }  ///< that save() puts
+  template <class Put>
+  void save(Put&& put) const {
+    for (const uint64_t word : {address, source, bytes, uint64_t{bits.size()}}) put(word);
+    for (const uint64_t word : bits) put(word);
+  }
+  /// `get` throws at the end of what save() wrote.
+  template <class Get>
+  static MissingSpan load(Get&& get) {
+    MissingSpan span;
+    for (uint64_t* word : {&span.address, &span.source, &span.bytes}) *word = get();
+    for (uint64_t n = get(); n > 0; --n) span.bits.push_back(get());
+    return span;
+  }
+  static constexpr uint64_t kWords = 4;  ///< but for `bits`
 };
 
 /// A set of pages of an address space, each with a source address that no other has.
@@ -63,24 +79,15 @@ class MissingSpans {
   uint64_t bit_words() const { return bit_words_; }
   uint64_t pages_with_bits() const { return bit_pages_; }  ///< missing pages of spans with holes
 
-  uint64_t words() const { return 1 + 4 * spans_.size() + bit_words_; }  ///< of what save() writes
+  uint64_t words() const { return 1 + MissingSpan::kWords * spans_.size() + bit_words_; }  ///< that save() puts
   template <class Put>
   void save(Put&& put) const {
     put(spans_.size());
-    for (const auto& [start, span] : spans_) {
-      for (const uint64_t word : {span.address, span.source, span.bytes, uint64_t{span.bits.size()}}) put(word);
-      for (const uint64_t word : span.bits) put(word);
-    }
+    for (const auto& [start, span] : spans_) span.save(put);
   }
-  /// `get` throws at the end of what save() wrote.
   template <class Get>
   void load(Get&& get) {
-    for (uint64_t n = get(); n > 0; --n) {
-      const uint64_t address = get(), source = get();
-      MissingSpan span{address, source, get(), {}};
-      for (uint64_t words = get(); words > 0; --words) span.bits.push_back(get());
-      put(std::move(span));
-    }
+    for (uint64_t n = get(); n > 0; --n) put(MissingSpan::load(get));
   }
 
  private:

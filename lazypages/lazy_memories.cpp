@@ -143,9 +143,9 @@ void LazyMemories::write(MemoryId memory, uint64_t address, std::span<const std:
 void LazyMemories::note_come(MemoryId memory, uint64_t address, uint64_t bytes, bool filled) {
   if (filled) ::eventfd_write(filled_.get(), 1);
   const std::lock_guard lock(mutex_);
-  auto& [announced, asked, passed_over, spaces] = memories_.at(memory);
-  asked.erase(asked.lower_bound(address), asked.lower_bound(address + bytes));
-  if (asked.empty() && !passed_over.empty()) ::eventfd_write(filled_.get(), 1);
+  Memory& of = memories_.at(memory);
+  of.asked.erase(of.asked.lower_bound(address), of.asked.lower_bound(address + bytes));
+  if (of.asked.empty() && !of.passed_over.empty()) ::eventfd_write(filled_.get(), 1);
 }
 
 void LazyMemories::write_shared(LazyObject& object, uint64_t offset, std::span<const std::byte> data) {

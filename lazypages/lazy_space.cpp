@@ -229,10 +229,9 @@ void LazySpace::watch(int epoll, uint64_t id, uint32_t events) {
   if (userfaultfd_) ::epoll_ctl(epoll, EPOLL_CTL_MOD, userfaultfd_.get(), &event);
 }
 
-bool LazySpace::find_dead() {
+void LazySpace::find_dead() {
   const std::lock_guard lock(mutex_);
   if (userfaultfd_) settle_moves();
-  return dead_;
 }
 
 /// False: some are left for another try.

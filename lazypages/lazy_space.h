@@ -83,8 +83,8 @@ class LazySpace {
   bool try_finish();
 
   bool dead() const { return dead_; }
-  /// Asks the kernel: nothing tells of the end of a memory (by execve(2), or of its last task).
-  bool find_dead();
+  /// Asks the kernel whether it is: nothing tells of the end of a memory (by execve(2), or of its last task).
+  void find_dead();
   uint64_t missing_pages() const;
   std::vector<MissingRun> missing() const;
 

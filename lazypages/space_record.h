@@ -74,9 +74,9 @@ class SpaceRecord {
   /// Nothing is recorded any more, unless that is to outlast this process.
   ~SpaceRecord();
 
-  /// Messages to apply: those that were read and not applied yet, else those that wait, `most` and as many as there is
-  /// room for.
-  /// None: nothing waits. Throws Error; `EMFILE` (a fork's descriptor finds no room) leaves the fork waiting.
+  /// Messages to apply: those that were read and not applied yet, else those that wait, at most `most` and as many as
+  /// there is room for. None: nothing waits. Throws Error; `EMFILE` (a fork's descriptor finds no room) leaves the fork
+  /// waiting.
   std::span<const uffd_msg> read(int userfaultfd, uint64_t most = SpacePage::kSlots);
   /// Records a change that is about to be made to `missing`; `of_event`: that the first message not applied makes it.
   void change(const PageChange& change, bool of_event, const MissingPages& missing);
@@ -86,8 +86,6 @@ class SpaceRecord {
   void counted() { page_->forked_from.store(0, std::memory_order_release); }
   /// The memory is dead or given back. Before its descriptors are closed: their numbers may be others' then.
   void end() noexcept;
-
-  const SpacePage& page() const { return *page_; }
 
  private:
   void publish(const MissingPages& missing);

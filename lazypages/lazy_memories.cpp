@@ -17,8 +17,6 @@ namespace {
 
 constexpr size_t kSpares = 16;
 constexpr std::chrono::milliseconds kDeadWithin{50};
-/// A fork that waits for a descriptor is tried again: not so often that nobody else gets one.
-constexpr std::chrono::milliseconds kStarvedFor{5};
 
 std::string name_of(MemoryId memory) {
   return (memory.kind == MemoryId::Kind::task ? "task " : "shared memory ") + std::to_string(memory.id);
@@ -216,7 +214,7 @@ void LazyMemories::turn(uint64_t id) {
   ask(space->memory(), wanted);
   if (turn == LazySpace::Turn::again) again_.insert(id);
   if (turn != LazySpace::Turn::starved) return;
-  if (starved_.empty()) until_ = std::chrono::steady_clock::now() + kStarvedFor;
+  if (starved_.empty()) until_ = std::chrono::steady_clock::now() + SpaceRoom::kTryAgain;
   starved_.insert(id);
   space->watch(epoll_.get(), id, 0);
 }
@@ -233,7 +231,7 @@ void LazyMemories::let_try_again() {
 void LazyMemories::serve(std::chrono::milliseconds wait) {
   std::array<epoll_event, 64> events;
   let_try_again();
-  const auto longest = std::min(wait, starved_.empty() ? kDeadWithin : kStarvedFor);
+  const auto longest = std::min(wait, starved_.empty() ? kDeadWithin : SpaceRoom::kTryAgain);
   const auto most = again_.empty() ? longest : std::chrono::milliseconds(0);
   const int n = ::epoll_wait(epoll_.get(), events.data(), events.size(), static_cast<int>(most.count()));
   if (n < 0 && errno != EINTR) throw Error("wait for", "missing pages", errno);

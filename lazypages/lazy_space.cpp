@@ -16,8 +16,6 @@ namespace {
 
 /// What the lock is held for at a time: 35 us.
 constexpr uint64_t kMostAtOnce = 64 << 10;
-/// A fork that waits for memory of ours is tried again: not so often that others get no descriptors.
-constexpr std::chrono::milliseconds kStarvedFor{5};
 /// Zeros put in around a fault on one: a program that walks through fresh memory faults 16 times less.
 constexpr uint64_t kZerosAtOnce = 64 << 10;
 
@@ -130,9 +128,11 @@ std::span<const uffd_msg> LazySpace::read_some() {
 
 /// All that waits is read and applied. False: a fork waits for a descriptor, or for memory of ours.
 bool LazySpace::read_events() {
-  const bool waited = starved_;
-  starved_ = (around_->room->fit(memory_, share_.bytes()) == 0 && std::chrono::steady_clock::now() < until_) ||
-             (share_.grown() && around_->room->overfull());
+  SpaceRoom& room = *around_->room;
+  const auto fits = [&] { return room.fit(memory_, share_.bytes()) > 0; };
+  const bool waited = starved_, too_much = share_.grown() && room.overfull();
+  if (too_much) room.refused();
+  starved_ = too_much || (!fits() && std::chrono::steady_clock::now() < until_);
   if (starved_) return false;
   for (;;) {
     std::span<const uffd_msg> messages;
@@ -140,9 +140,12 @@ bool LazySpace::read_events() {
       messages = read_some();
     } catch (const Error& e) {
       if (e.code() != EMFILE && e.code() != ENFILE) throw;
-      const bool fits = around_->room->fit(memory_, share_.bytes()) > 0;
-      if (fits && around_->make_room()) continue;
-      if (!fits) until_ = std::chrono::steady_clock::now() + kStarvedFor;
+      const bool for_descriptor = fits();
+      if (for_descriptor && around_->make_room()) continue;
+      if (!for_descriptor) {
+        room.refused();
+        until_ = std::chrono::steady_clock::now() + SpaceRoom::kTryAgain;
+      }
       starved_ = true;
       return false;
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -22,6 +23,9 @@ class SpaceRoom {
   static constexpr uint64_t kMost = 256 << 20;
   /// Each space has a mapping of its log; as vm.max_map_count comes there may be 65,530.
   static constexpr uint64_t kMostSpaces = 48 << 10;
+  /// A fork that waits, for this or for a descriptor, is tried again after it: not so often that nobody else gets a
+  /// descriptor.
+  static constexpr std::chrono::milliseconds kTryAgain{5};
 
   /// `most`: from now on.
   void allow(uint64_t most) { most_ = most; }
@@ -31,6 +35,9 @@ class SpaceRoom {
   uint64_t fit(MemoryId memory, uint64_t bytes) const;
   /// By now also what was not forked must stop to grow.
   bool overfull() const { return used_ / 2 > most_; }
+  /// Somebody was made to wait for room, or once more.
+  void refused() { ++refusals_; }
+  uint64_t refusals() const { return refusals_; }
 
   /// Calls `what` while this process gets no descriptors: read(2) of a userfaultfd gives everything but forks, which
   /// are EMFILE and go on waiting. Another thread that opens something meanwhile finds the table full, too; one that
@@ -42,7 +49,7 @@ class SpaceRoom {
   bool has_forks(MemoryId memory) const;
   void count_fork(MemoryId memory, bool more);
 
-  std::atomic<uint64_t> used_{0}, spaces_{0}, most_{kMost};
+  std::atomic<uint64_t> used_{0}, spaces_{0}, most_{kMost}, refusals_{0};
   mutable std::mutex mutex_;
   std::map<MemoryId, uint64_t> forks_;  ///< that live, of each
   std::vector<Fd> low_;                 ///< so that the limit, which is the lowest free number, is never low

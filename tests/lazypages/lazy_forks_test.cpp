@@ -31,6 +31,9 @@ rlim_t limit_of_files() {
   return limit.rlim_cur;
 }
 
+/// So often a fork that waits is to be asked for.
+constexpr uint64_t kTries = 4;
+
 /// Nobody tells when these come true.
 template <class Condition>
 void wait_until(Condition condition) {
@@ -89,8 +92,7 @@ TEST(LazyForks, WaitWhileThereIsNoRoomAndGoOnWhenOthersHaveEnded) {
   const rlim_t limit = limit_of_files();
   memories.allow(memories.used() * 9 / 2);
   program.go();
-  wait_until([&] { return program.talk().progress >= 3; });
-  ::usleep(30000);  // so that the fourth is asked for several times
+  wait_until([&] { return program.talk().progress >= 3 && memories.refusals() >= kTries; });
   EXPECT_EQ(program.talk().progress, 3u);
   EXPECT_EQ(memories.spaces(), 4u);
   program.talk().enough = true;
@@ -137,8 +139,7 @@ TEST(LazyForks, AloneWaitForRoom) {
   Daemon daemon(program, {.fill = false});
   daemon.memories().allow(0);
   program.go();
-  wait_until([&] { return program.talk().progress >= 50; });
-  ::usleep(30000);  // so that the second is asked for several times
+  wait_until([&] { return program.talk().progress >= 50 && daemon.memories().refusals() >= kTries; });
   EXPECT_EQ(program.talk().progress, 50u);
   EXPECT_EQ(daemon.memories().spaces(), 2u);
   daemon.memories().allow(SpaceRoom::kMost);
@@ -193,10 +194,10 @@ TEST(LazyForks, WhoScattersWhatIsMissingByMovesWaitsToo) {
   daemon.memories().allow(100 << 10);
   program.go();
   constexpr uint64_t kGrown = 1 << 20;
-  wait_until([&] { return daemon.memories().used() >= kGrown; });
-  const Deadline deadline = Deadline::in(kPatience);
-  for (uint64_t before = 0; before != program.talk().progress && !deadline.passed(); ::usleep(50000))
-    before = program.talk().progress;
+  wait_until([&] { return daemon.memories().used() >= kGrown && daemon.memories().refusals() > 0; });
+  const uint64_t stopped_at = program.talk().progress;
+  wait_until([&] { return daemon.memories().refusals() > kTries; });
+  EXPECT_EQ(program.talk().progress, stopped_at);
   EXPECT_LT(daemon.memories().used(), 2 * kGrown);
   EXPECT_LT(program.talk().progress, kMoves);
   daemon.memories().allow(SpaceRoom::kMost);

@@ -98,10 +98,7 @@ class SharedDaemon {
     threads_.emplace_back([this] { bring(); });
     threads_.emplace_back([this] { fill(); });
   }
-  ~SharedDaemon() {
-    stop_ = true;
-    for (std::thread& t : threads_) t.join();
-  }
+  ~SharedDaemon() { stop_threads(); }
   LazyMemories& memories() { return *memories_; }
   uint64_t asked() const { return asked_; }
   void be_slow() { slow_ = true; }

@@ -10,26 +10,28 @@
 
 namespace migrate {
 
-/// Of all mappings of shared objects that a task has, as LazyMemory::memory. They are one space, in which each object
-/// has a place.
+/// LazyMemory::memory of a task's mappings of shared objects. The objects of a tree are one space, in which each has a
+/// place.
 inline constexpr MemoryId kSharedMappings{MemoryId::Kind::shmem, ~uint64_t{0}};
 
-/// Private memory of a task of which pages are missing: they come when they are touched (userfaultfd(2)), or before.
+/// Memory of which pages are missing: they come when they are touched (userfaultfd(2)), or before. It is one of three,
+/// as `memory` says, and all else means what that one needs:
+/// - private memory of a task;
+/// - a shared object, whatever maps it;
+/// - all mappings of such objects that a task has (kSharedMappings): where it waits, while the objects say for what.
 struct LazyMemory {
-  MemoryId memory;  ///< whose pages they are at the source
-  /// Nonblocking; UFFDIO_API was done with the events FORK, REMAP, REMOVE and UNMAP, without USER_MODE_ONLY.
+  MemoryId memory;  ///< whose pages they are at the source; or kSharedMappings
+  /// Nonblocking; UFFDIO_API was done without USER_MODE_ONLY, for private memory with the events FORK, REMAP, REMOVE
+  /// and UNMAP, for mappings with these but REMOVE, which would tell nothing, and the features MINOR_SHMEM and
+  /// MISSING_SHMEM. Of an object: its file.
   Fd userfaultfd;
-  Fd process;                       ///< pidfd of the task
-  std::vector<RemoteRange> ranges;  ///< registered for missing pages; ascending, disjoint
-  /// Pages that exist at the source and have not come, within `ranges`; ascending, disjoint. All other pages of
-  /// `ranges` are present or of zeros.
+  Fd process;  ///< pidfd of the task; of an object any descriptor
+  /// Ascending, disjoint. Registered for missing pages, mappings for minor faults as well: they have none of the
+  /// objects' missing pages yet. Of an object: one, its place.
+  std::vector<RemoteRange> ranges;
+  /// Pages that exist at the source and have not come, ascending, disjoint: within `ranges`, of which all others are
+  /// present or of zeros; of an object by offset. Of mappings: the place of each of `ranges`.
   std::vector<PageRun> missing;
-
-  // Also a shared object: `memory` is the object, `userfaultfd` its file, `ranges` one, its place among objects, and
-  // `missing` offsets. And the shared mappings of a task (kSharedMappings): its userfaultfd has the features
-  // MINOR_SHMEM and MISSING_SHMEM, the events FORK, REMAP and UNMAP (REMOVE would tell nothing); `ranges` are
-  // registered for both and have no pages of the objects yet that are missing in them; `missing` are as many, the place
-  // of each range.
 };
 
 }  // namespace migrate

@@ -4,6 +4,7 @@
 #include "migrate/session/guardian/destination_guardian.h"
 #include "migrate/session/guardian/guardian_common.h"
 #include "migrate/session/guardian/huge_again.h"
+#include "migrate/session/journal/received_copy.h"
 #include "migrate/session/telling/fault.h"
 
 namespace migrate {
@@ -88,7 +89,7 @@ void DestinationGuardian::lazy_news() {
 }
 
 void DestinationGuardian::became_whole() {
-  journal_->step(State::whole, kOwn, "all its pages are here");
+  write_pages_end(*journal_, "");
   warn_unless_durable(*journal_, log_);
   fault_point("destination-guardian.whole");
   end_lazy_host();
@@ -109,7 +110,7 @@ void DestinationGuardian::make_huge_again() {
 /// When all processes of the host were killed, what was missing reads as zeros: a program that goes on with that is
 /// worse than none. Else whoever touches a lost page gets SIGBUS.
 void DestinationGuardian::lose(const std::string& why, bool killed) {
-  journal_->step(State::lost, kTreeGone, why);
+  write_pages_end(*journal_, why);
   if (killed) parts_.keeper->discard(journal_->entry());
   end_lazy_host();
 }

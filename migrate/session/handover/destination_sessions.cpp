@@ -5,6 +5,7 @@
 
 #include "migrate/session/guardian/lazy_client.h"
 #include "migrate/session/journal/lazy_cgroups.h"
+#include "migrate/session/journal/received_copy.h"
 #include "migrate/session/wire/channel.h"
 
 namespace migrate {
@@ -63,7 +64,7 @@ std::optional<JournalEntry> DestinationSessions::look(const SessionId& id) {
 std::optional<JournalEntry> DestinationSessions::settle_certain(const SessionId& id) {
   std::optional<JournalEntry> entry = store_.peek(id, Role::destination);
   if (!entry) return entry;
-  if (entry->state == State::gate_open) let_run(*entry);
+  if (entry->state == State::gate_open) let_run(keeper_, *entry);
   if (entry->state == State::gate_open && entry->lazy) return look_whole(id);
   const bool gone = entry->state == State::prepared && !can_run(*entry);
   // Whoever wrote ABORTED may have died before the copy was gone, and whoever wrote DONE before its socket was.
@@ -109,7 +110,7 @@ std::optional<JournalEntry> DestinationSessions::look_whole(const SessionId& id)
   std::optional<Journal> journal = store_.take_over(id, Role::destination, false);
   if (!journal || journal->state() != State::gate_open) return store_.peek(id, Role::destination);
   const auto lost_with_copy = [&](const char* why) {
-    journal->step(State::lost, kTreeGone, why);
+    write_pages_end(*journal, why);
     keeper_.discard(journal->entry());
     return journal->entry();
   };
@@ -124,20 +125,10 @@ std::optional<JournalEntry> DestinationSessions::look_whole(const SessionId& id)
   } catch (const GuardianGone&) {
     return journal->entry();  // another process of it takes over
   }
-  if (!now.lost.empty()) {
-    journal->step(State::lost, kTreeGone, now.lost);
-  } else if (now.missing == 0) {
-    journal->step(State::whole, kOwn, "all its pages are here");
-  }
-  if (journal->state() != State::gate_open) host->settled();
+  if (now.missing != 0 && now.lost.empty()) return journal->entry();
+  write_pages_end(*journal, now.lost);
+  host->settled();
   return journal->entry();
-}
-
-/// Journaled, but whoever did that may have died before it thawed the gate or took it away.
-void DestinationSessions::let_run(const JournalEntry& entry) {
-  if (!keeper_.lives(entry)) return;
-  keeper_.open_gate(entry);
-  keeper_.leave_gate(entry);
 }
 
 std::optional<JournalEntry> DestinationSessions::open(const SessionId& id, uint64_t peer_epoch, Authority authority) {
@@ -150,7 +141,7 @@ std::optional<JournalEntry> DestinationSessions::open(const SessionId& id, uint6
     if (ask_guardian(id, request)) return store_.peek(id, Role::destination);
     Journal journal = own(id, peer_epoch);
     if (journal.state() == State::prepared) journal.step(State::gate_open, authority, "the source committed");
-    if (journal.state() == State::gate_open) let_run(journal.entry());
+    if (journal.state() == State::gate_open) let_run(keeper_, journal.entry());
     return journal.entry();
   }
   return entry;

@@ -29,7 +29,6 @@ class DestinationSessions {
   /// True if a guardian answered.
   bool ask_guardian(const SessionId& id, const wire::GuardianRequest& request);
   std::optional<JournalEntry> settle_certain(const SessionId& id);
-  void let_run(const JournalEntry& entry);
   std::optional<JournalEntry> look_whole(const SessionId& id);
   bool can_run(const JournalEntry& entry);
   /// A lazy host that is not needed any more leaves, and its cgroups go.

@@ -133,7 +133,7 @@ class JournalStore {
   /// task is being moved already. `entry.tasks` holds the root on the source.
   Journal create(JournalEntry entry);
   /// Takes a session over and raises its epoch; nullopt: another process owns it. `raise` false: only to settle what
-  /// is final already.
+  /// is final already, or to write down what anybody finds who looks (how a lazy session's pages ended).
   std::optional<Journal> take_over(const SessionId& id, Role role, bool raise = true);
   /// As it stands, whoever owns it; nullopt: never heard of.
   std::optional<JournalEntry> peek(const SessionId& id, Role role) const;

@@ -1,5 +1,7 @@
 #include "migrate/session/lazy/lazy_settling.h"
 
+#include "migrate/session/journal/received_copy.h"
+
 namespace migrate {
 namespace {
 
@@ -8,16 +10,8 @@ bool write_end(JournalStore& store, TreeKeeper& keeper, const SessionId& id, con
   std::optional<Journal> journal = store.take_over(id, Role::destination, false);
   if (!journal) return false;  // somebody looks, and asks us
   if (journal->state() != State::gate_open) return true;
-  // Whoever journaled that may have died before it thawed the gate; of a session that is WHOLE nobody sees to that.
-  if (keeper.lives(journal->entry())) {
-    keeper.open_gate(journal->entry());
-    keeper.leave_gate(journal->entry());
-  }
-  if (lost.empty()) {
-    journal->step(State::whole, kOwn, "all its pages are here");
-  } else {
-    journal->step(State::lost, kTreeGone, lost);
-  }
+  let_run(keeper, journal->entry());  // of a session that is WHOLE nobody sees to that
+  write_pages_end(*journal, lost);
   return true;
 }
 

@@ -25,6 +25,14 @@ void go_to_background(std::initializer_list<int> keep) noexcept {
   ::close_range(static_cast<unsigned>(kFirst + count), ~0U, 0);
 }
 
+std::vector<char*> argv_of(std::vector<std::string>& words) {
+  std::vector<char*> argv;
+  argv.reserve(words.size() + 1);
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.push_back(nullptr);
+  return argv;
+}
+
 void execute_in_background(std::initializer_list<int> keep, char* const* argv) noexcept {
   go_to_background(keep);
   ::execv("/proc/self/exe", argv);

@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <optional>
 #include <string>
@@ -163,9 +162,9 @@ void start_huge_again(const SessionId& id, const wire::HugeAgain& tasks, const s
   const Fd file(check(::memfd_create("migrate-huge", MFD_CLOEXEC), "make", "a memory file"));
   const std::string text = tasks.SerializeAsString();
   write_full(file.get(), as_bytes_of(text), "huge pages");
-  std::array<std::string, 4> words{"migrate", "guardian-huge", to_hex(id), wait_in};
-  std::array<char*, 5> argv{words[0].data(), words[1].data(), words[2].data(),
-                            wait_in.empty() ? nullptr : words[3].data(), nullptr};
+  std::vector<std::string> words{"migrate", "guardian-huge", to_hex(id)};
+  if (!wait_in.empty()) words.push_back(wait_in);
+  const std::vector<char*> argv = argv_of(words);
   if (check(::fork(), "start", "who makes huge pages again") == 0) execute_in_background({file.get()}, argv.data());
 }
 

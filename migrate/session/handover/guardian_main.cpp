@@ -19,10 +19,7 @@ GuardianParts real_guardian_parts(Logger& log) {
   parts.lazy_host = [](PacketSocket& end, const Fd& listener, const wire::GuardianRequest::StartDestination& start) {
     std::vector<std::string> words{"migrate", "guardian-lazy", start.state_dir(), start.session(), start.peer_name()};
     words.insert(words.end(), start.link().begin(), start.link().end());
-    std::vector<char*> argv;
-    argv.reserve(words.size() + 1);
-    for (std::string& word : words) argv.push_back(word.data());
-    argv.push_back(nullptr);
+    const std::vector<char*> argv = argv_of(words);
     if (check(::fork(), "start", "the lazy host") == 0) execute_in_background({end.fd(), listener.get()}, argv.data());
   };
   parts.huge_again = start_huge_again;

@@ -63,10 +63,7 @@ SessionWatch::SessionWatch(const std::string& state_dir, const SessionId& id, Ro
   if (role == Role::source) {
     for (std::string& word : words_of(link)) words.push_back(std::move(word));
   }
-  std::vector<char*> argv;
-  argv.reserve(words.size() + 1);
-  for (std::string& word : words) argv.push_back(word.data());
-  argv.push_back(nullptr);
+  const std::vector<char*> argv = argv_of(words);
   const pid_t pid = check(::fork(), "start", "the watch");
   if (pid == 0) become_watch(read_end.get(), guardian, argv.data());
   while (::waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {

@@ -147,16 +147,25 @@ void ReceiveSession::receive_rounds() {
       case Message::kCheck:
         questions_.answer(message.check());
         break;
-      case Message::kFeed:
-        let_feed_in(message);
-        break;
-      case Message::kHuge:
-        copy_->note_huge(message.huge());
-        break;
       default:
+        if (served_beside(message)) break;
         next_ = std::move(message);
         return;
     }
+  }
+}
+
+/// What does not belong to a round, nor to the images, and may come with both. False: it is something else.
+bool ReceiveSession::served_beside(const Message& message) {
+  switch (message.body_case()) {
+    case Message::kFeed:
+      let_feed_in(message);
+      return true;
+    case Message::kHuge:
+      copy_->note_huge(message.huge());
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -196,12 +205,6 @@ void ReceiveSession::receive_images() {
       case Message::kDiscards:
         copy_->discard(message.discards());
         break;
-      case Message::kFeed:
-        let_feed_in(message);
-        break;
-      case Message::kHuge:
-        copy_->note_huge(message.huge());
-        break;
       case Message::kMissing:
         note_missing(message.missing());
         break;
@@ -215,7 +218,7 @@ void ReceiveSession::receive_images() {
         all = true;
         break;
       default:
-        throw Corrupt("a message of the peer", "it is out of turn");
+        if (!served_beside(message)) throw Corrupt("a message of the peer", "it is out of turn");
     }
   }
   c_.events.event("restore-may-begin", "images are here: " + human_bytes(bytes),

@@ -46,6 +46,7 @@ class ReceiveSession {
   void finish();
 
   Message next_message(const Deadline& deadline);
+  bool served_beside(const Message& message);
   void let_feed_in(const Message& message);
   void note_missing(const wire::Discards& part);
   PageTotals receive_pass();

@@ -373,10 +373,10 @@ TEST(LazyHost, LostPagesArePoisonedByWhoTookOver) {
 
 // Not killed: it fails each time.
 TEST(LazyHost, WhoAlwaysFailsIsSlowedDownAndSaysSo) {
-  HostedProgram hosted(20, {.pace = std::chrono::milliseconds(100), .burst = 3, .fails = 12},
+  HostedProgram hosted(20, {.pace = std::chrono::milliseconds(300), .burst = 3, .fails = 8},
                        [](char* base, Talk& talk) { return Walk(base, 20, 1, talk).run(20, 0); });
   ASSERT_TRUE(hosted.begins());
-  EXPECT_EQ(hosted.talk().generations, 12);
+  EXPECT_EQ(hosted.talk().generations, 8);
   EXPECT_GE(hosted.talk().told_pace, 3);
   EXPECT_EQ(hosted.program().ended(), 0) << hosted.program().talk().trouble.data();
   hosted.talk().leave = true;

@@ -24,6 +24,15 @@
 #include "core/restore/staging.h"
 
 namespace migrate {
+namespace {
+
+void put_into_cgroup(const std::string& folder, pid_t pid) {
+  const std::string procs = folder + "/cgroup.procs";
+  const Fd file = open_path(procs, O_WRONLY);
+  write_full(file.get(), as_bytes_of(std::to_string(pid)), procs);
+}
+
+}  // namespace
 
 struct Restore::Impl {
   RestoreOptions options;
@@ -138,12 +147,6 @@ void Restore::leave_alone() noexcept {
 
 Restore::~Restore() {
   if (!impl_->opened) discard();
-}
-
-void put_into_cgroup(const std::string& folder, pid_t pid) {
-  const std::string procs = folder + "/cgroup.procs";
-  const Fd file = open_path(procs, O_WRONLY);
-  write_full(file.get(), as_bytes_of(std::to_string(pid)), procs);
 }
 
 void Restore::Impl::enter_cgroups(pid_t pid) {

@@ -58,6 +58,7 @@ bool alive(const StoppedTask& task) { return task.state != TaskState::zombie; }
 /// Folders of the tasks, opened again: those of the tree stay where they are.
 std::vector<ProcDir> folders(const std::vector<StoppedTask>& tasks) {
   std::vector<ProcDir> all;
+  all.reserve(tasks.size());
   for (const StoppedTask& task : tasks) all.emplace_back(task.pid.get());
   return all;
 }
@@ -185,6 +186,7 @@ void Dump::Impl::visit() {
       early.emplace(thread.tid, read_early(thread, task.proc.thread(thread.tid.get())));
     std::vector<PosixTimer>& listed = timers[task.pid] = parse_timers(task.proc.read("timers"));
     std::vector<int> ids;
+    ids.reserve(listed.size());
     for (const PosixTimer& timer : listed) ids.push_back(timer.id);
     TaskHarvest& harvested =
         harvests.emplace(task.pid, harvest(task, ids, log, options.visit_hook, &witnesses)).first->second;

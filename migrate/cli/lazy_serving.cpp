@@ -216,7 +216,7 @@ std::optional<LazyRestore> LazyServing::await_restore(LazyListener& listener) {
 void LazyServing::adopt(std::vector<LazyTask> tasks, PageImages& pages) {
   Plan plan = plan_for(std::move(tasks), host_.kept(kImages), pages);
   if (!remote_) refuse_without_server(plan.named, options_.images_dir);
-  origins_.reset(new Origins{StoredOrigin(plan.stored), remote_.get(), plan.named});
+  origins_ = std::make_unique<Origins>(plan.stored, remote_.get(), plan.named);
   stored_order_ = in_any_order(pages_of(plan.stored));
   ClaimedPage claimed;
   if (remote_) remote_->claim(claimed, in_any_order(plan.named));
@@ -257,7 +257,7 @@ void LazyServing::find_origins() {
   images_.emplace(host_.kept(kImages));
   Plan plan;
   for (const auto& [memory, runs] : memories_->missing()) plan.add(memory, migrate::pages_of(runs), *images_);
-  origins_.reset(new Origins{StoredOrigin(plan.stored), remote_.get(), plan.named});
+  origins_ = std::make_unique<Origins>(plan.stored, remote_.get(), plan.named);
   stored_order_ = in_any_order(pages_of(plan.stored));
   if (remote_) remote_->resume(in_any_order(plan.named));
 }

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/base/log.h"
@@ -51,8 +52,12 @@ class LazyServing {
   };
   /// Where the pages of one restore come from.
   struct Origins {
+    /// `server`: nullptr: all are in the folder.
+    Origins(std::map<MemoryId, std::vector<StoredPages>> in_folder, RemoteOrigin* server, PagesByMemory at_server)
+        : stored(std::move(in_folder)), remote(server), named(std::move(at_server)) {}
+
     StoredOrigin stored;
-    RemoteOrigin* remote;  ///< nullptr: all are in the folder
+    RemoteOrigin* remote;
     PagesByMemory named;
 
     void want(MemoryId memory, uint64_t page);

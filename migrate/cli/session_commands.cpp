@@ -23,7 +23,7 @@ uint64_t capability_bits(const std::vector<std::string>& names) {
   uint64_t bits = 0;
   for (std::string name : names) {
     if (name == "all") return ~uint64_t{0};
-    if (name.rfind("cap_", 0) != 0 && name.rfind("CAP_", 0) != 0) name = "cap_" + name;
+    if (name.rfind("cap_", 0) != 0 && name.rfind("CAP_", 0) != 0) name.insert(0, "cap_");
     cap_value_t value = 0;
     if (::cap_from_name(name.c_str(), &value) != 0)
       throw Refusal("there is no capability " + name, "see capabilities(7)");

@@ -58,12 +58,14 @@ class Sleeper {
 
 auto parts(const std::vector<PageRun>& runs) {
   std::vector<std::tuple<uint64_t, uint64_t, bool>> all;
+  all.reserve(runs.size());
   for (const PageRun& run : runs) all.emplace_back(run.address, run.pages, run.zero_ok);
   return all;
 }
 
 auto parts(const std::vector<Vma>& vmas) {
   std::vector<std::tuple<uint64_t, uint64_t, int, uint32_t, std::string>> all;
+  all.reserve(vmas.size());
   for (const Vma& v : vmas) all.emplace_back(v.range.start.get(), v.range.end.get(), v.prot, v.flags, v.name);
   return all;
 }

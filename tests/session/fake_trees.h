@@ -171,7 +171,7 @@ inline GuardianParts fake_parts(Board& board, const std::string& state_dir) {
     board.stop_marks = options.stops.size();
     return std::make_unique<FakeHeldTree>(board, state_dir);
   };
-  parts.restored_tree = [&board](RestoreOptions) { return std::make_unique<FakeRestoredTree>(board); };
+  parts.restored_tree = [&board](const RestoreOptions&) { return std::make_unique<FakeRestoredTree>(board); };
   parts.keeper = std::make_shared<FakeKeeper>(board);
   return parts;
 }

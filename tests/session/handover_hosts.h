@@ -102,7 +102,7 @@ struct Hosts {
     }
     std::optional<Journal> journal = source_store.take_over(id, Role::source);
     if (!journal) return {Settled::Outcome::in_doubt, "owned"};
-    const Settled settled = settle_source(*journal, keeper, ask(), *log);
+    Settled settled = settle_source(*journal, keeper, ask(), *log);
     journal.reset();
     tell_outcome(source_store, id, ask(), *log);
     return settled;

@@ -215,7 +215,7 @@ IdentityPolicy identity_policy(const ReceiveOptions& options) {
 namespace {
 
 MemoryRoom room_for_programs(const ReceiveOptions& options) {
-  const MemoryRoom ours = memory_room_at(::getpid());
+  MemoryRoom ours = memory_room_at(::getpid());
   if (!options.cgroup) return ours;
   const NamedCgroup named = find_named_cgroup(*options.cgroup, options.allow_uids);
   const MemoryRoom room = memory_room(named.folders);

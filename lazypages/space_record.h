@@ -18,8 +18,8 @@ namespace migrate {
 
 class LazyRecord;
 
-/// One userfaultfd's page of the record. Its writer may be killed between any two instructions: what a field refers to
-/// is written before it.
+/// The page of the record that one userfaultfd has, or one shared object (`kind` with kObject). Its writer may be
+/// killed between any two instructions: what a field refers to is written before it.
 ///
 /// The kernel never tells an event again, so it writes them straight into `slots`: what was read and not applied begins
 /// at `applied` and ends at the first slot that holds no event.
@@ -36,17 +36,16 @@ struct SpacePage {
   static constexpr uint32_t kObject = 1U << 31;
 
   std::atomic<uint32_t> used;  ///< 0: nothing else holds
-  int32_t userfaultfd;
-  int32_t pagemap;  ///< for guards; -1: none
-  uint32_t kind;    ///< of MemoryId
+  int32_t userfaultfd;         ///< an object's: its file
+  int32_t pagemap;             ///< for guards; -1: none. An object's: what holds pages of it
+  uint32_t kind;               ///< of MemoryId, and kObject
   uint64_t id;
   std::atomic<uint64_t> first;    ///< number of the event in slot 0, counted from the first that was read
   std::atomic<uint64_t> applied;  ///< events; one more if the last change in the log says so
   /// A fork's, until its parent has counted the event that told of it: the parent's page, from 1 on; 0: it has.
   std::atomic<uint64_t> forked_from;
   uint64_t fork_event;
-  uint64_t base;   ///< an object's (`kind` with kObject): `userfaultfd` is its file, `pagemap` holds pages of it
-  uint64_t bytes;  ///< an object's, when it was made
+  uint64_t base, bytes;       ///< an object's: its place among objects, and its size when it was made
   std::atomic<uint32_t> log;  ///< which of them is valid
   std::array<Log, 2> logs;
   alignas(256) std::array<uffd_msg, kSlots> slots;

@@ -137,6 +137,7 @@ class Coordinator {
       above = fd->get() + 1;
     }
     std::vector<int> numbers;
+    numbers.reserve(kept.size());
     for (const Fd* fd : kept) numbers.push_back(fd->get());
     close_all_but(numbers, 3);
     for (Fd* fd : kept) *fd = fd->dup();
@@ -301,6 +302,7 @@ class Coordinator {
   void open_mapped() {
     const std::map<MappedFile, WantedFile> keyed = wanted_files(images_of_);
     std::vector<WantedFile> wanted;
+    wanted.reserve(keyed.size());
     for (const auto& [key, file] : keyed) wanted.push_back(file);
     kept_ = files_->open_files(wanted);
     size_t next = 0;

@@ -21,6 +21,7 @@ MemoryId memory_of(const TaskImage& task) { return {MemoryId::Kind::task, static
 
 Fd pack_ranges(const std::vector<RemoteRange>& ranges) {
   std::vector<TreeLayout::Area> areas;
+  areas.reserve(ranges.size());
   for (const RemoteRange& r : ranges) areas.push_back({.start = r.start.get(), .end = r.end.get()});
   return pack_areas(areas);
 }

@@ -256,6 +256,7 @@ class Shell {
         if (*number >= 0) *number = fetched.emplace_back(fetch(*number, context_.room.floor)).get();
     const std::vector<Fd> made = make_sockets(who, steps);
     std::vector<int> numbers;
+    numbers.reserve(made.size());
     for (const Fd& fd : made) numbers.push_back(fd.get());
     send_message(control_, Msg::make_sockets, node_.pid, {}, numbers);
   }

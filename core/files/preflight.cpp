@@ -38,15 +38,19 @@ class Preflight {
   }
 
   void finish() {
-    for (const auto& [link, pipe] : pipes_) {
+    for (const auto& named : pipes_) {
+      const auto& link = named.first;
+      const Pipe& pipe = named.second;
       if ((pipe.reader && pipe.writer) || !pipe.other_side) continue;
       refusals_.ask([&] {
         const std::optional<std::string> holder = outside_holder(link);
         if (holder) throw pipe_to_outside(pipe.who, pipe.reader, *holder);
       });
     }
-    for (const auto& [ino, socket] : sockets_)
+    for (const auto& named : sockets_) {
+      const auto& socket = named.second;
       if (socket.info.peer != 0 && !sockets_.contains(socket.info.peer)) refusals_.ask([&] { check_peer(socket); });
+    }
     refusals_.ask([&] { lasting_.finish(); });
     refusals_.demand_none();
   }

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <algorithm>
 
+#include <cerrno>
 #include <cstring>
 #include <map>
 #include <thread>
@@ -67,6 +68,21 @@ struct Ends {
     if (::send(peer.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL) < 0) return;
     ::shutdown(peer.get(), SHUT_WR);
   }
+  /// What comes next; 0: nothing more does. libFuzzer's clock interrupts calls.
+  size_t hear(std::span<std::byte> out) const {
+    ssize_t n = 0;
+    while ((n = ::recv(peer.get(), out.data(), out.size(), 0)) < 0 && errno == EINTR) {
+    }
+    return n > 0 ? static_cast<size_t>(n) : 0;
+  }
+  bool hear_all(std::span<std::byte> out) const {
+    while (!out.empty()) {
+      const size_t n = hear(out);
+      if (n == 0) return false;
+      out = out.subspan(n);
+    }
+    return true;
+  }
   Fd peer;
   std::unique_ptr<Stream> ours;
 };
@@ -107,8 +123,8 @@ void ask(std::span<const std::byte> bytes) {
   });
   urgent.say(bytes);
   Bytes said, piece(64 << 10);
-  for (ssize_t n = 0; (n = ::recv(urgent.peer.get(), piece.data(), piece.size(), 0)) > 0;)
-    said.insert(said.end(), piece.begin(), piece.begin() + n);
+  while (const size_t n = urgent.hear(piece))
+    said.insert(said.end(), piece.begin(), piece.begin() + static_cast<ptrdiff_t>(n));
   feeding.join();
   check_answers(said);
 }
@@ -141,9 +157,7 @@ void tell(std::span<const std::byte> bytes, bool by_fill) {
     over = true;
   });
   Bytes asked(2 * kFeedPacketSize + 3 * kAddressBytes);
-  const bool heard =
-      ::recv(urgent.peer.get(), asked.data(), asked.size(), MSG_WAITALL) == static_cast<ssize_t>(asked.size());
-  demand(heard, "a fetcher that asks for nothing");
+  demand(urgent.hear_all(asked), "a fetcher that asks for nothing");
   if (by_fill) {
     fill.say(bytes);
     // Once it has nothing more to say, it waits for what we have to say.

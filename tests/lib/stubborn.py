@@ -494,7 +494,7 @@ def child_of_32_bits():
     try:
         p = subprocess.Popen([path])
     except OSError as e:
-        return "impossible", f"32-bit programs: {e}"
+        return "impossible", f"this kernel runs no 32-bit programs ({os.strerror(e.errno)}); boot one that does (ia32_emulation=1)"
     return p, p.pid
 
 

@@ -14,6 +14,7 @@
 #include <new>
 #include <thread>
 
+#include "core/base/clock.h"
 #include "core/base/error.h"
 #include "lazypages/holders.h"
 #include "lazypages/lazy_record.h"
@@ -99,9 +100,7 @@ void Host::take_over() {
 void Host::pace() {
   using std::chrono::nanoseconds;
   const uint64_t each = static_cast<uint64_t>(nanoseconds(options_.pace).count());
-  timespec time{};
-  ::clock_gettime(CLOCK_MONOTONIC, &time);
-  const uint64_t now = static_cast<uint64_t>(time.tv_sec) * 1000000000 + static_cast<uint64_t>(time.tv_nsec);
+  const auto now = static_cast<uint64_t>(clock_ns(CLOCK_MONOTONIC));
   memory_.paced_until = std::max(memory_.paced_until, now) + each;
   const uint64_t allowed = now + each * options_.burst;
   if (memory_.paced_until <= allowed) return;

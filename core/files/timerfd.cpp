@@ -3,6 +3,7 @@
 
 #include <cstdio>
 
+#include "core/base/clock.h"
 #include "core/base/time_left.h"
 #include "core/files/anonymous.h"
 
@@ -27,13 +28,6 @@ timespec to_timespec(uint64_t sec, uint64_t nsec) {
   return {static_cast<time_t>(sec), static_cast<long>(nsec)};
 }
 
-/// Nanoseconds of CLOCK_MONOTONIC; 0 if nobody says.
-int64_t since(std::optional<int64_t> moment_ns) {
-  timespec now{};
-  check(::clock_gettime(CLOCK_MONOTONIC, &now), "read", "a clock");
-  return moment_ns ? now.tv_sec * static_cast<int64_t>(kNsPerSecond) + now.tv_nsec - *moment_ns : 0;
-}
-
 /// A periodic timer stands still from an expiration until somebody looks at it (timerfd_tmrproc in the kernel): fdinfo
 /// then tells no remaining time and one tick. timerfd_gettime(2) makes it count on, which the task cannot tell apart.
 FdInfo current_info(const OpenFile& file) {
@@ -55,7 +49,8 @@ void dump_timerfd(const OpenFile& file, DumpContext& context) {
   t.set_settime_flags(static_cast<uint32_t>(fdinfo_number(info, "settime flags:", 8)));
   const auto [vsec, vnsec] = pair_field(info, "it_value:");  // what is left, also of absolute timers
   const auto [isec, insec] = pair_field(info, "it_interval:");
-  const timespec left = time_left_then(to_timespec(vsec, vnsec), since(context.options.as_of_ns));
+  const int64_t ago = context.options.as_of_ns ? clock_ns(CLOCK_MONOTONIC) - *context.options.as_of_ns : 0;
+  const timespec left = time_left_then(to_timespec(vsec, vnsec), ago);
   t.set_vsec(static_cast<uint64_t>(left.tv_sec));
   t.set_vnsec(static_cast<uint64_t>(left.tv_nsec));
   t.set_isec(isec);

@@ -60,12 +60,6 @@ void set_clocks(const NamespaceClocks& wanted) {
 
 }  // namespace
 
-int64_t clock_ns(clockid_t clock) {
-  timespec t{};
-  check(::clock_gettime(clock, &t), "read", "a clock");
-  return t.tv_sec * kNsPerSecond + t.tv_nsec;
-}
-
 namespace {
 
 std::optional<ProcStat> stat_of(pid_t pid) {

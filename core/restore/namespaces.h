@@ -6,6 +6,7 @@
 #include <functional>
 #include <string>
 
+#include "core/base/clock.h"
 #include "core/restore/restore.h"
 
 namespace migrate {
@@ -24,7 +25,6 @@ std::optional<int64_t> dumped_monotonic_ns(const ImageSet& images);
 /// How long ago the dump was, by CLOCK_MONOTONIC in the tree's time namespace, which the caller must be in: timers have
 /// so much less left. 0 if the images do not say when they were made.
 uint64_t elapsed_since_dump_ns(const ImageSet& images);
-int64_t clock_ns(clockid_t clock);
 
 /// Runs in a child that ends afterwards: unshares what `options` ask for, sets the clocks, and forks the coordinator as
 /// a sibling of its own, in the new namespaces. Returns in the coordinator only.

@@ -10,6 +10,7 @@
 #include <array>
 #include <cstring>
 
+#include "core/base/clock.h"
 #include "core/base/time_left.h"
 #include "core/restore/plans.h"
 
@@ -139,9 +140,8 @@ void plan_timers(const TaskImage& task, uint64_t elapsed_ns, Region& region, OpL
   const auto& timers = tc.timers().posix();
   for (auto it = timers.rbegin(); it != timers.rend(); ++it) {
     const img::posix_timer_entry& e = *it;
-    const bool cpu_clock = e.clock_id() == CLOCK_PROCESS_CPUTIME_ID || e.clock_id() == CLOCK_THREAD_CPUTIME_ID ||
-                           static_cast<int32_t>(e.clock_id()) < 0;
-    plan_posix_timer(e, cpu_clock ? 0 : elapsed_ns, region, list);
+    const bool stands = is_processor_time(static_cast<clockid_t>(e.clock_id()));
+    plan_posix_timer(e, stands ? 0 : elapsed_ns, region, list);
   }
   list.call(Tag::timer, SYS_prctl, {PR_TIMER_CREATE_RESTORE_IDS, 0, 0, 0, 0}, kMayFail);
 }

@@ -9,6 +9,8 @@
 #include <charconv>
 #include <cstring>
 
+#include "core/base/clock.h"
+
 namespace migrate {
 
 uint64_t voluntary_switches(std::string_view status) {
@@ -256,11 +258,7 @@ class Converter {
 
 }  // namespace
 
-int64_t monotonic_ns() {
-  struct timespec now {};
-  ::clock_gettime(CLOCK_MONOTONIC, &now);
-  return now.tv_sec * 1'000'000'000 + now.tv_nsec;
-}
+int64_t monotonic_ns() { return clock_ns(CLOCK_MONOTONIC); }
 
 SleepSurvey::SleepSurvey(const std::vector<ProcDir>& tasks) {
   SchedulerClock clock;

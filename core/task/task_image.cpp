@@ -1,7 +1,6 @@
-#include <time.h>
-
 #include <algorithm>
 
+#include "core/base/clock.h"
 #include "core/base/time_left.h"
 #include "core/task/core_image.h"
 #include "core/task/signal_queue.h"
@@ -56,11 +55,6 @@ void fill_timers(const StoppedTask& task, const TaskHarvest& harvest, const std:
       throw Error("read timer " + std::to_string(timer.id) + " of", "task " + std::to_string(task.pid.get()), ESRCH);
     fill_posix_timer(timer, *state, task, pids, *out.add_posix());
   }
-}
-
-/// CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID, and those of other processes and threads, which are negative.
-bool is_processor_time(int clock) {
-  return clock < 0 || clock == CLOCK_PROCESS_CPUTIME_ID || clock == CLOCK_THREAD_CPUTIME_ID;
 }
 
 /// All but those of KILL and STOP, in the order of signals.

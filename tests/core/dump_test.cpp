@@ -136,11 +136,7 @@ struct Waiting {
   std::atomic<int64_t> poll{0}, timerfd{0}, own_timer{0}, timer_of_child{0};
 };
 
-int64_t in_seconds(int64_t seconds) {
-  timespec now{};
-  ::clock_gettime(CLOCK_MONOTONIC, &now);
-  return (now.tv_sec + seconds) * 1'000'000'000 + now.tv_nsec;
-}
+int64_t in_seconds(int64_t seconds) { return monotonic_ns() + seconds * 1'000'000'000; }
 
 void wait_in_all_ways(Waiting& told) {
   std::thread([&told] {

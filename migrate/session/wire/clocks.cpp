@@ -5,19 +5,12 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/base/clock.h"
 #include "core/base/fd.h"
 #include "core/base/proc_values.h"
 
 namespace migrate {
 namespace {
-
-constexpr int64_t kSecond = 1'000'000'000;
-
-int64_t read_clock(clockid_t clock) {
-  timespec t{};
-  ::clock_gettime(clock, &t);
-  return int64_t{t.tv_sec} * kSecond + t.tv_nsec;
-}
 
 /// /proc/PID/timens_offsets: of the namespace that the task's children will be in, relative to the host. A task that
 /// unshared it for its children only (the two differ) is refused by the dump.
@@ -34,8 +27,8 @@ ClockOffsets offsets_in(const std::string& path) {
 
 }  // namespace
 
-int64_t monotonic_now_ns() { return read_clock(CLOCK_MONOTONIC); }
-int64_t boottime_now_ns() { return read_clock(CLOCK_BOOTTIME); }
+int64_t monotonic_now_ns() { return clock_ns(CLOCK_MONOTONIC); }
+int64_t boottime_now_ns() { return clock_ns(CLOCK_BOOTTIME); }
 
 ClockOffsets tree_clock_offsets(Pid task) {
   const ClockOffsets own = offsets_in("/proc/self/timens_offsets");

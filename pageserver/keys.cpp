@@ -54,13 +54,8 @@ void write_identity(const std::string& stem, const Identity& identity, bool repl
   written.push_back(stem + ".key");
 }
 
-void check_readable(const char* what, const std::string& path, const char* remedy) {
-  if (::access(path.c_str(), R_OK) != 0)
-    throw Refusal(std::string("cannot read ") + what + " " + path + ": " + std::strerror(errno), remedy);
-}
-
 X509Ptr read_certificate(const std::string& path) {
-  check_readable("the certificate", path, "name a file that is there");
+  check_readable(path, "certificate", "name a file that is there");
   const BioPtr bio(BIO_new_file(path.c_str(), "r"));
   X509Ptr certificate(bio ? PEM_read_bio_X509(bio.get(), nullptr, nullptr, nullptr) : nullptr);
   if (!certificate) throw Refusal("cannot use the certificate " + path + ": " + openssl_error(), "give one in PEM");
@@ -69,10 +64,10 @@ X509Ptr read_certificate(const std::string& path) {
 
 Identity read_ca(const std::string& dir) {
   constexpr const char* kRemedy = "make certificates where their CA was made, or a new CA in another folder";
-  check_readable("the CA's certificate", dir + "/ca.crt", kRemedy);
+  check_readable(dir + "/ca.crt", "CA's certificate", kRemedy);
   Identity ca{read_certificate(dir + "/ca.crt"), nullptr};
   const std::string path = dir + "/ca.key";
-  check_readable("the CA's key", path, kRemedy);
+  check_readable(path, "CA's key", kRemedy);
   const BioPtr bio(BIO_new_file(path.c_str(), "r"));
   const auto no_passphrase = [](char*, int, int, void*) { return -1; };
   ca.key.reset(bio ? PEM_read_bio_PrivateKey(bio.get(), nullptr, no_passphrase, nullptr) : nullptr);
@@ -178,6 +173,13 @@ Identity make_host(const KeyOptions& options, const std::string& name, const Ide
 bool exists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }
 
 }  // namespace
+
+void check_readable(const std::string& path, const char* what, const char* remedy, const char* if_forbidden) {
+  if (::access(path.c_str(), R_OK) == 0) return;
+  const int why = errno;
+  throw Refusal(std::string("cannot read the ") + what + " " + path + ": " + std::strerror(why),
+                why == EACCES && if_forbidden != nullptr ? if_forbidden : remedy);
+}
 
 std::vector<std::string> make_keys(const KeyOptions& options) {
   for (const std::string& name : options.names) check_name(name);

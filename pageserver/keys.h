@@ -23,4 +23,8 @@ std::vector<std::string> make_keys(const KeyOptions& options);
 /// Writes ca.crl, which revokes the given certificate files (PEM) of this CA, for `TlsConfig::crl`.
 std::string revoke(const std::string& dir, const std::vector<std::string>& cert_files);
 
+/// Refusal with `remedy` unless we may read the file, which is the `what`; `if_forbidden`: the remedy for EACCES, if
+/// that is another.
+void check_readable(const std::string& path, const char* what, const char* remedy, const char* if_forbidden = nullptr);
+
 }  // namespace migrate

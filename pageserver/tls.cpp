@@ -1,20 +1,17 @@
 #include "pageserver/tls.h"
 
-#include <cerrno>
 #include <cstring>
 
+#include "pageserver/keys.h"
 #include "pageserver/tls_context.h"
 #include "pageserver/tls_stream.h"
 
 namespace migrate {
 namespace {
 
-void check_readable(const std::string& path, const char* what, const char* remedy) {
+void check_given(const std::string& path, const char* what, const char* remedy) {
   if (path.empty()) throw Refusal(std::string("no ") + what + " was given", remedy);
-  if (::access(path.c_str(), R_OK) == 0) return;
-  const int why = errno;
-  throw Refusal(std::string("cannot read the ") + what + " " + path + ": " + std::strerror(why),
-                why == EACCES ? "run as root, or name files that this user may read" : remedy);
+  check_readable(path, what, remedy, "run as root, or name files that this user may read");
 }
 
 void load_crl(SSL_CTX* context, const std::string& path) {
@@ -60,10 +57,10 @@ SslCtxPtr make_context(const SSL_METHOD* method, const TlsConfig& config) {
 
 TlsContext::TlsContext(const TlsConfig& config) : shared_(std::make_shared<Shared>()) {
   constexpr const char* kMakeKeys = "make keys with `migrate keys`, and copy them there as it says";
-  check_readable(config.cacert, "CA certificate", kMakeKeys);
-  check_readable(config.cert, "certificate", kMakeKeys);
-  check_readable(config.key, "key", kMakeKeys);
-  if (config.crl) check_readable(*config.crl, "revocation list", "name a file that is there");
+  check_given(config.cacert, "CA certificate", kMakeKeys);
+  check_given(config.cert, "certificate", kMakeKeys);
+  check_given(config.key, "key", kMakeKeys);
+  if (config.crl) check_given(*config.crl, "revocation list", "name a file that is there");
   shared_->config = config;
   shared_->bio_method = make_socket_bio_method();
   shared_->client = make_context(TLS_client_method(), config);

@@ -308,10 +308,6 @@ class Resolver {
   std::map<std::string, Connector> connectors_;  ///< by TLS name
 };
 
-}  // namespace
-
-namespace {
-
 void check_words(const ResolveOptions& options) {
   if (!options.session.empty() && !session_from_hex(options.session)) {
     throw Refusal("\"" + options.session + "\" is no session id",

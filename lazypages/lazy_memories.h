@@ -67,7 +67,7 @@ class LazyMemories : public PageSink {
   /// of what is missing, and what the spaces take that were not forked.
   void allow(uint64_t most) { around_->room->allow(most); }
   uint64_t used() const { return around_->room->used(); }
-  /// How often one was made to wait so, or once more.
+  /// How often one was made to wait so, or for a descriptor, or once more.
   uint64_t refusals() const { return around_->room->refusals(); }
 
   /// Gives all memory back to the kernel, when it is whole (else throws Error): no task is left waiting, and pages that

@@ -142,10 +142,8 @@ bool LazySpace::read_events() {
       if (e.code() != EMFILE && e.code() != ENFILE) throw;
       const bool for_descriptor = fits();
       if (for_descriptor && around_->make_room()) continue;
-      if (!for_descriptor) {
-        room.refused();
-        until_ = std::chrono::steady_clock::now() + SpaceRoom::kTryAgain;
-      }
+      room.refused();
+      if (!for_descriptor) until_ = std::chrono::steady_clock::now() + SpaceRoom::kTryAgain;
       starved_ = true;
       return false;
     }

@@ -35,7 +35,7 @@ class SpaceRoom {
   uint64_t fit(MemoryId memory, uint64_t bytes) const;
   /// By now also what was not forked must stop to grow.
   bool overfull() const { return used_ / 2 > most_; }
-  /// Somebody was made to wait for room, or once more.
+  /// Somebody was made to wait, for room or a descriptor, or once more.
   void refused() { ++refusals_; }
   uint64_t refusals() const { return refusals_; }
 

@@ -87,6 +87,25 @@ class FeedHostile : public ::testing::Test {
   Memories memories;
 };
 
+/// A destination that misses all that was announced, and has asked for page 10 of kA.
+struct Asked {
+  explicit Asked(const Memories& memories)
+      : destination(memories),
+        fetcher(std::move(c.destination), destination, wanted, memories.missing(), true),
+        peer(std::move(c.source)),
+        fetching(fetcher) {
+    EXPECT_EQ(peer.hear().kind, Kind::begin);
+    wanted.want(kA, page(10));
+    EXPECT_EQ(peer.hear().kind, Kind::request);
+  }
+  Connection c = connected();
+  Destination destination;
+  WantedPages wanted;
+  PageFetcher fetcher;
+  Peer peer;
+  Running<PageFetcher> fetching;
+};
+
 struct Case {
   const char* what;
   const char* says;
@@ -292,20 +311,12 @@ TEST_F(FeedHostile, SourcesAreRefusedAndNothingIsTouched) {
   };
   for (const Case& one : cases) {
     SCOPED_TRACE(one.what);
-    Connection c = connected();
-    Destination destination(memories);
-    WantedPages wanted;
-    wanted.want(kA, page(10));
-    PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true);
-    Peer peer(std::move(c.source));
-    Running fetching(fetcher);
-    EXPECT_EQ(peer.hear().kind, Kind::begin);
-    EXPECT_EQ(peer.hear().kind, Kind::request);
-    one.does(peer);
-    const std::string end = fetching.get();
+    Asked asked(memories);
+    one.does(asked.peer);
+    const std::string end = asked.fetching.get();
     EXPECT_TRUE(says(end, "corrupt: ") && says(end, one.says)) << end;
-    EXPECT_TRUE(destination.order().empty());
-    EXPECT_EQ(wanted.statistics().waiting, 1u);
+    EXPECT_TRUE(asked.destination.order().empty());
+    EXPECT_EQ(asked.wanted.statistics().waiting, 1u);
   }
 }
 
@@ -338,42 +349,28 @@ TEST_F(FeedHostile, WhoDoesNotUnderstandWaitsIsNotTold) {
 
 // It comes by another stream than the fill, whose end can overtake it.
 TEST_F(FeedHostile, AnAnswerMayComeAfterTheEndOfTheFill) {
-  Connection c = connected();
-  Destination destination(memories);
-  WantedPages wanted;
-  wanted.want(kA, page(10));
-  PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true);
-  Peer source(std::move(c.source));
-  Running fetching(fetcher);
-  EXPECT_EQ(source.hear().kind, Kind::begin);
-  EXPECT_EQ(source.hear().kind, Kind::request);
+  Asked asked(memories);
+  Peer& source = asked.peer;
   source.fill({.memory = kA, .address = page(11), .pages = 9}, contents(kA, 11, 9));
   source.fill({.memory = kA, .address = page(30), .pages = 10, .sequence = 1}, contents(kA, 30, 10));
   source.fill({.memory = kShared, .pages = 10, .sequence = 2}, contents(kShared, 0, 10));
   source.end_fill();
-  ASSERT_TRUE(eventually([&] { return fetcher.filled() || fetching.ended_within({}); }));
-  ASSERT_TRUE(fetcher.filled()) << fetching.get();
-  EXPECT_EQ(destination.missing_pages(), 1u);
+  ASSERT_TRUE(eventually([&] { return asked.fetcher.filled() || asked.fetching.ended_within({}); }));
+  ASSERT_TRUE(asked.fetcher.filled()) << asked.fetching.get();
+  EXPECT_EQ(asked.destination.missing_pages(), 1u);
   source.say({.kind = Kind::pages, .memory = kA, .count = 1, .value = page(10)}, contents(kA, 10, 1));
-  ASSERT_TRUE(destination.wait_for_page(kA, page(10)));
-  fetcher.whole();
+  ASSERT_TRUE(asked.destination.wait_for_page(kA, page(10)));
+  asked.fetcher.whole();
   FeedPacket::Kind said{};
   while (said != Kind::whole) said = source.hear().kind;
   source.say({.kind = Kind::done, .value = 1});
-  EXPECT_EQ(fetching.get(), "");
+  EXPECT_EQ(asked.fetching.get(), "");
 }
 
 TEST_F(FeedHostile, NothingComesTwice) {
   for (const bool fill : {true, false}) {
-    Connection c = connected();
-    Destination destination(memories);
-    WantedPages wanted;
-    wanted.want(kA, page(10));
-    PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true);
-    Peer peer(std::move(c.source));
-    Running fetching(fetcher);
-    EXPECT_EQ(peer.hear().kind, Kind::begin);
-    EXPECT_EQ(peer.hear().kind, Kind::request);
+    Asked asked(memories);
+    Peer& peer = asked.peer;
     for (uint64_t i = 0; i < 2; ++i) {
       if (fill) {
         peer.fill({.memory = kA, .address = page(10), .pages = 3, .sequence = i}, contents(kA, 10, 3));
@@ -381,9 +378,9 @@ TEST_F(FeedHostile, NothingComesTwice) {
         peer.say({.kind = Kind::pages, .memory = kA, .count = 1, .value = page(10)}, contents(kA, 10, 1));
       }
     }
-    const std::string end = fetching.get();
+    const std::string end = asked.fetching.get();
     EXPECT_TRUE(says(end, "corrupt: ") && says(end, fill ? "or came before" : "nobody has asked for")) << end;
-    EXPECT_EQ(destination.order().size(), fill ? 3u : 1u);
+    EXPECT_EQ(asked.destination.order().size(), fill ? 3u : 1u);
   }
 }
 

@@ -341,46 +341,49 @@ TEST(FeedEnds, WholeBeforeTheFillIsOver) {
   EXPECT_FALSE(fetcher.filled());
 }
 
+/// In the middle: the destination waits with the first pages until the gate is opened.
+struct HeldFeed {
+  HeldFeed() {
+    memories.add(kA, {{0, 20000}});
+    destination.emplace(memories);
+    gate.hold(*destination, kA, 0);
+    Connection c = connected(2);
+    feeder.emplace(std::move(c.source), memories.sources(), std::vector<RankedRun>{},
+                   FeederOptions{.bandwidth_limit = 8'000'000});
+    fetcher.emplace(std::move(c.destination), *destination, wanted, memories.missing(), true);
+    source.emplace(*feeder);
+    fetching.emplace(*fetcher);
+  }
+  Memories memories;
+  std::optional<Destination> destination;
+  Gate gate;
+  WantedPages wanted;
+  std::optional<PageFeeder> feeder;
+  std::optional<PageFetcher> fetcher;
+  std::optional<Running<PageFeeder>> source;
+  std::optional<Running<PageFetcher>> fetching;
+};
+
 TEST(FeedEnds, CancelledOnEitherSide) {
   for (const bool by_source : {true, false}) {
-    Memories memories;
-    memories.add(kA, {{0, 20000}});
-    Connection c = connected(2);
-    Destination destination(memories);
-    Gate gate;
-    gate.hold(destination, kA, 0);
-    WantedPages wanted;
-    PageFeeder feeder(std::move(c.source), memories.sources(), {}, {.bandwidth_limit = 8'000'000});
-    PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true);
-    Running source(feeder);
-    Running fetching(fetcher);
-    ASSERT_TRUE(gate.wait_until_held());
-    by_source ? feeder.cancel() : fetcher.cancel();
-    const std::string here = source.get();
+    HeldFeed feed;
+    ASSERT_TRUE(feed.gate.wait_until_held());
+    by_source ? feed.feeder->cancel() : feed.fetcher->cancel();
+    const std::string here = feed.source->get();
     EXPECT_TRUE(says(here, by_source ? "cancelled: " : "disconnected: ")) << here;
-    gate.open();
-    const std::string there = fetching.get();
+    feed.gate.open();
+    const std::string there = feed.fetching->get();
     EXPECT_TRUE(says(there, by_source ? "disconnected: " : "cancelled: ")) << there;
   }
 }
 
 TEST(FeedEnds, ASourceThatLeavesSaysWhy) {
-  Memories memories;
-  memories.add(kA, {{0, 20000}});
-  Connection c = connected(2);
-  Destination destination(memories);
-  Gate gate;
-  gate.hold(destination, kA, 0);
-  WantedPages wanted;
-  PageFeeder feeder(std::move(c.source), memories.sources(), {}, {.bandwidth_limit = 8'000'000});
-  PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true);
-  Running source(feeder);
-  Running fetching(fetcher);
-  ASSERT_TRUE(gate.wait_until_held());
-  feeder.leave("the operator has other plans");
-  EXPECT_EQ(source.get(), "error: the operator has other plans");
-  gate.open();
-  const std::string there = fetching.get();
+  HeldFeed feed;
+  ASSERT_TRUE(feed.gate.wait_until_held());
+  feed.feeder->leave("the operator has other plans");
+  EXPECT_EQ(feed.source->get(), "error: the operator has other plans");
+  feed.gate.open();
+  const std::string there = feed.fetching->get();
   EXPECT_TRUE(says(there, "failed there: ") && says(there, "the operator has other plans")) << there;
 }
 

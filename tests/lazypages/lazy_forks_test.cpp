@@ -242,8 +242,7 @@ TEST(LazyForks, ThatWaitForADescriptorGoOnWhenPagesAreGivenUp) {
     std::vector<Fd> all;  // the rest of the table
     for (Fd fd(::dup(0)); fd; fd = Fd(::dup(0))) all.push_back(std::move(fd));
     program.go();
-    wait_until([&] { return daemon.memories().spaces() >= 12; });
-    ::usleep(50000);
+    wait_until([&] { return daemon.memories().spaces() >= 12 && daemon.memories().refusals() >= kTries; });
     EXPECT_LT(program.talk().progress, kChildren);
     daemon.stop();
     std::atomic<bool> over = false;

@@ -44,7 +44,7 @@ LazySpace::LazySpace(LazyMemory memory, std::shared_ptr<const LazySurroundings> 
 LazySpace::LazySpace(int userfaultfd, const LazySpace& parent)
     : memory_(parent.memory_),
       around_(parent.around_),
-      missing_(parent.missing_),
+      missing_(parent.missing_.forked()),
       record_(around_->record, memory_, userfaultfd, -1, missing_, &parent.record_),
       share_(*around_->room, memory_, true),
       userfaultfd_(userfaultfd) {
@@ -221,7 +221,7 @@ LazySpace::Turn LazySpace::serve(std::vector<uint64_t>& wanted) {
   if (userfaultfd_ && missing_.unsettled()) settle_moves();
   if (!userfaultfd_) return Turn::dead;
   count();
-  return starved_ ? Turn::starved : answered ? Turn::idle : Turn::again;
+  return starved_ ? Turn::starved : answered && !asks_on_ ? Turn::idle : Turn::again;
 }
 
 void LazySpace::watch(int epoll, uint64_t id, uint32_t events) {
@@ -303,10 +303,43 @@ bool LazySpace::fill(uint64_t source, std::span<const std::byte> data, std::vect
 
 /// If no event is outstanding, none is that moves have overtaken. False: one is.
 bool LazySpace::settle_moves() {
+  asks_on_ = false;
   const Filled state = probe(userfaultfd_.get());
   if (state == Filled::dead) close();
-  if (state == Filled::unregistered && missing_.unsettled()) change({PageChange::What::moves_settled});
-  return state != Filled::changing;
+  if (state != Filled::unregistered || !missing_.unsettled()) return state != Filled::changing;
+  if (!settle_doubts()) return false;
+  if (userfaultfd_) change({PageChange::What::moves_settled});
+  return true;
+}
+
+/// Asks the kernel what is registered. False: an event is outstanding, or there is so much to ask that others are to
+/// have their turn.
+bool LazySpace::settle_doubts() {
+  constexpr int kQuestions = 256;  // 100 us
+  uint64_t pages = UINT64_MAX;     // to ask about at once
+  for (int questions = 0; const auto doubt = missing_.doubt(); ++questions) {
+    asks_on_ = questions == kQuestions;
+    if (asks_on_) return false;
+    pages = std::min(pages, doubt->range.pages());
+    const RemoteRange range = range_of(doubt->range.start.get(), pages * kPageSize);
+    Filled state = doubt->unmapped ? Filled::unregistered : Filled::exists;
+    // Of shared memory it may as well be unknown: that is shown when all has come.
+    if (!shared()) state = ask_registered(userfaultfd_.get(), range);
+    if (state == Filled::changing) return false;
+    if (state == Filled::dead) {
+      close();
+      return true;
+    }
+    if (state == Filled::exists) {
+      change({PageChange::What::registered, range.start.get(), range.end.get()});
+      pages *= 2;
+    } else if (pages == 1 || shared()) {
+      unmapped(range);
+    } else {
+      pages /= 2;
+    }
+  }
+  return true;
 }
 
 /// `data` begins with the first page of `run`. False: not now.
@@ -417,6 +450,7 @@ bool LazySpace::try_finish() {
   // So often it may be that something is mapped there which is not ours any more, and no event comes.
   constexpr int kTries = 100;
   const std::lock_guard lock(mutex_);
+  if (userfaultfd_ && missing_.unsettled()) settle_moves();
   if (!userfaultfd_) return true;
   const bool all = unregister_all() || ++finish_tries_ > kTries;
   const bool read = read_events();

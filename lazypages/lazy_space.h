@@ -111,6 +111,7 @@ class LazySpace {
   bool drop_guards(const MissingRun& run);
   void drop_all_guards();
   bool settle_moves();
+  bool settle_doubts();
   bool unregister_all();
   void close();
 
@@ -126,6 +127,7 @@ class LazySpace {
   Fd userfaultfd_;
   std::deque<uint64_t> faults_;    ///< read, not answered yet
   std::set<uint64_t> waited_for_;  ///< missing pages that a fault was read for
+  bool asks_on_ = false;           ///< more is in doubt than was asked about
   bool starved_ = false;
   std::chrono::steady_clock::time_point until_;  ///< a fork waits for memory, and is not asked for before
   int finish_tries_ = 0;

@@ -54,7 +54,8 @@ MissingPages::MissingPages(std::span<const RemoteRange> ranges, std::span<const 
 }
 
 uint64_t MissingPages::words() const {
-  uint64_t n = 2 + spans_.words() + 2 * (ranges_.size() + overtaken_.size() + left_.size()) + 3;
+  uint64_t n = 2 + spans_.words();
+  for (const Intervals* set : sets()) n += 1 + 2 * set->size();
   for (const MissingSpan& span : aside_) n += span.words();
   return n;
 }
@@ -66,7 +67,7 @@ void MissingPages::save(std::span<uint64_t> words) const {
   put(join_at_);
   put(aside_.size());
   for (const MissingSpan& span : aside_) span.save(put);
-  for (const Intervals* set : {&ranges_, &overtaken_, &left_}) {
+  for (const Intervals* set : sets()) {
     put(set->size());
     for (const auto& [start, end] : *set) {
       put(start);
@@ -89,7 +90,7 @@ MissingPages MissingPages::saved(std::span<const uint64_t> words) {
     m.aside_pages_ += span.pages();
     m.aside_.push_back(std::move(span));
   }
-  for (Intervals* set : {&m.ranges_, &m.overtaken_, &m.left_}) {
+  for (Intervals* set : m.sets()) {
     for (uint64_t n = get(); n > 0; --n) {
       const uint64_t start = get();
       set->emplace(start, get());
@@ -108,8 +109,9 @@ uint64_t MissingPages::most_bytes() const {
     all -= span.bits.empty() ? 0 : span.pages();
   }
   const uint64_t with_holes = all * kPageSize / MissingSpans::kMostWithHoles + 1;
-  return (spans_.spans() + aside_.size()) * kSpan + words * kBits + with_holes * (kSpan + kHoles) +
-         (ranges_.size() + overtaken_.size() + left_.size()) * kRange;
+  uint64_t intervals = 0;
+  for (const Intervals* set : sets()) intervals += set->size();
+  return (spans_.spans() + aside_.size()) * kSpan + words * kBits + with_holes * (kSpan + kHoles) + intervals * kRange;
 }
 
 void MissingPages::apply(const PageChange& c) {
@@ -129,6 +131,9 @@ void MissingPages::apply(const PageChange& c) {
       return;
     case PageChange::What::grown:
       grown(range);
+      return;
+    case PageChange::What::registered:
+      registered(range);
       return;
   }
 }
@@ -160,8 +165,15 @@ void MissingPages::settle(RemoteRange range) { spans_.drop(range.start.get(), ra
 void MissingPages::unmapped(RemoteRange range) {
   const uint64_t start = range.start.get(), end = range.end.get();
   // What a move brought there since is not what was unmapped.
-  const auto newer = cut(overtaken_, start, end);
+  auto newer = cut(overtaken_, start, end);
   cut(left_, start, end);
+  cut(leaving_, start, end);
+  cut(doubtful_, start, end);
+  for (const auto& [from, to] : cut(landed_, start, end)) {
+    add(doubtful_, from, to);
+    newer.emplace_back(from, to);
+  }
+  std::ranges::sort(newer);
   uint64_t at = start;
   const auto drop = [&](uint64_t to) {
     spans_.drop(at, to);
@@ -190,16 +202,13 @@ void MissingPages::moved(RemoteAddr from, RemoteAddr to, uint64_t bytes) {
     at = end;
   }
   gather(spans_.take(at, from_end));
+  // It was registered, whether it was known or has grown.
+  add(ranges_, from.get(), from_end);
+  add(leaving_, from.get(), from_end);
+  cut(landed_, from.get(), from_end);
+  cut(doubtful_, from.get(), from_end);
 
-  for (const auto& [start, end] : cut(ranges_, to.get(), to_end)) {
-    add(overtaken_, start, end);
-    cut(left_, start, end);
-    for (MissingSpan& span : spans_.take(start, end)) {
-      aside_pages_ += span.pages();
-      aside_.push_back(std::move(span));
-    }
-  }
-  add(ranges_, to.get(), to_end);
+  land(to.get(), to_end);
   for (MissingSpan& span : moving) {
     span.address = to.get() + (span.address - from.get());
     spans_.insert(std::move(span));
@@ -207,11 +216,50 @@ void MissingPages::moved(RemoteAddr from, RemoteAddr to, uint64_t bytes) {
   join_spans();
 }
 
+/// A move comes down here.
+void MissingPages::land(uint64_t start, uint64_t end) {
+  for (const auto& [from, to] : cut(doubtful_, start, end)) {
+    cut(ranges_, from, to);
+    spans_.drop(from, to);
+  }
+  add(landed_, start, end);
+  for (const auto& [from, to] : cut(ranges_, start, end)) {
+    cut(landed_, from, to);
+    add(overtaken_, from, to);
+    cut(left_, from, to);
+    for (MissingSpan& span : spans_.take(from, to)) {
+      aside_pages_ += span.pages();
+      aside_.push_back(std::move(span));
+    }
+  }
+  // Where a move has come already, only its UNMAP is older.
+  for (const auto& [from, to] : cut(leaving_, start, end)) add(left_, from, to);
+  add(ranges_, start, end);
+}
+
 void MissingPages::settle_moves() {
-  overtaken_.clear();
-  left_.clear();
+  for (Intervals* set : {&overtaken_, &left_, &landed_}) set->clear();
   aside_.clear();
   aside_pages_ = 0;
+}
+
+std::optional<MissingPages::Doubt> MissingPages::doubt() const {
+  for (const Intervals* set : {&doubtful_, &leaving_}) {
+    if (set->empty()) continue;
+    const auto& [start, end] = *set->begin();
+    return Doubt{{RemoteAddr(start), RemoteAddr(end)}, set == &doubtful_};
+  }
+  return std::nullopt;
+}
+
+MissingPages MissingPages::forked() const {
+  MissingPages child = *this;
+  child.settle_moves();
+  return child;
+}
+
+void MissingPages::registered(RemoteRange range) {
+  for (Intervals* set : {&doubtful_, &leaving_}) cut(*set, range.start.get(), range.end.get());
 }
 
 bool MissingPages::aside(uint64_t source, uint64_t bytes) const {

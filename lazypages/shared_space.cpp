@@ -8,7 +8,7 @@ namespace migrate {
 
 /// False: not now, or the memory is dead.
 bool LazySpace::answer_shared(uint64_t address, std::vector<uint64_t>& wanted) {
-  if (missing_.unsettled() && !settle_moves()) {
+  if (missing_.overtook() && !settle_moves()) {
     if (userfaultfd_) read_events();
     return false;
   }

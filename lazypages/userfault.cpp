@@ -65,6 +65,15 @@ std::optional<FillResult> show_page(int userfaultfd, uint64_t address) {
   return sure(userfaultfd, result(returned, errno, c.mapped, "show pages of"));
 }
 
+Filled ask_registered(int userfaultfd, RemoteRange range) {
+  // The kernel looks for events and for the mapping first, and then says that this is not for memory that is private
+  // and anonymous (mfill_atomic() in mm/userfaultfd.c).
+  uffdio_continue c{.range = {range.start.get(), range.bytes()}};
+  const int returned = ::ioctl(userfaultfd, UFFDIO_CONTINUE, &c);
+  if (returned == 0 || errno == EINVAL) return Filled::exists;
+  return sure(userfaultfd, result(returned, errno, c.mapped, "ask about pages of")).outcome;
+}
+
 void wake(int userfaultfd, RemoteRange range) noexcept {
   uffdio_range r{range.start.get(), range.bytes()};
   ::ioctl(userfaultfd, UFFDIO_WAKE, &r);

@@ -34,6 +34,10 @@ FillResult poison_pages(int userfaultfd, uint64_t address, uint64_t bytes);
 /// UFFDIO_CONTINUE: the task sees the page that its shared object has there. nullopt: the object has none.
 std::optional<FillResult> show_page(int userfaultfd, uint64_t address);
 
+/// Whether all of a range of private anonymous memory is one mapping, and registered: `exists`, else `unregistered`;
+/// while events are outstanding `changing`. Changes nothing. Linux 5.13.
+Filled ask_registered(int userfaultfd, RemoteRange range);
+
 /// Whoever waits for a page of the range touches it again.
 void wake(int userfaultfd, RemoteRange range) noexcept;
 

@@ -4,6 +4,7 @@
 #include <random>
 
 #include "core/base/error.h"
+#include "lazypages/userfault.h"
 #include "tests/lazypages/lazy_walk.h"
 
 namespace migrate {
@@ -55,6 +56,45 @@ TEST(LazyMemories, ThreadsThatEachDoEverythingToTheirOwn) {
     expect_good_end(program, {.seed = seed, .pause = std::chrono::microseconds(seed * 40)});
     if (HasFailure()) return;
   }
+}
+
+TEST(LazyMemories, TheKernelSaysWhatIsRegistered) {
+  LazyProgram program(8, [](char* base, Talk& talk) {
+    talk.progress = 1;
+    while (talk.progress != 2) ::usleep(50);
+    if (::munmap(base + 4 * kPageSize, 2 * kPageSize) != 0) return 1;
+    talk.progress = 3;
+    while (talk.progress != 4) ::usleep(50);
+    return 0;
+  });
+  const LazyMemory memory = program.register_memory();
+  const int fd = memory.userfaultfd.get();
+  const auto ask = [&](uint64_t first, uint64_t count) {
+    return ask_registered(fd, range_of(program.base() + first * kPageSize, count * kPageSize));
+  };
+  const auto expect = [&](const std::function<bool()>& happens) {
+    const Deadline deadline = Deadline::in(kPatience);
+    while (!happens() && !deadline.passed()) ::usleep(50);
+    return happens();
+  };
+  program.go();
+  ASSERT_TRUE(expect([&] { return program.talk().progress == 1; }));
+  EXPECT_EQ(ask(0, 8), Filled::exists);
+  EXPECT_EQ(ask(7, 1), Filled::exists);
+  EXPECT_EQ(ask(7, 100000), Filled::unregistered);
+  EXPECT_EQ(ask(0, 9), Filled::unregistered);
+  program.talk().progress = 2;
+  EXPECT_TRUE(expect([&] { return ask(0, 1) == Filled::changing; }));
+  uffd_msg message{};
+  EXPECT_EQ(::read(fd, &message, sizeof message), static_cast<ssize_t>(sizeof message));
+  EXPECT_EQ(message.event, UFFD_EVENT_UNMAP);
+  EXPECT_TRUE(expect([&] { return ask(0, 1) != Filled::changing; }));
+  EXPECT_EQ(ask(0, 4), Filled::exists);
+  EXPECT_EQ(ask(4, 1), Filled::unregistered);
+  EXPECT_EQ(ask(0, 8), Filled::unregistered);
+  program.talk().progress = 4;
+  EXPECT_EQ(program.ended(), 0);
+  EXPECT_EQ(ask(0, 1), Filled::dead);
 }
 
 TEST(LazyMemories, ManyThreadsTouchWhatTheFillTouches) {

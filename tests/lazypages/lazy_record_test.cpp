@@ -105,7 +105,8 @@ TEST(LazyRecord, WhatIsRecordedIsWhatIsMissing) {
   std::mt19937_64 random(2);
   for (int i = 0; i < 30000; ++i) {
     const uint64_t start = kBase + random() % 4200 * kPageSize, end = start + (1 + random() % 3) * kPageSize;
-    PageChange change{static_cast<PageChange::What>(random() % 5), start, end, kBase + random() % 4200 * kPageSize};
+    PageChange change{static_cast<PageChange::What>(random() % PageChange::kWhats), start, end,
+                      kBase + random() % 4200 * kPageSize};
     if (change.what == PageChange::What::moved && change.to < end && start < change.to + (end - start)) continue;
     if (random() % 4 != 0) change.what = PageChange::What::moved, change.to = start + (1 << 30);
     space->change(change, false, missing);

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <random>
 
@@ -19,6 +20,16 @@ RemoteRange pages(uint64_t first, uint64_t count) {
   return {RemoteAddr(kBase + first * kPageSize), RemoteAddr(kBase + (first + count) * kPageSize)};
 }
 PageRun run(uint64_t first, uint64_t count) { return {kBase + first * kPageSize, count}; }
+
+/// No event is outstanding, and the kernel says what is registered.
+void settle_moves(MissingPages& m, const std::function<bool(uint64_t address)>& registered) {
+  while (const auto doubt = m.doubt()) {
+    const RemoteRange page{doubt->range.start, doubt->range.start + kPageSize};
+    registered(page.start.get()) ? m.registered(page) : m.unmapped(page);
+  }
+  m.settle_moves();
+  EXPECT_FALSE(m.unsettled());
+}
 
 /// The same, page by page.
 struct Model {
@@ -40,7 +51,7 @@ struct Model {
     }
     for (uint64_t o = 0; o < bytes; o += kPageSize) {
       missing.erase(to + o);
-      registered[to + o] = true;
+      registered[from + o] = registered[to + o] = true;
     }
     missing.insert(moving.begin(), moving.end());
   }
@@ -134,7 +145,7 @@ TEST(MissingPages, AreWhatAModelPageByPageSays) {
           for (uint64_t a = r.start.get(); a < r.end.get(); a += kPageSize) model.registered[a] = true;
           break;
         case 3:
-          mine = MissingPages(mine);  // as for a fork
+          mine = mine.forked();
           break;
         default: {
           // As the kernel does it: the target is unmapped, the pages move, the old range is unmapped or stays.
@@ -151,6 +162,7 @@ TEST(MissingPages, AreWhatAModelPageByPageSays) {
           }
         }
       }
+      settle_moves(mine, [&](uint64_t at) { return model.registered.contains(at); });
       expect_same(mine, model, random);
       if (testing::Test::HasFatalFailure()) return;
     }
@@ -233,6 +245,7 @@ TEST(MissingPages, TakeLittleHoweverTheyAreScattered) {
     moved.moved(pages(p, 1).start, pages(2 * kMany, 1).start, kPageSize);
     moved.unmapped(pages(p, 1));
     moved.unmapped(pages(2 * kMany, 1));
+    settle_moves(moved, [](uint64_t) { return false; });
     moved.grown(pages(p, 1));
     unmapped.unmapped(pages(p, 1));
     unmapped.grown(pages(p, 1));
@@ -292,12 +305,82 @@ TEST(MissingPages, AMoveThatAnotherOvertookAtThePlaceItLeftMovesWhatWasThere) {
     m.moved(pages(10, 4).start, pages(20, 4).start, 4 * kPageSize);
     m.unmapped(pages(10, 4));
     m.unmapped(pages(0, 4));
-    EXPECT_FALSE(m.unsettled());
+    EXPECT_FALSE(m.overtook());
     EXPECT_EQ(m.runs(), (std::vector<MissingRun>{{kBase + 10 * kPageSize, kBase, 4 * kPageSize},
                                                  {kBase + 20 * kPageSize, kBase + 10 * kPageSize, 4 * kPageSize}}));
     m.moved(pages(10, 4).start, pages(30, 4).start, 4 * kPageSize);
     EXPECT_EQ(m.source_of(kBase + 30 * kPageSize), kBase);
   }
+}
+
+/// What of 4 pages that were moved from 0 to 10 is missing there at the end, and elsewhere.
+struct Landed {
+  MissingPages m{std::vector<RemoteRange>{pages(0, 4), pages(20, 4)}, std::vector<PageRun>{run(0, 4), run(20, 4)}};
+  void move(uint64_t from, uint64_t to, uint64_t count) {
+    m.moved(pages(from, count).start, pages(to, count).start, count * kPageSize);
+  }
+  void settle(const RemoteRange& registered) {
+    settle_moves(m, [&](uint64_t at) { return registered.contains(RemoteAddr(at)); });
+  }
+  bool there() const { return m.source_of(kBase + 10 * kPageSize) == kBase; }
+};
+
+// Before the move a mapping had grown there, which no event told, and another thread unmapped it.
+TEST(MissingPages, AnUnmapThatAMoveOvertookWhereNothingWasKnownIsOlderIfTheKernelSaysSo) {
+  for (const bool older : {true, false}) {
+    Landed l;
+    l.move(0, 10, 4);
+    l.m.unmapped(pages(8, 6));
+    l.m.unmapped(pages(0, 4));
+    EXPECT_TRUE(l.m.unsettled());
+    l.settle(older ? pages(10, 4) : pages(0, 0));
+    EXPECT_EQ(l.there(), older);
+    EXPECT_EQ(l.m.registered(kBase + 10 * kPageSize), older);
+    EXPECT_EQ(l.m.pages(), older ? 8U : 4U);
+  }
+  Landed twice;
+  twice.move(0, 10, 4);
+  twice.m.unmapped(pages(10, 4));
+  twice.m.unmapped(pages(10, 4));
+  EXPECT_FALSE(twice.there());
+}
+
+// It had grown before it was moved away: one thread has moved 20 to 30, of which 20 was known, and its UNMAP is still
+// to come.
+TEST(MissingPages, WhatIsMovedAwayWasRegisteredWhetherItWasKnownOrNot) {
+  for (const bool again : {false, true}) {
+    Landed l;
+    l.m.unmapped(pages(22, 2));  // known: 20 and 21
+    l.move(20, 30, 4);
+    l.move(0, 22, 2);
+    if (again) l.move(22, 40, 2);  // by the same thread: no other has a move to tell of there
+    l.m.unmapped(pages(20, 4));
+    l.m.unmapped(pages(0, 2));
+    if (again) l.m.unmapped(pages(22, 2));
+    l.settle(pages(0, 100));
+    EXPECT_EQ(l.m.source_of(kBase + (again ? 40 : 22) * kPageSize), kBase);
+    EXPECT_EQ(l.m.source_of(kBase + (again ? 22 : 40) * kPageSize), std::nullopt);
+    EXPECT_EQ(l.m.source_of(kBase + 30 * kPageSize), kBase + 20 * kPageSize);
+    EXPECT_EQ(l.m.pages(), 6U);
+  }
+}
+
+// A fork gets no events that were outstanding: what it does itself is newer.
+TEST(MissingPages, AForkWaitsForNoOlderEvents) {
+  Landed l;
+  l.move(0, 20, 2);   // overtook
+  l.move(2, 10, 2);   // landed
+  l.move(22, 30, 1);  // its UNMAP is outstanding
+  MissingPages child = l.m.forked();
+  EXPECT_FALSE(child.overtook());
+  child.moved(pages(20, 2).start, pages(50, 2).start, 2 * kPageSize);
+  child.unmapped(pages(20, 2));
+  child.unmapped(pages(10, 2));
+  settle_moves(child, [&](uint64_t) { return false; });
+  EXPECT_EQ(child.source_of(kBase + 50 * kPageSize), kBase);
+  EXPECT_EQ(child.source_of(kBase + 30 * kPageSize), kBase + 22 * kPageSize);
+  EXPECT_FALSE(child.registered(kBase + 22 * kPageSize));
+  EXPECT_EQ(child.pages(), 4U);  // and 23
 }
 
 TEST(MissingPages, WhatDoesNotFitIsThrownOut) {

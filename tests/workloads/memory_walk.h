@@ -219,10 +219,10 @@ inline void Walk::move(size_t which) {
   // Also if it failed: it may be gone, or not.
   if (over < areas_.size()) forget(over, 0, count);
   if (!moved) {
-    ::munmap(to, count * kPage);
-    // Lazy memory that is given back or was tracked has seams, and half of it may have moved (Linux 6.17).
+    // Lazy memory that is given back or was tracked has seams, and half of it may have moved (Linux 6.17). Nobody knows
+    // what is where, and the place of what has left may be another thread's: nothing is unmapped.
     ++refused_;
-    return drop(which, first, count);
+    return forget(which, first, count);
   }
   ++moves_;
   Area& area = areas_[which];
@@ -244,9 +244,8 @@ inline void Walk::resize(size_t which) {
   char* target = below(2) == 0 ? fresh(to) : nullptr;
   void* at = ::mremap(area.at, size * kPage, to * kPage, MREMAP_MAYMOVE | (target ? MREMAP_FIXED : 0), target);
   if (at == MAP_FAILED) {
-    if (target) ::munmap(target, to * kPage);
     ++refused_;
-    return drop(which, 0, size);
+    return forget(which, 0, size);
   }
   ++moves_;
   area.at = static_cast<char*>(at);

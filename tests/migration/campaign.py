@@ -85,7 +85,7 @@ class Disturbed(faults.Case):
                 raise
             return f"the receiver did not start: {str(e)[:60]!r}"
         self.disturb()
-        wait_for(lambda: self.sender.poll() is not None, "migrate send to end", faults.SEND_LIMIT, 0.02)
+        wait_for(lambda: self.sender.poll() is not None or self.supervise(), "migrate send to end", faults.SEND_LIMIT, 0.02)
         text = self.settle()
         self.happened += read(f"{self.folder}/failed").splitlines()
         return text

@@ -334,7 +334,7 @@ bool LazySpace::settle_doubts() {
       change({PageChange::What::registered, range.start.get(), range.end.get()});
       pages *= 2;
     } else if (pages == 1 || shared()) {
-      unmapped(range);
+      change({PageChange::What::gone, range.start.get(), range.end.get()});
     } else {
       pages /= 2;
     }

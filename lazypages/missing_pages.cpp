@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <utility>
 
 #include "core/base/error.h"
 #include "lazypages/intervals.h"
@@ -56,6 +57,10 @@ MissingPages::MissingPages(std::span<const RemoteRange> ranges, std::span<const 
 uint64_t MissingPages::words() const {
   uint64_t n = 2 + spans_.words();
   for (const Intervals* set : sets()) n += 1 + 2 * set->size();
+  for (const auto* list : {&departures_, &doubtful_}) {
+    n += 1;
+    for (const Told& t : *list) n += 4 + 2 * (t.parts.size() + t.sure.size());
+  }
   for (const MissingSpan& span : aside_) n += span.words();
   return n;
 }
@@ -67,11 +72,21 @@ void MissingPages::save(std::span<uint64_t> words) const {
   put(join_at_);
   put(aside_.size());
   for (const MissingSpan& span : aside_) span.save(put);
-  for (const Intervals* set : sets()) {
-    put(set->size());
-    for (const auto& [start, end] : *set) {
+  const auto put_set = [&](const Intervals& set) {
+    put(set.size());
+    for (const auto& [start, end] : set) {
       put(start);
       put(end);
+    }
+  };
+  for (const Intervals* set : sets()) put_set(*set);
+  for (const auto* list : {&departures_, &doubtful_}) {
+    put(list->size());
+    for (const Told& t : *list) {
+      put(t.start);
+      put(t.end);
+      put_set(t.parts);
+      put_set(t.sure);
     }
   }
 }
@@ -90,10 +105,19 @@ MissingPages MissingPages::saved(std::span<const uint64_t> words) {
     m.aside_pages_ += span.pages();
     m.aside_.push_back(std::move(span));
   }
-  for (Intervals* set : m.sets()) {
+  const auto get_set = [&](Intervals& set) {
     for (uint64_t n = get(); n > 0; --n) {
       const uint64_t start = get();
-      set->emplace(start, get());
+      set.emplace(start, get());
+    }
+  };
+  for (Intervals* set : m.sets()) get_set(*set);
+  for (auto* list : {&m.departures_, &m.doubtful_}) {
+    for (uint64_t n = get(); n > 0; --n) {
+      Told t{get(), get(), {}, {}};
+      get_set(t.parts);
+      get_set(t.sure);
+      list->push_back(std::move(t));
     }
   }
   return m;
@@ -111,6 +135,8 @@ uint64_t MissingPages::most_bytes() const {
   const uint64_t with_holes = all * kPageSize / MissingSpans::kMostWithHoles + 1;
   uint64_t intervals = 0;
   for (const Intervals* set : sets()) intervals += set->size();
+  for (const auto* list : {&departures_, &doubtful_})
+    for (const Told& t : *list) intervals += 1 + t.parts.size() + t.sure.size();
   return (spans_.spans() + aside_.size()) * kSpan + words * kBits + with_holes * (kSpan + kHoles) + intervals * kRange;
 }
 
@@ -134,6 +160,9 @@ void MissingPages::apply(const PageChange& c) {
       return;
     case PageChange::What::registered:
       registered(range);
+      return;
+    case PageChange::What::gone:
+      gone(range);
       return;
   }
 }
@@ -162,53 +191,106 @@ std::vector<MissingSpan> MissingPages::take_aside(uint64_t start, uint64_t end) 
 
 void MissingPages::settle(RemoteRange range) { spans_.drop(range.start.get(), range.end.get()); }
 
+void MissingPages::drop(uint64_t start, uint64_t end) {
+  if (start >= end) return;
+  spans_.drop(start, end);
+  cut(ranges_, start, end);
+}
+
+/// The UNMAP of a move. False: no move left just this range.
+bool MissingPages::leave(uint64_t start, uint64_t end) {
+  const auto left = std::ranges::find_if(departures_, [&](const Told& t) { return t.start == start && t.end == end; });
+  if (left == departures_.end()) return false;
+  Intervals since = std::move(left->parts);
+  departures_.erase(left);
+  uint64_t at = start;
+  for (const auto& [from, to] : since) {
+    drop(at, from);
+    at = to;
+  }
+  drop(at, end);
+  return true;
+}
+
+/// `landing`: a move comes down here.
+void MissingPages::drop_doubts(uint64_t start, uint64_t end, bool landing) {
+  std::erase_if(doubtful_, [&](Told& t) {
+    if (!t.meets(start, end)) return false;
+    Intervals both = t.parts;
+    for (const auto& [from, to] : t.sure) add(both, from, to);
+    const auto here = cut(both, start, end);
+    // mremap(2) unmaps its target first, all of it, also where it grows, and tells. So what it comes down on, as far as
+    // is known, is not mapped; or this was told by that.
+    const bool all = landing && (!here.empty() || (t.start == start && end <= t.end));
+    for (const auto& [from, to] : here) drop(from, to);
+    if (all)
+      for (const auto& [from, to] : both) drop(from, to);
+    for (Intervals* set : {&t.parts, &t.sure}) cut(*set, start, end);
+    return all || t.parts.empty();
+  });
+}
+
 void MissingPages::unmapped(RemoteRange range) {
   const uint64_t start = range.start.get(), end = range.end.get();
+  if (leave(start, end)) return;
+  drop_doubts(start, end, false);
   // What a move brought there since is not what was unmapped.
   auto newer = cut(overtaken_, start, end);
-  cut(left_, start, end);
-  cut(leaving_, start, end);
-  cut(doubtful_, start, end);
-  for (const auto& [from, to] : cut(landed_, start, end)) {
-    add(doubtful_, from, to);
-    newer.emplace_back(from, to);
+  for (const auto& [from, to] : newer) take_aside(from, to);
+  for (Intervals* set : {&landed_, &beside_}) {
+    for (const auto& [from, to] : cut(*set, start, end)) {
+      doubtful_.push_back({start, end, {{from, to}}, {}});
+      newer.emplace_back(from, to);
+    }
   }
   std::ranges::sort(newer);
   uint64_t at = start;
-  const auto drop = [&](uint64_t to) {
-    spans_.drop(at, to);
-    if (at < to) cut(ranges_, at, to);
-  };
   for (const auto& [from, to] : newer) {
-    drop(from);
-    take_aside(from, to);
+    drop(at, from);
     at = to;
   }
-  drop(end);
+  drop(at, end);
 }
 
 void MissingPages::moved(RemoteAddr from, RemoteAddr to, uint64_t bytes) {
-  const uint64_t from_end = from.get() + bytes, to_end = to.get() + bytes;
-  // From an overtaken place it is the older move.
+  const uint64_t from_end = from.get() + bytes;
+  Told departure{from.get(), from_end, {}, {}};
   std::vector<MissingSpan> moving;
-  uint64_t at = from.get();
   const auto gather = [&](std::vector<MissingSpan> spans) { std::ranges::move(spans, std::back_inserter(moving)); };
-  Intervals older = overtaken_;
-  for (const auto& [start, end] : left_) cut(older, start, end);
-  for (const auto& [start, end] : cut(older, from.get(), from_end)) {
-    gather(spans_.take(at, start));
+  // From an overtaken place it is the older move: what came down there since stays.
+  const auto overtaken = cut(overtaken_, from.get(), from_end), beside = cut(beside_, from.get(), from_end);
+  cut(landed_, from.get(), from_end);
+  for (const auto& [start, end] : overtaken) {
     gather(take_aside(start, end));
-    add(left_, start, end);
+    add(departure.parts, start, end);
+  }
+  for (const auto& [start, end] : beside) {
+    if (!overtaken.empty()) add(departure.parts, start, end);
+  }
+  uint64_t at = from.get();
+  for (const auto& [start, end] : departure.parts) {
+    gather(spans_.take(at, start));
     at = end;
   }
   gather(spans_.take(at, from_end));
   // It was registered, whether it was known or has grown.
   add(ranges_, from.get(), from_end);
-  add(leaving_, from.get(), from_end);
-  cut(landed_, from.get(), from_end);
-  cut(doubtful_, from.get(), from_end);
+  // And not unmapped before.
+  std::erase_if(doubtful_, [&](Told& t) {
+    if (!t.meets(from.get(), from_end)) return false;
+    for (Intervals* set : {&t.parts, &t.sure}) cut(*set, from.get(), from_end);
+    return t.parts.empty();
+  });
+  // A move that left it before let it stay there (MREMAP_DONTUNMAP).
+  std::erase_if(departures_, [&](const Told& t) {
+    if (!t.meets(from.get(), from_end)) return false;
+    Intervals stayed{{t.start, t.end}};
+    for (const auto& [start, end] : t.parts) cut(stayed, start, end);
+    return !cut(stayed, from.get(), from_end).empty();
+  });
+  departures_.push_back(std::move(departure));
 
-  land(to.get(), to_end);
+  land(to.get(), to.get() + bytes);
   for (MissingSpan& span : moving) {
     span.address = to.get() + (span.address - from.get());
     spans_.insert(std::move(span));
@@ -218,48 +300,89 @@ void MissingPages::moved(RemoteAddr from, RemoteAddr to, uint64_t bytes) {
 
 /// A move comes down here.
 void MissingPages::land(uint64_t start, uint64_t end) {
-  for (const auto& [from, to] : cut(doubtful_, start, end)) {
-    cut(ranges_, from, to);
+  drop_doubts(start, end, true);
+  // Where a move has left already, only its UNMAP is older.
+  Intervals departed;
+  for (Told& d : departures_) {
+    if (!d.meets(start, end)) continue;
+    const uint64_t from = std::max(start, d.start), to = std::min(end, d.end);
+    Intervals first{{from, to}};
+    for (const auto& [f, t] : d.parts) cut(first, f, t);
+    for (const auto& [f, t] : first) add(departed, f, t);
+    add(d.parts, from, to);
+  }
+  Intervals unknown{{start, end}}, known;
+  for (const auto& [from, to] : cut(ranges_, start, end)) {
+    cut(unknown, from, to);
+    add(known, from, to);
+  }
+  for (const auto& [from, to] : departed) {
+    cut(unknown, from, to);
+    cut(known, from, to);
     spans_.drop(from, to);
   }
-  add(landed_, start, end);
-  for (const auto& [from, to] : cut(ranges_, start, end)) {
-    cut(landed_, from, to);
+  for (Intervals* set : {&landed_, &beside_}) cut(*set, start, end);
+  for (const auto& [from, to] : unknown) add(known.empty() ? landed_ : beside_, from, to);
+  for (const auto& [from, to] : known) {
     add(overtaken_, from, to);
-    cut(left_, from, to);
     for (MissingSpan& span : spans_.take(from, to)) {
       aside_pages_ += span.pages();
       aside_.push_back(std::move(span));
     }
   }
-  // Where a move has come already, only its UNMAP is older.
-  for (const auto& [from, to] : cut(leaving_, start, end)) add(left_, from, to);
   add(ranges_, start, end);
 }
 
 void MissingPages::settle_moves() {
-  for (Intervals* set : {&overtaken_, &left_, &landed_}) set->clear();
+  for (Intervals* set : {&overtaken_, &landed_, &beside_}) set->clear();
   aside_.clear();
   aside_pages_ = 0;
 }
 
 std::optional<MissingPages::Doubt> MissingPages::doubt() const {
-  for (const Intervals* set : {&doubtful_, &leaving_}) {
-    if (set->empty()) continue;
-    const auto& [start, end] = *set->begin();
-    return Doubt{{RemoteAddr(start), RemoteAddr(end)}, set == &doubtful_};
+  const bool unmapped = !doubtful_.empty();
+  if (!unmapped && departures_.empty()) return std::nullopt;
+  if (!unmapped) return Doubt{{RemoteAddr(departures_.back().start), RemoteAddr(departures_.back().end)}, false};
+  const auto& [start, end] = *doubtful_.back().parts.begin();
+  return Doubt{{RemoteAddr(start), RemoteAddr(end)}, true};
+}
+
+void MissingPages::registered(RemoteRange range) {
+  const uint64_t start = range.start.get(), end = range.end.get();
+  if (!doubtful_.empty()) {
+    Told& t = doubtful_.back();
+    for (const auto& [from, to] : cut(t.parts, start, end)) add(t.sure, from, to);
+    if (t.parts.empty()) doubtful_.pop_back();
+  } else {
+    departed_to(end);
   }
-  return std::nullopt;
+}
+
+void MissingPages::gone(RemoteRange range) {
+  drop(range.start.get(), range.end.get());
+  if (doubtful_.empty()) return departed_to(range.end.get());
+  // If it was not older, nothing is left of what came down; something that is registered has come there since.
+  for (const Intervals& set : {doubtful_.back().parts, doubtful_.back().sure})
+    for (const auto& [from, to] : set) drop(from, to);
+  doubtful_.pop_back();
+}
+
+/// What the last departure left is known up to there.
+void MissingPages::departed_to(uint64_t end) {
+  if (departures_.empty()) return;
+  departures_.back().start = end;
+  if (end >= departures_.back().end) departures_.pop_back();
 }
 
 MissingPages MissingPages::forked() const {
   MissingPages child = *this;
+  for (const Told& d : std::exchange(child.departures_, {})) {
+    Intervals left{{d.start, d.end}};
+    for (const auto& [start, end] : d.parts) cut(left, start, end);
+    if (!left.empty()) child.doubtful_.push_back({d.start, d.end, std::move(left), {}});
+  }
   child.settle_moves();
   return child;
-}
-
-void MissingPages::registered(RemoteRange range) {
-  for (Intervals* set : {&doubtful_, &leaving_}) cut(*set, range.start.get(), range.end.get());
 }
 
 bool MissingPages::aside(uint64_t source, uint64_t bytes) const {

@@ -16,8 +16,8 @@ namespace migrate {
 
 /// A change of MissingPages, by which it can be recorded: the same changes in the same order come to the same.
 struct PageChange {
-  enum class What : uint8_t { settled, unmapped, moved, moves_settled, grown, registered };
-  static constexpr unsigned kWhats = 6;
+  enum class What : uint8_t { settled, unmapped, moved, moves_settled, grown, registered, gone };
+  static constexpr unsigned kWhats = 7;
   What what;
   uint64_t start = 0, end = 0;
   uint64_t to = 0;  ///< where it is moved
@@ -29,11 +29,13 @@ struct PageChange {
 /// it does not matter, since both are answered alike. A source page is missing at one address at most.
 ///
 /// A thread in mremap(2) tells its events one after the other and waits for each, long after others may use the place
-/// that it left: their events can be read first. A move that comes down on memory that is still registered is known to
-/// have overtaken older events of that place; what is missing there is set aside until they come, or until the kernel
-/// says that none is outstanding. Mappings grow without an event, so that a move may have overtaken older events also
-/// where nothing was known to be registered: an UNMAP that follows it there is in doubt until none is outstanding, and
-/// then the kernel is asked.
+/// that it left: their events can be read first.
+/// - What a move leaves is told by an UNMAP of just that range: what came down there since stays.
+/// - A move that comes down on memory that is still registered, and that no move has left, has overtaken an older event
+///   of that place; what is missing there is set aside until that comes, or until the kernel says that none is
+///   outstanding.
+/// - Mappings grow without an event. So a move may have overtaken older events also where nothing was known to be
+///   registered: an UNMAP that follows it there is in doubt until none is outstanding, and then the kernel is asked.
 class MissingPages {
  public:
   MissingPages() = default;
@@ -57,10 +59,12 @@ class MissingPages {
   /// The pages of `from` are at `to` now, and `from` is of zeros (its UNMAP follows, unless MREMAP_DONTUNMAP was
   /// given).
   void moved(RemoteAddr from, RemoteAddr to, uint64_t bytes);
-  /// No event is outstanding: nothing is set aside any more. What is in doubt still is.
+  /// No event is outstanding, and nothing is in doubt: nothing is set aside any more.
   void settle_moves();
   /// Something was moved, and it is not known that no event is outstanding that is older.
-  bool unsettled() const { return !overtaken_.empty() || !landed_.empty() || !leaving_.empty() || !doubtful_.empty(); }
+  bool unsettled() const {
+    return !overtaken_.empty() || !landed_.empty() || !beside_.empty() || !doubtful_.empty() || !departures_.empty();
+  }
   /// Events of a place are outstanding for sure: what is missing may be elsewhere.
   bool overtook() const { return !overtaken_.empty(); }
   struct Doubt {
@@ -68,12 +72,12 @@ class MissingPages {
     bool unmapped;  ///< perhaps; else a move has left it, and it may have stayed
   };
   /// When no event is outstanding: the first range of which the kernel is to be asked whether it is registered;
-  /// unmapped() or registered() says so.
+  /// registered() or gone() says so, of all of it or of its beginning. What was not unmapped is registered as a whole.
   std::optional<Doubt> doubt() const;
+  void registered(RemoteRange range);
+  void gone(RemoteRange range);
   /// Those of a fork, which gets none of the events that are outstanding.
   MissingPages forked() const;
-  /// The kernel says that it is registered.
-  void registered(RemoteRange range);
   /// A registered mapping grew over these pages: they are of zeros.
   void grown(RemoteRange range);
 
@@ -104,23 +108,33 @@ class MissingPages {
  private:
   static constexpr uint64_t kJoinAt = 64;
 
-  std::array<Intervals*, 6> sets() { return {&ranges_, &overtaken_, &left_, &landed_, &leaving_, &doubtful_}; }
-  std::array<const Intervals*, 6> sets() const {
-    return {&ranges_, &overtaken_, &left_, &landed_, &leaving_, &doubtful_};
-  }
+  struct Told {
+    uint64_t start = 0, end = 0;
+    Intervals parts, sure;
+    bool meets(uint64_t from, uint64_t to) const { return from < end && start < to; }
+  };
+
+  std::array<Intervals*, 4> sets() { return {&ranges_, &overtaken_, &landed_, &beside_}; }
+  std::array<const Intervals*, 4> sets() const { return {&ranges_, &overtaken_, &landed_, &beside_}; }
   void add_ranges(std::span<const RemoteRange> ranges);
   void land(uint64_t start, uint64_t end);
+  bool leave(uint64_t start, uint64_t end);
+  void drop(uint64_t start, uint64_t end);
+  void drop_doubts(uint64_t start, uint64_t end, bool landing);
+  void departed_to(uint64_t end);
   std::vector<MissingSpan> take_aside(uint64_t start, uint64_t end);
   void join_spans();
 
   MissingSpans spans_;
-  uint64_t join_at_ = kJoinAt;      ///< spans
-  Intervals ranges_;                ///< registered
-  Intervals overtaken_;             ///< where a move came down on memory that was still registered
-  Intervals left_;                  ///< of these, where the older event was a move, which has come: its UNMAP has not
-  Intervals landed_;                ///< where a move came down on memory that was not known to be registered
-  Intervals leaving_;               ///< where a move began, whose UNMAP has not come, or never will (MREMAP_DONTUNMAP)
-  Intervals doubtful_;              ///< landed, and unmapped, before or after that
+  uint64_t join_at_ = kJoinAt;  ///< spans
+  Intervals ranges_;            ///< registered
+  Intervals overtaken_;         ///< where a move came down on memory that was still registered: older events will come
+  Intervals landed_;            ///< where a move came down on memory that was not known to be registered
+  Intervals beside_;            ///< so, of moves that overtook something with another part
+  /// What moves left, and whose UNMAP has not come, or never will (MREMAP_DONTUNMAP); `parts`: where others came down.
+  std::vector<Told> departures_;
+  /// UNMAPs that may be older than the moves that came down on `parts` of them; `sure`: is registered, says the kernel.
+  std::vector<Told> doubtful_;
   std::vector<MissingSpan> aside_;  ///< missing pages that were at overtaken places before
   uint64_t aside_pages_ = 0;
 };

@@ -25,7 +25,7 @@ PageRun run(uint64_t first, uint64_t count) { return {kBase + first * kPageSize,
 void settle_moves(MissingPages& m, const std::function<bool(uint64_t address)>& registered) {
   while (const auto doubt = m.doubt()) {
     const RemoteRange page{doubt->range.start, doubt->range.start + kPageSize};
-    registered(page.start.get()) ? m.registered(page) : m.unmapped(page);
+    registered(page.start.get()) ? m.registered(page) : m.gone(page);
   }
   m.settle_moves();
   EXPECT_FALSE(m.unsettled());

@@ -317,6 +317,30 @@ def resolved_as_told(context, folder):
         move.close()
 
 
+class BehindItsGate(Move):
+    """Whose source has committed and is left by everybody before it could say so."""
+    def begin(self, via=None):
+        self.send(via)
+        wait_for(lambda: stopped_at([self.sender.pid]), "send to have committed", 30)
+        self.find_session()
+        kill_all([*self.source_guardian(), *self.named("guardian-watch source ", self.session), self.sender.pid])
+
+
+def resolved_behind_its_gate(context, folder):
+    """`migrate resolve` opens the gate, since nobody else does, and brings the pages that are missing there."""
+    move = BehindItsGate(context, folder, "postcopy", env={"MIGRATE_FAULT": "source-agent.committed:stop-self"})
+    try:
+        move.send_ends(-signal.SIGKILL)
+        states = move.state("source"), move.state("destination")
+        expect(states == ("COMMITTED", "PREPARED"), f"source and destination are {states}")
+        code, out = move.hosts.tool.resolve(move.hosts.network, "source", "destination", move.hosts.keys, pid=move.old)
+        expect(code == 0 and "runs at the destination" in out, f"resolve exited {code}: {out[-500:]}")
+        move.find_copy()
+        move.arrives(code=-signal.SIGKILL)
+    finally:
+        move.close()
+
+
 def came_late(log):
     """Pages in the order in which they came to the destination, by its debug log."""
     runs = re.findall(r"came late: ([0-9a-f]+) (\d+)$", read(log), re.MULTILINE)
@@ -427,6 +451,7 @@ CASES = {
     "left/interrupt": left("interrupted", interrupt(signal.SIGINT)),
     "left/terminate": left("interrupted", interrupt(signal.SIGTERM)),
     "left/resolved-as-told": resolved_as_told,
+    "left/resolved-behind-its-gate": resolved_behind_its_gate,
     "kill/lazy-daemon": broken(kill("lazy_daemon")),
     "kill/lazy-daemon-again": broken(kill("lazy_daemon", 4)),
     "kill/holder": broken(kill("holders", 4)),

@@ -38,9 +38,7 @@ class Move:
 
     def begin(self, via=None):
         """Sends it, to the address `via`; returns when it runs at the destination, and its pages follow."""
-        self.old, self.log = self.program.pid, f"{self.folder}/send"
-        self.sender = self.hosts.send(self.old, "source", self.log, ["--mode", self.mode, "--max-rounds", "1", *self.options],
-                                      env={**TIMEOUTS, **self.env}, via=via)
+        self.send(via)
         if self.before_switch:
             self.before_switch(self)
         wait_for(lambda: self.sender.poll() is not None or '"event":"gate-open"' in read(self.log), "the switch", 40, 0.005)
@@ -48,8 +46,16 @@ class Move:
         self.find_copy()
         wait_for(lambda: "/migrate-" not in read(f"/proc/{self.copy}/cgroup"), "the copy to leave its gate", 10)
 
-    def find_copy(self):
+    def send(self, via=None):
+        self.old, self.log = self.program.pid, f"{self.folder}/send"
+        self.sender = self.hosts.send(self.old, "source", self.log, ["--mode", self.mode, "--max-rounds", "1", *self.options],
+                                      env={**TIMEOUTS, **self.env}, via=via)
+
+    def find_session(self):
         self.session = json.loads(next(line for line in read(self.log).splitlines() if '"event":"begin"' in line))["session"]
+
+    def find_copy(self):
+        self.find_session()
         self.copy = wait_for(lambda: hosts.find_copy(self.program.inner, f"{self.folder}/program", self.old), "the moved tree", 10)
 
     def start_receiver(self, **env):

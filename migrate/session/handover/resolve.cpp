@@ -169,8 +169,12 @@ class Resolver {
       return true;
     }
     if (options_.force != ResolveOptions::Force::none) return force_here(*journal, ask);
-    const std::string cut = feed_if_needed(*journal, ask);
     Settled settled = settle_source(*journal, *keeper_, ask, log_);
+    std::string cut;
+    if (settled.needs_pages) {
+      cut = feed(*journal);
+      settled = settle_source(*journal, *keeper_, ask, log_);
+    }
     const bool good = settled.outcome != Settled::Outcome::in_doubt;
     if (!good && !cut.empty()) settled.sentence += "; its feed ended: " + cut;
     tell(good ? "resolved" : "in-doubt", journal->entry(), settled.sentence);
@@ -180,18 +184,9 @@ class Resolver {
     return good;
   }
 
-  /// A destination where it runs without all its pages: nobody else feeds it, since the journal was free. Returns what
-  /// has cut the feed.
-  std::string feed_if_needed(const Journal& journal, const AskDestination& ask) {
-    if (journal.state() != State::committed || !keeper_->lives(journal.entry())) return {};
-    try {
-      const wire::Answer answer = ask(journal.id(), journal.entry().epoch, wire::Resolve::ASK);
-      if (!answer.lazy() || answer.rebooted()) return {};
-    } catch (const Error& e) {
-      log_.debug("session {}: {}", to_hex(journal.id()),
-                 e.what());  // it is asked once more, and what that says is told
-      return {};
-    }
+  /// It runs at the destination without all its pages, perhaps since we asked: nobody else feeds it, since the journal
+  /// was free. Returns what has cut the feed.
+  std::string feed(const Journal& journal) {
     try {
       feed_from_held_tree(journal.entry(),
                           {.connector = connector(journal.entry()),

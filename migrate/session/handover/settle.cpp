@@ -67,7 +67,7 @@ Settled after_answer(Journal& journal, TreeKeeper& keeper, Answer answer, const 
     case Answer::DONE:
       if (answer.lazy() && !answer.rebooted())
         return {Settled::Outcome::in_doubt,
-                name + " runs at the destination and still needs pages of the frozen copy here"};
+                name + " runs at the destination and still needs pages of the frozen copy here", true};
       if (answer.rebooted()) {
         return {Settled::Outcome::in_doubt,
                 "the destination opened the gate for " + name + " and was restarted since; only you can say whether " +

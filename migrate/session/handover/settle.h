@@ -32,6 +32,7 @@ AskDestination ask_over(const Connector& connector, const std::string& address, 
 struct Settled {
   enum class Outcome { runs_here, runs_there, lost, in_doubt } outcome = Outcome::in_doubt;
   std::string sentence;
+  bool needs_pages = false;  ///< in doubt until those of the copy here are there
 };
 
 /// Settles a source session that we own: not committed → runs here; committed → as the destination says.

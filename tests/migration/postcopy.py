@@ -323,7 +323,8 @@ class BehindItsGate(Move):
         self.send(via)
         wait_for(lambda: stopped_at([self.sender.pid]), "send to have committed", 30)
         self.find_session()
-        kill_all([*self.source_guardian(), *self.named("guardian-watch source ", self.session), self.sender.pid])
+        kill_all([*self.source_guardian(), *self.named("guardian-watch source ", self.session)])
+        self.sender.kill()
 
 
 def resolved_behind_its_gate(context, folder):

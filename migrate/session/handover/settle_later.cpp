@@ -98,26 +98,20 @@ class LaterSettler {
   }
 
   /// The journal is ours only while there is somebody to settle it with: until then `migrate resolve` may have it.
-  bool settle_by_answer(const JournalEntry& seen, const AskDestination& ask, bool opened = false) {
+  bool settle_by_answer(const JournalEntry& seen, const AskDestination& ask) {
     const Answer answer = ask(id_, seen.epoch, Resolve::ASK);
     if (answer.state() == Answer::UNKNOWN || answer.state() == Answer::RECEIVING) return false;
     if (answer.rebooted() && answer.state() != Answer::ABORTED) return false;  // for the operator
     std::optional<Journal> journal = store_.take_over(id_, role_);
     if (!journal) return false;
-    if (answer.lazy() && !answer.rebooted() && keeper_.lives(journal->entry())) {
-      if (!feed_) return false;
+    Settled settled = settle_source(*journal, keeper_, ask, log_);
+    if (settled.needs_pages && feed_) {
       fed_ = true;
       // The journal stays ours: nobody may let the tree run meanwhile. Whole when it returns.
       feed_(journal->entry());
+      settled = settle_source(*journal, keeper_, ask, log_);
     }
-    const Settled settled = settle_source(*journal, keeper_, ask, log_);
-    if (settled.outcome == Settled::Outcome::in_doubt) {
-      // The gate that it has just opened may be that of a copy which needs pages at once.
-      if (opened || answer.state() != Answer::PREPARED) return false;
-      journal.reset();
-      const std::optional<JournalEntry> now = store_.peek(id_, role_);
-      return now && settle_by_answer(*now, ask, true);
-    }
+    if (settled.outcome == Settled::Outcome::in_doubt) return false;
     events_.event("settled", "session " + to_hex(id_) + ": " + settled.sentence, {{"session", to_hex(id_)}});
     return true;
   }

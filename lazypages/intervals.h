@@ -41,6 +41,16 @@ inline void add(Intervals& set, uint64_t start, uint64_t end) {
   set.emplace(start, end);
 }
 
+/// The parts of [start, end) that are not in `set`.
+inline Intervals outside(const Intervals& set, uint64_t start, uint64_t end) {
+  Intervals out;
+  add(out, start, end);
+  auto i = set.upper_bound(start);
+  if (i != set.begin()) --i;
+  for (; i != set.end() && i->first < end; ++i) cut(out, i->first, i->second);
+  return out;
+}
+
 /// The interval that `at` is in, or the end.
 inline Intervals::const_iterator around(const Intervals& set, uint64_t at) {
   auto i = set.upper_bound(at);

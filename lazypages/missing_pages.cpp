@@ -192,7 +192,6 @@ std::vector<MissingSpan> MissingPages::take_aside(uint64_t start, uint64_t end) 
 void MissingPages::settle(RemoteRange range) { spans_.drop(range.start.get(), range.end.get()); }
 
 void MissingPages::drop(uint64_t start, uint64_t end) {
-  if (start >= end) return;
   spans_.drop(start, end);
   cut(ranges_, start, end);
 }
@@ -201,14 +200,8 @@ void MissingPages::drop(uint64_t start, uint64_t end) {
 bool MissingPages::leave(uint64_t start, uint64_t end) {
   const auto left = std::ranges::find_if(departures_, [&](const Told& t) { return t.start == start && t.end == end; });
   if (left == departures_.end()) return false;
-  Intervals since = std::move(left->parts);
+  for (const auto& [from, to] : outside(left->parts, start, end)) drop(from, to);
   departures_.erase(left);
-  uint64_t at = start;
-  for (const auto& [from, to] : since) {
-    drop(at, from);
-    at = to;
-  }
-  drop(at, end);
   return true;
 }
 
@@ -235,21 +228,18 @@ void MissingPages::unmapped(RemoteRange range) {
   if (leave(start, end)) return;
   drop_doubts(start, end, false);
   // What a move brought there since is not what was unmapped.
-  auto newer = cut(overtaken_, start, end);
-  for (const auto& [from, to] : newer) take_aside(from, to);
+  Intervals newer;
+  for (const auto& [from, to] : cut(overtaken_, start, end)) {
+    add(newer, from, to);
+    take_aside(from, to);
+  }
   for (Intervals* set : {&landed_, &beside_}) {
     for (const auto& [from, to] : cut(*set, start, end)) {
       doubtful_.push_back({start, end, {{from, to}}, {}});
-      newer.emplace_back(from, to);
+      add(newer, from, to);
     }
   }
-  std::ranges::sort(newer);
-  uint64_t at = start;
-  for (const auto& [from, to] : newer) {
-    drop(at, from);
-    at = to;
-  }
-  drop(at, end);
+  for (const auto& [from, to] : outside(newer, start, end)) drop(from, to);
 }
 
 void MissingPages::moved(RemoteAddr from, RemoteAddr to, uint64_t bytes) {
@@ -267,12 +257,7 @@ void MissingPages::moved(RemoteAddr from, RemoteAddr to, uint64_t bytes) {
   for (const auto& [start, end] : beside) {
     if (!overtaken.empty()) add(departure.parts, start, end);
   }
-  uint64_t at = from.get();
-  for (const auto& [start, end] : departure.parts) {
-    gather(spans_.take(at, start));
-    at = end;
-  }
-  gather(spans_.take(at, from_end));
+  for (const auto& [start, end] : outside(departure.parts, from.get(), from_end)) gather(spans_.take(start, end));
   // It was registered, whether it was known or has grown.
   add(ranges_, from.get(), from_end);
   // And not unmapped before.
@@ -284,8 +269,7 @@ void MissingPages::moved(RemoteAddr from, RemoteAddr to, uint64_t bytes) {
   // A move that left it before let it stay there (MREMAP_DONTUNMAP).
   std::erase_if(departures_, [&](const Told& t) {
     if (!t.meets(from.get(), from_end)) return false;
-    Intervals stayed{{t.start, t.end}};
-    for (const auto& [start, end] : t.parts) cut(stayed, start, end);
+    Intervals stayed = outside(t.parts, t.start, t.end);
     return !cut(stayed, from.get(), from_end).empty();
   });
   departures_.push_back(std::move(departure));
@@ -306,9 +290,7 @@ void MissingPages::land(uint64_t start, uint64_t end) {
   for (Told& d : departures_) {
     if (!d.meets(start, end)) continue;
     const uint64_t from = std::max(start, d.start), to = std::min(end, d.end);
-    Intervals first{{from, to}};
-    for (const auto& [f, t] : d.parts) cut(first, f, t);
-    for (const auto& [f, t] : first) add(departed, f, t);
+    for (const auto& [f, t] : outside(d.parts, from, to)) add(departed, f, t);
     add(d.parts, from, to);
   }
   Intervals unknown{{start, end}}, known;
@@ -377,8 +359,7 @@ void MissingPages::departed_to(uint64_t end) {
 MissingPages MissingPages::forked() const {
   MissingPages child = *this;
   for (const Told& d : std::exchange(child.departures_, {})) {
-    Intervals left{{d.start, d.end}};
-    for (const auto& [start, end] : d.parts) cut(left, start, end);
+    Intervals left = outside(d.parts, d.start, d.end);
     if (!left.empty()) child.doubtful_.push_back({d.start, d.end, std::move(left), {}});
   }
   child.settle_moves();

@@ -108,6 +108,7 @@ class MissingPages {
  private:
   static constexpr uint64_t kJoinAt = 64;
 
+  /// A range that an event told of, until it is known what became of `parts` of it.
   struct Told {
     uint64_t start = 0, end = 0;
     Intervals parts, sure;

@@ -8,20 +8,17 @@
 #include <map>
 #include <optional>
 #include <random>
-#include <set>
 #include <string>
 #include <vector>
 
-#include "lazypages/missing_pages.h"
+#include "tests/lazypages/page_model.h"
 
 namespace migrate {
 namespace {
 
-constexpr uint64_t kBase = 0x100000000, kSpace = 128, kEach = 12;
+using namespace page_model;
 
-RemoteRange range(uint64_t page, uint64_t count) {
-  return {RemoteAddr(kBase + page * kPageSize), RemoteAddr(kBase + (page + count) * kPageSize)};
-}
+constexpr uint64_t kSpace = 128, kEach = 12;
 
 /// One address space: page → what is there.
 struct Mapped {
@@ -48,7 +45,7 @@ class Simulation {
     std::vector<RemoteRange> ranges;
     std::vector<PageRun> missing;
     for (size_t t = 0; t < threads_.size(); ++t) {
-      ranges.push_back(range(t * 2 * kEach, kEach));
+      ranges.push_back(pages(t * 2 * kEach, kEach));
       for (uint64_t p = t * 2 * kEach; p < t * 2 * kEach + kEach; ++p) {
         const bool is = below(4) != 0;
         memory_[p] = {t, true, is ? std::optional(p) : std::nullopt};
@@ -119,12 +116,10 @@ class Simulation {
   }
 
   static void settle(MissingPages& known, const Memory& memory) {
-    while (const auto doubt = known.doubt()) {
-      const RemoteRange page{doubt->range.start, doubt->range.start + kPageSize};
-      const auto at = memory.find((page.start.get() - kBase) / kPageSize);
-      at != memory.end() && at->second.registered ? known.registered(page) : known.gone(page);
-    }
-    known.settle_moves();
+    settle_moves(known, [&](uint64_t address) {
+      const auto at = memory.find((address - kBase) / kPageSize);
+      return at != memory.end() && at->second.registered;
+    });
   }
 
   void read() {
@@ -134,10 +129,10 @@ class Simulation {
     const Event e = t.events.front();
     t.events.pop_front();
     t.queued = false;
-    const RemoteRange r = range(e.page, e.count);
+    const RemoteRange r = pages(e.page, e.count);
     switch (e.what) {
       case Event::What::moved:
-        known_.moved(r.start, range(e.to, 1).start, r.bytes());
+        known_.moved(r.start, pages(e.to, 1).start, r.bytes());
         break;
       case Event::What::unmapped:
         known_.unmapped(r);

@@ -4,32 +4,20 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <functional>
 #include <map>
 #include <random>
 
 #include "core/base/error.h"
+#include "tests/lazypages/page_model.h"
 
 namespace migrate {
 namespace {
 
-constexpr uint64_t kBase = 0x100000000;
+using namespace page_model;
+
 constexpr uint64_t kPages = 96;
 
-RemoteRange pages(uint64_t first, uint64_t count) {
-  return {RemoteAddr(kBase + first * kPageSize), RemoteAddr(kBase + (first + count) * kPageSize)};
-}
 PageRun run(uint64_t first, uint64_t count) { return {kBase + first * kPageSize, count}; }
-
-/// No event is outstanding, and the kernel says what is registered.
-void settle_moves(MissingPages& m, const std::function<bool(uint64_t address)>& registered) {
-  while (const auto doubt = m.doubt()) {
-    const RemoteRange page{doubt->range.start, doubt->range.start + kPageSize};
-    registered(page.start.get()) ? m.registered(page) : m.gone(page);
-  }
-  m.settle_moves();
-  EXPECT_FALSE(m.unsettled());
-}
 
 /// The same, page by page.
 struct Model {

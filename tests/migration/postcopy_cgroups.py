@@ -47,7 +47,7 @@ def service_killed(v2, named=False):
         try:
             for feed_is_cut in (True, False):
                 move.expect_feeding()
-                wait_for(lambda: len(move.lazy()) == 3 and move.lazy_daemon(), "the lazy host", 10)
+                wait_for(move.lazy_complete, "the lazy host", 10)
                 agents = wait_for(move.destination_agent, "an agent that takes the feed", 20)
                 inside = move.service.members()
                 expect({*agents, *move.destination_guardian(), move.hosts.receivers["destination"].pid} <= inside,

@@ -92,6 +92,10 @@ class Move:
     def holders(self):
         return [p for p in self.lazy() if p not in self.lazy_daemon()]
 
+    def lazy_complete(self):
+        """Whether the daemon serves and both holders are there: then any one of them may be killed."""
+        return len(self.lazy()) == 3 and len(self.lazy_daemon()) == 1
+
     def children(self, verb, parent):
         return [p for p in self.named(verb) if int(stat_fields(p)[1]) == parent]
 
@@ -168,6 +172,7 @@ def kill(who, again=0):
     """SIGKILL, `again` times more, each when those who take over are there."""
     def act(move):
         for _ in range(again + 1):
+            wait_for(lambda: move.lazy_complete() or not move.is_feeding(), "the lazy host to be complete", 10, 0.02)
             move.expect_feeding()
             victims = wait_for(lambda: getattr(move, who)(), f"the {who}", 10, 0.02)
             kill_all(victims[:1])

@@ -74,8 +74,9 @@ TEST(LazyMemories, TheKernelSaysWhatIsRegistered) {
   };
   const auto expect = [&](const std::function<bool()>& happens) {
     const Deadline deadline = Deadline::in(kPatience);
-    while (!happens() && !deadline.passed()) ::usleep(50);
-    return happens();
+    bool happened = happens();
+    for (; !happened && !deadline.passed(); happened = happens()) ::usleep(50);
+    return happened;
   };
   program.go();
   ASSERT_TRUE(expect([&] { return program.talk().progress == 1; }));

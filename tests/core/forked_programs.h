@@ -13,20 +13,10 @@
 #include <new>
 #include <set>
 
-#include "core/base/deadline.h"
 #include "core/base/log.h"
+#include "tests/eventually.h"
 
 namespace migrate {
-
-template <class Condition>
-bool eventually(Condition&& condition, std::chrono::milliseconds limit = std::chrono::seconds(20)) {
-  const Deadline deadline = Deadline::in(limit);
-  while (!condition()) {
-    if (deadline.passed()) return false;
-    ::usleep(200);
-  }
-  return true;
-}
 
 /// `Shared`: memory that the test and its programs share, made anew for each test.
 template <class Shared>

@@ -16,6 +16,7 @@
 #include "lazypages/feed/page_feeder.h"
 #include "lazypages/feed/page_fetcher.h"
 #include "pageserver/page_records.h"
+#include "tests/eventually.h"
 #include "tests/pageserver/testing.h"
 
 namespace migrate::feed_testing {
@@ -124,14 +125,6 @@ class Destination : public PageSink {
   std::set<Page> missing_;
   std::vector<Page> order_;
 };
-
-/// For what tells nobody when it happens.
-template <class Condition>
-[[nodiscard]] bool eventually(Condition condition) {
-  for (const Deadline end = soon(); !condition(); std::this_thread::sleep_for(std::chrono::milliseconds(1)))
-    if (end.passed()) return false;
-  return true;
-}
 
 struct Connection {
   FeedStreams source, destination;

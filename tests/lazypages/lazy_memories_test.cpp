@@ -5,6 +5,7 @@
 
 #include "core/base/error.h"
 #include "lazypages/userfault.h"
+#include "tests/eventually.h"
 #include "tests/lazypages/lazy_walk.h"
 
 namespace migrate {
@@ -72,25 +73,19 @@ TEST(LazyMemories, TheKernelSaysWhatIsRegistered) {
   const auto ask = [&](uint64_t first, uint64_t count) {
     return ask_registered(fd, range_of(program.base() + first * kPageSize, count * kPageSize));
   };
-  const auto expect = [&](const std::function<bool()>& happens) {
-    const Deadline deadline = Deadline::in(kPatience);
-    bool happened = happens();
-    for (; !happened && !deadline.passed(); happened = happens()) ::usleep(50);
-    return happened;
-  };
   program.go();
-  ASSERT_TRUE(expect([&] { return program.talk().progress == 1; }));
+  ASSERT_TRUE(eventually([&] { return program.talk().progress == 1; }));
   EXPECT_EQ(ask(0, 8), Filled::exists);
   EXPECT_EQ(ask(7, 1), Filled::exists);
   EXPECT_EQ(ask(7, 100000), Filled::unregistered);
   EXPECT_EQ(ask(0, 9), Filled::unregistered);
   program.talk().progress = 2;
-  EXPECT_TRUE(expect([&] { return ask(0, 1) == Filled::changing; }));
+  EXPECT_TRUE(eventually([&] { return ask(0, 1) == Filled::changing; }));
   // The kernel says "changing" before the event is in the queue: userfaultfd_unmap_prep() in fs/userfaultfd.c.
   uffd_msg message{};
-  EXPECT_TRUE(expect([&] { return ::read(fd, &message, sizeof message) == static_cast<ssize_t>(sizeof message); }));
+  EXPECT_TRUE(eventually([&] { return ::read(fd, &message, sizeof message) == static_cast<ssize_t>(sizeof message); }));
   EXPECT_EQ(message.event, UFFD_EVENT_UNMAP);
-  EXPECT_TRUE(expect([&] { return ask(0, 1) != Filled::changing; }));
+  EXPECT_TRUE(eventually([&] { return ask(0, 1) != Filled::changing; }));
   EXPECT_EQ(ask(0, 4), Filled::exists);
   EXPECT_EQ(ask(4, 1), Filled::unregistered);
   EXPECT_EQ(ask(0, 8), Filled::unregistered);

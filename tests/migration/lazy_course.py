@@ -101,7 +101,7 @@ class Course(Move):
         """False: the program was whole before it could be done."""
         def able():
             self.agent_of_source()
-            return not self.feeding() or (len(self.lazy()) == 3 and self.lazy_daemon() and self.victims(name) if name != "cut" else [0])
+            return not self.feeding() or (self.lazy_complete() and self.victims(name) if name != "cut" else [0])
         try:
             found = wait_for(able, "", 30, 0.02)
         except Deadline:

@@ -45,7 +45,14 @@ class Peer {
     encode_record(totals_.end(), bytes);
     fill(std::span<const std::byte>(bytes));
   }
+  /// The next packet that is not said for the time that has passed.
   FeedPacket hear() {
+    for (;;) {
+      const FeedPacket packet = hear_any();
+      if (packet.kind != FeedPacket::Kind::ping && packet.kind != FeedPacket::Kind::waits) return packet;
+    }
+  }
+  FeedPacket hear_any() {
     std::byte header[kFeedPacketSize];
     if (!streams_.urgent->read_exact(header)) throw Error("nothing more is said");
     const auto packet = decode_feed_packet(header, FeedSide::destination, "it");
@@ -333,7 +340,7 @@ TEST_F(FeedHostile, WhoDoesNotUnderstandWaitsIsNotTold) {
     Running running(fetcher);
     bool told = false, whole = false;
     for (int answered = 0; !whole;) {
-      const FeedPacket packet = source.hear();
+      const FeedPacket packet = source.hear_any();
       told |= packet.kind == Kind::waits;
       whole = packet.kind == Kind::whole;
       if (packet.kind != Kind::request || answered++ > 0) continue;

@@ -2,9 +2,12 @@
 #include "migrate/session/telling/failure.h"
 
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include "migrate/session/base/session.h"
+#include "migrate/session/telling/interrupt.h"
+#include "pageserver/stream.h"
 #include "tests/session/in_child.h"
 #include "tests/temp_dir.h"
 
@@ -51,6 +54,22 @@ TEST(Failure, ForWantOfPermissionsNamesRootToOthers) {
               return (tells(Error("open", "x", EACCES)) ? 1 : 0) + (tells(Error("open", "x", ENOENT)) ? 2 : 0);
             }),
             1);
+}
+
+// Whichever wait the user's Ctrl-C met.
+TEST(Failure, WhatTheUserEndedIsInterrupted) {
+  const auto words = [](bool interrupted) {
+    return in_child([=] {
+      const InterruptWatch interrupt;
+      if (interrupted) ::kill(::getpid(), SIGINT);
+      const auto says = [&](const Error& e, const char* expected) { return interrupt.reason_of(e) == expected; };
+      return (says(Cancelled("cancelled", "the connection with b"), "interrupted") ? 1 : 0) +
+             (says(Cancelled("cancelled", "the connection with b"), "cancelled the connection with b") ? 2 : 0) +
+             (says(Disconnected("read from", "b"), "read from b") ? 4 : 0);
+    });
+  };
+  EXPECT_EQ(words(true), 1 + 4);
+  EXPECT_EQ(words(false), 2 + 4);
 }
 
 TEST(Failure, ResolveMakesNoStateFolder) {

@@ -17,7 +17,7 @@ using wire::Message;
 
 Fd next_stream(const ReceiveContext& c, ControlChannel& channel, const Deadline& deadline) {
   for (;;) {
-    if (c.interrupt.interrupted()) throw Cancelled(std::string("interrupted"));
+    c.interrupt.throw_if_interrupted();
     std::array<pollfd, 3> p{pollfd{c.daemon.fd(), POLLIN, 0}, pollfd{channel.fd(), POLLIN | POLLRDHUP, 0},
                             pollfd{c.interrupt.stop().fd(), POLLIN, 0}};
     const int n = ::poll(p.data(), p.size(), deadline.poll_timeout());

@@ -59,10 +59,11 @@ void give_up(ControlChannel& channel, const std::string& session, const Error& w
 }
 
 /// Told to the peer, then here.
-void refuse(ControlChannel& channel, Events& events, const std::exception& why) {
+void refuse(ControlChannel& channel, Events& events, const InterruptWatch& interrupt, const std::exception& why) {
+  const std::string reason = interrupt.reason_of(why);
   channel.stream().set_stop(nullptr);
-  channel.refuse(why.what(), dynamic_cast<const StaleEpoch*>(&why) != nullptr);
-  events.event("refused", why.what());
+  channel.refuse(reason, dynamic_cast<const StaleEpoch*>(&why) != nullptr);
+  events.event("refused", reason);
 }
 
 }  // namespace
@@ -100,7 +101,7 @@ int serve_connection(const ReceiveOptions& options, const Connector& connector, 
         throw;
       } catch (const Error& e) {
         // No refusal: it comes again, and is told what was in the way.
-        events.event("cut", std::string("a feed ended: ") + e.what(), {});
+        events.event("cut", "a feed ended: " + interrupt.reason_of(e), {});
         give_up(channel, first->session(), e);
         return kQuestionAnswered;
       }
@@ -110,7 +111,7 @@ int serve_connection(const ReceiveOptions& options, const Connector& connector, 
     events.event("connect", "connected: " + channel.stream().peer(), {{"peer", channel.stream().peer()}});
     return ReceiveSession(context, channel).run(std::move(*first));
   } catch (const std::exception& e) {
-    refuse(channel, events, e);
+    refuse(channel, events, interrupt, e);
     return kRefused;
   }
 }

@@ -37,15 +37,15 @@ int ReceiveSession::run(Message first) {
     start(begin);
     accept_streams(begin.begin());
     if (begin.begin().precopy()) receive_rounds();
-    throw_if_interrupted();
+    c_.interrupt.throw_if_interrupted();
     receive_images();
-    throw_if_interrupted();
+    c_.interrupt.throw_if_interrupted();
     prepare();
-    throw_if_interrupted();
+    c_.interrupt.throw_if_interrupted();
     receive_pages();
-    throw_if_interrupted();
+    c_.interrupt.throw_if_interrupted();
     finish();
-    throw_if_interrupted();
+    c_.interrupt.throw_if_interrupted();
     channel_.stream().set_stop(nullptr);
   } catch (const std::exception& e) {
     return give_up(e);
@@ -57,10 +57,6 @@ int ReceiveSession::run(Message first) {
   } catch (const std::exception& e) {
     return in_doubt(e);
   }
-}
-
-void ReceiveSession::throw_if_interrupted() const {
-  if (c_.interrupt.interrupted()) throw Cancelled(std::string("interrupted"));
 }
 
 Deadline ReceiveSession::answer_by() const { return Deadline::in(options_.timeouts.answer); }
@@ -126,7 +122,7 @@ void ReceiveSession::accept_streams(const wire::Begin& begin) {
 
 void ReceiveSession::receive_rounds() {
   for (;;) {
-    throw_if_interrupted();
+    c_.interrupt.throw_if_interrupted();
     Message message = channel_.receive(Deadline::in(options_.timeouts.restore));
     switch (message.body_case()) {
       case Message::kLayout:
@@ -317,7 +313,7 @@ bool ReceiveSession::peer_speaks() const {
 }
 
 void ReceiveSession::watch(std::chrono::milliseconds time, int wake) {
-  throw_if_interrupted();
+  c_.interrupt.throw_if_interrupted();
   std::array<pollfd, 2> p{pollfd{guardian_->death_fd(), POLLIN, 0}, pollfd{wake, POLLIN, 0}};
   ::poll(p.data(), p.size(), static_cast<int>(time.count()));
   guardian_->check_alive();

@@ -24,7 +24,8 @@ class ReceiveSession {
   /// Behind the greeting.
   ReceiveSession(const ReceiveContext& context, ControlChannel& channel);
   /// Clock questions, the checks and, if they pass, the migration. `first` is the first message behind the greeting.
-  /// Returns an exit code; failures are reported as events.
+  /// Until READY is said, SIGINT and SIGTERM end the session; the copy is discarded. Returns an exit code; failures are
+  /// reported as events.
   int run(wire::Message first);
 
  private:
@@ -54,8 +55,6 @@ class ReceiveSession {
   bool peer_speaks() const;
   /// Waits up to `time`, or until `wake` is readable; throws if the user or the guardian's death ends it.
   void watch(std::chrono::milliseconds time, int wake);
-  /// Until READY is said, SIGINT and SIGTERM end the session; the copy is discarded.
-  void throw_if_interrupted() const;
   Deadline answer_by() const;
 
   // All is here.

@@ -137,12 +137,13 @@ int ReceiveSession::aborted(const std::string& reason) {
 
 int ReceiveSession::give_up(const std::exception& e) {
   const bool refusal = dynamic_cast<const Refusal*>(&e) != nullptr && !guardian_;
+  const std::string reason = c_.interrupt.reason_of(e);
   channel_.stream().set_stop(nullptr);
   if (guardian_) {
     const Deadline deadline = Deadline::in(options_.timeouts.restore);
     try {
       GuardianRequest request;
-      request.set_abort(e.what());
+      request.set_abort(reason);
       // Answers to earlier requests may come first; hanging up on those would look as if we had died.
       GuardianReply reply = guardian_->ask(request, deadline);
       while (reply.body_case() != GuardianReply::kAborted) reply = guardian_->await(deadline);
@@ -151,12 +152,12 @@ int ReceiveSession::give_up(const std::exception& e) {
     }
     guardian_->leave(deadline);
     guardian_.reset();
-    settle_without_guardian(e.what());
+    settle_without_guardian(reason);
   }
   // A refusal tells the source that nothing of the session is left here.
   const std::optional<JournalEntry> left = c_.store.peek(id_, Role::destination);
-  if (not_ours_ || !left || is_final(left->state)) channel_.refuse(e.what());
-  c_.events.event(refusal ? "refused" : "failed", e.what());
+  if (not_ours_ || !left || is_final(left->state)) channel_.refuse(reason);
+  c_.events.event(refusal ? "refused" : "failed", reason);
   return refusal ? kRefused : kFailed;
 }
 

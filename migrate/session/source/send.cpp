@@ -53,7 +53,7 @@ int SendSession::run() {
     await_ready();
     commit();
   } catch (const std::exception& e) {
-    return hold_.committed() ? in_doubt(e.what()) : give_up(e);
+    return hold_.committed() ? in_doubt(interrupt_.reason_of(e)) : give_up(e);
   }
   try {
     await_gate();
@@ -144,7 +144,7 @@ void SendSession::await_ready() {
 }
 
 void SendSession::commit() {
-  if (interrupt_.interrupted()) throw Cancelled(std::string("interrupted"));
+  interrupt_.throw_if_interrupted();
   hold_.commit();
   // From here on nothing may stop us half way.
   peer_.channel().stream().set_stop(nullptr);

@@ -7,20 +7,21 @@ namespace migrate {
 int SendSession::give_up(const std::exception& e) {
   const bool refused = (!touched() || undone_) && dynamic_cast<const Refusal*>(&e) != nullptr;
   const bool touched = this->touched();
+  const std::string reason = interrupt_.reason_of(e);
   bool runs = true;
   if (plan_) plan_->before_running_on();
   try {
-    runs = hold_.abort(e.what());
+    runs = hold_.abort(reason);
   } catch (const std::exception& again) {
     events_.event("in-doubt", "session " + to_hex(id_) + ": " + again.what(), {{"session", to_hex(id_)}});
     return kInDoubt;
   }
-  if (!runs) return in_doubt(e.what());
+  if (!runs) return in_doubt(reason);
   plan_.reset();
   if (peer_.has_streams()) peer_.sender().cancel();
-  tell_peer(e.what());
-  events_.event(refused ? "refused" : "failed",
-                std::string(e.what()) + (touched ? "; " + label_ + " runs on here" : ""), {{"touched", touched}});
+  tell_peer(reason);
+  events_.event(refused ? "refused" : "failed", reason + (touched ? "; " + label_ + " runs on here" : ""),
+                {{"touched", touched}});
   if (refused) tell_other_refusals(events_, e);
   return refused ? kRefused : kFailed;
 }

@@ -83,7 +83,7 @@ bool SourcePeer::watch(milliseconds time, int wake) {
     hold_.alive();
     last_heartbeat_ = Clock::now();
   }
-  if (interrupt_.interrupted()) throw Cancelled(std::string("interrupted"));
+  interrupt_.throw_if_interrupted();
   if (channel_->buffered()) return true;
   const int death = hold_.death_fd().value_or(-1);
   const WatchedFor peer(waiter_, channel_->fd()), guardian(waiter_, death), other(waiter_, wake);

@@ -8,6 +8,12 @@
 
 namespace migrate {
 
+namespace {
+
+constexpr const char* kInterrupted = "interrupted";
+
+}  // namespace
+
 sigset_t block_end_signals() {
   ::signal(SIGPIPE, SIG_IGN);
   sigset_t set;
@@ -40,6 +46,14 @@ InterruptWatch::~InterruptWatch() {
 bool InterruptWatch::interrupted() const {
   pollfd p{signals_.get(), POLLIN, 0};
   return stop_.stopped() || ::poll(&p, 1, 0) > 0;
+}
+
+void InterruptWatch::throw_if_interrupted() const {
+  if (interrupted()) throw Cancelled(std::string(kInterrupted));
+}
+
+std::string InterruptWatch::reason_of(const std::exception& failure) const {
+  return dynamic_cast<const Cancelled*>(&failure) != nullptr && interrupted() ? kInterrupted : failure.what();
 }
 
 }  // namespace migrate

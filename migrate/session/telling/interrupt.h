@@ -3,6 +3,8 @@
 
 #include <signal.h>
 
+#include <exception>
+#include <string>
 #include <thread>
 
 #include "core/base/fd.h"
@@ -24,6 +26,10 @@ class InterruptWatch {
   const StopEvent& stop() const { return stop_; }
   /// Also of a signal that the thread has not seen yet.
   bool interrupted() const;
+  /// Throws Cancelled.
+  void throw_if_interrupted() const;
+  /// What ended the work, in words. Which wait the user cut short is chance: it is "interrupted" for all of them.
+  std::string reason_of(const std::exception& failure) const;
 
  private:
   StopEvent stop_;

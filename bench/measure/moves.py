@@ -124,7 +124,8 @@ def of_events(events):
         row["cpu_share"] = min(e["cpu_share"] for e in events if e["event"] == "throttle")
     switch, whole = last(events, "switch"), last(events, "whole")
     if whole is not None:
-        row.update({"late_bytes": switch["pages"] * 4096, "late_requested": whole["pages_requested"], "whole_ms": whole["ms"]})
+        late = switch["pages"] if switch else 0  # nothing was left to follow
+        row.update({"late_bytes": late * 4096, "late_requested": whole["pages_requested"], "whole_ms": whole["ms"]})
     first = next((e for e in events if e["event"] == "round" and e.get("n") == 0), None)
     if first is not None:
         row.update({"round0_bytes": first["bytes"], "round0_ms": first["ms"],

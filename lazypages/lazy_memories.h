@@ -115,6 +115,7 @@ class LazyMemories : public PageSink {
   std::set<uint64_t> again_;    ///< spaces with something left to do
   std::set<uint64_t> starved_;  ///< spaces that are not looked at before `until_`
   std::chrono::steady_clock::time_point until_;
+  std::chrono::microseconds pause_{SpaceRoom::kTryAgain};  ///< before they are
   std::chrono::steady_clock::time_point looked_for_dead_;
 };
 

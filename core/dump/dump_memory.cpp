@@ -134,10 +134,13 @@ void check_mapping(pid_t pid, const Vma& vma) {
   if (vma.has(VmFlag::droppable)) refuse("droppable memory (MAP_DROPPABLE)", kUnmap);
   if (vma.has(VmFlag::shadow_stack)) refuse("a shadow stack", "run it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
   if (vma.has(VmFlag::sealed)) refuse("a sealed mapping (mseal)", "run the program without sealing");
-  if (vma.has(VmFlag::uffd_missing) || vma.has(VmFlag::uffd_wp) || vma.has(VmFlag::uffd_minor))
-    vma.has(VmFlag::uffd_wp) || has_userfaultfd(pid)
-        ? refuse("memory registered with userfaultfd", "let it unregister first")
-        : refuse("memory whose pages another process brings (userfaultfd)", "try again when all of it is there");
+  if (vma.has(VmFlag::uffd_missing) || vma.has(VmFlag::uffd_wp) || vma.has(VmFlag::uffd_minor)) {
+    if (has_userfaultfd(pid)) refuse("memory registered with userfaultfd", "let it unregister first");
+    if (vma.has(VmFlag::uffd_wp))
+      refuse("memory whose writes another process tracks (userfaultfd)",
+             "it is being moved, or dumped in rounds: try again when that is over");
+    refuse("memory whose pages another process brings (userfaultfd)", "try again when all of it is there");
+  }
   if (vma.protection_key != 0) refuse("memory with a protection key", kUnmap);
   if (vma.has(VmFlag::pfn_map) || vma.has(VmFlag::io)) refuse("device memory mapped", kUnmap);
 }

@@ -7,6 +7,7 @@
 
 #include "core/base/error.h"
 #include "migrate/cli/help.h"
+#include "migrate/cli/idle_options.h"
 #include "migrate/cli/key_files.h"
 #include "migrate/cli/rate_option.h"
 #include "migrate/session/base/session.h"
@@ -17,6 +18,10 @@ namespace {
 
 LoggerPtr session_logger(bool verbose) {
   return stderr_logger({"migrate", "%H:%M:%S.%e %l: %v", verbose ? LogLevel::debug : LogLevel::warn});
+}
+
+void warn(Logger& log, const std::vector<std::string>& sentences) {
+  for (const std::string& sentence : sentences) log.warn("{}", sentence);
 }
 
 uint64_t capability_bits(const std::vector<std::string>& names) {
@@ -108,14 +113,17 @@ void SessionCommands::add_send(CLI::App& app, std::function<int()>& run) {
                  "move although parent or supervisor will see the tree exit");
   verb->add_flag("--files-shared", send_.files_shared,
                  "files the tree writes are the same on both hosts: do not probe");
-  verb->callback([this, &run] {
-    run = [this] {
+  verb->callback([this, verb, &run] {
+    run = [this, verb] {
+      const LoggerPtr log = session_logger(link_.verbose);
+      warn(*log, idle_link_options(*verb, link_.insecure));
+      warn(*log, idle_send_options(*verb, send_));
       send_.link = link_options();
       send_.policy.max_downtime = max_downtime_ms_ / 1e3;
       if (send_.mode == SendMode::automatic && send_.allow_postcopy)
         send_.policy.on_no_convergence = OnNoConvergence::postcopy;
       send_.report = link_.json ? ReportFormat::json : ReportFormat::automatic;
-      return run_send(send_, *session_logger(link_.verbose));
+      return run_send(send_, *log);
     };
   });
 }
@@ -202,13 +210,15 @@ void SessionCommands::add_receive(CLI::App& app, std::function<int()>& run) {
   verb->add_flag("!--no-compress", receive_.packed_pages, "take no pages that are compressed");
   verb->add_option("--status-fd", receive_.status_fd, "NUL bytes there: listening, restore may begin, ready")
       ->type_name("FD");
-  verb->callback([this, &run] {
-    run = [this] {
+  verb->callback([this, verb, &run] {
+    run = [this, verb] {
+      const LoggerPtr log = session_logger(link_.verbose);
+      warn(*log, idle_link_options(*verb, link_.insecure));
       receive_.link = link_options();
       if (receive_.link.tls) receive_.link.tls->accepted_peers = accept_;
       receive_.deny_capabilities = capability_bits(denied_capabilities_);
       receive_.report = link_.json ? ReportFormat::json : ReportFormat::automatic;
-      return run_receive(receive_, *session_logger(link_.verbose));
+      return run_receive(receive_, *log);
     };
   });
 }
@@ -223,8 +233,10 @@ void SessionCommands::add_resolve(CLI::App& app, std::function<int()>& run) {
   verb->add_option("--force-run", force_run_, "the copy here is to run, whatever the other side does")
       ->type_name("SESSION");
   verb->add_option("--force-kill", force_kill_, "the copy here is to be killed")->type_name("SESSION");
-  verb->callback([this, &run] {
-    run = [this] {
+  verb->callback([this, verb, &run] {
+    run = [this, verb] {
+      const LoggerPtr log = session_logger(link_.verbose);
+      warn(*log, idle_link_options(*verb, link_.insecure));
       if (!force_run_.empty() && !force_kill_.empty())
         throw Refusal("--force-run and --force-kill exclude each other", "give one of them");
       if (!force_run_.empty() || !force_kill_.empty()) {
@@ -234,7 +246,7 @@ void SessionCommands::add_resolve(CLI::App& app, std::function<int()>& run) {
       }
       resolve_.link = link_options();
       resolve_.report = link_.json ? ReportFormat::json : ReportFormat::automatic;
-      return run_resolve(resolve_, *session_logger(link_.verbose));
+      return run_resolve(resolve_, *log);
     };
   });
   CLI::App* points = app.add_subcommand("fault-points", "name the fault points of the tests")->group("");
@@ -256,8 +268,9 @@ void SessionCommands::add_check(CLI::App& app, CoreOptions& core, std::function<
   add_link(*verb);
   verb->add_option("--tls-name", link_.tls_name, "name that the receiver's certificate must carry; default HOST")
       ->type_name("NAME");
-  verb->callback([this, &run] {
-    run = [this] {
+  verb->callback([this, verb, &run] {
+    run = [this, verb] {
+      warn(*session_logger(false), idle_link_options(*verb, link_.insecure));
       if (!check_.peer.empty() && !check_.feature.empty())
         throw Refusal("--feature is about this host, not about " + check_.peer, "leave out one of them");
       check_.link = link_options();

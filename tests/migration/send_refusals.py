@@ -151,6 +151,51 @@ def moved_already(context, folder):
             mover.wait()
 
 
+def dumped_while_moved(context, folder):
+    """`dump` does not ask whether a tree is being moved; its memory shows it."""
+    with Hosts(context, folder) as hosts:
+        program = hosts.start("plain")
+        hosts.receive()
+        mover = hosts.tool.send(hosts.network, "source", "destination", hosts.keys, program.pid, wait=False,
+                                env={"MIGRATE_FAULT": "source-agent.round-sent:stop-self"})
+        try:
+            wait_for(lambda: stat_fields(mover.pid)[0] == "T", "the send to stand behind its first round", 20)
+            registered = re.search(r"^VmFlags:.* uw\b", read(f"/proc/{program.pid}/smaps"), re.MULTILINE)
+            os.mkdir(os.path.join(folder, "images"))
+            code, out = run([context.binary, "dump", "-t", str(program.pid), "-D", os.path.join(folder, "images"), "-R"],
+                            prefix=hosts.network.enter("source"))
+            # Soft-dirty bits, where the kernel has nothing better, are in nobody's way.
+            expect(code == (2 if registered else 0), f"dump exited {code}: {out}")
+            if registered:
+                expect_sentence(out, ["task {pid} has memory whose writes another process tracks", "try again when that is over"],
+                                {"pid": program.pid})
+        finally:
+            mover.kill()
+            mover.wait()
+
+
+def without_effect(context, folder):
+    """An option that changes nothing says so; two that contradict each other are refused. No other word about what has one."""
+    def send(*options):
+        code, out = run([context.binary, "send", "127.0.0.1:1", f"pid:{os.getpid()}", "--insecure", "--state-dir", folder, *options])
+        expect(code in (1, 2), f"send exited {code}: {out}")
+        return set(re.findall(r"(--[a-z-]+) has no effect", out)), out
+    rounds = ("--max-downtime", "9", "--max-rounds", "3", "--max-total-time", "9", "--on-no-convergence", "stop")
+    for options, idle in (
+            ([*rounds, "--mode", "precopy", "--allow-postcopy"], {"--allow-postcopy"}),
+            ([*rounds, "--mode", "stop-copy"], set(rounds[::2])),
+            ([*rounds, "--mode", "postcopy", "--recover-timeout", "9"], set(rounds[::2])),
+            (["--mode", "hybrid", "--recover-timeout", "9", "--max-rounds", "3"], set()),
+            (["--mode", "auto", "--recover-timeout", "9"], {"--recover-timeout"}),
+            (["--mode", "auto", "--recover-timeout", "9", "--allow-postcopy"], set()),
+            (["--on-no-convergence", "postcopy", "--recover-timeout", "9"], set()),
+            (["--tls-name", "b", "--key", "x"], {"--tls-name", "--key"})):
+        found, out = send(*options)
+        expect(found == idle, f"{options}: without effect are said to be {found}: {out}")
+    _, out = send("--mode", "auto", "--allow-postcopy", "--on-no-convergence", "cancel")
+    expect_sentence(out, ["--allow-postcopy and --on-no-convergence say different things"], {})
+
+
 def own_parent(context, folder):
     with Hosts(context, folder) as hosts:
         hosts.receive()
@@ -231,6 +276,8 @@ CASES = {
     "send/own-ancestor": own_parent,
     "send/no-such-task": no_such_task,
     "send/moved-already": moved_already,
+    "dump/moved-already": dumped_while_moved,
+    "send/without-effect": without_effect,
     "send/parent-notices": parent_notices,
     "send/restarting-parent": supervised("watcher", "task {pid} has the parent watcher \\(pid {boss}\\)"),
     "send/supervisord": supervised("supervisord", "task {pid} is supervised by supervisord \\(pid {boss}\\)"),

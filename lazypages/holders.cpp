@@ -89,7 +89,11 @@ bool Holders::is_gone(uint64_t id) const {
   for (const HolderTable::Member& member : table_.members)
     if (member.id == id && ended(member.pidfd) && member.id == id) return true;
   const HolderTable::Making& making = table_.making;
-  return making.id == id && ended(making.pidfd) && making.id == id;
+  // In a full table it has a number only, until settle().
+  const int pidfd = making.pidfd;
+  const pid_t pid = making.pid;
+  const bool gone = pidfd >= 0 ? ended(pidfd) : pid != 0 && ::kill(pid, 0) != 0 && errno == ESRCH;
+  return making.id == id && gone && making.id == id;
 }
 
 void Holders::open_descriptors() {

@@ -167,11 +167,6 @@ std::pair<MemoryId, uint64_t> LazyMemories::origin_of(MemoryId memory, uint64_t 
   return {{MemoryId::Kind::shmem, object->id()}, source - object->base()};
 }
 
-void LazyMemories::absent(MemoryId memory, uint64_t address) const {
-  throw Corrupt(name_of(memory),
-                "the source says that it has no page " + std::to_string(address) + ", which it had announced");
-}
-
 void LazyMemories::ask(MemoryId memory, const std::vector<uint64_t>& sources) {
   for (const uint64_t place : sources) {
     const auto [of, source] = origin_of(memory, place);

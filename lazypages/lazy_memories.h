@@ -45,7 +45,6 @@ class LazyMemories : public PageSink {
   void write(MemoryId memory, uint64_t address, std::span<const std::byte> data) override;
 
   /// The source says that it has no such pages: never true of announced ones. Throws Corrupt.
-  [[noreturn]] void absent(MemoryId memory, uint64_t address) const;
 
   /// One turn of the fault loop: waits at most so long for faults and other events, or until some memory has got its
   /// last page, and deals with them.
@@ -74,7 +73,8 @@ class LazyMemories : public PageSink {
   /// no task ever touched are zeros without us.
   void finish();
   /// Missing pages are lost: whoever touches one gets SIGBUS from now on, as for a hardware error. Throws Error where
-  /// the kernel cannot (before 6.6); nothing was given back then. Else ends like finish().
+  /// the kernel cannot (before 6.6); nothing was given back then, but shared memory is cut to no size. Else ends like
+  /// finish().
   void poison();
 
  private:

@@ -71,10 +71,14 @@ void LazySpace::resume() {
   const std::lock_guard lock(mutex_);
   read_events();
   if (!userfaultfd_) return;
-  // All of user space: also who waits where a mapping has grown. No mapping is below.
+  wake_all();
+  for (const RemoteRange& range : missing_.ranges()) wake(userfaultfd_.get(), range);
+}
+
+/// All of user space: also who waits where a mapping has grown. No mapping is below.
+void LazySpace::wake_all() const {
   constexpr uint64_t kLowest = 64 << 10;
   wake(userfaultfd_.get(), {RemoteAddr(kLowest), RemoteAddr(kUserEnd)});
-  for (const RemoteRange& range : missing_.ranges()) wake(userfaultfd_.get(), range);
 }
 
 uint64_t LazySpace::missing_pages() const {
@@ -107,14 +111,14 @@ void LazySpace::close() {
   missing_ = {};
   faults_.clear();
   waited_for_.clear();
-  parked_.clear();
+  parked_ = false;
   holes_.clear();
   count();
 }
 
 void LazySpace::count() {
   constexpr uint64_t kNode = 64;  // of a std::set
-  share_.is(SpaceShare::kLeast + missing_.most_bytes() + (waited_for_.size() + faults_.size()) * kNode);
+  share_.is(SpaceShare::kLeast + missing_.most_bytes() + (waited_for_.size() + faults_.size() + holes_.size()) * kNode);
 }
 
 /// As many messages as its forks find room for. Throws Error; `EMFILE`: a fork comes next, and waits.

@@ -101,6 +101,7 @@ class LazySpace {
   void apply_fork(int descriptor);
   void let_go_on(RemoteRange range);
   void let_all_go_on();
+  void wake_all() const;
   bool answer_faults(std::vector<uint64_t>& wanted);
   bool put_zeros(uint64_t address);
   bool shared() const { return memory_ == kSharedMappings; }
@@ -132,7 +133,7 @@ class LazySpace {
   std::chrono::steady_clock::time_point until_;  ///< a fork waits for memory, and is not asked for before
   int finish_tries_ = 0;
   // Of shared mappings:
-  std::set<uint64_t> parked_;           ///< who waits at a place that is not known, until all has come
+  bool parked_ = false;                 ///< somebody waits at a place that is not known, until all has come
   std::map<uint64_t, uint64_t> holes_;  ///< who waits for others of the block, and where the hole is among objects
 };
 

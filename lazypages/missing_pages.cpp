@@ -243,6 +243,7 @@ void MissingPages::unmapped(RemoteRange range) {
 }
 
 void MissingPages::moved(RemoteAddr from, RemoteAddr to, uint64_t bytes) {
+  if (bytes == 0) return;  // mremap(2) with an old size of 0: a second mapping, nothing has moved
   const uint64_t from_end = from.get() + bytes;
   Told departure{from.get(), from_end, {}, {}};
   std::vector<MissingSpan> moving;

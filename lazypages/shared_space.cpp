@@ -19,7 +19,7 @@ bool LazySpace::answer_shared(uint64_t address, std::vector<uint64_t>& wanted) {
     // A mapping that was made or has grown without an event (mremap(2) of no bytes, MREMAP_DONTUNMAP): it may be of
     // anything.
     if (objects.whole()) return show(address);
-    parked_.insert(address);
+    parked_ = true;
     return true;
   }
   if (objects.awaits(*place)) {
@@ -76,8 +76,10 @@ void LazySpace::came(uint64_t place, uint64_t bytes) {
     wake(userfaultfd_.get(), range_of(hole.first, kPageSize));
     return true;
   });
-  if (parked_.empty() || !around_->objects->whole()) return;
-  for (const uint64_t address : std::exchange(parked_, {})) wake(userfaultfd_.get(), range_of(address, kPageSize));
+  if (parked_ && around_->objects->whole()) {
+    parked_ = false;
+    wake_all();
+  }
 }
 
 }  // namespace migrate

@@ -61,7 +61,8 @@ FillResult poison_pages(int userfaultfd, uint64_t address, uint64_t bytes) {
 std::optional<FillResult> show_page(int userfaultfd, uint64_t address) {
   uffdio_continue c{.range = {address, kPageSize}};
   const int returned = ::ioctl(userfaultfd, UFFDIO_CONTINUE, &c);
-  if (returned != 0 && errno == EFAULT && c.mapped <= 0) return std::nullopt;
+  // EFAULT: a hole; EINVAL: beyond its end (shmem_get_folio_gfp() in mm/shmem.c).
+  if (returned != 0 && (errno == EFAULT || errno == EINVAL) && c.mapped <= 0) return std::nullopt;
   return sure(userfaultfd, result(returned, errno, c.mapped, "show pages of"));
 }
 

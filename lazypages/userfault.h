@@ -31,7 +31,8 @@ FillResult copy_pages(int userfaultfd, uint64_t address, std::span<const std::by
 FillResult zero_pages(int userfaultfd, uint64_t address, uint64_t bytes);
 FillResult poison_pages(int userfaultfd, uint64_t address, uint64_t bytes);
 
-/// UFFDIO_CONTINUE: the task sees the page that its shared object has there. nullopt: the object has none.
+/// UFFDIO_CONTINUE: the task sees the page that its shared object has there. nullopt: the object has none, or ends
+/// before.
 std::optional<FillResult> show_page(int userfaultfd, uint64_t address);
 
 /// Whether all of a range of private anonymous memory is one mapping, and registered: `exists`, else `unregistered`;

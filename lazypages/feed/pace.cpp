@@ -38,6 +38,8 @@ struct SchedAttr {
 /// The least that there is; in nanoseconds.
 constexpr uint64_t kShortSlice = 100'000;
 constexpr int32_t kPromptNice = -10;
+/// Threads that it makes are ordinary ones: SCHED_FLAG_RESET_ON_FORK.
+constexpr uint64_t kNotInherited = 1;
 
 void set_policy(pid_t tid, int policy) noexcept {
   const sched_param none{};
@@ -70,8 +72,10 @@ Prompt::Prompt() noexcept {
   // Who wakes goes before who computes if it weighs more, or (Linux 6.12) if its slice is shorter: sched(7), EEVDF.
   attr.runtime = kShortSlice;
   attr.nice = std::min(attr.nice, kPromptNice);
+  attr.flags |= kNotInherited;
   if (::syscall(SYS_sched_setattr, 0, &attr, 0) == 0) return;
   attr.nice = before_->nice;
+  attr.flags &= ~kNotInherited;
   ::syscall(SYS_sched_setattr, 0, &attr, 0);
 }
 
@@ -80,6 +84,7 @@ Prompt::~Prompt() {
   if (!before_ || ::syscall(SYS_sched_getattr, 0, &attr, sizeof attr, 0) != 0) return;
   attr.nice = before_->nice;
   attr.runtime = before_->slice;
+  attr.flags &= ~kNotInherited;
   ::syscall(SYS_sched_setattr, 0, &attr, 0);
 }
 

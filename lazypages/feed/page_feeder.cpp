@@ -20,8 +20,9 @@ namespace {
 constexpr size_t kLeastZeros = 4;
 /// Answers go out when they fill a TLS record: the first is not to wait for many others.
 constexpr size_t kAnswerPages = 3;
-/// Requests that an honest destination can have, with every page asked for again and again: a bound against floods.
-constexpr uint64_t kMostAsked = 8, kSomeMore = 1024;
+/// Requests that an honest destination can have: a bound against floods. What a waiting fork has kept from its task is
+/// asked for again, as long as programs fork.
+constexpr uint64_t kMostAsked = 8, kSomeMore = 1024, kMoreASecond = 4096;
 
 }  // namespace
 
@@ -68,7 +69,6 @@ PageFeeder::PageFeeder(FeedStreams streams, std::span<const PageSource> sources,
   for (const PageSource& source : sources)
     for (const PageRun& run : source.runs) take(source.memory, rest[source.memory], run, 0);
   order_ = FillOrder(std::move(runs));
-  may_request_ = announced_ * kMostAsked + kSomeMore;
 }
 
 PageFeeder::~PageFeeder() = default;
@@ -246,8 +246,10 @@ void PageFeeder::start_fill() {
 }
 
 void PageFeeder::answer(const FeedPacket& packet) {
-  if (packet.count > may_request_) throw corrupt("it asks for more pages than it can miss");
-  may_request_ -= packet.count;
+  asked_ += packet.count;
+  const auto seconds = std::chrono::ceil<std::chrono::seconds>(std::chrono::steady_clock::now() - began_).count();
+  if (asked_ > announced_ * kMostAsked + kSomeMore + static_cast<uint64_t>(seconds) * kMoreASecond)
+    throw corrupt("it asks for more pages than it can miss");
   const auto addresses = decode_addresses(receive_body(packet), link_->peer());
   for (const uint64_t address : addresses)
     if (!is_announced(packet.memory, address, 1)) throw corrupt("it asks for pages that were never announced");

@@ -112,13 +112,14 @@ class PageFeeder {
   bool whole_ = false;
   std::vector<bool> filled_;  ///< fill streams that have said their end
 
+  const std::chrono::steady_clock::time_point began_ = std::chrono::steady_clock::now();
   // Of the thread that serves requests.
   enum class Stage : uint8_t { new_, begun, started } stage_ = Stage::new_;
   uint64_t missing_ = 0;           ///< as the destination said at first ...
   uint64_t listed_ = 0;            ///< ... and of these, pages that it has listed
   MemoryId listing_;               ///< of which it lists pages
   uint64_t listed_until_ = 0;      ///< and up to where
-  uint64_t may_request_ = 0;       ///< pages
+  uint64_t asked_ = 0;             ///< pages
   std::vector<std::byte> answer_;  ///< headers and pages
   std::vector<std::byte> body_;    ///< of the packet that is being read
   std::unique_ptr<FillPace> pace_;

@@ -56,6 +56,23 @@ TEST(FeedPace, WhoStarvesIsAnOrdinaryThreadForAWhileAndWhoSleepsIsNot) {
   }).join();
 }
 
+// The source's fill begins in the thread that serves requests.
+TEST(FeedPace, WhoIsPromptMakesOrdinaryThreads) {
+  int itself = 0, made = 0, afterwards = 0;
+  std::thread([&] {
+    const auto nice = [] { return ::getpriority(PRIO_PROCESS, 0); };  // Linux: of the thread
+    {
+      const Prompt prompt;
+      itself = nice();
+      std::thread([&] { made = nice(); }).join();
+    }
+    std::thread([&] { afterwards = nice(); }).join();
+  }).join();
+  if (itself >= 0) GTEST_SKIP() << "may not raise priorities: CAP_SYS_NICE is missing";
+  EXPECT_GE(made, 0);
+  EXPECT_EQ(afterwards, ::getpriority(PRIO_PROCESS, 0));
+}
+
 TEST(FeedPace, ThreadsAreAsBeforeAfterwards) {
   FillPace pace(true), none(false);
   {

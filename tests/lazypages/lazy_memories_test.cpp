@@ -193,7 +193,6 @@ TEST(LazyMemories, PagesComeWhereTheyAreMissingAndOnlyAnnouncedOnes) {
   EXPECT_THROW(memories.write(kMemory, program.base() + 8, page), Corrupt);
   EXPECT_THROW(memories.write(kMemory, program.base(), std::span(page).first(100)), Corrupt);
   EXPECT_THROW(memories.write(kMemory, UINT64_MAX - kPageSize + 1, page), Corrupt);
-  EXPECT_THROW(memories.absent(kMemory, program.base()), Corrupt);
   program.talk().progress = 2;
   EXPECT_EQ(program.ended(), 0);
   EXPECT_TRUE(daemon.becomes_whole()) << "dead memory misses nothing";

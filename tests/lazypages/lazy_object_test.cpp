@@ -87,6 +87,19 @@ TEST(LazyObject, WhatCannotBeWrittenIsNoHole) {
   EXPECT_EQ(at(file, 9), 'b');
 }
 
+TEST(LazyObject, WhatLiesBehindItsEndIsNotMissedAnyMore) {
+  const Fd file = memory_file(16 * kPageSize);
+  const auto object = lazy(file, 16 * kPageSize, {{0, 16}});
+  ASSERT_EQ(::ftruncate(file.get(), 4 * kPageSize), 0);
+  object->put(2 * kPageSize, pages_of('a', 6));
+  EXPECT_EQ(at(file, 3), 'a');
+  EXPECT_EQ(object->missing_pages(), 10u);
+  EXPECT_EQ(blocks_of(file), 4 * kBlocks);
+  object->put(0, pages_of('b', 2));
+  object->put(8 * kPageSize, pages_of('c', 8));
+  EXPECT_EQ(object->missing_pages(), 0u);
+}
+
 /// On a file system of its own that makes huge pages wherever it can.
 Fd huge_file(uint64_t bytes) {
   const Fd system(::fsopen("tmpfs", FSOPEN_CLOEXEC));

@@ -354,6 +354,17 @@ TEST(MissingPages, WhatIsMovedAwayWasRegisteredWhetherItWasKnownOrNot) {
 }
 
 // A fork gets no events that were outstanding: what it does itself is newer.
+TEST(MissingPages, AMoveOfNothingLeavesNothing) {
+  const RemoteRange range{RemoteAddr(16 * kPageSize), RemoteAddr(32 * kPageSize)};
+  const std::vector<RemoteRange> ranges{range};
+  const std::vector<PageRun> missing{{range.start.get(), 16}};
+  MissingPages pages(ranges, missing);
+  pages.moved(range.start, RemoteAddr(64 * kPageSize), 0);
+  EXPECT_FALSE(pages.unsettled());
+  EXPECT_FALSE(pages.doubt());
+  EXPECT_EQ(pages.pages(), 16u);
+}
+
 TEST(MissingPages, AForkWaitsForNoOlderEvents) {
   Landed l;
   l.move(0, 20, 2);   // overtook

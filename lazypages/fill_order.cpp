@@ -9,21 +9,6 @@ namespace {
 
 uint64_t end_of(const PageRun& run) { return run.address + run.pages * kPageSize; }
 
-/// The first interval that reaches into [start, end), cut to it.
-std::optional<std::pair<uint64_t, uint64_t>> first_in(const Intervals& set, uint64_t start, uint64_t end) {
-  auto i = set.upper_bound(start);
-  if (i != set.begin() && std::prev(i)->second > start) --i;
-  if (i == set.end() || i->first >= end) return std::nullopt;
-  return std::pair(std::max(start, i->first), std::min(end, i->second));
-}
-
-/// The last one.
-std::optional<std::pair<uint64_t, uint64_t>> last_in(const Intervals& set, uint64_t start, uint64_t end) {
-  auto i = set.lower_bound(end);
-  if (i == set.begin() || (--i)->second <= start) return std::nullopt;
-  return std::pair(std::max(start, i->first), std::min(end, i->second));
-}
-
 }  // namespace
 
 FillOrder::FillOrder(std::vector<RankedRun> runs) : runs_(std::move(runs)) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <iterator>
 #include <map>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -13,11 +14,37 @@ namespace migrate {
 /// Disjoint half-open intervals that do not touch: start → end.
 using Intervals = std::map<uint64_t, uint64_t>;
 
+/// The first interval of which something lies behind `at`.
+template <class Set>
+auto reaching_beyond(Set& set, uint64_t at) {
+  auto i = set.upper_bound(at);
+  return i != set.begin() && std::prev(i)->second > at ? std::prev(i) : i;
+}
+
+/// The interval that `at` is in, or the end.
+inline Intervals::const_iterator around(const Intervals& set, uint64_t at) {
+  const auto i = reaching_beyond(set, at);
+  return i != set.end() && i->first <= at ? i : set.end();
+}
+
+/// The first part of [start, end) that is in.
+inline std::optional<std::pair<uint64_t, uint64_t>> first_in(const Intervals& set, uint64_t start, uint64_t end) {
+  const auto i = reaching_beyond(set, start);
+  if (i == set.end() || i->first >= end) return std::nullopt;
+  return std::pair(std::max(start, i->first), std::min(end, i->second));
+}
+
+/// The last one.
+inline std::optional<std::pair<uint64_t, uint64_t>> last_in(const Intervals& set, uint64_t start, uint64_t end) {
+  auto i = set.lower_bound(end);
+  if (i == set.begin() || (--i)->second <= start) return std::nullopt;
+  return std::pair(std::max(start, i->first), std::min(end, i->second));
+}
+
 /// Takes [start, end) out; returns the parts that were in.
 inline std::vector<std::pair<uint64_t, uint64_t>> cut(Intervals& set, uint64_t start, uint64_t end) {
   std::vector<std::pair<uint64_t, uint64_t>> out;
-  auto i = set.upper_bound(start);
-  if (i != set.begin() && std::prev(i)->second > start) --i;
+  auto i = reaching_beyond(set, start);
   while (i != set.end() && i->first < end) {
     const auto [from, to] = *i;
     i = set.erase(i);
@@ -45,17 +72,8 @@ inline void add(Intervals& set, uint64_t start, uint64_t end) {
 inline Intervals outside(const Intervals& set, uint64_t start, uint64_t end) {
   Intervals out;
   add(out, start, end);
-  auto i = set.upper_bound(start);
-  if (i != set.begin()) --i;
-  for (; i != set.end() && i->first < end; ++i) cut(out, i->first, i->second);
+  for (auto i = reaching_beyond(set, start); i != set.end() && i->first < end; ++i) cut(out, i->first, i->second);
   return out;
-}
-
-/// The interval that `at` is in, or the end.
-inline Intervals::const_iterator around(const Intervals& set, uint64_t at) {
-  auto i = set.upper_bound(at);
-  if (i == set.begin() || (--i)->second <= at) return set.end();
-  return i;
 }
 
 }  // namespace migrate

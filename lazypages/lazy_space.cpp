@@ -319,6 +319,12 @@ bool LazySpace::settle_moves() {
 /// Asks the kernel what is registered. False: an event is outstanding, or there is so much to ask that others are to
 /// have their turn.
 bool LazySpace::settle_doubts() {
+  if (shared()) {  // what is not known is shown when all has come
+    while (const auto doubt = missing_.doubt())
+      change({doubt->unmapped ? PageChange::What::gone : PageChange::What::registered, doubt->range.start.get(),
+              doubt->range.end.get()});
+    return true;
+  }
   constexpr int kQuestions = 256;  // 100 us
   uint64_t pages = UINT64_MAX;     // to ask about at once
   for (int questions = 0; const auto doubt = missing_.doubt(); ++questions) {
@@ -326,9 +332,7 @@ bool LazySpace::settle_doubts() {
     if (asks_on_) return false;
     pages = std::min(pages, doubt->range.pages());
     const RemoteRange range = range_of(doubt->range.start.get(), pages * kPageSize);
-    Filled state = doubt->unmapped ? Filled::unregistered : Filled::exists;
-    // Of shared memory it may as well be unknown: that is shown when all has come.
-    if (!shared()) state = ask_registered(userfaultfd_.get(), range);
+    const Filled state = ask_registered(userfaultfd_.get(), range);
     if (state == Filled::changing) return false;
     if (state == Filled::dead) {
       close();
@@ -337,7 +341,7 @@ bool LazySpace::settle_doubts() {
     if (state == Filled::exists) {
       change({PageChange::What::registered, range.start.get(), range.end.get()});
       pages *= 2;
-    } else if (pages == 1 || shared()) {
+    } else if (pages == 1) {
       change({PageChange::What::gone, range.start.get(), range.end.get()});
     } else {
       pages /= 2;

@@ -12,6 +12,63 @@ namespace {
 
 [[noreturn]] void refuse(const char* why) { throw Corrupt("lazy memory", why); }
 
+template <class Put>
+void save_set(const Intervals& set, Put& put) {
+  put(set.size());
+  for (const auto& [start, end] : set) {
+    put(start);
+    put(end);
+  }
+}
+
+template <class Get>
+void load_set(Intervals& set, Get& get) {
+  for (uint64_t n = get(); n > 0; --n) {
+    const uint64_t start = get();
+    set.emplace(start, get());
+  }
+}
+
+/// A list of departures or of what is in doubt.
+template <class Told>
+uint64_t words_of(const std::vector<Told>& list) {
+  uint64_t n = 1;
+  for (const Told& t : list) {
+    n += 2;
+    for (const Intervals* set : t.sets()) n += 1 + 2 * set->size();
+  }
+  return n;
+}
+
+template <class Told, class Put>
+void save_list(const std::vector<Told>& list, Put& put) {
+  put(list.size());
+  for (const Told& t : list) {
+    put(t.start);
+    put(t.end);
+    for (const Intervals* set : t.sets()) save_set(*set, put);
+  }
+}
+
+template <class Told, class Get>
+void load_list(std::vector<Told>& list, Get& get) {
+  for (uint64_t n = get(); n > 0; --n) {
+    Told t;
+    t.start = get();
+    t.end = get();
+    for (Intervals* set : t.sets()) load_set(*set, get);
+    list.push_back(std::move(t));
+  }
+}
+
+template <class Told>
+uint64_t intervals_of(const std::vector<Told>& list) {
+  uint64_t n = list.size();
+  for (const Told& t : list)
+    for (const Intervals* set : t.sets()) n += set->size();
+  return n;
+}
+
 }  // namespace
 
 void MissingPages::add_ranges(std::span<const RemoteRange> ranges) {
@@ -55,12 +112,8 @@ MissingPages::MissingPages(std::span<const RemoteRange> ranges, std::span<const 
 }
 
 uint64_t MissingPages::words() const {
-  uint64_t n = 2 + spans_.words();
+  uint64_t n = 2 + spans_.words() + words_of(departures_) + words_of(doubtful_);
   for (const Intervals* set : sets()) n += 1 + 2 * set->size();
-  for (const auto* list : {&departures_, &doubtful_}) {
-    n += 1;
-    for (const Told& t : *list) n += 4 + 2 * (t.parts.size() + t.sure.size());
-  }
   for (const MissingSpan& span : aside_) n += span.words();
   return n;
 }
@@ -72,23 +125,9 @@ void MissingPages::save(std::span<uint64_t> words) const {
   put(join_at_);
   put(aside_.size());
   for (const MissingSpan& span : aside_) span.save(put);
-  const auto put_set = [&](const Intervals& set) {
-    put(set.size());
-    for (const auto& [start, end] : set) {
-      put(start);
-      put(end);
-    }
-  };
-  for (const Intervals* set : sets()) put_set(*set);
-  for (const auto* list : {&departures_, &doubtful_}) {
-    put(list->size());
-    for (const Told& t : *list) {
-      put(t.start);
-      put(t.end);
-      put_set(t.parts);
-      put_set(t.sure);
-    }
-  }
+  for (const Intervals* set : sets()) save_set(*set, put);
+  save_list(departures_, put);
+  save_list(doubtful_, put);
 }
 
 MissingPages MissingPages::saved(std::span<const uint64_t> words) {
@@ -105,21 +144,9 @@ MissingPages MissingPages::saved(std::span<const uint64_t> words) {
     m.aside_pages_ += span.pages();
     m.aside_.push_back(std::move(span));
   }
-  const auto get_set = [&](Intervals& set) {
-    for (uint64_t n = get(); n > 0; --n) {
-      const uint64_t start = get();
-      set.emplace(start, get());
-    }
-  };
-  for (Intervals* set : m.sets()) get_set(*set);
-  for (auto* list : {&m.departures_, &m.doubtful_}) {
-    for (uint64_t n = get(); n > 0; --n) {
-      Told t{get(), get(), {}, {}};
-      get_set(t.parts);
-      get_set(t.sure);
-      list->push_back(std::move(t));
-    }
-  }
+  for (Intervals* set : m.sets()) load_set(*set, get);
+  load_list(m.departures_, get);
+  load_list(m.doubtful_, get);
   return m;
 }
 
@@ -133,10 +160,8 @@ uint64_t MissingPages::most_bytes() const {
     all -= span.bits.empty() ? 0 : span.pages();
   }
   const uint64_t with_holes = all * kPageSize / MissingSpans::kMostWithHoles + 1;
-  uint64_t intervals = 0;
+  uint64_t intervals = intervals_of(departures_) + intervals_of(doubtful_);
   for (const Intervals* set : sets()) intervals += set->size();
-  for (const auto* list : {&departures_, &doubtful_})
-    for (const Told& t : *list) intervals += 1 + t.parts.size() + t.sure.size();
   return (spans_.spans() + aside_.size()) * kSpan + words * kBits + with_holes * (kSpan + kHoles) + intervals * kRange;
 }
 
@@ -198,19 +223,20 @@ void MissingPages::drop(uint64_t start, uint64_t end) {
 
 /// The UNMAP of a move. False: no move left just this range.
 bool MissingPages::leave(uint64_t start, uint64_t end) {
-  const auto left = std::ranges::find_if(departures_, [&](const Told& t) { return t.start == start && t.end == end; });
+  const auto left =
+      std::ranges::find_if(departures_, [&](const Departure& d) { return d.start == start && d.end == end; });
   if (left == departures_.end()) return false;
-  for (const auto& [from, to] : outside(left->parts, start, end)) drop(from, to);
+  for (const auto& [from, to] : outside(left->retaken, start, end)) drop(from, to);
   departures_.erase(left);
   return true;
 }
 
 /// `landing`: a move comes down here.
 void MissingPages::drop_doubts(uint64_t start, uint64_t end, bool landing) {
-  std::erase_if(doubtful_, [&](Told& t) {
+  std::erase_if(doubtful_, [&](Doubtful& t) {
     if (!t.meets(start, end)) return false;
-    Intervals both = t.parts;
-    for (const auto& [from, to] : t.sure) add(both, from, to);
+    Intervals both = t.unanswered;
+    for (const auto& [from, to] : t.registered) add(both, from, to);
     const auto here = cut(both, start, end);
     // mremap(2) unmaps its target first, all of it, also where it grows, and tells. So what it comes down on, as far as
     // is known, is not mapped; or this was told by that.
@@ -218,8 +244,8 @@ void MissingPages::drop_doubts(uint64_t start, uint64_t end, bool landing) {
     for (const auto& [from, to] : here) drop(from, to);
     if (all)
       for (const auto& [from, to] : both) drop(from, to);
-    for (Intervals* set : {&t.parts, &t.sure}) cut(*set, start, end);
-    return all || t.parts.empty();
+    t.cut_out(start, end);
+    return all || t.unanswered.empty();
   });
 }
 
@@ -245,7 +271,7 @@ void MissingPages::unmapped(RemoteRange range) {
 void MissingPages::moved(RemoteAddr from, RemoteAddr to, uint64_t bytes) {
   if (bytes == 0) return;  // mremap(2) with an old size of 0: a second mapping, nothing has moved
   const uint64_t from_end = from.get() + bytes;
-  Told departure{from.get(), from_end, {}, {}};
+  Departure departure{from.get(), from_end, {}};
   std::vector<MissingSpan> moving;
   const auto gather = [&](std::vector<MissingSpan> spans) { std::ranges::move(spans, std::back_inserter(moving)); };
   // From an overtaken place it is the older move: what came down there since stays.
@@ -253,24 +279,24 @@ void MissingPages::moved(RemoteAddr from, RemoteAddr to, uint64_t bytes) {
   cut(landed_, from.get(), from_end);
   for (const auto& [start, end] : overtaken) {
     gather(take_aside(start, end));
-    add(departure.parts, start, end);
+    add(departure.retaken, start, end);
   }
   for (const auto& [start, end] : beside) {
-    if (!overtaken.empty()) add(departure.parts, start, end);
+    if (!overtaken.empty()) add(departure.retaken, start, end);
   }
-  for (const auto& [start, end] : outside(departure.parts, from.get(), from_end)) gather(spans_.take(start, end));
+  for (const auto& [start, end] : outside(departure.retaken, from.get(), from_end)) gather(spans_.take(start, end));
   // It was registered, whether it was known or has grown.
   add(ranges_, from.get(), from_end);
   // And not unmapped before.
-  std::erase_if(doubtful_, [&](Told& t) {
+  std::erase_if(doubtful_, [&](Doubtful& t) {
     if (!t.meets(from.get(), from_end)) return false;
-    for (Intervals* set : {&t.parts, &t.sure}) cut(*set, from.get(), from_end);
-    return t.parts.empty();
+    t.cut_out(from.get(), from_end);
+    return t.unanswered.empty();
   });
   // A move that left it before let it stay there (MREMAP_DONTUNMAP).
-  std::erase_if(departures_, [&](const Told& t) {
-    if (!t.meets(from.get(), from_end)) return false;
-    Intervals stayed = outside(t.parts, t.start, t.end);
+  std::erase_if(departures_, [&](const Departure& d) {
+    if (!d.meets(from.get(), from_end)) return false;
+    Intervals stayed = outside(d.retaken, d.start, d.end);
     return !cut(stayed, from.get(), from_end).empty();
   });
   departures_.push_back(std::move(departure));
@@ -288,11 +314,11 @@ void MissingPages::land(uint64_t start, uint64_t end) {
   drop_doubts(start, end, true);
   // Where a move has left already, only its UNMAP is older.
   Intervals departed;
-  for (Told& d : departures_) {
+  for (Departure& d : departures_) {
     if (!d.meets(start, end)) continue;
     const uint64_t from = std::max(start, d.start), to = std::min(end, d.end);
-    for (const auto& [f, t] : outside(d.parts, from, to)) add(departed, f, t);
-    add(d.parts, from, to);
+    for (const auto& [f, t] : outside(d.retaken, from, to)) add(departed, f, t);
+    add(d.retaken, from, to);
   }
   Intervals unknown{{start, end}}, known;
   for (const auto& [from, to] : cut(ranges_, start, end)) {
@@ -326,16 +352,16 @@ std::optional<MissingPages::Doubt> MissingPages::doubt() const {
   const bool unmapped = !doubtful_.empty();
   if (!unmapped && departures_.empty()) return std::nullopt;
   if (!unmapped) return Doubt{{RemoteAddr(departures_.back().start), RemoteAddr(departures_.back().end)}, false};
-  const auto& [start, end] = *doubtful_.back().parts.begin();
+  const auto& [start, end] = *doubtful_.back().unanswered.begin();
   return Doubt{{RemoteAddr(start), RemoteAddr(end)}, true};
 }
 
 void MissingPages::registered(RemoteRange range) {
   const uint64_t start = range.start.get(), end = range.end.get();
   if (!doubtful_.empty()) {
-    Told& t = doubtful_.back();
-    for (const auto& [from, to] : cut(t.parts, start, end)) add(t.sure, from, to);
-    if (t.parts.empty()) doubtful_.pop_back();
+    Doubtful& t = doubtful_.back();
+    for (const auto& [from, to] : cut(t.unanswered, start, end)) add(t.registered, from, to);
+    if (t.unanswered.empty()) doubtful_.pop_back();
   } else {
     departed_to(end);
   }
@@ -345,8 +371,8 @@ void MissingPages::gone(RemoteRange range) {
   drop(range.start.get(), range.end.get());
   if (doubtful_.empty()) return departed_to(range.end.get());
   // If it was not older, nothing is left of what came down; something that is registered has come there since.
-  for (const Intervals& set : {doubtful_.back().parts, doubtful_.back().sure})
-    for (const auto& [from, to] : set) drop(from, to);
+  for (const Intervals* set : std::as_const(doubtful_.back()).sets())
+    for (const auto& [from, to] : *set) drop(from, to);
   doubtful_.pop_back();
 }
 
@@ -359,8 +385,8 @@ void MissingPages::departed_to(uint64_t end) {
 
 MissingPages MissingPages::forked() const {
   MissingPages child = *this;
-  for (const Told& d : std::exchange(child.departures_, {})) {
-    Intervals left = outside(d.parts, d.start, d.end);
+  for (const Departure& d : std::exchange(child.departures_, {})) {
+    Intervals left = outside(d.retaken, d.start, d.end);
     if (!left.empty()) child.doubtful_.push_back({d.start, d.end, std::move(left), {}});
   }
   child.settle_moves();

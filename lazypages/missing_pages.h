@@ -108,11 +108,24 @@ class MissingPages {
  private:
   static constexpr uint64_t kJoinAt = 64;
 
-  /// A range that an event told of, until it is known what became of `parts` of it.
-  struct Told {
+  /// What a move left, until its UNMAP comes, or never will (MREMAP_DONTUNMAP).
+  struct Departure {
     uint64_t start = 0, end = 0;
-    Intervals parts, sure;
+    Intervals retaken;  ///< others came down there since
     bool meets(uint64_t from, uint64_t to) const { return from < end && start < to; }
+    std::array<Intervals*, 1> sets() { return {&retaken}; }
+    std::array<const Intervals*, 1> sets() const { return {&retaken}; }
+  };
+  /// An UNMAP that may be older than the moves that came down within its range.
+  struct Doubtful {
+    uint64_t start = 0, end = 0;
+    Intervals unanswered, registered;  ///< of what came down: as the kernel has said so far
+    bool meets(uint64_t from, uint64_t to) const { return from < end && start < to; }
+    void cut_out(uint64_t from, uint64_t to) {
+      for (Intervals* set : sets()) cut(*set, from, to);
+    }
+    std::array<Intervals*, 2> sets() { return {&unanswered, &registered}; }
+    std::array<const Intervals*, 2> sets() const { return {&unanswered, &registered}; }
   };
 
   std::array<Intervals*, 4> sets() { return {&ranges_, &overtaken_, &landed_, &beside_}; }
@@ -132,10 +145,8 @@ class MissingPages {
   Intervals overtaken_;         ///< where a move came down on memory that was still registered: older events will come
   Intervals landed_;            ///< where a move came down on memory that was not known to be registered
   Intervals beside_;            ///< so, of moves that overtook something with another part
-  /// What moves left, and whose UNMAP has not come, or never will (MREMAP_DONTUNMAP); `parts`: where others came down.
-  std::vector<Told> departures_;
-  /// UNMAPs that may be older than the moves that came down on `parts` of them; `sure`: is registered, says the kernel.
-  std::vector<Told> doubtful_;
+  std::vector<Departure> departures_;
+  std::vector<Doubtful> doubtful_;
   std::vector<MissingSpan> aside_;  ///< missing pages that were at overtaken places before
   uint64_t aside_pages_ = 0;
 };

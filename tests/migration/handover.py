@@ -115,7 +115,8 @@ def parse():
     p.add_argument("--list", action="store_true")
     p.add_argument("--keep", action="store_true")
     p.add_argument("--send-arg", action="append", default=[], help="one more option for every send")
-    p.add_argument("--seconds", type=int, default=3000, help="start no further case after this time")
+    p.add_argument("--seconds", type=int, default=3000, help="start no further case after this time: how many are left is a failure")
+    p.add_argument("--skip", type=int, default=0, metavar="N", help="leave out the first N cases, which an earlier run did")
     return p.parse_args()
 
 
@@ -153,7 +154,7 @@ def selected(options, points, actions):
               if everywhere or (p, a) in extra or by_default(p, a, m)]
     wanted = [(p, a, m) for p, a, m in wanted if not options.only or any(re.search(o, f"{p}:{a}") for o in options.only)]
     wanted = [("none", "none", m) for m in modes] * (not options.only) + wanted
-    return [(p, a, m) for p, a, m in wanted if not inapplicable(p, a, m)]
+    return [(p, a, m) for p, a, m in wanted if not inapplicable(p, a, m)][options.skip:]
 
 
 class Context:
@@ -166,15 +167,19 @@ class Context:
 
 # Some cells are races between the hosts: one that differs from the table is tried so often before that counts.
 TRIES = 3
+LATE = "LATE"  # not tried for want of time
 
 
 def run_all(options, context, wanted, counts, outcomes, tables):
     for attempt in range(TRIES):
-        differing = []
+        differing, late = [], []
         jobs = [(f"{'abc'[attempt]}{n}", *case) for n, case in enumerate(wanted)]
         with contextlib.closing(parallel.run(jobs, lambda job: one(context, *job), options.jobs, 120)) as cases:
             for (_, point, action, mode), result in cases:
                 verdict, text, seconds = result or ("FAIL", "the case's process died or hung", 0.0)
+                if verdict == LATE:
+                    late.append(f"{point}:{action} {mode}")
+                    continue
                 if verdict == "PASS":
                     outcomes[point, action, mode] = short(text)
                     if tables and (otherwise := differs(tables, point, action, mode, text)):
@@ -185,6 +190,9 @@ def run_all(options, context, wanted, counts, outcomes, tables):
                             continue
                 counts[verdict] += 1
                 print(f"{verdict} {point}:{action} {mode} ({seconds:.1f} s): {text}", flush=True)
+        if late:
+            counts["FAIL"] += 1
+            print(f"FAIL time-is-up (0.0 s): {len(late)} cases were not tried (--seconds), {late[0]} and what follows", flush=True)
         wanted = differing
         if not wanted:
             return
@@ -193,7 +201,7 @@ def run_all(options, context, wanted, counts, outcomes, tables):
 def one(context, name, point, action, mode):
     """In the case's process."""
     if time.monotonic() - context.started > context.seconds:
-        return "FAIL", "out of time (--seconds): it was not tried", 0.0
+        return LATE, "", 0.0
     # A short name, since the address of a Unix socket is in there.
     folder = os.path.join(context.top, name)
     return frame.one_case(lambda: faults.Case(context, folder, point, action, mode), folder,

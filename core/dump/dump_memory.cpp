@@ -119,7 +119,7 @@ bool has_userfaultfd(pid_t pid) {
 }  // namespace
 
 void check_mapping(pid_t pid, const Vma& vma) {
-  const auto refuse = [&](const char* what, const char* remedy) {
+  const auto refuse = [&](const char* what, const std::string& remedy) {
     throw Refusal("task " + std::to_string(pid) + " has " + what + ": " + vma.describe(), remedy);
   };
   constexpr const char* kUnmap = "unmap it first, or run the program without it";
@@ -138,7 +138,8 @@ void check_mapping(pid_t pid, const Vma& vma) {
     if (has_userfaultfd(pid)) refuse("memory registered with userfaultfd", "let it unregister first");
     if (vma.has(VmFlag::uffd_wp))
       refuse("memory whose writes another process tracks (userfaultfd)",
-             "it is being moved, or dumped in rounds: try again when that is over");
+             "while it is moved, wait for that; after a pre-dump, `migrate untrack -t " + std::to_string(pid) +
+                 "` ends it");
     refuse("memory whose pages another process brings (userfaultfd)", "try again when all of it is there");
   }
   if (vma.protection_key != 0) refuse("memory with a protection key", kUnmap);

@@ -43,7 +43,8 @@ std::vector<std::string> idle_send_options(const CLI::App& verb, const SendOptio
   found.unless(automatic, {"--allow-postcopy"}, "without --mode auto");
   found.unless(rounds, {"--max-downtime", "--max-rounds", "--max-total-time", "--on-no-convergence"},
                "with a --mode that has no rounds");
-  found.unless(late, {"--recover-timeout"}, "when no memory is left to follow: see --mode");
+  found.unless(late, {"--recover-timeout"},
+               "without a mode in which memory follows (postcopy, hybrid, auto --allow-postcopy)");
   return found.sentences();
 }
 

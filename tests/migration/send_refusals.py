@@ -167,7 +167,7 @@ def dumped_while_moved(context, folder):
             # Soft-dirty bits, where the kernel has nothing better, are in nobody's way.
             expect(code == (2 if registered else 0), f"dump exited {code}: {out}")
             if registered:
-                expect_sentence(out, ["task {pid} has memory whose writes another process tracks", "try again when that is over"],
+                expect_sentence(out, ["task {pid} has memory whose writes another process tracks", "wait for that; .*migrate untrack -t {pid}"],
                                 {"pid": program.pid})
         finally:
             mover.kill()

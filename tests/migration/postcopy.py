@@ -99,6 +99,22 @@ def end_by_force(move):
     expect(not exists(move.old), f"--force-kill left the frozen copy ({code}): {out[-500:]}")
 
 
+def killed_by_force(context, folder):
+    """The operator kills the frozen copy before the destination has all of it: that is told, and nobody waits for ever."""
+    move = Move(context, folder, "postcopy")
+    try:
+        interrupt(signal.SIGINT)(move)
+        move.send_ends(3)
+        kill_all([*move.named("guardian-watch source ", move.session), *move.named("guardian-source ", move.session)])
+        end_by_force(move)
+        wait_for(lambda: move.state("destination") == "LOST", "the destination to say LOST", 20)
+        wait_for(lambda: not move.lazy(), "the lazy host to leave", 10)
+        code, out = move.hosts.tool.resolve(move.hosts.network, "source", "destination", move.hosts.keys, move.session)
+        expect(code == 0 and "runs at the destination" not in out, f"resolve afterwards exited {code}: {out[-500:]}")
+    finally:
+        move.close()
+
+
 def destination_restarted(context, folder):
     """Everything there dies, and comes back with another boot id: the pages that came are gone, and the source's tree is the only
     copy that is left. It must not be killed."""
@@ -464,6 +480,7 @@ CASES = {
     "kill/all-lazy": kill_all_lazy,
     "kill/all-there": all_dead_there,
     "kill/source-tree": source_tree_killed,
+    "kill/by-force": killed_by_force,
     "left-alone/copy": left_alone(False),
     "left-alone/folder": left_alone(True),
     **postcopy_cgroups.CASES,

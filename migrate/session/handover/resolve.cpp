@@ -16,6 +16,7 @@ namespace migrate {
 namespace {
 
 constexpr std::chrono::milliseconds kSettling{5'000};
+constexpr const char* kKilled = "the operator killed it";
 
 /// As a shell takes them: "/sys/fs/cgroup", or "{/sys/fs/cgroup/pids,/sys/fs/cgroup/memory}".
 std::string parents_of(const std::vector<std::string>& folders) {
@@ -148,7 +149,8 @@ class Resolver {
   bool settle_here(const JournalEntry& seen) {
     const AskDestination ask = asker(seen);
     if (is_final(seen.state)) {
-      const std::string where = seen.state == State::done   ? "runs at the destination"
+      const std::string where = seen.reason == kKilled      ? "was killed here, on the operator's word"
+                                : seen.state == State::done ? "runs at the destination"
                                 : seen.state == State::lost ? "is lost"
                                                             : "runs on here";
       const bool told = tell_outcome(store_, seen.id, ask, log_);
@@ -166,9 +168,15 @@ class Resolver {
       tell("busy", seen,
            "is in the hands of pid " + std::to_string(store_.owner(seen.id, seen.role)) +
                (follows ? ", which brings what the destination still needs" : ""));
+      return options_.force == ResolveOptions::Force::none;
+    }
+    if (options_.force != ResolveOptions::Force::none) {
+      force_here(*journal, ask);
+      const SessionId id = journal->id();
+      journal.reset();
+      if (options_.force == ResolveOptions::Force::kill) tell_outcome(store_, id, ask, log_);
       return true;
     }
-    if (options_.force != ResolveOptions::Force::none) return force_here(*journal, ask);
     Settled settled = settle_source(*journal, *keeper_, ask, log_);
     std::string cut;
     if (settled.needs_pages) {
@@ -211,7 +219,7 @@ class Resolver {
     }
   }
 
-  bool force_here(Journal& journal, const AskDestination& ask) {
+  void force_here(Journal& journal, const AskDestination& ask) {
     const bool run = options_.force == ResolveOptions::Force::run;
     // The other side hears of it first if it can: an order of an older epoch is refused there from now on.
     if (run) {
@@ -234,11 +242,10 @@ class Resolver {
       if (journal.state() == State::frozen) journal.step(State::committed, kOwn, "the operator gave it up");
       if (journal.state() != State::committed) throw Refusal("the session is not held", "kill the program itself");
       keeper_->kill(journal.entry());
-      journal.step(State::done, kOperator, "the operator killed it");
+      journal.step(State::done, kOperator, kKilled);
     }
     tell("resolved", journal.entry(),
          run ? "runs on here, on the operator's word" : "killed here, on the operator's word");
-    return true;
   }
 
   bool settle_there(const JournalEntry& seen) {
@@ -286,7 +293,7 @@ class Resolver {
       std::optional<Journal> journal = store_.take_over(entry.id, Role::destination);
       if (!journal) throw Error("the session is in the hands of another process");
       keeper_->discard(journal->entry());
-      journal->step(State::done, kOperator, "the operator killed it");
+      journal->step(State::done, kOperator, kKilled);
       journal.reset();
       sessions_.look(entry.id);
     }

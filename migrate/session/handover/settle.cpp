@@ -169,6 +169,8 @@ bool tell_outcome(JournalStore& store, const SessionId& id, const AskDestination
   if (!entry || !is_final(entry->state) || entry->peer_settled) return true;
   const bool aborted = entry->state == State::aborted;
   try {
+    // The operator may have killed it before the destination had all of it.
+    if (!aborted && entry->feed) ask(id, entry->epoch, Resolve::LOSE);
     const Answer answer = ask(id, entry->epoch, aborted ? Resolve::DISCARD : Resolve::FINISH);
     // A restart took its copy, whatever its journal says.
     const bool heard = answer.state() == Answer::UNKNOWN || answer.rebooted() || answer.state() == Answer::LOST ||

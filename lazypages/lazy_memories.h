@@ -44,8 +44,6 @@ class LazyMemories : public PageSink {
   /// task misses that waits in a fork is wanted once more when it goes on.
   void write(MemoryId memory, uint64_t address, std::span<const std::byte> data) override;
 
-  /// The source says that it has no such pages: never true of announced ones. Throws Corrupt.
-
   /// One turn of the fault loop: waits at most so long for faults and other events, or until some memory has got its
   /// last page, and deals with them.
   void serve(std::chrono::milliseconds wait);

@@ -246,9 +246,9 @@ void PageFeeder::start_fill() {
 }
 
 void PageFeeder::answer(const FeedPacket& packet) {
-  asked_ += packet.count;
   const auto seconds = std::chrono::ceil<std::chrono::seconds>(std::chrono::steady_clock::now() - began_).count();
-  if (asked_ > announced_ * kMostAsked + kSomeMore + static_cast<uint64_t>(seconds) * kMoreASecond)
+  if (counters_.requested + packet.count >
+      announced_ * kMostAsked + kSomeMore + static_cast<uint64_t>(seconds) * kMoreASecond)
     throw corrupt("it asks for more pages than it can miss");
   const auto addresses = decode_addresses(receive_body(packet), link_->peer());
   for (const uint64_t address : addresses)

@@ -119,7 +119,6 @@ class PageFeeder {
   uint64_t listed_ = 0;            ///< ... and of these, pages that it has listed
   MemoryId listing_;               ///< of which it lists pages
   uint64_t listed_until_ = 0;      ///< and up to where
-  uint64_t asked_ = 0;             ///< pages
   std::vector<std::byte> answer_;  ///< headers and pages
   std::vector<std::byte> body_;    ///< of the packet that is being read
   std::unique_ptr<FillPace> pace_;

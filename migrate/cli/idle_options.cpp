@@ -3,8 +3,6 @@
 #include <CLI/CLI.hpp>
 #include <initializer_list>
 
-#include "core/base/error.h"
-
 namespace migrate::cli {
 namespace {
 
@@ -31,16 +29,11 @@ class Found {
 }  // namespace
 
 std::vector<std::string> idle_send_options(const CLI::App& verb, const SendOptions& send) {
-  const bool automatic = send.mode == SendMode::automatic;
   const bool rounds = send.mode != SendMode::stop_copy && send.mode != SendMode::postcopy;
   const bool late = send.mode == SendMode::postcopy || send.mode == SendMode::hybrid ||
-                    (rounds && send.policy.on_no_convergence == OnNoConvergence::postcopy) ||
-                    (automatic && send.allow_postcopy);
-  if (automatic && send.allow_postcopy && is_given(verb, "--on-no-convergence") &&
-      send.policy.on_no_convergence != OnNoConvergence::postcopy)
-    throw Refusal("--allow-postcopy and --on-no-convergence say different things", "give one of them");
+                    (rounds && send.policy.on_no_convergence == OnNoConvergence::postcopy);
   Found found(verb);
-  found.unless(automatic, {"--allow-postcopy"}, "without --mode auto");
+  found.unless(send.mode == SendMode::automatic, {"--allow-postcopy"}, "without --mode auto");
   found.unless(rounds, {"--max-downtime", "--max-rounds", "--max-total-time", "--on-no-convergence"},
                "with a --mode that has no rounds");
   found.unless(late, {"--recover-timeout"},

@@ -12,7 +12,7 @@ class App;
 
 namespace migrate::cli {
 
-/// A sentence each, of the options of `send`. Throws Refusal if two of them want different things.
+/// A sentence each, of the options of `send`.
 std::vector<std::string> idle_send_options(const CLI::App& verb, const SendOptions& send);
 /// Of those that say how hosts are connected.
 std::vector<std::string> idle_link_options(const CLI::App& verb, bool insecure);

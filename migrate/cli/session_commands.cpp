@@ -62,7 +62,8 @@ void SessionCommands::add_output(CLI::App& verb, std::string& state_dir) {
   verb.add_option("--state-dir", state_dir, "folder of the journals")->type_name("DIR")->capture_default_str();
 }
 
-LinkOptions SessionCommands::link_options() const {
+LinkOptions SessionCommands::link_options(const CLI::App& verb, Logger& log) const {
+  warn(log, idle_link_options(verb, link_.insecure));
   LinkOptions link;
   link.tls_name = link_.tls_name;
   link.insecure = link_.insecure;
@@ -116,12 +117,15 @@ void SessionCommands::add_send(CLI::App& app, std::function<int()>& run) {
   verb->callback([this, verb, &run] {
     run = [this, verb] {
       const LoggerPtr log = session_logger(link_.verbose);
-      warn(*log, idle_link_options(*verb, link_.insecure));
-      warn(*log, idle_send_options(*verb, send_));
-      send_.link = link_options();
+      send_.link = link_options(*verb, *log);
       send_.policy.max_downtime = max_downtime_ms_ / 1e3;
-      if (send_.mode == SendMode::automatic && send_.allow_postcopy)
-        send_.policy.on_no_convergence = OnNoConvergence::postcopy;
+      if (send_.mode == SendMode::automatic && send_.allow_postcopy) {
+        OnNoConvergence& then = send_.policy.on_no_convergence;
+        if (verb->count("--on-no-convergence") > 0 && then != OnNoConvergence::postcopy)
+          throw Refusal("--allow-postcopy and --on-no-convergence say different things", "give one of them");
+        then = OnNoConvergence::postcopy;
+      }
+      warn(*log, idle_send_options(*verb, send_));
       send_.report = link_.json ? ReportFormat::json : ReportFormat::automatic;
       return run_send(send_, *log);
     };
@@ -213,8 +217,7 @@ void SessionCommands::add_receive(CLI::App& app, std::function<int()>& run) {
   verb->callback([this, verb, &run] {
     run = [this, verb] {
       const LoggerPtr log = session_logger(link_.verbose);
-      warn(*log, idle_link_options(*verb, link_.insecure));
-      receive_.link = link_options();
+      receive_.link = link_options(*verb, *log);
       if (receive_.link.tls) receive_.link.tls->accepted_peers = accept_;
       receive_.deny_capabilities = capability_bits(denied_capabilities_);
       receive_.report = link_.json ? ReportFormat::json : ReportFormat::automatic;
@@ -236,7 +239,6 @@ void SessionCommands::add_resolve(CLI::App& app, std::function<int()>& run) {
   verb->callback([this, verb, &run] {
     run = [this, verb] {
       const LoggerPtr log = session_logger(link_.verbose);
-      warn(*log, idle_link_options(*verb, link_.insecure));
       if (!force_run_.empty() && !force_kill_.empty())
         throw Refusal("--force-run and --force-kill exclude each other", "give one of them");
       if (!force_run_.empty() || !force_kill_.empty()) {
@@ -244,7 +246,7 @@ void SessionCommands::add_resolve(CLI::App& app, std::function<int()>& run) {
         resolve_.typed_session = force_kill_.empty() ? force_run_ : force_kill_;
         if (resolve_.session.empty()) resolve_.session = resolve_.typed_session;
       }
-      resolve_.link = link_options();
+      resolve_.link = link_options(*verb, *log);
       resolve_.report = link_.json ? ReportFormat::json : ReportFormat::automatic;
       return run_resolve(resolve_, *log);
     };
@@ -270,10 +272,9 @@ void SessionCommands::add_check(CLI::App& app, CoreOptions& core, std::function<
       ->type_name("NAME");
   verb->callback([this, verb, &run] {
     run = [this, verb] {
-      warn(*session_logger(false), idle_link_options(*verb, link_.insecure));
       if (!check_.peer.empty() && !check_.feature.empty())
         throw Refusal("--feature is about this host, not about " + check_.peer, "leave out one of them");
-      check_.link = link_options();
+      check_.link = link_options(*verb, *session_logger(false));
       check_.keys_named = !(link_.cacert + link_.cert + link_.key + link_.crl).empty();
       check_.json = link_.json;
       return run_check(check_);

@@ -26,7 +26,8 @@ class SessionCommands {
   };
   void add_link(CLI::App& verb);
   void add_output(CLI::App& verb, std::string& state_dir);
-  LinkOptions link_options() const;
+  /// Warns of options that have no effect.
+  LinkOptions link_options(const CLI::App& verb, Logger& log) const;
   void add_send(CLI::App& app, std::function<int()>& run);
   void add_policy(CLI::App& verb);
   void add_page_streams(CLI::App& verb);

@@ -353,7 +353,6 @@ TEST(MissingPages, WhatIsMovedAwayWasRegisteredWhetherItWasKnownOrNot) {
   }
 }
 
-// A fork gets no events that were outstanding: what it does itself is newer.
 TEST(MissingPages, AMoveOfNothingLeavesNothing) {
   const RemoteRange range{RemoteAddr(16 * kPageSize), RemoteAddr(32 * kPageSize)};
   const std::vector<RemoteRange> ranges{range};
@@ -365,6 +364,7 @@ TEST(MissingPages, AMoveOfNothingLeavesNothing) {
   EXPECT_EQ(pages.pages(), 16u);
 }
 
+// A fork gets no events that were outstanding: what it does itself is newer.
 TEST(MissingPages, AForkWaitsForNoOlderEvents) {
   Landed l;
   l.move(0, 20, 2);   // overtook

@@ -1,4 +1,5 @@
 """What `migrate send` refuses, by either side."""
+import contextlib
 import os
 import re
 import socket
@@ -29,6 +30,18 @@ class Hosts:
 
     def receive(self, *options, env=None, through=()):
         self.receiver = self.tool.receive(self.network, "destination", self.keys, options=options, env=env, prefix=through)
+
+    @contextlib.contextmanager
+    def send_that_stands(self, pid, point):
+        """At a fault point of the source's agent; it is killed afterwards."""
+        mover = self.tool.send(self.network, "source", "destination", self.keys, pid, wait=False,
+                               env={"MIGRATE_FAULT": f"source-agent.{point}:stop-self"})
+        try:
+            wait_for(lambda: stat_fields(mover.pid)[0] == "T", f"send to stand at {point}", 20)
+            yield
+        finally:
+            mover.kill()
+            mover.wait()
 
     def receive_elsewhere(self, *commands):
         """Among mounts of its own, which these commands make."""
@@ -141,14 +154,8 @@ def moved_already(context, folder):
     with Hosts(context, folder) as hosts:
         program = hosts.start("plain")
         hosts.receive()
-        mover = hosts.tool.send(hosts.network, "source", "destination", hosts.keys, program.pid, wait=False,
-                                env={"MIGRATE_FAULT": "source-agent.begun:stop-self"})
-        try:
-            wait_for(lambda: stat_fields(mover.pid)[0] == "T", "the first send to stand", 20)
+        with hosts.send_that_stands(program.pid, "begun"):
             hosts.refused(program.pid, ["pid:{pid} is being moved already, by process"], {"pid": program.pid}, began=True)
-        finally:
-            mover.kill()
-            mover.wait()
 
 
 def dumped_while_moved(context, folder):
@@ -156,10 +163,7 @@ def dumped_while_moved(context, folder):
     with Hosts(context, folder) as hosts:
         program = hosts.start("plain")
         hosts.receive()
-        mover = hosts.tool.send(hosts.network, "source", "destination", hosts.keys, program.pid, wait=False,
-                                env={"MIGRATE_FAULT": "source-agent.round-sent:stop-self"})
-        try:
-            wait_for(lambda: stat_fields(mover.pid)[0] == "T", "the send to stand behind its first round", 20)
+        with hosts.send_that_stands(program.pid, "round-sent"):
             registered = re.search(r"^VmFlags:.* uw\b", read(f"/proc/{program.pid}/smaps"), re.MULTILINE)
             os.mkdir(os.path.join(folder, "images"))
             code, out = run([context.binary, "dump", "-t", str(program.pid), "-D", os.path.join(folder, "images"), "-R"],
@@ -169,9 +173,6 @@ def dumped_while_moved(context, folder):
             if registered:
                 expect_sentence(out, ["task {pid} has memory whose writes another process tracks", "wait for that; .*migrate untrack -t {pid}"],
                                 {"pid": program.pid})
-        finally:
-            mover.kill()
-            mover.wait()
 
 
 def without_effect(context, folder):

@@ -18,10 +18,6 @@ namespace {
 constexpr size_t kSpares = 16;
 constexpr std::chrono::milliseconds kDeadWithin{50};
 
-std::string name_of(MemoryId memory) {
-  return (memory.kind == MemoryId::Kind::task ? "task " : "shared memory ") + std::to_string(memory.id);
-}
-
 }  // namespace
 
 LazyMemories::LazyMemories(Wanted wanted, std::shared_ptr<LazyRecord> record)
@@ -341,6 +337,25 @@ void LazyMemories::finish() {
   if (const uint64_t pages = missing_pages(); pages != 0)
     throw Error("the memory is not whole: " + std::to_string(pages) + " pages are missing");
   finish_all(false);
+}
+
+bool LazyMemories::try_lose(MemoryId memory) {
+  {
+    const std::lock_guard lock(mutex_);
+    const auto known = memories_.find(memory);
+    if (known == memories_.end()) return true;
+    known->second.passed_over.clear();
+  }
+  if (LazyObject* object = memory.kind == MemoryId::Kind::shmem ? around_->objects->of(memory.id) : nullptr) {
+    object->lose();
+    tell_mappings(object->base(), object->bytes());
+  }
+  // Who is forked meanwhile comes later in the list.
+  uint64_t id = 0;
+  bool all = true;
+  while (const Space space = next_space(memory, id, id)) all = space->try_poison() && all;
+  if (all) ::eventfd_write(filled_.get(), 1);
+  return all;
 }
 
 void LazyMemories::poison() {

@@ -21,7 +21,7 @@ namespace migrate {
 /// Pages that arrive go wherever they are missing: to the task whose they were, and to all that were forked from it
 /// since.
 ///
-/// Any thread may call anything at any time, except that serve(), finish() and poison() are one thread's.
+/// Any thread may call anything at any time, except that serve(), try_lose(), finish() and poison() are one thread's.
 class LazyMemories : public PageSink {
  public:
   /// A task waits for this page of the source's; told once for each page until it arrives, by whichever thread finds
@@ -70,6 +70,9 @@ class LazyMemories : public PageSink {
   /// Gives all memory back to the kernel, when it is whole (else throws Error): no task is left waiting, and pages that
   /// no task ever touched are zeros without us.
   void finish();
+  /// What is missing of this memory is lost: whoever touches it gets SIGBUS from now on; of shared memory, any of it.
+  /// False: not all yet, to be called again after another serve(). Throws Error where the kernel cannot (before 6.6).
+  [[nodiscard]] bool try_lose(MemoryId memory);
   /// Missing pages are lost: whoever touches one gets SIGBUS from now on, as for a hardware error. Throws Error where
   /// the kernel cannot (before 6.6); nothing was given back then, but shared memory is cut to no size. Else ends like
   /// finish().

@@ -25,7 +25,8 @@ bool CriuGetClient::may_be(std::string_view run_id) {
     if (!stream_->read_exact(answer)) throw Disconnected("page server " + stream_->peer() + " left without an answer");
     one = Unpacker(answer).get<uint32_t>();
   }
-  return has[0] != 1 || has[1] == 1;
+  ours_ = has[0] == 1;
+  return !ours_ || has[1] == 1;
 }
 
 void CriuGetClient::ask(const AskedPages& asked) {
@@ -42,6 +43,7 @@ uint64_t CriuGetClient::take(const AskedPages& asked, std::span<std::byte> into)
   const CriuRequest answer = decode_criu_answer(bytes);
   if (answer.memory != asked.memory || answer.address != asked.address)
     wrong("it is of pages that were not asked for, or not now");
+  if (ours_ && answer.flags == 0 && answer.pages == 0) return 0;
   if (answer.flags != CriuRequest::kPresent || answer.pages == 0)
     wrong("it says that there are no such pages, which the images name");
   if (answer.pages > asked.pages) wrong("it has more pages than were asked for");

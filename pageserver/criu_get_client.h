@@ -28,13 +28,15 @@ class CriuGetClient {
   bool may_be(std::string_view run_id);
   void ask(const AskedPages& asked);
   /// The answer to the oldest request that has none; `asked` is what that asked for. At least one of its pages, from
-  /// the first on; `into` has room for all. Returns how many came. Throws Corrupt if it is another answer.
+  /// the first on; `into` has room for all. Returns how many came; 0: the task has ended there, and no page of it ever
+  /// comes (only a lazy dump of ours says so). Throws Corrupt if it is another answer.
   uint64_t take(const AskedPages& asked, std::span<std::byte> into);
   /// Nothing is needed any more, and all was answered: the server may end what it dumped. Returns when it has said so.
   void close();
 
  private:
   std::unique_ptr<Stream> stream_;
+  bool ours_ = false;
 };
 
 }  // namespace migrate

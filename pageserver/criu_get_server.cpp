@@ -52,7 +52,7 @@ std::optional<CriuRequest> read_get(Stream& stream, const GivenMemories& memorie
   return r;
 }
 
-void answer_get(Stream& stream, const GivenMemories& memories, const CriuRequest& get) {
+bool answer_get(Stream& stream, const GivenMemories& memories, const CriuRequest& get) {
   const GivenMemory& memory = memories.at(get.memory);
   const auto header = encode_criu_answer({.command = Command::add_f,
                                           .flags = CriuRequest::kPresent,
@@ -66,11 +66,19 @@ void answer_get(Stream& stream, const GivenMemories& memories, const CriuRequest
   const uint64_t end = get.address + get.pages * kPageSize;
   for (uint64_t at = get.address; at < end;) {
     const std::span<std::byte> part = room.first(std::min<uint64_t>(room.size(), end - at));
-    if (pread_full(memory.fd.get(), part, at, subject(get.memory, at)) != part.size())
+    if (pread_full(memory.fd.get(), part, at, subject(get.memory, at)) != part.size()) {
+      if (at == get.address) return false;
       throw Error("read", subject(get.memory, at) + ", which is gone", 0);
+    }
     stream.write(at == get.address ? std::span(buffer).first(header.size() + part.size()) : part);
     at += part.size();
   }
+  return true;
+}
+
+void answer_gone(Stream& stream, const CriuRequest& get) {
+  stream.write(
+      encode_criu_answer({.command = Command::add_f, .pages = 0, .address = get.address, .memory = get.memory}));
 }
 
 void answer_parent(Stream& stream, bool has) {

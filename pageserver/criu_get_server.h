@@ -25,9 +25,12 @@ uint64_t announced_pages(const GivenMemories& memories);
 /// protocol). Only what may be asked for comes back: GET of announced pages, PARENT, CLOSE. The peer is hostile: throws
 /// Corrupt for anything else, Disconnected, TimedOut, Cancelled.
 std::optional<CriuRequest> read_get(Stream& stream, const GivenMemories& memories, Deadline deadline);
-/// Gives the pages. Throws Error if they cannot be read (the task is gone): then the connection must be cut, which
-/// tells the peer that they did not come. Memory taken does not depend on how many are wanted.
-void answer_get(Stream& stream, const GivenMemories& memories, const CriuRequest& get);
+/// Gives the pages. False: the task is gone, and nothing was sent. Throws Error if they cannot be read: then the
+/// connection must be cut, which tells the peer that they did not come. Memory taken does not depend on how many are
+/// wanted.
+[[nodiscard]] bool answer_get(Stream& stream, const GivenMemories& memories, const CriuRequest& get);
+/// To a GET of a task that is gone, of a peer that understands it.
+void answer_gone(Stream& stream, const CriuRequest& get);
 /// To a PARENT.
 void answer_parent(Stream& stream, bool has);
 /// To a CLOSE.

@@ -19,7 +19,8 @@
 // There dst_id is the task's pid as it is; elsewhere the kind of memory stands in its lowest byte.
 //
 // Within that, two of ours find out whether they speak of the same dump (pids alone do not tell): PARENT of kLazyDump
-// is answered by 1, and PARENT of lazy_dump(run id) by whether it is that dump. CRIU's server has 0 for both.
+// is answered by 1, and PARENT of lazy_dump(run id) by whether it is that dump. CRIU's server has 0 for both. Who has
+// asked so is told of a task that was killed while its pages were kept: ADD_F without flags, 0 pages.
 #pragma once
 
 #include <array>

@@ -25,10 +25,7 @@ bool is_exclusive(uint64_t word) {
 
 }  // namespace
 
-PageReader::PageReader(const PageSource& source)
-    : source_(source),
-      what_("pages of " + std::string(source.memory.kind == MemoryId::Kind::task ? "task " : "shared memory object ") +
-            std::to_string(source.memory.id)) {
+PageReader::PageReader(const PageSource& source) : source_(source), what_("pages of " + name_of(source.memory)) {
   if (source.memory.kind == MemoryId::Kind::task) find_task();
 }
 
@@ -75,10 +72,13 @@ void PageReader::read_quickly(uint64_t address, std::span<std::byte> out, Rest r
   }
 }
 
-void PageReader::read(uint64_t address, std::span<std::byte> out) const {
+bool PageReader::read(uint64_t address, std::span<std::byte> out) const {
+  bool all = true;
   read_quickly(address, out, [&](Part part) {
-    read_any(address + part.first * kPageSize, out.subspan(part.first * kPageSize, part.count * kPageSize));
+    all =
+        all && read_any(address + part.first * kPageSize, out.subspan(part.first * kPageSize, part.count * kPageSize));
   });
+  return all;
 }
 
 void PageReader::read_existing(uint64_t address, std::span<std::byte> out, std::vector<bool>& vanished) const {
@@ -103,12 +103,15 @@ void PageReader::read_any_existing(uint64_t address, std::span<std::byte> out, P
   }
 }
 
-void PageReader::read_any(uint64_t address, std::span<std::byte> out) const {
+bool PageReader::read_any(uint64_t address, std::span<std::byte> out) const {
   const size_t got = pread_full(source_.fd.get(), out, address, what_);
+  // proc(5): of a memory that nobody uses any more nothing is read; of what is not mapped, EIO.
+  if (got != out.size() && source_.memory.kind == MemoryId::Kind::task) return false;
   // The last page of a memory file may be partly behind its end.
   const bool last = source_.memory.kind == MemoryId::Kind::shmem && out.size() - got < kPageSize;
   if (got != out.size() && !last) throw Error("read " + what_ + ": it ended meanwhile");
   std::fill(out.begin() + static_cast<ptrdiff_t>(got), out.end(), std::byte{0});
+  return true;
 }
 
 size_t PageReader::read_exclusive(uint64_t address, std::span<std::byte> out) const {

@@ -26,8 +26,9 @@ class PageReader {
   /// Keeps a reference to `source`.
   explicit PageReader(const PageSource& source);
 
-  /// Fills `out` with the pages from `address` on. Throws Error if they cannot be read, or the task is gone.
-  void read(uint64_t address, std::span<std::byte> out) const;
+  /// Fills `out` with the pages from `address` on. False: the task is gone, and its pages with it. Throws Error if they
+  /// cannot be read.
+  [[nodiscard]] bool read(uint64_t address, std::span<std::byte> out) const;
   /// Likewise with the pages that a running task still has; `vanished` tells of the others, and has an entry a page.
   void read_existing(uint64_t address, std::span<std::byte> out, std::vector<bool>& vanished) const;
 
@@ -43,7 +44,7 @@ class PageReader {
   void read_quickly(uint64_t address, std::span<std::byte> out, Rest rest) const;
   /// What process_vm_readv(2) can; returns the bytes, whole pages. 0 if the task is gone.
   size_t read_exclusive(uint64_t address, std::span<std::byte> out) const;
-  void read_any(uint64_t address, std::span<std::byte> out) const;
+  bool read_any(uint64_t address, std::span<std::byte> out) const;
   void read_any_existing(uint64_t address, std::span<std::byte> out, Part part, std::vector<bool>& vanished) const;
 
   const PageSource& source_;

@@ -87,7 +87,8 @@ class SendWorker {
     if (item.source->may_vanish) {
       item.reader->read_existing(run.address, buffer, vanished_);
     } else {
-      item.reader->read(run.address, buffer);
+      if (!item.reader->read(run.address, buffer))
+        throw Error("read pages of " + name_of(item.source->memory) + ": it has ended meanwhile");
       vanished_.assign(run.pages, false);
     }
     const auto page = [&](uint64_t i) { return buffer.data() + i * kPageSize; };

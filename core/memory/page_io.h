@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "core/base/fd.h"
@@ -18,6 +19,11 @@ struct MemoryId {
   uint64_t id = 0;
   auto operator<=>(const MemoryId&) const = default;
 };
+
+/// For people.
+inline std::string name_of(MemoryId memory) {
+  return (memory.kind == MemoryId::Kind::task ? "task " : "shared memory ") + std::to_string(memory.id);
+}
 
 /// Takes pages. Several threads call write() at the same time, each for different pages (also of the same memory): an
 /// implementation must be safe for that. Memory ids and addresses may come from the network: unknown ones are thrown

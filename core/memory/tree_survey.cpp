@@ -6,7 +6,6 @@
 #include "core/memory/page_runs.h"
 #include "core/memory/page_scan.h"
 #include "core/memory/track_mappings.h"
-#include "core/memory/track_tree.h"
 #include "core/memory/vma.h"
 
 namespace migrate {
@@ -85,16 +84,21 @@ std::vector<PageReserve> split_huge(MemoryId memory, const std::vector<PageRun>&
 }
 
 TreeSurvey survey_tree(Pid root, const MappingReader& mappings) {
+  const std::vector<LivingTask> tasks = list_living(root);
+  if (tasks.empty()) throw Error("look at task", std::to_string(root.get()), ESRCH);
+  return survey_tasks(tasks, mappings);
+}
+
+TreeSurvey survey_tasks(const std::vector<LivingTask>& tasks, const MappingReader& mappings) {
   TreeSurvey survey;
   const bool everywhere = huge_pages_everywhere();
-  for (const LivingTask& living : list_living(root)) {
+  for (const LivingTask& living : tasks) {
     try {
       survey_task(living, mappings, everywhere, survey);
     } catch (const Error& e) {
       if (living.parent == 0 || (e.code() != ESRCH && e.code() != ENOENT)) throw;
     }
   }
-  if (survey.layout.tasks.empty()) throw Error("look at task", std::to_string(root.get()), ESRCH);
   // A task whose parent was left out has no place in a layout.
   std::vector<pid_t> known;
   std::erase_if(survey.layout.tasks, [&](const TreeLayout::Task& task) {

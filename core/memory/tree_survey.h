@@ -6,6 +6,7 @@
 
 #include "core/memory/mapping_reader.h"
 #include "core/memory/page_io.h"
+#include "core/memory/track_tree.h"
 #include "core/memory/tree_layout.h"
 
 namespace migrate {
@@ -26,6 +27,8 @@ struct TreeSurvey {
 /// True of the moments at which it was read only: the tree runs. Tasks that end meanwhile are left out. Throws Error if
 /// the root is gone or /proc cannot be read.
 TreeSurvey survey_tree(Pid root, const MappingReader& mappings);
+/// Of several trees, one after the other as list_living() has them; any root is one.
+TreeSurvey survey_tasks(const std::vector<LivingTask>& tasks, const MappingReader& mappings);
 
 /// What of `reserved` is in none of the `existing` pages: memory that was made ready for nothing.
 std::vector<PageDiscard> unused_pages(const std::vector<PageReserve>& reserved,

@@ -70,12 +70,34 @@ std::optional<ProcStat> stat_of(pid_t pid) {
   }
 }
 
+/// What of ours holds it: by ptrace(2), as a dump does, or in a frozen cgroup, as a dump that gives its pages away.
+/// Empty: nothing.
+std::string holder_of(pid_t pid) {
+  try {
+    const ProcDir proc(pid);
+    std::string cgroups = proc.read("cgroup") + "\n";
+    for (size_t end; (end = cgroups.find('\n')) != std::string::npos; cgroups.erase(0, end + 1)) {
+      const std::string path = cgroups.substr(0, end);
+      const std::string name = path.substr(path.rfind('/') + 1);
+      if (name.starts_with("migrate-")) return "a migration holds in the cgroup " + name;
+    }
+    const auto tracer = parse_number<pid_t>(proc.status().at("TracerPid"), "TracerPid");
+    if (tracer != 0) return "process " + std::to_string(tracer) + " (" + ProcDir(tracer).stat().comm + ") has stopped";
+  } catch (const std::exception&) {  // it ends
+  }
+  return {};
+}
+
 [[noreturn]] void refuse_taken(pid_t pid, const std::optional<ProcStat>& taker) {
   const std::string what = "pid " + std::to_string(pid) + " is taken on this host";
   if (!taker) throw Refusal(what + " as the number of a thread, group or session", "end who has it");
   if (taker->state == 'Z')
     throw Refusal(what + " by " + taker->comm + ", which has ended",
                   "its parent " + std::to_string(taker->ppid) + " has to collect it first");
+  if (const std::string holder = holder_of(pid); !holder.empty())
+    throw Refusal(
+        what + " by " + taker->comm + ", which " + holder + " and which may have pages that exist nowhere else",
+        "restore where that number is free: on another host, or in a pid namespace of its own");
   throw Refusal(what + " by " + taker->comm, "end that process");
 }
 

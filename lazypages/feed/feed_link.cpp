@@ -51,17 +51,17 @@ void FeedLink::receive_body(std::span<std::byte> out) {
   body_left_ = false;
 }
 
-bool FeedLink::wait(Clock::time_point until, const StopEvent& stop) {
+bool FeedLink::wait(Clock::time_point until, const StopEvent& stop, int also) {
   if (stream_.buffered()) return true;
   const auto now = Clock::now();
   const auto left = std::chrono::ceil<std::chrono::milliseconds>(std::min(until, heard_ + silence_) - now).count();
-  pollfd polls[2] = {{stream_.fd(), POLLIN, 0}, {stop.fd(), POLLIN, 0}};
-  const int n = ::poll(polls, 2, static_cast<int>(std::max<int64_t>(left, 0)));
+  pollfd polls[3] = {{stream_.fd(), POLLIN, 0}, {stop.fd(), POLLIN, 0}, {also, POLLIN, 0}};
+  const int n = ::poll(polls, 3, static_cast<int>(std::max<int64_t>(left, 0)));
   if (n < 0 && errno != EINTR) throw Error("wait for", peer(), errno);
   if (n == 0 && Clock::now() >= heard_ + silence_)
     throw TimedOut(peer() + " has been silent for " + std::to_string(silence_.count() / 1000) +
                    " s; it hangs or the network is gone");
-  return n > 0;
+  return n > 0 && (polls[0].revents != 0 || polls[1].revents != 0);
 }
 
 std::span<std::byte> FeedLink::put_header(FeedPacket packet, std::span<std::byte> body) {

@@ -27,8 +27,9 @@ class FeedLink {
   std::optional<FeedPacket> receive();
   /// What follows the packet: all of it, before the next.
   void receive_body(std::span<std::byte> out);
-  /// Whether something to receive comes before `until`. For a thread that has to send when it does not receive.
-  bool wait(std::chrono::steady_clock::time_point until, const StopEvent& stop);
+  /// Whether something to receive comes before `until`. For a thread that has to send when it does not receive: no
+  /// longer than until `also` is readable.
+  bool wait(std::chrono::steady_clock::time_point until, const StopEvent& stop, int also = -1);
 
   void send(FeedPacket packet, std::span<const std::byte> body = {});
   /// In the room of kFeedPacketSize bytes before `body`.

@@ -13,7 +13,8 @@ constexpr uint16_t kAll = 1;
 Corrupt corrupt(const std::string& peer, const char* why) { return {"the feed from " + peer, why}; }
 
 bool of_memory(FeedPacket::Kind kind) {
-  return kind == FeedPacket::Kind::pages || kind == FeedPacket::Kind::missing || kind == FeedPacket::Kind::request;
+  using Kind = FeedPacket::Kind;
+  return kind == Kind::pages || kind == Kind::missing || kind == Kind::request || kind == Kind::gone;
 }
 
 /// The most that `count` may be; 0: it must be 0.
@@ -41,7 +42,7 @@ bool has_value(FeedPacket::Kind kind) {
 bool may_say(FeedSide side, uint8_t kind) {
   using Kind = FeedPacket::Kind;
   const auto k = static_cast<Kind>(kind);
-  if (k == Kind::ping || k == Kind::failed) return true;
+  if (k == Kind::ping || k == Kind::failed || k == Kind::gone) return true;
   if (side == FeedSide::source) return k == Kind::pages || k == Kind::done;
   return k == Kind::waits || (kind >= static_cast<uint8_t>(Kind::begin) && kind <= static_cast<uint8_t>(Kind::whole));
 }

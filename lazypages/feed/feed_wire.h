@@ -21,7 +21,7 @@ inline constexpr uint32_t kMostFeedText = 512;
 inline constexpr size_t kRunBytes = 16, kAddressBytes = 8;
 inline constexpr uint32_t kWaitsWords = 9;  ///< of 8 bytes
 
-/// Who speaks: each kind of packet is one side's, but pings and failures.
+/// Who speaks: each kind of packet is one side's, but for the last ones.
 enum class FeedSide : uint8_t { source, destination };
 
 struct FeedPacket {
@@ -36,6 +36,7 @@ struct FeedPacket {
     ping = 22,     ///< either
     failed = 23,   ///< either: the end, and why: a sentence of `count` bytes follows
     waits = 24,    ///< destination: what was waited for there, and how long; FeedWaits of `count` words follow
+    gone = 25,     ///< source: `memory` has ended, its other pages never come; destination, of the same: so be it
   };
   Kind kind = Kind::ping;
   MemoryId memory;

@@ -1,5 +1,6 @@
 #include "lazypages/feed/page_feeder.h"
 
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -23,6 +24,8 @@ constexpr size_t kAnswerPages = 3;
 /// Requests that an honest destination can have: a bound against floods. What a waiting fork has kept from its task is
 /// asked for again, as long as programs fork.
 constexpr uint64_t kMostAsked = 8, kSomeMore = 1024, kMoreASecond = 4096;
+/// Of memories that are not here any more, that it may ask about.
+constexpr size_t kMostGone = 65536;
 
 }  // namespace
 
@@ -128,7 +131,9 @@ void PageFeeder::serve() {
   link_->begin();
   for (;;) {
     link_->ping_if_due();
-    if (!link_->wait(link_->ping_due(), stop_)) continue;
+    const bool heard = link_->wait(link_->ping_due(), stop_, gone_.fd());
+    tell_gone();
+    if (!heard) continue;
     const auto packet = link_->receive();
     if (!packet) continue;
     if ((packet->kind == FeedPacket::Kind::begin) != (stage_ == Stage::new_))
@@ -149,6 +154,9 @@ void PageFeeder::serve() {
       case FeedPacket::Kind::waits:
         take_waits(*packet);
         break;
+      case FeedPacket::Kind::gone:
+        if (!gone_.noted(packet->memory)) throw corrupt("it takes note of an end that it was not told of");
+        break;
       default:  // whole: the only one that is left
         return end_whole();
     }
@@ -164,7 +172,7 @@ void PageFeeder::end_whole() {
 }
 
 void PageFeeder::begin(const FeedPacket& packet) {
-  if (packet.value > announced_) throw corrupt("it misses more pages than were announced");
+  if (packet.value > announced_ && !options_.some_gone) throw corrupt("it misses more pages than were announced");
   if (packet.all && packet.value != announced_)
     throw corrupt("it says that it misses all that was announced, and means another number of pages");
   missing_ = packet.value;
@@ -195,12 +203,14 @@ void PageFeeder::take_missing(const FeedPacket& packet) {
   const auto runs = decode_runs(receive_body(packet), link_->peer());
   if (packet.memory < listing_ || (packet.memory == listing_ && runs.front().address < listed_until_))
     throw corrupt("missing pages are not listed in order");
+  const bool gone = is_gone(packet.memory);
   const std::lock_guard lock(mutex_);
   for (const PageRun& run : runs) {
-    if (!is_announced(packet.memory, run.address, run.pages))
+    if (!gone && !is_announced(packet.memory, run.address, run.pages))
       throw corrupt("it misses pages that were never announced");
+    if (run.pages > missing_ - listed_) throw corrupt("it lists more missing pages than it said");
     listed_ += run.pages;
-    if (listed_ > missing_) throw corrupt("it lists more missing pages than it said");
+    if (gone) gone_.add(packet.memory, run.pages);
     leave_out_until(packet.memory, run.address);
     listing_ = packet.memory;
     listed_until_ = run.address + run.pages * kPageSize;
@@ -251,6 +261,7 @@ void PageFeeder::answer(const FeedPacket& packet) {
       announced_ * kMostAsked + kSomeMore + static_cast<uint64_t>(seconds) * kMoreASecond)
     throw corrupt("it asks for more pages than it can miss");
   const auto addresses = decode_addresses(receive_body(packet), link_->peer());
+  if (is_gone(packet.memory)) return;
   for (const uint64_t address : addresses)
     if (!is_announced(packet.memory, address, 1)) throw corrupt("it asks for pages that were never announced");
   send_answers(packet, addresses);
@@ -267,13 +278,46 @@ void PageFeeder::send_answers(const FeedPacket& packet, std::span<const uint64_t
     const auto page = [&](size_t i) {
       return std::span(answer_).subspan(i * (kFeedPacketSize + kPageSize) + kFeedPacketSize, kPageSize);
     };
-    for (size_t i = 0; i < some.size(); ++i) reader.read(some[i], page(i));
+    for (size_t i = 0; i < some.size(); ++i)
+      if (!reader.read(some[i], page(i))) return note_gone(packet.memory, 0);
     for (size_t i = 0; i < some.size(); ++i)
       link_->put_header({.kind = FeedPacket::Kind::pages, .memory = packet.memory, .count = 1, .value = some[i]},
                         page(i));
     link_->write(std::span(answer_).first(some.size() * (kFeedPacketSize + kPageSize)));
     counters_.requested += some.size();
     addresses = addresses.subspan(some.size());
+  }
+}
+
+/// Nothing of it is sent any more.
+bool PageFeeder::is_gone(MemoryId memory) {
+  if (gone_.contains(memory)) return true;
+  if (!options_.some_gone || memories_.contains(memory)) return false;
+  if (gone_.pages().size() >= kMostGone) throw corrupt("it misses pages of more memories than there can be");
+  note_gone(memory, 0);
+  return true;
+}
+
+/// `pages`: of what order_ has given out.
+void PageFeeder::note_gone(MemoryId memory, uint64_t pages) {
+  if (!options_.some_live()) throw Error("pages of " + name_of(memory) + " are lost: the frozen tree has ended here");
+  if (!options_.tells_gone)
+    throw Error("pages of " + name_of(memory) +
+                " are lost: it has ended here, and the destination does not know what that means");
+  const std::lock_guard lock(mutex_);
+  const uint64_t before = order_.pages_left();
+  order_.leave_out(memory, 0, kMaxPageAddress);
+  gone_.add(memory, pages + before - order_.pages_left());
+}
+
+void PageFeeder::tell_gone() {
+  for (const MemoryId memory : gone_.take()) link_->send({.kind = FeedPacket::Kind::gone, .memory = memory});
+}
+
+/// Before a fill stream ends: it lacks pages that the destination must not wait for then.
+void PageFeeder::wait_until_noted() const {
+  pollfd stopped{fill_stop_.fd(), POLLIN, 0};
+  while (!gone_.all_noted() && ::poll(&stopped, 1, 20) == 0) {
   }
 }
 
@@ -324,12 +368,16 @@ void PageFeeder::fill(size_t index) {
     std::byte* at = buffer.data() + kPageSize;
     for (const FillPiece& piece : pieces) {
       const std::span<std::byte> pages(at, piece.bytes);
-      memories_.at(piece.memory).reader.read(piece.address, pages);
-      send_piece(writer, piece, pages);
+      if (memories_.at(piece.memory).reader.read(piece.address, pages)) {
+        send_piece(writer, piece, pages);
+      } else {
+        note_gone(piece.memory, piece.bytes / kPageSize);
+      }
       at += piece.bytes + kPageRecordSize;
     }
     writer.flush();
   }
+  wait_until_noted();
   writer.finish_pass();
   const std::lock_guard lock(mutex_);
   filled_[index] = true;

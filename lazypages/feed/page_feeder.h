@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -16,6 +17,7 @@
 #include "core/memory/page_io.h"
 #include "lazypages/feed/feed_streams.h"
 #include "lazypages/feed/feed_waits.h"
+#include "lazypages/feed/gone_memories.h"
 #include "lazypages/fill_order.h"
 #include "pageserver/page_stream.h"
 #include "pageserver/stop_event.h"
@@ -26,6 +28,10 @@ struct FeederOptions {
   Compression compression;       ///< of the fill; what is asked for goes raw
   CodecSet codecs;               ///< that were agreed upon
   uint64_t bandwidth_limit = 0;  ///< of the fill, bytes a second; 0: none
+  bool tells_gone = false;       ///< the destination understands FeedPacket::Kind::gone
+  bool some_gone = false;        ///< tasks have ended before: what no source has is of theirs
+  /// Whether any task is left: else the feed fails. Any thread of the feeder.
+  std::function<bool()> some_live = [] { return true; };
   std::chrono::milliseconds silence = kFeedSilence;
   bool idle = true;  ///< the fill's threads run when nothing else wants the processor
 };
@@ -67,6 +73,8 @@ class PageFeeder {
   FeedWaits waits() const;
   /// That the fill has yet to take up.
   uint64_t pages_left() const;
+  /// Tasks that have ended here while the destination needed their memory, and how many pages of each never come.
+  std::map<MemoryId, uint64_t> gone() const { return gone_.pages(); }
   CodecChoice codec() const;
   std::vector<CodecChange> take_codec_changes();
 
@@ -82,6 +90,10 @@ class PageFeeder {
   void end_whole();
   void answer(const FeedPacket& packet);
   void send_answers(const FeedPacket& packet, std::span<const uint64_t> addresses);
+  bool is_gone(MemoryId memory);
+  void note_gone(MemoryId memory, uint64_t pages);
+  void tell_gone();
+  void wait_until_noted() const;
   std::span<std::byte> receive_body(const FeedPacket& packet);
   void leave_out_until(MemoryId memory, uint64_t address);
   void fill(size_t index);
@@ -111,6 +123,7 @@ class PageFeeder {
   FeedFailure failure_;
   bool whole_ = false;
   std::vector<bool> filled_;  ///< fill streams that have said their end
+  GoneMemories gone_;
 
   const std::chrono::steady_clock::time_point began_ = std::chrono::steady_clock::now();
   // Of the thread that serves requests.

@@ -38,15 +38,23 @@ class PageFetcher::FillSink final : public PageSink {
     add(answered_[memory], address, address + bytes);
   }
 
+  /// What has not come of it never will.
+  void gone(MemoryId memory) {
+    const std::lock_guard lock(mutex_);
+    gone_.insert(memory);
+  }
+
   /// The fill is over: throws Corrupt unless all is here that was missing, or is asked for. The source leaves out what
   /// it has answered, and the answer may still be on its way, by another stream.
   void check_complete() {
     const std::lock_guard lock(mutex_);
-    for (auto& [memory, left] : to_come_)
+    for (auto& [memory, left] : to_come_) {
+      if (gone_.contains(memory)) continue;
       for (const auto& [start, end] : left)
         for (uint64_t page = start; page < end; page += kPageSize)
           if (!wanted_.are_asked_for(memory, page, 1) && !is_answered(memory, page))
             throw corrupt("the fill has ended, but pages that were announced have not come");
+    }
   }
 
  private:
@@ -76,6 +84,7 @@ class PageFetcher::FillSink final : public PageSink {
   const std::string peer_;
   std::mutex mutex_;
   std::map<MemoryId, Intervals> to_come_, answered_;
+  std::set<MemoryId> gone_;
 };
 
 namespace {
@@ -257,6 +266,7 @@ void PageFetcher::request() {
   while (!stop_.stopped()) {
     send_wanted();
     send_waits(whole_);
+    note_gone();
     if (whole_) {
       said_whole_ = true;
       return link_->send({.kind = FeedPacket::Kind::whole});
@@ -278,10 +288,39 @@ void PageFetcher::receive_answers() {
       take_answer(*packet);
       continue;
     }
+    if (packet->kind == FeedPacket::Kind::gone) {
+      take_gone(packet->memory);
+      continue;
+    }
     if (!said_whole_) throw corrupt("it says that it is done while pages are missing");
     if (packet->value != answered_) throw corrupt("it has sent another number of pages than came");
     return;
   }
+}
+
+void PageFetcher::take_gone(MemoryId memory) {
+  if (!options_.gone || !missing_.contains(memory))
+    throw corrupt("it says that a memory is gone of which nothing is missing");
+  if (!gone_.insert(memory).second) throw corrupt("it says twice that a memory is gone");
+  // First: what is wanted from here on is given up, and not waited for.
+  options_.gone(memory);
+  wanted_.never(memory);
+  fill_sink_->gone(memory);
+  {
+    const std::lock_guard lock(mutex_);
+    to_note_.push_back(memory);
+  }
+  wanted_.wake();
+}
+
+/// One thread sends.
+void PageFetcher::note_gone() {
+  std::vector<MemoryId> memories;
+  {
+    const std::lock_guard lock(mutex_);
+    memories.swap(to_note_);
+  }
+  for (const MemoryId memory : memories) link_->send({.kind = FeedPacket::Kind::gone, .memory = memory});
 }
 
 void PageFetcher::take_answer(const FeedPacket& packet) {

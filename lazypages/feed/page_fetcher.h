@@ -5,9 +5,11 @@
 #include <chrono>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <span>
 #include <vector>
 
@@ -26,6 +28,9 @@ using MissingRuns = std::map<MemoryId, std::vector<PageRun>>;
 struct FetcherOptions {
   CodecSet codecs;    ///< that were agreed upon
   bool waits = true;  ///< the source understands FeedPacket::Kind::waits
+  /// A task has ended at the source: what is missing of its memory never comes. By a thread of the fetcher's, once a
+  /// memory; must be quick. Without, the source may not say so.
+  std::function<void(MemoryId memory)> gone{};
   std::chrono::milliseconds silence = kFeedSilence;
   bool idle = true;  ///< the fill's threads run when nothing else wants the processor
 };
@@ -67,6 +72,8 @@ class PageFetcher {
   void send_missing();
   void receive_answers();
   void take_answer(const FeedPacket& packet);
+  void take_gone(MemoryId memory);
+  void note_gone();
   void receive_fill();
   void fail(std::exception_ptr why) noexcept;
   void end_streams();
@@ -86,7 +93,9 @@ class PageFetcher {
   std::atomic<bool> said_whole_{false};
   std::mutex mutex_;
   FeedFailure failure_;
-  uint64_t answered_ = 0;  ///< pages
+  std::vector<MemoryId> to_note_;  ///< that are gone, and the source is to hear that this is known
+  std::set<MemoryId> gone_;        ///< of the thread that receives answers
+  uint64_t answered_ = 0;          ///< pages
   FeedWaits told_waits_;
   std::chrono::steady_clock::time_point waits_due_{};
   std::vector<std::byte> answer_;

@@ -20,6 +20,7 @@ void WantedPages::wake() noexcept {
 void WantedPages::want(MemoryId memory, uint64_t address) {
   {
     const std::lock_guard lock(mutex_);
+    if (gone_.contains(memory)) return;
     const auto [at, fresh] = wishes_.try_emplace({memory, address});
     Wish& wish = at->second;
     wish.latest = Clock::now();
@@ -112,6 +113,16 @@ void WantedPages::filled(MemoryId memory, uint64_t address, uint64_t pages, Cloc
       wish = wishes_.erase(wish);
     }
   }
+}
+
+void WantedPages::never(MemoryId memory) {
+  const std::lock_guard lock(mutex_);
+  gone_.insert(memory);
+  std::erase_if(wishes_, [&](const auto& wish) {
+    if (wish.first.first != memory) return false;
+    if (!wish.second.here) --statistics_.waiting;
+    return true;
+  });
 }
 
 WantedStatistics WantedPages::statistics() const {

@@ -6,6 +6,7 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -54,6 +55,8 @@ class WantedPages {
   /// again.
   void answered(MemoryId memory, uint64_t address, uint64_t pages, Clock::time_point since);
   void filled(MemoryId memory, uint64_t address, uint64_t pages, Clock::time_point since);
+  /// No page of the memory comes any more: none is asked for, now and later.
+  void never(MemoryId memory);
 
  private:
   struct Wish {
@@ -69,6 +72,7 @@ class WantedPages {
   mutable std::mutex mutex_;
   std::map<Page, Wish> wishes_;
   std::deque<Page> queue_;
+  std::set<MemoryId> gone_;
   WantedStatistics statistics_;
 };
 

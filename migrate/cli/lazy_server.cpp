@@ -69,6 +69,7 @@ std::optional<CriuRequest> LazyServer::hear() {
     }
     heard_ = Clock::now();
     if (request->command == CriuRequest::Command::parent) {
+      understands_ = understands_ || request->memory == kLazyDump;
       answer_parent(*client_, request->memory == kLazyDump || request->memory == lazy_dump(run_id_));
       return {};
     }
@@ -88,8 +89,7 @@ void LazyServer::answer(const CriuRequest& request) {
   if (!client_) return;
   try {
     if (request.command == CriuRequest::Command::get) {
-      answer_get(*client_, memories_, request);
-      given_ += request.pages;
+      give(request);
     } else {
       answer_close(*client_);
     }
@@ -102,6 +102,18 @@ void LazyServer::answer(const CriuRequest& request) {
     cut("its pages cannot be read any more");
     throw;
   }
+}
+
+void LazyServer::give(const CriuRequest& get) {
+  if (answer_get(*client_, memories_, get)) {
+    given_ += get.pages;
+    return;
+  }
+  if (gone_.insert(get.memory).second)
+    log_.error("{} was killed here before all its pages were given: who touches the others where it runs gets SIGBUS",
+               name_of(get.memory));
+  if (!understands_) throw Error("pages of " + name_of(get.memory) + " are lost: it has ended here");
+  answer_gone(*client_, get);
 }
 
 void LazyServer::cut(const std::string& why) {
@@ -149,6 +161,7 @@ void LazyServer::change_client() {
   if (!next_client_ || (client_ && Clock::now() - heard_ < kSilent)) return;
   if (client_) cut("another client has come, and this one says nothing");
   client_ = std::move(next_client_);
+  understands_ = false;
   heard_ = Clock::now();
   log_.info("{} may ask for pages, {}", client_->peer(), client_->description());
   connected_();

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -33,7 +34,8 @@ class LazyServer {
 
   /// The next request that may be answered. Throws Cancelled (`stop`), TimedOut.
   CriuRequest next(const StopEvent* stop, std::optional<Deadline> deadline = {});
-  /// Answers what next() gave. A client that does not take its answer is cut. Throws Error if pages cannot be read.
+  /// Answers what next() gave. A client that does not take its answer is cut. Throws Error if pages cannot be read, or
+  /// the task is gone and the client does not understand that.
   void answer(const CriuRequest& request);
   /// Closes our descriptors of connections, which another process has too: nobody is told.
   void forget_clients();
@@ -55,6 +57,7 @@ class LazyServer {
   bool go_on(Stranger& stranger);
   void admit(std::unique_ptr<Stream> stream);
   void change_client();
+  void give(const CriuRequest& get);
   void cut(const std::string& why);
 
   Logger& log_;
@@ -67,7 +70,8 @@ class LazyServer {
   std::vector<Stranger> strangers_;
   std::unique_ptr<Stream> client_, next_client_;
   Clock::time_point heard_;
-  bool asked_ = false;
+  bool asked_ = false, understands_ = false;  ///< the client: that a task is gone
+  std::set<MemoryId> gone_;
   uint64_t given_ = 0;
 };
 

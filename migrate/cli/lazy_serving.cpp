@@ -139,6 +139,11 @@ std::unique_ptr<RemoteOrigin> LazyServing::connect(bool resumes) {
   RemoteOrigin::Options options{.connect = [this] { return connect_page_server(options_); },
                                 .run_id = run_id_of(host_.kept(kImages), "."),
                                 .trust = [this](const Stream& stream) { check_page_server(stream, options_.insecure); },
+                                .gone =
+                                    [this](MemoryId memory) {
+                                      const std::lock_guard lock(mutex_);
+                                      losing_.insert(memory);
+                                    },
                                 .resumes = resumes};
   if (state_.phase == Phase::closes) options.ending = std::chrono::seconds(1);
   if (options_.recover_timeout_seconds > 0) options.recover = std::chrono::seconds(options_.recover_timeout_seconds);
@@ -286,6 +291,7 @@ bool LazyServing::bring() {
   if (remote_) remote_->start(*memories_);
   while (!memories_->whole()) {
     memories_->serve(kTurn);
+    lose_gone();
     try {
       origins_->check();
     } catch (const Error& e) {
@@ -320,6 +326,26 @@ void LazyServing::lose(const std::string& why) {
   if (origins_) origins_->stop();
   memories_->poison();
   front_.ended(1, why);
+}
+
+/// The others have their pages, or get them.
+void LazyServing::lose_gone() {
+  std::set<MemoryId> losing;
+  {
+    const std::lock_guard lock(mutex_);
+    losing.swap(losing_);
+  }
+  for (const MemoryId memory : losing) {
+    if (memories_->missing().contains(memory) && told_.insert(memory).second) {
+      log_.error("{} was killed at the page server while pages of it were there: who touches one gets SIGBUS",
+                 name_of(memory));
+      if (state_.gone++ == 0) state_.first_gone = memory.id;
+      remember(state_.phase);
+    }
+    if (memories_->try_lose(memory)) continue;
+    const std::lock_guard lock(mutex_);
+    losing_.insert(memory);
+  }
 }
 
 /// Whether the page server may end what it holds: not if nobody can tell that the tree has run here.
@@ -358,7 +384,13 @@ void LazyServing::end() {
     return front_.ended(1, e.what());
   }
   log_.info("{} pages came while the tree ran", state_.pages);
-  front_.ended(0);
+  if (state_.gone == 0) {
+    front_.ended(0);
+  } else {
+    const std::string more = state_.gone == 1 ? "" : " and " + std::to_string(state_.gone - 1) + " more";
+    front_.ended(1, "pages of task " + std::to_string(state_.first_gone) + more +
+                        " are lost, killed at the page server while they were there: who touches one gets SIGBUS");
+  }
   front_.step("ended");
 }
 

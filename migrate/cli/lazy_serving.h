@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -45,10 +47,11 @@ class LazyServing {
   /// What the next process must know.
   struct State {
     Phase phase = Phase::waits;
-    bool ours = false;               ///< the restore is one of ours
-    bool all_alive = false;          ///< all tasks that were there at first were there in the end
-    bool closed = false;             ///< the page server had nothing to give
-    uint64_t spaces = 0, pages = 0;  ///< of what was adopted
+    bool ours = false;                  ///< the restore is one of ours
+    bool all_alive = false;             ///< all tasks that were there at first were there in the end
+    bool closed = false;                ///< the page server had nothing to give
+    uint64_t spaces = 0, pages = 0;     ///< of what was adopted
+    uint64_t gone = 0, first_gone = 0;  ///< tasks that were killed at the page server: how many, and the first one
   };
   /// Where the pages of one restore come from.
   struct Origins {
@@ -74,6 +77,7 @@ class LazyServing {
   void let_run();
   void end_whole();
   void lose(const std::string& why);
+  void lose_gone();
   void tell_server();
   void end();
   bool has_run();
@@ -94,6 +98,9 @@ class LazyServing {
   std::unique_ptr<Origins> origins_;
   FillOrder stored_order_;
   std::unique_ptr<LazyMemories> memories_;
+  std::set<MemoryId> told_;    ///< that their pages are lost
+  std::mutex mutex_;           ///< of what follows
+  std::set<MemoryId> losing_;  ///< of tasks that were killed at the page server, and not given up yet
 };
 
 }  // namespace migrate::cli

@@ -82,6 +82,7 @@ void RemoteOrigin::disconnect() {
 void RemoteOrigin::want(MemoryId memory, uint64_t address) {
   {
     const std::lock_guard lock(mutex_);
+    if (gone_.contains(memory)) return;
     wanted_.emplace_back(memory, address);
     waited_for_.emplace(memory, address);
     order_.faulted(memory, address);
@@ -104,7 +105,8 @@ void RemoteOrigin::claim(PageSink& sink, FillOrder order) {
     try {
       if (!client_) connect();
       client_->ask(asked);
-      client_->take(asked, page);
+      if (client_->take(asked, page) == 0)
+        throw Error(name_of(asked.memory) + " has ended at the page server: nothing of its tree runs here");
       break;
     } catch (const Disconnected& e) {
       // It may have been cut long ago, while nobody had anything to say.
@@ -178,7 +180,7 @@ void RemoteOrigin::converse(PageSink& sink) {
       lost_since_.reset();
       wake_up();
       try {
-        sink.write(asked->memory, asked->address, std::span(buffer).first(pages * kPageSize));
+        if (pages > 0) sink.write(asked->memory, asked->address, std::span(buffer).first(pages * kPageSize));
       } catch (...) {
         const std::lock_guard lock(mutex_);
         failure_ = std::current_exception();
@@ -276,7 +278,9 @@ void RemoteOrigin::came(const Asked& asked, uint64_t pages) {
     bytes_asked_ -= asked.pages * kPageSize;
     waited_for_.erase(waited_for_.lower_bound({asked.memory, asked.address}),
                       waited_for_.lower_bound({asked.memory, end}));
-    if (pages < asked.pages) {
+    if (pages == 0) {
+      never_comes(asked.memory);
+    } else if (pages < asked.pages) {
       // CRIU's server stops where one of its buffers ends.
       ask_again(asked.memory, end, (asked.pages - pages) * kPageSize);
     } else if (!asked.fault) {
@@ -287,7 +291,16 @@ void RemoteOrigin::came(const Asked& asked, uint64_t pages) {
 }
 
 /// With the lock held.
+void RemoteOrigin::never_comes(MemoryId memory) {
+  order_.leave_out(memory, 0, kUserSpace);
+  std::erase_if(wanted_, [&](const auto& page) { return page.first == memory; });
+  std::erase_if(waited_for_, [&](const auto& page) { return page.first == memory; });
+  if (gone_.insert(memory).second) options_.gone(memory);
+}
+
+/// With the lock held.
 void RemoteOrigin::ask_again(MemoryId memory, uint64_t address, uint64_t bytes) {
+  if (gone_.contains(memory)) return;
   order_.put_back(memory, address, bytes);
   for (auto i = waited_for_.lower_bound({memory, address}); i != waited_for_.lower_bound({memory, address + bytes});
        ++i) {

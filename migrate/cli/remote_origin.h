@@ -36,6 +36,9 @@ class RemoteOrigin {
     std::string run_id;  ///< of the dump; a server of ours that has another one is refused
     /// After the first answer on a connection: throws if such a server is not to be believed.
     std::function<void(const Stream&)> trust = [](const Stream&) {};
+    /// A task has ended there while pages of it were missing: they never come. Once each; by a thread of the origin's,
+    /// or claim().
+    std::function<void(MemoryId memory)> gone = [](MemoryId) {};
     /// How long connecting is tried, each time; none: for ever, once there was claim().
     std::optional<std::chrono::milliseconds> recover;
     std::chrono::milliseconds unclaimed{10'000};  ///< in place of `recover` before that: no task needs a page yet
@@ -93,6 +96,7 @@ class RemoteOrigin {
   bool may_ask() const;
   bool on_its_way(MemoryId memory, uint64_t address) const;
   void came(const Asked& asked, uint64_t pages);
+  void never_comes(MemoryId memory);
   void widen_or_narrow(const Asked& asked);
   void take_back();
   bool reconnect();
@@ -120,7 +124,8 @@ class RemoteOrigin {
   uint64_t window_;                                     ///< most bytes that are on their way
   Clock::duration least_round_{};                       ///< of an answer; 0: none yet
   std::set<std::pair<MemoryId, uint64_t>> waited_for_;  ///< wanted, and not here
-  bool broken_ = false;                                 ///< the connection, as the asking thread found
+  std::set<MemoryId> gone_;
+  bool broken_ = false;  ///< the connection, as the asking thread found
   bool ending_ = false, cancelled_ = false;
   std::exception_ptr failure_;
   pid_t taker_ = 0;  ///< thread that takes answers

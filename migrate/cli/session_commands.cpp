@@ -302,6 +302,7 @@ void SessionCommands::add_keys(CLI::App& app, std::function<int()>& run) {
       std::cerr << "migrate: each host needs " << keys_.dir
                 << "/ca.crt, its NAME.crt and its NAME.key, as ca.crt, host.crt "
                 << "and host.key in " << kDefaultKeyDir << "; keep " << keys_.dir << "/ca.key away from them\n";
+      if (key_days_ <= 0) std::cerr << "migrate: these certificates are valid no longer (--days)\n";
       return 0;
     };
   });

@@ -261,7 +261,8 @@ void PrecopyPolicy::not_converging(Decision& d, const Bounds& reached, double fl
     return;
   }
   d.action = Decision::Action::stop;
-  d.reason += "stopping all the same, since " + because;
+  d.reason +=
+      options_.rest_follows ? "what is left follows, since " + because : "stopping all the same, since " + because;
   if (options_.on_no_convergence == OnNoConvergence::throttle && !no_throttle_.empty()) {
     d.reason += " and the program cannot be slowed down: " + no_throttle_;
   }

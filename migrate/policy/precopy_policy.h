@@ -28,6 +28,7 @@ struct PolicyOptions {
   unsigned max_rounds = 30;   ///< counting round 0
   double max_total_time = 0;  ///< from the start to the open gate; 0: any
   OnNoConvergence on_no_convergence = OnNoConvergence::stop;
+  bool rest_follows = false;  ///< also of a stop: what is left comes when the program runs there (only words differ)
 };
 
 /// One round, as measured. Times in seconds.

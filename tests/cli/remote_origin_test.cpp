@@ -311,6 +311,45 @@ TEST(RemoteOrigin, ALyingServerIsAskedAgain) {
   }
 }
 
+TEST(RemoteOrigin, WhatATaskTookWithItIsGivenUp) {
+  constexpr MemoryId kOther{MemoryId::Kind::task, kTask.id + 1};
+  Server server([&](const CriuRequest& get, int n) {
+    if (get.memory == kTask) return Server::right(get, n);
+    CriuRequest header = get;
+    header.command = Command::add_f;
+    header.flags = 0;
+    header.pages = 0;
+    return Server::with(header, {});
+  });
+  server.dump = "a dump";
+  Sink sink;
+  std::mutex mutex;
+  std::vector<MemoryId> gone;
+  RemoteOrigin::Options options = options_for(server);
+  options.run_id = server.dump;
+  options.gone = [&](MemoryId memory) {
+    const std::lock_guard lock(mutex);
+    gone.push_back(memory);
+  };
+  const LoggerPtr log = null_logger();
+  RemoteOrigin origin(std::move(options), *log);
+  origin.claim(sink,
+               FillOrder({{kTask, {.address = kBase, .pages = 100}, 1}, {kOther, {.address = kBase, .pages = 900}}}));
+  origin.want(kOther, kBase + 70 * kPageSize);
+  origin.start(sink);
+  EXPECT_TRUE(until([&] { return sink.pages() == 100; }));
+  EXPECT_TRUE(until([&] {
+    const std::lock_guard lock(mutex);
+    return !gone.empty();
+  }));
+  const size_t asked = server.requests().size();
+  origin.want(kOther, kBase + 71 * kPageSize);
+  origin.finish();
+  EXPECT_NO_THROW(origin.check());
+  EXPECT_EQ(gone, std::vector{kOther});
+  EXPECT_LT(asked, 30u) << "what never comes is not asked for again and again";
+}
+
 TEST(RemoteOrigin, ASilentServerIsLeft) {
   std::atomic<bool> silent = true;
   Server server([&](const CriuRequest& get, int n) {

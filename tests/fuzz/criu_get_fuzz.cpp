@@ -60,7 +60,7 @@ void give(std::span<const std::byte> requests) {
     demand(end <= kHole || r->address > kHole, "a hole");
     answered += r->pages;
     if (answered > kMostAnswered) return;
-    answer_get(*feed.stream, given(), *r);
+    if (!answer_get(*feed.stream, given(), *r)) answer_gone(*feed.stream, *r);
   }
 }
 

@@ -228,6 +228,8 @@ TEST_F(FeedHostile, DestinationsAreRefused) {
        }},
       {"a text too long", "count is out of bounds",
        [](Peer& p) { begin_all(p), p.say({.kind = Kind::failed, .count = kMostFeedText + 1}); }},
+      {"takes note of what it was not told", "was not told of",
+       [](Peer& p) { begin_all(p), p.say({.kind = Kind::gone, .memory = kA}); }},
       {"tells waits of another length", "count is out of bounds",
        [](Peer& p) { begin_all(p), p.say({.kind = Kind::waits, .count = kWaitsWords - 1}); }},
   };
@@ -314,6 +316,12 @@ TEST_F(FeedHostile, SourcesAreRefusedAndNothingIsTouched) {
          FeedPacket absent{.kind = static_cast<Kind>(24), .count = 1, .value = page(10)};
          p.say(absent);
        }},
+      {"says that a task is gone, to who does not understand", "nothing is missing",
+       [](Peer& p) { p.say({.kind = Kind::gone, .memory = kA}); }},
+      {"says that something else is gone", "kind of memory",
+       [](Peer& p) {
+         p.say({.kind = Kind::gone, .memory = {static_cast<MemoryId::Kind>(3), 7}});
+       }},
       {"leaves a packet out", "a packet is missing", [](Peer& p) { p.skip(), p.say({.kind = Kind::ping}); }},
   };
   for (const Case& one : cases) {
@@ -324,6 +332,23 @@ TEST_F(FeedHostile, SourcesAreRefusedAndNothingIsTouched) {
     EXPECT_TRUE(says(end, "corrupt: ") && says(end, one.says)) << end;
     EXPECT_TRUE(asked.destination.order().empty());
     EXPECT_EQ(asked.wanted.statistics().waiting, 1u);
+  }
+}
+
+TEST_F(FeedHostile, OnlyWhatIsMissingCanBeGoneAndOnlyOnce) {
+  for (const bool twice : {true, false}) {
+    Connection c = connected();
+    Peer source(std::move(c.source));
+    Destination destination(memories);
+    WantedPages wanted;
+    std::atomic<int> told = 0;
+    PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true,
+                        {.gone = [&](MemoryId) { ++told; }});
+    Running running(fetcher);
+    for (const MemoryId memory : {kA, twice ? kA : kB}) source.say({.kind = Kind::gone, .memory = memory});
+    const std::string end = running.get();
+    EXPECT_TRUE(says(end, "corrupt: ") && says(end, twice ? "twice" : "nothing is missing")) << end;
+    EXPECT_EQ(told, 1);
   }
 }
 

@@ -1,12 +1,15 @@
 // Who runs when: threads of a fill, and those that serve faults.
 #include "lazypages/feed/pace.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sched.h>
 #include <sys/resource.h>
 
 #include <latch>
+#include <string>
 
+#include "core/base/procfs.h"
 #include "lazypages/feed/latencies.h"
 #include "tests/lazypages/feed_testing.h"
 
@@ -20,39 +23,43 @@ void stay_on_one_processor() {
   ::sched_setaffinity(0, sizeof set, &set);
 }
 
+/// proc(5), of a thread of this process.
+bool sleeps(pid_t tid) {
+  const std::string stat = read_file_at(AT_FDCWD, "/proc/self/task/" + std::to_string(tid) + "/stat");
+  return stat.at(stat.rfind(')') + 2) == 'S';
+}
+
 TEST(FeedPace, WhoStarvesIsAnOrdinaryThreadForAWhileAndWhoSleepsIsNot) {
   std::thread([] {
     stay_on_one_processor();
     std::atomic<bool> stop = false;
-    std::thread computing([&] {
-      while (!stop) continue;
-    });
+    std::latch over(1);
     {
       FillPace pace(true);
-      std::latch started(2);
       std::atomic<pid_t> starving = 0, sleeping = 0;
-      std::thread fill([&] {
-        const FillPace::Member member(pace);
-        starving = ::gettid();
-        started.count_down();
-        while (!stop) continue;
-      });
+      // Asleep before anybody computes, and until the end: who wakes there starves, too.
       std::thread waits([&] {
         const FillPace::Member member(pace);
         sleeping = ::gettid();
-        started.count_down();
-        while (!stop) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+        over.wait();
       });
-      started.wait();
-      EXPECT_TRUE(eventually([&] { return ::sched_getscheduler(starving) == SCHED_OTHER; }));
+      EXPECT_TRUE(eventually([&] { return sleeping != 0 && sleeps(sleeping); }));
+      std::thread computing([&] {
+        while (!stop) continue;
+      });
+      std::thread fill([&] {
+        const FillPace::Member member(pace);
+        starving = ::gettid();
+        while (!stop) continue;
+      });
+      EXPECT_TRUE(eventually([&] { return starving != 0 && ::sched_getscheduler(starving) == SCHED_OTHER; }));
       EXPECT_GE(pace.raised(), 1u);
       EXPECT_EQ(::sched_getscheduler(sleeping), SCHED_IDLE);
       EXPECT_TRUE(eventually([&] { return ::sched_getscheduler(starving) == SCHED_IDLE; })) << "it is tried again";
       stop = true;
-      fill.join();
-      waits.join();
+      over.count_down();
+      for (std::thread* thread : {&computing, &fill, &waits}) thread->join();
     }
-    computing.join();
   }).join();
 }
 

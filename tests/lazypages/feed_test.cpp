@@ -411,9 +411,11 @@ TEST(FeedEnds, WhatFailsAtOneSideIsSaidAtTheOther) {
   PageFetcher fetcher(std::move(c.destination), destination, wanted, memories.missing(), true);
   Running source(feeder);
   Running fetching(fetcher);
-  EXPECT_EQ(source.get(), "error: read pages of task 7: it ended meanwhile");
-  const std::string there = fetching.get();
-  EXPECT_TRUE(says(there, "failed there: ") && says(there, "read pages of task 7: it ended meanwhile")) << there;
+  // Of a destination that understands no more.
+  constexpr auto kLost = "pages of task 7 are lost: it has ended here";
+  const std::string here = source.get(), there = fetching.get();
+  EXPECT_TRUE(says(here, "error: ") && says(here, kLost)) << here;
+  EXPECT_TRUE(says(there, "failed there: ") && says(there, kLost)) << there;
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // How lazy memory ends: given back while the program changes it, poisoned, short of descriptors, under guards.
 #include <csetjmp>
+#include <future>
 #include <random>
 
 #include "core/base/error.h"
@@ -79,6 +80,39 @@ TEST(LazyEnds, LostPagesRaiseSigbusAndNeverReadAsZeros) {
   memories.poison();
   EXPECT_EQ(memories.spaces(), 0u);
   EXPECT_EQ(program.ended(), 0);
+}
+
+TEST(LazyEnds, WhatOneTaskHasLostIsGivenUpAndItIsServedOn) {
+  LazyProgram program(20, [](char* base, Talk&) {
+    const auto wrong = [base] {
+      // Page 7 is here, page 8 was lost.
+      return signal_of(base + 7 * kPageSize) != 0 || signal_of(base + 8 * kPageSize) != SIGBUS;
+    };
+    if (signal_of(base + 8 * kPageSize) != SIGBUS || wrong()) return 1;
+    const pid_t child = ::fork();
+    if (child == 0) ::_exit(wrong() ? 1 : 0);
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    return status == 0 ? 0 : 2;
+  });
+  std::atomic<int> asked = 0;
+  std::vector<LazyMemory> all;
+  all.push_back(program.register_memory());
+  LazyMemories memories(std::move(all), [&](MemoryId, uint64_t) { ++asked; });
+  program.go();
+  const Deadline deadline = Deadline::in(kPatience);
+  const auto serve = [&] { memories.serve(std::chrono::milliseconds(10)); };
+  while (asked == 0 && !deadline.passed()) serve();
+  ASSERT_EQ(asked, 1);
+  memories.write(kMemory, program.base() + 7 * kPageSize, std::vector<std::byte>(kPageSize));
+  EXPECT_TRUE(memories.try_lose({MemoryId::Kind::task, kMemory.id + 1})) << "of which nothing is missing";
+  EXPECT_FALSE(memories.whole());
+  while (!memories.try_lose(kMemory) && !deadline.passed()) serve();
+  EXPECT_TRUE(memories.whole());
+  std::future<int> ended = std::async(std::launch::async, [&] { return program.ended(); });
+  while (ended.wait_for(std::chrono::milliseconds(0)) != std::future_status::ready && !deadline.passed()) serve();
+  EXPECT_EQ(ended.get(), 0);
+  memories.finish();
 }
 
 TEST(LazyEnds, ForksWaitWhileThereIsNoDescriptorForThem) {

@@ -26,6 +26,17 @@ BEFORE_READY = re.compile(r"destination-agent\.(begun|layout-received|round-rece
                           r"destination-guardian\.(started|warm|reserved|shells|finished|prepared)$")
 
 
+def removed(folder):
+    """Of a cgroup, which counts those who are still ending and are not listed any more."""
+    try:
+        os.rmdir(folder)
+    except OSError as e:
+        if e.errno != errno.EBUSY:
+            raise
+        return False
+    return True
+
+
 class NotReached(Exception):
     """The fault point is not on the way of this migration."""
 
@@ -301,8 +312,7 @@ class Case:
         """A reboot takes cgroups away."""
         ends = ("-in", "-lazy-0", "-lazy-1", "-lazy-2") if host == "destination" else ("",)
         for folder in remains.cgroups_of(self.sessions(), ends):
-            wait_for(lambda f=folder: not read(f"{f}/cgroup.procs"), f"{folder} to empty", 5)
-            os.rmdir(folder)
+            wait_for(lambda f=folder: removed(f), f"{folder} to empty", 5)
 
     def sent(self):
         """What `send` has said."""

@@ -266,6 +266,30 @@ def killed_here(claimed):
     return case
 
 
+def task_killed_here(context, folder):
+    """What was missing of one task that is killed in the held tree is lost: it gets SIGBUS there, all others have every page."""
+    chain = lambda place: programs.Workload("chain", os.path.join(context.workloads, "chain"), ["20", "2"], place)
+    with moving(context, folder, chain) as (program, move), slowly(move, 10 << 20) as relay:
+        old = move.pid
+        child = next(p for p in descendants(old) if p != old and int(stat_fields(p)[1]) == old)
+        started_there(program, move, relay)
+        # What a task needs to tell of lost pages must have come.
+        warm = lambda: [int(n) for n in read(os.path.join(program.folder, "warm")).split()]
+        before = warm()
+        wait_for(lambda: len(warm()) == 3 and all(n > b + 5 for n, b in zip(warm(), before)), "all tasks to be warm", 20)
+        os.kill(child, signal.SIGKILL)
+        program.check()
+        lost = [int(n) for n in read(os.path.join(program.folder, "lost")).split()]
+        expect(lost[1] > 100 and lost[0] == lost[2] == 0, f"pages lost of each task: {lost}")
+        code = move.ended("daemon")
+        expect(code == 1 and "killed at the page server" in read(move.daemon_log), f"the daemon exited {code}: {read(move.daemon_log)[-300:]}")
+        code = move.ended("dumper")
+        expect(code == 0 and "was killed here before" in read(move.dump_log), f"dump exited {code}: {read(move.dump_log)[-300:]}")
+        wait_for(lambda: not exists(old), "the source to be killed", 10)
+        program.reap_old(move.namespace.pid)
+        program.check()
+
+
 def held_is_not_moved(context, folder):
     """What a lazy dump holds may run elsewhere: nobody dumps or sends it from here."""
     with moving(context, folder) as (program, move), slowly(move, 1 << 20) as relay:
@@ -331,6 +355,21 @@ def restore_killed(context, folder):
         move.lazy_pages()
         program.moved_to(move.expect_restored(), None)
         expect_moved(program, move)
+
+
+def beside_the_original(context, folder):
+    """What a lazy dump holds is not to be ended for a restore beside it: it has the only copy of its pages."""
+    with moving(context, folder, "tree") as (program, move):
+        before = cases.facts(program)
+        move.dump()
+        move.copy()
+        move.lazy_pages()
+        code, out = run([context.binary, "restore", "-D", move.there, "-d", "--lazy-pages"])
+        expect(code == 2 and f"pid {program.inner} is taken" in out and "pages that exist nowhere else" in out and
+               "end that process" not in out, f"restore exited {code}: {out}")
+        move.dumper.send_signal(signal.SIGINT)
+        expect(move.ended("dumper", 20) == 1, "dump exited 0")
+        expect_as_before(program, before)
 
 
 def server_gone(context, folder):
@@ -475,10 +514,10 @@ CASES = {"script": the_script(False), "script-fails": the_script(True), "two": t
          "ends-early": ends_early, "nothing-late": nothing_late, "refusals": refusals, "stale": stale, "wild": wild,
          "before/int": given_up_before(signal.SIGINT), "before/term": given_up_before(signal.SIGTERM),
          "before/kill": given_up_before(signal.SIGKILL), "before/connected": given_up_before("connected"),
-         "before/timeout": given_up_before(None), "before/killed": killed_here(False),
+         "before/timeout": given_up_before(None), "before/killed": killed_here(False), "killed-task": task_killed_here,
          "after/killed": killed_here(True), "after/held": held_is_not_moved, "after/interrupted": interrupted_after, "after/cuts": cuts,
          "after/giver-killed": kill_servers("giver"), "after/dump-killed": kill_servers("dump"),
-         "before/server-gone": server_gone, "restore-fails": restore_fails, "restore-killed": restore_killed, "daemon-fails": daemon_fails,
+         "before/server-gone": server_gone, "before/beside": beside_the_original, "restore-fails": restore_fails, "restore-killed": restore_killed, "daemon-fails": daemon_fails,
          **lazy_hostile.CASES, **lazy_bringers.CASES}
 
 

@@ -21,9 +21,9 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import postcopy_cgroups  # noqa: E402
 import postcopy_shared  # noqa: E402
 from lib import cgroups, hosts, programs, remains, suite, tool  # noqa: E402
-from lib.process import exists, kill_all, read, run, spawn, stat_fields, wait_for  # noqa: E402
+from lib.process import all_pids, exists, kill_all, read, run, spawn, stat_fields, wait_for  # noqa: E402
 from lib.suite import expect  # noqa: E402
-from postcopy_move import MIB, SLOW, TIMEOUTS, Move, cut, kill, kill_receiver, kill_sender  # noqa: E402
+from postcopy_move import MIB, SLOW, TIMEOUTS, Move, cut, kill, kill_receiver, kill_sender, quietly  # noqa: E402
 
 
 def broken(act, mode="postcopy", **ending):
@@ -145,6 +145,40 @@ def source_tree_killed(context, folder):
         wait_for(lambda: not move.lazy(), "the lazy host to leave", 10)
     finally:
         move.close()
+
+
+CHAIN = 20  # MiB a task
+
+
+def task_killed(which, agent_dies=False):
+    """One task of the frozen tree is killed, and what was missing of it is lost with it: who touches that gets SIGBUS, all others
+    have every page, and both sides say so. `which`: 0 is the root. `agent_dies`: somebody else has to find out."""
+    def case(context, folder):
+        move = Move(context, folder, "postcopy", ("chain", str(CHAIN), str(1 << which)))
+        try:
+            # What a task needs to tell of lost pages must have come.
+            warm = lambda: [int(n) for n in read(f"{folder}/program/warm").split()]
+            before = warm()
+            wait_for(lambda: len(warm()) == 3 and all(n > b + 5 for n, b in zip(warm(), before)), "all tasks to be warm", 20)
+            move.expect_feeding()
+            victim = move.old
+            for _ in range(which):
+                victim = next(p for p in all_pids() if quietly(lambda q: int(stat_fields(q)[1]), p) == victim)
+            if agent_dies:
+                move.sender.kill()
+            os.kill(victim, signal.SIGKILL)
+            move.arrives(code=None if agent_dies else 0)
+            lost = [int(n) for n in read(f"{folder}/program/lost").split()]
+            expect(lost[which] > 100 and sum(lost) == lost[which], f"pages lost of each task: {lost}")
+            if not agent_dies:
+                expect("was killed here" in read(move.log), f"send does not say what was killed: {tool.tail(move.log, 8)}")
+                whole = next(e for e in tool.events(read(move.log)) if e.get("event") == "whole")
+                expect(0 < whole["pages_lost"] <= CHAIN * 256 + 600, f"send counts {whole['pages_lost']} lost pages, there are {lost}")
+            told = read(f"{folder}/state-destination/{move.session}.destination.journal")
+            expect("given_up" in told or "killed at the source" in read(f"{folder}/receive"), "the destination does not say what is lost")
+        finally:
+            move.close()
+    return case
 
 
 def left_alone(folder_gone):
@@ -480,6 +514,8 @@ CASES = {
     "kill/all-lazy": kill_all_lazy,
     "kill/all-there": all_dead_there,
     "kill/source-tree": source_tree_killed,
+    **{f"kill/source-task-{which}{'-and-agent' if agent else ''}": task_killed(which, agent)
+       for which in range(3) for agent in (False, True)},
     "kill/by-force": killed_by_force,
     "left-alone/copy": left_alone(False),
     "left-alone/folder": left_alone(True),

@@ -56,7 +56,7 @@ TEST(CriuGet, GivesWhatWasAnnounced) {
       if (request->command == GetCommand::close) {
         answer_close(*s);
       } else {
-        answer_get(*s, given, *request);
+        EXPECT_TRUE(answer_get(*s, given, *request));
         ++answered;
       }
     }
@@ -123,7 +123,7 @@ TEST(CriuGet, ATaskThatIsGoneGivesNothing) {
   GivenMemories given = memories();
   ASSERT_EQ(::ftruncate(given.at(kGiven).fd.get(), kFrom + 5 * kPageSize), 0);
   auto [mine, theirs] = raw_pair();
-  EXPECT_THROW(answer_get(*theirs, given, get(4, 2)), Error);
+  EXPECT_FALSE(answer_get(*theirs, given, get(4, 2))) << "of a task that has ended nothing is sent";
 }
 
 TEST(CriuGet, AnswersMustFit) {

@@ -85,7 +85,7 @@ TEST(PageReader, ReadsWhatIsThereAndLeavesSharingAlone) {
   const PageReader reader(source);
   std::vector<std::byte> wanted(kPages * kPageSize), got(kPages * kPageSize);
   pread_full(source.fd.get(), wanted, family.address(0), "memory");
-  reader.read(family.address(0), got);
+  EXPECT_TRUE(reader.read(family.address(0), got));
   EXPECT_TRUE(wanted == got);
   EXPECT_EQ(got[100 * kPageSize + 7], std::byte{101});  // without access for the task itself
   EXPECT_EQ(family.exclusive(), before);
@@ -101,9 +101,9 @@ TEST(PageReader, SaysThatTheTaskIsGone) {
     address = family.address(0);
     source = source_of(family);
     reader = std::make_unique<PageReader>(source);
-    reader->read(address, page);
+    EXPECT_TRUE(reader->read(address, page));
   }
-  EXPECT_THROW(reader->read(address, page), Error);
+  EXPECT_FALSE(reader->read(address, page));
 }
 
 TEST(PageReader, ReadsSharedObjects) {
@@ -115,9 +115,9 @@ TEST(PageReader, ReadsSharedObjects) {
   source.fd = object.dup();
   const PageReader reader(source);
   std::vector<std::byte> got(2 * kPageSize);
-  reader.read(kPageSize, got);
+  EXPECT_TRUE(reader.read(kPageSize, got));
   EXPECT_TRUE(std::equal(got.begin(), got.end(), content.begin()));
-  EXPECT_THROW(reader.read(2 * kPageSize, got), Error);
+  EXPECT_THROW(static_cast<void>(reader.read(2 * kPageSize, got)), Error);
 }
 
 }  // namespace

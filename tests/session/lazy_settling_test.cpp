@@ -8,8 +8,8 @@ namespace {
 
 void be_lazy(JournalEntry& e) { e.lazy = true; }
 
-bool settle(Hosts& h, const std::string& lost = "") {
-  return settle_without_guardian(h.destination_store, h.keeper, h.id, lost);
+bool settle(Hosts& h, const std::string& lost = "", const std::string& given_up = "") {
+  return settle_without_guardian(h.destination_store, h.keeper, h.id, {.lost = lost, .given_up = given_up});
 }
 
 TEST(LazySettling, ItIsWholeAndRuns) {
@@ -37,6 +37,16 @@ TEST(LazySettling, WhatIsLostIsSaid) {
   EXPECT_TRUE(settle(h, "the frozen tree is gone"));
   EXPECT_EQ(h.destination_state(), State::lost);
   EXPECT_EQ(h.destination_store.peek(h.id, Role::destination)->reason, "the frozen tree is gone");
+}
+
+TEST(LazySettling, WhatWasGivenUpIsSaid) {
+  Hosts h;
+  h.left(Role::destination, {State::prepared, State::gate_open}, be_lazy);
+  EXPECT_TRUE(settle(h, "", "task 7"));
+  EXPECT_EQ(h.destination_state(), State::whole);
+  const auto entry = h.destination_store.peek(h.id, Role::destination);
+  EXPECT_EQ(entry->given_up, "task 7");
+  EXPECT_NE(entry->reason.find("but for pages of task 7"), std::string::npos) << entry->reason;
 }
 
 TEST(LazySettling, BehindItsGateItIsStayedWith) {

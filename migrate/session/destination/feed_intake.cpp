@@ -30,6 +30,7 @@ void let_feed_in(const ReceiveContext& context, ControlChannel& channel, const S
   context.daemon.expect_streams(tokens);
   Message feeding;
   feeding.mutable_feeding()->set_waits(true);
+  feeding.mutable_feeding()->set_gone(true);
   for (const StreamToken& token : tokens) feeding.mutable_feeding()->add_stream_tokens(token.data(), token.size());
   channel.send(std::move(feeding));
   for (uint32_t i = 0; i < feed.streams(); ++i) host->pass_stream(next_stream(context, channel, deadline));

@@ -199,6 +199,10 @@ class Receiver {
     if (::read(signals_.get(), &info, sizeof info) != sizeof info) return;
     if (!leaving_) code_ = options_.once ? kFailed : kMoved;
     serving_.terminate();
+    if (!leaving_ && !serving_.empty())
+      events_.event("ending",
+                    "told to end: what is under way is given up, but for programs that run here already, whose memory "
+                    "still comes; it ends with the last of them");
     leave();
     if (serving_.empty()) loop_.stop();
   }

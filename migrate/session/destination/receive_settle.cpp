@@ -74,7 +74,9 @@ void ReceiveSession::await_whole() {
   Message whole;
   whole.mutable_whole();
   channel_.send(std::move(whole));
-  c_.events.event("whole", label_ + " has all its memory here", {{"session", to_hex(id_)}});
+  const std::optional<JournalEntry> entry = c_.store.peek(id_, Role::destination);
+  c_.events.event("whole", label_ + " has all its memory here" + but_for(entry ? entry->given_up : ""),
+                  {{"session", to_hex(id_)}});
 }
 
 void ReceiveSession::ask_whole() {

@@ -57,7 +57,7 @@ class DestinationGuardian {
   bool holds_all_pages();
   void thaw();
   void lazy_news();
-  void became_whole();
+  void became_whole(const std::string& given_up);
   void make_huge_again();
   void lose(const std::string& why, bool killed);
   void end_lazy_host();

@@ -40,7 +40,7 @@ bool DestinationGuardian::open(uint64_t peer_epoch) {
   } catch (const Error& e) {
     log_.warn("leaving the gate's cgroup: {}", e.what());  // answered already, and the tree runs
   }
-  if (whole) became_whole();
+  if (whole) became_whole({});
   make_huge_again();
   return true;
 }
@@ -50,7 +50,7 @@ bool DestinationGuardian::holds_all_pages() {
   if (!lazy_) return false;
   try {
     const LazyState now = lazy_->ask(Deadline::in(options_.timeout));
-    if (now.lost.empty()) return now.missing == 0;
+    if (now.end.lost.empty()) return now.missing == 0;
   } catch (const Error& e) {
     log_.error("the lazy host: {}", e.what());
   }
@@ -79,17 +79,17 @@ void DestinationGuardian::lazy_news() {
     now = lazy_->news();
   } catch (const GuardianGone& e) {
     killed = true;
-    now = LazyState{1, e.what()};
+    now = LazyState{1, {.lost = e.what(), .given_up = {}}};
   }
-  if (!now || (now->missing != 0 && now->lost.empty())) return;
-  if (journal_->state() == State::gate_open && now->lost.empty()) return became_whole();
-  if (journal_->state() == State::gate_open) return lose(now->lost, killed);
+  if (!now || (now->missing != 0 && now->end.lost.empty())) return;
+  if (journal_->state() == State::gate_open && now->end.lost.empty()) return became_whole(now->end.given_up);
+  if (journal_->state() == State::gate_open) return lose(now->end.lost, killed);
   // Behind its gate it waits for no page; that it is whole is asked for when the gate opens.
-  if (!now->lost.empty()) discard(kTreeGone, now->lost);
+  if (!now->end.lost.empty()) discard(kTreeGone, now->end.lost);
 }
 
-void DestinationGuardian::became_whole() {
-  write_pages_end(*journal_, "");
+void DestinationGuardian::became_whole(const std::string& given_up) {
+  write_pages_end(*journal_, {.lost = {}, .given_up = given_up});
   warn_unless_durable(*journal_, log_);
   fault_point("destination-guardian.whole");
   end_lazy_host();
@@ -110,7 +110,7 @@ void DestinationGuardian::make_huge_again() {
 /// When all processes of the host were killed, what was missing reads as zeros: a program that goes on with that is
 /// worse than none. Else whoever touches a lost page gets SIGBUS.
 void DestinationGuardian::lose(const std::string& why, bool killed) {
-  write_pages_end(*journal_, why);
+  write_pages_end(*journal_, {.lost = why, .given_up = {}});
   if (killed) parts_.keeper->discard(journal_->entry());
   end_lazy_host();
 }

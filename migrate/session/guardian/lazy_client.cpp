@@ -30,8 +30,8 @@ wire::LazyMemories to_wire(const std::vector<LazyMemory>& memories) {
 }
 
 LazyState state_of(const LazyReply& reply) {
-  if (reply.body_case() == LazyReply::kLost) return {0, reply.lost()};
-  return {reply.missing(), {}};
+  if (reply.body_case() == LazyReply::kLost) return {0, {.lost = reply.lost(), .given_up = {}}};
+  return {reply.missing(), {.lost = {}, .given_up = reply.given_up()}};
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "core/base/fd.h"
 #include "core/memory/lazy_memory.h"
 #include "migrate/session/guardian/packet.h"
+#include "migrate/session/journal/received_copy.h"
 #include "migration.pb.h"
 
 namespace migrate {
@@ -19,7 +20,7 @@ namespace migrate {
 /// How it stands: pages that are missing, or why they will not come.
 struct LazyState {
   uint64_t missing = 0;
-  std::string lost;
+  PagesEnd end;
 };
 
 /// One conversation. One thread.

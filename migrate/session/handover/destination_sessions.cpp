@@ -110,7 +110,7 @@ std::optional<JournalEntry> DestinationSessions::look_whole(const SessionId& id)
   std::optional<Journal> journal = store_.take_over(id, Role::destination, false);
   if (!journal || journal->state() != State::gate_open) return store_.peek(id, Role::destination);
   const auto lost_with_copy = [&](const char* why) {
-    write_pages_end(*journal, why);
+    write_pages_end(*journal, {.lost = why, .given_up = {}});
     keeper_.discard(journal->entry());
     return journal->entry();
   };
@@ -125,8 +125,8 @@ std::optional<JournalEntry> DestinationSessions::look_whole(const SessionId& id)
   } catch (const GuardianGone&) {
     return journal->entry();  // another process of it takes over
   }
-  if (now.missing != 0 && now.lost.empty()) return journal->entry();
-  write_pages_end(*journal, now.lost);
+  if (now.missing != 0 && now.end.lost.empty()) return journal->entry();
+  write_pages_end(*journal, now.end);
   host->settled();
   return journal->entry();
 }

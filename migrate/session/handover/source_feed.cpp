@@ -5,11 +5,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <map>
 
-#include "core/base/proc_values.h"
 #include "core/base/procfs.h"
 #include "core/memory/track_objects.h"
+#include "core/memory/track_tree.h"
 #include "core/memory/tree_survey.h"
 #include "migrate/report/svg.h"
 #include "migrate/session/handover/settle.h"
@@ -29,6 +30,20 @@ int64_t field(uint64_t value) { return static_cast<int64_t>(std::min<uint64_t>(v
 
 double ms_of(uint64_t us) { return static_cast<double>(us) / 1000; }
 double seconds(uint64_t us) { return static_cast<double>(us) / 1e6; }
+
+bool some_are_gone(const JournalEntry& entry) {
+  return std::ranges::any_of(entry.tasks, [](const TaskId& task) { return !task.lives(); });
+}
+
+/// Subtrees, if tasks were killed in between. The root is the first of the journal's.
+std::vector<LivingTask> living_of(const JournalEntry& entry) {
+  std::vector<LivingTask> all;
+  for (const TaskId& task : entry.tasks) {
+    if (!task.lives() || std::ranges::find(all, task.pid, &LivingTask::pid) != all.end()) continue;
+    std::ranges::copy(list_living(Pid(task.pid)), std::back_inserter(all));
+  }
+  return all;
+}
 
 /// For the time of a feed.
 class Feeding {
@@ -59,6 +74,7 @@ bool SourceFeed::connect(ControlChannel& channel) {
   if (reply.body_case() != Message::kFeeding || reply.feeding().stream_tokens_size() != count)
     throw Corrupt("a message of the peer", "it is out of turn");
   tells_waits_ = reply.feeding().waits();
+  knows_gone_ = reply.feeding().gone();
   SessionStreams streams =
       connect_session_streams(parts_.connector, parse_host_port(parts_.address), parts_.session,
                               reply.feeding().stream_tokens(), count, parts_.timeouts.connect, nullptr);
@@ -69,7 +85,14 @@ bool SourceFeed::connect(ControlChannel& channel) {
 void SourceFeed::prepare(std::span<const PageSource> late) {
   next_ = std::async(std::launch::async, [streams = std::move(*streams_), late, this]() mutable {
     const auto order = parts_.order ? parts_.order(late) : std::vector<RankedRun>();
-    return std::make_unique<PageFeeder>(std::move(streams), late, order, parts_.options);
+    FeederOptions options = parts_.options;
+    options.tells_gone = knows_gone_;
+    if (parts_.entry)
+      options.some_live = [entry = parts_.entry] {
+        const std::optional<JournalEntry> now = entry();
+        return now && !living_of(*now).empty();
+      };
+    return std::make_unique<PageFeeder>(std::move(streams), late, order, options);
   });
   streams_.reset();
 }
@@ -87,6 +110,7 @@ void SourceFeed::feed(ControlChannel& channel, std::span<const PageSource> late,
         left_ = feeder.pages_left();
         if (!over) beat();
         note_waits(feeder.waits());
+        note_gone(feeder);
         const FeedWaits all = waits();
         parts_.events.progress("progress", "feeding: " + human_bytes(left_ * kPageSize) + " left",
                                {{"phase", std::string("feed")},
@@ -99,6 +123,7 @@ void SourceFeed::feed(ControlChannel& channel, std::span<const PageSource> late,
       [&] { feeder.cancel(); });
   left_ = feeder.pages_left();
   note_waits(feeder.waits());
+  note_gone(feeder);
   pushed_ += feeder.counters().fill.pages;
   requested_ += feeder.counters().requested;
   if (failure) std::rethrow_exception(failure);
@@ -118,6 +143,32 @@ void SourceFeed::note_waits(const FeedWaits& now) {
   if (now.wanted == 0) return;
   if (now.wanted < waits_.wanted) waits_before_ = waits();  // another process serves there
   waits_ = now;
+}
+
+/// The latest connection knows best what was missing.
+void SourceFeed::note_gone(const PageFeeder& feeder) {
+  for (const auto& [memory, pages] : feeder.gone()) {
+    if (!gone_.contains(memory))
+      parts_.events.event("gone",
+                          "session " + to_hex(parts_.session) + ": " + name_of(memory) +
+                              " of the frozen tree was killed here before the destination had all of it: who "
+                              "touches what is missing of it there gets SIGBUS",
+                          {{"session", to_hex(parts_.session)}, {"memory", name_of(memory)}});
+    gone_[memory] = pages;
+  }
+}
+
+uint64_t SourceFeed::pages_gone() const {
+  uint64_t pages = 0;
+  for (const auto& [memory, of_it] : gone_) pages += of_it;
+  return pages;
+}
+
+std::string SourceFeed::gone_text() const {
+  if (gone_.empty()) return {};
+  std::string text = "; but " + human_bytes(pages_gone() * kPageSize) + " are lost, of ";
+  for (const auto& [memory, pages] : gone_) text += (memory == gone_.begin()->first ? "" : ", ") + name_of(memory);
+  return text + ", killed here meanwhile";
 }
 
 FeedWaits SourceFeed::waits() const {
@@ -155,24 +206,23 @@ int fill_streams(int streams) { return std::clamp<int>(streams, 1, kMaxPageStrea
 
 std::vector<PageSource> pages_of_held_tree(const JournalEntry& entry) {
   std::map<MemoryId, PageSource> sources;
-  for (const TaskId& task : entry.tasks) {
-    if (!task.lives()) continue;
-    const ProcDir proc(task.pid);
-    const MemoryId memory{MemoryId::Kind::task, static_cast<uint64_t>(innermost(proc.status().at("NSpid")))};
+  const std::vector<LivingTask> living = living_of(entry);
+  for (const LivingTask& task : living) {
+    const MemoryId memory{MemoryId::Kind::task, static_cast<uint64_t>(task.image_pid)};
     PageSource& source = sources[memory];
     source.memory = memory;
     source.fd = open_path("/proc/" + std::to_string(task.pid) + "/mem", O_RDONLY);
   }
   if (sources.empty())
     throw Error("the tree that session " + to_hex(entry.id) + " held frozen is gone, and pages with it");
-  const TreeSurvey survey = survey_tree(Pid(entry.tasks.front().pid), *MappingReader::shared());
+  const TreeSurvey survey = survey_tasks(living, *MappingReader::shared());
   std::vector<PageSource> all;
   all.reserve(sources.size());
   for (const PageReserve& run : survey.pages)
     if (const auto source = sources.find(run.memory); source != sources.end())
       source->second.runs.push_back({.address = run.address, .pages = run.pages});
   for (auto& [memory, source] : sources) all.push_back(std::move(source));
-  for (LivingObject& object : find_shared_objects(list_living(Pid(entry.tasks.front().pid)))) {
+  for (LivingObject& object : find_shared_objects(living)) {
     if (object.memfd) continue;
     // All of it: a page that was read and never written may be gone by now, and is waited for there all the same.
     all.push_back({.memory = {MemoryId::Kind::shmem, object.id},
@@ -191,6 +241,8 @@ void feed_from_held_tree(const JournalEntry& entry, const FeedParts& parts) {
     as_agreed.options = feeder_options(*entry.feed);
     as_agreed.streams = entry.feed->streams;
   }
+  as_agreed.options.some_gone = some_are_gone(entry);
+  as_agreed.entry = [&entry] { return std::optional(entry); };
   SourceFeed feed(std::move(as_agreed));
   if (!feed.connect(*channel)) return;
   parts.events.event("feed", "session " + to_hex(entry.id) + ": " + entry.label + " is fed from its frozen tree here",

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <future>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -27,6 +28,8 @@ struct FeedParts {
   FeederOptions options;
   int streams = 1;  ///< that fill
   Events& events;
+  /// What to look at to see whether any task of the tree is left.
+  std::function<std::optional<JournalEntry>()> entry{};
   /// Which of the pages will be needed soon (PageFeeder); empty: not known. Called by a thread of the feed.
   std::function<std::vector<RankedRun>(std::span<const PageSource>)> order{};
 };
@@ -53,6 +56,9 @@ class SourceFeed {
   uint64_t pages_left() const { return left_; }
   uint64_t pages_pushed() const { return pushed_; }
   uint64_t pages_requested() const { return requested_; }
+  /// What tasks have ended here while they were needed there, and what that means; empty: none.
+  std::string gone_text() const;
+  uint64_t pages_gone() const;
   /// How long was waited there; of several processes that served, one after the other, the distribution is the last's.
   FeedWaits waits() const;
   std::string waits_text() const;
@@ -60,12 +66,14 @@ class SourceFeed {
 
  private:
   void note_waits(const FeedWaits& now);
+  void note_gone(const PageFeeder& feeder);
 
   FeedParts parts_;
   std::optional<FeedStreams> streams_;
   std::future<std::unique_ptr<PageFeeder>> next_;
   PageFeeder* feeding_ = nullptr;
-  bool tells_waits_ = false;  ///< the destination
+  bool tells_waits_ = false, knows_gone_ = false;  ///< the destination
+  std::map<MemoryId, uint64_t> gone_;
   uint64_t pushed_ = 0, requested_ = 0, left_ = 0;
   FeedWaits waits_, waits_before_;  ///< of the process that serves there, of those before
 };
@@ -74,7 +82,8 @@ FeederOptions feeder_options(const FeedSettings& settings);
 /// Of so many streams as the operator allows for a pass.
 int fill_streams(int streams);
 
-/// All private pages of a tree that its journal holds frozen, and all of its shared memory, as its images number them.
+/// All private pages of what lives of a tree that its journal holds frozen, and all of its shared memory, as its images
+/// number them. Throws Error if nothing lives.
 std::vector<PageSource> pages_of_held_tree(const JournalEntry& entry);
 
 /// For a committed session whose agent and guardian are gone, as its journal says: one connection's time. Returns when

@@ -36,6 +36,8 @@ class SourceHold {
   void heartbeat() noexcept;
   /// Whether a task of the frozen tree still lives.
   bool tree_lives() const;
+  /// As its journal says now.
+  std::optional<JournalEntry> entry() const { return store_.peek(id_, Role::source); }
   /// The source is committed when this returns. Throws with the tree running on, unless `committed()` says otherwise.
   void commit();
   /// Kills the tree after the gate opened.

@@ -305,6 +305,7 @@ std::string JournalEntry::to_json() const {
   if (lazy) j["lazy"] = true;
   if (!lazy_cgroups.empty()) j["lazy_cgroups"] = lazy_cgroups;
   if (feed) j["feed"] = feed_to_json(*feed);
+  if (!given_up.empty()) j["given_up"] = given_up;
   return j.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
 }
 
@@ -334,6 +335,7 @@ JournalEntry JournalEntry::from_json(const std::string& text, const std::string&
     if (j.contains("lazy")) e.lazy = j.at("lazy").get<bool>();
     if (j.contains("lazy_cgroups")) e.lazy_cgroups = lazy_cgroups_from_json(j.at("lazy_cgroups"), e.id);
     if (j.contains("feed")) e.feed = feed_from_json(j.at("feed"));
+    if (j.contains("given_up")) e.given_up = j.at("given_up").get<std::string>();
     e.peer_settled = j.at("peer_settled").get<bool>();
     e.reason = j.at("reason").get<std::string>();
     e.created_ns = static_cast<int64_t>(number_from_json(j.at("created_ns")));

@@ -8,12 +8,15 @@ void let_run(TreeKeeper& keeper, const JournalEntry& entry) {
   keeper.leave_gate(entry);
 }
 
-void write_pages_end(Journal& journal, const std::string& lost) {
-  if (lost.empty()) {
-    journal.step(State::whole, kOwn, "all its pages are here");
-  } else {
-    journal.step(State::lost, kTreeGone, lost);
-  }
+void write_pages_end(Journal& journal, const PagesEnd& end) {
+  if (!end.lost.empty()) return journal.step(State::lost, kTreeGone, end.lost);
+  journal.step_with(State::whole, kOwn, "all its pages are here" + but_for(end.given_up),
+                    [&](JournalEntry& e) { e.given_up = end.given_up; });
+}
+
+std::string but_for(const std::string& given_up) {
+  if (given_up.empty()) return {};
+  return ", but for pages of " + given_up + ", killed at the source while they were there: who touches one gets SIGBUS";
 }
 
 }  // namespace migrate

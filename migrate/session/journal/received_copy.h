@@ -12,8 +12,17 @@ namespace migrate {
 /// or taken away. Nothing if the copy is dead.
 void let_run(TreeKeeper& keeper, const JournalEntry& entry);
 
-/// Of a lazy session whose gate is open: writes that the copy needs nothing of the source any more, or, with `lost`,
-/// why it never gets what it needs.
-void write_pages_end(Journal& journal, const std::string& lost);
+/// How the pages of a lazy session ended: all of them are here ...
+struct PagesEnd {
+  std::string lost;      ///< ... or this says why the rest never comes
+  std::string given_up;  ///< ... but for what tasks missed that have ended at the source: these
+};
+
+/// Of a lazy session whose gate is open: writes that the copy needs nothing of the source any more, or why it never
+/// gets what it needs.
+void write_pages_end(Journal& journal, const PagesEnd& end);
+
+/// To go on a sentence that all pages are here: nothing, or which are not, and what that means.
+std::string but_for(const std::string& given_up);
 
 }  // namespace migrate

@@ -65,10 +65,10 @@ int run_lazy_host(int argc, char** argv, Logger& log) {
   options.placed = [&cgroups](unsigned /*place*/, unsigned seat) { cgroups.enter(seat); };
   const std::string state_dir = argv[2];
   settings.path = state_dir + "/" + to_hex(*id) + ".lazy";
-  settings.settle_alone = [&](const std::string& lost) {
+  settings.settle_alone = [&](const PagesEnd& end) {
     if (::access(state_dir.c_str(), F_OK) != 0 && errno == ENOENT) return true;  // JournalStore would make it
     JournalStore store(state_dir);
-    return settle_without_guardian(store, *cgroup_keeper(log), *id, lost);
+    return settle_without_guardian(store, *cgroup_keeper(log), *id, end);
   };
   hold_lazily(std::move(options), [&](LazyHost& host) { LazyServer(host, settings, log).run(); });
 }

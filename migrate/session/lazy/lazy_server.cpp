@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <system_error>
 #include <vector>
 
@@ -26,7 +27,10 @@ constexpr milliseconds kTurn{50}, kHandOver{5'000}, kLook{1'000};
 constexpr milliseconds kPlaced{2'000};
 /// A thread each. Of an honest source, which comes with growing pauses, one has not ended when the next begins.
 constexpr unsigned kMostFeeds = 8;
-constexpr char kWhole = 'w', kLost = 'l', kDiscarded = 'd';
+/// What is remembered begins with one of these; behind kLost stands why, behind the others tasks that have ended at the
+/// source.
+constexpr char kServing = 's', kWhole = 'w', kLost = 'l', kDiscarded = 'd';
+constexpr size_t kMostGivenUp = 4096;
 
 LazyMemory from_wire(const wire::LazyMemories::Memory& m) {
   if (m.ranges_size() % 2 != 0 || m.missing_size() % 2 != 0)
@@ -37,6 +41,17 @@ LazyMemory from_wire(const wire::LazyMemories::Memory& m) {
   for (int i = 0; i < m.missing_size(); i += 2)
     memory.missing.push_back({.address = m.missing(i), .pages = m.missing(i + 1)});
   return memory;
+}
+
+std::string names_of(const std::set<MemoryId>& memories) {
+  constexpr size_t kNamed = 5;
+  std::string names;
+  size_t n = 0;
+  for (const MemoryId memory : memories) {
+    if (n++ == kNamed) return names + " and " + std::to_string(memories.size() - kNamed) + " more";
+    names += (names.empty() ? "" : ", ") + name_of(memory);
+  }
+  return names;
 }
 
 /// Says in the log what came, in that order.
@@ -57,17 +72,39 @@ class ToldSink final : public PageSink {
 
 LazyServer::LazyServer(LazyHost& host, const LazyServerOptions& options, Logger& log)
     : host_(host), options_(options), log_(log) {
-  const std::vector<std::byte> remembered = host.remembered();
-  const char word = remembered.empty() ? '\0' : static_cast<char>(remembered[0]);
+  recall();
+  if (!lost_.empty() && host.adopted()) host.memories(wanted())->poison();  // the last may have been killed on its way
+  if (!whole_ && lost_.empty() && host.adopted()) begin_serving(host.memories(wanted()));
+  if (const int guardian = host.kept("guardian"); guardian >= 0)
+    peers_.push_back({PacketSocket(duplicate(guardian)), true});
+}
+
+void LazyServer::remember(char word) {
+  std::vector<std::byte> bytes(1 + given_up_.size() * sizeof(MemoryId));
+  bytes[0] = static_cast<std::byte>(word);
+  size_t at = 1;
+  for (const MemoryId& memory : given_up_) {
+    std::memcpy(bytes.data() + at, &memory, sizeof memory);
+    at += sizeof memory;
+  }
+  host_.remember(bytes);
+}
+
+void LazyServer::recall() {
+  const std::vector<std::byte> bytes = host_.remembered();
+  if (bytes.empty()) return;
+  const char word = static_cast<char>(bytes[0]);
   whole_ = word == kWhole;
   discarded_ = word == kDiscarded;
   if (word == kLost) {
-    lost_.assign(reinterpret_cast<const char*>(remembered.data()) + 1, remembered.size() - 1);
-    if (host.adopted()) host.memories(wanted())->poison();  // the last one may have been killed on its way
+    lost_.assign(reinterpret_cast<const char*>(bytes.data()) + 1, bytes.size() - 1);
+    return;
   }
-  if (!whole_ && word != kLost && host.adopted()) begin_serving(host.memories(wanted()));
-  if (const int guardian = host.kept("guardian"); guardian >= 0)
-    peers_.push_back({PacketSocket(duplicate(guardian)), true});
+  for (size_t at = 1; at + sizeof(MemoryId) <= bytes.size(); at += sizeof(MemoryId)) {
+    MemoryId memory;
+    std::memcpy(&memory, bytes.data() + at, sizeof memory);
+    given_up_.insert(memory);
+  }
 }
 
 LazyMemories::Wanted LazyServer::wanted() {
@@ -162,8 +199,8 @@ bool LazyServer::serve(Peer& peer) {
       over_ = whole_ || is_lost();
       return true;
     case LazyRequest::kDiscard: {
-      const std::byte word{kDiscarded};
-      host_.remember(std::span(&word, 1));
+      const std::lock_guard lock(mutex_);
+      remember(kDiscarded);
       discarded_ = true;
       return true;
     }
@@ -202,6 +239,7 @@ void LazyServer::reply_state(Peer& peer) const {
     reply.set_lost(lost_);
   } else {
     reply.set_missing(whole_ ? 0 : std::max<uint64_t>(memories_ ? memories_->missing_pages() : 1, 1));
+    reply.set_given_up(names_of(given_up_));
   }
   peer.socket.send(reply);
 }
@@ -225,13 +263,13 @@ void LazyServer::look_without_guardian() {
   const auto now = std::chrono::steady_clock::now();
   if (!options_.settle_alone || host_.kept("guardian") >= 0 || (!whole_ && !is_lost()) || now < look_again_) return;
   look_again_ = now + kLook;
-  std::string lost;
+  PagesEnd end;
   {
     const std::lock_guard lock(mutex_);
-    lost = lost_;
+    end = {.lost = lost_, .given_up = names_of(given_up_)};
   }
   try {
-    over_ = options_.settle_alone(lost) || over_;
+    over_ = options_.settle_alone(end) || over_;
   } catch (const Error& e) {
     log_.debug("lazy host: {}", e.what());
   }
@@ -251,6 +289,7 @@ void LazyServer::serve_faults() {
   try {
     while (!stop_) {
       memories_->serve(kTurn);
+      lose_given_up();
       if (memories_->whole()) return end_whole();
       std::string why;
       {
@@ -268,9 +307,8 @@ void LazyServer::serve_faults() {
 
 void LazyServer::end_whole() {
   memories_->finish();
-  const auto word = static_cast<std::byte>(discarded_ ? kDiscarded : kWhole);
-  host_.remember(std::span(&word, 1));
   const std::lock_guard lock(mutex_);
+  remember(discarded_ ? kDiscarded : kWhole);
   whole_ = true;
   ended_.trigger();
   if (feed_ && feed_->fetcher != nullptr) feed_->fetcher->whole();
@@ -279,12 +317,44 @@ void LazyServer::end_whole() {
 void LazyServer::end_lost(const std::string& why) {
   // First: a page that was given up is not missing any more, and who follows would take the program for whole.
   const std::string text = kLost + why;
-  host_.remember(as_bytes_of(text));
+  {
+    const std::lock_guard lock(mutex_);
+    host_.remember(as_bytes_of(text));
+  }
   memories_->poison();
   const std::lock_guard lock(mutex_);
   lost_ = why;
   ended_.trigger();
   if (feed_ && feed_->fetcher != nullptr) feed_->fetcher->cancel();
+}
+
+/// By the thread that receives answers.
+void LazyServer::give_up(MemoryId memory) {
+  const std::lock_guard lock(mutex_);
+  losing_.insert(memory);
+}
+
+void LazyServer::lose_given_up() {
+  std::set<MemoryId> losing;
+  {
+    const std::lock_guard lock(mutex_);
+    losing = losing_;
+  }
+  for (const MemoryId memory : losing) {
+    note_given_up(memory);
+    if (!memories_->try_lose(memory)) continue;
+    const std::lock_guard lock(mutex_);
+    losing_.erase(memory);
+  }
+}
+
+/// First: pages that were given up are not missing any more, and who follows would not know of them.
+void LazyServer::note_given_up(MemoryId memory) {
+  if (given_up_.contains(memory) || given_up_.size() >= kMostGivenUp || !memories_->missing().contains(memory)) return;
+  log_.error("{} was killed at the source while pages of it were there: who touches one gets SIGBUS", name_of(memory));
+  const std::lock_guard lock(mutex_);
+  given_up_.insert(memory);
+  remember(discarded_ ? kDiscarded : kServing);
 }
 
 // ---- the feed ----
@@ -334,6 +404,7 @@ void LazyServer::run_feed(Feed& feed) {
     FetcherOptions options;
     options.codecs = feed.codecs;
     options.waits = feed.waits;
+    options.gone = [this](MemoryId memory) { give_up(memory); };
     ToldSink sink(*memories_, log_);
     PageFetcher fetcher(std::move(streams), sink, wanted_, memories_->missing(), false, options);
     {

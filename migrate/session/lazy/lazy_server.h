@@ -11,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 
@@ -21,6 +22,7 @@
 #include "migrate/session/base/options.h"
 #include "migrate/session/guardian/packet.h"
 #include "migrate/session/journal/journal.h"
+#include "migrate/session/journal/received_copy.h"
 #include "migrate/session/wire/connector.h"
 #include "migration.pb.h"
 
@@ -33,8 +35,8 @@ struct LazyServerOptions {
   Timeouts timeouts;
   std::string path;  ///< of the socket that it listens on, which goes with it
   /// Asked now and then when there is nothing left to hold, and the guardian is gone: whether the host may leave.
-  /// `lost`: why pages never came. None: it stays until it is told.
-  std::function<bool(const std::string& lost)> settle_alone;
+  /// None: it stays until it is told.
+  std::function<bool(const PagesEnd& end)> settle_alone;
 };
 
 /// One process's time as the daemon. Three threads of its own besides those of the fetcher: this one talks, one serves
@@ -79,6 +81,11 @@ class LazyServer {
   void serve_faults();
   void end_whole();
   void end_lost(const std::string& why);
+  void give_up(MemoryId memory);
+  void lose_given_up();
+  void note_given_up(MemoryId memory);
+  void remember(char word);
+  void recall();
 
   void begin_feed(const wire::Feed& feed);
   void tell_feed_to_end();
@@ -105,8 +112,9 @@ class LazyServer {
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  std::shared_ptr<Feed> feed_;  ///< the latest; of the thread that talks
-  std::string lose_, lost_;     ///< why pages are to be given up; why they were
+  std::shared_ptr<Feed> feed_;            ///< the latest; of the thread that talks
+  std::string lose_, lost_;               ///< why pages are to be given up; why they were
+  std::set<MemoryId> given_up_, losing_;  ///< tasks that have ended at the source; whose pages are not given up yet
 };
 
 }  // namespace migrate

@@ -33,9 +33,11 @@ FeedParts Postcopy::feed_parts() const {
                                      .codecs = p_.peer.codecs()}),
           .streams = fill_streams(p_.options.streams),
           .events = p_.events,
-          .order = [this](std::span<const PageSource> late) {
-            return before_ ? before_->fill_order(late) : std::vector<RankedRun>();
-          }};
+          .entry = [this] { return p_.hold.entry(); },
+          .order =
+              [this](std::span<const PageSource> late) {
+                return before_ ? before_->fill_order(late) : std::vector<RankedRun>();
+              }};
 }
 
 void Postcopy::while_running() {
@@ -177,7 +179,8 @@ void Postcopy::tell_end(Clock::time_point began) const {
   EventFields fields = {{"ms", ms},
                         {"pages_pushed", static_cast<int64_t>(feed_->pages_pushed())},
                         {"pages_requested", static_cast<int64_t>(feed_->pages_requested())},
-                        {"pages_not_needed", static_cast<int64_t>(feed_->pages_left())}};
+                        {"pages_not_needed", static_cast<int64_t>(feed_->pages_left())},
+                        {"pages_lost", static_cast<int64_t>(feed_->pages_gone())}};
   const EventFields waits = feed_->waits_fields();
   fields.insert(fields.end(), waits.begin(), waits.end());
   std::string text = "the destination has all of it: nothing had to follow";
@@ -187,6 +190,7 @@ void Postcopy::tell_end(Clock::time_point began) const {
   if (feed_->pages_left() != 0)
     text += "; " + human_bytes(feed_->pages_left() * kPageSize) +
             " were not needed any more: the program has given them back there, or has ended";
+  text += feed_->gone_text();
   p_.events.event("whole", text, fields);
   fault_point("source-agent.whole");
 }

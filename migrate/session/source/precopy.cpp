@@ -56,7 +56,9 @@ void Precopy::while_running() {
   const TreeSize size = size_of_tree();
   const Calibration calibration = load_calibration(p_.options.state_dir, p_.options.address);
   const FixedCost cost = calibration.apply(estimate_fixed_cost(size, p_.peer.round_trip_seconds()));
-  Course course{size, calibration, PrecopyPolicy(p_.options.policy, cost), CpuLoad(p_.target), {}};
+  PolicyOptions policy = p_.options.policy;
+  policy.rest_follows = p_.options.mode == SendMode::hybrid;
+  Course course{size, calibration, PrecopyPolicy(policy, cost), CpuLoad(p_.target), {}};
   prepare_throttle(course.policy);
   course.scanned = Clock::now();
   // What the first visits refuse is refused with the tree as it was.

@@ -229,7 +229,7 @@ int run_send(const SendOptions& options, Logger& log) {
   try {
     if (!options.report_file.empty()) report.write(options.report_file);  // seen now, not when all is done
   } catch (const Error& e) {
-    return tell_failure(printed, e);
+    return tell_failure(printed, Refusal(std::string("--report: ") + e.what(), "name a file that can be written"));
   }
   ReportedEvents events(printed, report);
   const int code = send_with(options, events, log);

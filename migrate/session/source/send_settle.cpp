@@ -20,7 +20,8 @@ int SendSession::give_up(const std::exception& e) {
   plan_.reset();
   if (peer_.has_streams()) peer_.sender().cancel();
   tell_peer(reason);
-  events_.event(refused ? "refused" : "failed", reason + (touched ? "; " + label_ + " runs on here" : ""),
+  const std::string here = touched ? " runs on here" : refused || label_.empty() ? "" : " was not touched";
+  events_.event(refused ? "refused" : "failed", reason + (here.empty() ? "" : "; " + label_ + here),
                 {{"touched", touched}});
   if (refused) tell_other_refusals(events_, e);
   return refused ? kRefused : kFailed;

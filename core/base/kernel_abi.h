@@ -63,6 +63,16 @@ struct procmap_query {
 #define PR_GET_TID_ADDRESS 40
 #endif
 
+#ifndef PR_SET_MDWE  // 6.3
+#define PR_SET_MDWE 65
+#define PR_GET_MDWE 66
+#endif
+
+#ifndef PR_SET_MEMORY_MERGE  // 6.4
+#define PR_SET_MEMORY_MERGE 67
+#define PR_GET_MEMORY_MERGE 68
+#endif
+
 #ifndef PTRACE_GET_RSEQ_CONFIGURATION  // 5.13
 #define PTRACE_GET_RSEQ_CONFIGURATION 0x420f
 #endif

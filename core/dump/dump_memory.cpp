@@ -97,12 +97,6 @@ void fill_areas(const StoppedTask& task, const TaskHarvest& harvest, img::mm_ent
   }
 }
 
-/// Without the pages behind `bytes`.
-void cut(std::vector<PageRun>& runs, uint64_t bytes) {
-  std::erase_if(runs, [&](const PageRun& run) { return run.address >= bytes; });
-  for (PageRun& run : runs) run.pages = std::min(run.pages, (bytes - run.address) / kPageSize);
-}
-
 /// Of its own, that is; other tasks of the tree are refused for theirs.
 bool has_userfaultfd(pid_t pid) {
   const ProcDir proc(pid);
@@ -159,7 +153,7 @@ void MemoryDumper::add_task(const StoppedTask& task, const TaskHarvest& harvest,
   mm.set_exe_file_id(files_.add_path(task.proc, "exe", O_RDONLY));
   for (const Vma& vma : vmas) {
     check_mapping(task.pid.get(), vma);
-    *mm.add_vmas() = describe(task, vma);
+    *mm.add_vmas() = describe(task, vma, extra);
     if (vma.has(VmFlag::lock_on_fault)) extra.add_lock_on_fault(vma.range.start.get());
   }
   add_guards(memory.guards, mm);
@@ -169,6 +163,9 @@ void MemoryDumper::add_task(const StoppedTask& task, const TaskHarvest& harvest,
   } catch (const Error& e) {
     if (e.code() != ENOENT) throw;  // kernels without core dumps have none
   }
+  if (harvest.mdwe != 0) extra.set_mdwe(harvest.mdwe);
+  if (harvest.memory_merge) extra.set_memory_merge(true);
+  if (harvest.lock_future != 0) extra.set_lock_future(harvest.lock_future);
   sources_.push_back({.memory = {MemoryId::Kind::task, static_cast<uint64_t>(image_pid)},
                       .runs = std::move(memory.pages),
                       .fd = task.proc.open("mem", O_RDONLY)});
@@ -176,7 +173,7 @@ void MemoryDumper::add_task(const StoppedTask& task, const TaskHarvest& harvest,
   log_.debug("task {}: {} mappings, {} pages", task.pid.get(), vmas.size(), sources_.back().pages());
 }
 
-img::vma_entry MemoryDumper::describe(const StoppedTask& task, const Vma& vma) {
+img::vma_entry MemoryDumper::describe(const StoppedTask& task, const Vma& vma, ext::TaskExt& extra) {
   img::vma_entry entry;
   entry.set_start(vma.range.start.get());
   entry.set_end(vma.range.end.get());
@@ -188,14 +185,14 @@ img::vma_entry MemoryDumper::describe(const StoppedTask& task, const Vma& vma) {
   entry.set_fd(-1);
   entry.set_madv(is_kernel_made(vma) ? 0 : madvise_bits(vma));
   if (vma.has_file()) {
-    describe_file(task, vma, entry);
+    describe_file(task, vma, entry, extra);
   } else {
     entry.set_status(anonymous_status(vma));
   }
   return entry;
 }
 
-void MemoryDumper::describe_file(const StoppedTask& task, const Vma& vma, img::vma_entry& entry) {
+void MemoryDumper::describe_file(const StoppedTask& task, const Vma& vma, img::vma_entry& entry, ext::TaskExt& extra) {
   const std::string link = "map_files/" + vma.link_name();
   entry.set_pgoff(vma.offset);
   if (is_anonymous_shared(vma, shm_device_)) {
@@ -208,10 +205,11 @@ void MemoryDumper::describe_file(const StoppedTask& task, const Vma& vma, img::v
         throw Error("task " + std::to_string(task.pid.get()) + " has something else now at its " + vma.describe());
       source.runs = scan_object_pages(source.fd.get());
       for (PageRun& run : source.runs) run.zero_ok = true;
+      ext::SharedObject& object = *extra.add_shared_objects();
+      object.set_shmid(it->second);
+      object.set_bytes(page_ceil(object_size(source.fd.get())));
       sources_.push_back(std::move(source));
     }
-    uint64_t& mapped = mapped_bytes_[it->second];
-    mapped = std::max(mapped, vma.offset + vma.range.bytes());
     entry.set_status(kRegular | kAnonShared);
     entry.set_flags(entry.flags() | MAP_ANONYMOUS);
     entry.set_shmid(it->second);
@@ -228,9 +226,6 @@ void MemoryDumper::describe_file(const StoppedTask& task, const Vma& vma, img::v
 }
 
 std::vector<PageSource> MemoryDumper::finish() {
-  // What nobody has mapped any more of shared anonymous memory is left behind: images tell no size but the mappings'.
-  for (PageSource& source : sources_)
-    if (source.memory.kind == MemoryId::Kind::shmem) cut(source.runs, mapped_bytes_.at(source.memory.id));
   for (SharedObject& object : files_.take_shared_objects()) {
     PageSource source{.memory = {MemoryId::Kind::shmem, object.shmid}, .fd = std::move(object.fd)};
     source.runs = scan_object_pages(source.fd.get());

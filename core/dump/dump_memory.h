@@ -36,8 +36,8 @@ class MemoryDumper {
   std::vector<PageSource> finish();
 
  private:
-  img::vma_entry describe(const StoppedTask& task, const Vma& vma);
-  void describe_file(const StoppedTask& task, const Vma& vma, img::vma_entry& entry);
+  img::vma_entry describe(const StoppedTask& task, const Vma& vma, ext::TaskExt& extra);
+  void describe_file(const StoppedTask& task, const Vma& vma, img::vma_entry& entry, ext::TaskExt& extra);
 
   struct FileKey {
     dev_t device;
@@ -53,7 +53,6 @@ class MemoryDumper {
   dev_t shm_device_;  ///< of the kernel's internal tmpfs: memfds and shared anonymous memory
   std::map<FileKey, uint32_t> file_ids_;
   std::map<uint64_t, uint64_t> anonymous_shmids_;  ///< inode → shmid
-  std::map<uint64_t, uint64_t> mapped_bytes_;      ///< of shared anonymous memory: up to where it is mapped, by shmid
   std::vector<PageSource> sources_;
 };
 

@@ -248,8 +248,10 @@ void check_threads(const std::vector<ProcDir>& tasks) {
   for_living(tasks, [](const ProcDir& task) {
     for (const pid_t tid : task.threads()) {
       std::map<std::string, std::string> status;
+      uint32_t flags = 0;
       try {
         status = task.thread(tid).status();
+        flags = task.thread(tid).stat().flags;
       } catch (const Error& e) {
         if (!task_is_gone(e)) throw;
         continue;
@@ -257,6 +259,11 @@ void check_threads(const std::vector<ProcDir>& tasks) {
       if (status["Seccomp"] != "0" && !status["Seccomp"].empty())
         throw Refusal("thread " + std::to_string(tid) + " of " + task_name(task) + " runs under a seccomp filter",
                       "this cannot be moved yet; start the program without seccomp");
+      constexpr uint32_t kIoFlusher = 0x180000;  // PF_MEMALLOC_NOIO, PF_LOCAL_THROTTLE (linux/sched.h)
+      if ((flags & kIoFlusher) == kIoFlusher)
+        throw Refusal(
+            "thread " + std::to_string(tid) + " of " + task_name(task) + " is an I/O flusher (PR_SET_IO_FLUSHER)",
+            "this cannot be moved yet; end that state first");
       if (status["x86_Thread_features"].find("shstk") != std::string::npos)  // Linux 6.6
         throw Refusal("thread " + std::to_string(tid) + " of " + task_name(task) + " has a shadow stack",
                       "run it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");

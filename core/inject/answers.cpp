@@ -1,5 +1,7 @@
 #include "core/inject/answers.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <string>
 
@@ -12,7 +14,7 @@ constexpr int64_t kMostSeconds = INT64_MAX / kNsPerSecond;
 /// What a restore can set a clock to.
 constexpr int64_t kMostClockSeconds = int64_t{1} << 32;
 constexpr int64_t kMaxErrno = 4095;
-constexpr int64_t kMostDumpable = 2, kLastSignal = 64;
+constexpr int64_t kMostDumpable = 2, kMostMdwe = 3, kLastSignal = 64;
 
 std::string name_of(Pid pid) { return "task " + std::to_string(pid.get()); }
 std::string name_of(Tid tid) { return "thread " + std::to_string(tid.get()); }
@@ -58,6 +60,10 @@ TaskHarvest answered_task(const parasite::Area& area, Pid pid) {
   h.child_subreaper = static_cast<int>(within(area.child_subreaper, 0, 1, "its subreaper state", who));
   // Newer kernels answer with flags.
   h.thp_disabled = answered_result(area.thp_disabled, "prctl(PR_GET_THP_DISABLE)", who) != 0 ? 1 : 0;
+  // Older kernels have neither.
+  h.mdwe = static_cast<uint32_t>(within(std::max<int64_t>(area.mdwe, 0), 0, kMostMdwe, "what it denies itself", who));
+  h.memory_merge = within(std::max<int64_t>(area.memory_merge, 0), 0, 1, "whether its pages are merged", who) != 0;
+  h.lock_future = static_cast<uint32_t>(within(area.lock_future, 0, MCL_FUTURE | MCL_ONFAULT, "what it locks", who));
   h.brk = static_cast<uint64_t>(within(area.brk, 0, int64_t{kUserEnd}, "its break", who));
   h.membarrier_registrations =
       static_cast<int>(within(std::max<int64_t>(area.membarrier, 0), 0, INT32_MAX, "its membarrier state", who));

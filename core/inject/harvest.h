@@ -49,6 +49,9 @@ struct TaskHarvest {
   int dumpable = 0;                              ///< PR_GET_DUMPABLE
   int child_subreaper = 0;
   int thp_disabled = 0;
+  uint32_t mdwe = 0;                 ///< PR_GET_MDWE
+  bool memory_merge = false;         ///< PR_GET_MEMORY_MERGE
+  uint32_t lock_future = 0;          ///< of mlockall(2): MCL_FUTURE, MCL_ONFAULT
   uint64_t brk = 0;                  ///< brk(0)
   int membarrier_registrations = 0;  ///< MEMBARRIER_CMD_GET_REGISTRATIONS, 0 where the kernel lacks it
   struct timespec monotonic {

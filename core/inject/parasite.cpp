@@ -2,10 +2,12 @@
 #include <asm/unistd.h>
 #include <linux/futex.h>
 #include <linux/ioctl.h>
+#include <linux/mman.h>
 #include <linux/prctl.h>
 #include <linux/time.h>
 #include <linux/userfaultfd.h>
 
+#include "core/base/kernel_abi.h"
 #include "core/inject/parasite_protocol.h"
 
 using namespace migrate::parasite;
@@ -29,6 +31,8 @@ constexpr unsigned kFutex2Size32 = 2;
 constexpr long kEverybody = 0x7fffffff;
 constexpr long kEtimedout = 110;
 constexpr long kEnosys = 38;
+constexpr long kEbusy = 16;
+constexpr long kPage = 4096;
 constexpr long kCloseOnExec = 02000000;
 constexpr long kNsecPerSec = 1'000'000'000;
 
@@ -50,6 +54,17 @@ void note(Area* area, long result) {
   if (result < 0 && area->first_error == 0) area->first_error = result;
 }
 
+/// mlockall(2) of what is still to be mapped shows in what was mapped since: M, and a page of its own.
+__u32 locks_future(Area* area) {
+  if (call(__NR_msync, address(area), kPage, MS_INVALIDATE) != -kEbusy) return 0;  // msync(2): it is locked
+  const long fresh = call(__NR_mmap, 0, kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+  if (fresh < 0 && fresh > -kPage) return MCL_FUTURE;  // no more may be locked
+  unsigned char present = 1;
+  call(__NR_mincore, fresh, kPage, address(&present));
+  call(__NR_munmap, fresh, kPage);
+  return (present & 1) != 0 ? MCL_FUTURE : MCL_FUTURE | MCL_ONFAULT;
+}
+
 void collect_task(Area* area) {
   for (int i = 0; i < 64; ++i) {
     note(area, call(__NR_rt_sigaction, i + 1, 0, address(&area->sigactions[i]), kSigsetBytes));
@@ -63,6 +78,9 @@ void collect_task(Area* area) {
   area->dumpable = call(__NR_prctl, PR_GET_DUMPABLE);
   note(area, call(__NR_prctl, PR_GET_CHILD_SUBREAPER, address(&area->child_subreaper)));
   area->thp_disabled = call(__NR_prctl, PR_GET_THP_DISABLE);
+  area->mdwe = call(__NR_prctl, PR_GET_MDWE);
+  area->memory_merge = call(__NR_prctl, PR_GET_MEMORY_MERGE);
+  area->lock_future = locks_future(area);
   area->membarrier = call(__NR_membarrier, kMembarrierGetRegistrations);
   area->brk = call(__NR_brk, 0);
   note(area, call(__NR_clock_gettime, CLOCK_MONOTONIC, address(&area->monotonic)));

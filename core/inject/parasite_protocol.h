@@ -68,8 +68,9 @@ struct Area {
   __s64 first_error;  ///< of the calls that cannot fail
   Itimer itimers[3];
   __s64 dumpable, thp_disabled, brk, membarrier;
+  __s64 mdwe, memory_merge;  ///< a negative errno where the kernel lacks them
   __s32 child_subreaper;
-  __s32 pad2;
+  __u32 lock_future;  ///< MCL_FUTURE, MCL_ONFAULT
   Timespec monotonic, boottime;
   Thread leader;
   Thread thread;  ///< of the thread that is being visited

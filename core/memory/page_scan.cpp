@@ -112,10 +112,14 @@ std::vector<PageRun> scan_guard_pages(int pagemap, std::span<const RemoteRange> 
   return runs ? std::move(*runs) : std::vector<PageRun>{};
 }
 
-std::vector<PageRun> scan_object_pages(int fd) {
+uint64_t object_size(int fd) {
   struct stat st {};
-  check(::fstat(fd, &st), "stat", "a shared memory object");
-  const auto end = static_cast<off_t>(page_ceil(static_cast<uint64_t>(st.st_size)));
+  check(::fstat(fd, &st), "stat", "a memory file");
+  return static_cast<uint64_t>(st.st_size);
+}
+
+std::vector<PageRun> scan_object_pages(int fd) {
+  const auto end = static_cast<off_t>(page_ceil(object_size(fd)));
   std::vector<PageRun> runs;
   for (off_t at = 0; at < end;) {
     const off_t data = ::lseek(fd, at, SEEK_DATA);

@@ -25,6 +25,8 @@ std::vector<PageRun> scan_private_pages_by_words(int pagemap, std::span<const Re
 /// Guard regions (MADV_GUARD_INSTALL, 6.13) within `wanted`; empty where the kernel cannot tell (before 6.16).
 std::vector<PageRun> scan_guard_pages(int pagemap, std::span<const RemoteRange> wanted);
 
+/// In bytes, of a memory file: a memfd, or shared anonymous memory.
+uint64_t object_size(int fd);
 /// Data pages of a shared object (memfd, shared anonymous memory) by SEEK_DATA and SEEK_HOLE.
 std::vector<PageRun> scan_object_pages(int fd);
 

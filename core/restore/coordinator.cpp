@@ -18,6 +18,7 @@
 #include "core/files/restore_files.h"
 #include "core/image/magic.h"
 #include "core/memory/page_files.h"
+#include "core/memory/page_scan.h"
 #include "core/restore/copy_memory.h"
 #include "core/restore/file_holders.h"
 #include "core/restore/final_state.h"
@@ -289,12 +290,7 @@ class Coordinator {
     }
     files_ = std::make_unique<FileRestorer>(images_, file_options, *log_, shared_.take_memfds());
     open_mapped();
-    std::map<uint64_t, SharedMemory::Wanted> shared;
-    for (const TaskImage& task : images_of_)
-      for (const ImageVma& v : task.vmas)
-        if (v.has(kVmaAnonShared) && !v.has_file())
-          shared[v.object].bytes = std::max(shared[v.object].bytes, v.pgoff + v.bytes());
-    std::vector<uint64_t> fresh = shared_.follow(shared);
+    std::vector<uint64_t> fresh = shared_.follow(wanted_objects(images_of_));
     for (const SharedMemory::Object& o : shared_.objects()) resources_.shared_memory.emplace(o.id, o.fd.get());
     return fresh;
   }

@@ -8,6 +8,7 @@
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 
+#include "core/base/kernel_abi.h"
 #include "core/base/procfs.h"
 #include "core/files/file_locks.h"
 #include "core/freeze/tracee.h"
@@ -195,6 +196,9 @@ void set_final_state(const WaitingTask& waiting, std::chrono::milliseconds timeo
     }
     // Only now: from here on the task's user may look into it.
     if (task.mm.dumpable() == 1) leader.checked("set dumpable in", SYS_prctl, {PR_SET_DUMPABLE, 1, 0, 0, 0});
+    // It can never be taken back, and the restorer was memory that this denies.
+    if (const uint32_t mdwe = task.task_extra().mdwe(); mdwe != 0)
+      leader.checked("deny executable memory to", SYS_prctl, {PR_SET_MDWE, mdwe, 0, 0, 0});
     leader.checked("unmap the restorer of", SYS_munmap, {waiting.region, waiting.region_bytes});
     leader.give_back();
   }

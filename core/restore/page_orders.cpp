@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/base/error.h"
+#include "core/memory/page_scan.h"
 #include "core/restore/address_space.h"
 
 namespace migrate {

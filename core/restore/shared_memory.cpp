@@ -1,7 +1,6 @@
 #include "core/restore/shared_memory.h"
 
 #include <sys/mman.h>
-#include <sys/stat.h>
 
 #include <algorithm>
 #include <array>
@@ -64,10 +63,22 @@ std::map<uint64_t, WarmMemfd> SharedMemory::take_memfds() {
   return taken;
 }
 
-uint64_t object_size(int fd) {
-  struct stat st {};
-  check(::fstat(fd, &st), "stat", "a memory file");
-  return static_cast<uint64_t>(st.st_size);
+std::map<uint64_t, SharedMemory::Wanted> wanted_objects(const std::vector<TaskImage>& tasks) {
+  std::map<uint64_t, SharedMemory::Wanted> wanted;
+  for (const TaskImage& task : tasks)
+    for (const ImageVma& v : task.vmas)
+      if (v.has(kVmaAnonShared) && !v.has_file())
+        wanted[v.object].bytes = std::max(wanted[v.object].bytes, v.pgoff + v.bytes());
+  // Images of CRIU's tell no other sizes.
+  for (const TaskImage& task : tasks)
+    for (const ext::SharedObject& object : task.task_extra().shared_objects()) {
+      const auto known = wanted.find(object.shmid());
+      if (known == wanted.end()) continue;
+      if (object.bytes() == 0 || object.bytes() % kPageSize != 0 || object.bytes() > kUserSpace)
+        throw Corrupt("the images", "the size of shared memory " + std::to_string(object.shmid()) + " is out of range");
+      known->second.bytes = object.bytes();
+    }
+  return wanted;
 }
 
 void punch_hole(int fd, uint64_t size, uint64_t offset, uint64_t bytes) {

@@ -10,6 +10,7 @@
 #include "core/base/fd.h"
 #include "core/files/restore_files.h"
 #include "core/memory/page_images.h"
+#include "core/restore/task_image.h"
 
 namespace migrate {
 
@@ -36,8 +37,9 @@ class SharedMemory {
   std::vector<Object> objects_;
 };
 
-/// The size of a memory file.
-uint64_t object_size(int fd);
+/// Shared anonymous memory that the tasks map. Throws Corrupt for sizes that cannot be.
+std::map<uint64_t, SharedMemory::Wanted> wanted_objects(const std::vector<TaskImage>& tasks);
+
 /// Gives back pages of an object of `size` bytes, as far as it has them.
 void punch_hole(int fd, uint64_t size, uint64_t offset, uint64_t bytes);
 

@@ -1,5 +1,6 @@
 #include <linux/membarrier.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -11,6 +12,7 @@
 #include <cstring>
 
 #include "core/base/clock.h"
+#include "core/base/kernel_abi.h"
 #include "core/base/time_left.h"
 #include "core/restore/plans.h"
 
@@ -150,6 +152,12 @@ void plan_task_flags(const TaskImage& task, OpList& list) {
   const img::task_core_entry& tc = task.core().tc();
   list.call(Tag::process_flags, SYS_prctl, {PR_SET_CHILD_SUBREAPER, tc.child_subreaper() ? 1u : 0u, 0, 0, 0});
   if (task.mm.thp_disabled()) list.call(Tag::process_flags, SYS_prctl, {PR_SET_THP_DISABLE, 1, 0, 0, 0});
+  const ext::TaskExt& extra = task.task_extra();
+  list.call(Tag::process_flags, SYS_prctl, {PR_SET_MEMORY_MERGE, extra.memory_merge() ? 1u : 0u, 0, 0, 0},
+            extra.memory_merge() ? 0 : kMayFail);
+  // All that it maps is mapped.
+  if (extra.lock_future() != 0)
+    list.call(Tag::process_flags, SYS_mlockall, {extra.lock_future() & (MCL_FUTURE | MCL_ONFAULT)});
   for (uint32_t bit = 0; bit < 32; ++bit) {
     const uint32_t command = tc.membarrier_registration_mask() & 1u << bit;
     if (command != 0) list.call(Tag::membarrier, SYS_membarrier, {command, 0, 0});

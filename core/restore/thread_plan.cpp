@@ -25,13 +25,13 @@ constexpr uint64_t kDefaultSlackNs = 50'000;
 /// What a thread does not say is not left as the restoring process had it: a daemon may be more than it.
 void plan_scheduling(const TaskImage& task, size_t thread, Region& region, OpList& list) {
   const img::thread_core_entry& core = task.cores[thread].thread_core();
-  // Without RESET_ON_FORK: the policy is the thread's own.
-  const sched_param param{static_cast<int>(core.sched_prio())};
-  list.call(Tag::scheduling, SYS_sched_setscheduler, {0, core.sched_policy(), region.put_value(param)});
-  list.call(Tag::scheduling, SYS_setpriority,
-            {PRIO_PROCESS, 0, static_cast<uint64_t>(static_cast<int64_t>(core.sched_nice()))});
   const auto extra = task.extra.find(task.tids[thread]);
   const ext::ThreadExt& e = extra == task.extra.end() ? ext::ThreadExt::default_instance() : extra->second;
+  const sched_param param{static_cast<int>(core.sched_prio())};
+  const uint32_t policy = core.sched_policy() | (e.reset_on_fork() ? uint32_t{SCHED_RESET_ON_FORK} : 0);
+  list.call(Tag::scheduling, SYS_sched_setscheduler, {0, policy, region.put_value(param)});
+  list.call(Tag::scheduling, SYS_setpriority,
+            {PRIO_PROCESS, 0, static_cast<uint64_t>(static_cast<int64_t>(core.sched_nice()))});
   // A host with fewer CPUs keeps the mask it has.
   if (!e.affinity().empty()) {
     std::string mask = e.affinity().substr(0, 1024);
@@ -41,6 +41,11 @@ void plan_scheduling(const TaskImage& task, size_t thread, Region& region, OpLis
   list.call(Tag::scheduling, SYS_ioprio_set, {uint64_t{kIoprioWhoProcess}, 0, e.ioprio()}, kMayFail);
   const uint64_t slack = e.timerslack_ns() != 0 ? e.timerslack_ns() : kDefaultSlackNs;
   list.call(Tag::scheduling, SYS_prctl, {PR_SET_TIMERSLACK, slack, 0, 0, 0});
+  if (e.has_mce_kill()) {
+    list.call(Tag::process_flags, SYS_prctl, {PR_MCE_KILL, PR_MCE_KILL_SET, e.mce_kill(), 0, 0});
+  } else {
+    list.call(Tag::process_flags, SYS_prctl, {PR_MCE_KILL, PR_MCE_KILL_CLEAR, 0, 0, 0}, kMayFail);
+  }
 }
 
 void plan_own_signals(const TaskImage& task, size_t thread, Region& region, OpList& list) {

@@ -37,6 +37,7 @@ class ImagePids {
 /// What must be read of a stopped thread before anything is run in it.
 struct EarlyThread {
   std::map<std::string, std::string> status;  ///< /proc/TID/status: its switches and pending signals
+  uint32_t flags = 0;                         ///< PF_*
 };
 /// Throws Refusal for a thread under seccomp.
 EarlyThread read_early(const StoppedThread& thread, const ProcDir& proc);

@@ -1,4 +1,6 @@
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 
 #include <array>
@@ -96,7 +98,13 @@ void fill_creds(const StatusFields& status, const ThreadHarvest& harvest, img::c
   out.set_no_new_privs(parse_number<uint32_t>(status_field(status, "NoNewPrivs"), "/proc/PID/status: NoNewPrivs"));
 }
 
-void fill_scheduling(const StoppedThread& thread, img::thread_core_entry& out) {
+/// prctl(2), PR_MCE_KILL; what a memory error does to it.
+void fill_error_policy(uint32_t flags, ext::ThreadExt& out) {
+  constexpr uint32_t kItsOwn = 0x80, kEarly = 0x08000000;  // PF_MCE_PROCESS, PF_MCE_EARLY (linux/sched.h)
+  if ((flags & kItsOwn) != 0) out.set_mce_kill((flags & kEarly) != 0 ? PR_MCE_KILL_EARLY : PR_MCE_KILL_LATE);
+}
+
+void fill_scheduling(const StoppedThread& thread, img::thread_core_entry& out, ext::ThreadExt& extras) {
   SchedAttr attr{};
   check(::syscall(SYS_sched_getattr, thread.tid.get(), &attr, sizeof attr, 0), "read the scheduling of",
         name_of(thread));
@@ -108,15 +116,23 @@ void fill_scheduling(const StoppedThread& thread, img::thread_core_entry& out) {
       out.set_sched_nice(attr.sched_nice);
       break;
     case kFifo:
-    case kRoundRobin:
+    case kRoundRobin: {
       out.set_sched_prio(attr.sched_priority);
+      // What it has again when it is an ordinary one.
+      errno = 0;
+      const int nice = ::getpriority(PRIO_PROCESS, static_cast<id_t>(thread.tid.get()));
+      if (nice == -1 && errno != 0) throw Error("read the nice value of", name_of(thread), errno);
+      out.set_sched_nice(nice);
       break;
+    }
     default:
       throw Refusal(name_of(thread) + " runs under scheduling policy " + std::to_string(attr.sched_policy) +
                         " (deadline or extensible)",
                     "give it another policy with chrt(1) first");
   }
   out.set_sched_policy(attr.sched_policy);
+  constexpr uint64_t kResetOnFork = 1;
+  if ((attr.sched_flags & kResetOnFork) != 0) extras.set_reset_on_fork(true);
 }
 
 /// Pending for the thread or its task and not blocked.
@@ -146,7 +162,7 @@ ext::ThreadExt describe_extras(const ThreadInputs& in) {
 }  // namespace
 
 EarlyThread read_early(const StoppedThread& thread, const ProcDir& proc) {
-  EarlyThread early{.status = proc.status()};
+  EarlyThread early{.status = proc.status(), .flags = proc.stat().flags};
   // Of any kind, in any thread: calls that are made in it would be killed, or end the thread.
   if (const auto seccomp = early.status.find("Seccomp"); seccomp != early.status.end() && seccomp->second != "0")
     throw Refusal(name_of(thread) + " runs under a seccomp filter",
@@ -184,7 +200,8 @@ ext::ThreadExt describe_thread(const ThreadInputs& in, img::core_entry& core) {
         name_of(in.thread));
   out.set_futex_rla(robust_list);
   out.set_futex_rla_len(static_cast<uint32_t>(robust_len));
-  fill_scheduling(in.thread, out);
+  fill_scheduling(in.thread, out, extras);
+  fill_error_policy(in.early.flags, extras);
   out.set_blk_sigset(in.thread.sigmask);
   out.mutable_sas()->set_ss_sp(reinterpret_cast<uint64_t>(in.harvest.altstack.ss_sp));
   out.mutable_sas()->set_ss_size(in.harvest.altstack.ss_size);

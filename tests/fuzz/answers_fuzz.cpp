@@ -61,6 +61,7 @@ void check_task(const TaskHarvest& h) {
       demand(
           part.tv_sec >= 0 && part.tv_sec <= INT64_MAX / kNsPerSecond && part.tv_usec >= 0 && part.tv_usec < 1'000'000,
           "a timer that cannot be set");
+  demand(h.mdwe <= 3 && h.lock_future <= 6, "what it denies or locks is out of range");
   demand(h.dumpable >= 0 && h.dumpable <= 2 && h.membarrier_registrations >= 0, "flags out of range");
   demand(h.brk <= 0x7fff'ffff'f000, "a break outside of user space");
   // What leaves the source the destination takes.

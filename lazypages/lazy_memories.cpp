@@ -353,7 +353,10 @@ bool LazyMemories::try_lose(MemoryId memory) {
   // Who is forked meanwhile comes later in the list.
   uint64_t id = 0;
   bool all = true;
-  while (const Space space = next_space(memory, id, id)) all = space->try_poison() && all;
+  while (const Space space = next_space(memory, id, id)) {
+    all = space->try_poison() && all;
+    again_.insert(id);  // what was read meanwhile is to be answered
+  }
   if (all) ::eventfd_write(filled_.get(), 1);
   return all;
 }

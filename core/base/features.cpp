@@ -103,6 +103,12 @@ bool probe_timens() {
   });
 }
 
+uint64_t userfaultfd_features() {
+  const Fd fd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY)));
+  uffdio_api api{.api = UFFD_API, .features = 0, .ioctls = 0};
+  return fd && ::ioctl(fd.get(), UFFDIO_API, &api) == 0 ? api.features : 0;
+}
+
 bool probe_userfaultfd() {
   const Fd fd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
   uffdio_api api{};
@@ -300,6 +306,8 @@ std::vector<Feature> optional_features() {
 }
 
 }  // namespace
+
+bool can_poison_pages() { return (userfaultfd_features() & UFFD_FEATURE_POISON) != 0; }
 
 std::vector<Feature> probe_features() {
   std::vector<Feature> all = required_features();

@@ -30,6 +30,9 @@ DirtyTracking probe_dirty_tracking();
 /// Features of the userfaultfd that tracking needs. Without WP_UNPOPULATED private anonymous memory cannot be scanned.
 extern const uint64_t kAsyncProtection;
 
+/// Whether missing pages can be made to raise SIGBUS (UFFDIO_POISON, Linux 6.6).
+bool can_poison_pages();
+
 /// What the kernel can do: probes everything, forks a few short-lived children. Takes milliseconds.
 std::vector<Feature> probe_features();
 

@@ -99,6 +99,10 @@ struct ptrace_sud_config {
 #define UFFD_FEATURE_WP_ASYNC (1 << 15)
 #endif
 
+#ifndef UFFD_FEATURE_POISON  // 6.6
+#define UFFD_FEATURE_POISON (1 << 14)
+#endif
+
 #ifndef UFFDIO_POISON  // 6.6
 struct uffdio_poison {
   struct uffdio_range range;

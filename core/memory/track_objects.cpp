@@ -61,7 +61,9 @@ class ObjectFinder {
         if (run.address < end) object.pages.append(run.address, end);
       }
       found_.emplace(object.id, std::move(object));
-    } catch (const Error&) {  // unmapped or closed meanwhile, or the task has ended
+    } catch (const Error& e) {
+      // Else it was unmapped or closed meanwhile, or the task has ended.
+      if (e.code() == EMFILE || e.code() == ENFILE || e.code() == ENOMEM) throw;
     }
   }
 

@@ -102,7 +102,7 @@ TreeSurvey survey_tasks(const std::vector<LivingTask>& tasks, const MappingReade
   // A task whose parent was left out has no place in a layout.
   std::vector<pid_t> known;
   std::erase_if(survey.layout.tasks, [&](const TreeLayout::Task& task) {
-    const bool lost = !known.empty() && std::find(known.begin(), known.end(), task.ppid) == known.end();
+    const bool lost = task.ppid != 0 && std::find(known.begin(), known.end(), task.ppid) == known.end();
     if (!lost) known.push_back(task.pid);
     return lost;
   });

@@ -79,10 +79,13 @@ std::string holder_of(pid_t pid) {
     for (size_t end; (end = cgroups.find('\n')) != std::string::npos; cgroups.erase(0, end + 1)) {
       const std::string path = cgroups.substr(0, end);
       const std::string name = path.substr(path.rfind('/') + 1);
-      if (name.starts_with("migrate-")) return "a migration holds in the cgroup " + name;
+      constexpr size_t kSession = std::string_view("migrate-").size() + 32;
+      if (name.starts_with("migrate-dump-") || (name.starts_with("migrate-") && name.size() == kSession))
+        return "a migration holds in the cgroup " + name;
     }
     const auto tracer = parse_number<pid_t>(proc.status().at("TracerPid"), "TracerPid");
-    if (tracer != 0) return "process " + std::to_string(tracer) + " (" + ProcDir(tracer).stat().comm + ") has stopped";
+    if (tracer != 0 && ProcDir(tracer).stat().comm.starts_with("migrate"))
+      return "process " + std::to_string(tracer) + " has stopped";
   } catch (const std::exception&) {  // it ends
   }
   return {};

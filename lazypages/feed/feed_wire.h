@@ -21,7 +21,7 @@ inline constexpr uint32_t kMostFeedText = 512;
 inline constexpr size_t kRunBytes = 16, kAddressBytes = 8;
 inline constexpr uint32_t kWaitsWords = 9;  ///< of 8 bytes
 
-/// Who speaks: each kind of packet is one side's, but for the last ones.
+/// Who speaks: each kind of packet is one side's, but for pings, failures and ends of tasks.
 enum class FeedSide : uint8_t { source, destination };
 
 struct FeedPacket {

@@ -24,8 +24,6 @@ constexpr size_t kAnswerPages = 3;
 /// Requests that an honest destination can have: a bound against floods. What a waiting fork has kept from its task is
 /// asked for again, as long as programs fork.
 constexpr uint64_t kMostAsked = 8, kSomeMore = 1024, kMoreASecond = 4096;
-/// Of memories that are not here any more, that it may ask about.
-constexpr size_t kMostGone = 65536;
 
 }  // namespace
 
@@ -172,7 +170,7 @@ void PageFeeder::end_whole() {
 }
 
 void PageFeeder::begin(const FeedPacket& packet) {
-  if (packet.value > announced_ && !options_.some_gone) throw corrupt("it misses more pages than were announced");
+  if (packet.value > announced_ && options_.most_gone == 0) throw corrupt("it misses more pages than were announced");
   if (packet.all && packet.value != announced_)
     throw corrupt("it says that it misses all that was announced, and means another number of pages");
   missing_ = packet.value;
@@ -206,11 +204,12 @@ void PageFeeder::take_missing(const FeedPacket& packet) {
   const bool gone = is_gone(packet.memory);
   const std::lock_guard lock(mutex_);
   for (const PageRun& run : runs) {
-    if (!gone && !is_announced(packet.memory, run.address, run.pages))
+    const bool unknown = gone && !memories_.contains(packet.memory);
+    if (!unknown && !is_announced(packet.memory, run.address, run.pages))
       throw corrupt("it misses pages that were never announced");
     if (run.pages > missing_ - listed_) throw corrupt("it lists more missing pages than it said");
     listed_ += run.pages;
-    if (gone) gone_.add(packet.memory, run.pages);
+    if (unknown) gone_.add(packet.memory, run.pages);
     leave_out_until(packet.memory, run.address);
     listing_ = packet.memory;
     listed_until_ = run.address + run.pages * kPageSize;
@@ -235,6 +234,7 @@ void PageFeeder::end_of_list(uint64_t pages) {
     const std::lock_guard lock(mutex_);
     leave_out_until(std::max(listing_, memories_.rbegin()->first), kMaxPageAddress);
   }
+  count_gone();
   start_fill();
 }
 
@@ -257,14 +257,15 @@ void PageFeeder::start_fill() {
 
 void PageFeeder::answer(const FeedPacket& packet) {
   const auto seconds = std::chrono::ceil<std::chrono::seconds>(std::chrono::steady_clock::now() - began_).count();
-  if (counters_.requested + packet.count >
-      announced_ * kMostAsked + kSomeMore + static_cast<uint64_t>(seconds) * kMoreASecond)
+  asked_ += packet.count;
+  if (asked_ > announced_ * kMostAsked + kSomeMore + static_cast<uint64_t>(seconds) * kMoreASecond)
     throw corrupt("it asks for more pages than it can miss");
   const auto addresses = decode_addresses(receive_body(packet), link_->peer());
   if (is_gone(packet.memory)) return;
   for (const uint64_t address : addresses)
     if (!is_announced(packet.memory, address, 1)) throw corrupt("it asks for pages that were never announced");
   send_answers(packet, addresses);
+  if (gone_.contains(packet.memory)) return;
   // Not before: it waits for the lock.
   const std::lock_guard lock(mutex_);
   for (const uint64_t address : addresses) order_.faulted(packet.memory, address);
@@ -292,9 +293,10 @@ void PageFeeder::send_answers(const FeedPacket& packet, std::span<const uint64_t
 /// Nothing of it is sent any more.
 bool PageFeeder::is_gone(MemoryId memory) {
   if (gone_.contains(memory)) return true;
-  if (!options_.some_gone || memories_.contains(memory)) return false;
-  if (gone_.pages().size() >= kMostGone) throw corrupt("it misses pages of more memories than there can be");
-  note_gone(memory, 0);
+  if (options_.most_gone == 0 || memories_.contains(memory)) return false;
+  if (unknown_ == options_.most_gone) throw corrupt("it misses pages of more memories than there can be");
+  ++unknown_;
+  gone_.add(memory, 0);
   return true;
 }
 
@@ -304,10 +306,18 @@ void PageFeeder::note_gone(MemoryId memory, uint64_t pages) {
   if (!options_.tells_gone)
     throw Error("pages of " + name_of(memory) +
                 " are lost: it has ended here, and the destination does not know what that means");
+  gone_.add(memory, pages);
+  // Before that it is not known what is missing of it.
+  if (stage_ == Stage::started) count_gone();
+}
+
+void PageFeeder::count_gone() {
   const std::lock_guard lock(mutex_);
-  const uint64_t before = order_.pages_left();
-  order_.leave_out(memory, 0, kMaxPageAddress);
-  gone_.add(memory, pages + before - order_.pages_left());
+  for (const auto& [memory, pages] : gone_.pages()) {
+    const uint64_t before = order_.pages_left();
+    order_.leave_out(memory, 0, kMaxPageAddress);
+    if (before != order_.pages_left()) gone_.add(memory, before - order_.pages_left());
+  }
 }
 
 void PageFeeder::tell_gone() {

@@ -29,7 +29,7 @@ struct FeederOptions {
   CodecSet codecs;               ///< that were agreed upon
   uint64_t bandwidth_limit = 0;  ///< of the fill, bytes a second; 0: none
   bool tells_gone = false;       ///< the destination understands FeedPacket::Kind::gone
-  bool some_gone = false;        ///< tasks have ended before: what no source has is of theirs
+  size_t most_gone = 0;          ///< tasks have ended before: so many memories that no source has may be theirs
   /// Whether any task is left: else the feed fails. Any thread of the feeder.
   std::function<bool()> some_live = [] { return true; };
   std::chrono::milliseconds silence = kFeedSilence;
@@ -92,6 +92,7 @@ class PageFeeder {
   void send_answers(const FeedPacket& packet, std::span<const uint64_t> addresses);
   bool is_gone(MemoryId memory);
   void note_gone(MemoryId memory, uint64_t pages);
+  void count_gone();
   void tell_gone();
   void wait_until_noted() const;
   std::span<std::byte> receive_body(const FeedPacket& packet);
@@ -128,6 +129,8 @@ class PageFeeder {
   const std::chrono::steady_clock::time_point began_ = std::chrono::steady_clock::now();
   // Of the thread that serves requests.
   enum class Stage : uint8_t { new_, begun, started } stage_ = Stage::new_;
+  uint64_t asked_ = 0;             ///< pages that were asked for
+  size_t unknown_ = 0;             ///< memories that no source has, and that are missing there
   uint64_t missing_ = 0;           ///< as the destination said at first ...
   uint64_t listed_ = 0;            ///< ... and of these, pages that it has listed
   MemoryId listing_;               ///< of which it lists pages

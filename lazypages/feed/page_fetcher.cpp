@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <set>
 #include <system_error>
 #include <thread>
 
@@ -38,10 +39,10 @@ class PageFetcher::FillSink final : public PageSink {
     add(answered_[memory], address, address + bytes);
   }
 
-  /// What has not come of it never will.
-  void gone(MemoryId memory) {
+  /// The source has sent all of it that it will. False: it has said so before.
+  bool gone(MemoryId memory) {
     const std::lock_guard lock(mutex_);
-    gone_.insert(memory);
+    return gone_.insert(memory).second;
   }
 
   /// The fill is over: throws Corrupt unless all is here that was missing, or is asked for. The source leaves out what
@@ -299,13 +300,13 @@ void PageFetcher::receive_answers() {
 }
 
 void PageFetcher::take_gone(MemoryId memory) {
-  if (!options_.gone || !missing_.contains(memory))
+  // What was asked for may be missing no more: who waited for it has ended.
+  if (!options_.gone || (!missing_.contains(memory) && !wanted_.wants(memory)))
     throw corrupt("it says that a memory is gone of which nothing is missing");
-  if (!gone_.insert(memory).second) throw corrupt("it says twice that a memory is gone");
+  if (!fill_sink_->gone(memory)) throw corrupt("it says twice that a memory is gone");
   // First: what is wanted from here on is given up, and not waited for.
   options_.gone(memory);
   wanted_.never(memory);
-  fill_sink_->gone(memory);
   {
     const std::lock_guard lock(mutex_);
     to_note_.push_back(memory);

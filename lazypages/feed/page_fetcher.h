@@ -9,7 +9,6 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <span>
 #include <vector>
 
@@ -94,7 +93,6 @@ class PageFetcher {
   std::mutex mutex_;
   FeedFailure failure_;
   std::vector<MemoryId> to_note_;  ///< that are gone, and the source is to hear that this is known
-  std::set<MemoryId> gone_;        ///< of the thread that receives answers
   uint64_t answered_ = 0;          ///< pages
   FeedWaits told_waits_;
   std::chrono::steady_clock::time_point waits_due_{};

@@ -115,6 +115,12 @@ void WantedPages::filled(MemoryId memory, uint64_t address, uint64_t pages, Cloc
   }
 }
 
+bool WantedPages::wants(MemoryId memory) const {
+  const std::lock_guard lock(mutex_);
+  const auto first = wishes_.lower_bound({memory, 0});
+  return first != wishes_.end() && first->first.first == memory;
+}
+
 void WantedPages::never(MemoryId memory) {
   const std::lock_guard lock(mutex_);
   gone_.insert(memory);

@@ -55,6 +55,8 @@ class WantedPages {
   /// again.
   void answered(MemoryId memory, uint64_t address, uint64_t pages, Clock::time_point since);
   void filled(MemoryId memory, uint64_t address, uint64_t pages, Clock::time_point since);
+  /// Whether any page of the memory was wanted, and has not come.
+  bool wants(MemoryId memory) const;
   /// No page of the memory comes any more: none is asked for, now and later.
   void never(MemoryId memory);
 

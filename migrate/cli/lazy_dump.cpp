@@ -197,8 +197,7 @@ void LazyDump::give_pages(const CriuRequest* first, Shared& shared) {
     try {
       if (!request) request = server_.next(nullptr, Deadline::in(kLook));
       if (request->command != CriuRequest::Command::get) shared.closed = true;
-      server_.answer(*request);
-      shared.given += request->command == CriuRequest::Command::get ? request->pages : 0;
+      shared.given += server_.answer(*request);
       request.reset();
       if (!shared.closed) continue;
       end_tree();

@@ -85,15 +85,17 @@ std::optional<CriuRequest> LazyServer::hear() {
   }
 }
 
-void LazyServer::answer(const CriuRequest& request) {
-  if (!client_) return;
+uint64_t LazyServer::answer(const CriuRequest& request) {
+  if (!client_) return 0;
   try {
+    uint64_t pages = 0;
     if (request.command == CriuRequest::Command::get) {
-      give(request);
+      pages = give(request);
     } else {
       answer_close(*client_);
     }
     heard_ = Clock::now();
+    return pages;
   } catch (const Disconnected& e) {
     cut(e.what());
   } catch (const TimedOut& e) {
@@ -102,18 +104,17 @@ void LazyServer::answer(const CriuRequest& request) {
     cut("its pages cannot be read any more");
     throw;
   }
+  return 0;
 }
 
-void LazyServer::give(const CriuRequest& get) {
-  if (answer_get(*client_, memories_, get)) {
-    given_ += get.pages;
-    return;
-  }
+uint64_t LazyServer::give(const CriuRequest& get) {
+  if (answer_get(*client_, memories_, get)) return get.pages;
   if (gone_.insert(get.memory).second)
     log_.error("{} was killed here before all its pages were given: who touches the others where it runs gets SIGBUS",
                name_of(get.memory));
   if (!understands_) throw Error("pages of " + name_of(get.memory) + " are lost: it has ended here");
   answer_gone(*client_, get);
+  return 0;
 }
 
 void LazyServer::cut(const std::string& why) {

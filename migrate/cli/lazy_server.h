@@ -34,14 +34,13 @@ class LazyServer {
 
   /// The next request that may be answered. Throws Cancelled (`stop`), TimedOut.
   CriuRequest next(const StopEvent* stop, std::optional<Deadline> deadline = {});
-  /// Answers what next() gave. A client that does not take its answer is cut. Throws Error if pages cannot be read, or
-  /// the task is gone and the client does not understand that.
-  void answer(const CriuRequest& request);
+  /// Answers what next() gave, and returns how many pages that were. A client that does not take its answer is cut.
+  /// Throws Error if pages cannot be read, or the task is gone and the client does not understand that.
+  uint64_t answer(const CriuRequest& request);
   /// Closes our descriptors of connections, which another process has too: nobody is told.
   void forget_clients();
 
   uint64_t pages() const { return announced_pages(memories_); }
-  uint64_t pages_given() const { return given_; }
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -57,7 +56,7 @@ class LazyServer {
   bool go_on(Stranger& stranger);
   void admit(std::unique_ptr<Stream> stream);
   void change_client();
-  void give(const CriuRequest& get);
+  uint64_t give(const CriuRequest& get);
   void cut(const std::string& why);
 
   Logger& log_;
@@ -72,7 +71,6 @@ class LazyServer {
   Clock::time_point heard_;
   bool asked_ = false, understands_ = false;  ///< the client: that a task is gone
   std::set<MemoryId> gone_;
-  uint64_t given_ = 0;
 };
 
 }  // namespace migrate::cli

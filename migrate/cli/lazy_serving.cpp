@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/base/error.h"
+#include "core/base/features.h"
 #include "core/memory/page_files.h"
 #include "core/restore/lazy_restore.h"
 #include "migrate/cli/image_chain.h"
@@ -335,17 +336,32 @@ void LazyServing::lose_gone() {
     const std::lock_guard lock(mutex_);
     losing.swap(losing_);
   }
+  if (losing.empty()) return;
+  if (!can_poison_pages()) {
+    log_.error(
+        "a task was killed at the page server, and this kernel cannot make its missing pages raise SIGBUS (Linux 6.6 "
+        "can): who touches one waits for ever");
+    return;
+  }
   for (const MemoryId memory : losing) {
     if (memories_->missing().contains(memory) && told_.insert(memory).second) {
       log_.error("{} was killed at the page server while pages of it were there: who touches one gets SIGBUS",
                  name_of(memory));
-      if (state_.gone++ == 0) state_.first_gone = memory.id;
-      remember(state_.phase);
+      note_gone(memory.id);
     }
     if (memories_->try_lose(memory)) continue;
     const std::lock_guard lock(mutex_);
     losing_.insert(memory);
   }
+}
+
+/// Once, also if the process before this one knew.
+void LazyServing::note_gone(uint64_t task) {
+  const auto known = std::span(state_.gone_ids).first(std::min<size_t>(state_.gone, state_.gone_ids.size()));
+  if (std::ranges::find(known, task) != known.end()) return;
+  if (state_.gone < state_.gone_ids.size()) state_.gone_ids[state_.gone] = task;
+  ++state_.gone;
+  remember(state_.phase);
 }
 
 /// Whether the page server may end what it holds: not if nobody can tell that the tree has run here.
@@ -388,7 +404,7 @@ void LazyServing::end() {
     front_.ended(0);
   } else {
     const std::string more = state_.gone == 1 ? "" : " and " + std::to_string(state_.gone - 1) + " more";
-    front_.ended(1, "pages of task " + std::to_string(state_.first_gone) + more +
+    front_.ended(1, "pages of task " + std::to_string(state_.gone_ids.front()) + more +
                         " are lost, killed at the page server while they were there: who touches one gets SIGBUS");
   }
   front_.step("ended");

@@ -2,6 +2,7 @@
 // memory, and goes on until it has all its pages.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -47,11 +48,13 @@ class LazyServing {
   /// What the next process must know.
   struct State {
     Phase phase = Phase::waits;
-    bool ours = false;                  ///< the restore is one of ours
-    bool all_alive = false;             ///< all tasks that were there at first were there in the end
-    bool closed = false;                ///< the page server had nothing to give
-    uint64_t spaces = 0, pages = 0;     ///< of what was adopted
-    uint64_t gone = 0, first_gone = 0;  ///< tasks that were killed at the page server: how many, and the first one
+    bool ours = false;               ///< the restore is one of ours
+    bool all_alive = false;          ///< all tasks that were there at first were there in the end
+    bool closed = false;             ///< the page server had nothing to give
+    uint64_t spaces = 0, pages = 0;  ///< of what was adopted
+    /// Tasks that were killed at the page server: how many, and the first of them.
+    uint64_t gone = 0;
+    std::array<uint64_t, 16> gone_ids{};
   };
   /// Where the pages of one restore come from.
   struct Origins {
@@ -78,6 +81,7 @@ class LazyServing {
   void end_whole();
   void lose(const std::string& why);
   void lose_gone();
+  void note_gone(uint64_t task);
   void tell_server();
   void end();
   bool has_run();
@@ -98,7 +102,7 @@ class LazyServing {
   std::unique_ptr<Origins> origins_;
   FillOrder stored_order_;
   std::unique_ptr<LazyMemories> memories_;
-  std::set<MemoryId> told_;    ///< that their pages are lost
+  std::set<MemoryId> told_;    ///< that their pages are lost; of this process
   std::mutex mutex_;           ///< of what follows
   std::set<MemoryId> losing_;  ///< of tasks that were killed at the page server, and not given up yet
 };

@@ -97,17 +97,24 @@ void RemoteOrigin::want(MemoryId memory, uint64_t address) {
 void RemoteOrigin::claim(PageSink& sink, FillOrder order) {
   order_ = std::move(order);
   lost_since_.reset();
-  const auto piece = order_.next(kPageSize);
-  if (!piece) return close();
-  const AskedPages asked{piece->memory, piece->address, 1};
-  std::vector<std::byte> page(kPageSize);
+  while (const auto piece = order_.next(kPageSize)) {
+    const AskedPages asked{piece->memory, piece->address, 1};
+    std::vector<std::byte> page(kPageSize);
+    if (claim_page(asked, page)) return sink.write(asked.memory, asked.address, page);
+    const std::lock_guard lock(mutex_);
+    never_comes(asked.memory);
+  }
+  if (!gone_.empty()) throw Error("all tasks whose pages were kept have ended at the page server");
+  close();
+}
+
+/// False: its task has ended there.
+bool RemoteOrigin::claim_page(const AskedPages& asked, std::span<std::byte> page) {
   for (bool again = false;; again = true) {
     try {
       if (!client_) connect();
       client_->ask(asked);
-      if (client_->take(asked, page) == 0)
-        throw Error(name_of(asked.memory) + " has ended at the page server: nothing of its tree runs here");
-      break;
+      return client_->take(asked, page) != 0;
     } catch (const Disconnected& e) {
       // It may have been cut long ago, while nobody had anything to say.
       disconnect();
@@ -115,7 +122,6 @@ void RemoteOrigin::claim(PageSink& sink, FillOrder order) {
       log_.info("{}; connecting again", e.what());
     }
   }
-  sink.write(asked.memory, asked.address, page);
 }
 
 void RemoteOrigin::start(PageSink& sink) {

@@ -95,6 +95,7 @@ class RemoteOrigin {
   std::optional<Asked> next_wish();
   bool may_ask() const;
   bool on_its_way(MemoryId memory, uint64_t address) const;
+  bool claim_page(const AskedPages& asked, std::span<std::byte> page);
   void came(const Asked& asked, uint64_t pages);
   void never_comes(MemoryId memory);
   void widen_or_narrow(const Asked& asked);

@@ -78,6 +78,42 @@ TEST(FeedGone, WhoAsksIsToldAtOnceAndWhatIsAskedForAfterwardsIsNotAnswered) {
   EXPECT_EQ(destination.missing_pages(), 5000u);
 }
 
+// On a new connection who waits asks before it is listed what is missing.
+TEST(FeedGone, OnlyWhatIsMissingIsCounted) {
+  Gone g;
+  Destination destination(g.memories);
+  end_task(g.memories, kA);
+  MissingRuns missing = g.memories.missing();
+  missing[kA] = {{page(10), 90}, {page(4000), 10}};
+  PageFeeder feeder(std::move(g.c.source), g.memories.sources(), {}, {.tells_gone = true});
+  PageFetcher fetcher(std::move(g.c.destination), destination, g.wanted, missing, false, g.options());
+  g.wanted.want(kA, page(4003));
+  Running source(feeder);
+  Running fetching(fetcher);
+  ASSERT_TRUE(eventually([&] { return fetcher.filled() || fetching.ended_within({}); }));
+  fetcher.whole();
+  EXPECT_EQ(source.get() + fetching.get(), "");
+  EXPECT_EQ(feeder.gone(), (std::map<MemoryId, uint64_t>{{kA, 100}}));
+}
+
+// Who waited for a page has ended there, and the task here: it is asked for all the same.
+TEST(FeedGone, WhatIsAskedForNeedNotBeMissingAnyMore) {
+  Gone g;
+  Destination destination(g.memories);
+  end_task(g.memories, kA);
+  MissingRuns missing = g.memories.missing();
+  missing.erase(kA);
+  PageFeeder feeder(std::move(g.c.source), g.memories.sources(), {}, {.tells_gone = true});
+  PageFetcher fetcher(std::move(g.c.destination), destination, g.wanted, missing, false, g.options());
+  g.wanted.want(kA, page(4003));
+  Running source(feeder);
+  Running fetching(fetcher);
+  ASSERT_TRUE(eventually([&] { return fetcher.filled() || fetching.ended_within({}); }));
+  ASSERT_TRUE(eventually([&] { return !g.wanted.wants(kA) || fetching.ended_within({}); }));
+  fetcher.whole();
+  EXPECT_EQ(source.get() + fetching.get(), "");
+}
+
 TEST(FeedGone, WithoutAnyTaskTheFeedFails) {
   Gone g;
   Destination destination(g.memories);
@@ -99,7 +135,7 @@ TEST(FeedGone, WhatNoSourceHasIsOfTasksThatHaveEnded) {
     Destination destination(g.memories);
     std::vector<PageSource> living;
     living.push_back(std::move(g.memories.sources()[1]));
-    PageFeeder feeder(std::move(g.c.source), living, {}, {.tells_gone = true, .some_gone = some_gone});
+    PageFeeder feeder(std::move(g.c.source), living, {}, {.tells_gone = true, .most_gone = some_gone ? 1u : 0u});
     PageFetcher fetcher(std::move(g.c.destination), destination, g.wanted, g.memories.missing(), false, g.options());
     g.wanted.want(kA, page(17));
     Running source(feeder);

@@ -4,10 +4,12 @@
 
 #include <array>
 
+#include "core/base/features.h"
 #include "migrate/session/base/session.h"
 #include "migrate/session/destination/accept_streams.h"
 #include "migrate/session/destination/connection.h"
 #include "migrate/session/guardian/lazy_client.h"
+#include "migrate/session/journal/received_copy.h"
 #include "migrate/session/telling/fault.h"
 #include "migrate/session/wire/channel.h"
 
@@ -18,6 +20,11 @@ using std::chrono::milliseconds;
 using wire::Message;
 
 constexpr milliseconds kLook{200};
+
+std::string given_up_of(const ReceiveContext& context, const SessionId& id) {
+  const std::optional<JournalEntry> entry = context.store.peek(id, Role::destination);
+  return entry ? entry->given_up : "";
+}
 
 }  // namespace
 
@@ -30,7 +37,7 @@ void let_feed_in(const ReceiveContext& context, ControlChannel& channel, const S
   context.daemon.expect_streams(tokens);
   Message feeding;
   feeding.mutable_feeding()->set_waits(true);
-  feeding.mutable_feeding()->set_gone(true);
+  feeding.mutable_feeding()->set_gone(can_poison_pages());
   for (const StreamToken& token : tokens) feeding.mutable_feeding()->add_stream_tokens(token.data(), token.size());
   channel.send(std::move(feeding));
   for (uint32_t i = 0; i < feed.streams(); ++i) host->pass_stream(next_stream(context, channel, deadline));
@@ -47,6 +54,17 @@ void await_whole_by_journal(const ReceiveContext& context, ControlChannel& chann
   }
   if (!entry || (entry->state != State::whole && entry->state != State::done))
     throw Error("the pages of session " + to_hex(id) + " are lost");
+}
+
+void say_whole(const ReceiveContext& context, ControlChannel& channel, const SessionId& id) {
+  Message whole;
+  whole.mutable_whole()->set_given_up(given_up_of(context, id));
+  channel.send(std::move(whole));
+}
+
+void tell_whole(const ReceiveContext& context, const SessionId& id, const std::string& label) {
+  context.events.event("whole", label + " has all its memory here" + but_for(given_up_of(context, id)),
+                       {{"session", to_hex(id)}});
 }
 
 int serve_feed(const ReceiveContext& context, ControlChannel& channel, const Message& first) {
@@ -67,10 +85,8 @@ int serve_feed(const ReceiveContext& context, ControlChannel& channel, const Mes
   if (!was_whole) let_feed_in(context, channel, id, first.feed());
   context.events.event("feed", "the source of " + entry->label + " feeds it again", {{"session", to_hex(id)}});
   await_whole_by_journal(context, channel, id);
-  Message whole;
-  whole.mutable_whole();
-  channel.send(std::move(whole));
-  if (!was_whole) context.events.event("whole", entry->label + " has all its memory here", {{"session", to_hex(id)}});
+  say_whole(context, channel, id);
+  if (!was_whole) tell_whole(context, id, entry->label);
   try {
     channel.expect(Message::kDone, Deadline::in(context.options.timeouts.restore));
   } catch (const Disconnected&) {

@@ -71,12 +71,8 @@ void ReceiveSession::await_whole() {
     await_whole_by_journal(c_, channel_, id_);  // what the guardian would have written there, whoever looks writes
   }
   fault_point("destination-agent.whole");
-  Message whole;
-  whole.mutable_whole();
-  channel_.send(std::move(whole));
-  const std::optional<JournalEntry> entry = c_.store.peek(id_, Role::destination);
-  c_.events.event("whole", label_ + " has all its memory here" + but_for(entry ? entry->given_up : ""),
-                  {{"session", to_hex(id_)}});
+  say_whole(c_, channel_, id_);
+  tell_whole(c_, id_, label_);
 }
 
 void ReceiveSession::ask_whole() {

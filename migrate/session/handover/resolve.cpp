@@ -10,6 +10,7 @@
 #include "migrate/session/handover/source_feed.h"
 #include "migrate/session/handover/still_coming.h"
 #include "migrate/session/journal/lazy_cgroups.h"
+#include "migrate/session/journal/received_copy.h"
 #include "migrate/session/telling/failure.h"
 
 namespace migrate {
@@ -80,7 +81,7 @@ class Resolver {
     bool told = false;
     for (const JournalEntry& entry : store_.list()) {
       if (options_.session.empty() || to_hex(entry.id) != options_.session) continue;
-      tell("resolved", entry, "is settled");
+      tell("resolved", entry, "is settled" + but_for(entry.given_up));
       told = true;
     }
     if (!told) events_.event("resolved", "nothing is in doubt here");
@@ -251,7 +252,7 @@ class Resolver {
   bool settle_there(const JournalEntry& seen) {
     const std::optional<JournalEntry> entry = sessions_.look(seen.id);
     if (!entry || is_final(entry->state)) {
-      if (entry) tell("resolved", *entry, "is settled");
+      if (entry) tell("resolved", *entry, "is settled" + but_for(entry->given_up));
       return true;
     }
     const bool rebooted = entry->boot_id != boot_id();

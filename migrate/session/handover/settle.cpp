@@ -4,6 +4,7 @@
 
 #include "core/freeze/cpu_throttle.h"
 #include "migrate/session/handover/source_hold.h"
+#include "migrate/session/journal/received_copy.h"
 #include "migrate/session/wire/greeting.h"
 #include "migrate/session/wire/host_facts.h"
 
@@ -74,14 +75,15 @@ Settled after_answer(Journal& journal, TreeKeeper& keeper, Answer answer, const 
                     "the frozen copy here may run: `migrate resolve --force-run " + session + "`, or --force-kill"};
       }
       keeper.kill(journal.entry());
-      journal.step(State::done, kPeer, "it runs at the destination");
+      journal.step_with(State::done, kPeer, "it runs at the destination",
+                        [&](JournalEntry& e) { e.given_up = answer.given_up(); });
       try {
         ask(journal.id(), journal.entry().epoch, Resolve::FINISH);
         journal.update([](JournalEntry& e) { e.peer_settled = true; });
       } catch (const Error& e) {
         log.debug("telling the destination that the source is gone: {}", e.what());
       }
-      return {Settled::Outcome::runs_there, name + " runs at the destination"};
+      return {Settled::Outcome::runs_there, name + " runs at the destination" + but_for(answer.given_up())};
     case Answer::ABORTED:
       journal.step_with(State::aborted, kPeer, "the destination aborted: " + answer.reason(),
                         [](JournalEntry& e) { e.peer_settled = true; });
@@ -237,6 +239,7 @@ Answer answer_resolve(DestinationSessions& sessions, const wire::Message& messag
   answer.set_lazy(entry->lazy && entry->state == State::gate_open);
   answer.set_rebooted(entry->boot_id != boot_id());
   answer.set_reason(entry->reason.substr(0, 4096));  // check_bounds takes no more
+  answer.set_given_up(entry->given_up.substr(0, 4096));
   return answer;
 }
 

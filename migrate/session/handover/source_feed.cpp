@@ -14,6 +14,7 @@
 #include "core/memory/tree_survey.h"
 #include "migrate/report/svg.h"
 #include "migrate/session/handover/settle.h"
+#include "migrate/session/journal/received_copy.h"
 #include "migrate/session/wire/host_facts.h"
 #include "migrate/session/wire/session_streams.h"
 #include "pageserver/run_beside.h"
@@ -31,8 +32,11 @@ int64_t field(uint64_t value) { return static_cast<int64_t>(std::min<uint64_t>(v
 double ms_of(uint64_t us) { return static_cast<double>(us) / 1000; }
 double seconds(uint64_t us) { return static_cast<double>(us) / 1e6; }
 
-bool some_are_gone(const JournalEntry& entry) {
-  return std::ranges::any_of(entry.tasks, [](const TaskId& task) { return !task.lives(); });
+/// Memories that tasks may have taken with them: their own, and objects that nobody else has mapped.
+size_t most_gone(const JournalEntry& entry) {
+  constexpr size_t kObjects = 1000;
+  const auto gone = std::ranges::count_if(entry.tasks, [](const TaskId& task) { return !task.lives(); });
+  return gone == 0 ? 0 : static_cast<size_t>(gone) + kObjects;
 }
 
 /// Subtrees, if tasks were killed in between. The root is the first of the journal's.
@@ -69,7 +73,10 @@ bool SourceFeed::connect(ControlChannel& channel) {
   message.mutable_feed()->set_waits(true);
   channel.send(std::move(message));
   const Message reply = channel.receive(Deadline::in(parts_.timeouts.answer));
-  if (reply.body_case() == Message::kWhole) return false;
+  if (reply.body_case() == Message::kWhole) {
+    given_up_ = reply.whole().given_up();
+    return false;
+  }
   if (reply.body_case() == Message::kAbort) throw Error("the destination cannot take it: " + reply.abort().reason());
   if (reply.body_case() != Message::kFeeding || reply.feeding().stream_tokens_size() != count)
     throw Corrupt("a message of the peer", "it is out of turn");
@@ -87,11 +94,7 @@ void SourceFeed::prepare(std::span<const PageSource> late) {
     const auto order = parts_.order ? parts_.order(late) : std::vector<RankedRun>();
     FeederOptions options = parts_.options;
     options.tells_gone = knows_gone_;
-    if (parts_.entry)
-      options.some_live = [entry = parts_.entry] {
-        const std::optional<JournalEntry> now = entry();
-        return now && !living_of(*now).empty();
-      };
+    if (parts_.some_live) options.some_live = parts_.some_live;
     return std::make_unique<PageFeeder>(std::move(streams), late, order, options);
   });
   streams_.reset();
@@ -128,7 +131,7 @@ void SourceFeed::feed(ControlChannel& channel, std::span<const PageSource> late,
   requested_ += feeder.counters().requested;
   if (failure) std::rethrow_exception(failure);
   try {
-    channel.expect(Message::kWhole, Deadline::in(parts_.timeouts.answer));
+    given_up_ = channel.expect(Message::kWhole, Deadline::in(parts_.timeouts.answer)).whole().given_up();
   } catch (const Disconnected&) {
     throw Disconnected("all pages are there, and the receiver at " + parts_.address + " ended before it said so");
   }
@@ -145,30 +148,29 @@ void SourceFeed::note_waits(const FeedWaits& now) {
   waits_ = now;
 }
 
-/// The latest connection knows best what was missing.
 void SourceFeed::note_gone(const PageFeeder& feeder) {
+  constexpr size_t kTold = 20;
   for (const auto& [memory, pages] : feeder.gone()) {
-    if (!gone_.contains(memory))
+    if (!gone_.contains(memory) && gone_.size() < kTold)
       parts_.events.event("gone",
                           "session " + to_hex(parts_.session) + ": " + name_of(memory) +
                               " of the frozen tree was killed here before the destination had all of it: who "
                               "touches what is missing of it there gets SIGBUS",
                           {{"session", to_hex(parts_.session)}, {"memory", name_of(memory)}});
-    gone_[memory] = pages;
+    gone_[memory] = std::max(gone_[memory], pages);
   }
 }
 
+/// Of what was gone here nothing may have been missing there.
 uint64_t SourceFeed::pages_gone() const {
   uint64_t pages = 0;
   for (const auto& [memory, of_it] : gone_) pages += of_it;
-  return pages;
+  return given_up_.empty() ? 0 : pages;
 }
 
 std::string SourceFeed::gone_text() const {
-  if (gone_.empty()) return {};
-  std::string text = "; but " + human_bytes(pages_gone() * kPageSize) + " are lost, of ";
-  for (const auto& [memory, pages] : gone_) text += (memory == gone_.begin()->first ? "" : ", ") + name_of(memory);
-  return text + ", killed here meanwhile";
+  const uint64_t pages = pages_gone();
+  return but_for(given_up_) + (pages == 0 ? "" : " (" + human_bytes(pages * kPageSize) + " at least)");
 }
 
 FeedWaits SourceFeed::waits() const {
@@ -198,6 +200,8 @@ EventFields SourceFeed::waits_fields() const {
           {"stalls_ms", ms_of(all.stalls_us)}};
 }
 
+bool some_live(const JournalEntry& entry) { return !living_of(entry).empty(); }
+
 FeederOptions feeder_options(const FeedSettings& settings) {
   return {.compression = settings.compression, .codecs = settings.codecs, .bandwidth_limit = settings.bandwidth_limit};
 }
@@ -206,7 +210,7 @@ int fill_streams(int streams) { return std::clamp<int>(streams, 1, kMaxPageStrea
 
 std::vector<PageSource> pages_of_held_tree(const JournalEntry& entry) {
   std::map<MemoryId, PageSource> sources;
-  const std::vector<LivingTask> living = living_of(entry);
+  std::vector<LivingTask> living = living_of(entry);
   for (const LivingTask& task : living) {
     const MemoryId memory{MemoryId::Kind::task, static_cast<uint64_t>(task.image_pid)};
     PageSource& source = sources[memory];
@@ -216,8 +220,14 @@ std::vector<PageSource> pages_of_held_tree(const JournalEntry& entry) {
   if (sources.empty())
     throw Error("the tree that session " + to_hex(entry.id) + " held frozen is gone, and pages with it");
   const TreeSurvey survey = survey_tasks(living, *MappingReader::shared());
+  // Of one that has ended meanwhile not all was seen.
   std::vector<PageSource> all;
   all.reserve(sources.size());
+  living = living_of(entry);
+  std::erase_if(sources, [&](const auto& source) {
+    return std::ranges::none_of(
+        living, [&](const LivingTask& task) { return static_cast<uint64_t>(task.image_pid) == source.first.id; });
+  });
   for (const PageReserve& run : survey.pages)
     if (const auto source = sources.find(run.memory); source != sources.end())
       source->second.runs.push_back({.address = run.address, .pages = run.pages});
@@ -241,8 +251,8 @@ void feed_from_held_tree(const JournalEntry& entry, const FeedParts& parts) {
     as_agreed.options = feeder_options(*entry.feed);
     as_agreed.streams = entry.feed->streams;
   }
-  as_agreed.options.some_gone = some_are_gone(entry);
-  as_agreed.entry = [&entry] { return std::optional(entry); };
+  as_agreed.options.most_gone = most_gone(entry);
+  as_agreed.some_live = [&entry] { return some_live(entry); };
   SourceFeed feed(std::move(as_agreed));
   if (!feed.connect(*channel)) return;
   parts.events.event("feed", "session " + to_hex(entry.id) + ": " + entry.label + " is fed from its frozen tree here",

@@ -28,8 +28,7 @@ struct FeedParts {
   FeederOptions options;
   int streams = 1;  ///< that fill
   Events& events;
-  /// What to look at to see whether any task of the tree is left.
-  std::function<std::optional<JournalEntry>()> entry{};
+  std::function<bool()> some_live{};  ///< any task of the tree; of a thread of the feed
   /// Which of the pages will be needed soon (PageFeeder); empty: not known. Called by a thread of the feed.
   std::function<std::vector<RankedRun>(std::span<const PageSource>)> order{};
 };
@@ -73,10 +72,14 @@ class SourceFeed {
   std::future<std::unique_ptr<PageFeeder>> next_;
   PageFeeder* feeding_ = nullptr;
   bool tells_waits_ = false, knows_gone_ = false;  ///< the destination
-  std::map<MemoryId, uint64_t> gone_;
+  std::map<MemoryId, uint64_t> gone_;              ///< as seen here ...
+  std::string given_up_;                           ///< ... and as the destination says in the end
   uint64_t pushed_ = 0, requested_ = 0, left_ = 0;
   FeedWaits waits_, waits_before_;  ///< of the process that serves there, of those before
 };
+
+/// Whether any of its tasks has its memory still.
+bool some_live(const JournalEntry& entry);
 
 FeederOptions feeder_options(const FeedSettings& settings);
 /// Of so many streams as the operator allows for a pass.

@@ -67,7 +67,7 @@ struct JournalEntry {
   bool lazy = false;                        ///< pages may come after GATE_OPEN, until WHOLE
   std::vector<std::string> lazy_cgroups;    ///< destination: folders of its lazy host's processes, seat by seat
   std::optional<FeedSettings> feed;         ///< source: how they go
-  std::string given_up;                     ///< destination: tasks that the source lost pages of (PagesEnd)
+  std::string given_up;                     ///< tasks of which pages were lost (PagesEnd)
   bool peer_settled = true;                ///< source: the destination knows about the abort, or never knew the session
   std::string reason;                      ///< of the last step, for people
   int64_t created_ns = 0, updated_ns = 0;  ///< CLOCK_REALTIME

@@ -38,7 +38,9 @@ class DumpedTree final : public HeldTree {
     moves_.emplace();
     options_.before_stop = [this] { moves_->wait(); };
     dump_.emplace(options_, log_);
+    // Who has ended before is not missed.
     for (const StoppedTask& task : dump_->tree().tasks()) {
+      if (task.state == TaskState::zombie) continue;
       if (const auto id = TaskId::of(task.pid.get())) tasks_.push_back(*id);
     }
     drop_vdso(dump_->memories());

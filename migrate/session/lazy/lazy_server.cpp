@@ -30,7 +30,7 @@ constexpr unsigned kMostFeeds = 8;
 /// What is remembered begins with one of these; behind kLost stands why, behind the others tasks that have ended at the
 /// source.
 constexpr char kServing = 's', kWhole = 'w', kLost = 'l', kDiscarded = 'd';
-constexpr size_t kMostGivenUp = 4096;
+constexpr size_t kMostGivenUp = (LazyHost::kMostRemembered - 1) / sizeof(MemoryId);
 
 LazyMemory from_wire(const wire::LazyMemories::Memory& m) {
   if (m.ranges_size() % 2 != 0 || m.missing_size() % 2 != 0)

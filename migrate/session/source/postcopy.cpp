@@ -33,7 +33,11 @@ FeedParts Postcopy::feed_parts() const {
                                      .codecs = p_.peer.codecs()}),
           .streams = fill_streams(p_.options.streams),
           .events = p_.events,
-          .entry = [this] { return p_.hold.entry(); },
+          .some_live =
+              [this] {
+                const std::optional<JournalEntry> entry = p_.hold.entry();
+                return entry && some_live(*entry);
+              },
           .order =
               [this](std::span<const PageSource> late) {
                 return before_ ? before_->fill_order(late) : std::vector<RankedRun>();

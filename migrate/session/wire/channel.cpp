@@ -107,7 +107,10 @@ void check_bounds(const wire::Message& message) {
     case wire::Message::kAbort:
       return check_text(message.abort().reason());
     case wire::Message::kAnswer:
+      check_text(message.answer().given_up());
       return check_text(message.answer().reason());
+    case wire::Message::kWhole:
+      return check_text(message.whole().given_up());
     case wire::Message::kBegin:
       return check_begin(message.begin());
     case wire::Message::kBegun:

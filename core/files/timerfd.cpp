@@ -1,7 +1,8 @@
 #include <sys/ioctl.h>
 #include <sys/timerfd.h>
 
-#include <cstdio>
+#include <optional>
+#include <string>
 
 #include "core/base/clock.h"
 #include "core/base/time_left.h"
@@ -14,47 +15,70 @@ constexpr unsigned long kSetTicks = _IOW('T', 0, uint64_t);  // TFD_IOC_SET_TICK
 constexpr uint64_t kMaxSeconds = uint64_t{1} << 62;
 constexpr uint64_t kNsPerSecond = 1'000'000'000;
 
-/// "(seconds, nanoseconds)"
-std::pair<uint64_t, uint64_t> pair_field(const FdInfo& info, std::string_view key) {
-  const auto field = fdinfo_field(info, key);
-  unsigned long long sec = 0, nsec = 0;
-  if (!field || std::sscanf(std::string(*field).c_str(), "(%llu, %llu)", &sec, &nsec) != 2)
-    throw Corrupt("fdinfo of a timerfd", "no pair after " + std::string(key));
-  return {sec, nsec};
-}
-
 timespec to_timespec(uint64_t sec, uint64_t nsec) {
   if (sec > kMaxSeconds || nsec >= kNsPerSecond) throw Corrupt("files.img", "a timerfd has an impossible time");
   return {static_cast<time_t>(sec), static_cast<long>(nsec)};
 }
 
-/// A periodic timer stands still from an expiration until somebody looks at it (timerfd_tmrproc in the kernel): fdinfo
-/// then tells no remaining time and one tick. timerfd_gettime(2) makes it count on, which the task cannot tell apart.
-FdInfo current_info(const OpenFile& file) {
-  itimerspec now{};
-  check(::timerfd_gettime(file.ours.get(), &now), "read the timer:", file.who());
-  if (now.it_interval.tv_sec == 0 && now.it_interval.tv_nsec == 0) return file.info;
-  return parse_fdinfo(read_file_at(AT_FDCWD, "/proc/self/fdinfo/" + std::to_string(file.ours.get())));
+struct TimerState {
+  itimerspec left;
+  FdInfo info;
+};
+
+bool is_zero(const timespec& t) { return t.tv_sec == 0 && t.tv_nsec == 0; }
+
+bool is_less(const timespec& a, const timespec& b) {
+  return a.tv_sec != b.tv_sec ? a.tv_sec < b.tv_sec : a.tv_nsec < b.tv_nsec;
+}
+
+/// What is left and how often it has expired, of one moment. A periodic timer stands still from an expiration until
+/// somebody looks at it (timerfd_tmrproc in the kernel): fdinfo then tells no remaining time, as of one that is off,
+/// and one tick. timerfd_gettime(2) makes it count on, which the task cannot tell apart. It may expire again before
+/// fdinfo is read, and a timer that fires once between the two numbers of that: less must be left afterwards than
+/// before. Of one that expires just then nothing is left, as of one that is off.
+TimerState state_of(const OpenFile& file) {
+  constexpr int kTries = 50, kOff = 10;
+  const auto gettime = [&] {
+    itimerspec now{};
+    check(::timerfd_gettime(file.ours.get(), &now), "read the timer:", file.who());
+    return now;
+  };
+  const std::string path = "/proc/self/fdinfo/" + std::to_string(file.ours.get());
+  bool runs = false;
+  std::optional<uint64_t> ticks;
+  for (int i = 0;; ++i) {
+    const itimerspec before = gettime();
+    TimerState state{.left = {}, .info = parse_fdinfo(read_file_at(AT_FDCWD, path))};
+    state.left = gettime();
+    const timespec& left = state.left.it_value;
+    const uint64_t now = fdinfo_number(state.info, "ticks:", 10);
+    runs = runs || !is_zero(before.it_value) || !is_zero(left) || ticks.value_or(now) != now;
+    ticks = now;
+    if (!runs && (is_zero(state.left.it_interval) || i >= kOff)) return state;
+    if (!is_zero(left) && is_less(left, before.it_value)) return state;
+    if (i < kTries) continue;
+    // Of an interval that is over sooner than this is looked at, any moment will do.
+    if (is_zero(left)) state.left.it_value.tv_nsec = 1;
+    return state;
+  }
 }
 
 }  // namespace
 
 void dump_timerfd(const OpenFile& file, DumpContext& context) {
-  const FdInfo info = current_info(file);
+  const auto [now, info] = state_of(file);
   img::file_entry entry = entry_of(img::fd_types::TIMERFD, file.id);
   img::timerfd_entry& t = *entry.mutable_tfd();
   describe_common(file, t);
   t.set_clockid(static_cast<uint32_t>(fdinfo_number(info, "clockid:", 10)));
   t.set_ticks(fdinfo_number(info, "ticks:", 10));
   t.set_settime_flags(static_cast<uint32_t>(fdinfo_number(info, "settime flags:", 8)));
-  const auto [vsec, vnsec] = pair_field(info, "it_value:");  // what is left, also of absolute timers
-  const auto [isec, insec] = pair_field(info, "it_interval:");
   const int64_t ago = context.options.as_of_ns ? clock_ns(CLOCK_MONOTONIC) - *context.options.as_of_ns : 0;
-  const timespec left = time_left_then(to_timespec(vsec, vnsec), ago);
+  const timespec left = time_left_then(now.it_value, ago);  // also of absolute timers
   t.set_vsec(static_cast<uint64_t>(left.tv_sec));
   t.set_vnsec(static_cast<uint64_t>(left.tv_nsec));
-  t.set_isec(isec);
-  t.set_insec(insec);
+  t.set_isec(static_cast<uint64_t>(now.it_interval.tv_sec));
+  t.set_insec(static_cast<uint64_t>(now.it_interval.tv_nsec));
   context.emit(entry);
 }
 

@@ -147,5 +147,39 @@ TEST_F(Files, ExpiredPeriodicTimersGoOn) {
   });
 }
 
+// It has expired again, or is about to, whenever it is looked at.
+TEST_F(Files, TimersThatExpireAllTheTimeGoOn) {
+  for (const long every : {20'000L, 100'000L, 1'000'000L}) {
+    for (int i = 0; i < 20; ++i) {
+      const auto images = dump([every] {
+        place_at(::timerfd_create(CLOCK_MONOTONIC, 0), 3);
+        const itimerspec often{{0, every}, {0, every}};
+        MUST(::timerfd_settime(3, 0, &often, nullptr) == 0);
+      });
+      restore(images, [] {
+        for (int n = 0; n < 3; ++n) {
+          pollfd p{3, POLLIN, 0};
+          MUST(::poll(&p, 1, 10'000) == 1);
+          MUST(read_some(3).size() == 8);
+        }
+      });
+    }
+  }
+}
+
+TEST_F(Files, TimersThatAreOffStayOff) {
+  const auto images = dump([] {
+    place_at(::timerfd_create(CLOCK_MONOTONIC, 0), 3);
+    const itimerspec off{{0, 5'000'000}, {0, 0}};  // an interval without a time
+    MUST(::timerfd_settime(3, 0, &off, nullptr) == 0);
+  });
+  restore(images, [] {
+    pollfd p{3, POLLIN, 0};
+    MUST(::poll(&p, 1, 50) == 0);
+    itimerspec now{};
+    MUST(::timerfd_gettime(3, &now) == 0 && now.it_value.tv_sec == 0 && now.it_value.tv_nsec == 0);
+  });
+}
+
 }  // namespace
 }  // namespace migrate::files_testing

@@ -250,8 +250,9 @@ void check_threads(const std::vector<ProcDir>& tasks) {
       std::map<std::string, std::string> status;
       uint32_t flags = 0;
       try {
-        status = task.thread(tid).status();
-        flags = task.thread(tid).stat().flags;
+        const ProcDir thread = task.thread(tid);
+        status = thread.status();
+        flags = thread.stat().flags;
       } catch (const Error& e) {
         if (!task_is_gone(e)) throw;
         continue;

@@ -78,40 +78,45 @@ TEST(FeedGone, WhoAsksIsToldAtOnceAndWhatIsAskedForAfterwardsIsNotAnswered) {
   EXPECT_EQ(destination.missing_pages(), 5000u);
 }
 
-// On a new connection who waits asks before it is listed what is missing.
-TEST(FeedGone, OnlyWhatIsMissingIsCounted) {
+/// After a cut: kA has ended, these pages of it are missing, and one is asked for, before it is listed what is missing.
+struct NewConnection {
+  explicit NewConnection(const MissingRuns& of_gone)
+      : missing(begin(of_gone)),
+        feeder(std::move(g.c.source), g.memories.sources(), {}, {.tells_gone = true}),
+        fetcher(std::move(g.c.destination), destination, g.wanted, missing, false, g.options()),
+        source(feeder),
+        fetching(fetcher) {}
+  MissingRuns begin(const MissingRuns& of_gone) {
+    end_task(g.memories, kA);
+    g.wanted.want(kA, page(4003));
+    MissingRuns all = of_gone;
+    all[kB] = g.memories.missing().at(kB);
+    return all;
+  }
   Gone g;
-  Destination destination(g.memories);
-  end_task(g.memories, kA);
-  MissingRuns missing = g.memories.missing();
-  missing[kA] = {{page(10), 90}, {page(4000), 10}};
-  PageFeeder feeder(std::move(g.c.source), g.memories.sources(), {}, {.tells_gone = true});
-  PageFetcher fetcher(std::move(g.c.destination), destination, g.wanted, missing, false, g.options());
-  g.wanted.want(kA, page(4003));
-  Running source(feeder);
-  Running fetching(fetcher);
-  ASSERT_TRUE(eventually([&] { return fetcher.filled() || fetching.ended_within({}); }));
-  fetcher.whole();
-  EXPECT_EQ(source.get() + fetching.get(), "");
-  EXPECT_EQ(feeder.gone(), (std::map<MemoryId, uint64_t>{{kA, 100}}));
+  Destination destination{g.memories};
+  MissingRuns missing;
+  PageFeeder feeder;
+  PageFetcher fetcher;
+  Running<PageFeeder> source;
+  Running<PageFetcher> fetching;
+};
+
+TEST(FeedGone, OnlyWhatIsMissingIsCounted) {
+  NewConnection n({{kA, {{page(10), 90}, {page(4000), 10}}}});
+  ASSERT_TRUE(eventually([&] { return n.fetcher.filled() || n.fetching.ended_within({}); }));
+  n.fetcher.whole();
+  EXPECT_EQ(n.source.get() + n.fetching.get(), "");
+  EXPECT_EQ(n.feeder.gone(), (std::map<MemoryId, uint64_t>{{kA, 100}}));
 }
 
 // Who waited for a page has ended there, and the task here: it is asked for all the same.
 TEST(FeedGone, WhatIsAskedForNeedNotBeMissingAnyMore) {
-  Gone g;
-  Destination destination(g.memories);
-  end_task(g.memories, kA);
-  MissingRuns missing = g.memories.missing();
-  missing.erase(kA);
-  PageFeeder feeder(std::move(g.c.source), g.memories.sources(), {}, {.tells_gone = true});
-  PageFetcher fetcher(std::move(g.c.destination), destination, g.wanted, missing, false, g.options());
-  g.wanted.want(kA, page(4003));
-  Running source(feeder);
-  Running fetching(fetcher);
-  ASSERT_TRUE(eventually([&] { return fetcher.filled() || fetching.ended_within({}); }));
-  ASSERT_TRUE(eventually([&] { return !g.wanted.wants(kA) || fetching.ended_within({}); }));
-  fetcher.whole();
-  EXPECT_EQ(source.get() + fetching.get(), "");
+  NewConnection n({});
+  ASSERT_TRUE(eventually([&] { return n.fetcher.filled() || n.fetching.ended_within({}); }));
+  ASSERT_TRUE(eventually([&] { return !n.g.wanted.wants(kA) || n.fetching.ended_within({}); }));
+  n.fetcher.whole();
+  EXPECT_EQ(n.source.get() + n.fetching.get(), "");
 }
 
 TEST(FeedGone, WithoutAnyTaskTheFeedFails) {

@@ -50,6 +50,22 @@ TEST(LazyEnds, MemoryThatIsNotWholeIsNotGivenBack) {
   EXPECT_EQ(program.ended(), 0) << program.talk().trouble.data();
 }
 
+/// A program that runs, up to the first page that it waits for. Nothing comes by itself.
+struct Waited {
+  explicit Waited(LazyProgram& program) : memories(memories_of(program), [this](MemoryId, uint64_t) { ++asked; }) {
+    program.go();
+    const Deadline deadline = Deadline::in(kPatience);
+    while (asked == 0 && !deadline.passed()) memories.serve(std::chrono::milliseconds(10));
+  }
+  static std::vector<LazyMemory> memories_of(LazyProgram& program) {
+    std::vector<LazyMemory> all;
+    all.push_back(program.register_memory());
+    return all;
+  }
+  std::atomic<int> asked = 0;
+  LazyMemories memories;
+};
+
 TEST(LazyEnds, LostPagesRaiseSigbusAndNeverReadAsZeros) {
   LazyProgram program(20, [](char* base, Talk& talk) {
     // One waits for a page when it is given up.
@@ -66,14 +82,9 @@ TEST(LazyEnds, LostPagesRaiseSigbusAndNeverReadAsZeros) {
     }
     return status == 0 ? 0 : 2;
   });
-  std::atomic<int> asked = 0;
-  std::vector<LazyMemory> all;
-  all.push_back(program.register_memory());
-  LazyMemories memories(std::move(all), [&](MemoryId, uint64_t) { ++asked; });
-  program.go();
-  const Deadline deadline = Deadline::in(kPatience);
-  while (asked == 0 && !deadline.passed()) memories.serve(std::chrono::milliseconds(10));
-  ASSERT_EQ(asked, 1);
+  Waited waited(program);
+  LazyMemories& memories = waited.memories;
+  ASSERT_EQ(waited.asked, 1);
   EXPECT_EQ(memories.outstanding(),
             (std::map<MemoryId, std::vector<uint64_t>>{{kMemory, {program.base() + 7 * kPageSize}}}));
   std::vector<std::byte> two(2 * kPageSize);
@@ -110,15 +121,11 @@ TEST(LazyEnds, WhatOneTaskHasLostIsGivenUpAndItIsServedOn) {
     ::waitpid(child, &status, 0);
     return status == 0 ? 0 : 2;
   });
-  std::atomic<int> asked = 0;
-  std::vector<LazyMemory> all;
-  all.push_back(program.register_memory());
-  LazyMemories memories(std::move(all), [&](MemoryId, uint64_t) { ++asked; });
-  program.go();
-  const Deadline deadline = Deadline::in(kPatience);
+  Waited waited(program);
+  LazyMemories& memories = waited.memories;
   const auto serve = [&] { memories.serve(std::chrono::milliseconds(10)); };
-  while (asked == 0 && !deadline.passed()) serve();
-  ASSERT_EQ(asked, 1);
+  const Deadline deadline = Deadline::in(kPatience);
+  ASSERT_EQ(waited.asked, 1);
   memories.write(kMemory, program.base() + 7 * kPageSize, std::vector<std::byte>(kPageSize));
   EXPECT_TRUE(memories.try_lose({MemoryId::Kind::task, kMemory.id + 1})) << "of which nothing is missing";
   EXPECT_FALSE(memories.whole());

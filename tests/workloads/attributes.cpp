@@ -44,12 +44,10 @@ Facts facts() {
   sched_param param{};
   must(sched_getparam(0, &param), "sched_getparam");
   all["priority"] = param.sched_priority;
-  errno = 0;
   all["nice"] = getpriority(PRIO_PROCESS, 0);
   all["slack"] = prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0);
   all["keeps capabilities"] = prctl(PR_GET_KEEPCAPS, 0, 0, 0, 0);
   all["huge pages off"] = prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0);
-  all["subreaper"] = 0;
   int reaper = 0;
   prctl(PR_GET_CHILD_SUBREAPER, &reaper, 0, 0, 0);
   all["subreaper"] = reaper;

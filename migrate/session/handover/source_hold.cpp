@@ -85,8 +85,8 @@ void SourceHold::heartbeat() noexcept {
 }
 
 bool SourceHold::tree_lives() const {
-  const std::optional<JournalEntry> entry = store_.peek(id_, Role::source);
-  return entry && keeper_.lives(*entry);
+  const std::optional<JournalEntry> now = entry();
+  return now && keeper_.lives(*now);
 }
 
 void SourceHold::commit() {

@@ -8,15 +8,9 @@
 #include <sstream>
 #include <unordered_map>
 
-#include "core/files/anonymous.h"
-#include "core/files/epoll.h"
+#include "core/files/descriptor_tables.h"
 #include "core/files/file_locks.h"
-#include "core/files/inet_socket.h"
 #include "core/files/kinds.h"
-#include "core/files/memfd.h"
-#include "core/files/pipe.h"
-#include "core/files/regular.h"
-#include "core/files/unix_socket.h"
 #include "core/image/magic.h"
 
 namespace migrate {
@@ -55,48 +49,27 @@ PreKey pre_key(const FdInfo& info) {
 }  // namespace
 
 struct FileDumper::Impl {
-  struct Table {
-    pid_t pid;
-    std::map<int, uint64_t> inodes;  ///< number → inode, as fdinfo tells
-  };
-
   const std::vector<StoppedTask>& tasks;
   FileDumpOptions options;
   ImageSet& images;
   Logger& log;
   DumpContext context;
-  KindTable kinds;
-  RegularDumper regular;
-  PipeDumper pipes;
-  MemfdDumper memfds;
-  UnixDumper unix_sockets;
-  EpollDumper epolls;
+  DumpKinds kinds;
   LockDumper locks;
   std::map<pid_t, uint32_t> ids_of_tasks;
-  std::map<uint32_t, Table> tables;
+  std::map<uint32_t, pid_t> first_of_table;  ///< the task whose numbers are read for all that share it
+  DescriptorTables tables;
   struct Known {
     uint32_t id;
     img::fd_types type;
   };
   std::map<PreKey, std::map<Slot, Known, SlotLess>> descriptions;
-  std::unordered_map<uint32_t, std::vector<Holder>> epoll_holders;
-  std::unordered_map<uint64_t, int> descriptions_of_inode;
   using PathKey = std::tuple<InodeKey, std::string, uint32_t>;
   std::map<PathKey, uint32_t> paths;
   std::optional<std::map<pid_t, pid_t>> numbers;  ///< our pids → the tree's; empty: the same
 
   Impl(const std::vector<StoppedTask>& t, const FileDumpOptions& o, ImageSet& i, Logger& l)
-      : tasks(t),
-        options(o),
-        images(i),
-        log(l),
-        context{options, images, log},
-        regular(context),
-        pipes(context),
-        memfds(context),
-        unix_sockets(context),
-        epolls(context),
-        locks(context) {
+      : tasks(t), options(o), images(i), log(l), context{options, images, log}, kinds(context), locks(context) {
     context.pid_in_tree = [this](pid_t pid) { return pid_in_tree(pid); };
     assign_tables();
   }
@@ -108,7 +81,7 @@ struct FileDumper::Impl {
       const pid_t pid = task.pid.get();
       const auto [it, fresh] = by_table.try_emplace(pid, static_cast<uint32_t>(by_table.size() + 1));
       ids_of_tasks[pid] = it->second;
-      if (fresh) tables[it->second] = Table{pid, {}};
+      if (fresh) first_of_table[it->second] = pid;
       for (const StoppedThread& thread : task.threads)
         if (thread.tid.get() != pid && compare_objects(pid, thread.tid.get(), KCMP_FILES, 0, 0) != 0)
           throw Refusal("thread " + std::to_string(thread.tid.get()) + " of task " + std::to_string(pid) +
@@ -137,8 +110,7 @@ struct FileDumper::Impl {
   }
 
   void dump_table(const StoppedTask& task, uint32_t files_id) {
-    Table& table = tables.at(files_id);
-    if (table.pid != task.pid.get()) return;
+    if (first_of_table.at(files_id) != task.pid.get()) return;
     ImageWriter out = images.write(image_name("fdinfo", files_id), magic::kFdinfo);
     const Fd folder = task.proc.open("fdinfo", O_RDONLY | O_DIRECTORY);
     for (const int fd : task.proc.descriptors()) {
@@ -147,7 +119,7 @@ struct FileDumper::Impl {
       file.fd = fd;
       file.info = parse_fdinfo(read_file_at(folder.get(), std::to_string(fd), 64 << 20));
       const bool cloexec = file.info.cloexec;
-      table.inodes.emplace(fd, file.info.ino);
+      tables.add_number(files_id, fd, file.info.ino);
       const bool locked = fdinfo_field(file.info, "lock:").has_value();
       const FdInfo info = locked ? file.info : FdInfo();
       if (locked) {
@@ -170,58 +142,30 @@ struct FileDumper::Impl {
     auto& bucket = descriptions[pre_key(file.info)];
     const auto known = bucket.lower_bound(slot);
     if (known != bucket.end() && !SlotLess()(slot, known->first)) {
-      if (known->second.type == img::fd_types::EVENTPOLL)
-        epoll_holders[known->second.id].push_back({files_id, slot.pid, slot.fd});
+      note_epoll(known->second, {files_id, slot.pid, slot.fd});
       return known->second;
     }
     file.id = context.new_id();
     file.link = task.proc.link("fd/" + std::to_string(file.fd));
-    file.ours = get_remote_fd(task.pidfd.get(), file.fd);
-    file.st = stat_cached(file.ours.get(), "", AT_EMPTY_PATH, file.who());
-    ++descriptions_of_inode[file.info.ino];
-    const Known fresh{file.id, describe(file)};
-    if (fresh.type == img::fd_types::EVENTPOLL) epoll_holders[fresh.id].push_back({files_id, slot.pid, slot.fd});
+    file.take(get_remote_fd(task.pidfd.get(), file.fd));
+    tables.add_description(file.info.ino);
+    if (file.link.starts_with("/")) check_file_locks(file, options);
+    const DumpKinds::One& one = kinds.of(file);
+    one.dump->dump(file);
+    const Known fresh{file.id, one.kind->type};
+    note_epoll(fresh, {files_id, slot.pid, slot.fd});
     bucket.emplace_hint(known, slot, fresh);
     return fresh;
   }
 
-  img::fd_types describe(const OpenFile& file) {
-    switch (kinds.classify(file, options)) {
-      case FileKind::regular:
-        return regular.dump(file), img::fd_types::REG;
-      case FileKind::pipe:
-        return pipes.dump_pipe(file), img::fd_types::PIPE;
-      case FileKind::fifo:
-        // An O_PATH descriptor of a FIFO is only its path.
-        if ((file.info.flags & O_PATH) != 0) return regular.dump(file), img::fd_types::REG;
-        return pipes.dump_fifo(file, regular), img::fd_types::FIFO;
-      case FileKind::eventfd:
-        return dump_eventfd(file, context), img::fd_types::EVENTFD;
-      case FileKind::epoll:
-        return epolls.collect(file), img::fd_types::EVENTPOLL;
-      case FileKind::timerfd:
-        return dump_timerfd(file, context), img::fd_types::TIMERFD;
-      case FileKind::signalfd:
-        return dump_signalfd(file, context), img::fd_types::SIGNALFD;
-      case FileKind::memfd:
-        return memfds.dump(file), img::fd_types::MEMFD;
-      case FileKind::unix_socket:
-        return unix_sockets.dump(file), img::fd_types::UNIXSK;
-      case FileKind::inet_socket:
-        return dump_inet_socket(file, context), img::fd_types::INETSK;
-    }
-    throw Corrupt("the table of file kinds", "a kind is missing");
+  void note_epoll(const Known& known, const Holder& holder) {
+    if (known.type == img::fd_types::EVENTPOLL) tables.add_holder(known.id, holder);
   }
 
   void dump_descriptors() {
     for (const StoppedTask& task : tasks)
       if (task.state != TaskState::zombie) dump_table(task, ids_of_tasks.at(task.pid.get()));
-    pipes.check_ends();
-    unix_sockets.finish();
-    epolls.finish([&](uint32_t id) { return epoll_holders[id]; },
-                  [&](uint32_t files_id, int fd) { return tables.at(files_id).inodes.contains(fd); },
-                  [&](uint64_t ino) { return descriptions_of_inode[ino] != 1; },
-                  [&](uint32_t files_id, int fd) { return tables.at(files_id).inodes.at(fd); });
+    for (const DumpKinds::One& one : kinds.all()) one.dump->finish(tables);
     descriptions.clear();
   }
 
@@ -259,7 +203,7 @@ uint32_t FileDumper::files_id(Pid task) const { return impl_->ids_of_tasks.at(ta
 uint32_t FileDumper::add_path(const ProcDir& task, const std::string& link, uint32_t flags) {
   return impl_->add(task, link, flags, [&](const OpenFile& file) {
     try {
-      impl_->regular.dump(file);
+      impl_->kinds.regular().dump(file);
     } catch (const Refusal& e) {
       // The file has no descriptor number to name it by.
       std::string text = e.what();
@@ -272,15 +216,15 @@ uint32_t FileDumper::add_path(const ProcDir& task, const std::string& link, uint
 }
 
 uint32_t FileDumper::add_memfd(const ProcDir& task, const std::string& link, uint32_t flags) {
-  return impl_->add(task, link, flags, [&](const OpenFile& file) { impl_->memfds.dump(file); });
+  return impl_->add(task, link, flags, [&](const OpenFile& file) { impl_->kinds.memfds().dump(file); });
 }
 
-std::vector<SharedObject> FileDumper::take_shared_objects() { return impl_->memfds.take_objects(); }
+std::vector<SharedObject> FileDumper::take_shared_objects() { return impl_->kinds.memfds().take_objects(); }
 
 void FileDumper::finish() {
   impl_->images.write("files.img", magic::kFiles);  // present even without a single file
 }
 
-void FileDumper::keep_links() noexcept { impl_->regular.keep_links(); }
+void FileDumper::keep_links() noexcept { impl_->kinds.regular().keep_links(); }
 
 }  // namespace migrate

@@ -1,11 +1,16 @@
 #include "core/files/epoll.h"
 
 #include <linux/kcmp.h>
+#include <sys/epoll.h>
 #include <sys/syscall.h>
 
 #include <cinttypes>
 #include <cstdio>
 #include <map>
+
+#include "core/files/descriptor_tables.h"
+#include "core/files/kind.h"
+#include "core/files/lasting_state.h"
 
 namespace migrate {
 namespace {
@@ -63,11 +68,9 @@ void EpollDumper::collect(const OpenFile& file) {
   epolls_.push_back(std::move(epoll));
 }
 
-void EpollDumper::finish(const std::function<std::vector<Holder>(uint32_t)>& holders,
-                         const std::function<bool(uint32_t, int)>& has, const std::function<bool(uint64_t)>& shared,
-                         const std::function<uint64_t(uint32_t, int)>& inode) {
+void EpollDumper::finish(const DescriptorTables& tables) {
   for (Epoll& epoll : epolls_) {
-    const std::vector<Holder> owners = holders(epoll.entry.id());
+    const std::vector<Holder>& owners = tables.holders(epoll.entry.id());
     std::map<int, uint32_t> nth;
     for (const img::eventpoll_tfd_entry& target : epoll.entry.epfd().tfd()) {
       const int tfd = static_cast<int>(target.tfd());
@@ -75,15 +78,52 @@ void EpollDumper::finish(const std::function<std::vector<Holder>(uint32_t)>& hol
       // The rule a restore follows too: the lowest table that has both the epoll and the number.
       const Holder* owner = nullptr;
       for (const Holder& h : owners)
-        if (has(h.files_id, tfd) && (owner == nullptr || h.files_id < owner->files_id)) owner = &h;
+        if (tables.has(h.files_id, tfd) && (owner == nullptr || h.files_id < owner->files_id)) owner = &h;
       bool good = owner != nullptr && n == 0;
       // kcmp walks the whole interest list: asked only where the inode does not tell.
-      if (good && (inode(owner->files_id, tfd) != target.inode() || shared(target.inode())))
+      if (good && (tables.inode(owner->files_id, tfd) != target.inode() || tables.several_have(target.inode())))
         good = is_epoll_target(*owner, tfd, n);
       if (!good) throw watches_what_is_closed(epoll.who, tfd);
     }
     context_.emit(epoll.entry);
   }
 }
+
+namespace {
+
+class EpollDump : public DumpKind {
+ public:
+  explicit EpollDump(const DumpServices& services) : epolls_(services.context) {}
+  bool matches(const OpenFile& file) const override { return file.link == "anon_inode:[eventpoll]"; }
+  void dump(const OpenFile& file) override { epolls_.collect(file); }
+  void finish(const DescriptorTables& tables) override { epolls_.finish(tables); }
+  bool preflight_opens() const override { return false; }
+  void preflight(const OpenFile& file, Preflight&) override { seen_[file.proc].push_back(file.fd); }
+  void preflight_end(Preflight& preflight) override {
+    for (const auto& [task, epolls] : seen_) {
+      try {
+        preflight.lasting.see_epolls(*task, epolls);
+      } catch (const Error& e) {
+        if (!descriptor_is_gone(e)) throw;  // it ended meanwhile
+      }
+    }
+  }
+
+ private:
+  EpollDumper epolls_;
+  std::map<const ProcDir*, std::vector<int>> seen_;  ///< by task
+};
+
+/// Interest lists name numbers: the shells that have these fill them (install.cpp).
+class EpollRestore : public RestoreKind {
+ public:
+  explicit EpollRestore(const RestoreServices&) {}
+  Fd open(const UsedFile&) override { return Fd(migrate::check(::epoll_create1(EPOLL_CLOEXEC), "make", "an epoll")); }
+};
+
+}  // namespace
+
+extern const Kind kEpoll{img::fd_types::EVENTPOLL, facts_of_part<&img::file_entry::has_epfd, &img::file_entry::epfd>,
+                         make_dump<EpollDump>, make_restore<EpollRestore>};
 
 }  // namespace migrate

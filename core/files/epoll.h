@@ -2,8 +2,6 @@
 // that number leads to that description.
 #pragma once
 
-#include <functional>
-#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -27,16 +25,14 @@ std::vector<img::eventpoll_tfd_entry> epoll_targets(std::string_view fdinfo);
 bool is_epoll_target(const Holder& holder, int tfd, uint32_t nth);
 Refusal watches_what_is_closed(const std::string& who, int tfd);
 
+class DescriptorTables;
+
 class EpollDumper {
  public:
   explicit EpollDumper(DumpContext& context) : context_(context) {}
   void collect(const OpenFile& file);
-  /// Emits the entries. `holders` gives who has an epoll (by file id), `has` whether a table has a number in use, and
-  /// `shared` whether several descriptions have that inode number.
-  void finish(const std::function<std::vector<Holder>(uint32_t file_id)>& holders,
-              const std::function<bool(uint32_t files_id, int fd)>& has,
-              const std::function<bool(uint64_t ino)>& shared,
-              const std::function<uint64_t(uint32_t files_id, int fd)>& inode);
+  /// Emits the entries. All descriptors were seen.
+  void finish(const DescriptorTables& tables);
 
  private:
   struct Epoll {

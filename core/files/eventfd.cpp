@@ -3,6 +3,7 @@
 #include <climits>
 
 #include "core/files/anonymous.h"
+#include "core/files/kind.h"
 
 namespace migrate {
 namespace {
@@ -29,5 +30,30 @@ Fd restore_eventfd(const img::eventfd_file_entry& entry) {
   if (counter != 0) write_full(fd.get(), std::as_bytes(std::span(&counter, 1)), "an eventfd");
   return fd;
 }
+
+namespace {
+
+class EventfdDump : public DumpKind {
+ public:
+  explicit EventfdDump(const DumpServices& services) : context_(services.context) {}
+  bool matches(const OpenFile& file) const override { return file.link == "anon_inode:[eventfd]"; }
+  void dump(const OpenFile& file) override { dump_eventfd(file, context_); }
+  bool preflight_opens() const override { return false; }
+  void preflight(const OpenFile&, Preflight&) override {}
+
+ private:
+  DumpContext& context_;
+};
+
+class EventfdRestore : public RestoreKind {
+ public:
+  explicit EventfdRestore(const RestoreServices&) {}
+  Fd open(const UsedFile& file) override { return restore_eventfd(file.entry.efd()); }
+};
+
+}  // namespace
+
+extern const Kind kEventfd{img::fd_types::EVENTFD, facts_of_part<&img::file_entry::has_efd, &img::file_entry::efd>,
+                           make_dump<EventfdDump>, make_restore<EventfdRestore>};
 
 }  // namespace migrate

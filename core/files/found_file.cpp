@@ -2,7 +2,7 @@
 
 #include <linux/capability.h>
 
-#include "core/files/kinds.h"
+#include "core/files/devices.h"
 
 namespace migrate {
 namespace {

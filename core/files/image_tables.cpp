@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 
+#include "core/files/kinds.h"
 #include "core/image/magic.h"
 
 namespace migrate {
@@ -11,45 +12,13 @@ namespace {
 /// The kernel's upper bound of RLIMIT_NOFILE (fs.nr_open) as it comes; a table of more is no table.
 constexpr uint32_t kMaxFd = 1 << 20;
 
-struct Common {
-  uint32_t id;
-  uint32_t flags;
-  const img::fown_entry* owner;
-};
-
-template <class Entry>
-Common common(bool has, const Entry& e) {
-  if (!has) throw Corrupt("files.img", "an entry has no part of its type");
-  return {e.id(), e.flags(), &e.fown()};
-}
-
-Common common_of(const img::file_entry& e) {
-  switch (e.type()) {
-    case img::fd_types::REG:
-      return common(e.has_reg(), e.reg());
-    case img::fd_types::PIPE:
-      return common(e.has_pipe(), e.pipe());
-    case img::fd_types::INETSK:
-      return common(e.has_isk(), e.isk());
-    case img::fd_types::UNIXSK:
-      return common(e.has_usk(), e.usk());
-    case img::fd_types::EVENTFD:
-      return common(e.has_efd(), e.efd());
-    case img::fd_types::EVENTPOLL:
-      return common(e.has_epfd(), e.epfd());
-    case img::fd_types::SIGNALFD:
-      return common(e.has_sgfd(), e.sgfd());
-    case img::fd_types::TIMERFD:
-      return common(e.has_tfd(), e.tfd());
-    case img::fd_types::MEMFD:
-      return common(e.has_memfd(), e.memfd());
-    case img::fd_types::FIFO:
-      if (!e.has_fifo()) throw Corrupt("files.img", "an entry has no part of its type");
-      return {e.fifo().id(), 0, nullptr};
-    default:
-      throw Refusal("the images hold a file of type " + img::fd_types_Name(e.type()),
-                    "this kind cannot be restored yet");
-  }
+EntryFacts facts_of(const img::file_entry& e) {
+  const Kind* kind = kind_of(e.type());
+  if (kind == nullptr)
+    throw Refusal("the images hold a file of type " + img::fd_types_Name(e.type()), "this kind cannot be restored yet");
+  const EntryFacts facts = kind->facts(e);
+  if (!facts.there) throw Corrupt("files.img", "an entry has no part of its type");
+  return facts;
 }
 
 }  // namespace
@@ -60,7 +29,7 @@ std::map<uint32_t, img::file_entry> read_file_entries(const ImageSet& images) {
   if (!reader) throw Corrupt("the image folder", "files.img is missing");
   img::file_entry entry;
   while (reader->next(entry)) {
-    if (common_of(entry).id != entry.id()) throw Corrupt("files.img", "an entry has two ids");
+    if (facts_of(entry).id != entry.id()) throw Corrupt("files.img", "an entry has two ids");
     const uint32_t id = entry.id();
     if (!entries.emplace(id, std::move(entry)).second)
       throw Corrupt("files.img", "id " + std::to_string(id) + " stands twice");
@@ -102,7 +71,7 @@ std::vector<uint32_t> table_ids(const ImageSet& images) {
   return ids;
 }
 
-uint32_t flags_of(const img::file_entry& entry) { return common_of(entry).flags; }
-const img::fown_entry* owner_of(const img::file_entry& entry) { return common_of(entry).owner; }
+uint32_t flags_of(const img::file_entry& entry) { return facts_of(entry).flags; }
+const img::fown_entry* owner_of(const img::file_entry& entry) { return facts_of(entry).owner; }
 
 }  // namespace migrate

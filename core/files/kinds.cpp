@@ -1,15 +1,23 @@
 #include "core/files/kinds.h"
 
-#include <sys/mman.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
-#include <utility>
+#include <string_view>
 
-#include "core/files/file_locks.h"
+#include "core/files/devices.h"
 
 namespace migrate {
+
+extern const Kind kRegular, kPipe, kFifo, kEventfd, kEpoll, kTimerfd, kSignalfd, kMemfd, kUnixSocket, kInetSocket;
+
 namespace {
+
+// In this order a file is asked what it is, and kinds finish.
+constexpr std::array kKinds{
+    &kRegular, &kInetSocket, &kUnixSocket, &kPipe, &kFifo, &kEventfd, &kTimerfd, &kSignalfd, &kMemfd, &kEpoll,
+};
 
 struct Unsupported {
   std::string_view prefix;  ///< of the link
@@ -40,76 +48,49 @@ constexpr std::array kUnsupported{
   std::abort();  // the last prefix is empty
 }
 
-FileKind classify_socket(const OpenFile& file) {
-  int domain = 0;
-  socklen_t length = sizeof domain;
-  check(::getsockopt(file.ours.get(), SOL_SOCKET, SO_DOMAIN, &domain, &length), "ask the domain of socket", file.who());
-  if (domain == AF_UNIX) return FileKind::unix_socket;
-  if (domain == AF_INET || domain == AF_INET6) return FileKind::inet_socket;
-  std::string what = "a socket of family " + std::to_string(domain);
-  if (domain == AF_NETLINK) what = "a netlink socket";
-  if (domain == AF_PACKET) what = "a packet socket";
-  if (domain == AF_VSOCK) what = "a vsock socket";
+[[noreturn]] void refuse_socket(const OpenFile& file) {
+  std::string what = "a socket of family " + std::to_string(file.domain);
+  if (file.domain == AF_NETLINK) what = "a netlink socket";
+  if (file.domain == AF_PACKET) what = "a packet socket";
+  if (file.domain == AF_VSOCK) what = "a vsock socket";
   throw Refusal(file.who() + ", " + what, "close it first");
+}
+
+[[noreturn]] void refuse_path(const OpenFile& file, const FileDumpOptions& options) {
+  if (file.type() == S_IFREG) {
+    if (file.link.starts_with("/memfd:")) throw Refusal(file.who() + ", a memfd of huge pages", "use ordinary pages");
+    throw Refusal(file.who() + ", a kernel-internal memory object (" + file.link + ")", "close it first");
+  }
+  if (file.type() != S_IFCHR)
+    throw Refusal(file.who() + ", " + file.link + ", a file of a kind that cannot be moved", "close it first");
+  if (terminal_device(file.st.stx_rdev_major, file.st.stx_rdev_minor))
+    throw Refusal(file.who() + ", the terminal " + file.link,
+                  options.terminals ? "redirect it to a file, or use --shell-job"
+                                    : "redirect it to a file: a terminal stays where it is");
+  throw Refusal(file.who() + ", the device " + file.link, "close it first");
 }
 
 }  // namespace
 
-bool stateless_device(uint32_t major, uint32_t minor) {
-  // Documentation/admin-guide/devices.txt: null, zero, full, random, urandom
-  return major == 1 && (minor == 3 || minor == 5 || minor == 7 || minor == 8 || minor == 9);
+std::span<const Kind* const> all_kinds() { return kKinds; }
+
+const Kind* kind_of(img::fd_types type) {
+  const auto it = std::ranges::find(kKinds, type, &Kind::type);
+  return it == kKinds.end() ? nullptr : *it;
 }
 
-bool terminal_device(uint32_t major, uint32_t) { return major == 4 || major == 5 || (major >= 136 && major <= 143); }
-
-KindTable::KindTable() {
-  const Fd probe(check(::memfd_create("migrate-probe", MFD_CLOEXEC), "create", "a memfd"));
-  memfd_fs_ = inode_of(stat_cached(probe.get(), "", AT_EMPTY_PATH, "a memfd"));
+DumpKinds::DumpKinds(DumpContext& context) : options_(context.options), regular_(context), memfds_(context) {
+  const DumpServices services{context, regular_, memfds_};
+  kinds_.reserve(kKinds.size());
+  for (const Kind* kind : kKinds) kinds_.push_back({kind, kind->dump(services)});
 }
 
-FileKind KindTable::classify(const OpenFile& file, const FileDumpOptions& options) const {
-  static constexpr std::array<std::pair<std::string_view, FileKind>, 4> kAnonymous{{
-      {"anon_inode:[eventfd]", FileKind::eventfd},
-      {"anon_inode:[eventpoll]", FileKind::epoll},
-      {"anon_inode:[timerfd]", FileKind::timerfd},
-      {"anon_inode:[signalfd]", FileKind::signalfd},
-  }};
-  if (file.link.starts_with("/")) return classify_path(file, options);
-  for (const auto& [name, kind] : kAnonymous)
-    if (file.link == name) return kind;
-  if (file.link.starts_with("pipe:[")) return FileKind::pipe;
-  if (file.link.starts_with("socket:[")) return classify_socket(file);
+const DumpKinds::One& DumpKinds::of(const OpenFile& file) const {
+  for (const One& one : kinds_)
+    if (one.dump->matches(file)) return one;
+  if (file.link.starts_with("/")) refuse_path(file, options_);
+  if (file.domain >= 0) refuse_socket(file);
   refuse_by_link(file);
-}
-
-FileKind KindTable::classify_path(const OpenFile& file, const FileDumpOptions& options) const {
-  check_file_locks(file, options);
-  switch (file.type()) {
-    case S_IFREG: {
-      const bool internal = file.st.stx_dev_major == memfd_fs_.major && file.st.stx_dev_minor == memfd_fs_.minor;
-      if (internal && file.link.starts_with("/memfd:")) return FileKind::memfd;
-      if (internal || file.link.starts_with("/anon_hugepage"))
-        throw Refusal(file.who() + ", a kernel-internal memory object (" + file.link + ")", "close it first");
-      if (file.link.starts_with("/memfd:") && file.st.stx_nlink == 0)
-        throw Refusal(file.who() + ", a memfd of huge pages", "use ordinary pages");
-      return FileKind::regular;
-    }
-    case S_IFDIR:
-      return FileKind::regular;
-    case S_IFIFO:
-      return FileKind::fifo;
-    case S_IFCHR:
-      if (stateless_device(file.st.stx_rdev_major, file.st.stx_rdev_minor)) return FileKind::regular;
-      if (terminal_device(file.st.stx_rdev_major, file.st.stx_rdev_minor)) {
-        if (options.shell_job && options.terminals) return FileKind::regular;
-        throw Refusal(file.who() + ", the terminal " + file.link,
-                      options.terminals ? "redirect it to a file, or use --shell-job"
-                                        : "redirect it to a file: a terminal stays where it is");
-      }
-      throw Refusal(file.who() + ", the device " + file.link, "close it first");
-    default:
-      throw Refusal(file.who() + ", " + file.link + ", a file of a kind that cannot be moved", "close it first");
-  }
 }
 
 }  // namespace migrate

@@ -1,29 +1,42 @@
-// Which kind of file a descriptor leads to, and which kinds cannot be moved.
+// The list of all kinds of open files (kind.h), and what a dump says of a file that is of none.
 #pragma once
 
-#include <string>
+#include <map>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
 
-#include "core/files/open_file.h"
+#include "core/files/kind.h"
+#include "core/files/memfd.h"
+#include "core/files/regular.h"
 
 namespace migrate {
 
-enum class FileKind { regular, pipe, fifo, eventfd, epoll, timerfd, signalfd, memfd, unix_socket, inet_socket };
+std::span<const Kind* const> all_kinds();
+/// nullptr: none.
+const Kind* kind_of(img::fd_types type);
 
-class KindTable {
+/// All kinds at a dump, with what they share.
+class DumpKinds {
  public:
-  KindTable();
-  /// Throws Refusal, naming task, descriptor and what it is, for kinds that cannot be moved. Needs link, st and info;
-  /// `ours` for sockets only.
-  FileKind classify(const OpenFile& file, const FileDumpOptions& options) const;
+  explicit DumpKinds(DumpContext& context);
+
+  struct One {
+    const Kind* kind;
+    std::unique_ptr<DumpKind> dump;
+  };
+  /// Throws Refusal, naming task, descriptor and what it is, for kinds that cannot be moved.
+  const One& of(const OpenFile& file) const;
+  std::span<const One> all() const { return kinds_; }
+  RegularDumper& regular() { return regular_; }
+  MemfdDumper& memfds() { return memfds_; }
 
  private:
-  FileKind classify_path(const OpenFile& file, const FileDumpOptions& options) const;
-  /// memfds live on a kernel-internal mount, whose device number tells them from files that are merely called so.
-  InodeKey memfd_fs_;
+  const FileDumpOptions& options_;
+  RegularDumper regular_;
+  MemfdDumper memfds_;
+  std::vector<One> kinds_;
 };
-
-/// Character devices without state of their own.
-bool stateless_device(uint32_t major, uint32_t minor);
-bool terminal_device(uint32_t major, uint32_t minor);
 
 }  // namespace migrate

@@ -32,10 +32,14 @@ bool same_file(const Holder& a, const Holder& b) {
 }
 
 /// Whether the link of a number tells, without asking the kernel, that it leads to what is watched.
-bool seems_open(const std::map<int, std::string>& links, const img::eventpoll_tfd_entry& target) {
-  const auto link = links.find(static_cast<int>(target.tfd()));
-  if (link == links.end()) return false;
-  const std::string& to = link->second;
+bool seems_open(const ProcDir& task, const img::eventpoll_tfd_entry& target) {
+  std::string to;
+  try {
+    to = task.link("fd/" + std::to_string(target.tfd()));
+  } catch (const Error& e) {
+    if (e.code() != ENOENT) throw;
+    return false;
+  }
   for (const std::string kind : {"socket:[", "pipe:["})
     if (to.starts_with(kind)) return to == kind + std::to_string(target.inode()) + "]";
   // These have one inode together, and whether it is the same the kernel tells only by a walk of all that is watched.
@@ -91,8 +95,7 @@ bool LastingStates::watched(const Holder& holder, int number) const {
   });
 }
 
-void LastingStates::see_epolls(const ProcDir& task, const std::map<int, std::string>& links,
-                               std::span<const int> epolls) {
+void LastingStates::see_epolls(const ProcDir& task, std::span<const int> epolls) {
   for (const int fd : epolls) {
     const Holder holder{0, task.pid(), fd};
     epolls_.push_back(holder);
@@ -102,7 +105,7 @@ void LastingStates::see_epolls(const ProcDir& task, const std::map<int, std::str
       if (full()) break;  // each question walks the interest list, which is locked meanwhile
       const uint32_t nth = seen[target.tfd()]++;
       const int number = static_cast<int>(target.tfd());
-      if (nth == 0 && (seems_open(links, target) || is_epoll_target(holder, number, 0))) continue;
+      if (nth == 0 && (seems_open(task, target) || is_epoll_target(holder, number, 0))) continue;
       doubt([this, task = &task, file, holder, number, nth](Lists& lists) -> std::optional<Refusal> {
         if (nth == 0 && watched(holder, number)) return std::nullopt;
         const auto [there, fresh] = lists.epolls.try_emplace({holder.pid, holder.fd});

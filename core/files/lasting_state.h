@@ -25,8 +25,8 @@ class LastingStates {
  public:
   /// A Unix socket, each once, of network namespace `netns`.
   void see_socket(const OpenFile& file, const UnixSocketInfo& info, uint64_t netns);
-  /// Those of the descriptors of `task`, which lead to `links`, that are epolls. `task` must outlive this.
-  void see_epolls(const ProcDir& task, const std::map<int, std::string>& links, std::span<const int> epolls);
+  /// Those of the descriptors of `task` that are epolls. `task` must outlive this.
+  void see_epolls(const ProcDir& task, std::span<const int> epolls);
   /// Waits for a moment if something was seen. Throws Refusal for what is still there then.
   void finish();
 

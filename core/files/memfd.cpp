@@ -5,7 +5,9 @@
 
 #include <algorithm>
 
+#include "core/files/kind.h"
 #include "core/files/paths.h"
+#include "core/files/status_flags.h"
 #include "core/image/magic.h"
 #include "images/memfd.pb.h"
 
@@ -118,5 +120,51 @@ void MemfdRestorer::seal(bool last) const {
     check(::fcntl(fd, F_ADD_SEALS, seals), "seal", "a memfd");
   }
 }
+
+namespace {
+
+class MemfdDump : public DumpKind {
+ public:
+  explicit MemfdDump(const DumpServices& services) : memfds_(services.memfds) {}
+  bool matches(const OpenFile& file) const override {
+    return file.type() == S_IFREG && file.link.starts_with(kPrefix) &&
+           ::makedev(file.st.stx_dev_major, file.st.stx_dev_minor) == internal_;
+  }
+  void dump(const OpenFile& file) override { memfds_.dump(file); }
+  bool preflight_opens() const override { return false; }
+  void preflight(const OpenFile&, Preflight&) override {}
+
+ private:
+  MemfdDumper& memfds_;
+  const dev_t internal_ = internal_shm_device();
+};
+
+class MemfdRestore : public RestoreKind {
+ public:
+  explicit MemfdRestore(const RestoreServices& services) : memfds_(services.memfds) {}
+  bool has_checks() const override { return memfds_.has_set_ids(); }
+  void check(const UsedFile& file) override { memfds_.check_set_id(file.entry.memfd(), file.holders); }
+  Fd open(const UsedFile& file) override {
+    const img::memfd_file_entry& e = file.entry.memfd();
+    Fd fd = memfds_.open(e, static_cast<int>(e.flags()) & O_ACCMODE);
+    set_position(fd.get(), e.pos(), "a memfd");
+    return fd;
+  }
+  void after_gate(std::vector<std::string>& failures) override {
+    try {
+      memfds_.seal(true);
+    } catch (const Error& e) {
+      failures.emplace_back(e.what());
+    }
+  }
+
+ private:
+  MemfdRestorer& memfds_;
+};
+
+}  // namespace
+
+extern const Kind kMemfd{img::fd_types::MEMFD, facts_of_part<&img::file_entry::has_memfd, &img::file_entry::memfd>,
+                         make_dump<MemfdDump>, make_restore<MemfdRestore>};
 
 }  // namespace migrate

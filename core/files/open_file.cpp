@@ -1,5 +1,7 @@
 #include "core/files/open_file.h"
 
+#include <sys/socket.h>
+
 #include "core/image/magic.h"
 
 #ifndef F_GETOWNER_UIDS
@@ -7,6 +9,14 @@
 #endif
 
 namespace migrate {
+
+void OpenFile::take(Fd duplicate) {
+  ours = std::move(duplicate);
+  st = stat_cached(ours.get(), "", AT_EMPTY_PATH, who());
+  if (!link.starts_with("socket:[")) return;
+  socklen_t length = sizeof domain;
+  check(::getsockopt(ours.get(), SOL_SOCKET, SO_DOMAIN, &domain, &length), "ask the domain of socket", who());
+}
 
 std::string OpenFile::who() const { return "task " + std::to_string(proc->pid()) + " has fd " + std::to_string(fd); }
 

@@ -28,11 +28,14 @@ struct OpenFile {
   const ProcDir* proc = nullptr;  ///< a task that has it, not owned
   int fd = -1;                    ///< its number there
   Fd ours;
+  int domain = -1;   ///< of a socket (AF_*), once `ours` is there
   std::string link;  ///< target of /proc/PID/fd/N
   struct statx st {};
   FdInfo info;
   uint32_t id = 0;  ///< in files.img
 
+  /// Gives it `ours`, with the `st` and the domain that it tells.
+  void take(Fd duplicate);
   /// "task 42 has fd 7"
   std::string who() const;
   mode_t type() const { return st.stx_mode & S_IFMT; }

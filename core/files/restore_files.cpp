@@ -1,43 +1,22 @@
 #include "core/files/restore_files.h"
 
-#include <sys/epoll.h>
 #include <sys/resource.h>
 
 #include <algorithm>
 #include <set>
 
-#include "core/files/anonymous.h"
 #include "core/files/image_tables.h"
-#include "core/files/inet_socket.h"
+#include "core/files/kinds.h"
 #include "core/files/memfd.h"
 #include "core/files/paths.h"
-#include "core/files/pipe_restore.h"
 #include "core/files/regular_restore.h"
+#include "core/files/status_flags.h"
 #include "core/files/task_paths.h"
-#include "core/files/unix_restore.h"
-#include "core/files/unix_socket.h"
 #include "core/image/magic.h"
 
 namespace migrate {
-namespace {
 
-/// Flags that F_SETFL changes. O_ASYNC comes with the owner, in the task's own shell.
-constexpr int kStatusFlags = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME;
-
-void set_status_flags(int fd, uint32_t flags, const std::string& what) {
-  const int now = check(::fcntl(fd, F_GETFL), "read the flags of", what);
-  if ((now & O_PATH) != 0) return;
-  const int wanted = static_cast<int>(flags) & kStatusFlags;
-  if ((now & kStatusFlags) != wanted)
-    check(::fcntl(fd, F_SETFL, (now & ~kStatusFlags) | wanted), "set the flags of", what);
-}
-
-void set_position(int fd, uint64_t pos, const std::string& what) {
-  if (pos > INT64_MAX) throw Corrupt("files.img", what + " has an impossible position");
-  if (pos != 0) check(::lseek(fd, static_cast<off_t>(pos), SEEK_SET), "set the position in", what);
-}
-
-}  // namespace
+FileOwner RestoreServices::ours() const { return {paths.self().uid, paths.self().gid, {}}; }
 
 struct FileRestorer::Impl {
   const ImageSet& images;
@@ -49,9 +28,7 @@ struct FileRestorer::Impl {
   TaskPaths paths;
   MemfdRestorer memfds;
   RegularRestorer regular;
-  PipeRestorer pipes;
-  InetRestorer inet;
-  UnixRestorer unix_sockets;
+  std::map<img::fd_types, std::unique_ptr<RestoreKind>> kinds;
   std::map<uint32_t, Fd> files;
   std::map<uint32_t, int> numbers;
   std::map<std::set<uint32_t>, Holders> by_tables;  ///< holders by the tables that have a file
@@ -66,34 +43,18 @@ struct FileRestorer::Impl {
                             : open_path("/", O_PATH | O_DIRECTORY)),
         paths(root.get(), o.by_root),
         memfds(i, std::move(warm)),
-        regular(i, entries, owners, paths, o.terminal),
-        pipes(i),
-        inet(o.hold_outside, o.tcp_close, l),
-        unix_sockets(i, owners, options.make_sockets, paths, o.hold_outside, o.mark, l) {
+        regular(i, entries, owners, paths, o.terminal) {
     if (!options.make_sockets) options.make_sockets = make_sockets;
-    refuse_set_ids();
-    refuse_peers();
+    const RestoreServices services{images, options, log, entries, owners, paths, regular, memfds};
+    for (const Kind* kind : all_kinds()) kinds.emplace(kind->type, kind->restore(services));
+    check_all();
   }
 
   /// Before anything is made.
-  void refuse_peers() const {
-    if (!options.owners) return;
+  void check_all() {
+    if (std::ranges::none_of(kinds, [](const auto& kind) { return kind.second->has_checks(); })) return;
     for (const auto& [id, use] : used())
-      if (use.type == img::fd_types::UNIXSK) owners.check_peer(id, who_is(entries.at(id).usk()));
-  }
-
-  /// Before anything is made.
-  void refuse_set_ids() {
-    if (!regular.has_ghosts() && !memfds.has_set_ids()) return;
-    for (const auto& [id, use] : used()) {
-      const img::file_entry& e = entries.at(id);
-      if (e.type() == img::fd_types::REG) regular.check_ghost(e.reg(), holders_of(use));
-      if (e.type() == img::fd_types::MEMFD) memfds.check_set_id(e.memfd(), holders_of(use));
-      if (e.type() != img::fd_types::FIFO) continue;
-      const auto path = entries.find(e.fifo().regf_id());
-      if (path != entries.end() && path->second.type() == img::fd_types::REG)
-        regular.check_ghost(path->second.reg(), holders_of(use));
-    }
+      if (RestoreKind& kind = *kinds.at(use.type); kind.has_checks()) kind.check(file_of(id, use, 0));
   }
 
   struct Use {
@@ -133,60 +94,20 @@ struct FileRestorer::Impl {
     return ids;
   }
 
-  Fd open_regular(const img::reg_file_entry& e, const Holders& holders) {
-    Fd fd = regular.open(e, e.flags(), holders);
-    set_status_flags(fd.get(), e.flags(), e.name());
-    if ((e.flags() & O_PATH) == 0) set_position(fd.get(), e.pos(), e.name());
-    return fd;
+  UsedFile file_of(uint32_t id, const Use& use, uint64_t elapsed_ns) {
+    return {id, entries.at(id), holders_of(use), elapsed_ns};
   }
 
-  Fd open_fifo(const img::fifo_entry& e, const Holders& holders) {
-    const auto path = entries.find(e.regf_id());
-    if (path == entries.end() || path->second.type() != img::fd_types::REG)
-      throw Corrupt("files.img", "a FIFO has no path");
-    const img::reg_file_entry& reg = path->second.reg();
-    Fd fd;
-    regular.with_found(reg, holders, [&](int found) { fd = pipes.open_fifo(e, found, reg.flags(), paths); });
-    set_status_flags(fd.get(), reg.flags(), reg.name());
-    return fd;
+  void open(const UsedFile& file) {
+    if (Fd fd = kinds.at(file.entry.type())->open(file)) keep(file, std::move(fd));
   }
 
-  Fd open_memfd(const img::memfd_file_entry& e) {
-    Fd fd = memfds.open(e, static_cast<int>(e.flags()) & O_ACCMODE);
-    set_position(fd.get(), e.pos(), "a memfd");
-    return fd;
-  }
-
-  Fd open_entry(const img::file_entry& e, const Use& use, uint64_t elapsed_ns) {
-    const auto owner = [&] { return owners.owner(e.id(), holders_of(use)); };
-    const FileOwner ours{paths.self().uid, paths.self().gid, {}};
-    switch (e.type()) {
-      case img::fd_types::PIPE:
-        return pipes.open_pipe(e.pipe(), owner(), ours);
-      case img::fd_types::EVENTFD:
-        return restore_eventfd(e.efd());
-      case img::fd_types::TIMERFD:
-        return restore_timerfd(e.tfd(), elapsed_ns);
-      case img::fd_types::SIGNALFD:
-        return restore_signalfd(e.sgfd());
-      case img::fd_types::MEMFD:
-        return open_memfd(e.memfd());
-      case img::fd_types::EVENTPOLL:
-        return Fd(check(::epoll_create1(EPOLL_CLOEXEC), "make", "an epoll"));
-      case img::fd_types::INETSK:
-        return inet.open(e.isk(), owner(), ours);
-      default:
-        throw Corrupt("files.img", "a file is of an unknown type");
-    }
-  }
-
-  void keep(uint32_t id, Fd fd) {
-    const img::file_entry& e = entries.at(id);
-    if (e.type() != img::fd_types::REG && e.type() != img::fd_types::FIFO)
-      set_status_flags(fd.get(), flags_of(e), "a restored file");
-    if (e.type() == img::fd_types::INETSK) inet.remember(e.isk(), fd.get());
-    numbers[id] = fd.get();
-    files[id] = std::move(fd);
+  void keep(const UsedFile& file, Fd fd) {
+    RestoreKind& kind = *kinds.at(file.entry.type());
+    if (!kind.by_path()) set_status_flags(fd.get(), flags_of(file.entry), "a restored file");
+    kind.opened(file, fd.get());
+    numbers[file.id] = fd.get();
+    files[file.id] = std::move(fd);
   }
 
   void open_all(uint64_t elapsed_ns) {
@@ -194,35 +115,27 @@ struct FileRestorer::Impl {
     check_one_terminal(entries);
     const auto ids = used();
     memfds.seal(false);
-    open_paths(ids);
-    for (const auto& [id, use] : ids) {
-      const img::file_entry& e = entries.at(id);
-      if (use.type == img::fd_types::UNIXSK) {
-        unix_sockets.add(e.usk(), holders_of(use));
-      } else if (use.type != img::fd_types::REG && use.type != img::fd_types::FIFO) {
-        keep(id, open_entry(e, use, elapsed_ns));
-      }
-    }
+    open_paths(ids, elapsed_ns);
+    for (const auto& [id, use] : ids)
+      if (!kinds.at(use.type)->by_path()) open(file_of(id, use, elapsed_ns));
     static const Holders kNobody;
-    for (const auto& [id, entry] : entries)
-      if (entry.type() == img::fd_types::UNIXSK && (entry.usk().uflags() & kUnixExternal) != 0 && !ids.contains(id))
-        unix_sockets.add(entry.usk(), kNobody);
-    for (auto& [id, fd] : unix_sockets.open_all()) keep(id, std::move(fd));
-    pipes.finish();
+    for (const auto& one : kinds)
+      for (auto& [id, fd] : one.second->connect()) {
+        const auto use = ids.find(id);
+        keep({id, entries.at(id), use == ids.end() ? kNobody : holders_of(use->second), elapsed_ns}, std::move(fd));
+      }
+    for (const auto& one : kinds) one.second->seal();
     if (!options.hold_outside) after_gate();
   }
 
   /// Those of one holder after the other, since taking on rights takes as long as opening a file.
-  void open_paths(const std::map<uint32_t, Use>& ids) {
-    std::map<const Holders*, std::vector<uint32_t>> by_holders;
+  void open_paths(const std::map<uint32_t, Use>& ids, uint64_t elapsed_ns) {
+    std::map<const Holders*, std::vector<UsedFile>> by_holders;
     for (const auto& [id, use] : ids)
-      if (use.type == img::fd_types::REG || use.type == img::fd_types::FIFO) by_holders[&holders_of(use)].push_back(id);
+      if (kinds.at(use.type)->by_path()) by_holders[&holders_of(use)].push_back(file_of(id, use, elapsed_ns));
     const TaskPaths::Batch batch(paths);
-    for (const auto& [holders, files_of] : by_holders)
-      for (const uint32_t id : files_of) {
-        const img::file_entry& e = entries.at(id);
-        keep(id, e.type() == img::fd_types::REG ? open_regular(e.reg(), *holders) : open_fifo(e.fifo(), *holders));
-      }
+    for (const auto& files_of : by_holders)
+      for (const UsedFile& file : files_of.second) open(file);
   }
 
   Fd open_wanted(const WantedFile& w) {
@@ -249,14 +162,7 @@ struct FileRestorer::Impl {
 
   std::vector<std::string> after_gate() {
     std::vector<std::string> failures;
-    inet.release(failures);
-    unix_sockets.publish(failures);
-    try {
-      memfds.seal(true);
-    } catch (const Error& e) {
-      failures.emplace_back(e.what());
-    }
-    regular.remove_links(failures);
+    for (const auto& one : kinds) one.second->after_gate(failures);
     return failures;
   }
 };

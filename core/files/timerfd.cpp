@@ -7,6 +7,7 @@
 #include "core/base/clock.h"
 #include "core/base/time_left.h"
 #include "core/files/anonymous.h"
+#include "core/files/kind.h"
 
 namespace migrate {
 namespace {
@@ -110,5 +111,30 @@ Fd restore_timerfd(const img::timerfd_entry& entry, uint64_t elapsed_ns) {
   if (ticks != 0) check(::ioctl(fd.get(), kSetTicks, &ticks), "set the expirations of", "a timerfd");
   return fd;
 }
+
+namespace {
+
+class TimerfdDump : public DumpKind {
+ public:
+  explicit TimerfdDump(const DumpServices& services) : context_(services.context) {}
+  bool matches(const OpenFile& file) const override { return file.link == "anon_inode:[timerfd]"; }
+  void dump(const OpenFile& file) override { dump_timerfd(file, context_); }
+  bool preflight_opens() const override { return false; }
+  void preflight(const OpenFile&, Preflight&) override {}
+
+ private:
+  DumpContext& context_;
+};
+
+class TimerfdRestore : public RestoreKind {
+ public:
+  explicit TimerfdRestore(const RestoreServices&) {}
+  Fd open(const UsedFile& file) override { return restore_timerfd(file.entry.tfd(), file.elapsed_ns); }
+};
+
+}  // namespace
+
+extern const Kind kTimerfd{img::fd_types::TIMERFD, facts_of_part<&img::file_entry::has_tfd, &img::file_entry::tfd>,
+                           make_dump<TimerfdDump>, make_restore<TimerfdRestore>};
 
 }  // namespace migrate

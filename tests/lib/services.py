@@ -1,0 +1,319 @@
+"""Well-known services that are moved, with the settings they come with as far as a folder of their own allows."""
+import os
+import shutil
+import socket
+import subprocess
+import time
+
+from .netns import call_in
+from .process import descendants, innermost_pid, read, wait_for
+from .programs import Asked, Program, Unwell
+
+
+class Service(Program):
+    """Asked by a client program, in the network namespace where it is."""
+    exact_maps = False
+    churn = True  # of threads
+    ignore = (r" fd \d+", r" maps", r"status\.(SigBlk|SigPnd|ShdPnd|SigIgn|SigCgt)", r"thread \d+")
+    packages = ""
+
+    def client(self, *command, text="", seconds=20):
+        """Its output; raises Unwell if it fails."""
+        enter = ["nsenter", f"--net=/run/netns/{self.ns}"] if self.ns else []
+        done = subprocess.run([*enter, *map(str, command)], input=text, capture_output=True, text=True, timeout=seconds, check=False)
+        if done.returncode != 0:
+            raise Unwell(f"{command[0]}: {(done.stderr or done.stdout).strip()[-400:]}")
+        return done.stdout
+
+    def answers(self, *command, **how):
+        """The output, once it answers."""
+        def quietly():
+            self.alive_or_raise()
+            try:
+                return self.client(*command, **how) or " "
+            except (Unwell, subprocess.TimeoutExpired) as e:
+                self.last = str(e)
+                return None
+        self.last = ""
+        try:
+            return wait_for(quietly, f"{self.name} to answer", 40)
+        except Exception as e:
+            raise Unwell(f"{e}: {self.last}; {read(self.folder + '/output')[-600:]}") from None
+
+    def ask(self, host, port, text, until=b"\n"):
+        """What a TCP port answers to some bytes."""
+        def talk():
+            with socket.create_connection((host, port), timeout=10) as s:
+                s.sendall(text)
+                data = b""
+                while until not in data:
+                    more = s.recv(65536)
+                    if not more:
+                        break
+                    data += more
+                return data
+        return call_in(self.ns, talk)
+
+
+class MariaDb(Service):
+    name = "mariadb"
+    port = 6392
+    packages = "mariadb-server"
+
+    def command(self):
+        data = os.path.join(self.folder, "data")
+        done = subprocess.run(["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal",
+                               "--skip-test-db", "--user=mysql"], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise Unwell("mariadb-install-db: " + done.stdout[-300:] + done.stderr[-500:])
+        shutil.chown(data, "mysql", "mysql")
+        self.written = 0
+        return ["mariadbd", "--no-defaults", f"--datadir={data}", "--user=mysql", f"--port={self.port}", "--bind-address=127.0.0.1",
+                f"--socket={self.folder}/sock", f"--pid-file={data}/pid", "--skip-log-error"]
+
+    def sql(self, text):
+        return self.answers("mariadb", "--no-defaults", "-h127.0.0.1", f"-P{self.port}", "-uroot", "-N", "-B", "--protocol=tcp", text=text)
+
+    def ready(self):
+        self.sql("create database t; create table t.n (i int primary key, v varchar(200)) engine=innodb;")
+
+    def check(self):
+        for _ in range(20):
+            self.written += 1
+            self.sql(f"insert into t.n values ({self.written}, repeat('v', {self.written % 200}));")
+        found = self.sql("select count(*), sum(i), sum(length(v)) from t.n;").split()
+        wanted = [self.written, sum(range(1, self.written + 1)), sum(i % 200 for i in range(1, self.written + 1))]
+        if [int(x) for x in found] != wanted:
+            raise Unwell(f"mariadb has {found}, not {wanted}")
+
+
+class Etcd(Service):
+    name = "etcd"
+    port = 6394
+    packages = "etcd-server etcd-client"
+
+    def command(self):
+        self.written = 0
+        url, peers = f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{self.port + 1}"
+        return ["etcd", "--data-dir", os.path.join(self.folder, "data"), "--listen-client-urls", url, "--advertise-client-urls", url,
+                "--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers, "--initial-cluster", f"default={peers}"]
+
+    def ctl(self, *words):
+        return self.answers("env", "ETCDCTL_API=3", "etcdctl", f"--endpoints=127.0.0.1:{self.port}", *words)
+
+    def ready(self):
+        self.ctl("put", "first", "1")
+
+    def check(self):
+        for _ in range(5):
+            self.written += 1
+            self.ctl("put", f"key{self.written}", f"value {self.written}")
+        lines = self.ctl("get", "--prefix", "key").splitlines()
+        if len(lines) != 2 * self.written:
+            raise Unwell(f"etcd has {len(lines) // 2} keys, not {self.written}")
+
+
+class Haproxy(Service):
+    name = "haproxy"
+    port = 6396
+    packages = "haproxy"
+
+    def command(self):
+        conf = os.path.join(self.folder, "haproxy.cfg")
+        with open(conf, "w") as f:
+            f.write(f"""global
+    stats socket {self.folder}/admin.sock mode 600 level admin
+    maxconn 200
+    nbthread 2
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 5s
+    timeout server 5s
+frontend web
+    bind 127.0.0.1:{self.port}
+    http-request return status 200 content-type text/plain string "here"
+backend spare
+    server one 127.0.0.1:9 disabled
+""")
+        return ["haproxy", "-W", "-db", "-f", conf]
+
+    def admin(self, text):
+        def talk():
+            with socket.socket(socket.AF_UNIX) as s:
+                s.settimeout(10)
+                s.connect(os.path.join(self.folder, "admin.sock"))
+                s.sendall(text.encode() + b"\n")
+                data = b""
+                while more := s.recv(65536):
+                    data += more
+                return data.decode()
+        return call_in(self.ns, talk)
+
+    def ready(self):
+        wait_for(lambda: os.path.exists(os.path.join(self.folder, "admin.sock")), "haproxy's socket", 20)
+
+    def check(self):
+        answer = self.ask("127.0.0.1", self.port, b"GET / HTTP/1.0\r\n\r\n", b"here")
+        if b" 200 " not in answer or b"here" not in answer:
+            raise Unwell(f"haproxy answers {answer[:200]}")
+        if "Name: HAProxy" not in self.admin("show info"):
+            raise Unwell("haproxy's admin socket does not answer")
+        if sorted(os.listdir(self.folder)) != sorted({*os.listdir(self.folder), "admin.sock"}):
+            raise Unwell("haproxy's admin socket has no file")
+
+
+class Cron(Service):
+    """Its every-minute wait goes on; with a lock on its pid file."""
+    name = "cron"
+    packages = "cron"
+
+    def command(self):
+        return ["cron", "-f", "-P"]
+
+    def ready(self):
+        wait_for(lambda: read("/run/crond.pid").strip() == str(self.inner), "cron to lock its pid file", 10)
+
+    def check(self):
+        self.alive_or_raise()
+        if read(f"/proc/{self.pid}/stat").rsplit(")", 1)[1].split()[0] not in "SR":
+            raise Unwell("cron does not sleep")
+
+
+class Rsyslog(Service):
+    name = "rsyslog"
+    packages = "rsyslog"
+
+    def command(self):
+        self.written = 0
+        conf = os.path.join(self.folder, "rsyslog.conf")
+        with open(conf, "w") as f:
+            f.write(f"""module(load="imuxsock" SysSock.Use="off")
+input(type="imuxsock" Socket="{self.folder}/log")
+global(workDirectory="{self.folder}")
+*.* action(type="omfile" file="{self.folder}/messages" template="RSYSLOG_TraditionalFileFormat")
+""")
+        return ["rsyslogd", "-n", "-f", conf, "-i", os.path.join(self.folder, "pid")]
+
+    def say(self, text):
+        def send():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+                s.connect(os.path.join(self.folder, "log"))
+                s.send(b"<13>" + text.encode())
+        call_in(self.ns, send)
+
+    def ready(self):
+        wait_for(lambda: os.path.exists(os.path.join(self.folder, "log")), "rsyslogd's socket", 20)
+
+    def check(self):
+        for _ in range(5):
+            self.written += 1
+            self.say(f"test: message {self.written} of the test")
+        def there():
+            return [n for n in range(1, self.written + 1) if f"message {n} of" not in read(os.path.join(self.folder, "messages"))] == []
+        wait_for(there, "rsyslogd to write the messages", 20)
+
+
+class Java(Asked):
+    """A JVM with a heap in use, threads and a timer; checks itself by the contract of the workloads."""
+    name = "java"
+    exact_maps = False
+    churn = True
+    ignore = Service.ignore
+    packages = "default-jre-headless"
+
+    SOURCE = """
+import java.io.*; import java.nio.file.*; import java.util.*; import java.util.concurrent.*; import java.util.concurrent.atomic.*;
+public class Moved {
+  static Map<Integer, byte[]> map = new ConcurrentHashMap<>();
+  static AtomicLong ticks = new AtomicLong(), made = new AtomicLong();
+  public static void main(String[] a) throws Exception {
+    for (int i = 0; i < 20000; i++) map.put(i, value(i));
+    ScheduledExecutorService timer = Executors.newScheduledThreadPool(2);
+    timer.scheduleAtFixedRate(ticks::incrementAndGet, 5, 5, TimeUnit.MILLISECONDS);
+    for (int t = 0; t < 4; t++) { Thread w = new Thread(() -> { Random r = new Random(); for (;;) { int i = r.nextInt(20000);
+      map.put(i, value(i)); made.incrementAndGet(); try { Thread.sleep(1); } catch (InterruptedException e) { return; } } }); w.setDaemon(true); w.start(); }
+    Files.writeString(Path.of(a[0], "status"), "READY " + ProcessHandle.current().pid() + "\\n");
+    String last = "";
+    for (;;) { Thread.sleep(10); String token; try { token = Files.readString(Path.of(a[0], "check")); } catch (IOException e) { continue; }
+      if (token.isEmpty() || token.equals(last)) continue; last = token; String bad = "";
+      for (int i = 0; i < 20000; i++) if (!Arrays.equals(map.get(i), value(i))) bad += " value " + i;
+      long t = ticks.get(), m = made.get(); Thread.sleep(100); if (ticks.get() == t) bad += " no ticks"; if (made.get() == m) bad += " no work";
+      Path p = Path.of(a[0], "result.new"); Files.writeString(p, token + (bad.isEmpty() ? " PASS\\n" : " FAIL" + bad + "\\n"));
+      Files.move(p, Path.of(a[0], "result"), StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING); } }
+  static byte[] value(int i) { byte[] b = new byte[100 + i % 400]; Arrays.fill(b, (byte) i); return b; }
+}
+"""
+
+    def command(self):
+        source = os.path.join(self.folder, "Moved.java")
+        with open(source, "w") as f:
+            f.write(self.SOURCE)
+        return ["java", "-Xmx256m", source, self.folder]
+
+
+class NamedPool(Asked):
+    """Python's multiprocessing: a pool of workers with named semaphores and shared memory."""
+    name = "named-pool"
+    exact_maps = False
+    churn = True
+    ignore = Service.ignore
+
+    SOURCE = r"""
+import multiprocessing as mp, os, sys, time
+from multiprocessing import shared_memory
+folder = sys.argv[1]
+def work(x): return sum(range(x)) + os.getpid() * 0
+def put(name, text):
+    with open(os.path.join(folder, name + ".new"), "w") as f: f.write(text)
+    os.rename(os.path.join(folder, name + ".new"), os.path.join(folder, name))
+if __name__ == "__main__":
+    mp.set_start_method("spawn")
+    shm = shared_memory.SharedMemory(create=True, size=1 << 20); shm.buf[:4] = b"here"
+    pool = mp.Pool(3); lock = mp.Lock(); queue = mp.Queue(); queue.put("waiting")
+    pool.map(work, range(10)); put("status", f"READY {os.getpid()}\n"); last = ""
+    while os.path.isdir(folder):
+        time.sleep(0.01)
+        try: token = open(os.path.join(folder, "check")).read()
+        except OSError: continue
+        if not token or token == last: continue
+        last = token; bad = []
+        if pool.map(work, range(200)) != [sum(range(x)) for x in range(200)]: bad.append("pool")
+        if bytes(shm.buf[:4]) != b"here": bad.append("shared memory")
+        with lock: pass
+        if queue.get(timeout=5) != "waiting": bad.append("queue")
+        queue.put("waiting")
+        put("result", f"{token} {'FAIL ' + ' '.join(bad) if bad else 'PASS'}\n")
+"""
+
+    def command(self):
+        source = os.path.join(self.folder, "pool.py")
+        with open(source, "w") as f:
+            f.write(self.SOURCE)
+        return ["/usr/bin/python3", source, self.folder]
+
+
+class InotifyWait(Service):
+    name = "inotifywait"
+    packages = "inotify-tools"
+
+    def command(self):
+        self.made = 0
+        os.makedirs(os.path.join(self.folder, "watched", "below"), exist_ok=True)
+        return ["inotifywait", "-m", "-r", "-e", "create", "--format", "%w%f", os.path.join(self.folder, "watched")]
+
+    def ready(self):
+        wait_for(lambda: "Watches established" in read(os.path.join(self.folder, "output")), "inotifywait to watch", 20)
+
+    def check(self):
+        self.made += 1
+        for place in ("watched", "watched/below"):
+            path = os.path.join(self.folder, place, f"new{self.made}")
+            with open(path, "w"):
+                pass
+            wait_for(lambda p=path: p in read(os.path.join(self.folder, "output")), f"inotifywait to tell of {path}", 10)
+
+
+ALL = {c.name: c for c in (MariaDb, Etcd, Haproxy, Cron, Rsyslog, Java, NamedPool, InotifyWait)}
+NEEDS = {"mariadb": "mariadbd", "etcd": "etcd", "haproxy": "haproxy", "cron": "cron", "rsyslog": "rsyslogd", "java": "java",
+         "named-pool": "/usr/bin/python3", "inotifywait": "inotifywait"}

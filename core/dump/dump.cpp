@@ -340,6 +340,7 @@ Dump::~Dump() = default;
 Dump::Dump(Dump&&) noexcept = default;
 
 StoppedTree& Dump::tree() { return *impl_->tree; }
+void Dump::tree_is_dead() noexcept { impl_->files->tree_is_dead(); }
 void Dump::keep_links() noexcept { impl_->files->keep_links(); }
 ImageSet& Dump::images() { return impl_->images; }
 const PagesByMemory& Dump::lazy_pages() const { return impl_->lazy; }

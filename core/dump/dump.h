@@ -71,6 +71,8 @@ class Dump {
   ImageSet& images();
   /// The images are stored: names that were made for them (link_remap) stay when this goes.
   void keep_links() noexcept;
+  /// The tree was killed: its connections with itself end without a word, and their ports are free.
+  void tree_is_dead() noexcept;
   /// All memories of the tree; valid as long as the tree is stopped or frozen and this object lives. Readable from any
   /// thread.
   std::vector<PageSource>& memories();

@@ -205,6 +205,10 @@ void FileDumper::finish() {
   impl_->images.write("files.img", magic::kFiles);  // present even without a single file
 }
 
+void FileDumper::tree_is_dead() noexcept {
+  for (const DumpKinds::One& one : impl_->kinds.all()) one.dump->tree_is_dead();
+}
+
 void FileDumper::keep_links() noexcept { impl_->kinds.regular().keep_links(); }
 
 }  // namespace migrate

@@ -59,6 +59,8 @@ class FileDumper {
   void finish();
   /// The images are stored: names that were made for them (--link-remap) stay. Else they are removed at the end.
   void keep_links() noexcept;
+  /// The tree was killed: its connections end without a word.
+  void tree_is_dead() noexcept;
 
  private:
   struct Impl;

@@ -1,34 +1,63 @@
 // TCP and UDP sockets as a kind.
+#include <netinet/in.h>
 #include <sys/socket.h>
 
 #include "core/files/inet_socket.h"
 #include "core/files/kind.h"
 #include "core/files/socket_options.h"
+#include "core/files/tcp_connection.h"
+#include "core/files/tcp_restore.h"
 
 namespace migrate {
 namespace {
 
 class InetDump : public DumpKind {
  public:
-  explicit InetDump(const DumpServices& services) : context_(services.context) {}
+  explicit InetDump(const DumpServices& services) : context_(services.context), connections_(context_) {}
   bool matches(const OpenFile& file) const override { return file.domain == AF_INET || file.domain == AF_INET6; }
-  void dump(const OpenFile& file) override { dump_inet_socket(file, context_); }
+  void dump(const OpenFile& file) override {
+    if (!connections_.take(file)) dump_inet_socket(file, context_);
+  }
+  void finish(const DescriptorTables&) override { connections_.dump(); }
+  void tree_is_dead() noexcept override { connections_.close_silently(); }
+
   bool preflight_opens() const override { return false; }  // it is
   void preflight(const OpenFile& file, Preflight&) override {
     check_filter(file.ours.get(), file.who());
-    check_inet_socket(file, context_.options);
+    if (!connections_.take(file)) check_inet_socket(file, context_.options);
   }
+  void preflight_end(Preflight& preflight) override { connections_.demand_inside(preflight.tree); }
 
  private:
   DumpContext& context_;
+  TcpConnections connections_;
 };
 
 class InetRestore : public RestoreKind {
  public:
   explicit InetRestore(const RestoreServices& services)
-      : services_(services), inet_(services.options.hold_outside, services.options.tcp_close, services.log) {}
+      : services_(services),
+        inet_(services.options.hold_outside, services.options.tcp_close, services.log),
+        pairs_(services.images) {}
+
   Fd open(const UsedFile& file) override {
-    return inet_.open(file.entry.isk(), services_.owner(file), services_.ours());
+    const img::inet_sk_entry& e = file.entry.isk();
+    if (e.proto() != IPPROTO_TCP || !is_connection(static_cast<TcpState>(e.state())))
+      return inet_.open(e, services_.owner(file), services_.ours());
+    pairs_.add(file.id, e, inet_.make(e, services_.owner(file), services_.ours()));
+    connected_.push_back(file);
+    return {};
+  }
+  std::map<uint32_t, Fd> connect() override {
+    std::map<uint32_t, Fd> dropped;
+    for (const UsedFile& file : connected_) {
+      if (pairs_.has_peer(file.id)) continue;
+      dropped.emplace(file.id, inet_.open(file.entry.isk(), services_.owner(file), services_.ours()));
+      (void)pairs_.remove(file.id);
+    }
+    std::map<uint32_t, Fd> all = pairs_.connect();
+    all.merge(dropped);
+    return all;
   }
   void opened(const UsedFile& file, int fd) override { inet_.remember(file.entry.isk(), fd); }
   void after_gate(std::vector<std::string>& failures) override { inet_.release(failures); }
@@ -36,6 +65,8 @@ class InetRestore : public RestoreKind {
  private:
   const RestoreServices services_;
   InetRestorer inet_;
+  TcpPairs pairs_;
+  std::vector<UsedFile> connected_;
 };
 
 }  // namespace

@@ -1,73 +1,17 @@
 #include "core/files/inet_socket.h"
 
-#include <arpa/inet.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/ioctl.h>
 
-#include <cstring>
-
+#include "core/files/inet_address.h"
 #include "core/files/socket_options.h"
 
 namespace migrate {
 namespace {
 
-// include/net/tcp_states.h; also used for UDP by the image format.
-constexpr uint32_t kEstablished = 1, kClose = 7, kListen = 10;
-
-struct Address {
-  sockaddr_storage raw{};
-  socklen_t length = sizeof raw;
-  sockaddr* get() { return reinterpret_cast<sockaddr*>(&raw); }
-  sockaddr_in& v4() { return reinterpret_cast<sockaddr_in&>(raw); }
-  sockaddr_in6& v6() { return reinterpret_cast<sockaddr_in6&>(raw); }
-  uint16_t port() { return ntohs(raw.ss_family == AF_INET ? v4().sin_port : v6().sin6_port); }
-  std::string text() {
-    char host[INET6_ADDRSTRLEN] = "?";
-    if (raw.ss_family == AF_INET) {
-      ::inet_ntop(AF_INET, &v4().sin_addr, host, sizeof host);
-      return std::string(host) + ":" + std::to_string(port());
-    }
-    ::inet_ntop(AF_INET6, &v6().sin6_addr, host, sizeof host);
-    return "[" + std::string(host) + "]:" + std::to_string(port());
-  }
-};
-
-template <class Words>
-void put_words(Address& a, Words* out) {
-  if (a.raw.ss_family == AF_INET) {
-    out->Add(a.v4().sin_addr.s_addr);  // words in network byte order
-    return;
-  }
-  uint32_t words[4];
-  std::memcpy(words, &a.v6().sin6_addr, sizeof words);
-  for (const uint32_t w : words) out->Add(w);
-}
-
-Address get_address(const img::inet_sk_entry& e, bool source) {
-  const auto& words = source ? e.src_addr() : e.dst_addr();
-  const uint32_t port = source ? e.src_port() : e.dst_port();
-  if (port > 65535 || words.size() < (e.family() == AF_INET6 ? 4 : 1))
-    throw Corrupt("files.img", "a socket address is incomplete");
-  Address a;
-  a.raw.ss_family = static_cast<sa_family_t>(e.family());
-  if (e.family() == AF_INET) {
-    a.length = sizeof(sockaddr_in);
-    a.v4().sin_port = htons(static_cast<uint16_t>(port));
-    a.v4().sin_addr.s_addr = words.Get(0);
-    return a;
-  }
-  a.length = sizeof(sockaddr_in6);
-  a.v6().sin6_port = htons(static_cast<uint16_t>(port));
-  uint32_t copy[4];
-  for (int i = 0; i < 4; ++i) copy[i] = words.Get(i);
-  std::memcpy(&a.v6().sin6_addr, copy, sizeof copy);
-  if (source && e.has_ifname()) a.v6().sin6_scope_id = ::if_nametoindex(e.ifname().c_str());
-  return a;
-}
-
-bool peer_of(int fd, Address& out) { return ::getpeername(fd, out.get(), &out.length) == 0; }
+constexpr uint32_t kEstablished = TCP_ESTABLISHED, kClose = TCP_CLOSE, kListen = TCP_LISTEN;  // also used for UDP
 
 tcp_info tcp_state(const OpenFile& file) {
   tcp_info info{};
@@ -128,22 +72,24 @@ void check_inet_socket(const OpenFile& file, const FileDumpOptions& options) {
                       " connections not accepted yet",
                   "try again, or use --tcp-close to drop them");
   }
-  Address peer;
-  const std::string to = peer_of(fd, peer) ? " to " + peer.text() : "";
+  InetAddress peer;
+  const std::string to = peer_address(fd, peer) ? " to " + peer.text() : "";
   throw Refusal(
       file.who() + (info.tcpi_state == kEstablished ? ", an established TCP connection" : ", a TCP connection") + to,
       "close it first, or use --tcp-close to drop it");
 }
 
-void dump_inet_socket(const OpenFile& file, DumpContext& context) {
-  check_inet_socket(file, context.options);
+uint32_t tcp_state_of(const OpenFile& file) { return tcp_state(file).tcpi_state; }
+
+void dump_inet_socket(const OpenFile& file, DumpContext& context, std::optional<uint32_t> connection) {
+  if (!connection) check_inet_socket(file, context.options);
   const int fd = file.ours.get();
   const int proto = socket_option(fd, SOL_SOCKET, SO_PROTOCOL, file.who());
   img::file_entry entry = entry_of(img::fd_types::INETSK, file.id);
   img::inet_sk_entry& e = *entry.mutable_isk();
   describe_common(file, e);
-  Address source, peer;
-  check(::getsockname(fd, source.get(), &source.length), "read the address of socket:", file.who());
+  InetAddress source, peer;
+  if (!own_address(fd, source)) throw Error("read the address of socket:", file.who(), errno);
   const bool v6 = source.raw.ss_family == AF_INET6;
   peer.raw.ss_family = source.raw.ss_family;
   e.set_ino(static_cast<uint32_t>(file.st.stx_ino));
@@ -152,7 +98,10 @@ void dump_inet_socket(const OpenFile& file, DumpContext& context) {
   e.set_proto(static_cast<uint32_t>(proto));
   e.set_state(kClose);
   e.set_backlog(0);
-  if (proto == IPPROTO_TCP) {
+  if (connection) {
+    e.set_state(*connection);
+    if (!peer_address(fd, peer)) throw Error("read the peer of socket:", file.who(), errno);
+  } else if (proto == IPPROTO_TCP) {
     const tcp_info info = tcp_state(file);
     if (info.tcpi_state == kListen) {
       e.set_state(kListen);
@@ -166,13 +115,13 @@ void dump_inet_socket(const OpenFile& file, DumpContext& context) {
       source.raw.ss_family = peer.raw.ss_family;
     }
   } else {
-    if (peer_of(fd, peer)) e.set_state(kEstablished);
+    if (peer_address(fd, peer)) e.set_state(kEstablished);
     int queued = 0;
     if (::ioctl(fd, FIONREAD, &queued) == 0 && queued > 0)
       context.log.warn("{}: UDP packets in its queue are dropped", file.who());
   }
   e.set_src_port(source.port());
-  e.set_dst_port(e.state() == kEstablished ? peer.port() : 0);
+  e.set_dst_port(connection || e.state() == kEstablished ? peer.port() : 0);
   put_words(source, e.mutable_src_addr());
   put_words(peer, e.mutable_dst_addr());
   describe_socket_options(fd, file.who(), *e.mutable_opts());
@@ -228,7 +177,7 @@ void check_entry(const img::inet_sk_entry& e) {
 
 }  // namespace
 
-Fd InetRestorer::open(const img::inet_sk_entry& e, const FileOwner& owner, const FileOwner& ours) {
+Fd InetRestorer::make(const img::inet_sk_entry& e, const FileOwner& owner, const FileOwner& ours) {
   check_entry(e);
   const std::string who = name_of(e);
   Fd fd(check(
@@ -237,8 +186,14 @@ Fd InetRestorer::open(const img::inet_sk_entry& e, const FileOwner& owner, const
   give_file(fd.get(), owner, ours, who);
   apply_socket_options(fd.get(), e.opts(), who);
   apply_ip_options(fd.get(), e, who);
+  if (e.proto() == IPPROTO_TCP) apply_tcp_options(fd.get(), e, who);
+  return fd;
+}
+
+Fd InetRestorer::open(const img::inet_sk_entry& e, const FileOwner& owner, const FileOwner& ours) {
+  Fd fd = make(e, owner, ours);
+  const std::string who = name_of(e);
   const bool tcp = e.proto() == IPPROTO_TCP;
-  if (tcp) apply_tcp_options(fd.get(), e, who);
   const bool listening = tcp && e.state() == kListen;
   if (tcp && !listening && e.state() != kClose) {
     if (tcp_close_) return fd;
@@ -250,14 +205,14 @@ Fd InetRestorer::open(const img::inet_sk_entry& e, const FileOwner& owner, const
   if (e.src_port() != 0) {
     // Connections of the dumped tree may still linger in TIME_WAIT.
     if (tcp) set_socket_option(fd.get(), SOL_SOCKET, SO_REUSEADDR, 1, who);
-    Address source = get_address(e, true);
+    InetAddress source = get_address(e, true);
     check(::bind(fd.get(), source.get(), source.length), "bind", who);
     if (listening)
       check(::listen(fd.get(), static_cast<int>(std::min<uint32_t>(e.backlog(), INT32_MAX))), "listen on", who);
     if (tcp) set_socket_option(fd.get(), SOL_SOCKET, SO_REUSEADDR, e.opts().reuseaddr(), who);
   }
   if (!tcp && e.state() == kEstablished) {
-    Address peer = get_address(e, false);
+    InetAddress peer = get_address(e, false);
     check(::connect(fd.get(), peer.get(), peer.length), "connect to " + peer.text() + " the", who);
   }
   return fd;

@@ -2,6 +2,7 @@
 // refused, or dropped with --tcp-close.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,7 +14,11 @@ namespace migrate {
 
 /// Throws Refusal if the socket cannot be moved with these options. Touches nothing; for running tasks too.
 void check_inet_socket(const OpenFile& file, const FileDumpOptions& options);
-void dump_inet_socket(const OpenFile& file, DumpContext& context);
+/// TCP_ESTABLISHED, ... (netinet/tcp.h)
+uint32_t tcp_state_of(const OpenFile& file);
+/// `connection`: it is one, in that state, and stays one (tcp_connection.h); else what is connected is dropped or
+/// refused.
+void dump_inet_socket(const OpenFile& file, DumpContext& context, std::optional<uint32_t> connection = {});
 
 /// Restored sockets that stay deaf (a drop-all filter) until released: a listening socket accepts nothing, a UDP socket
 /// receives nothing, but the tree's own calls on them work from its first instruction.
@@ -22,6 +27,8 @@ class InetRestorer {
   InetRestorer(bool hold, bool tcp_close, Logger& log) : hold_(hold), tcp_close_(tcp_close), log_(log) {}
   /// `owner`: whose it is for SO_REUSEPORT, too. `ours`: of what we make.
   Fd open(const img::inet_sk_entry& entry, const FileOwner& owner, const FileOwner& ours);
+  /// A socket with all its options, not bound yet.
+  Fd make(const img::inet_sk_entry& entry, const FileOwner& owner, const FileOwner& ours);
   /// `fd` must stay open until release().
   void remember(const img::inet_sk_entry& entry, int fd);
   /// Never throws; failures are appended.

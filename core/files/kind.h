@@ -50,6 +50,8 @@ class DumpKind {
   virtual void dump(const OpenFile& file) = 0;
   /// All descriptions were dumped.
   virtual void finish(const DescriptorTables&) {}
+  /// The tree was killed, since its images are stored: what is still held of it may end as such an end does.
+  virtual void tree_is_dead() noexcept {}
 
   /// Throws Refusal for what dump() would refuse, while the tree runs: nothing is changed or consumed, a doubt is no
   /// refusal. As it comes, what dump() writes is thrown away.

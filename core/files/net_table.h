@@ -11,6 +11,8 @@ namespace migrate {
 struct NetTableLine {
   std::string address;  ///< local, as the kernel holds it: 4 bytes or 16
   uint16_t port = 0;
+  std::string peer_address;  ///< likewise
+  uint16_t peer_port = 0;
   uint8_t state = 0;  ///< TCP_LISTEN, ...; a UDP socket that is not connected has TCP_CLOSE
   uint64_t inode = 0;
 };

@@ -100,6 +100,7 @@ int run_dump(const CoreOptions& o) {
     dump.tree().release(true);
   } else {
     dump.tree().kill();
+    dump.tree_is_dead();
   }
   // The tree is on its way; nobody tracks what is left of it.
   if (tracker) tracker->end();

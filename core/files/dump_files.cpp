@@ -69,6 +69,7 @@ struct FileDumper::Impl {
   RegularDumper regular;
   PipeDumper pipes;
   MemfdDumper memfds;
+  InetDumper inet_sockets;
   UnixDumper unix_sockets;
   EpollDumper epolls;
   LockDumper locks;
@@ -94,6 +95,7 @@ struct FileDumper::Impl {
         regular(context),
         pipes(context),
         memfds(context),
+        inet_sockets(context),
         unix_sockets(context),
         epolls(context),
         locks(context) {
@@ -208,7 +210,7 @@ struct FileDumper::Impl {
       case FileKind::unix_socket:
         return unix_sockets.dump(file), img::fd_types::UNIXSK;
       case FileKind::inet_socket:
-        return dump_inet_socket(file, context), img::fd_types::INETSK;
+        return inet_sockets.dump(file), img::fd_types::INETSK;
     }
     throw Corrupt("the table of file kinds", "a kind is missing");
   }

@@ -12,6 +12,7 @@
 #include "core/files/lasting_state.h"
 #include "core/files/regular.h"
 #include "core/files/socket_options.h"
+#include "core/files/unix_file.h"
 #include "core/files/unix_socket.h"
 
 namespace migrate {
@@ -129,6 +130,7 @@ class Preflight {
     if (all == unix_.end()) all = unix_.emplace(netns_, list_unix_sockets(file.proc)).first;
     const auto it = all->second.find(static_cast<uint32_t>(file.st.stx_ino));
     if (it == all->second.end()) return;
+    if (has_unix_file(it->second)) find_unix_file(file, it->second);
     if (sockets_.try_emplace(it->first, Socket{it->second, file.who(), netns_}).second)
       lasting_.see_socket(file, it->second, netns_);
   }

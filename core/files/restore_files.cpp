@@ -10,6 +10,7 @@
 #include "core/files/image_tables.h"
 #include "core/files/inet_socket.h"
 #include "core/files/memfd.h"
+#include "core/files/option_table.h"
 #include "core/files/paths.h"
 #include "core/files/pipe_restore.h"
 #include "core/files/regular_restore.h"
@@ -45,6 +46,7 @@ struct FileRestorer::Impl {
   Logger& log;
   std::map<uint32_t, img::file_entry> entries;
   FileOwners owners;
+  SocketStates socket_states;
   Fd root;
   TaskPaths paths;
   MemfdRestorer memfds;
@@ -62,24 +64,32 @@ struct FileRestorer::Impl {
         log(l),
         entries(read_file_entries(i)),
         owners(i, o.owners),
+        socket_states(i),
         root(o.root_fd >= 0 ? Fd(check(::fcntl(o.root_fd, F_DUPFD_CLOEXEC, 0), "duplicate", "the root folder"))
                             : open_path("/", O_PATH | O_DIRECTORY)),
         paths(root.get(), o.by_root),
         memfds(i, std::move(warm)),
         regular(i, entries, owners, paths, o.terminal),
         pipes(i),
-        inet(o.hold_outside, o.tcp_close, l),
-        unix_sockets(i, owners, options.make_sockets, paths, o.hold_outside, o.mark, l) {
+        inet(socket_states, o.hold_outside, o.tcp_close, l),
+        unix_sockets(i, owners, socket_states, options.make_sockets, paths, o.hold_outside, o.mark, l) {
     if (!options.make_sockets) options.make_sockets = make_sockets;
     refuse_set_ids();
-    refuse_peers();
+    refuse_rights();
   }
 
   /// Before anything is made.
-  void refuse_peers() const {
+  void refuse_rights() {
     if (!options.owners) return;
-    for (const auto& [id, use] : used())
-      if (use.type == img::fd_types::UNIXSK) owners.check_peer(id, who_is(entries.at(id).usk()));
+    for (const auto& [id, use] : used()) {
+      const img::file_entry& e = entries.at(id);
+      if (use.type == img::fd_types::UNIXSK) {
+        owners.check_peer(id, who_is(e.usk()));
+        socket_states.check_rights(id, holders_of(use), who_is(e.usk()));
+      } else if (use.type == img::fd_types::INETSK) {
+        socket_states.check_rights(id, holders_of(use), who_is(e.isk()));
+      }
+    }
   }
 
   /// Before anything is made.

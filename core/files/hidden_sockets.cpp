@@ -8,8 +8,10 @@
 #include <set>
 
 #include "core/base/error.h"
+#include "core/files/option_table.h"
 #include "core/files/paths.h"
 #include "core/files/unix_address.h"
+#include "core/files/unix_names.h"
 #include "core/image/magic.h"
 #include "images/fdinfo.pb.h"
 
@@ -50,18 +52,19 @@ void remove_tree_at(int folder, const std::string& name) noexcept {
 std::vector<std::string> unix_socket_folders(const ImageSet& images) {
   std::set<std::string> folders;
   size_t bytes = 0;
+  const SocketStates states(images);
   auto reader = images.read("files.img", magic::kFiles);
   img::file_entry file;
   while (reader && reader->next(file)) {
     if (file.type() != img::fd_types::UNIXSK || file.usk().deleted()) continue;
     const std::string path = clean_name(file.usk().name());
     if (path.empty() || abstract_name(path)) continue;
-    std::string folder = split_path(path).folder;
-    if (path.front() != '/') {
-      if (!file.usk().name_dir().starts_with('/')) continue;  // the restore refuses it
-      folder = file.usk().name_dir() + "/" + folder;
-    }
-    if (const auto [it, fresh] = folders.insert(std::move(folder)); fresh) bytes += it->size();
+    const ext::SocketState* state = states.find(file.id());
+    const std::string moved = state == nullptr ? "" : state->file();
+    if (moved.empty() && path.front() != '/' && !file.usk().name_dir().starts_with('/'))
+      continue;  // the restore refuses it
+    const auto [it, fresh] = folders.insert(file_place(file.usk(), moved).folder);
+    if (fresh) bytes += it->size();
     if (bytes > kMaxFolders) throw Corrupt("files.img", "too many Unix sockets in too many folders");
   }
   return {folders.begin(), folders.end()};

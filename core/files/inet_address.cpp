@@ -38,7 +38,8 @@ bool InetAddress::is_loopback() {
 InetAddress get_address(const img::inet_sk_entry& e, bool source) {
   const auto& words = source ? e.src_addr() : e.dst_addr();
   const uint32_t port = source ? e.src_port() : e.dst_port();
-  if (port > 65535 || words.size() < (e.family() == AF_INET6 ? 4 : 1))
+  if ((e.family() != AF_INET && e.family() != AF_INET6) || port > 65535 ||
+      words.size() < (e.family() == AF_INET6 ? 4 : 1))
     throw Corrupt("files.img", "a socket address is incomplete");
   uint32_t copy[4]{};
   const int count = e.family() == AF_INET6 ? 4 : 1;

@@ -13,10 +13,11 @@ namespace {
 
 class InetDump : public DumpKind {
  public:
-  explicit InetDump(const DumpServices& services) : context_(services.context), connections_(context_) {}
+  explicit InetDump(const DumpServices& services)
+      : context_(services.context), sockets_(context_), connections_(context_, sockets_) {}
   bool matches(const OpenFile& file) const override { return file.domain == AF_INET || file.domain == AF_INET6; }
   void dump(const OpenFile& file) override {
-    if (!connections_.take(file)) dump_inet_socket(file, context_);
+    if (!connections_.take(file)) sockets_.dump(file);
   }
   void finish(const DescriptorTables&) override { connections_.dump(); }
   void tree_is_dead() noexcept override { connections_.close_silently(); }
@@ -30,6 +31,7 @@ class InetDump : public DumpKind {
 
  private:
   DumpContext& context_;
+  InetDumper sockets_;
   TcpConnections connections_;
 };
 
@@ -37,14 +39,18 @@ class InetRestore : public RestoreKind {
  public:
   explicit InetRestore(const RestoreServices& services)
       : services_(services),
-        inet_(services.options.hold_outside, services.options.tcp_close, services.log),
+        inet_(services.socket_states, services.options.hold_outside, services.options.tcp_close, services.log),
         pairs_(services.images) {}
 
+  bool has_checks() const override { return services_.options.owners.has_value(); }
+  void check(const UsedFile& file) override {
+    services_.socket_states.check_rights(file.id, file.holders, who_is(file.entry.isk()));
+  }
   Fd open(const UsedFile& file) override {
     const img::inet_sk_entry& e = file.entry.isk();
     if (e.proto() != IPPROTO_TCP || !is_connection(static_cast<TcpState>(e.state())))
       return inet_.open(e, services_.owner(file), services_.ours());
-    pairs_.add(file.id, e, inet_.make(e, services_.owner(file), services_.ours()));
+    pairs_.add(file.id, e, inet_.make_end(e, services_.owner(file), services_.ours()));
     connected_.push_back(file);
     return {};
   }
@@ -56,6 +62,7 @@ class InetRestore : public RestoreKind {
       (void)pairs_.remove(file.id);
     }
     std::map<uint32_t, Fd> all = pairs_.connect();
+    for (const auto& [id, fd] : all) inet_.connected(services_.entries.at(id).isk(), fd.get());
     all.merge(dropped);
     return all;
   }

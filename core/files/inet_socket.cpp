@@ -1,17 +1,33 @@
 #include "core/files/inet_socket.h"
 
+#include <linux/sockios.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <netinet/udp.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 
+#include <algorithm>
+
 #include "core/files/inet_address.h"
+#include "core/files/inet_diag.h"
+#include "core/files/multicast.h"
+#include "core/files/option_table.h"
 #include "core/files/socket_options.h"
 
 namespace migrate {
 namespace {
 
 constexpr uint32_t kEstablished = TCP_ESTABLISHED, kClose = TCP_CLOSE, kListen = TCP_LISTEN;  // also used for UDP
+
+/// They differ in checksums only.
+bool is_udp(uint32_t proto) { return proto == IPPROTO_UDP || proto == IPPROTO_UDPLITE; }
+
+/// A TCP connection that is no more: reset, or at its end.
+bool gone(const img::inet_sk_entry& e) {
+  return e.proto() == IPPROTO_TCP && e.state() == kClose && e.shutdown() == img::sk_shutdown::BOTH;
+}
 
 tcp_info tcp_state(const OpenFile& file) {
   tcp_info info{};
@@ -50,13 +66,43 @@ void describe_tcp_options(const OpenFile& file, img::inet_sk_entry& e) {
   e.mutable_opts()->set_tcp_keepintvl(t.keepintvl());
 }
 
+/// What UDP_CORK holds back can be read by nobody; only that it is there (udp(7)).
+void check_corked(const OpenFile& file) {
+  int unsent = 0;
+  if (try_socket_option(file.ours.get(), IPPROTO_UDP, UDP_CORK).value_or(0) == 0) return;
+  if (::ioctl(file.ours.get(), SIOCOUTQ, &unsent) == 0 && unsent > 0)
+    throw Refusal(file.who() + ", a UDP socket with a datagram not sent yet (UDP_CORK)",
+                  "have the program send it first");
+}
+
+/// Connected once: all that is left of the connection is its end (tcp_poll()).
+bool has_ended(int fd, short& events) {
+  pollfd p{fd, POLLIN | POLLRDHUP, 0};
+  check(::poll(&p, 1, 0), "poll", "a TCP socket");
+  events = p.revents;
+  return (p.revents & POLLRDHUP) != 0;
+}
+
+void check_ended(const OpenFile& file) {
+  short events;
+  int unread = 0;
+  if (!has_ended(file.ours.get(), events) || ::ioctl(file.ours.get(), FIONREAD, &unread) != 0 || unread <= 0) return;
+  throw Refusal(
+      file.who() + ", a TCP connection that has ended, with " + std::to_string(unread) + " bytes not read yet",
+      "let them be read, or use --tcp-close to drop them");
+}
+
 }  // namespace
 
 void check_inet_socket(const OpenFile& file, const FileDumpOptions& options) {
   const int fd = file.ours.get();
   const int type = socket_option(fd, SOL_SOCKET, SO_TYPE, file.who());
   const int proto = socket_option(fd, SOL_SOCKET, SO_PROTOCOL, file.who());
-  if (type == SOCK_DGRAM && proto == IPPROTO_UDP) return;
+  if (type == SOCK_DGRAM && is_udp(static_cast<uint32_t>(proto))) {
+    check_corked(file);
+    ext::SocketState unused;
+    return describe_multicast(file, unused);
+  }
   if (type != SOCK_STREAM || proto != IPPROTO_TCP) {
     const std::string what = proto == 262       ? "an MPTCP socket"
                              : type == SOCK_RAW ? "a raw socket"
@@ -64,7 +110,8 @@ void check_inet_socket(const OpenFile& file, const FileDumpOptions& options) {
     throw Refusal(file.who() + ", " + what, "close it first");
   }
   const tcp_info info = tcp_state(file);
-  if (info.tcpi_state == kClose || options.tcp_close) return;
+  if (options.tcp_close) return;
+  if (info.tcpi_state == kClose) return check_ended(file);
   if (info.tcpi_state == kListen) {
     // For a listening socket tcpi_unacked is the number of connections nobody has accepted yet (tcp_get_info).
     if (info.tcpi_unacked == 0) return;
@@ -79,14 +126,55 @@ void check_inet_socket(const OpenFile& file, const FileDumpOptions& options) {
       "close it first, or use --tcp-close to drop it");
 }
 
+int InetDumper::udp_shutdown(const OpenFile& file) {
+  const uint64_t netns = stat_cached(file.proc->fd(), "ns/net", 0, "a network namespace").stx_ino;
+  auto known = shutdowns_.find(netns);
+  if (known == shutdowns_.end()) known = shutdowns_.emplace(netns, list_udp_shutdowns(file.proc)).first;
+  const auto it = known->second.find(static_cast<uint32_t>(file.st.stx_ino));
+  return it == known->second.end() ? 0 : it->second;
+}
+
+void InetDumper::describe_state(const OpenFile& file, img::inet_sk_entry& e, ext::SocketState& state,
+                                std::optional<uint32_t> connection) {
+  const int fd = file.ours.get();
+  e.set_state(kClose);
+  e.set_backlog(0);
+  if (e.proto() != IPPROTO_TCP) {
+    InetAddress peer;
+    if (peer_address(fd, peer)) e.set_state(kEstablished);
+    if (const int how = udp_shutdown(file); how != 0) e.set_shutdown(static_cast<img::sk_shutdown>(how));
+    int queued = 0;
+    if (::ioctl(fd, FIONREAD, &queued) == 0 && queued > 0)
+      context_.log.warn("{}: UDP packets in its queue are dropped", file.who());
+    return;
+  }
+  if (connection) return e.set_state(*connection);
+  const tcp_info info = tcp_state(file);
+  if (info.tcpi_state == kListen) {
+    e.set_state(kListen);
+    e.set_backlog(info.tcpi_sacked);  // the backlog, likewise
+    if (info.tcpi_unacked > 0)
+      context_.log.warn("{}: {} connections not accepted yet are dropped", file.who(), info.tcpi_unacked);
+    return;
+  }
+  short events = POLLERR;
+  const bool dropped = info.tcpi_state != kClose;
+  if (dropped) context_.log.warn("{}: its TCP connection is dropped (--tcp-close)", file.who());
+  if (!dropped && !has_ended(fd, events)) return;
+  e.set_shutdown(img::sk_shutdown::BOTH);
+  state.set_reset((events & POLLERR) != 0);
+}
+
 uint32_t tcp_state_of(const OpenFile& file) { return tcp_state(file).tcpi_state; }
 
-void dump_inet_socket(const OpenFile& file, DumpContext& context, std::optional<uint32_t> connection) {
-  if (!connection) check_inet_socket(file, context.options);
+void InetDumper::dump(const OpenFile& file, std::optional<uint32_t> connection) {
+  if (!connection) check_inet_socket(file, context_.options);
   const int fd = file.ours.get();
   const int proto = socket_option(fd, SOL_SOCKET, SO_PROTOCOL, file.who());
   img::file_entry entry = entry_of(img::fd_types::INETSK, file.id);
   img::inet_sk_entry& e = *entry.mutable_isk();
+  ext::SocketState state;
+  state.set_id_for(file.id);
   describe_common(file, e);
   InetAddress source, peer;
   if (!own_address(fd, source)) throw Error("read the address of socket:", file.who(), errno);
@@ -96,29 +184,13 @@ void dump_inet_socket(const OpenFile& file, DumpContext& context, std::optional<
   e.set_family(source.raw.ss_family);
   e.set_type(proto == IPPROTO_TCP ? SOCK_STREAM : SOCK_DGRAM);
   e.set_proto(static_cast<uint32_t>(proto));
-  e.set_state(kClose);
-  e.set_backlog(0);
-  if (connection) {
-    e.set_state(*connection);
-    if (!peer_address(fd, peer)) throw Error("read the peer of socket:", file.who(), errno);
-  } else if (proto == IPPROTO_TCP) {
-    const tcp_info info = tcp_state(file);
-    if (info.tcpi_state == kListen) {
-      e.set_state(kListen);
-      e.set_backlog(info.tcpi_sacked);  // the backlog, likewise
-      if (info.tcpi_unacked > 0)
-        context.log.warn("{}: {} connections not accepted yet are dropped", file.who(), info.tcpi_unacked);
-    } else if (info.tcpi_state != kClose) {
-      context.log.warn("{}: its TCP connection is dropped (--tcp-close)", file.who());
-      // Nothing to bind: a dropped connection must not take the port of its listener.
-      source.raw = {};
-      source.raw.ss_family = peer.raw.ss_family;
-    }
-  } else {
-    if (peer_address(fd, peer)) e.set_state(kEstablished);
-    int queued = 0;
-    if (::ioctl(fd, FIONREAD, &queued) == 0 && queued > 0)
-      context.log.warn("{}: UDP packets in its queue are dropped", file.who());
+  describe_state(file, e, state, connection);
+  if ((connection || e.state() == kEstablished) && !peer_address(fd, peer))
+    throw Error("read the peer of", file.who(), ENOTCONN);
+  if (gone(e)) {
+    // Nothing to bind: a dropped connection must not take the port of its listener.
+    source.raw = {};
+    source.raw.ss_family = peer.raw.ss_family;
   }
   e.set_src_port(source.port());
   e.set_dst_port(connection || e.state() == kEstablished ? peer.port() : 0);
@@ -132,15 +204,18 @@ void dump_inet_socket(const OpenFile& file, DumpContext& context, std::optional<
     if (source.v6().sin6_scope_id != 0 && ::if_indextoname(source.v6().sin6_scope_id, name)) e.set_ifname(name);
   }
   describe_ip_options(file, v6, *e.mutable_ip_opts());
-  context.emit(entry);
-  record_owner(context, file);
+  if (!gone(e)) describe_options(fd, file.who(), state);
+  if (is_udp(e.proto())) describe_multicast(file, state);
+  context_.images.write(kSocketsImage, kSocketsMagic).entry(state);
+  context_.emit(entry);
+  record_owner(context_, file);
+}
+
+std::string who_is(const img::inet_sk_entry& e) {
+  return std::string(e.proto() == IPPROTO_TCP ? "TCP" : "UDP") + " socket " + get_address(e, true).text();
 }
 
 namespace {
-
-std::string name_of(const img::inet_sk_entry& e) {
-  return std::string(e.proto() == IPPROTO_TCP ? "TCP" : "UDP") + " socket " + get_address(e, true).text();
-}
 
 void apply_ip_options(int fd, const img::inet_sk_entry& e, const std::string& who) {
   const bool v6 = e.family() == AF_INET6;
@@ -166,9 +241,15 @@ void apply_tcp_options(int fd, const img::inet_sk_entry& e, const std::string& w
   if (t.has_keepintvl()) set(TCP_KEEPINTVL, t.keepintvl());
 }
 
+/// Bound to an address, of which the port is chosen when it connects (ip(7), IP_BIND_ADDRESS_NO_PORT).
+bool without_port(int fd, const img::inet_sk_entry& e) {
+  const bool address = std::ranges::any_of(e.src_addr(), [](uint32_t word) { return word != 0; });
+  return address && try_socket_option(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT).value_or(0) != 0;
+}
+
 void check_entry(const img::inet_sk_entry& e) {
   const bool tcp = e.type() == SOCK_STREAM && e.proto() == IPPROTO_TCP;
-  const bool udp = e.type() == SOCK_DGRAM && e.proto() == IPPROTO_UDP;
+  const bool udp = e.type() == SOCK_DGRAM && is_udp(e.proto());
   if ((e.family() != AF_INET && e.family() != AF_INET6) || (!tcp && !udp))
     throw Refusal(
         "the images hold a socket of family " + std::to_string(e.family()) + ", protocol " + std::to_string(e.proto()),
@@ -177,44 +258,78 @@ void check_entry(const img::inet_sk_entry& e) {
 
 }  // namespace
 
-Fd InetRestorer::make(const img::inet_sk_entry& e, const FileOwner& owner, const FileOwner& ours) {
-  check_entry(e);
-  const std::string who = name_of(e);
-  Fd fd(check(
+Fd InetRestorer::make(const img::inet_sk_entry& e, const std::string& who) {
+  const bool connection = e.proto() == IPPROTO_TCP && e.state() != kListen && e.state() != kClose;
+  if (connection && !tcp_close_)
+    throw Refusal("the images hold a TCP connection of " + who, "use --tcp-close to restore it closed");
+  if (connection || gone(e)) {
+    const ext::SocketState* state = states_.find(e.id());
+    if (Fd fd = resets_.make(static_cast<int>(e.family()), connection || state == nullptr || state->reset())) return fd;
+    log_.warn("{}: without a loopback interface its connection cannot be seen to have ended (ENOTCONN)", who);
+  }
+  return Fd(check(
       ::socket(static_cast<int>(e.family()), static_cast<int>(e.type()) | SOCK_CLOEXEC, static_cast<int>(e.proto())),
       "make", who));
+}
+
+void InetRestorer::bind(int fd, const img::inet_sk_entry& e, const std::string& who) {
+  const bool tcp = e.proto() == IPPROTO_TCP;
+  // Connections of the dumped tree may still linger in TIME_WAIT.
+  if (tcp) set_socket_option(fd, SOL_SOCKET, SO_REUSEADDR, 1, who);
+  InetAddress source = get_address(e, true);
+  check(::bind(fd, source.get(), source.length), "bind", who);
+  if (tcp && e.state() == kListen)
+    check(::listen(fd, static_cast<int>(std::min<uint32_t>(e.backlog(), INT32_MAX))), "listen on", who);
+  if (tcp) set_socket_option(fd, SOL_SOCKET, SO_REUSEADDR, e.opts().reuseaddr(), who);
+}
+
+void InetRestorer::apply_options(int fd, const img::inet_sk_entry& e, const std::string& who) {
+  apply_socket_options(fd, e.opts(), who);
+  apply_ip_options(fd, e, who);
+  if (e.proto() == IPPROTO_TCP) apply_tcp_options(fd, e, who);
+}
+
+Fd InetRestorer::make_end(const img::inet_sk_entry& e, const FileOwner& owner, const FileOwner& ours) {
+  check_entry(e);
+  const std::string who = who_is(e);
+  Fd fd(check(::socket(static_cast<int>(e.family()), SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_TCP), "make", who));
   give_file(fd.get(), owner, ours, who);
-  apply_socket_options(fd.get(), e.opts(), who);
-  apply_ip_options(fd.get(), e, who);
-  if (e.proto() == IPPROTO_TCP) apply_tcp_options(fd.get(), e, who);
+  apply_options(fd.get(), e, who);
+  states_.apply(e.id(), fd.get(), SocketOption::When::fresh, who);
   return fd;
 }
 
+void InetRestorer::connected(const img::inet_sk_entry& e, int fd) {
+  const std::string who = who_is(e);
+  if (e.opts().so_filter_size() != 0) attach_own_filter(fd, e.opts(), who);
+  states_.apply(e.id(), fd, SocketOption::When::bound, who);
+  if (!hold_) states_.apply(e.id(), fd, SocketOption::When::sealed, who);
+}
+
 Fd InetRestorer::open(const img::inet_sk_entry& e, const FileOwner& owner, const FileOwner& ours) {
-  Fd fd = make(e, owner, ours);
-  const std::string who = name_of(e);
+  check_entry(e);
+  const std::string who = who_is(e);
   const bool tcp = e.proto() == IPPROTO_TCP;
-  const bool listening = tcp && e.state() == kListen;
-  if (tcp && !listening && e.state() != kClose) {
-    if (tcp_close_) return fd;
-    throw Refusal("the images hold a TCP connection of " + who, "use --tcp-close to restore it closed");
-  }
+  Fd fd = make(e, who);
+  give_file(fd.get(), owner, ours, who);
+  apply_options(fd.get(), e, who);
+  if (tcp && (gone(e) || (e.state() != kListen && e.state() != kClose))) return fd;
+  states_.apply(e.id(), fd.get(), SocketOption::When::fresh, who);
   // Also where it is to be deaf for now: a filter that the kernel does not take shows here, not behind the gate.
   if (!hold_ || e.opts().so_filter_size() != 0) attach_own_filter(fd.get(), e.opts(), who);
   if (hold_ && e.src_port() != 0) attach_deaf_filter(fd.get(), who);
-  if (e.src_port() != 0) {
-    // Connections of the dumped tree may still linger in TIME_WAIT.
-    if (tcp) set_socket_option(fd.get(), SOL_SOCKET, SO_REUSEADDR, 1, who);
-    InetAddress source = get_address(e, true);
-    check(::bind(fd.get(), source.get(), source.length), "bind", who);
-    if (listening)
-      check(::listen(fd.get(), static_cast<int>(std::min<uint32_t>(e.backlog(), INT32_MAX))), "listen on", who);
-    if (tcp) set_socket_option(fd.get(), SOL_SOCKET, SO_REUSEADDR, e.opts().reuseaddr(), who);
-  }
+  if (e.src_port() != 0 || without_port(fd.get(), e)) bind(fd.get(), e, who);
+  const ext::SocketState* state = states_.find(e.id());
+  if (!tcp && state != nullptr) apply_multicast(fd.get(), *state, who);
   if (!tcp && e.state() == kEstablished) {
     InetAddress peer = get_address(e, false);
     check(::connect(fd.get(), peer.get(), peer.length), "connect to " + peer.text() + " the", who);
   }
+  // It says that it is not connected, and shuts down all the same (inet_shutdown()).
+  const int how = static_cast<int>(e.shutdown());
+  if (!tcp && how != 0 && ::shutdown(fd.get(), how - 1) != 0 && errno != ENOTCONN) throw Error("shut down", who, errno);
+  states_.apply(e.id(), fd.get(), SocketOption::When::bound, who);
+  if (!hold_) states_.apply(e.id(), fd.get(), SocketOption::When::sealed, who);
   return fd;
 }
 
@@ -224,7 +339,8 @@ void InetRestorer::remember(const img::inet_sk_entry& e, int fd) {
 
 void InetRestorer::release(std::vector<std::string>& failures) {
   for (const Held& held : held_) try {
-      attach_own_filter(held.fd, held.entry->opts(), name_of(*held.entry));
+      attach_own_filter(held.fd, held.entry->opts(), who_is(*held.entry));
+      states_.apply(held.entry->id(), held.fd, SocketOption::When::sealed, who_is(*held.entry));
     } catch (const Error& e) {
       log_.error("{}", e.what());
       failures.emplace_back(e.what());

@@ -21,6 +21,7 @@ class MemfdRestorer;
 class RegularDumper;
 class RegularRestorer;
 class RunningTree;
+class SocketStates;
 class TaskPaths;
 
 /// What kinds use at the dump, and before it; all of it outlives them.
@@ -80,6 +81,7 @@ struct RestoreServices {
   TaskPaths& paths;
   RegularRestorer& regular;
   MemfdRestorer& memfds;
+  const SocketStates& socket_states;
 
   /// Whose it is to be.
   FileOwner owner(const UsedFile& file) const { return owners.owner(file.id, file.holders); }

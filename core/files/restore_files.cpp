@@ -8,6 +8,7 @@
 #include "core/files/image_tables.h"
 #include "core/files/kinds.h"
 #include "core/files/memfd.h"
+#include "core/files/option_table.h"
 #include "core/files/paths.h"
 #include "core/files/regular_restore.h"
 #include "core/files/status_flags.h"
@@ -24,6 +25,7 @@ struct FileRestorer::Impl {
   Logger& log;
   std::map<uint32_t, img::file_entry> entries;
   FileOwners owners;
+  SocketStates socket_states;
   Fd root;
   TaskPaths paths;
   MemfdRestorer memfds;
@@ -39,13 +41,14 @@ struct FileRestorer::Impl {
         log(l),
         entries(read_file_entries(i)),
         owners(i, o.owners),
+        socket_states(i),
         root(o.root_fd >= 0 ? Fd(check(::fcntl(o.root_fd, F_DUPFD_CLOEXEC, 0), "duplicate", "the root folder"))
                             : open_path("/", O_PATH | O_DIRECTORY)),
         paths(root.get(), o.by_root),
         memfds(i, std::move(warm)),
         regular(i, entries, owners, paths, o.terminal) {
     if (!options.make_sockets) options.make_sockets = make_sockets;
-    const RestoreServices services{images, options, log, entries, owners, paths, regular, memfds};
+    const RestoreServices services{images, options, log, entries, owners, paths, regular, memfds, socket_states};
     for (const Kind* kind : all_kinds()) kinds.emplace(kind->type, kind->restore(services));
     check_all();
   }

@@ -187,11 +187,11 @@ void TcpConnections::dump() {
   pair();
   for (const auto& end : ends_) {
     if (end->peer == nullptr && !peer_is_gone(*end)) {
-      dump_inet_socket(end->file, context_);
+      sockets_.dump(end->file);
       continue;
     }
     check_queue(end->file);
-    dump_inet_socket(end->file, context_, static_cast<uint32_t>(end->state));
+    sockets_.dump(end->file, static_cast<uint32_t>(end->state));
     read_queues(*end);
     end->sequence = random_sequence();
     end->whole = true;

@@ -16,6 +16,7 @@
 
 namespace migrate {
 
+class InetDumper;
 class RunningTree;
 
 // Socket states of the kernel (include/net/tcp_states.h); netinet/tcp.h has them, and not with linux/tcp.h.
@@ -42,7 +43,7 @@ std::string tcp_stream_name(uint32_t inode);
 
 class TcpConnections {
  public:
-  explicit TcpConnections(DumpContext& context) : context_(context) {}
+  TcpConnections(DumpContext& context, InetDumper& sockets) : context_(context), sockets_(sockets) {}
   /// Keeps it if it is an end of a connection.
   bool take(const OpenFile& file);
   /// While the tree runs: throws Refusals for those that lead out of it.
@@ -75,6 +76,7 @@ class TcpConnections {
   void write_stream(const End& end);
 
   DumpContext& context_;
+  InetDumper& sockets_;
   std::vector<std::unique_ptr<End>> ends_;
   std::optional<std::map<std::string, Line>> lines_;  ///< by address and peer's address
 };

@@ -15,33 +15,7 @@
 namespace migrate {
 namespace {
 
-constexpr uint8_t kListen = 10;
-
-/// A diag socket in the task's network namespace, made by a thread that goes there: ours stays where it is.
-Fd diag_socket(const ProcDir* task) {
-  const auto make = [] {
-    return Fd(check(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG), "open", "a diag socket"));
-  };
-  if (task == nullptr) return make();
-  struct stat theirs {
-  }, ours{};
-  check(::fstatat(task->fd(), "ns/net", &theirs, 0), "stat", "a network namespace");
-  check(::stat("/proc/self/ns/net", &ours), "stat", "a network namespace");
-  if (theirs.st_ino == ours.st_ino) return make();
-  const Fd ns = task->open("ns/net", O_RDONLY);
-  Fd result;
-  std::exception_ptr failure;
-  std::thread([&] {
-    try {
-      check(::setns(ns.get(), CLONE_NEWNET), "enter", "a network namespace");
-      result = make();
-    } catch (...) {
-      failure = std::current_exception();
-    }
-  }).join();
-  if (failure) std::rethrow_exception(failure);
-  return result;
-}
+constexpr uint8_t kListening = 10;
 
 void parse_attribute(const rtattr& a, UnixSocketInfo& out) {
   const char* data = reinterpret_cast<const char*>(&a) + RTA_LENGTH(0);
@@ -66,8 +40,8 @@ void parse_attribute(const rtattr& a, UnixSocketInfo& out) {
       for (size_t i = 0; i < length / sizeof(uint32_t); ++i) out.waiting.push_back(word(i));
       break;
     case UNIX_DIAG_RQLEN:
-      if (out.state == kListen) out.backlog = word(1);
-      if (out.state != kListen) out.queued = word(0);
+      if (out.state == kListening) out.backlog = word(1);
+      if (out.state != kListening) out.queued = word(0);
       break;
     case UNIX_DIAG_SHUTDOWN:
       if (length >= 1) out.shutdown = static_cast<uint8_t>(*data);
@@ -105,6 +79,32 @@ bool parse_unix_sockets(std::span<const std::byte> bytes, std::map<uint32_t, Uni
     found.insert_or_assign(info.ino, std::move(info));
   }
   return false;
+}
+
+/// Made by a thread that goes there: ours stays where it is.
+Fd diag_socket(const ProcDir* task) {
+  const auto make = [] {
+    return Fd(check(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG), "open", "a diag socket"));
+  };
+  if (task == nullptr) return make();
+  struct stat theirs {
+  }, ours{};
+  check(::fstatat(task->fd(), "ns/net", &theirs, 0), "stat", "a network namespace");
+  check(::stat("/proc/self/ns/net", &ours), "stat", "a network namespace");
+  if (theirs.st_ino == ours.st_ino) return make();
+  const Fd ns = task->open("ns/net", O_RDONLY);
+  Fd result;
+  std::exception_ptr failure;
+  std::thread([&] {
+    try {
+      check(::setns(ns.get(), CLONE_NEWNET), "enter", "a network namespace");
+      result = make();
+    } catch (...) {
+      failure = std::current_exception();
+    }
+  }).join();
+  if (failure) std::rethrow_exception(failure);
+  return result;
 }
 
 std::map<uint32_t, UnixSocketInfo> list_unix_sockets(const ProcDir* task) {

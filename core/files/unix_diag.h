@@ -26,6 +26,9 @@ struct UnixSocketInfo {
 /// A piece of the kernel's answer, aligned to four bytes. True: it was the last. Throws Error for a refusal.
 bool parse_unix_sockets(std::span<const std::byte> bytes, std::map<uint32_t, UnixSocketInfo>& found);
 
+/// To ask for sockets (sock_diag(7)) in the task's network namespace; nullptr: in ours.
+Fd diag_socket(const ProcDir* task);
+
 /// By inode. `task` says whose network namespace; nullptr: ours.
 std::map<uint32_t, UnixSocketInfo> list_unix_sockets(const ProcDir* task);
 

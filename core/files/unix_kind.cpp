@@ -7,6 +7,7 @@
 #include "core/files/running_tree.h"
 #include "core/files/socket_options.h"
 #include "core/files/unix_diag.h"
+#include "core/files/unix_file.h"
 #include "core/files/unix_restore.h"
 #include "core/files/unix_socket.h"
 
@@ -24,6 +25,7 @@ class UnixPeers {
     if (all == unix_.end()) all = unix_.emplace(netns, list_unix_sockets(file.proc)).first;
     const auto it = all->second.find(static_cast<uint32_t>(file.st.stx_ino));
     if (it == all->second.end()) return;
+    if (has_unix_file(it->second)) find_unix_file(file, it->second);
     if (sockets_.try_emplace(it->first, Socket{it->second, file.who(), netns}).second)
       lasting.see_socket(file, it->second, netns);
   }
@@ -92,11 +94,14 @@ class UnixRestore : public RestoreKind {
  public:
   explicit UnixRestore(const RestoreServices& services)
       : services_(services),
-        sockets_(services.images, services.owners, services.options.make_sockets, services.paths,
-                 services.options.hold_outside, services.options.mark, services.log) {}
+        sockets_(services.images, services.owners, services.socket_states, services.options.make_sockets,
+                 services.paths, services.options.hold_outside, services.options.mark, services.log) {}
 
   bool has_checks() const override { return services_.options.owners.has_value(); }
-  void check(const UsedFile& file) override { services_.owners.check_peer(file.id, who_is(file.entry.usk())); }
+  void check(const UsedFile& file) override {
+    services_.owners.check_peer(file.id, who_is(file.entry.usk()));
+    services_.socket_states.check_rights(file.id, file.holders, who_is(file.entry.usk()));
+  }
   Fd open(const UsedFile& file) override {
     added_.insert(file.id);
     sockets_.add(file.entry.usk(), file.holders);

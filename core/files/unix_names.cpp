@@ -61,12 +61,12 @@ std::string who_is(const img::unix_sk_entry& e) {
   return "Unix socket " + name;
 }
 
-std::string folder_of(const img::unix_sk_entry& e) {
-  const std::string path = clean_name(e.name());
-  const std::string folder = split_path(path).folder;
-  if (path.front() == '/') return folder;
+SplitPath file_place(const img::unix_sk_entry& e, const std::string& moved) {
+  SplitPath place = split_path(moved.empty() ? clean_name(e.name()) : moved);
+  if (!moved.empty() || clean_name(e.name()).front() == '/') return place;
   if (!e.name_dir().starts_with("/")) throw Corrupt("files.img", who_is(e) + " has no folder");
-  return e.name_dir() + "/" + folder;
+  place.folder = e.name_dir() + "/" + place.folder;
+  return place;
 }
 
 void bind_backstage(int fd, const img::unix_sk_entry& e) {
@@ -104,9 +104,9 @@ UnixNames::~UnixNames() {
   for (auto& [ino, place] : waiting_) remove(place);
 }
 
-void UnixNames::bind(int fd, const img::unix_sk_entry& e, const Holders& holders) {
+void UnixNames::bind(int fd, const img::unix_sk_entry& e, const std::string& moved, const Holders& holders) {
   const UnixAddress address(e.name());
-  Waiting place = find_place(e, holders);
+  Waiting place = find_place(e, moved, holders);
   make_stage(place);
   const auto [it, fresh] = waiting_.emplace(e.ino(), std::move(place));
   if (!fresh) throw Corrupt("files.img", who_is(e) + " stands twice");
@@ -123,11 +123,12 @@ void UnixNames::bind(int fd, const img::unix_sk_entry& e, const Holders& holders
   set_owner(it->second, file.get());
 }
 
-UnixNames::Waiting UnixNames::find_place(const img::unix_sk_entry& e, const Holders& holders) {
-  Waiting place{&e, {}, split_path(clean_name(e.name())).name, mark_ + "-" + std::to_string(++serial_), {}, {}, false};
-  const std::string folder = folder_of(e);
+UnixNames::Waiting UnixNames::find_place(const img::unix_sk_entry& e, const std::string& moved,
+                                         const Holders& holders) {
+  const SplitPath at = file_place(e, moved);
+  Waiting place{&e, {}, at.name, mark_ + "-" + std::to_string(++serial_), {}, {}, false};
   paths_.attempt(holders, who_is(e), [&](Right right) {
-    place.folder = find_folder_to_make_in(paths_, right, folder);
+    place.folder = find_folder_to_make_in(paths_, right, at.folder);
     place.by_root = right == Right::root;
     place.who = paths_.now();
     std::optional<uint32_t> owner;

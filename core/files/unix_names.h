@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "core/files/paths.h"
 #include "core/files/task_paths.h"
 #include "images/fdinfo.pb.h"
 
@@ -13,8 +14,8 @@ namespace migrate {
 
 /// For people: "Unix socket /run/x".
 std::string who_is(const img::unix_sk_entry& e);
-/// Where the folder is in which a socket's name is; throws Corrupt if that cannot be told.
-std::string folder_of(const img::unix_sk_entry& e);
+/// Where a socket's file is: `moved`, or if that is empty where its name says. Throws Corrupt if that cannot be told.
+SplitPath file_place(const img::unix_sk_entry& e, const std::string& moved);
 
 /// In a thread whose root folder is empty: binds `fd` under the entry's name, making folders as needed.
 void bind_backstage(int fd, const img::unix_sk_entry& e);
@@ -39,8 +40,9 @@ class UnixNames {
   UnixNames(const UnixNames&) = delete;
   UnixNames& operator=(const UnixNames&) = delete;
 
-  /// Binds `fd` to a name in the file system, which a holder must be able to make there. `e` must outlive this.
-  void bind(int fd, const img::unix_sk_entry& e, const Holders& holders);
+  /// Binds `fd` to a name in the file system. Its file comes where that says, or where it was `moved` to; a holder must
+  /// be able to make it there. `e` must outlive this.
+  void bind(int fd, const img::unix_sk_entry& e, const std::string& moved, const Holders& holders);
   /// A name by which a socket that waits can be connected to; empty if none of that inode does.
   std::string reachable(uint32_t ino) const;
   /// Gives the file of the socket with that inode its name, in the place of a stale one.
@@ -55,7 +57,7 @@ class UnixNames {
     FileCredentials who;       ///< by whose right it gets its name
     bool by_root = false;
   };
-  Waiting find_place(const img::unix_sk_entry& e, const Holders& holders);
+  Waiting find_place(const img::unix_sk_entry& e, const std::string& moved, const Holders& holders);
   void make_stage(Waiting& place) const;
   void set_owner(const Waiting& place, int file);
   void remove(Waiting& place) noexcept;

@@ -1,16 +1,20 @@
 #include "core/files/unix_restore.h"
 
+#include <sched.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <set>
+#include <thread>
 
 #include "core/files/hidden_sockets.h"
 #include "core/files/paths.h"
 #include "core/files/socket_options.h"
 #include "core/files/unix_address.h"
+#include "core/files/unix_queue.h"
 #include "core/files/unix_socket.h"
 #include "core/image/magic.h"
 #include "ext/ext.pb.h"
@@ -24,13 +28,18 @@ Fd new_socket(const img::unix_sk_entry& e, int flags = 0) {
 }
 
 /// As sent by somebody: root may say by whom, if the process is there; else it was this one.
-ssize_t send_from(int fd, std::span<const std::byte> bytes, std::optional<ucred> from) {
+ssize_t send_from(int fd, std::span<const std::byte> bytes, std::optional<ucred> from, const UnixAddress* to,
+                  int flags) {
   iovec iov{const_cast<std::byte*>(bytes.data()), bytes.size()};
   alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(ucred))> control{};
   msghdr header{};
   header.msg_iov = &iov;
   header.msg_iovlen = 1;
-  const auto send = [&] { return ::sendmsg(fd, &header, MSG_DONTWAIT | MSG_NOSIGNAL); };
+  if (to != nullptr) {
+    header.msg_name = const_cast<sockaddr*>(to->get());
+    header.msg_namelen = to->length;
+  }
+  const auto send = [&] { return ::sendmsg(fd, &header, MSG_DONTWAIT | MSG_NOSIGNAL | flags); };
   if (!from) return send();
   header.msg_control = control.data();
   header.msg_controllen = control.size();
@@ -49,9 +58,15 @@ ssize_t send_from(int fd, std::span<const std::byte> bytes, std::optional<ucred>
 
 }  // namespace
 
-UnixRestorer::UnixRestorer(const ImageSet& images, const FileOwners& owners, const SocketMaker& maker, TaskPaths& paths,
-                           bool hold, std::string mark, Logger& log)
-    : owners_(owners), maker_(maker), paths_(paths), names_(paths, std::move(mark)), hold_(hold), log_(log) {
+UnixRestorer::UnixRestorer(const ImageSet& images, const FileOwners& owners, const SocketStates& states,
+                           const SocketMaker& maker, TaskPaths& paths, bool hold, std::string mark, Logger& log)
+    : owners_(owners),
+      states_(states),
+      maker_(maker),
+      paths_(paths),
+      names_(paths, std::move(mark)),
+      hold_(hold),
+      log_(log) {
   read_queues(images);
 }
 
@@ -70,9 +85,14 @@ void UnixRestorer::read_queues(const ImageSet& images) {
     const auto queue = queues_.find(sender.id_for());
     if (queue == queues_.end() || sender.packet() >= queue->second.size())
       throw Corrupt(kPacketSendersImage, "it names a packet that is not there");
+    Packet& sent = queue->second[sender.packet()];
+    sent.address = clean_name(sender.address());
+    sent.urgent = sender.urgent();
+    if (sent.urgent > kUrgentTaken || (sent.urgent != 0 && sent.bytes.size() != (sent.urgent == kUrgent ? 1U : 0U)))
+      throw Corrupt(kPacketSendersImage, "an urgent byte is not one");
     // Nobody's, as long as it may not be theirs.
-    if (!owners_.allows(sender.uid(), sender.gid())) continue;
-    queue->second[sender.packet()].from = ucred{static_cast<pid_t>(sender.pid()), sender.uid(), sender.gid()};
+    if (!sender.has_uid() || !owners_.allows(sender.uid(), sender.gid())) continue;
+    sent.from = ucred{static_cast<pid_t>(sender.pid()), sender.uid(), sender.gid()};
   }
 }
 
@@ -121,6 +141,7 @@ std::map<uint32_t, Fd> UnixRestorer::open_all() {
   for (auto& [ino, s] : sockets_) settle(s);
   widows_.clear();
   gone_.clear();
+  unseen_.clear();
   std::map<uint32_t, Fd> result;
   for (auto& [ino, s] : sockets_)
     if (!result.emplace(s.entry->id(), std::move(s.fd)).second)
@@ -292,14 +313,20 @@ void UnixRestorer::bind_name(Socket& a) {
     check(::bind(a.fd.get(), address.get(), address.length), "bind", who_is(*a.entry));
     return;
   }
-  if (a.entry->deleted()) return backstage([&] { bind_backstage(a.fd.get(), *a.entry); });
-  names_.bind(a.fd.get(), *a.entry, *a.holders);
+  if (a.entry->deleted())
+    return backstage([&] {
+      bind_backstage(a.fd.get(), *a.entry);
+      unseen_[a.entry->ino()] = open_path(path, O_PATH | O_NOFOLLOW);
+    });
+  const ext::SocketState* state = states_.find(a.entry->id());
+  names_.bind(a.fd.get(), *a.entry, state == nullptr ? "" : state->file(), *a.holders);
 }
 
 /// A name under which a socket of ours can be connected to now, before it is published.
 std::string UnixRestorer::reachable_name(const Entry& entry) {
   if (std::string hidden = names_.reachable(entry.ino()); !hidden.empty()) return hidden;
   if (abstract_name(entry.name())) return entry.name();
+  if (const auto file = unseen_.find(entry.ino()); file != unseen_.end()) return fd_link(file->second.get());
   throw Refusal("the images hold a datagram socket connected to " + who_is(entry) + ", which has no name any more",
                 "it cannot be restored");
 }
@@ -332,16 +359,101 @@ void UnixRestorer::connect_external(Socket& a, const Entry& to) {
   });
 }
 
-/// A socket whose messages get there; `own` is one that is there for it.
-int UnixRestorer::sender_to(Socket& a, Fd& own) {
-  if (const auto widow = widows_.find(a.entry->ino()); widow != widows_.end()) return widow->second->fd.get();
+/// Sockets that are there for one queue.
+struct UnixRestorer::Senders {
+  Fd unnamed;
+  std::map<std::string, Fd> named;
+};
+
+namespace {
+
+Fd bound_like(const img::unix_sk_entry& to, const std::string& address) {
+  img::unix_sk_entry e;
+  e.set_type(to.type());
+  e.set_name(address);
+  if (!abstract_name(address)) e.set_name_dir("/");
+  Fd fd = new_socket(e);
+  backstage([&] { bind_backstage(fd.get(), e); });
+  return fd;
+}
+
+/// Where nobody else has its abstract name: files are found from there all the same.
+Fd bound_elsewhere(const img::unix_sk_entry& to, const std::string& address) {
+  Fd fd;
+  int reason = 0;
+  std::thread([&] {
+    try {
+      check(::unshare(CLONE_NEWNET), "make", "a network namespace");
+      fd = bound_like(to, address);
+    } catch (const Error& e) {
+      reason = e.code() == 0 ? EIO : e.code();
+    }
+  }).join();
+  if (!fd) throw Error("bind a sender's name for", who_is(to), reason);
+  return fd;
+}
+
+}  // namespace
+
+/// A datagram tells by which name its sender's socket is bound, also when that is closed.
+int UnixRestorer::named_sender(Socket& a, const std::string& address, Senders& senders) {
+  for (auto& [ino, s] : sockets_)
+    if (s.entry->type() == SOCK_DGRAM && clean_name(s.entry->name()) == address) return s.fd.get();
+  Fd& made = senders.named[address];
+  if (made) return made.get();
+  try {
+    made = bound_like(*a.entry, address);
+  } catch (const Error& e) {
+    if (e.code() != EADDRINUSE || abstract_name(a.entry->name())) throw;
+    made = bound_elsewhere(*a.entry, address);
+  }
+  return made.get();
+}
+
+/// A socket whose messages get there.
+int UnixRestorer::sender_to(Socket& a, const std::string& address, Senders& senders) {
+  if (const auto widow = widows_.find(a.entry->ino()); widow != widows_.end()) {
+    Socket& gone = *widow->second;
+    if (!address.empty() && gone.entry->name().empty()) {
+      Entry& entry = gone_entries_.emplace_back(*gone.entry);
+      entry.set_name(address);
+      if (!abstract_name(address)) entry.set_name_dir("/");
+      backstage([&] { bind_backstage(gone.fd.get(), entry); });
+      gone.entry = &entry;
+    }
+    return gone.fd.get();
+  }
   const Socket* peer = by_inode(a.entry->peer());
   if (peer != nullptr && peer->entry->peer() == a.entry->ino()) return peer->fd.get();
   if (a.entry->type() != SOCK_DGRAM) throw Corrupt("sk-queues.img", who_is(*a.entry) + " has data but no peer");
-  own = new_socket(*a.entry);
-  const UnixAddress address(reachable_name(*a.entry));
-  check(::connect(own.get(), address.get(), address.length), "connect to", who_is(*a.entry));
-  return own.get();
+  if (!address.empty()) return named_sender(a, address, senders);
+  if (!senders.unnamed) senders.unnamed = new_socket(*a.entry);
+  return senders.unnamed.get();
+}
+
+void UnixRestorer::put_back(Socket& a, const Packet& packet, int sender) {
+  const std::string who = who_is(*a.entry);
+  const UnixAddress* to = nullptr;
+  std::optional<UnixAddress> address;
+  const Socket* peer = by_inode(a.entry->peer());
+  const bool pair = widows_.contains(a.entry->ino()) || (peer != nullptr && peer->fd.get() == sender);
+  if (!pair) to = &address.emplace(reachable_name(*a.entry));
+  const auto send = [&](std::span<const std::byte> bytes, int flags) {
+    const ssize_t n = send_from(sender, bytes, packet.from, to, flags);
+    if (n < 0) throw Error("put data back into the queue of", who, errno);
+    return static_cast<size_t>(n);
+  };
+  if (packet.urgent != 0) {
+    if (a.entry->type() != SOCK_STREAM) throw Corrupt(kPacketSendersImage, "a message is urgent");
+    std::byte byte = packet.urgent == kUrgent ? packet.bytes.front() : std::byte{};
+    send(std::span(&byte, 1), MSG_OOB);
+    if (packet.urgent == kUrgentTaken)
+      check(::recv(a.fd.get(), &byte, 1, MSG_OOB | MSG_DONTWAIT), "take an urgent byte from", who);
+    return;
+  }
+  auto rest = packet.bytes;
+  do rest = rest.subspan(send(rest, 0));
+  while (!rest.empty());
 }
 
 void UnixRestorer::fill_queue(Socket& a) {
@@ -349,20 +461,16 @@ void UnixRestorer::fill_queue(Socket& a) {
   if (queue == queues_.end()) return;
   size_t total = 0;
   for (const Packet& packet : queue->second) total += packet.bytes.size();
-  Fd own;
-  const int sender = sender_to(a, own);
   // Room for data and the kernel's overhead; the right size is set afterwards.
   const int room =
       static_cast<int>(std::min<size_t>(total * 4 + queue->second.size() * 4096 + (1 << 20), INT32_MAX / 2));
-  if (::setsockopt(sender, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room) != 0)
-    ::setsockopt(sender, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
+  Senders senders;
+  std::set<int> roomy;
   for (const Packet& packet : queue->second) {
-    auto rest = packet.bytes;
-    do {
-      const ssize_t n = send_from(sender, rest, packet.from);
-      if (n < 0) throw Error("put data back into the queue of", who_is(*a.entry), errno);
-      rest = rest.subspan(static_cast<size_t>(n));
-    } while (!rest.empty());
+    const int sender = sender_to(a, packet.address, senders);
+    if (roomy.insert(sender).second && ::setsockopt(sender, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room) != 0)
+      ::setsockopt(sender, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
+    put_back(a, packet, sender);
   }
 }
 
@@ -377,11 +485,14 @@ void UnixRestorer::settle(Socket& a) {
     if (how != 0 && connected && widows_.count(a.entry->ino()) == 0)
       check(::shutdown(a.fd.get(), how - 1), "shut down", who);
   }
+  states_.apply(a.entry->id(), a.fd.get(), SocketOption::When::bound, who);
   // First its own, so that one that the kernel does not take shows before the gate.
   if (a.entry->opts().so_filter_size() != 0) attach_own_filter(a.fd.get(), a.entry->opts(), who);
   if (a.entry->type() == SOCK_DGRAM && hold_ && !a.entry->name().empty()) {
     attach_deaf_filter(a.fd.get(), who);
     deaf_.emplace(a.entry->ino(), Deaf{a.fd.get(), a.entry});
+  } else {
+    states_.apply(a.entry->id(), a.fd.get(), SocketOption::When::sealed, who);
   }
 }
 
@@ -395,7 +506,10 @@ void UnixRestorer::publish(std::vector<std::string>& failures) {
     }
   };
   for (const auto& [ino, d] : deaf_)
-    attempt([&d = d] { attach_own_filter(d.socket, d.entry->opts(), who_is(*d.entry)); });
+    attempt([this, &d = d] {
+      attach_own_filter(d.socket, d.entry->opts(), who_is(*d.entry));
+      states_.apply(d.entry->id(), d.socket, SocketOption::When::sealed, who_is(*d.entry));
+    });
   deaf_.clear();
   for (const auto& [ino, s] : sockets_) attempt([&, ino = ino] { names_.publish(ino); });
 }

@@ -19,6 +19,7 @@
 
 #include "core/base/log.h"
 #include "core/files/file_owners.h"
+#include "core/files/option_table.h"
 #include "core/files/socket_makers.h"
 #include "core/files/task_paths.h"
 #include "core/files/unix_names.h"
@@ -27,10 +28,10 @@ namespace migrate {
 
 class UnixRestorer {
  public:
-  /// `owners`, `maker` and `paths` must outlive this. `mark`: hidden names begin with it
+  /// `owners`, `states`, `maker` and `paths` must outlive this. `mark`: hidden names begin with it
   /// (core/files/hidden_sockets.h).
-  UnixRestorer(const ImageSet& images, const FileOwners& owners, const SocketMaker& maker, TaskPaths& paths, bool hold,
-               std::string mark, Logger& log);
+  UnixRestorer(const ImageSet& images, const FileOwners& owners, const SocketStates& states, const SocketMaker& maker,
+               TaskPaths& paths, bool hold, std::string mark, Logger& log);
   UnixRestorer(const UnixRestorer&) = delete;
   UnixRestorer& operator=(const UnixRestorer&) = delete;
 
@@ -57,6 +58,12 @@ class UnixRestorer {
     Socket *server, *client;  ///< the accepted end, and the one that connected
     PeerCredentials listener, connector;
   };
+  struct Packet {
+    std::span<const std::byte> bytes;
+    std::optional<ucred> from{};  ///< who sent it, if that is told
+    std::string address{};        ///< of a datagram: the name of its sender's socket
+    uint32_t urgent = 0;
+  };
   struct Deaf {
     int socket;  ///< filtered until published
     const Entry* entry;
@@ -78,11 +85,15 @@ class UnixRestorer {
   void connect_external(Socket& a, const Entry& to);
   std::string reachable_name(const Entry& entry);
   void read_queues(const ImageSet& images);
-  int sender_to(Socket& a, Fd& own);
+  struct Senders;
+  int sender_to(Socket& a, const std::string& address, Senders& senders);
+  int named_sender(Socket& a, const std::string& address, Senders& senders);
+  void put_back(Socket& a, const Packet& packet, int sender);
   void fill_queue(Socket& a);
   void settle(Socket& a);
 
   const FileOwners& owners_;
+  const SocketStates& states_;
   const SocketMaker& maker_;
   TaskPaths& paths_;
   UnixNames names_;
@@ -94,12 +105,9 @@ class UnixRestorer {
   std::vector<Connection> connections_;
   std::deque<Entry> gone_entries_;  ///< of closed peers, which are there until queues are filled
   std::deque<Socket> gone_;
-  std::map<uint32_t, Socket*> widows_;  ///< by inode: the closed peer
-  struct Packet {
-    std::span<const std::byte> bytes;
-    std::optional<ucred> from{};  ///< who sent it, if that is told
-  };
+  std::map<uint32_t, Socket*> widows_;              ///< by inode: the closed peer
   std::map<uint32_t, std::vector<Packet>> queues_;  ///< by file id
+  std::map<uint32_t, Fd> unseen_;                   ///< by inode: files of sockets whose names are deleted
   std::map<uint32_t, Deaf> deaf_;                   ///< by inode
 };
 

@@ -5,11 +5,11 @@
 
 #include <map>
 #include <optional>
-#include <span>
 #include <string>
 #include <vector>
 
 #include "core/files/open_file.h"
+#include "core/files/option_table.h"
 #include "core/files/unix_diag.h"
 
 namespace migrate {
@@ -19,7 +19,7 @@ inline constexpr uint32_t kUnixExternal = 1;
 // Socket states of the image format (include/net/tcp_states.h).
 inline constexpr uint32_t kSocketEstablished = 1, kSocketClose = 7, kSocketListen = 10;
 
-/// Who sent what waits in queues: an image of our own (proto/ext/ext.proto, PacketSender).
+/// Who sent what waits in queues, and which bytes are urgent: an image of our own (proto/ext/ext.proto, PacketSender).
 inline constexpr char kPacketSendersImage[] = "migrate-senders.img";
 inline constexpr uint32_t kPacketSendersMagic = 0x4d494753;
 
@@ -40,20 +40,20 @@ class UnixDumper {
  private:
   struct Seen {
     img::file_entry entry;
+    ext::SocketState state;
     std::string who;
     UnixSocketInfo info;
     uint64_t netns;
   };
   const UnixSocketInfo& info_of(const OpenFile& file, uint64_t netns);
-  void describe_name(const OpenFile& file, const UnixSocketInfo& info, img::unix_sk_entry& out);
+  void describe_name(const OpenFile& file, const UnixSocketInfo& info, img::unix_sk_entry& out,
+                     ext::SocketState& state);
   void dump_queue(const OpenFile& file, const UnixSocketInfo& info);
-  void dump_packet(const OpenFile& file, std::span<const std::byte> data, const std::optional<ucred>& from);
   void check_peer(const Seen& seen);
 
   DumpContext& context_;
   std::map<uint64_t, std::map<uint32_t, UnixSocketInfo>> sockets_;  ///< by network namespace
   std::map<uint32_t, Seen> seen_;                                   ///< by socket inode
-  std::map<uint32_t, uint32_t> packets_;                            ///< how many, by file id
   std::map<uint32_t, uint32_t> external_;                           ///< peers outside: inode → file id
 };
 

@@ -4,6 +4,7 @@
 
 #include "core/dump/dump.h"
 #include "core/dump/preflight.h"
+#include "core/files/reset_connections.h"
 #include "core/restore/restorable.h"
 #include "migrate/cli/action_script.h"
 #include "migrate/cli/commands.h"
@@ -99,6 +100,8 @@ int run_dump(const CoreOptions& o) {
   } else if (o.leave_stopped) {
     dump.tree().release(true);
   } else {
+    if (o.tcp_close)
+      for (const StoppedTask& task : dump.tree().tasks()) reset_connections(task.pid.get());
     dump.tree().kill();
     dump.tree_is_dead();
   }

@@ -14,6 +14,7 @@
 
 #include "core/base/procfs.h"
 #include "core/dump/preflight.h"
+#include "core/files/reset_connections.h"
 #include "core/freeze/quick_moves.h"
 #include "migrate/cli/daemon.h"
 #include "migrate/session/telling/interrupt.h"
@@ -243,6 +244,7 @@ bool LazyDump::wait_for(pid_t child, int signals, int& status) {
 }
 
 void LazyDump::end_tree() {
+  for (const Pid task : held_->members()) reset_connections(task.get());
   held_->kill_all(kEnding);
   held_->dissolve();
 }

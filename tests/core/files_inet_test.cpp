@@ -65,8 +65,11 @@ TEST_F(Files, TcpConnectionsAreRefusedOrDropped) {
   const auto images = dump(setup, {.tcp_close = true});
   restore(images, [&] {
     char c;
-    MUST(::read(4, &c, 1) == -1 && errno == ENOTCONN);
-    MUST(port_of(5) == 0);
+    for (const int fd : {4, 5}) {
+      MUST(::read(fd, &c, 1) == -1 && errno == ECONNRESET);
+      MUST(::read(fd, &c, 1) == 0);
+      MUST(::send(fd, "x", 1, MSG_NOSIGNAL) == -1 && errno == EPIPE);
+    }
     MUST(port_of(3) == port);
   });
 }

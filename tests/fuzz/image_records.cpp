@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/files/file_owners.h"
+#include "core/files/option_table.h"
 #include "core/files/pipe.h"
 #include "core/files/unix_socket.h"
 #include "core/image/magic.h"
@@ -18,7 +19,7 @@ struct Kind {
 };
 
 /// The order is that of pack_images.py.
-constexpr std::array<Kind, 23> kKinds{{
+constexpr std::array<Kind, 24> kKinds{{
     {"inventory.img", magic::kInventory},
     {"pstree.img", magic::kPstree},
     {"core-%u.img", magic::kCore},
@@ -42,6 +43,7 @@ constexpr std::array<Kind, 23> kKinds{{
     {"tty-info.img", magic::kTtyInfo},
     {"migrate-files.img", kFileOwnersMagic},
     {"migrate-senders.img", kPacketSendersMagic},
+    {"migrate-sockets.img", kSocketsMagic},
 }};
 constexpr uint8_t kRaw = 0x80;
 

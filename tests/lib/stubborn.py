@@ -51,6 +51,37 @@ def listener():
     return s, s.fileno()
 
 
+def corked():
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.connect(("127.0.0.1", 9))
+    s.setsockopt(socket.IPPROTO_UDP, 1, 1)  # UDP_CORK
+    s.send(b"x")
+    return s, s.fileno()
+
+
+def ended_unread():
+    server = socket.create_server(("127.0.0.1", 0))
+    s = socket.create_connection(server.getsockname())
+    other, _ = server.accept()
+    other.send(b"left")
+    time.sleep(0.1)
+    other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    other.close()
+    server.close()
+    return s, s.fileno()
+
+
+def lost_socket_name():
+    """Another folder has its only name, and it was not renamed there."""
+    os.mkdir(os.path.join(FOLDER, "elsewhere"))
+    s = socket.socket(socket.AF_UNIX)
+    s.bind(os.path.join(FOLDER, "name"))
+    s.listen(1)
+    os.link(os.path.join(FOLDER, "name"), os.path.join(FOLDER, "elsewhere", "name"))
+    os.unlink(os.path.join(FOLDER, "name"))
+    return s, s.fileno()
+
+
 def netlink():
     s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
     return s, s.fileno()
@@ -522,7 +553,7 @@ def child():
 
 
 KINDS = {f.__name__.replace("_", "-"): f for f in (
-    tcp, tcp_backlog, listener, netlink, packet, raw_ip, unix_outside, descriptors_on_their_way, inotify, terminal, io_uring,
+    tcp, tcp_backlog, listener, corked, ended_unread, lost_socket_name, netlink, packet, raw_ip, unix_outside, descriptors_on_their_way, inotify, terminal, io_uring,
     userfaultfd, pidfd, device, flock, posix_lock, lease, sysv_shm, outside_pipe, seccomp, deleted_big_file, writable_file,
     mapped_file, own_thread_files, zombie_root, shared_memory_outside, landlock, user_dispatch, address_space_limit, thread_file,
     not_accepted, epoll_of_closed, epoll_of_another, watching, favoured, plain, child, child_of_32_bits, child_without_vvar, nobody, roots_file, roots_folder, roots_deleted_file, roots_socket, roots_pair, timers_beyond_the_limit, forced_buffer, marked, alarm_clock,

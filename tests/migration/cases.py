@@ -19,7 +19,9 @@ WORKLOADS = {
     "sequence": ("sequence", []), "many_vmas": ("many_vmas", ["5000"]), "many_fds": ("many_fds", ["5000"]),
     "memory": ("memory", ["256"]), "shared": ("shared", ["32", "3000"]), "locks": ("locks", []), "novdso": ("novdso", []),
     "main_waits": ("main_waits", []), "sections": ("sections", []), "peercred": ("peercred", []), "beyond": ("beyond", []),
-    "attributes": ("attributes", []), "tcp_inside": ("tcp_inside", []),
+    "attributes": ("attributes", []), "tcp_inside": ("tcp_inside", []), "socket_options": ("socket_options", []),
+    "unix_queues": ("unix_queues", []), "multicast": ("multicast", []), "renamed_sockets": ("renamed_sockets", []),
+    "shut_down": ("shut_down", []),
 }
 # Options of `dump` and `restore` that a program needs.
 OPTIONS = {"locks": ("--file-locks",)}

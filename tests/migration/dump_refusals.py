@@ -203,6 +203,9 @@ def limit_above_ours(context, folder):
 CASES = {
     "dump/tcp-connection": holding("tcp", HAS_FD + ", an established TCP connection to {peer}", "--tcp-close", set_up=accepting),
     "dump/tcp-not-accepted": waiting_connection,
+    "dump/udp-corked": holding("corked", HAS_FD + ", a UDP socket with a datagram not sent yet"),
+    "dump/tcp-ended-unread": holding("ended-unread", HAS_FD + ", a TCP connection that has ended, with 4 bytes not read yet", "--tcp-close"),
+    "dump/lost-socket-name": holding("lost-socket-name", HAS_FD + ", the Unix socket .*, whose file has another name now that cannot be found"),
     "dump/netlink": holding("netlink", HAS_FD + ", a netlink socket"),
     "dump/packet-socket": holding("packet", HAS_FD + ", a packet socket"),
     "dump/raw-socket": holding("raw-ip", HAS_FD),

@@ -11,6 +11,7 @@
 #include "core/base/deadline.h"
 #include "core/base/procfs.h"
 #include "core/files/hidden_sockets.h"
+#include "core/files/reset_connections.h"
 #include "core/freeze/cgroup_mounts.h"
 #include "migrate/session/journal/trees.h"
 
@@ -89,6 +90,9 @@ class CgroupKeeper final : public TreeKeeper {
   }
 
   void kill(const JournalEntry& entry) override {
+    // What still has connections was moved without them (--tcp-close).
+    for (const TaskId& task : entry.tasks)
+      if (task.lives()) reset_connections(task.pid);
     for (FreezerCgroup& held : ours(entry)) {
       held.kill_all(kKillTime);
       held.dissolve();

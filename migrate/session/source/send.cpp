@@ -5,6 +5,7 @@
 #include <thread>
 #include <utility>
 
+#include "core/files/reset_connections.h"
 #include "migrate/report/report.h"
 #include "migrate/session/source/send_session.h"
 #include "migrate/session/telling/events_pages.h"
@@ -57,6 +58,7 @@ int SendSession::run() {
   }
   try {
     await_gate();
+    reset_dropped();
     plan_->after_gate();
     kill_source();
   } catch (const FeedLeft& e) {
@@ -161,6 +163,13 @@ void SendSession::await_gate() {
   events_.event("gate-open", label_ + " runs at the destination",
                 {{"downtime_ms", rounded(ms_between(times_.freeze_began, times_.opened))}});
   fault_point("source-agent.gate-open");
+}
+
+/// Not before it is certain that the program runs there; and not later, since peers would go on sending.
+void SendSession::reset_dropped() {
+  const std::optional<JournalEntry> entry = options_.tcp_close ? hold_.entry() : std::nullopt;
+  if (!entry) return;
+  for (const TaskId& task : entry->tasks) reset_connections(task.pid);
 }
 
 void SendSession::kill_source() {

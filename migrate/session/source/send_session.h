@@ -46,6 +46,7 @@ class SendSession {
   void await_ready();
   void commit();
   void await_gate();
+  void reset_dropped();
   void kill_source();
   void report();
   /// The tree was stopped, if only for a moment.

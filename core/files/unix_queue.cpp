@@ -1,0 +1,198 @@
+#include "core/files/unix_queue.h"
+
+#include <linux/sockios.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/un.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <span>
+
+#include "core/base/fd.h"
+#include "core/files/socket_options.h"
+
+namespace migrate {
+namespace {
+
+/// Longer ones need a send buffer that only SO_SNDBUFFORCE gives.
+constexpr size_t kLongest = 1 << 20;
+
+/// An option that is something else for a while.
+class Meanwhile {
+ public:
+  Meanwhile(int fd, int name, const std::string& who)
+      : fd_(fd), name_(name), before_(socket_option(fd, SOL_SOCKET, name, who)), now_(before_) {}
+  ~Meanwhile() {
+    if (!known_ || now_ != before_) ::setsockopt(fd_, SOL_SOCKET, name_, &before_, sizeof before_);
+  }
+  Meanwhile(const Meanwhile&) = delete;
+  Meanwhile& operator=(const Meanwhile&) = delete;
+  void set(int value, const std::string& who) {
+    if (known_ && value == now_) return;
+    set_socket_option(fd_, SOL_SOCKET, name_, value, who);
+    now_ = value;
+    known_ = true;
+  }
+  /// It moves on by itself, as SO_PEEK_OFF does with each peek.
+  void moves() { known_ = false; }
+
+ private:
+  int fd_, name_, before_, now_;
+  bool known_ = true;
+};
+
+struct Peeked {
+  ssize_t size = 0;
+  bool message = false;  ///< with SO_PASSCRED: not the end of what a peer that closed has sent
+  std::optional<ucred> from{};
+  std::string address{};
+};
+
+class QueueReader {
+ public:
+  QueueReader(int fd, uint32_t type, const std::string& who)
+      : fd_(fd),
+        type_(type),
+        who_(who),
+        offset_(fd, SO_PEEK_OFF, who),
+        told_(fd, SO_PASSCRED, who),
+        in_line_(fd, SO_OOBINLINE, who) {}
+
+  std::vector<QueuedMessage> read() {
+    pollfd p{fd_, POLLIN, 0};
+    check(::poll(&p, 1, 0), "poll", who_);
+    if ((p.revents & POLLIN) == 0) return {};
+    if (type_ == SOCK_STREAM) {
+      read_stream();
+    } else {
+      read_messages();
+    }
+    return std::move(messages_);
+  }
+
+ private:
+  void peek_from(int offset) {
+    offset_.set(offset, who_);
+    if (offset >= 0) offset_.moves();
+  }
+
+  Peeked peek() {
+    iovec iov{buffer_.data(), buffer_.size()};
+    // Room for the sender only: a descriptor of it (SO_PASSPIDFD) finds none and is not made.
+    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(ucred))> control{};
+    sockaddr_un name{};
+    msghdr header{};
+    header.msg_name = &name;
+    header.msg_namelen = sizeof name;
+    header.msg_iov = &iov;
+    header.msg_iovlen = 1;
+    header.msg_control = control.data();
+    header.msg_controllen = control.size();
+    const int flags = type_ == SOCK_STREAM ? 0 : MSG_TRUNC;
+    Peeked peeked;
+    peeked.size = ::recvmsg(fd_, &header, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC | flags);
+    if (peeked.size < 0) {
+      if (errno == ECONNRESET) return peek();  // told once only (unix(7))
+      if (errno != EAGAIN && errno != ENOTCONN) throw Error("look into the queue of", who_, errno);
+      return peeked;
+    }
+    for (const cmsghdr* c = CMSG_FIRSTHDR(&header); c != nullptr; c = CMSG_NXTHDR(&header, const_cast<cmsghdr*>(c))) {
+      if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_CREDENTIALS) continue;
+      peeked.message = true;
+      ucred told;
+      std::memcpy(&told, CMSG_DATA(c), sizeof told);
+      // Without a pid nobody is known.
+      if (told.pid != 0) peeked.from = told;
+    }
+    const size_t skipped = offsetof(sockaddr_un, sun_path);
+    if (type_ == SOCK_DGRAM && header.msg_namelen > skipped)
+      peeked.address.assign(name.sun_path, std::min<size_t>(header.msg_namelen - skipped, sizeof name.sun_path));
+    return peeked;
+  }
+
+  void keep(const Peeked& p, std::span<const std::byte> bytes, uint32_t urgent = 0) {
+    messages_.push_back({{bytes.begin(), bytes.end()}, p.from, p.address, urgent});
+  }
+
+  void keep_whole(const Peeked& p) {
+    const auto length = static_cast<size_t>(p.size);
+    if (length > buffer_.size())
+      throw Refusal(who_ + ", a Unix socket with a message of " + std::to_string(length) + " bytes in its queue",
+                    "let it be read first");
+    keep(p, std::span(buffer_).first(length));
+  }
+
+  void read_messages() {
+    buffer_.resize(kLongest);
+    told_.set(1, who_);
+    // One that is empty and was peeked before is passed over by a peek with an offset (__skb_try_recv_from_queue()).
+    peek_from(-1);
+    if (const Peeked first = peek(); first.size == 0 && first.message) keep_whole(first);
+    peek_from(0);
+    for (;;) {
+      const Peeked p = peek();
+      if (p.size < 0 || (p.size == 0 && !p.message)) return;
+      keep_whole(p);
+    }
+  }
+
+  /// Where reading stops although more is there: at urgent bytes, there or taken (unix(7), MSG_OOB).
+  std::vector<size_t> find_marks() {
+    std::vector<size_t> marks;
+    told_.set(0, who_);
+    in_line_.set(1, who_);
+    peek_from(0);
+    for (size_t at = 0; at < buffer_.size();) {
+      const Peeked p = peek();
+      if (p.size <= 0) break;
+      at += static_cast<size_t>(p.size);
+      if (at < buffer_.size()) marks.push_back(at);
+    }
+    return marks;
+  }
+
+  void read_stream() {
+    int queued = 0, at_mark = 0;
+    check(::ioctl(fd_, FIONREAD, &queued), "ask for the bytes in the queue of", who_);
+    if (queued <= 0) return;
+    buffer_.resize(static_cast<size_t>(queued));
+    in_line_.set(0, who_);
+    char byte;
+    const bool urgent = ::recv(fd_, &byte, 1, MSG_OOB | MSG_PEEK | MSG_DONTWAIT) == 1;
+    std::vector<size_t> marks = find_marks();
+    if (::ioctl(fd_, SIOCATMARK, &at_mark) != 0) at_mark = 0;
+    if (urgent ? marks.empty() : at_mark != 0) marks.insert(marks.begin(), 0);
+    told_.set(1, who_);
+    peek_from(0);
+    size_t at = 0;
+    while (at < static_cast<size_t>(queued)) {
+      const Peeked p = peek();
+      if (p.size <= 0) throw Error("read all that is in the queue of", who_, EAGAIN);
+      std::span<const std::byte> piece = std::span(buffer_).first(static_cast<size_t>(p.size));
+      if (std::ranges::find(marks, at) != marks.end()) {
+        // All but the last urgent byte are ordinary ones by now, or taken.
+        keep(p, piece.first(urgent ? 1 : 0), urgent ? kUrgent : kUrgentTaken);
+        if (urgent) piece = piece.subspan(1);
+      }
+      if (!piece.empty()) keep(p, piece);
+      at += static_cast<size_t>(p.size);
+    }
+  }
+
+  int fd_;
+  uint32_t type_;
+  const std::string& who_;
+  Meanwhile offset_, told_, in_line_;
+  std::vector<std::byte> buffer_;
+  std::vector<QueuedMessage> messages_;
+};
+
+}  // namespace
+
+std::vector<QueuedMessage> read_unix_queue(int fd, uint32_t type, const std::string& who) {
+  return QueueReader(fd, type, who).read();
+}
+
+}  // namespace migrate

@@ -1,0 +1,49 @@
+"""The small workloads (tests/workloads/small): which there are, in which bundles they are moved, and which come out wrong."""
+import collections
+import os
+
+from lib.process import run
+
+PROGRAM = "small"
+MOST = 26  # of a bundle
+
+# What a workload cannot do: modes that it is not tried in, with the reason.
+NOT_IN = {}
+
+Wrong = collections.namedtuple("Wrong", "modes why")
+# name: the modes in which it comes out wrong, and what is wrong. They are moved alone, in those modes only, and must fail.
+KNOWN_WRONG = {}
+
+# name: part of the sentence that refuses it. They are tried alone, by `live`, and must be well when it has refused.
+REFUSED = {
+    "memory.droppable": "has droppable memory",
+    "memory.sealed": "has a sealed mapping",
+    "memory.secret": "has secret memory",
+}
+
+
+class Catalogue:
+    """`folder`: where the workloads are built."""
+
+    def __init__(self, folder):
+        self.binary = os.path.join(folder, PROGRAM)
+        code, out = run([self.binary, "--list"]) if os.access(self.binary, os.X_OK) else (0, "")
+        self.names = out.split() if code == 0 else []
+        if unknown := sorted({*KNOWN_WRONG, *NOT_IN, *REFUSED} - set(self.names)) if self.names else []:
+            raise ValueError(f"there are no small workloads {', '.join(unknown)}")
+        well = [n for n in self.names if n not in KNOWN_WRONG and n not in REFUSED]
+        count = -(-len(well) // MOST)
+        # Evenly, and each with its neighbours, so that a bundle has one or two subjects.
+        cuts = [len(well) * i // count for i in range(count + 1)] if count else []
+        self.bundles = {f"bundle-{i + 1}": well[a:b] for i, (a, b) in enumerate(zip(cuts, cuts[1:]))}
+
+    def members(self, bundle, mode):
+        return [n for n in self.bundles[bundle] if mode not in NOT_IN.get(n, ())]
+
+    def apart(self, mode):
+        """Those that go in no bundle."""
+        return [n for n in self.names if n in KNOWN_WRONG and mode in KNOWN_WRONG[n].modes or n in REFUSED and mode == "live"]
+
+
+def subject(name):
+    return name.split(".")[0]

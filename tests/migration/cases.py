@@ -62,7 +62,8 @@ class Context:
 
 def start(context, name, folder, prefix=(), ns=None):
     context.program = program = made(context, name, folder, prefix, ns)
-    program.dump_options = (*program.dump_options, *OPTIONS.get(name_of(name), ()))
+    more = OPTIONS.get(name, ()) if isinstance(name, str) and "." not in name else small.options([name] if isinstance(name, str) else name)
+    program.dump_options = (*program.dump_options, *more)
     return program
 
 
@@ -86,11 +87,6 @@ def made(context, name, folder, prefix, ns):
 
 class Refused(tool.Failed):
     """Nothing was touched."""
-
-
-def name_of(name):
-    """A bundle's members are a list."""
-    return name if isinstance(name, str) else ""
 
 
 def facts(program):
@@ -276,7 +272,7 @@ def live(context, name, folder, source_clocks=netns.OTHER_CLOCKS, destination_cl
         program.moved_to(pid, move.inside)
         program.check()
         compare(program, move.before, "after the move", program.ignore_live)
-        if name_of(name) in TIMED:
+        if isinstance(name, str) and name in TIMED:
             # Time-outs that were running while it moved must end now, not 100,000 s later.
             time.sleep(max(0.0, move.started + TIMED[name] - time.monotonic()))
             program.check()

@@ -154,7 +154,7 @@ def selected(options, catalogue):
         if mode in cases.SMALL_MODES:
             names += [*catalogue.bundles, *catalogue.apart(mode)]
         wanted += [(mode, n) for n in names if not options.only or any(re.search(o, f"{mode}/{n}") for o in options.only)]
-        wanted += [(mode, n) for n in catalogue.names if mode in (("live",) if n in small.REFUSED else cases.SMALL_MODES)
+        wanted += [(mode, n) for n in catalogue.names if mode in cases.SMALL_MODES and small.may_be_in(n, mode)
                    and alone(options.only, mode, n)]
     return list(dict.fromkeys(wanted))
 

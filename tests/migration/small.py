@@ -7,8 +7,10 @@ from lib.process import run
 PROGRAM = "small"
 MOST = 26  # of a bundle
 
-# What a workload cannot do: modes that it is not tried in, with the reason.
-NOT_IN = {}
+# Options of `dump` and `restore` that those of a subject need.
+OPTIONS = {"locks": ("--file-locks",)}
+# Modes in which those of a subject are not moved: the source keeps its locks until the tree has moved (refusals.py has that).
+NOT_IN = {"locks": ("live", "live-stop", "live-postcopy", "live-hybrid", "cancelled")}
 
 Wrong = collections.namedtuple("Wrong", "modes why")
 # name: the modes in which it comes out wrong, and what is wrong. They are moved alone, in those modes only, and must fail.
@@ -29,7 +31,7 @@ class Catalogue:
         self.binary = os.path.join(folder, PROGRAM)
         code, out = run([self.binary, "--list"]) if os.access(self.binary, os.X_OK) else (0, "")
         self.names = out.split() if code == 0 else []
-        if unknown := sorted({*KNOWN_WRONG, *NOT_IN, *REFUSED} - set(self.names)) if self.names else []:
+        if unknown := sorted({*KNOWN_WRONG, *REFUSED} - set(self.names)) if self.names else []:
             raise ValueError(f"there are no small workloads {', '.join(unknown)}")
         well = [n for n in self.names if n not in KNOWN_WRONG and n not in REFUSED]
         count = -(-len(well) // MOST)
@@ -38,12 +40,20 @@ class Catalogue:
         self.bundles = {f"bundle-{i + 1}": well[a:b] for i, (a, b) in enumerate(zip(cuts, cuts[1:]))}
 
     def members(self, bundle, mode):
-        return [n for n in self.bundles[bundle] if mode not in NOT_IN.get(n, ())]
+        return [n for n in self.bundles[bundle] if may_be_in(n, mode)]
 
     def apart(self, mode):
         """Those that go in no bundle."""
-        return [n for n in self.names if n in KNOWN_WRONG and mode in KNOWN_WRONG[n].modes or n in REFUSED and mode == "live"]
+        return [n for n in self.names if n in KNOWN_WRONG and mode in KNOWN_WRONG[n].modes or n in REFUSED and may_be_in(n, mode)]
 
 
 def subject(name):
     return name.split(".")[0]
+
+
+def may_be_in(name, mode):
+    return mode not in NOT_IN.get(subject(name), ()) and (name not in REFUSED or mode == "live")
+
+
+def options(names):
+    return [o for s in dict.fromkeys(map(subject, names)) for o in OPTIONS.get(s, ())]

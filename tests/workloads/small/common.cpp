@@ -13,9 +13,10 @@ namespace {
 /// Asked by one, answered by another task or thread.
 struct Exchange {
   std::atomic<uint32_t> asked{0}, answered{0};
+  std::atomic<bool> not_here{false};
   char failure[400] = {};
 
-  /// In the one who answers. `ready`: the set-up went well.
+  /// In the one who answers.
   void answer(const Verify& verify) {
     const uint32_t now = asked;
     if (answered == now + 1) return;
@@ -23,9 +24,16 @@ struct Exchange {
     try {
       verify();
     } catch (const std::exception& e) {
+      not_here = dynamic_cast<const NotHere*>(&e) != nullptr;
       std::snprintf(failure, sizeof failure, "%s", e.what());
     }
     answered = now + 1;
+  }
+
+  void await_set_up() {
+    await([&] { return answered == 1; }, "the set-up in another task");
+    if (not_here) throw NotHere(failure);
+    expect(failure[0] == 0, failure);
   }
 
   void ask() {
@@ -56,6 +64,11 @@ int Place::open_file(const std::string& name, int flags, mode_t mode) const {
   return must(open(path(name).c_str(), flags | O_CLOEXEC, mode), ("open " + name).c_str());
 }
 
+void allowed(long result, const std::string& what) {
+  if (result == -1 && errno == EPERM) throw NotHere("we may not " + what);
+  must(result, what.c_str());
+}
+
 Verify in_child(const std::function<Verify()>& set_up) {
   auto* exchange = new (shared_memory<Exchange>()) Exchange;
   const pid_t parent = getpid();
@@ -63,16 +76,14 @@ Verify in_child(const std::function<Verify()>& set_up) {
     be_asked(*exchange, set_up, [&] { return getppid() == parent; });
     std::_Exit(0);
   }
-  await([=] { return exchange->answered == 1; }, "the child's set-up");
-  expect(exchange->failure[0] == 0, exchange->failure);
+  exchange->await_set_up();
   return [=] { exchange->ask(); };
 }
 
 Verify in_thread(const std::function<Verify()>& set_up) {
   const auto exchange = std::make_shared<Exchange>();
   std::thread([=] { be_asked(*exchange, set_up, [] { return true; }); }).detach();
-  await([=] { return exchange->answered == 1; }, "the thread's set-up");
-  expect(exchange->failure[0] == 0, exchange->failure);
+  exchange->await_set_up();
   return [=] { exchange->ask(); };
 }
 

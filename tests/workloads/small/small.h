@@ -31,6 +31,9 @@ struct NotHere : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// Throws NotHere where this is forbidden, as in containers.
+void allowed(long result, const std::string& what);
+
 struct Small {
   std::string name;  // SUBJECT.NAME
   Verify (*set_up)(const Place&);

@@ -70,9 +70,9 @@ def start(context, name, folder, prefix=(), ns=None):
 def made(context, name, folder, prefix, ns):
     """`name`: also a list of small workloads, which are started together."""
     if isinstance(name, list):
-        return programs.Bundle("bundle", context.small.binary, name, folder, prefix, ns)
+        return programs.Bundle(name[0] if len(name) == 1 else "bundle", context.small.binary, name, folder, prefix, ns)
     if name in context.small.names:
-        return programs.Workload(name, context.small.binary, [name], folder, prefix, ns)
+        return programs.Bundle(name, context.small.binary, [name], folder, prefix, ns)
     if name in PROGRAMS:
         needed = NEEDS.get(name)
         if needed and not shutil.which(needed):
@@ -96,9 +96,9 @@ def facts(program):
 
 def compare(program, before, what, ignore=()):
     after = facts(program)
-    found = snapshot.differences(before, after, (*program.ignore, *ignore))
     if program.churn:
-        found = [d for d in found if not d.endswith((" is missing", " is new"))]
+        before, after = ({p: f for p, f in of.items() if p in before and p in after} for of in (before, after))
+    found = snapshot.differences(before, after, (*program.ignore, *ignore))
     traced = [f"task {pid} has tracer {f['tracer']}" for pid, f in after.items() if f.get("tracer", "0") != "0"]
     if found or traced:
         raise programs.Unwell(f"{what}: /proc differs:\n  " + "\n  ".join(found + traced))

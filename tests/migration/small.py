@@ -14,10 +14,14 @@ NOT_IN = {"locks": ("live", "live-stop", "live-postcopy", "live-hybrid", "cancel
 
 Wrong = collections.namedtuple("Wrong", "modes why")
 # name: the modes in which it comes out wrong, and what is wrong. They are moved alone, in those modes only, and must fail.
-KNOWN_WRONG = {}
+KNOWN_WRONG = {
+    "calls.receive_with_limit": Wrong(("inplace", "leave-running"), "recv with SO_RCVTIMEO ends with EINTR when its thread is frozen"),
+    "files.deleted_and_made_again": Wrong(("inplace", "live"), "a deleted file whose name is another's by now has another name in /proc/PID/fd"),
+}
 
 # name: part of the sentence that refuses it. They are tried alone, by `live`, and must be well when it has refused.
 REFUSED = {
+    "files.path_of_link": "a file of a kind that cannot be moved",
     "memory.droppable": "has droppable memory",
     "memory.sealed": "has a sealed mapping",
     "memory.secret": "has secret memory",

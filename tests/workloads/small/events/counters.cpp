@@ -1,5 +1,6 @@
-// eventfd(2), memfd_create(2).
+// eventfd(2), timerfd_create(2), memfd_create(2).
 #include <sys/eventfd.h>
+#include <sys/timerfd.h>
 
 #include "small.h"
 
@@ -66,6 +67,20 @@ WORKLOAD(events, counter_shared) {
   return [=] {
     child();
     expect_equal(take(fd), uint64_t{6}, "what the child has given");
+  };
+}
+
+WORKLOAD(events, timer) {
+  const int fd = must(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), "timerfd_create");
+  const itimerspec span{{77, 5}, {5000, 0}};
+  must(timerfd_settime(fd, 0, &span, nullptr), "timerfd_settime");
+  return [=] {
+    itimerspec left{};
+    must(timerfd_gettime(fd, &left), "timerfd_gettime");
+    expect(left.it_value.tv_sec > 0 && left.it_value.tv_sec <= 5000,
+           "it is due in " + std::to_string(left.it_value.tv_sec) + " s");
+    expect(left.it_interval.tv_sec == 77 && left.it_interval.tv_nsec == 5, "its interval is another");
+    expect_equal(take(fd), uint64_t{0}, "how often it expired");
   };
 }
 

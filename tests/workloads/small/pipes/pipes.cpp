@@ -84,10 +84,15 @@ WORKLOAD(pipes, packets) {
     put(p.out, "two and more");
     put(p.out, "3");
   };
-  send();
-  return [=] {
+  const auto expect_packets = [=] {
     for (const char* want : {"one", "two and more", "3"})
       expect(drain(p.in) == want, std::string("packet ") + want + " differs");
+  };
+  send();
+  return [=] {
+    expect_packets();
+    send();
+    expect_packets();
     send();
   };
 }

@@ -59,6 +59,28 @@ WORKLOAD(processes, timestamps_forbidden) {
   });
 }
 
+WORKLOAD(processes, death_signal_told) {
+  return in_child([] {
+    must(prctl(PR_SET_PDEATHSIG, 12), "prctl");
+    return stays("PR_GET_PDEATHSIG", [] {
+      int value = 0;
+      must(prctl(PR_GET_PDEATHSIG, &value), "prctl");
+      return value;
+    });
+  });
+}
+
+WORKLOAD(processes, tid_address) {
+  return in_thread([]() -> Verify {
+    const auto look = [] {
+      uintptr_t address = 0;
+      return prctl(PR_GET_TID_ADDRESS, &address) == -1 ? 0 : address;
+    };
+    if (look() == 0) throw NotHere("the kernel has no PR_GET_TID_ADDRESS");
+    return stays("PR_GET_TID_ADDRESS", look);
+  });
+}
+
 WORKLOAD(processes, machine_check_policy) {
   return in_child([] {
     must(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0), "prctl");

@@ -145,8 +145,8 @@ pid_t idle_child(const std::function<void()>& first) {
   close(ready.out);
   char c = 0;
   const ssize_t got = read(ready.in, &c, 1);
+  expect(got == 1 && read(ready.in, &c, 1) == 0, "a child could not set up");  // it has closed its end, too
   close(ready.in);
-  expect(got == 1, "a child could not set up");
   return child;
 }
 

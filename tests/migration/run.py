@@ -100,7 +100,7 @@ def parse():
     p.add_argument("--only", action="append", default=[], help="regular expression over MODE/NAME; may be repeated")
     p.add_argument("--mode", action="append", choices=cases.MODES, default=[])
     p.add_argument("--list", action="store_true")
-    p.add_argument("--table", help="Markdown file to write what came of each workload in each mode into")
+    p.add_argument("--table", help="Markdown file: what came of each workload in each mode; other cells stay as they are")
     p.add_argument("-j", "--jobs", type=int, default=1)
     p.add_argument("--timeout", type=int, default=240, help="seconds a case")
     p.add_argument("--keep", action="store_true", help="keep the folder of the run")

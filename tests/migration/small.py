@@ -9,17 +9,25 @@ MOST = 26  # of a bundle
 
 # Options of `dump` and `restore` that those of a subject need.
 OPTIONS = {"locks": ("--file-locks",)}
-# Modes in which those of a subject are not moved: the source keeps its locks until the tree has moved (refusals.py has that).
-NOT_IN = {"locks": ("live", "live-stop", "live-postcopy", "live-hybrid", "cancelled")}
+BETWEEN_HOSTS = ("live", "live-stop", "live-postcopy", "live-hybrid", "cancelled")
+# Modes in which a subject, or one workload, is not moved.
+NOT_IN = {
+    "locks": BETWEEN_HOSTS,       # the source keeps its locks until the tree has moved (refusals.py has that)
+    "pipes.fifo": BETWEEN_HOSTS,  # both hosts of the test have one kernel, where the path leads to one pipe
+}
 
 Wrong = collections.namedtuple("Wrong", "modes why")
 # name: modes in which it comes out wrong for sure, and what is wrong. They are moved alone, in those modes, and must fail.
 KNOWN_WRONG = {
+    "calls.accept_with_limit": Wrong(("leave-running",), "accept with SO_RCVTIMEO ends with EINTR when its thread is stopped"),
+    "calls.epoll_pwait2": Wrong(("leave-running",), "epoll_pwait2 with a time-out ends with EINTR when its thread is stopped"),
     "calls.receive_with_limit": Wrong(("inplace", "leave-running"), "recv with SO_RCVTIMEO ends with EINTR when its thread is stopped"),
+    "calls.send_into_full_socket": Wrong(("leave-running",), "send that has sent a part gives that part when its thread is stopped"),
     "calls.wait_for_signal": Wrong(("leave-running", "live"), "sigtimedwait with a time-out ends with EINTR when its thread is stopped, and runs on"),
+    "calls.write_into_full_pipe_partly": Wrong(("leave-running",), "write that has written a part gives that part when its thread is stopped"),
+    "files.deleted_and_made_again": Wrong(("inplace", "live"), "a deleted file whose name is another's by now has another name in /proc/PID/fd"),
     "processes.group_of_zombie_leader": Wrong(("live",), "a group whose leader is a zombie: its number is taken when the shells are warm"),
     "processes.timestamps_forbidden": Wrong(("inplace", "live"), "PR_SET_TSC is not carried"),
-    "files.deleted_and_made_again": Wrong(("inplace", "live"), "a deleted file whose name is another's by now has another name in /proc/PID/fd"),
 }
 
 # name: part of the sentence that refuses it. They are tried alone, by `live`, and must be well when it has refused.
@@ -28,6 +36,11 @@ REFUSED = {
     "memory.droppable": "has droppable memory",
     "memory.sealed": "has a sealed mapping",
     "memory.secret": "has secret memory",
+    "memory.shared_by_processes": "share their memory",
+    "processes.deadline_scheduling": "runs under scheduling policy 6",
+    "processes.own_descriptors_of_thread": "has a descriptor table of its own",
+    "processes.own_place_of_thread": "has a working folder of its own",
+    "processes.shared_place": "share their working folder",
 }
 
 
@@ -59,7 +72,7 @@ def subject(name):
 
 
 def may_be_in(name, mode):
-    return mode not in NOT_IN.get(subject(name), ()) and (name not in REFUSED or mode == "live")
+    return mode not in (*NOT_IN.get(subject(name), ()), *NOT_IN.get(name, ())) and (name not in REFUSED or mode == "live")
 
 
 def options(names):

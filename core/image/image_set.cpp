@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "core/image/bounded_parse.h"
+#include "core/image/leave_out.h"
 #include "core/image/magic.h"
 
 namespace migrate {
@@ -57,6 +58,7 @@ bool ImageReader::next(google::protobuf::MessageLite& message) {
   if (size > rest_.size() || size > kMaxEntry) throw Corrupt(name_, "an entry is longer than the image");
   if (!parse_bounded(message, rest_.first(size))) throw Corrupt(name_, "an entry does not decode");
   rest_ = rest_.subspan(size);
+  leave_out(message);
   return true;
 }
 

@@ -15,6 +15,7 @@
 #include "core/base/proc_values.h"
 #include "core/base/procfs.h"
 #include "core/files/hidden_sockets.h"
+#include "core/image/leave_out.h"
 #include "core/restore/coordinator.h"
 #include "core/restore/copy_memory.h"
 #include "core/restore/lazy_restore.h"
@@ -138,7 +139,9 @@ void Restore::Impl::start(const ImageSet& images) {
   hold(coordinator_pid);
 }
 
-Restore::Restore(RestoreOptions options, Logger& log) : impl_(std::make_unique<Impl>(std::move(options), log)) {}
+Restore::Restore(RestoreOptions options, Logger& log) : impl_(std::make_unique<Impl>(std::move(options), log)) {
+  if (!left_out().empty()) log.warn("MIGRATE_TEST_LEAVE_OUT: {} not restored", left_out());
+}
 
 void Restore::leave_alone() noexcept {
   impl_->opened = true;

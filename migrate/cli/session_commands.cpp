@@ -6,6 +6,7 @@
 #include <iostream>
 
 #include "core/base/error.h"
+#include "core/image/leave_out.h"
 #include "migrate/cli/help.h"
 #include "migrate/cli/idle_options.h"
 #include "migrate/cli/key_files.h"
@@ -255,6 +256,14 @@ void SessionCommands::add_resolve(CLI::App& app, std::function<int()>& run) {
   points->callback([&run] {
     run = [] {
       for (const std::string_view name : fault_points()) std::cout << name << "\n";
+      return 0;
+    };
+  });
+  CLI::App* subjects =
+      app.add_subcommand("left-out-names", "name what MIGRATE_TEST_LEAVE_OUT can leave out")->group("");
+  subjects->callback([&run] {
+    run = [] {
+      for (const std::string& name : left_out_names()) std::cout << name << "\n";
       return 0;
     };
   });

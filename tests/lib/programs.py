@@ -6,6 +6,7 @@ import subprocess
 from . import redis
 from .netns import call_in
 from .process import descendants, exists, innermost_pid, kill_all, read, reap, spawn, stat_fields, wait_for
+from .skip import Skip
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -101,8 +102,11 @@ class Asked(Program):
 
     def ready(self):
         def there():
+            status = read(os.path.join(self.folder, "status"))
+            if status.startswith("SKIP "):
+                raise Skip(status[5:].strip())
             self.alive_or_raise()
-            return read(os.path.join(self.folder, "status")).startswith("READY")
+            return status.startswith("READY")
         wait_for(there, f"{self.name} to be ready", 40)
 
     def check(self):
@@ -138,6 +142,42 @@ class Workload(Asked):
 
     def command(self):
         return self.line
+
+
+class Members(Unwell):
+    """Some of a bundle's workloads are wrong: {name: sentence}."""
+
+    def __init__(self, wrong):
+        super().__init__("; ".join(f"{name}: {why}" for name, why in wrong.items()))
+        self.wrong = wrong
+
+
+class Bundle(Workload):
+    """Small workloads that are moved together (tests/workloads/small). `skipped`: {name: why it cannot be here}."""
+    skipped, owners = {}, {}
+    churn = True  # some have a child end at each check; they know themselves whom they miss
+
+    def __init__(self, name, binary, members, folder, prefix=(), ns=None):
+        self.members = members
+        super().__init__(name, binary, members, folder, prefix, ns)
+
+    def ready(self):
+        super().ready()
+        lines = read(os.path.join(self.folder, "skipped")).splitlines()
+        self.skipped = dict(line.split(": ", 1) for line in lines)
+        # Whose processes are which.
+        lines = {p: read(f"/proc/{p}/cmdline").split("\0") for p in descendants(self.pid) if p != self.pid}
+        self.owners = {innermost_pid(p): line[2] for p, line in lines.items() if len(line) > 2 and line[2] in self.members}
+
+    def check(self):
+        try:
+            super().check()
+        except Unwell as e:
+            parts = str(e).removeprefix(self.name + ": ").removeprefix("FAIL ").split(" | ")
+            wrong = dict(p.split(": ", 1) for p in parts if p.split(": ", 1)[0] in self.members)
+            if len(wrong) == len(parts):
+                raise Members(wrong) from None
+            raise
 
 
 class Python(Asked):

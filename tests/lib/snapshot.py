@@ -132,7 +132,7 @@ def task_facts(pid, names, exact_maps):
     for fd, fact in fd_facts(pid, names).items():
         facts[f"fd {fd}"] = fact
     # By the numbers that go along: those of this namespace may wrap around in between.
-    tids = sorted(map(int, os.listdir(f"/proc/{pid}/task")), key=lambda tid: innermost_pid(f"{pid}/task/{tid}") or tid)
+    tids = sorted(map(int, os.listdir(f"/proc/{pid}/task")), key=lambda tid: (tid != pid, innermost_pid(f"{pid}/task/{tid}") or tid))
     for place, tid in enumerate(tids):
         for key, value in thread_facts(pid, tid).items():
             facts[f"thread {place} {key}"] = value

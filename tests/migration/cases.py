@@ -1,11 +1,14 @@
 """What is moved, and how: the rows and columns of the migration tests."""
+import contextlib
 import os
+import re
 import shutil
 import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import small  # noqa: E402
 from lib import lazy as lazy_verbs, netns, programs, remains, snapshot, tool  # noqa: E402
 from lib.process import exists, find_moved, kill_tree, wait_for  # noqa: E402
 from lib.suite import Skip  # noqa: E402
@@ -32,9 +35,11 @@ NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3"
 # Lazily moved with TLS; they have more private memory than this, which a lazy dump leaves out of the folder.
 LAZY_TLS = ("memory", "redis")
 LAZY_MOST = 2 << 20
-MODES = ("inplace", "lazy", "lazy-remote", "leave-running", "live", "live-stop", "live-postcopy", "live-hybrid", "live-back")
+MODES = ("inplace", "lazy", "lazy-remote", "leave-running", "live", "live-stop", "live-postcopy", "live-hybrid", "live-back", "cancelled")
+# Those in which small workloads are moved, in bundles.
+SMALL_MODES = ("inplace", "leave-running", "live", "live-stop", "live-postcopy", "live-hybrid", "cancelled")
 # Both hosts of the test see the same files.
-BETWEEN_HOSTS = ("live", "live-stop", "live-postcopy", "live-hybrid", "lazy-remote")
+BETWEEN_HOSTS = ("live", "live-stop", "live-postcopy", "live-hybrid", "lazy-remote", "cancelled")
 # Moved to a host whose clocks are ahead, too; their last time-out ends this many seconds after their start.
 TIMED = {"clocks": 0, "itimer": 0, "timers": 4, "sleep_restart": 5, "events": 4, "main_waits": 5}
 
@@ -53,22 +58,37 @@ class Context:
         self.binary, self.workloads, self.top = binary, workloads, top
         self.send_args, self.receive_args = send_args, receive_args
         self.shared = shared  # others run at the same time: what is left behind cannot be told apart
+        self.small = small.Catalogue(workloads)
+        self.program = None  # what was started last
 
 
 def start(context, name, folder, prefix=(), ns=None):
+    context.program = program = made(context, name, folder, prefix, ns)
+    more = OPTIONS.get(name, ()) if isinstance(name, str) and "." not in name else small.options([name] if isinstance(name, str) else name)
+    program.dump_options = (*program.dump_options, *more)
+    return program
+
+
+def made(context, name, folder, prefix, ns):
+    """`name`: also a list of small workloads, which are started together."""
+    if isinstance(name, list):
+        return programs.Bundle(name[0] if len(name) == 1 else "bundle", context.small.binary, name, folder, prefix, ns)
+    if name in context.small.names:
+        return programs.Bundle(name, context.small.binary, [name], folder, prefix, ns)
     if name in PROGRAMS:
         needed = NEEDS.get(name)
         if needed and not shutil.which(needed):
             raise Skip(f"{needed} is not installed (scripts/install-deps installs it)")
-        program = PROGRAMS[name](folder, prefix, ns)
-    else:
-        file, arguments = WORKLOADS[name]
-        binary = os.path.join(context.workloads, file)
-        if not os.access(binary, os.X_OK):
-            raise Skip(f"{binary} is not built (scripts/build)")
-        program = programs.Workload(name, binary, arguments, folder, prefix, ns)
-    program.dump_options = (*program.dump_options, *OPTIONS.get(name, ()))
-    return program
+        return PROGRAMS[name](folder, prefix, ns)
+    file, arguments = WORKLOADS[name]
+    binary = os.path.join(context.workloads, file)
+    if not os.access(binary, os.X_OK):
+        raise Skip(f"{binary} is not built (scripts/build)")
+    return programs.Workload(name, binary, arguments, folder, prefix, ns)
+
+
+class Refused(tool.Failed):
+    """Nothing was touched."""
 
 
 def facts(program):
@@ -78,9 +98,9 @@ def facts(program):
 
 def compare(program, before, what, ignore=()):
     after = facts(program)
-    found = snapshot.differences(before, after, (*program.ignore, *ignore))
     if program.churn:
-        found = [d for d in found if not d.endswith((" is missing", " is new"))]
+        before, after = ({p: f for p, f in of.items() if p in before and p in after} for of in (before, after))
+    found = snapshot.differences(before, after, (*program.ignore, *ignore))
     traced = [f"task {pid} has tracer {f['tracer']}" for pid, f in after.items() if f.get("tracer", "0") != "0"]
     if found or traced:
         raise programs.Unwell(f"{what}: /proc differs:\n  " + "\n  ".join(found + traced))
@@ -192,43 +212,86 @@ def leave_running(context, name, folder):
         program.end()
 
 
+class Move:
+    """Two hosts, the program on the source, a receiver on the destination. `environment`: of the sender."""
+
+    def __init__(self, context, name, folder, source_clocks, destination_clocks, environment=None):
+        self.name, self.folder, self.environment = name, folder, environment
+        short = f"m{os.getpid()}"
+        self.inside = f"{short}-destination"
+        self.program = self.receiver = None
+        self.network = netns.Network(short, {"source": "10.77.1.1/24", "destination": "10.77.1.2/24"})
+        try:
+            self.tool = tool.Tool(context.binary, folder, context.send_args, context.receive_args)
+            self.keys = tool.Keys(context.binary, os.path.join(folder, "keys"), ["source", "destination"])
+            self.program = start(context, name, os.path.join(folder, "program"), [*self.network.enter("source"), *source_clocks],
+                                 f"{short}-source")
+            self.started = time.monotonic()
+            self.program.ready()
+            self.program.check()
+            self.before = facts(self.program)
+            self.program.remember()
+            self.receiver = self.tool.receive(self.network, "destination", self.keys, prefix=destination_clocks)
+        except BaseException:
+            self.close()
+            raise
+
+    def send(self, options):
+        """Gives (exit code, events, output)."""
+        return self.tool.send(self.network, "source", "destination", self.keys, self.program.pid, options=options, env=self.environment)
+
+    def heard(self):
+        return tool.tail(self.folder + "/receive.log")
+
+    def end_receiver(self, code=0):
+        if wait_for(lambda: self.receiver.poll() is not None, "migrate receive --once to end", 15) and self.receiver.returncode != code:
+            raise tool.Failed(f"receive exited {self.receiver.returncode}:\n{self.heard()}")
+
+    def close(self):
+        if self.program is not None:
+            self.program.end()
+        if self.receiver is not None and self.receiver.poll() is None:
+            kill_tree(self.receiver.pid)
+            self.receiver.wait(timeout=5)
+        self.network.close()
+
+
 def live(context, name, folder, source_clocks=netns.OTHER_CLOCKS, destination_clocks=(), options=()):
     """Sent between two hosts, by pre-copy; the source's clocks are 100,000 s ahead."""
-    short = f"m{os.getpid()}"
-    program = receiver = None
-    network = netns.Network(short, {"source": "10.77.1.1/24", "destination": "10.77.1.2/24"})
-    try:
-        t = tool.Tool(context.binary, folder, context.send_args, context.receive_args)
-        keys = tool.Keys(context.binary, os.path.join(folder, "keys"), ["source", "destination"])
-        program = start(context, name, os.path.join(folder, "program"), [*network.enter("source"), *source_clocks], f"{short}-source")
-        started = time.monotonic()
-        program.ready()
-        program.check()
-        before = facts(program)
-        program.remember()
-        receiver = t.receive(network, "destination", keys, prefix=destination_clocks)
-        old, comm = program.pid, program.comm()
-        code, seen, out = t.send(network, "source", "destination", keys, old, options=options)
+    with contextlib.closing(Move(context, name, folder, source_clocks, destination_clocks)) as move:
+        program = move.program
+        comm = program.comm()
+        code, _, out = move.send(options)
         if code != 0:
-            raise tool.Failed(f"send exited {code}:\n{out.strip()[-1500:]}\nreceive said:\n{tool.tail(folder + '/receive.log')}")
-        program.reap_old(receiver.pid)
+            kind = tool.Failed
+            if code == 2 and '"touched":false' in out:
+                kind = Refused
+                program.check()
+                compare(program, move.before, "after it was refused")
+            raise kind(f"send exited {code}:\n{out.strip()[-1500:]}\nreceive said:\n{move.heard()}")
+        program.reap_old(move.receiver.pid)
         pid = wait_for(lambda: find_moved(program.inner, comm), "the tree at the destination", 10)
-        program.moved_to(pid, f"{short}-destination")
+        program.moved_to(pid, move.inside)
         program.check()
-        compare(program, before, "after the move", program.ignore_live)
-        if name in TIMED:
+        compare(program, move.before, "after the move", program.ignore_live)
+        if isinstance(name, str) and name in TIMED:
             # Time-outs that were running while it moved must end now, not 100,000 s later.
-            time.sleep(max(0.0, started + TIMED[name] - time.monotonic()))
+            time.sleep(max(0.0, move.started + TIMED[name] - time.monotonic()))
             program.check()
-        if wait_for(lambda: receiver.poll() is not None, "migrate receive --once to end", 15) and receiver.returncode != 0:
-            raise tool.Failed(f"receive exited {receiver.returncode}:\n{tool.tail(folder + '/receive.log')}")
-    finally:
-        if program is not None:
-            program.end()
-        if receiver is not None and receiver.poll() is None:
-            kill_tree(receiver.pid)
-            receiver.wait(timeout=5)
-        network.close()
+        move.end_receiver()
+
+
+def cancelled(context, name, folder):
+    """Given up by the source when all of it is ready at the destination: nobody can tell that it was frozen."""
+    with contextlib.closing(Move(context, name, folder, (), (), {"MIGRATE_FAULT": "source-agent.ready:fail"})) as move:
+        code, _, out = move.send(())
+        if code != 1 or "reach source-agent.ready" not in out:
+            raise tool.Failed(f"send exited {code} and should have failed:\n{out.strip()[-1500:]}\nreceive said:\n{move.heard()}")
+        move.program.alive_or_raise()
+        move.program.check()
+        compare(move.program, move.before, "after the cancelled move", move.program.ignore_live)
+        move.program.check()
+        move.end_receiver(1)
 
 
 def live_back(context, name, folder):
@@ -252,7 +315,8 @@ def live_hybrid(context, name, folder):
 
 
 RUN = {"inplace": in_place, "lazy": lazy, "lazy-remote": lazy_remote, "leave-running": leave_running, "live": live,
-       "live-stop": live_stop, "live-postcopy": live_postcopy, "live-hybrid": live_hybrid, "live-back": live_back}
+       "live-stop": live_stop, "live-postcopy": live_postcopy, "live-hybrid": live_hybrid, "live-back": live_back,
+       "cancelled": cancelled}
 
 
 def run_case(context, mode, name, folder):
@@ -267,3 +331,44 @@ def run_case(context, mode, name, folder):
         wait_for(lambda: not remains.new_since(before, (context.top,)), "clean-up", 8, 0.1)
     except Exception:
         raise programs.Unwell("left behind: " + "; ".join(remains.new_since(before, (context.top,)))) from None
+
+
+def run_bundle(context, mode, names, folder, expected, most=10):
+    """Moves small workloads together. Gives {name: what is wrong, "" if nothing, or a Skip}. Who is to blame when it fails is
+    taken out, or found by halves, and the others are moved again, `most` times."""
+    verdicts, todo = {}, [names]
+    for attempt in range(most):
+        if not todo:
+            break
+        some, here = todo.pop(), f"{folder}-{attempt}"
+        context.program = None
+        try:
+            run_case(context, mode, some, here)
+            wrong, text = {}, ""
+        except programs.Members as e:
+            wrong, text = e.wrong, str(e)
+        except expected as e:
+            text = str(e)
+            wrong = {n: text[:600] for n in blamed(context.program, text)}
+        skipped = getattr(context.program, "skipped", {})
+        verdicts |= {n: Skip(why) for n, why in skipped.items()} | wrong
+        rest = [n for n in some if n not in verdicts]
+        if not text:
+            shutil.rmtree(here, ignore_errors=True)
+            verdicts |= dict.fromkeys(rest, "")
+        elif wrong:
+            todo += [rest] if rest else []
+        elif len(rest) < 2:
+            verdicts |= dict.fromkeys(rest, text[:600])
+        else:
+            todo += [rest[:len(rest) // 2], rest[len(rest) // 2:]]
+    return verdicts | {n: f"not moved: {most} attempts were in vain" for n in names if n not in verdicts}
+
+
+def blamed(program, text):
+    """The workloads whose processes the first sentences of a failure name."""
+    owners = getattr(program, "owners", {})
+    lines = text.splitlines()
+    told = [line for line in lines[1:] if "differs" in lines[0] or '"refused"' in line or '"failed"' in line]
+    pids = [int(n) for line in lines[:1] + told for n in re.findall(r"\b(?:task|process|pid|thread) (\d+)", line)]
+    return {owners[p] for p in pids if p in owners}

@@ -157,7 +157,7 @@ struct FileRestorer::Impl {
     return fd;
   }
 
-  Fd open_entry(const img::file_entry& e, const Use& use, uint64_t elapsed_ns) {
+  Fd open_entry(const img::file_entry& e, const Use& use, std::optional<int64_t> dumped_at_ns) {
     const auto owner = [&] { return owners.owner(e.id(), holders_of(use)); };
     const FileOwner ours{paths.self().uid, paths.self().gid, {}};
     switch (e.type()) {
@@ -166,7 +166,7 @@ struct FileRestorer::Impl {
       case img::fd_types::EVENTFD:
         return restore_eventfd(e.efd());
       case img::fd_types::TIMERFD:
-        return restore_timerfd(e.tfd(), elapsed_ns);
+        return restore_timerfd(e.tfd(), dumped_at_ns);
       case img::fd_types::SIGNALFD:
         return restore_signalfd(e.sgfd());
       case img::fd_types::MEMFD:
@@ -189,7 +189,7 @@ struct FileRestorer::Impl {
     files[id] = std::move(fd);
   }
 
-  void open_all(uint64_t elapsed_ns) {
+  void open_all(std::optional<int64_t> dumped_at_ns) {
     raise_limit();
     check_one_terminal(entries);
     const auto ids = used();
@@ -200,7 +200,7 @@ struct FileRestorer::Impl {
       if (use.type == img::fd_types::UNIXSK) {
         unix_sockets.add(e.usk(), holders_of(use));
       } else if (use.type != img::fd_types::REG && use.type != img::fd_types::FIFO) {
-        keep(id, open_entry(e, use, elapsed_ns));
+        keep(id, open_entry(e, use, dumped_at_ns));
       }
     }
     static const Holders kNobody;
@@ -289,7 +289,7 @@ std::vector<Fd> FileRestorer::open_files(const std::vector<WantedFile>& wanted) 
 
 const std::map<uint64_t, Fd>& FileRestorer::shared_objects() { return impl_->memfds.objects(); }
 bool FileRestorer::is_warm(uint64_t shmid) const { return impl_->memfds.is_warm(shmid); }
-void FileRestorer::open_all(uint64_t elapsed_ns) { impl_->open_all(elapsed_ns); }
+void FileRestorer::open_all(std::optional<int64_t> dumped_at_ns) { impl_->open_all(dumped_at_ns); }
 const std::map<uint32_t, int>& FileRestorer::opened() const { return impl_->numbers; }
 std::vector<std::string> FileRestorer::after_gate() { return impl_->after_gate(); }
 

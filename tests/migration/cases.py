@@ -19,7 +19,7 @@ WORKLOADS = {
     "sequence": ("sequence", []), "many_vmas": ("many_vmas", ["5000"]), "many_fds": ("many_fds", ["5000"]),
     "memory": ("memory", ["256"]), "shared": ("shared", ["32", "3000"]), "locks": ("locks", []), "novdso": ("novdso", []),
     "main_waits": ("main_waits", []), "sections": ("sections", []), "peercred": ("peercred", []), "beyond": ("beyond", []),
-    "attributes": ("attributes", []),
+    "attributes": ("attributes", []), "many_timers": ("many_timers", []), "timer_signals": ("timer_signals", []),
 }
 # Options of `dump` and `restore` that a program needs.
 OPTIONS = {"locks": ("--file-locks",)}
@@ -34,7 +34,8 @@ MODES = ("inplace", "lazy", "lazy-remote", "leave-running", "live", "live-stop",
 # Both hosts of the test see the same files.
 BETWEEN_HOSTS = ("live", "live-stop", "live-postcopy", "live-hybrid", "lazy-remote")
 # Moved to a host whose clocks are ahead, too; their last time-out ends this many seconds after their start.
-TIMED = {"clocks": 0, "itimer": 0, "timers": 4, "sleep_restart": 5, "events": 4, "main_waits": 5}
+TIMED = {"clocks": 0, "itimer": 0, "timers": 4, "sleep_restart": 5, "events": 4, "main_waits": 5,
+         "many_timers": 1, "timer_signals": 0}
 
 
 def names(mode):

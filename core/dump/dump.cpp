@@ -5,6 +5,7 @@
 #include <map>
 #include <set>
 
+#include "core/base/proc_values.h"
 #include "core/base/refusals.h"
 #include "core/base/standby.h"
 #include "core/dump/dump_memory.h"
@@ -20,6 +21,7 @@
 #include "core/memory/page_files.h"
 #include "core/task/core_image.h"
 #include "core/task/interrupted_calls.h"
+#include "core/task/timer_signals.h"
 #include "images/stats.pb.h"
 
 namespace migrate {
@@ -53,6 +55,16 @@ void check_tree(const std::vector<ProcDir>& tasks, const DumpOptions& options) {
   check_sessions(tasks, options);
 }
 
+/// What a task's CLOCK_MONOTONIC is ahead of the initial time namespace's.
+int64_t clock_offset_ns(const ProcDir& task) {
+  try {
+    return parse_clock_offsets(task.read("timens_offsets")).monotonic_ns;
+  } catch (const Error& e) {
+    if (e.code() != ENOENT) throw;  // kernels without time namespaces
+    return 0;
+  }
+}
+
 bool alive(const StoppedTask& task) { return task.state != TaskState::zombie; }
 
 /// Folders of the tasks, opened again: those of the tree stay where they are.
@@ -75,6 +87,7 @@ struct Dump::Impl {
   void look_again();
   std::future<void> look_for_sharing();
   void visit();
+  void tell_as_of(TaskHarvest& harvested, const std::vector<PosixTimer>& listed, int64_t before_ns);
   void look_for_lazy(const StoppedTask& task, pid_t image_pid);
   void scan_memory();
   void describe_task_images(size_t index, MemoryDumper& memory);
@@ -87,7 +100,7 @@ struct Dump::Impl {
   ImageSet images;
   SleepSurvey survey;
   Clock::time_point frozen_since;
-  int64_t as_of_ns = 0;  ///< CLOCK_MONOTONIC when the first visit began: the images tell what is left of times then
+  int64_t as_of_ns = 0;  ///< CLOCK_MONOTONIC, ours, when the root's was what the images have: all times are as of then
   std::map<pid_t, std::vector<Vma>> foreseen;
   std::vector<std::pair<ProcDir, std::vector<Vma>>> believed;  ///< of `foreseen`, what the images rely on
   std::future<void> second_look;                               // destroyed, and waited for, after the tree was let go
@@ -96,6 +109,7 @@ struct Dump::Impl {
   std::unique_ptr<ImagePids> pids;
   std::map<Pid, TaskHarvest> harvests;
   std::map<Pid, std::vector<PosixTimer>> timers;
+  std::map<Pid, std::set<int>> timers_sent;  ///< those that had signals in queues when they were read
   std::map<Tid, EarlyThread> early;
   std::map<Pid, Fd> mems;
   DomainWitnesses witnesses;
@@ -176,9 +190,23 @@ std::future<void> Dump::Impl::look_for_sharing() {
   });
 }
 
-/// What must be read before anything runs in the tasks, then the visits.
+/// Brings all times to one clock, that of the images, which is the root's right after its timers were read. Never more
+/// than is true, whatever a task tells: its timers would end early.
+void Dump::Impl::tell_as_of(TaskHarvest& harvested, const std::vector<PosixTimer>& listed, int64_t before_ns) {
+  const auto to_ns = [](const timespec& t) { return t.tv_sec * 1'000'000'000 + t.tv_nsec; };
+  const int64_t now = monotonic_ns();
+  if (harvested.pid == tree->root().pid) {
+    const int64_t here =
+        to_ns(harvested.monotonic) - clock_offset_ns(tree->root().proc) + clock_offset_ns(ProcDir(::getpid()));
+    as_of_ns = here < before_ns || here > now ? before_ns : here;
+    return;
+  }
+  const int64_t ago = to_ns(harvested.monotonic) - to_ns(harvests.at(tree->root().pid).monotonic);
+  count_back(harvested, listed, ago < before_ns - as_of_ns || ago > now - as_of_ns ? now - as_of_ns : ago);
+}
+
+/// What must be read before anything runs in the tasks, then the visits, the root's first.
 void Dump::Impl::visit() {
-  as_of_ns = monotonic_ns();
   for (StoppedTask& task : tree->tasks()) {
     if (!alive(task)) continue;
     mems.emplace(task.pid, task.proc.open("mem", O_RDONLY));
@@ -188,16 +216,18 @@ void Dump::Impl::visit() {
     std::vector<int> ids;
     ids.reserve(listed.size());
     for (const PosixTimer& timer : listed) ids.push_back(timer.id);
+    if (!ids.empty()) timers_sent[task.pid] = timers_with_signals(task);
+    const int64_t before = monotonic_ns();
     TaskHarvest& harvested =
         harvests.emplace(task.pid, harvest(task, ids, log, options.visit_hook, &witnesses)).first->second;
-    // The root is visited first: its clock is the images', read after its timers.
-    if (harvests.size() > 1) count_back(harvested, listed, monotonic_ns() - as_of_ns);
+    tell_as_of(harvested, listed, before);
   }
 }
 
 /// One a thread, the leader's first.
 std::vector<ext::ThreadExt> Dump::Impl::describe_core(const StoppedTask& task, uint32_t ordinal) {
   const TaskHarvest& harvested = harvests.at(task.pid);
+  const TimersRead read{timers.at(task.pid), harvested, timers_sent[task.pid], as_of_ns};
   const uint32_t cg_set = cgroups.add(task.proc);
   std::vector<ext::ThreadExt> extras;
   for (size_t i = 0; i < task.threads.size(); ++i) {
@@ -218,8 +248,10 @@ std::vector<ext::ThreadExt> Dump::Impl::describe_core(const StoppedTask& task, u
                                       .mem_fd = mems.at(task.pid).get()},
                                      core));
     core.mutable_thread_core()->set_cg_set(cg_set);
+    drop_later_signals(read, monotonic_ns(), *core.mutable_thread_core()->mutable_signals_p());
     if (i == 0) {
       describe_task(task, harvested, timers.at(task.pid), *pids, core);
+      drop_later_signals(read, monotonic_ns(), *core.mutable_tc()->mutable_signals_s());
       core.mutable_tc()->set_cg_set(cg_set);
       fill_task_ids(ordinal, files->files_id(task.pid), *core.mutable_ids());
       images.put(image_name("ids", static_cast<uint64_t>(image_tid)), magic::kIds, core.ids());

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -68,7 +69,8 @@ struct UsedFile {
   uint32_t id;
   const img::file_entry& entry;
   const Holders& holders;  ///< any of them may open it
-  uint64_t elapsed_ns;     ///< since the dump, on the tree's CLOCK_MONOTONIC
+  /// When it was dumped, on the tree's CLOCK_MONOTONIC.
+  std::optional<int64_t> dumped_at_ns;
 };
 
 /// What kinds use at the restore; all of it outlives them.

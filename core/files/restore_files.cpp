@@ -57,7 +57,7 @@ struct FileRestorer::Impl {
   void check_all() {
     if (std::ranges::none_of(kinds, [](const auto& kind) { return kind.second->has_checks(); })) return;
     for (const auto& [id, use] : used())
-      if (RestoreKind& kind = *kinds.at(use.type); kind.has_checks()) kind.check(file_of(id, use, 0));
+      if (RestoreKind& kind = *kinds.at(use.type); kind.has_checks()) kind.check(file_of(id, use, {}));
   }
 
   struct Use {
@@ -97,8 +97,8 @@ struct FileRestorer::Impl {
     return ids;
   }
 
-  UsedFile file_of(uint32_t id, const Use& use, uint64_t elapsed_ns) {
-    return {id, entries.at(id), holders_of(use), elapsed_ns};
+  UsedFile file_of(uint32_t id, const Use& use, std::optional<int64_t> dumped_at_ns) {
+    return {id, entries.at(id), holders_of(use), dumped_at_ns};
   }
 
   void open(const UsedFile& file) {
@@ -113,29 +113,29 @@ struct FileRestorer::Impl {
     files[file.id] = std::move(fd);
   }
 
-  void open_all(uint64_t elapsed_ns) {
+  void open_all(std::optional<int64_t> dumped_at_ns) {
     raise_limit();
     check_one_terminal(entries);
     const auto ids = used();
     memfds.seal(false);
-    open_paths(ids, elapsed_ns);
+    open_paths(ids, dumped_at_ns);
     for (const auto& [id, use] : ids)
-      if (!kinds.at(use.type)->by_path()) open(file_of(id, use, elapsed_ns));
+      if (!kinds.at(use.type)->by_path()) open(file_of(id, use, dumped_at_ns));
     static const Holders kNobody;
     for (const auto& one : kinds)
       for (auto& [id, fd] : one.second->connect()) {
         const auto use = ids.find(id);
-        keep({id, entries.at(id), use == ids.end() ? kNobody : holders_of(use->second), elapsed_ns}, std::move(fd));
+        keep({id, entries.at(id), use == ids.end() ? kNobody : holders_of(use->second), dumped_at_ns}, std::move(fd));
       }
     for (const auto& one : kinds) one.second->seal();
     if (!options.hold_outside) after_gate();
   }
 
   /// Those of one holder after the other, since taking on rights takes as long as opening a file.
-  void open_paths(const std::map<uint32_t, Use>& ids, uint64_t elapsed_ns) {
+  void open_paths(const std::map<uint32_t, Use>& ids, std::optional<int64_t> dumped_at_ns) {
     std::map<const Holders*, std::vector<UsedFile>> by_holders;
     for (const auto& [id, use] : ids)
-      if (kinds.at(use.type)->by_path()) by_holders[&holders_of(use)].push_back(file_of(id, use, elapsed_ns));
+      if (kinds.at(use.type)->by_path()) by_holders[&holders_of(use)].push_back(file_of(id, use, dumped_at_ns));
     const TaskPaths::Batch batch(paths);
     for (const auto& files_of : by_holders)
       for (const UsedFile& file : files_of.second) open(file);
@@ -198,7 +198,7 @@ std::vector<Fd> FileRestorer::open_files(const std::vector<WantedFile>& wanted) 
 
 const std::map<uint64_t, Fd>& FileRestorer::shared_objects() { return impl_->memfds.objects(); }
 bool FileRestorer::is_warm(uint64_t shmid) const { return impl_->memfds.is_warm(shmid); }
-void FileRestorer::open_all(uint64_t elapsed_ns) { impl_->open_all(elapsed_ns); }
+void FileRestorer::open_all(std::optional<int64_t> dumped_at_ns) { impl_->open_all(dumped_at_ns); }
 const std::map<uint32_t, int>& FileRestorer::opened() const { return impl_->numbers; }
 std::vector<std::string> FileRestorer::after_gate() { return impl_->after_gate(); }
 

@@ -69,9 +69,9 @@ class FileRestorer {
   const std::map<uint64_t, Fd>& shared_objects();
   /// Whether that one was warm.
   bool is_warm(uint64_t shmid) const;
-  /// Opens all descriptions. Everything that can fail fails here or in open_files, before the gate. `elapsed_ns`: since
-  /// the dump, on the tree's CLOCK_MONOTONIC; timers have so much less left.
-  void open_all(uint64_t elapsed_ns = 0);
+  /// Opens all descriptions. Everything that can fail fails here or in open_files, before the gate. `dumped_at_ns`: the
+  /// tree's CLOCK_MONOTONIC at the dump; timers have less left by what has passed since.
+  void open_all(std::optional<int64_t> dumped_at_ns = {});
   /// file id → descriptor number in this process, for install_descriptors.
   const std::map<uint32_t, int>& opened() const;
   /// What the outside may see: ends the deafness, publishes Unix socket names. Never throws: what fails is logged and

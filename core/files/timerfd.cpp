@@ -1,6 +1,7 @@
 #include <sys/ioctl.h>
 #include <sys/timerfd.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 
@@ -83,7 +84,7 @@ void dump_timerfd(const OpenFile& file, DumpContext& context) {
   context.emit(entry);
 }
 
-Fd restore_timerfd(const img::timerfd_entry& entry, uint64_t elapsed_ns) {
+Fd restore_timerfd(const img::timerfd_entry& entry, std::optional<int64_t> dumped_at_ns) {
   Fd fd(check(::timerfd_create(static_cast<int>(entry.clockid()), TFD_CLOEXEC), "make", "a timerfd"));
   itimerspec value{};
   value.it_value = to_timespec(entry.vsec(), entry.vnsec());
@@ -92,6 +93,9 @@ Fd restore_timerfd(const img::timerfd_entry& entry, uint64_t elapsed_ns) {
   const bool armed = value.it_value.tv_sec != 0 || value.it_value.tv_nsec != 0;
   uint64_t ticks = entry.ticks();
   if (armed) {
+    // Now, not once for all: each that is restored takes its time.
+    const int64_t passed = dumped_at_ns ? clock_ns(CLOCK_MONOTONIC) - *dumped_at_ns : 0;
+    const auto elapsed_ns = static_cast<uint64_t>(std::max<int64_t>(passed, 0));
     const PeriodicTimer left = periodic_time_left(time_left_ns(entry.vsec(), entry.vnsec(), 0),
                                                   time_left_ns(entry.isec(), entry.insec(), 0), elapsed_ns);
     ticks += left.missed;
@@ -129,7 +133,7 @@ class TimerfdDump : public DumpKind {
 class TimerfdRestore : public RestoreKind {
  public:
   explicit TimerfdRestore(const RestoreServices&) {}
-  Fd open(const UsedFile& file) override { return restore_timerfd(file.entry.tfd(), file.elapsed_ns); }
+  Fd open(const UsedFile& file) override { return restore_timerfd(file.entry.tfd(), file.dumped_at_ns); }
 };
 
 }  // namespace

@@ -55,7 +55,7 @@ struct TaskHarvest {
   uint64_t brk = 0;                  ///< brk(0)
   int membarrier_registrations = 0;  ///< MEMBARRIER_CMD_GET_REGISTRATIONS, 0 where the kernel lacks it
   struct timespec monotonic {
-  }, boottime{};                       ///< as the task reads them at that time
+  }, boottime{};                       ///< as the task reads them, right after its timers
   std::vector<ThreadHarvest> threads;  ///< the leader's first, as in StoppedTask::threads
 };
 

@@ -75,6 +75,9 @@ void collect_task(Area* area) {
     t->error = call(__NR_timer_gettime, t->id, address(&t->interval_sec));
     t->overrun = static_cast<int>(call(__NR_timer_getoverrun, t->id));
   }
+  // At once: what is left of the timers is told as of this moment.
+  note(area, call(__NR_clock_gettime, CLOCK_MONOTONIC, address(&area->monotonic)));
+  note(area, call(__NR_clock_gettime, CLOCK_BOOTTIME, address(&area->boottime)));
   area->dumpable = call(__NR_prctl, PR_GET_DUMPABLE);
   note(area, call(__NR_prctl, PR_GET_CHILD_SUBREAPER, address(&area->child_subreaper)));
   area->thp_disabled = call(__NR_prctl, PR_GET_THP_DISABLE);
@@ -83,8 +86,6 @@ void collect_task(Area* area) {
   area->lock_future = locks_future(area);
   area->membarrier = call(__NR_membarrier, kMembarrierGetRegistrations);
   area->brk = call(__NR_brk, 0);
-  note(area, call(__NR_clock_gettime, CLOCK_MONOTONIC, address(&area->monotonic)));
-  note(area, call(__NR_clock_gettime, CLOCK_BOOTTIME, address(&area->boottime)));
 }
 
 void collect_thread(Thread* t) {

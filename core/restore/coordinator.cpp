@@ -359,7 +359,7 @@ class Coordinator {
     images_of_.clear();
     for (const TaskNode& node : shells_->tasks())
       if (!node.zombie) images_of_.push_back(read_task(final_images_, node));
-    files_->open_all(elapsed_since_dump_ns(final_images_));
+    files_->open_all(dumped_monotonic_ns(final_images_));
     const Fd table = pack_table(files_->opened());
     const std::array<int, 2> fds{m.fds[0].get(), table.get()};
     for (const TaskNode& node : shells_->tasks())

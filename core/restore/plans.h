@@ -32,6 +32,17 @@ struct FolderFds {
 /// Everything but the address space, in an order that leaves no moment in which the task's code could run, or the
 /// kernel act for it, with other credentials than its own. `elapsed_ns` is taken off what is left of each timer.
 void plan_task(const TaskImage& task, const FolderFds& fds, uint64_t elapsed_ns, Region& region, OpList& list);
+/// timer_plan.cpp: interval timers and POSIX timers. Those whose signal is queued are left for plan_expired_timer.
+void plan_timers(const TaskImage& task, uint64_t elapsed_ns, Region& region, OpList& list);
+/// Clocks that wake the machine want CAP_WAKE_ALARM, which the task may have given up since. Other timers are made by
+/// the task as itself, so that they count as its user's queued signals, not as root's.
+bool timers_need_privilege(const TaskImage& task);
+/// Whether `signal`, one of the queue of thread `tid` (0: of the task), is what a timer has sent when it expired: that
+/// timer, else nullptr.
+const img::posix_timer_entry* timer_of_signal(const TaskImage& task, pid_t tid, const img::siginfo_entry& signal);
+/// Lets the timer expire, so that the kernel itself queues its signal.
+void plan_expired_timer(const img::posix_timer_entry& e, uint64_t elapsed_ns, Region& region, OpList& list);
+
 /// credentials_plan.cpp: throws Refusal for limits and capabilities that this process cannot give.
 void check_privileges(const TaskImage& task);
 

@@ -4,21 +4,12 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
-#include <sys/time.h>
-#include <time.h>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 
-#include "core/base/clock.h"
 #include "core/base/kernel_abi.h"
-#include "core/base/time_left.h"
 #include "core/restore/plans.h"
-
-#ifndef PR_TIMER_CREATE_RESTORE_IDS  // 6.16
-#define PR_TIMER_CREATE_RESTORE_IDS 77
-#endif
 
 namespace migrate {
 namespace {
@@ -26,56 +17,12 @@ namespace {
 using restorer::kMayFail;
 using restorer::Tag;
 
-constexpr uint64_t kNsPerSecond = 1'000'000'000;
 constexpr size_t kSigsetBytes = 8;
 
 /// The kernel's struct sigaction.
 struct KernelAction {
   uint64_t handler, flags, restorer, mask;
 };
-
-/// The kernel's struct sigevent for what is used here.
-struct KernelSigevent {
-  uint64_t value;
-  int32_t signo, notify, tid;
-  std::array<int32_t, 11> pad{};
-};
-static_assert(sizeof(KernelSigevent) == 64);
-
-void plan_itimer(int which, const img::itimer_entry& e, uint64_t elapsed_ns, Region& region, OpList& list) {
-  uint64_t ns = time_left_ns(e.vsec(), e.vusec() * 1000, elapsed_ns);
-  // A periodic ITIMER_REAL whose SIGALRM is queued reads as 0: the kernel re-arms it only when that signal is taken.
-  if (ns == 0 && which == ITIMER_REAL && (e.isec() != 0 || e.iusec() != 0))
-    ns = e.isec() * kNsPerSecond + e.iusec() * 1000;
-  if (ns == 0) return;
-  const uint64_t us = std::max<uint64_t>(1, ns / 1000);
-  const itimerval value{{static_cast<time_t>(e.isec()), static_cast<suseconds_t>(e.iusec())},
-                        {static_cast<time_t>(us / 1'000'000), static_cast<suseconds_t>(us % 1'000'000)}};
-  list.call(Tag::timer, SYS_setitimer, {static_cast<uint64_t>(which), region.put_value(value), 0});
-}
-
-void plan_posix_timer(const img::posix_timer_entry& e, uint64_t elapsed_ns, Region& region, OpList& list) {
-  KernelSigevent event{e.sival_ptr(), static_cast<int32_t>(e.si_signo()), static_cast<int32_t>(e.it_sigev_notify()), 0};
-  if (event.notify == SIGEV_THREAD_ID) event.tid = e.notify_thread_id();
-  list.add(restorer::Op::timer_create, Tag::timer, {e.clock_id(), region.put_value(event), e.it_id()});
-  uint64_t ns = time_left_ns(e.vsec(), e.vnsec(), elapsed_ns);
-  if (ns == 0) return;
-  const uint64_t full = time_left_ns(e.vsec(), e.vnsec(), 0), interval = time_left_ns(e.isec(), e.insec(), 0);
-  // Expirations were missed: armed at the point in time of the first, the kernel counts the others as overruns.
-  timespec now{};
-  uint64_t flags = 0;
-  if (elapsed_ns >= full && interval != 0 && ::clock_gettime(static_cast<clockid_t>(e.clock_id()), &now) == 0) {
-    const uint64_t here = static_cast<uint64_t>(now.tv_sec) * kNsPerSecond + static_cast<uint64_t>(now.tv_nsec);
-    const uint64_t late = elapsed_ns - full;
-    if (here > late) {
-      ns = here - late;
-      flags = TIMER_ABSTIME;
-    }
-  }
-  const itimerspec value{{static_cast<time_t>(e.isec()), static_cast<long>(e.insec())},
-                         {static_cast<time_t>(ns / kNsPerSecond), static_cast<long>(ns % kNsPerSecond)}};
-  list.call(Tag::timer, SYS_timer_settime, {e.it_id(), flags, region.put_value(value), 0});
-}
 
 void plan_folders(const TaskImage& task, const FolderFds& fds, Region& region, OpList& list) {
   if (fds.change_root) {
@@ -121,33 +68,6 @@ void plan_limits(const TaskImage& task, Region& region, OpList& list) {
     if (resource != RLIMIT_SIGPENDING) plan_limit(task, resource, region, list);
 }
 
-/// Clocks that wake the machine want CAP_WAKE_ALARM, which the task may have given up since. Other timers are made by
-/// the task as itself, so that they count as its user's queued signals, not as root's.
-bool timers_need_privilege(const TaskImage& task) {
-  const auto& timers = task.core().tc().timers().posix();
-  return std::any_of(timers.begin(), timers.end(), [](const img::posix_timer_entry& e) {
-    return e.clock_id() == CLOCK_REALTIME_ALARM || e.clock_id() == CLOCK_BOOTTIME_ALARM;
-  });
-}
-
-void plan_timers(const TaskImage& task, uint64_t elapsed_ns, Region& region, OpList& list) {
-  const img::task_core_entry& tc = task.core().tc();
-  if (!tc.has_timers()) return;
-  plan_itimer(ITIMER_REAL, tc.timers().real(), elapsed_ns, region, list);
-  plan_itimer(ITIMER_VIRTUAL, tc.timers().virt(), 0, region, list);
-  plan_itimer(ITIMER_PROF, tc.timers().prof(), 0, region, list);
-  if (tc.timers().posix().empty()) return;
-  list.call(Tag::timer, SYS_prctl, {PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0}, kMayFail);
-  // The kernel lists the newest first, and where ids cannot be chosen they only count up.
-  const auto& timers = tc.timers().posix();
-  for (auto it = timers.rbegin(); it != timers.rend(); ++it) {
-    const img::posix_timer_entry& e = *it;
-    const bool stands = is_processor_time(static_cast<clockid_t>(e.clock_id()));
-    plan_posix_timer(e, stands ? 0 : elapsed_ns, region, list);
-  }
-  list.call(Tag::timer, SYS_prctl, {PR_TIMER_CREATE_RESTORE_IDS, 0, 0, 0, 0}, kMayFail);
-}
-
 void plan_task_flags(const TaskImage& task, OpList& list) {
   const img::task_core_entry& tc = task.core().tc();
   list.call(Tag::process_flags, SYS_prctl, {PR_SET_CHILD_SUBREAPER, tc.child_subreaper() ? 1u : 0u, 0, 0, 0});
@@ -164,8 +84,12 @@ void plan_task_flags(const TaskImage& task, OpList& list) {
   }
 }
 
-void plan_shared_signals(const TaskImage& task, Region& region, OpList& list) {
+void plan_shared_signals(const TaskImage& task, uint64_t elapsed_ns, Region& region, OpList& list) {
   for (const img::siginfo_entry& e : task.core().tc().signals_s().signals()) {
+    if (const img::posix_timer_entry* timer = timer_of_signal(task, 0, e)) {
+      plan_expired_timer(*timer, elapsed_ns, region, list);
+      continue;
+    }
     if (e.siginfo().size() != sizeof(siginfo_t)) throw Corrupt("a pending signal", "its siginfo has the wrong size");
     siginfo_t info;
     std::memcpy(&info, e.siginfo().data(), sizeof info);
@@ -190,7 +114,7 @@ void plan_task(const TaskImage& task, const FolderFds& fds, uint64_t elapsed_ns,
   plan_thread(task, 0, region, list);
   plan_credentials(task, 0, region, list);
   if (!privileged_timers) plan_timers(task, elapsed_ns, region, list);
-  plan_shared_signals(task, region, list);
+  plan_shared_signals(task, elapsed_ns, region, list);
   plan_user_state(task, 0, region, list);
   list.add(restorer::Op::await_threads, Tag::clone_thread, {task.tids.size() - 1});
   plan_limit(task, RLIMIT_SIGPENDING, region, list);

@@ -52,6 +52,7 @@ void plan_own_signals(const TaskImage& task, size_t thread, Region& region, OpLi
   for (const img::siginfo_entry& e : task.cores[thread].thread_core().signals_p().signals()) {
     if (e.siginfo().size() != sizeof(siginfo_t)) throw Corrupt("a pending signal", "its siginfo has the wrong size");
     siginfo_t info;
+    if (timer_of_signal(task, task.tids[thread], e) != nullptr) continue;  // plan_timers lets it expire
     std::memcpy(&info, e.siginfo().data(), sizeof info);
     list.call(Tag::pending_signal, SYS_rt_tgsigqueueinfo,
               {static_cast<uint64_t>(task.pid), static_cast<uint64_t>(task.tids[thread]),

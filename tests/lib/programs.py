@@ -136,7 +136,7 @@ class Workload(Asked):
         self.name = name
         self.line = [binary, folder, *arguments]
         base = os.path.basename(binary)
-        if base in ("timers", "sections"):
+        if base in ("timers", "sections", "many_timers", "timer_signals"):
             self.ignore = (r"status\.(SigPnd|ShdPnd|SigBlk)$",)  # its signals come all the time
         super().__init__(folder, prefix, ns)
 

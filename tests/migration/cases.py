@@ -24,7 +24,7 @@ WORKLOADS = {
     "main_waits": ("main_waits", []), "sections": ("sections", []), "peercred": ("peercred", []), "beyond": ("beyond", []),
     "attributes": ("attributes", []), "tcp_inside": ("tcp_inside", []), "socket_options": ("socket_options", []),
     "unix_queues": ("unix_queues", []), "multicast": ("multicast", []), "renamed_sockets": ("renamed_sockets", []),
-    "shut_down": ("shut_down", []),
+    "shut_down": ("shut_down", []), "many_timers": ("many_timers", []), "timer_signals": ("timer_signals", []),
 }
 # Options of `dump` and `restore` that a program needs.
 OPTIONS = {"locks": ("--file-locks",)}
@@ -41,7 +41,8 @@ SMALL_MODES = ("inplace", "leave-running", "live", "live-stop", "live-postcopy",
 # Both hosts of the test see the same files.
 BETWEEN_HOSTS = ("live", "live-stop", "live-postcopy", "live-hybrid", "lazy-remote", "cancelled")
 # Moved to a host whose clocks are ahead, too; their last time-out ends this many seconds after their start.
-TIMED = {"clocks": 0, "itimer": 0, "timers": 4, "sleep_restart": 5, "events": 4, "main_waits": 5}
+TIMED = {"clocks": 0, "itimer": 0, "timers": 4, "sleep_restart": 5, "events": 4, "main_waits": 5,
+         "many_timers": 1, "timer_signals": 0}
 
 
 def names(mode):

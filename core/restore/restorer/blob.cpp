@@ -83,6 +83,21 @@ void await_threads(Header& h, uint32_t count) {
   }
 }
 
+long time_left(uint64_t address, uint64_t until_ns, uint64_t unit_ns) {
+  constexpr uint64_t kNsPerSecond = 1000000000;
+  struct {
+    int64_t sec, nsec;
+  } now;
+  const long result = call6(__NR_clock_gettime, 1 /* CLOCK_MONOTONIC */, reinterpret_cast<uint64_t>(&now), 0, 0, 0, 0);
+  const uint64_t now_ns = static_cast<uint64_t>(now.sec) * kNsPerSecond + static_cast<uint64_t>(now.nsec);
+  uint64_t left = until_ns > now_ns ? until_ns - now_ns : 1;
+  left = (left + unit_ns - 1) / unit_ns;
+  volatile uint64_t* words = reinterpret_cast<volatile uint64_t*>(address);
+  words[0] = left / (kNsPerSecond / unit_ns);
+  words[1] = left % (kNsPerSecond / unit_ns);
+  return result;
+}
+
 long perform(Header& h, const Record& r) {
   const uint64_t* a = r.args;
   switch (r.op) {
@@ -105,6 +120,8 @@ long perform(Header& h, const Record& r) {
     case Op::clear_word:
       *reinterpret_cast<volatile uint64_t*>(a[0]) = 0;
       return 0;
+    case Op::time_left:
+      return time_left(a[0], a[1], a[2]);
     case Op::ready:
       send(h, kBlobReady, r, 0);
       wait_for_end(h);

@@ -14,6 +14,8 @@ enum class Op : uint32_t {
   thread_done,    ///< counts this thread and waits for the end; the last record of a thread's list
   timer_create,   ///< args: 0 = clock, 1 = address of sigevent, 2 = wanted id
   clear_word,     ///< args: 0 = address of 8 bytes in the task's memory
+  time_left,      ///< args: 0 = address of two words for what is left until CLOCK_MONOTONIC is args[1] ns, at least one
+                  ///< unit: seconds, and units of args[2] ns
   ready,          ///< tells the coordinator, then waits for the end; the last record of the leader's list
 };
 

@@ -13,7 +13,7 @@ class InetDump : public DumpKind {
   explicit InetDump(const DumpServices& services) : context_(services.context) {}
   bool matches(const OpenFile& file) const override { return file.domain == AF_INET || file.domain == AF_INET6; }
   void dump(const OpenFile& file) override { dump_inet_socket(file, context_); }
-  bool preflight_opens() const override { return false; }  // it is
+  bool preflight_opens(const OpenFile&) const override { return false; }  // it is
   void preflight(const OpenFile& file, Preflight&) override {
     check_filter(file.ours.get(), file.who());
     check_inet_socket(file, context_.options);

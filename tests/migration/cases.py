@@ -19,7 +19,9 @@ WORKLOADS = {
     "sequence": ("sequence", []), "many_vmas": ("many_vmas", ["5000"]), "many_fds": ("many_fds", ["5000"]),
     "memory": ("memory", ["256"]), "shared": ("shared", ["32", "3000"]), "locks": ("locks", []), "novdso": ("novdso", []),
     "main_waits": ("main_waits", []), "sections": ("sections", []), "peercred": ("peercred", []), "beyond": ("beyond", []),
-    "attributes": ("attributes", []),
+    "attributes": ("attributes", []), "pidfds": ("pidfds", []), "watches": ("watches", []),
+    "epoll_elsewhere": ("epoll_elsewhere", []), "pipe_facts": ("pipe_facts", []), "lost_paths": ("lost_paths", []),
+    "sealed": ("sealed", []),
 }
 # Options of `dump` and `restore` that a program needs.
 OPTIONS = {"locks": ("--file-locks",)}

@@ -4,7 +4,9 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
@@ -14,8 +16,13 @@ namespace migrate {
 
 class DescriptorTables {
  public:
-  /// A number of a table, in use by a file with that inode number.
-  void add_number(uint32_t files_id, int fd, uint64_t inode) { numbers_[files_id].emplace(fd, inode); }
+  struct Number {
+    uint64_t inode;
+    pid_t pid;         ///< a task that has the table
+    uint32_t file_id;  ///< what it leads to
+  };
+  /// A number of a table.
+  void add_number(uint32_t files_id, int fd, const Number& number) { numbers_[files_id].emplace(fd, number); }
   /// A new description of a file with that inode number.
   void add_description(uint64_t inode) { ++descriptions_of_inode_[inode]; }
   void add_holder(uint32_t file_id, const Holder& holder) { holders_[file_id].push_back(holder); }
@@ -27,7 +34,14 @@ class DescriptorTables {
     return it == holders_.end() ? kNone : it->second;
   }
   bool has(uint32_t files_id, int fd) const { return numbers_.at(files_id).contains(fd); }
-  uint64_t inode(uint32_t files_id, int fd) const { return numbers_.at(files_id).at(fd); }
+  uint64_t inode(uint32_t files_id, int fd) const { return numbers_.at(files_id).at(fd).inode; }
+  /// The first for which `is` says so, among those whose file has that inode number.
+  std::optional<uint32_t> find(uint64_t inode, const std::function<bool(pid_t, int fd)>& is) const {
+    for (const auto& [table, numbers] : numbers_)
+      for (const auto& [fd, number] : numbers)
+        if (number.inode == inode && is(number.pid, fd)) return number.file_id;
+    return std::nullopt;
+  }
   /// Whether not exactly one description has that inode number.
   bool several_have(uint64_t inode) const {
     const auto it = descriptions_of_inode_.find(inode);
@@ -35,7 +49,7 @@ class DescriptorTables {
   }
 
  private:
-  std::map<uint32_t, std::map<int, uint64_t>> numbers_;  ///< by table
+  std::map<uint32_t, std::map<int, Number>> numbers_;  ///< by table
   std::unordered_map<uint32_t, std::vector<Holder>> holders_;
   std::unordered_map<uint64_t, int> descriptions_of_inode_;
 };

@@ -11,6 +11,7 @@
 #include "core/files/descriptor_tables.h"
 #include "core/files/file_locks.h"
 #include "core/files/kinds.h"
+#include "core/files/running_tree.h"
 #include "core/image/magic.h"
 
 namespace migrate {
@@ -71,6 +72,14 @@ struct FileDumper::Impl {
   Impl(const std::vector<StoppedTask>& t, const FileDumpOptions& o, ImageSet& i, Logger& l)
       : tasks(t), options(o), images(i), log(l), context{options, images, log}, kinds(context), locks(context) {
     context.pid_in_tree = [this](pid_t pid) { return pid_in_tree(pid); };
+    context.in_tree = [this](pid_t pid) {
+      return std::ranges::any_of(tasks, [pid](const StoppedTask& task) { return task.pid.get() == pid; });
+    };
+    context.outside_writer = [this](const InodeKey& file) {
+      std::set<pid_t> pids;
+      for (const StoppedTask& task : tasks) pids.insert(task.pid.get());
+      return RunningTree(std::move(pids)).outside_writer(file);
+    };
     assign_tables();
   }
 
@@ -119,7 +128,7 @@ struct FileDumper::Impl {
       file.fd = fd;
       file.info = parse_fdinfo(read_file_at(folder.get(), std::to_string(fd), 64 << 20));
       const bool cloexec = file.info.cloexec;
-      tables.add_number(files_id, fd, file.info.ino);
+      const uint64_t inode = file.info.ino;
       const bool locked = fdinfo_field(file.info, "lock:").has_value();
       const FdInfo info = locked ? file.info : FdInfo();
       if (locked) {
@@ -127,6 +136,7 @@ struct FileDumper::Impl {
         check_file_locks(file, options);
       }
       const Known known = describe_once(task, files_id, std::move(file));
+      tables.add_number(files_id, fd, {inode, task.pid.get(), known.id});
       if (locked) locks.add(task.proc, fd, files_id, known.id, info);
       img::fdinfo_entry entry;
       entry.set_id(known.id);

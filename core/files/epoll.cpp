@@ -11,6 +11,7 @@
 #include "core/files/descriptor_tables.h"
 #include "core/files/kind.h"
 #include "core/files/lasting_state.h"
+#include "ext/files.pb.h"
 
 namespace migrate {
 namespace {
@@ -35,9 +36,17 @@ bool parse_target(const std::string& line, img::eventpoll_tfd_entry& out) {
 
 }  // namespace
 
-bool is_epoll_target(const Holder& holder, int tfd, uint32_t nth) {
-  const kcmp_epoll_slot slot{static_cast<uint32_t>(holder.fd), static_cast<uint32_t>(tfd), nth};
-  return ::syscall(SYS_kcmp, holder.pid, holder.pid, KCMP_EPOLL_TFD, tfd, &slot) == 0;
+bool is_epoll_target(const EpollSlot& slot, pid_t pid, int fd) {
+  const kcmp_epoll_slot there{static_cast<uint32_t>(slot.epoll.fd), static_cast<uint32_t>(slot.tfd), slot.nth};
+  return ::syscall(SYS_kcmp, pid, slot.epoll.pid, KCMP_EPOLL_TFD, fd, &there) == 0;
+}
+
+std::map<std::pair<uint32_t, uint32_t>, uint32_t> read_watched_files(const ImageSet& images) {
+  std::map<std::pair<uint32_t, uint32_t>, uint32_t> files;
+  auto reader = images.read(kWatchedFilesImage, kWatchedFilesMagic);
+  ext::WatchedFile e;
+  while (reader && reader->next(e)) files[{e.epoll(), e.entry()}] = e.file();
+  return files;
 }
 
 std::vector<img::eventpoll_tfd_entry> epoll_targets(std::string_view fdinfo) {
@@ -54,7 +63,8 @@ std::vector<img::eventpoll_tfd_entry> epoll_targets(std::string_view fdinfo) {
 }
 
 Refusal watches_what_is_closed(const std::string& who, int tfd) {
-  return {who + ", an epoll that watches a file under number " + std::to_string(tfd) + ", where it is no longer open",
+  return {who + ", an epoll that watches a file under number " + std::to_string(tfd) +
+              ", where it is no longer open, nor does a task have it under another",
           "remove it from the epoll before closing it"};
 }
 
@@ -70,23 +80,42 @@ void EpollDumper::collect(const OpenFile& file) {
 
 void EpollDumper::finish(const DescriptorTables& tables) {
   for (Epoll& epoll : epolls_) {
-    const std::vector<Holder>& owners = tables.holders(epoll.entry.id());
     std::map<int, uint32_t> nth;
-    for (const img::eventpoll_tfd_entry& target : epoll.entry.epfd().tfd()) {
+    for (int i = 0; i < epoll.entry.epfd().tfd_size(); ++i) {
+      const img::eventpoll_tfd_entry& target = epoll.entry.epfd().tfd(i);
       const int tfd = static_cast<int>(target.tfd());
       const uint32_t n = nth[tfd]++;
-      // The rule a restore follows too: the lowest table that has both the epoll and the number.
-      const Holder* owner = nullptr;
-      for (const Holder& h : owners)
-        if (tables.has(h.files_id, tfd) && (owner == nullptr || h.files_id < owner->files_id)) owner = &h;
-      bool good = owner != nullptr && n == 0;
-      // kcmp walks the whole interest list: asked only where the inode does not tell.
-      if (good && (tables.inode(owner->files_id, tfd) != target.inode() || tables.several_have(target.inode())))
-        good = is_epoll_target(*owner, tfd, n);
-      if (!good) throw watches_what_is_closed(epoll.who, tfd);
+      if (!under_its_number(tables, epoll.entry.id(), target, n))
+        find_elsewhere(tables, epoll, static_cast<uint32_t>(i), n);
     }
     context_.emit(epoll.entry);
   }
+}
+
+bool EpollDumper::under_its_number(const DescriptorTables& tables, uint32_t epoll,
+                                   const img::eventpoll_tfd_entry& target, uint32_t nth) {
+  const int tfd = static_cast<int>(target.tfd());
+  // The rule a restore follows too: the lowest table that has both the epoll and the number.
+  const Holder* owner = nullptr;
+  for (const Holder& h : tables.holders(epoll))
+    if (tables.has(h.files_id, tfd) && (owner == nullptr || h.files_id < owner->files_id)) owner = &h;
+  if (owner == nullptr || nth != 0) return false;
+  // kcmp walks the whole interest list: asked only where the inode does not tell.
+  if (tables.inode(owner->files_id, tfd) == target.inode() && !tables.several_have(target.inode())) return true;
+  return is_epoll_target({*owner, tfd, nth}, owner->pid, tfd);
+}
+
+void EpollDumper::find_elsewhere(const DescriptorTables& tables, const Epoll& epoll, uint32_t entry, uint32_t nth) {
+  const img::eventpoll_tfd_entry& target = epoll.entry.epfd().tfd(static_cast<int>(entry));
+  const int tfd = static_cast<int>(target.tfd());
+  const EpollSlot slot{tables.holders(epoll.entry.id()).front(), tfd, nth};
+  const auto file = tables.find(target.inode(), [&](pid_t pid, int fd) { return is_epoll_target(slot, pid, fd); });
+  if (!file) throw watches_what_is_closed(epoll.who, tfd);
+  ext::WatchedFile watched;
+  watched.set_epoll(epoll.entry.id());
+  watched.set_entry(entry);
+  watched.set_file(*file);
+  context_.images.write(kWatchedFilesImage, kWatchedFilesMagic).entry(watched);
 }
 
 namespace {
@@ -97,7 +126,7 @@ class EpollDump : public DumpKind {
   bool matches(const OpenFile& file) const override { return file.link == "anon_inode:[eventpoll]"; }
   void dump(const OpenFile& file) override { epolls_.collect(file); }
   void finish(const DescriptorTables& tables) override { epolls_.finish(tables); }
-  bool preflight_opens() const override { return false; }
+  bool preflight_opens(const OpenFile&) const override { return false; }
   void preflight(const OpenFile& file, Preflight&) override { seen_[file.proc].push_back(file.fd); }
   void preflight_end(Preflight& preflight) override {
     for (const auto& [task, epolls] : seen_) {

@@ -2,9 +2,11 @@
 // that number leads to that description.
 #pragma once
 
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "core/base/error.h"
@@ -21,8 +23,19 @@ struct Holder {
 
 /// What an epoll's fdinfo tells. Throws Corrupt.
 std::vector<img::eventpoll_tfd_entry> epoll_targets(std::string_view fdinfo);
-/// Whether the number `tfd` of the holder leads to what its epoll watches under it, as the nth of that number.
-bool is_epoll_target(const Holder& holder, int tfd, uint32_t nth);
+/// Which entry of an epoll: its number, and how many of the same number come before it.
+struct EpollSlot {
+  Holder epoll;
+  int tfd = -1;
+  uint32_t nth = 0;
+};
+/// Whether descriptor `fd` of a task is what the epoll watches there.
+bool is_epoll_target(const EpollSlot& slot, pid_t pid, int fd);
+/// What the epoll watches under a number that leads elsewhere in the end, or nowhere.
+inline constexpr char kWatchedFilesImage[] = "migrate-epoll.img";
+inline constexpr uint32_t kWatchedFilesMagic = 0x4d494745;
+/// By epoll and entry of it: the file.
+std::map<std::pair<uint32_t, uint32_t>, uint32_t> read_watched_files(const ImageSet& images);
 Refusal watches_what_is_closed(const std::string& who, int tfd);
 
 class DescriptorTables;
@@ -39,6 +52,10 @@ class EpollDumper {
     img::file_entry entry;
     std::string who;
   };
+  static bool under_its_number(const DescriptorTables& tables, uint32_t epoll, const img::eventpoll_tfd_entry& target,
+                               uint32_t nth);
+  void find_elsewhere(const DescriptorTables& tables, const Epoll& epoll, uint32_t entry, uint32_t nth);
+
   DumpContext& context_;
   std::vector<Epoll> epolls_;
 };

@@ -38,7 +38,7 @@ class EventfdDump : public DumpKind {
   explicit EventfdDump(const DumpServices& services) : context_(services.context) {}
   bool matches(const OpenFile& file) const override { return file.link == "anon_inode:[eventfd]"; }
   void dump(const OpenFile& file) override { dump_eventfd(file, context_); }
-  bool preflight_opens() const override { return false; }
+  bool preflight_opens(const OpenFile&) const override { return false; }
   void preflight(const OpenFile&, Preflight&) override {}
 
  private:

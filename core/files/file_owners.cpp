@@ -53,6 +53,9 @@ void record_owner(DumpContext& context, const OpenFile& file, const std::optiona
   owner.set_id(file.id);
   owner.set_uid(file.st.stx_uid);
   owner.set_gid(file.st.stx_gid);
+  constexpr uint32_t kPipeMode = 0600;  // as pipe(2) makes it
+  if (file.link.starts_with("pipe:[") && (file.st.stx_mode & 07777U) != kPipeMode)
+    owner.set_mode(file.st.stx_mode & 07777U);
   if (peer) {
     ext::PeerCredentials& p = *owner.mutable_peer();
     p.set_pid(peer->pid);
@@ -67,7 +70,8 @@ FileOwners::FileOwners(const ImageSet& images, std::optional<UserIds> only) : on
   auto reader = images.read(kFileOwnersImage, kFileOwnersMagic);
   ext::FileOwner e;
   while (reader && reader->next(e)) {
-    FileOwner owner{e.uid(), e.gid(), {}};
+    FileOwner owner{e.uid(), e.gid(), {}, {}};
+    if (e.has_mode()) owner.mode = e.mode() & 07777U;
     if (e.has_peer()) {
       const ext::PeerCredentials& p = e.peer();
       owner.peer = PeerCredentials{p.pid(), p.uid(), p.gid(), {p.groups().begin(), p.groups().end()}};
@@ -94,7 +98,7 @@ bool FileOwners::allows(uint32_t uid, uint32_t gid) const {
 FileOwner FileOwners::owner(uint32_t file_id, const Holders& holders) const {
   const FileOwner* owner = recorded(file_id);
   if (owner != nullptr && allows(owner->uid, owner->gid)) return *owner;
-  return {holders.front().uid, holders.front().gid, {}};
+  return {holders.front().uid, holders.front().gid, {}, owner == nullptr ? std::nullopt : owner->mode};
 }
 
 PeerCredentials FileOwners::peer(uint32_t file_id, const Holders& holders) const {
@@ -112,8 +116,8 @@ void FileOwners::check_peer(uint32_t file_id, const std::string& who) const {
 }
 
 void give_file(int fd, const FileOwner& to, const FileOwner& now, const std::string& who) {
-  if (to.uid == now.uid && to.gid == now.gid) return;
-  check(::fchown(fd, to.uid, to.gid), "set the owner of", who);
+  if (to.uid != now.uid || to.gid != now.gid) check(::fchown(fd, to.uid, to.gid), "set the owner of", who);
+  if (to.mode) check(::fchmod(fd, *to.mode), "set the mode of", who);  // after the owner, whose change takes bits away
 }
 
 }  // namespace migrate

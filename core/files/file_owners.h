@@ -39,6 +39,7 @@ std::optional<PeerCredentials> peer_credentials(int socket, const std::string& w
 struct FileOwner {
   uint32_t uid = 0, gid = 0;
   std::optional<PeerCredentials> peer;
+  std::optional<uint32_t> mode;  ///< of a pipe
 };
 
 /// Adds a file of the dump's to the image.
@@ -69,8 +70,8 @@ class FileOwners {
   std::optional<UserIds> only_;
 };
 
-/// fchown(2), unless it is that of `now` already. The owner of a socket is also who it is for SO_REUSEPORT: set it
-/// before bind(2).
+/// fchown(2), unless it is that of `now` already, and fchmod(2) where a mode is known. The owner of a socket is also
+/// who it is for SO_REUSEPORT: set it before bind(2).
 void give_file(int fd, const FileOwner& to, const FileOwner& now, const std::string& who);
 
 }  // namespace migrate

@@ -21,15 +21,17 @@ void check_same(const FileFacts& facts, const struct statx& st) {
 
 bool writes(uint32_t flags) { return (flags & O_PATH) == 0 && (flags & O_ACCMODE) != O_RDONLY; }
 
-void check_found(const FileFacts& facts, const struct statx& st) {
+void check_found(const FileFacts& facts, const struct statx& st, uint32_t flags) {
   const mode_t type = st.stx_mode & S_IFMT;
   if (facts.mode && type != (*facts.mode & S_IFMT))
     throw Error(facts.text() + " is a file of another type than the one that the program had");
   const bool device = type == S_IFCHR && stateless_device(st.stx_rdev_major, st.stx_rdev_minor);
-  if (type != S_IFREG && type != S_IFDIR && type != S_IFIFO && !device)
+  const bool path_only = (flags & O_PATH) != 0;
+  if (type != S_IFREG && type != S_IFDIR && type != S_IFIFO && !device && !path_only)
     throw Error(facts.text() + " is a device or socket that a restore does not open");
-  if (type == S_IFREG && facts.size && *facts.size != st.stx_size)
-    throw Error(facts.text() + " has " + std::to_string(st.stx_size) + " bytes, but " + std::to_string(*facts.size) +
+  const std::optional<uint64_t> wanted = facts.size ? facts.size : facts.least;
+  if (type == S_IFREG && wanted && (facts.size ? *wanted != st.stx_size : *wanted > st.stx_size))
+    throw Error(facts.text() + " has " + std::to_string(st.stx_size) + " bytes, but " + std::to_string(*wanted) +
                 " where the program was; put the same file in its place");
 }
 
@@ -38,7 +40,7 @@ Fd find_file(TaskPaths& paths, Right right, const FileFacts& facts, const std::s
   const struct statx st = stat_opened(found.get(), path);
   paths.check_kind(right, found.get(), st, flags);
   if (right == Right::root) check_same(facts, st);
-  check_found(facts, st);
+  check_found(facts, st, flags);
   return found;
 }
 

@@ -18,6 +18,7 @@ struct FileFacts {
   std::string_view name;
   std::optional<uint32_t> mode;                        ///< type and bits; images of others may lack it
   std::optional<uint64_t> size;                        ///< where it must be the same: regular, and not written
+  std::optional<uint64_t> least;                       ///< what it has at least: mapped, and written
   std::optional<std::pair<uint32_t, uint32_t>> owner;  ///< user and group
 
   std::string text() const { return std::string(name); }
@@ -26,8 +27,8 @@ struct FileFacts {
 /// Whether a description with these open flags writes.
 bool writes(uint32_t flags);
 
-/// Throws Error if it is another kind of file, one that is not opened, or of another size.
-void check_found(const FileFacts& facts, const struct statx& st);
+/// Throws Error if it is another kind of file, one that is not opened with those flags, or of another size.
+void check_found(const FileFacts& facts, const struct statx& st, uint32_t flags);
 
 // Within TaskPaths::attempt(), with its Right. Nothing is opened but by O_PATH.
 

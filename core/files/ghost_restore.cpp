@@ -79,7 +79,7 @@ void set_owner_and_mode(int fd, const img::ghost_file_entry& g, const std::strin
 }  // namespace
 
 void check_set_ids(const std::string& path, uint32_t mode, uint32_t uid, uint32_t gid, const Holders& holders) {
-  if ((mode & kSetId) == 0) return;
+  if ((mode & kSetId) == 0 || (mode & S_IFMT) == S_IFDIR) return;
   for (const FileCredentials& who : holders)
     if (who.may_set_id(mode, uid, gid)) return;
   throw Refusal("the deleted file " + path + " of user " + std::to_string(uid) + " and group " + std::to_string(gid) +
@@ -94,8 +94,8 @@ GhostRestorer::Image GhostRestorer::read(uint32_t ghost_id, const std::string& p
   img::ghost_file_entry g;
   if (!reader || !reader->next(g)) throw Corrupt("the image folder", std::string(name) + " is missing or empty");
   Image image{std::move(*reader), g};
-  if (image.type() != S_IFREG && image.type() != S_IFIFO)
-    throw Refusal("the deleted file " + path, "only regular files and FIFOs can be restored");
+  if (image.type() != S_IFREG && image.type() != S_IFIFO && image.type() != S_IFDIR)
+    throw Refusal("the deleted file " + path, "only regular files, folders and FIFOs can be restored");
   return image;
 }
 
@@ -160,6 +160,7 @@ Fd GhostRestorer::make_named(uint32_t ghost_id, mode_t type, int folder, const s
   std::string name = wanted;
   Fd fd;
   const auto create = [&] {
+    if (type == S_IFDIR) return ::mkdirat(folder, name.c_str(), 0700) == 0;
     if (type == S_IFIFO) return ::mknodat(folder, name.c_str(), S_IFIFO | 0600, 0) == 0;
     fd = try_open_plain(folder, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0600);
     return static_cast<bool>(fd);
@@ -171,10 +172,10 @@ Fd GhostRestorer::make_named(uint32_t ghost_id, mode_t type, int folder, const s
     made = create();
   }
   if (!made) throw Error("make the deleted file", wanted, errno);
-  if (type == S_IFIFO) fd = try_open_plain(folder, name, O_PATH | O_NOFOLLOW);
+  if (type != S_IFREG) fd = try_open_plain(folder, name, O_PATH | O_NOFOLLOW);
   if (fd && type == S_IFREG) prepare_named(ghost_id, folder, name, fd);
   // Without a name from here on: whoever opens it does so through /proc/self/fd.
-  ::unlinkat(folder, name.c_str(), 0);
+  ::unlinkat(folder, name.c_str(), type == S_IFDIR ? AT_REMOVEDIR : 0);
   migrate::check(fd.get(), "open the deleted file", wanted);
   return fd;
 }

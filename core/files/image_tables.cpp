@@ -9,9 +9,6 @@
 namespace migrate {
 namespace {
 
-/// The kernel's upper bound of RLIMIT_NOFILE (fs.nr_open) as it comes; a table of more is no table.
-constexpr uint32_t kMaxFd = 1 << 20;
-
 EntryFacts facts_of(const img::file_entry& e) {
   const Kind* kind = kind_of(e.type());
   if (kind == nullptr)

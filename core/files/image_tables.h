@@ -11,6 +11,9 @@
 
 namespace migrate {
 
+/// The kernel's upper bound of RLIMIT_NOFILE (fs.nr_open) as it comes; a table of more is no table.
+inline constexpr uint32_t kMaxFd = 1 << 20;
+
 /// files.img by id. Throws Corrupt for ids that stand twice and entries without the part of their type.
 std::map<uint32_t, img::file_entry> read_file_entries(const ImageSet& images);
 /// fdinfo-N.img, ascending by descriptor number. Throws Corrupt if it is absent or a number stands twice.

@@ -22,7 +22,7 @@ class InetDump : public DumpKind {
   void finish(const DescriptorTables&) override { connections_.dump(); }
   void tree_is_dead() noexcept override { connections_.close_silently(); }
 
-  bool preflight_opens() const override { return false; }  // it is
+  bool preflight_opens(const OpenFile&) const override { return false; }  // it is
   void preflight(const OpenFile& file, Preflight&) override {
     check_filter(file.ours.get(), file.who());
     if (!connections_.take(file)) check_inet_socket(file, context_.options);

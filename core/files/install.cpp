@@ -1,14 +1,15 @@
 // The shell's side of restoring descriptors: numbers, close-on-exec, and what the kernel ties to a number or a task.
 #include <fcntl.h>
-#include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
-#include <set>
 
 #include "core/base/procfs.h"
+#include "core/files/epoll.h"
+#include "core/files/epoll_fill.h"
 #include "core/files/image_tables.h"
 #include "core/files/restore_files.h"
 
@@ -49,80 +50,6 @@ void place(Fd fetched, int number, bool cloexec) {
     return;
   }
   check(::dup3(fetched.get(), number, cloexec ? O_CLOEXEC : 0), "install descriptor", std::to_string(number));
-}
-
-/// Whether a lower table has both the epoll and the number: then that one adds the target (see EpollDumper).
-bool added_elsewhere(const std::vector<std::pair<std::set<uint32_t>, std::set<uint32_t>>>& lower, uint32_t epoll,
-                     uint32_t tfd) {
-  for (const auto& [ids, numbers] : lower)
-    if (ids.contains(epoll) && numbers.contains(tfd)) return true;
-  return false;
-}
-
-/// Whether no other table has this epoll.
-bool only_in(const ImageSet& images, uint32_t files_id, uint32_t epoll) {
-  for (const uint32_t id : table_ids(images)) {
-    if (id == files_id) continue;
-    for (const img::fdinfo_entry& e : read_table(images, id))
-      if (e.id() == epoll) return false;
-  }
-  return true;
-}
-
-void change_epoll(int epfd, int operation, const img::eventpoll_tfd_entry& target, uint32_t events) {
-  epoll_event event{};
-  event.events = events;
-  event.data.u64 = target.data();
-  check(::epoll_ctl(epfd, operation, static_cast<int>(target.tfd()), &event), "add to an epoll descriptor",
-        std::to_string(target.tfd()));
-}
-
-/// A one-shot entry that was delivered: the kernel took all its events away, EPOLLERR and EPOLLHUP too.
-bool disarmed(const img::eventpoll_tfd_entry& target) {
-  constexpr uint32_t kModes = EPOLLONESHOT | EPOLLET | EPOLLWAKEUP;
-  return (target.events() & EPOLLONESHOT) != 0 && (target.events() & ~kModes) == 0;
-}
-
-/// epoll_ctl(2) always arms for EPOLLERR and EPOLLHUP; only a delivery disarms. So one is provoked, for whatever the
-/// file is ready for now. A file that is ready for nothing stays armed for those two.
-void add_disarmed(int epfd, const img::eventpoll_tfd_entry& target, bool alone) {
-  constexpr uint32_t kAnything = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDNORM | EPOLLWRNORM;
-  change_epoll(epfd, EPOLL_CTL_ADD, target, alone ? target.events() | kAnything : target.events());
-  if (!alone) return;
-  epoll_event event{};
-  if (::epoll_wait(epfd, &event, 1, 0) == 0) change_epoll(epfd, EPOLL_CTL_MOD, target, target.events());
-}
-
-void fill_epolls(const ImageSet& images, uint32_t files_id, const std::vector<img::fdinfo_entry>& table,
-                 const std::map<uint32_t, img::file_entry>& entries) {
-  std::map<uint32_t, int> epolls;
-  std::set<uint32_t> numbers;
-  for (const img::fdinfo_entry& e : table) {
-    numbers.insert(e.fd());
-    if (e.type() == img::fd_types::EVENTPOLL) epolls.emplace(e.id(), static_cast<int>(e.fd()));
-  }
-  if (epolls.empty()) return;
-  std::vector<std::pair<std::set<uint32_t>, std::set<uint32_t>>> lower;
-  for (const uint32_t id : table_ids(images)) {
-    if (id >= files_id) break;
-    auto& [ids, used] = lower.emplace_back();
-    for (const img::fdinfo_entry& e : read_table(images, id)) {
-      used.insert(e.fd());
-      if (e.type() == img::fd_types::EVENTPOLL) ids.insert(e.id());
-    }
-  }
-  for (const auto& [id, epfd] : epolls) {
-    const auto mine = [&, epoll = id](const img::eventpoll_tfd_entry& t) {
-      return numbers.contains(t.tfd()) && !added_elsewhere(lower, epoll, t.tfd());
-    };
-    const auto& targets = entries.at(id).epfd().tfd();
-    // While the list holds nothing armed, a wait reports nothing but what is to be disarmed.
-    const bool alone = only_in(images, files_id, id);
-    for (const img::eventpoll_tfd_entry& t : targets)
-      if (mine(t) && disarmed(t)) add_disarmed(epfd, t, alone);
-    for (const img::eventpoll_tfd_entry& t : targets)
-      if (mine(t) && !disarmed(t)) change_epoll(epfd, EPOLL_CTL_ADD, t, t.events());
-  }
 }
 
 /// For as long as it lives we are another user: the kernel remembers who sets a file's owner, and lets the file send
@@ -169,7 +96,8 @@ void install_descriptors(const ImageSet& images, uint32_t files_id, int coordina
                          const std::map<uint32_t, int>& opened, const img::creds_entry& user, Logger& log) {
   const std::vector<img::fdinfo_entry> table = read_table(images, files_id);
   const std::map<uint32_t, img::file_entry> entries = read_file_entries(images);
-  const RoomForDescriptors room(table.empty() ? -1 : static_cast<int>(table.back().fd()));
+  const RoomForDescriptors room(
+      std::max(table.empty() ? -1 : static_cast<int>(table.back().fd()), highest_watched(table, entries)));
   std::map<uint32_t, int> here;
   for (const img::fdinfo_entry& e : table) {
     const int number = static_cast<int>(e.fd());
@@ -186,7 +114,11 @@ void install_descriptors(const ImageSet& images, uint32_t files_id, int coordina
     place(get_remote_fd(coordinator_pidfd, it->second), number, cloexec);
     here.emplace(e.id(), number);
   }
-  fill_epolls(images, files_id, table, entries);
+  fill_epolls(images, files_id, table, entries, [&](uint32_t id) {
+    const auto it = opened.find(id);
+    if (it == opened.end()) throw Corrupt(kWatchedFilesImage, "a file is not there");
+    return get_remote_fd(coordinator_pidfd, it->second);
+  });
   for (const auto& [id, fd] : here) restore_owner(entries.at(id), fd, user, log);
 }
 

@@ -60,8 +60,8 @@ class DumpKind {
   virtual void preflight(const OpenFile& file, Preflight&) { dump(file); }
   /// All descriptions were looked at.
   virtual void preflight_end(Preflight&) {}
-  /// Whether preflight() needs `ours`, `st` and `info`, too.
-  virtual bool preflight_opens() const { return true; }
+  /// Whether preflight() of a file that matches needs `ours`, `st` and `info`, too.
+  virtual bool preflight_opens(const OpenFile&) const { return true; }
 };
 
 /// A description that tasks of the tree have, as the images tell it.

@@ -10,13 +10,15 @@
 
 namespace migrate {
 
-extern const Kind kRegular, kPipe, kFifo, kEventfd, kEpoll, kTimerfd, kSignalfd, kMemfd, kUnixSocket, kInetSocket;
+extern const Kind kRegular, kPipe, kFifo, kEventfd, kEpoll, kTimerfd, kSignalfd, kMemfd, kUnixSocket, kInetSocket,
+    kPidfd, kInotify;
 
 namespace {
 
 // In this order a file is asked what it is, and kinds finish.
 constexpr std::array kKinds{
-    &kRegular, &kInetSocket, &kUnixSocket, &kPipe, &kFifo, &kEventfd, &kTimerfd, &kSignalfd, &kMemfd, &kEpoll,
+    &kRegular, &kInetSocket, &kUnixSocket, &kPipe,  &kFifo,    &kEventfd,
+    &kTimerfd, &kSignalfd,   &kMemfd,      &kPidfd, &kInotify, &kEpoll,
 };
 
 struct Unsupported {
@@ -26,14 +28,11 @@ struct Unsupported {
 };
 
 constexpr std::array kUnsupported{
-    Unsupported{"anon_inode:inotify", "an inotify instance", "close it first"},
     Unsupported{"anon_inode:[fanotify]", "a fanotify group", "close it first"},
     Unsupported{"anon_inode:[io_uring]", "an io_uring instance", "start the program with io_uring turned off"},
     Unsupported{"anon_inode:[userfaultfd]", "a userfaultfd", "close it first"},
     Unsupported{"anon_inode:[perf_event]", "a perf event", "stop profiling it first"},
     Unsupported{"anon_inode:bpf", "a BPF object", "close it first"},
-    Unsupported{"anon_inode:[pidfd]", "a pidfd", "close it first"},
-    Unsupported{"pidfd:", "a pidfd", "close it first"},
     Unsupported{"anon_inode:kvm", "a KVM virtual machine", "use the virtual machine's own migration"},
     Unsupported{"anon_inode:", "a kernel object", "close it first"},
     Unsupported{"mnt:", "a mount namespace file", "close it first"},

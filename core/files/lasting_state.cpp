@@ -7,9 +7,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <memory>
 #include <set>
 
 #include "core/base/refusals.h"
+#include "core/files/inotify.h"
 #include "core/files/unix_socket.h"
 
 namespace migrate {
@@ -89,10 +91,24 @@ void LastingStates::see_socket(const OpenFile& file, const UnixSocketInfo& info,
 
 /// By any task that has that epoll.
 bool LastingStates::watched(const Holder& holder, int number) const {
-  if (is_epoll_target(holder, number, 0)) return true;
+  const auto leads_there = [number](const Holder& h) { return is_epoll_target({h, number, 0}, h.pid, number); };
+  if (leads_there(holder)) return true;
   return std::ranges::any_of(epolls_, [&](const Holder& other) {
-    return other.pid != holder.pid && same_file(holder, other) && is_epoll_target(other, number, 0);
+    return other.pid != holder.pid && same_file(holder, other) && leads_there(other);
   });
+}
+
+/// Whether a task has under any number what is watched there.
+bool LastingStates::open_elsewhere(const EpollSlot& slot, uint64_t inode) const {
+  for (const ProcDir& task : tasks_) try {
+      for (const int fd : task.descriptors())
+        if (parse_fdinfo(task.read("fdinfo/" + std::to_string(fd))).ino == inode &&
+            is_epoll_target(slot, task.pid(), fd))
+          return true;
+    } catch (const Error& e) {
+      if (!descriptor_is_gone(e)) throw;
+    }
+  return false;
 }
 
 void LastingStates::see_epolls(const ProcDir& task, std::span<const int> epolls) {
@@ -105,7 +121,8 @@ void LastingStates::see_epolls(const ProcDir& task, std::span<const int> epolls)
       if (full()) break;  // each question walks the interest list, which is locked meanwhile
       const uint32_t nth = seen[target.tfd()]++;
       const int number = static_cast<int>(target.tfd());
-      if (nth == 0 && (seems_open(task, target) || is_epoll_target(holder, number, 0))) continue;
+      if (nth == 0 && (seems_open(task, target) || is_epoll_target({holder, number, 0}, holder.pid, number))) continue;
+      if (open_elsewhere({holder, number, nth}, target.inode())) continue;
       doubt([this, task = &task, file, holder, number, nth](Lists& lists) -> std::optional<Refusal> {
         if (nth == 0 && watched(holder, number)) return std::nullopt;
         const auto [there, fresh] = lists.epolls.try_emplace({holder.pid, holder.fd});
@@ -117,6 +134,14 @@ void LastingStates::see_epolls(const ProcDir& task, std::span<const int> epolls)
       });
     }
   }
+}
+
+void LastingStates::see_events(const OpenFile& file) {
+  const auto ours = std::make_shared<const Fd>(file.ours.dup());
+  doubt([ours, who = file.who()](Lists&) -> std::optional<Refusal> {
+    if (queued_events(ours->get(), who) == 0) return std::nullopt;
+    return events_not_read(who);
+  });
 }
 
 void LastingStates::finish() {

@@ -23,10 +23,14 @@ namespace migrate {
 
 class LastingStates {
  public:
+  /// `tasks` must outlive this.
+  explicit LastingStates(const std::vector<ProcDir>& tasks) : tasks_(tasks) {}
   /// A Unix socket, each once, of network namespace `netns`.
   void see_socket(const OpenFile& file, const UnixSocketInfo& info, uint64_t netns);
   /// Those of the descriptors of `task` that are epolls. `task` must outlive this.
   void see_epolls(const ProcDir& task, std::span<const int> epolls);
+  /// An inotify instance: events that its program has not read.
+  void see_events(const OpenFile& file);
   /// Waits for a moment if something was seen. Throws Refusal for what is still there then.
   void finish();
 
@@ -43,7 +47,9 @@ class LastingStates {
   bool full() const;
   void doubt(Look look);
   bool watched(const Holder& holder, int number) const;
+  bool open_elsewhere(const EpollSlot& slot, uint64_t inode) const;
 
+  const std::vector<ProcDir>& tasks_;
   std::vector<Look> doubts_;
   std::vector<Holder> epolls_;
 };

@@ -131,7 +131,7 @@ class MemfdDump : public DumpKind {
            ::makedev(file.st.stx_dev_major, file.st.stx_dev_minor) == internal_;
   }
   void dump(const OpenFile& file) override { memfds_.dump(file); }
-  bool preflight_opens() const override { return false; }
+  bool preflight_opens(const OpenFile&) const override { return false; }
   void preflight(const OpenFile&, Preflight&) override {}
 
  private:

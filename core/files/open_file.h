@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -62,6 +63,10 @@ struct DumpContext {
   Logger& log;
   uint32_t last_file_id = 0;
 
+  /// Who outside of the tree has the file open for writing, in words.
+  std::function<std::optional<std::string>(const InodeKey&)> outside_writer{};
+  /// Whether a pid of ours is a task of the tree.
+  std::function<bool(pid_t)> in_tree{};
   std::function<pid_t(pid_t)> pid_in_tree{};  ///< a pid of ours as the tree's namespace numbers it; 0: not known
 
   uint32_t new_id() { return ++last_file_id; }

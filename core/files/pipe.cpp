@@ -123,7 +123,10 @@ void PipeDumper::dump_fifo(const OpenFile& file, RegularDumper& regular) {
   path.info = file.info;
   path.id = context_.new_id();
   regular.dump(path);
-  const Seen& seen = see(file, "fifo-data.img", magic::kFifoData);
+  Seen& seen = see(file, "fifo-data.img", magic::kFifoData);
+  // Who opens one to read without waiting hears of no hang-up until a writer has come and gone (fifo_open in the
+  // kernel).
+  if (file.access() == O_RDONLY && (poll_now(file.ours.get()) & POLLHUP) == 0) seen.waiting.push_back(file.id);
   img::file_entry entry = entry_of(img::fd_types::FIFO, file.id);
   entry.mutable_fifo()->set_id(file.id);
   entry.mutable_fifo()->set_pipe_id(seen.id);
@@ -131,14 +134,28 @@ void PipeDumper::dump_fifo(const OpenFile& file, RegularDumper& regular) {
   context_.emit(entry);
 }
 
+Refusal PipeDumper::held_outside(const Seen& seen, const std::string& holder) {
+  return {seen.who + ", " +
+              (seen.reader ? "the read end of a pipe whose write end" : "the write end of a pipe whose read end") +
+              " is held by " + holder + " outside of the tree",
+          "redirect it to a file or /dev/null, or move the other process along"};
+}
+
 void PipeDumper::check_ends() const {
+  for (const auto& [inode, seen] : pipes_)
+    if ((!seen.reader || !seen.writer) && seen.other_side) throw held_outside(seen, "a process");
+}
+
+void PipeDumper::check_fifo_ends() const {
   for (const auto& [inode, seen] : pipes_) {
-    if ((seen.reader && seen.writer) || !seen.other_side) continue;
-    throw Refusal(
-        seen.who + ", " +
-            (seen.reader ? "the read end of a pipe whose write end" : "the write end of a pipe whose read end") +
-            " is held by a process outside of the tree",
-        "redirect it to a file or /dev/null, or move the other process along");
+    if (seen.writer && !seen.reader && seen.other_side) throw held_outside(seen, "a process");
+    if (seen.writer || seen.waiting.empty()) continue;
+    if (const auto holder = context_.outside_writer(inode)) throw held_outside(seen, *holder);
+    for (const uint32_t id : seen.waiting) {
+      ext::WaitingReader reader;
+      reader.set_id(id);
+      context_.images.write(kWaitingReadersImage, kWaitingReadersMagic).entry(reader);
+    }
   }
 }
 

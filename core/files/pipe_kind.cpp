@@ -1,13 +1,18 @@
 // Pipes, and FIFOs, which are pipes with a path.
 #include <poll.h>
 
+#include <functional>
+#include <set>
+
 #include "core/base/refusals.h"
 #include "core/files/kind.h"
+#include "core/files/paths.h"
 #include "core/files/pipe.h"
 #include "core/files/pipe_restore.h"
 #include "core/files/regular_restore.h"
 #include "core/files/running_tree.h"
 #include "core/files/status_flags.h"
+#include "ext/ext.pb.h"
 
 namespace migrate {
 namespace {
@@ -24,6 +29,7 @@ class PipeEnds {
       // As in PipeDumper: what a single kind of end tells about the other.
       pipe.other_side = (p.revents & (file.access() == O_RDONLY ? POLLHUP : POLLERR)) == 0;
       pipe.who = file.who();
+      pipe.inode = inode_of(file.st);
     }
     pipe.reader |= file.access() != O_WRONLY;
     pipe.writer |= file.access() != O_RDONLY;
@@ -34,7 +40,9 @@ class PipeEnds {
     for (const auto& [link, pipe] : pipes_) {
       if ((pipe.reader && pipe.writer) || !pipe.other_side) continue;
       refusals.ask([&, &link = link, &pipe = pipe] {
-        if (const auto holder = tree.outside_holder(link)) throw to_outside(pipe, *holder);
+        const bool fifo = link.starts_with("/");
+        if (const auto holder = fifo && pipe.reader ? tree.outside_writer(pipe.inode) : tree.outside_holder(link))
+          throw to_outside(pipe, *holder);
       });
     }
     refusals.demand_none();
@@ -44,6 +52,7 @@ class PipeEnds {
   struct Pipe {
     bool reader = false, writer = false, other_side = false;
     std::string who;
+    InodeKey inode;
   };
 
   static Refusal to_outside(const Pipe& pipe, const std::string& holder) {
@@ -78,7 +87,7 @@ class FifoDump : public DumpKind {
     return file.link.starts_with("/") && file.type() == S_IFIFO && (file.info.flags & O_PATH) == 0;
   }
   void dump(const OpenFile& file) override { fifos_.dump_fifo(file, regular_); }
-  void finish(const DescriptorTables&) override { fifos_.check_ends(); }
+  void finish(const DescriptorTables&) override { fifos_.check_fifo_ends(); }
   void preflight(const OpenFile& file, Preflight&) override { ends_.see(file); }
   void preflight_end(Preflight& preflight) override { ends_.demand_none_outside(preflight.tree); }
 
@@ -103,20 +112,33 @@ class PipeRestore : public RestoreKind {
 
 class FifoRestore : public RestoreKind {
  public:
-  explicit FifoRestore(const RestoreServices& services) : services_(services), fifos_(services.images) {}
+  explicit FifoRestore(const RestoreServices& services) : services_(services), fifos_(services.images) {
+    auto reader = services.images.read(kWaitingReadersImage, kWaitingReadersMagic);
+    ext::WaitingReader waiting;
+    while (reader && reader->next(waiting)) waiting_.insert(waiting.id());
+  }
   bool has_checks() const override { return services_.regular.has_ghosts(); }
   void check(const UsedFile& file) override { services_.regular.check_ghost(path_of(file), file.holders); }
   bool by_path() const override { return true; }
   Fd open(const UsedFile& file) override {
-    const img::reg_file_entry& path = path_of(file);
-    Fd fd;
-    services_.regular.with_found(path, file.holders, [&](int found) {
-      fd = fifos_.open_fifo(file.entry.fifo(), found, path.flags(), services_.paths);
+    Fd fd = open(file, [&](int found, uint32_t flags) {
+      return fifos_.open_fifo(file.entry.fifo(), found, flags, services_.paths);
     });
-    set_status_flags(fd.get(), path.flags(), path.name());
-    return fd;
+    const bool waits = waiting_.contains(file.id) && (path_of(file).flags() & O_ACCMODE) == O_RDONLY;
+    if (!waits) return fd;
+    // Until nobody writes, us included, it only keeps what is in the FIFO.
+    later_.push_back({file, std::move(fd)});
+    return {};
   }
-  void seal() override { fifos_.finish(); }
+  std::map<uint32_t, Fd> connect() override {
+    fifos_.finish();
+    std::map<uint32_t, Fd> opened;
+    for (const Later& later : later_)
+      opened[later.file.id] =
+          open(later.file, [](int found, uint32_t) { return reopen(found, O_RDONLY | O_NONBLOCK, "a FIFO"); });
+    later_.clear();
+    return opened;
+  }
 
  private:
   const img::reg_file_entry& path_of(const UsedFile& file) const {
@@ -126,8 +148,22 @@ class FifoRestore : public RestoreKind {
     return path->second.reg();
   }
 
+  Fd open(const UsedFile& file, const std::function<Fd(int, uint32_t)>& open_found) {
+    const img::reg_file_entry& path = path_of(file);
+    Fd fd;
+    services_.regular.with_found(path, file.holders, [&](int found) { fd = open_found(found, path.flags()); });
+    set_status_flags(fd.get(), path.flags(), path.name());
+    return fd;
+  }
+
+  struct Later {
+    UsedFile file;
+    Fd keeper;
+  };
   const RestoreServices services_;
   PipeRestorer fifos_;
+  std::set<uint32_t> waiting_;
+  std::vector<Later> later_;
 };
 
 EntryFacts facts_of_fifo(const img::file_entry& entry) { return {entry.has_fifo(), entry.fifo().id(), 0, nullptr}; }

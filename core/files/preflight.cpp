@@ -17,7 +17,10 @@ namespace {
 class FilesPreflight {
  public:
   FilesPreflight(const std::vector<ProcDir>& tasks, const FileDumpOptions& options, Logger& log)
-      : options_(options), tree_(tasks), context_{options, discarded_, log}, kinds_(context_) {}
+      : options_(options), tree_(tasks), context_{options, discarded_, log}, kinds_(context_), lasting_(tasks) {
+    context_.in_tree = [this](pid_t pid) { return tree_.inside(pid); };
+    context_.pid_in_tree = [](pid_t pid) { return pid; };  // what is written is thrown away
+  }
 
   void look_at(const ProcDir& task) {
     const auto pidfd = open_pidfd(task.pid());
@@ -85,7 +88,7 @@ class FilesPreflight {
     if (path) check_file_locks(file, options_);
     if (file.link.starts_with("socket:")) file.take(get_remote_fd(pidfd, fd));
     const DumpKinds::One& one = kinds_.of(file);
-    if (one.dump->preflight_opens()) {
+    if (one.dump->preflight_opens(file)) {
       if (!file.ours) file.take(get_remote_fd(pidfd, fd));
       if (file.info.text.empty()) file.info = parse_fdinfo(task.read("fdinfo/" + number));
       file.id = context_.new_id();

@@ -1,5 +1,9 @@
 #include "core/files/regular.h"
 
+#include <dirent.h>
+#include <sys/vfs.h>
+
+#include <optional>
 #include <sstream>
 
 #include "core/files/file_owners.h"
@@ -68,9 +72,7 @@ void check_not_of_thread(const OpenFile& file) {
 void check_ghost(const OpenFile& file, const FileDumpOptions& options) {
   check_not_of_thread(file);
   if (file.st.stx_nlink != 0) return;
-  if (file.type() == S_IFDIR)
-    throw Refusal(file.who() + ", the deleted folder " + file.link, "make the program leave it first");
-  if (file.type() != S_IFREG && file.type() != S_IFIFO)
+  if (file.type() != S_IFREG && file.type() != S_IFIFO && file.type() != S_IFDIR)
     throw Refusal(file.who() + ", the deleted device " + file.link, "close it first");
   // Its content is read while the tree stands still: by a server, which may take any time, or be stopped with the tree.
   if (file.type() == S_IFREG && file.proc != nullptr && file.info.mnt_id >= 0 &&
@@ -95,14 +97,38 @@ namespace {
 
 }  // namespace
 
+namespace {
+
+/// Another name of the file in the folder that it was in. Those that begin with a point are not looked at.
+std::optional<std::string> name_beside(int root, const std::string& path, const OpenFile& file) {
+  const Fd folder = try_open_below(root, split_path(path).folder, O_RDONLY | O_DIRECTORY);
+  if (!folder) return std::nullopt;
+  std::optional<std::string> found;
+  for_entries(folder.get(), ".", [&](const dirent& entry) {
+    const std::string name = entry.d_name;
+    if (found || entry.d_ino != file.st.stx_ino || name.starts_with(kLinkPrefix)) return;
+    const Fd there = try_open_plain(folder.get(), name, O_PATH | O_NOFOLLOW);
+    if (there && inode_of(stat_opened(there.get(), name)) == inode_of(file.st)) found = name;
+  });
+  return found;
+}
+
+/// The pid in "/proc/42/stat"; 0: it is none of those.
+pid_t pid_in_path(const std::string& path) {
+  constexpr std::string_view kProc = "/proc/";
+  return path.starts_with(kProc) ? std::atoi(path.c_str() + kProc.size()) : 0;
+}
+
+}  // namespace
+
 void check_name(const OpenFile& file, const FileDumpOptions& options) {
   if (file.st.stx_nlink == 0 || file.type() == S_IFDIR || options.link_remap || !file.link.ends_with(kDeleted)) return;
   if (file.proc->link("root") != "/") return;
   const std::string path = file.link.substr(0, file.link.size() - kDeleted.size());
   const Fd root = file.proc->open("root", O_PATH | O_DIRECTORY);
   const Fd found = try_open_below(root.get(), path, O_PATH | O_NOFOLLOW);
-  if (!found || inode_of(stat_cached(found.get(), "", AT_EMPTY_PATH, path)) != inode_of(file.st))
-    refuse_other_name(file, path, options);
+  if (found && inode_of(stat_cached(found.get(), "", AT_EMPTY_PATH, path)) == inode_of(file.st)) return;
+  if (!name_beside(root.get(), path, file)) refuse_other_name(file, path, options);
 }
 
 RegularDumper::~RegularDumper() {
@@ -115,7 +141,7 @@ RegularDumper::~RegularDumper() {
     }
 }
 
-void RegularDumper::dump(const OpenFile& file) {
+void RegularDumper::dump(const OpenFile& file, bool with_size) {
   check_not_of_thread(file);
   const Place place = locate(file);
   img::file_entry entry = entry_of(img::fd_types::REG, file.id);
@@ -125,26 +151,48 @@ void RegularDumper::dump(const OpenFile& file) {
   reg.set_name(place.path);
   reg.set_mnt_id(-1);
   reg.set_mode(file.st.stx_mode);
-  if (file.type() == S_IFREG) reg.set_size(file.st.stx_size);
+  if (with_size && file.type() == S_IFREG) reg.set_size(file.st.stx_size);
   if (place.found == Found::ghost) add_ghost(file);
-  if (place.found == Found::elsewhere) add_link(file, place.path);
+  if (place.found == Found::elsewhere) add_link(file, place.path, place.name);
+  if (place.found == Found::ended)
+    add_remap(file.id, static_cast<uint32_t>(pid_in_path(place.path)), img::remap_type::PROCFS);
   context_.emit(entry);
   record_owner(context_, file);
 }
 
 RegularDumper::Place RegularDumper::locate(const OpenFile& file) {
-  if (leads_to(file, file.link)) return {Found::linked, file.link};
+  if (leads_to(file, file.link)) return {Found::linked, file.link, {}};
+  if (is_of_ended_task(file)) {
+    const bool gone = file.link.ends_with(kDeleted);
+    return {Found::ended, gone ? file.link.substr(0, file.link.size() - kDeleted.size()) : file.link, {}};
+  }
   if (file.link.ends_with(kDeleted)) {
     std::string path = file.link.substr(0, file.link.size() - kDeleted.size());
-    if (leads_to(file, path)) return {Found::linked, path};
+    if (leads_to(file, path)) return {Found::linked, path, {}};
+    if (file.st.stx_nlink == 0) return {Found::ghost, path, {}};
     if (file.type() == S_IFDIR)
-      throw Refusal(file.who() + ", the deleted folder " + path, "make the program leave it first");
-    if (file.st.stx_nlink == 0) return {Found::ghost, path};
-    if (context_.options.link_remap) return {Found::elsewhere, path};
+      throw Refusal(file.who() + ", the deleted folder " + path + " that is still somewhere",
+                    "make the program leave it first");
+    const auto other =
+        name_beside(root_of(*file.proc).get(), path.substr(roots_.at(file.proc->pid()).prefix.size()), file);
+    if (other || context_.options.link_remap) return {Found::elsewhere, path, other.value_or("")};
     refuse_other_name(file, path, context_.options);
   }
   throw Refusal(file.who() + ", the file " + file.link + ", which this path no longer leads to",
                 "something is mounted over it: unmount that first");
+}
+
+/// A file of /proc of a process that is gone, and whose pid no task of the tree has now.
+bool RegularDumper::is_of_ended_task(const OpenFile& file) const {
+  constexpr uint32_t kProcFs = 0x9fa0;
+  struct statfs fs {};
+  const pid_t pid = pid_in_path(file.link);
+  if (pid <= 0 || !file.ours || ::fstatfs(file.ours.get(), &fs) != 0 || static_cast<uint32_t>(fs.f_type) != kProcFs)
+    return false;
+  if (context_.in_tree && context_.in_tree(pid))
+    throw Refusal(file.who() + ", " + file.link + " of a process that has ended, whose pid a task of the tree has now",
+                  "close it first");
+  return true;
 }
 
 const Fd& RegularDumper::root_of(const ProcDir& task) {
@@ -242,9 +290,9 @@ std::string RegularDumper::link_beside(const OpenFile& file, const std::string& 
   return name;
 }
 
-void RegularDumper::add_link(const OpenFile& file, const std::string& path) {
+void RegularDumper::add_link(const OpenFile& file, const std::string& path, std::string name) {
   const uint32_t id = context_.new_id();
-  const std::string name = link_beside(file, path, id);
+  if (name.empty()) name = link_beside(file, path, id);
   img::file_entry entry = entry_of(img::fd_types::REG, id);
   img::reg_file_entry& reg = *entry.mutable_reg();
   describe_common(file, reg);

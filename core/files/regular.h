@@ -27,21 +27,28 @@ class RegularDumper {
   /// Removes links made for --link-remap unless keep_links() was called.
   ~RegularDumper();
   /// Emits a REG entry under `file.id`.
-  void dump(const OpenFile& file);
+  void dump(const OpenFile& file) { dump(file, true); }
+  /// The same of a file that is only watched: its size may be any.
+  void dump_watched(const OpenFile& file) { dump(file, false); }
+  /// Whether `path`, as we see it, leads to the file for the task.
+  bool leads_to(const OpenFile& file, const std::string& path);
   void keep_links() noexcept { links_.clear(); }
 
  private:
-  enum class Found { linked, ghost, elsewhere };
+  enum class Found { linked, ghost, elsewhere, ended };
   struct Place {
     Found found;
     std::string path;
+    std::string name;  ///< elsewhere: in the same folder; none: not known
   };
+  void dump(const OpenFile& file, bool with_size);
   Place locate(const OpenFile& file);
-  bool leads_to(const OpenFile& file, const std::string& path);
   const Fd& root_of(const ProcDir& task);
   void add_ghost(const OpenFile& file);
   void write_ghost(const OpenFile& file, uint32_t ghost_id);
-  void add_link(const OpenFile& file, const std::string& path);
+  bool is_of_ended_task(const OpenFile& file) const;
+  /// `name`: another one of it there; none: it is given one.
+  void add_link(const OpenFile& file, const std::string& path, std::string name);
   std::string link_beside(const OpenFile& file, const std::string& path, uint32_t id);
   void add_remap(uint32_t file_id, uint32_t remap_id, int type);
 

@@ -17,6 +17,7 @@ class RegularDump : public DumpKind {
 
   bool matches(const OpenFile& file) const override {
     if (!file.link.starts_with("/")) return false;
+    const bool path_only = (file.info.flags & O_PATH) != 0;
     switch (file.type()) {
       case S_IFREG:
         // Memory objects of the kernel's own have no path, whatever they are called.
@@ -26,10 +27,13 @@ class RegularDump : public DumpKind {
       case S_IFDIR:
         return true;
       case S_IFIFO:
-        return (file.info.flags & O_PATH) != 0;  // then it is only its path
+      case S_IFSOCK:
+      case S_IFBLK:
+      case S_IFLNK:
+        return path_only;  // then it is only its path
       case S_IFCHR: {
         const uint32_t major = file.st.stx_rdev_major, minor = file.st.stx_rdev_minor;
-        return stateless_device(major, minor) ||
+        return stateless_device(major, minor) || (path_only && !terminal_device(major, minor)) ||
                (terminal_device(major, minor) && options_.shell_job && options_.terminals);
       }
       default:
@@ -37,15 +41,31 @@ class RegularDump : public DumpKind {
     }
   }
 
-  void dump(const OpenFile& file) override { regular_.dump(file); }
+  void dump(const OpenFile& file) override {
+    check_not_notified(file);
+    regular_.dump(file);
+  }
 
-  bool preflight_opens() const override { return false; }
+  bool preflight_opens(const OpenFile& file) const override {
+    return file.type() == S_IFDIR && (file.info.flags & O_PATH) == 0;
+  }
   void preflight(const OpenFile& file, Preflight&) override {
+    check_not_notified(file);
     check_ghost(file, options_);
     check_name(file, options_);
   }
 
  private:
+  /// fcntl(2) F_NOTIFY makes the caller the owner of a folder, for which nothing else does.
+  static void check_not_notified(const OpenFile& file) {
+    f_owner_ex owner{};
+    if (file.type() != S_IFDIR || !file.ours || ::fcntl(file.ours.get(), F_GETOWN_EX, &owner) != 0 || owner.pid == 0)
+      return;
+    throw Refusal(file.who() + ", the folder " + file.link +
+                      ", of which it has been notified by signals (F_NOTIFY): " + "of what, the kernel does not tell",
+                  "have the program close it, or use inotify(7)");
+  }
+
   RegularDumper& regular_;
   const FileDumpOptions& options_;
   const dev_t internal_ = internal_shm_device();

@@ -1,5 +1,6 @@
 #include "core/files/regular_restore.h"
 
+#include "core/files/ended_task.h"
 #include "core/files/open_flags.h"
 #include "core/files/paths.h"
 #include "core/files/regular.h"
@@ -21,8 +22,12 @@ RegularRestorer::RegularRestorer(const ImageSet& images, const std::map<uint32_t
     constexpr uint32_t kOldGhostBit = uint32_t{1} << 31;
     const bool ghost =
         remap.has_remap_type() ? remap.remap_type() == img::remap_type::GHOST : (remap.remap_id() & kOldGhostBit) != 0;
-    if (remap.has_remap_type() && remap.remap_type() == img::remap_type::PROCFS)
-      throw Refusal("the images hold an open /proc file of a dead process", "it cannot be restored");
+    if (remap.has_remap_type() && remap.remap_type() == img::remap_type::PROCFS) {
+      if (remap.remap_id() == 0 || remap.remap_id() > INT32_MAX)
+        throw Corrupt("remap-fpath.img", "a pid is impossible");
+      ended_[remap.orig_id()] = static_cast<pid_t>(remap.remap_id());
+      continue;
+    }
     remaps_[remap.orig_id()] = {remap.has_remap_type() ? remap.remap_id() : remap.remap_id() & ~kOldGhostBit, ghost};
     if (ghost) ghosts_.add(remaps_[remap.orig_id()].id, remap.orig_id());
   }
@@ -51,23 +56,23 @@ std::string RegularRestorer::path_of(const img::reg_file_entry& entry) {
 }
 
 void RegularRestorer::with_found(const img::reg_file_entry& entry, const Holders& holders,
-                                 const std::function<void(int)>& use) {
+                                 const std::function<void(int)>& use, bool any_kind) {
   const Remap* remap = remap_of(entry);
   if (remap != nullptr && remap->ghost) {
     const Fd& ghost = ghosts_.get(remap->id, entry.name(), holders);
-    check_found(facts_of(entry), stat_opened(ghost.get(), entry.name()));
+    check_found(facts_of(entry), stat_opened(ghost.get(), entry.name()), 0);
     return paths_.as_self([&] { use(ghost.get()); });
   }
   const std::string path = path_of(entry);
   paths_.attempt(holders, entry.name(), [&](Right right) {
-    Fd found = find_file(paths_, right, facts_of(entry), path, entry.flags());
+    Fd found = find_file(paths_, right, facts_of(entry), path, any_kind ? O_PATH : entry.flags() & ~uint32_t{O_PATH});
     if (remap != nullptr) found = under_old_name(right, std::move(found), path, entry.name());
     use(found.get());
   });
   if (remap != nullptr) links_[remap->id] = {path, holders};
 }
 
-Fd RegularRestorer::open(const img::reg_file_entry& entry, uint32_t flags, const Holders& holders) {
+Fd RegularRestorer::open(const img::reg_file_entry& entry, uint32_t flags, const Holders& holders, bool mapped) {
   if (CommandTerminal::named_by(entry)) return terminal_.open(entry, open_flags(flags));
   const Remap* remap = remap_of(entry);
   Fd opened;
@@ -81,9 +86,15 @@ Fd RegularRestorer::open(const img::reg_file_entry& entry, uint32_t flags, const
     });
     return opened;
   }
+  FileFacts facts = facts_of(entry);
+  // What is mapped beyond the end of a file kills who looks there.
+  if (mapped && entry.has_size()) facts.least = entry.size();
   const std::string path = path_of(entry);
+  std::optional<EndedTask> ended;
+  if (const auto pid = ended_.find(entry.id()); pid != ended_.end())
+    paths_.as_self([&] { ended.emplace(pid->second); });
   paths_.attempt(holders, entry.name(), [&](Right right) {
-    Fd found = find_file(paths_, right, facts_of(entry), path, flags);
+    Fd found = find_file(paths_, right, facts, path, flags);
     if (remap != nullptr) found = under_old_name(right, std::move(found), path, entry.name());
     opened = open_found(right, entry, std::move(found), path, flags);
   });
@@ -108,6 +119,10 @@ Fd RegularRestorer::open_found(Right right, const img::reg_file_entry& entry, Fd
 
 Fd RegularRestorer::open_folder(const img::reg_file_entry& entry, const Holders& holders, bool as_root) {
   Fd folder;
+  if (const Remap* remap = remap_of(entry); remap != nullptr && remap->ghost && !as_root) {
+    with_found(entry, holders, [&](int ghost) { folder = reopen(ghost, O_PATH | O_DIRECTORY, entry.name()); });
+    return folder;
+  }
   paths_.attempt(holders, entry.name(), [&](Right right) {
     folder = find_folder_to_enter(paths_, right, facts_of(entry), entry.name(), as_root);
   });

@@ -21,13 +21,15 @@ class RegularRestorer {
   /// `entries`, `owners` and `paths` must outlive this.
   RegularRestorer(const ImageSet& images, const std::map<uint32_t, img::file_entry>& entries, const FileOwners& owners,
                   TaskPaths& paths, int terminal);
-  /// Opens with `flags` (only those that a description keeps).
-  Fd open(const img::reg_file_entry& entry, uint32_t flags, const Holders& holders);
+  /// Opens with `flags` (only those that a description keeps). `mapped`: it must be as long as it was.
+  Fd open(const img::reg_file_entry& entry, uint32_t flags, const Holders& holders, bool mapped = false);
   /// A working folder, or (`as_root`) a root folder, to be entered: O_PATH. A root folder other than ours is entered by
   /// the right of root if the task could not change to it itself.
   Fd open_folder(const img::reg_file_entry& entry, const Holders& holders, bool as_root);
   /// `use` with what the path leads to, checked against the entry (O_PATH), by the right of a holder who may.
-  void with_found(const img::reg_file_entry& entry, const Holders& holders, const std::function<void(int)>& use);
+  /// `any_kind`: also what no restore opens; it must stay what it is, a path.
+  void with_found(const img::reg_file_entry& entry, const Holders& holders, const std::function<void(int)>& use,
+                  bool any_kind = false);
   /// Refusal if the file is a deleted one that must not come into being.
   void check_ghost(const img::reg_file_entry& entry, const Holders& holders) const;
   bool has_ghosts() const { return !ghosts_.empty(); }
@@ -57,6 +59,7 @@ class RegularRestorer {
   CommandTerminal terminal_;
   std::map<uint32_t, Remap> remaps_;
   std::map<uint32_t, Link> links_;
+  std::map<uint32_t, pid_t> ended_;  ///< files of /proc of tasks that are gone, by file id
 };
 
 }  // namespace migrate

@@ -17,7 +17,7 @@
 
 namespace migrate {
 
-FileOwner RestoreServices::ours() const { return {paths.self().uid, paths.self().gid, {}}; }
+FileOwner RestoreServices::ours() const { return {paths.self().uid, paths.self().gid, {}, {}}; }
 
 struct FileRestorer::Impl {
   const ImageSet& images;
@@ -153,7 +153,7 @@ struct FileRestorer::Impl {
     if (e.type() != img::fd_types::REG)
       throw Corrupt("files.img", "file " + std::to_string(w.id) + " is not one that has a path");
     if (folder) return regular.open_folder(e.reg(), w.holders, w.use == WantedFile::Use::root_folder);
-    return regular.open(e.reg(), static_cast<uint32_t>(w.access), w.holders);
+    return regular.open(e.reg(), static_cast<uint32_t>(w.access), w.holders, true);
   }
 
   static void raise_limit() {

@@ -25,7 +25,7 @@ class SignalfdDump : public DumpKind {
   explicit SignalfdDump(const DumpServices& services) : context_(services.context) {}
   bool matches(const OpenFile& file) const override { return file.link == "anon_inode:[signalfd]"; }
   void dump(const OpenFile& file) override { dump_signalfd(file, context_); }
-  bool preflight_opens() const override { return false; }
+  bool preflight_opens(const OpenFile&) const override { return false; }
   void preflight(const OpenFile&, Preflight&) override {}
 
  private:

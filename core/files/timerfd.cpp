@@ -123,7 +123,7 @@ class TimerfdDump : public DumpKind {
   explicit TimerfdDump(const DumpServices& services) : context_(services.context) {}
   bool matches(const OpenFile& file) const override { return file.link == "anon_inode:[timerfd]"; }
   void dump(const OpenFile& file) override { dump_timerfd(file, context_); }
-  bool preflight_opens() const override { return false; }
+  bool preflight_opens(const OpenFile&) const override { return false; }
   void preflight(const OpenFile&, Preflight&) override {}
 
  private:

@@ -78,7 +78,7 @@ class UnixDump : public DumpKind {
   bool matches(const OpenFile& file) const override { return file.domain == AF_UNIX; }
   void dump(const OpenFile& file) override { sockets_.dump(file); }
   void finish(const DescriptorTables&) override { sockets_.finish(); }
-  bool preflight_opens() const override { return false; }  // it is
+  bool preflight_opens(const OpenFile&) const override { return false; }  // it is
   void preflight(const OpenFile& file, Preflight& preflight) override {
     check_filter(file.ours.get(), file.who());
     peers_.see(file, preflight.lasting);

@@ -154,7 +154,7 @@ std::map<uint32_t, Fd> UnixRestorer::open_all() {
   return result;
 }
 
-FileOwner UnixRestorer::ours() const { return {paths_.self().uid, paths_.self().gid, {}}; }
+FileOwner UnixRestorer::ours() const { return {paths_.self().uid, paths_.self().gid, {}, {}}; }
 
 /// Whether the kernel knows who the peer is; images that do not say it are of sockets for which it does.
 bool UnixRestorer::told(const Socket& a) const {

@@ -4,8 +4,8 @@
 
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/fanotify.h>
 #include <sys/file.h>
-#include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -130,7 +130,7 @@ void send_descriptor(int type, size_t bytes) {
 }
 
 TEST_F(Files, RefusalsNameTheDescriptor) {
-  refused([] { place_at(::inotify_init1(0), 7); }, "has fd 7, an inotify instance");
+  refused([] { place_at(::fanotify_init(FAN_CLASS_NOTIF, O_RDONLY), 7); }, "has fd 7, a fanotify group");
   refused([] { place_at(::socket(AF_NETLINK, SOCK_RAW, 0), 7); }, "a netlink socket");
   refused([] { place_at(::open("/proc/self/ns/net", O_RDONLY), 7); }, "network namespace");
   refused(
@@ -153,7 +153,7 @@ TEST_F(Files, PreflightFindsDescriptorsInEmptyMessages) {
 }
 
 TEST_F(Files, PreflightRefusesWithoutStopping) {
-  Child child([] { place_at(::inotify_init1(0), 7); });
+  Child child([] { place_at(::fanotify_init(FAN_CLASS_NOTIF, O_RDONLY), 7); });
   ASSERT_TRUE(child.stopped());
   std::vector<ProcDir> tasks;
   tasks.emplace_back(child.pid());
@@ -215,7 +215,7 @@ TEST_F(Files, PreflightPassesOverWhatIsForAMoment) {
 
 TEST_F(Files, PreflightTellsAllThatIsInTheWay) {
   Child child([] {
-    place_at(::inotify_init1(0), 7);
+    place_at(::fanotify_init(FAN_CLASS_NOTIF, O_RDONLY), 7);
     place_at(::socket(AF_NETLINK, SOCK_RAW, 0), 9);
   });
   ASSERT_TRUE(child.stopped());

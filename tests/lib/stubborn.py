@@ -118,16 +118,30 @@ def not_accepted():
     return (s, c), s.fileno()
 
 
+def kept_outside(fd):
+    """A process that is none of the tree has it, and no other descriptor."""
+    middle = os.fork()
+    if middle == 0:
+        if os.fork() == 0:
+            os.setsid()
+            os.dup2(fd, 0)
+            os.closerange(1, 1000)
+            while os.path.isdir(FOLDER):
+                time.sleep(0.02)
+        os._exit(0)
+    os.waitpid(middle, 0)
+
+
 def epoll_of_closed(reuse=False):
-    """A duplicate keeps the file, and so the entry."""
-    epoll, (a, b) = select.epoll(), socket.socketpair()
-    epoll.register(a.fileno())
-    number, copy = a.fileno(), a.dup()
-    a.close()
+    """What keeps the file, and so the entry, is not in the tree."""
+    epoll, number = select.epoll(), LIBC.eventfd(0, 0)
+    epoll.register(number)
+    kept_outside(number)
+    os.close(number)
     held = [os.open("/dev/null", os.O_RDONLY)] if reuse else []
     if reuse and held != [number]:
         return "impossible", "the number was not used again"
-    return (epoll, copy, b, held), epoll.fileno()
+    return (epoll, held), epoll.fileno()
 
 
 def epoll_of_another():
@@ -155,7 +169,22 @@ def watching():
 
 
 def inotify():
+    """With an event that is never read."""
     fd = checked(LIBC.inotify_init1(os.O_CLOEXEC), "inotify_init1")
+    checked(LIBC.inotify_add_watch(fd, FOLDER.encode(), 0x100), "inotify_add_watch")
+    with open(os.path.join(FOLDER, "new"), "w"):
+        return None, fd
+
+
+def fanotify():
+    return None, checked(LIBC.fanotify_init(0, os.O_RDONLY), "fanotify_init")
+
+
+def notified():
+    """Of a folder, by a signal."""
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    fd = os.open(FOLDER, os.O_RDONLY)
+    fcntl.fcntl(fd, fcntl.F_NOTIFY, fcntl.DN_CREATE | fcntl.DN_MULTISHOT)
     return None, fd
 
 
@@ -179,7 +208,8 @@ def userfaultfd():
 
 
 def pidfd():
-    return None, checked(LIBC.syscall(SYS_PIDFD_OPEN, os.getpid(), 0), "pidfd_open")
+    """Of a process that is not in the tree."""
+    return None, checked(LIBC.syscall(SYS_PIDFD_OPEN, 1, 0), "pidfd_open")
 
 
 def device():
@@ -553,7 +583,7 @@ def child():
 
 
 KINDS = {f.__name__.replace("_", "-"): f for f in (
-    tcp, tcp_backlog, listener, corked, ended_unread, lost_socket_name, netlink, packet, raw_ip, unix_outside, descriptors_on_their_way, inotify, terminal, io_uring,
+    tcp, tcp_backlog, listener, corked, ended_unread, lost_socket_name, netlink, packet, raw_ip, unix_outside, descriptors_on_their_way, inotify, fanotify, notified, terminal, io_uring,
     userfaultfd, pidfd, device, flock, posix_lock, lease, sysv_shm, outside_pipe, seccomp, deleted_big_file, writable_file,
     mapped_file, own_thread_files, zombie_root, shared_memory_outside, landlock, user_dispatch, address_space_limit, thread_file,
     not_accepted, epoll_of_closed, epoll_of_another, watching, favoured, plain, child, child_of_32_bits, child_without_vvar, nobody, roots_file, roots_folder, roots_deleted_file, roots_socket, roots_pair, timers_beyond_the_limit, forced_buffer, marked, alarm_clock,

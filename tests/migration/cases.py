@@ -25,6 +25,9 @@ WORKLOADS = {
     "attributes": ("attributes", []), "tcp_inside": ("tcp_inside", []), "socket_options": ("socket_options", []),
     "unix_queues": ("unix_queues", []), "multicast": ("multicast", []), "renamed_sockets": ("renamed_sockets", []),
     "shut_down": ("shut_down", []), "many_timers": ("many_timers", []), "timer_signals": ("timer_signals", []),
+    "pidfds": ("pidfds", []), "watches": ("watches", []),
+    "epoll_elsewhere": ("epoll_elsewhere", []), "pipe_facts": ("pipe_facts", []), "lost_paths": ("lost_paths", []),
+    "sealed": ("sealed", []),
 }
 # Options of `dump` and `restore` that a program needs.
 OPTIONS = {"locks": ("--file-locks",)}

@@ -113,6 +113,7 @@ mode_t FileNeeds::add_descriptor(const ProcDir& task, int fd, const std::string&
   struct stat st {};
   check(::fstatat(task.fd(), ("fd/" + number).c_str(), &st, 0), "stat", link);
   if (!named) add_deleted(link, st, holders);
+  if (S_ISLNK(st.st_mode)) return st.st_mode;  // only a path (O_PATH), which would be followed here
   Need* file = named ? need(link) : nullptr;
   if (file == nullptr) return st.st_mode;
   const FdInfo info = parse_fdinfo(task.read("fdinfo/" + number));
@@ -123,7 +124,8 @@ mode_t FileNeeds::add_descriptor(const ProcDir& task, int fd, const std::string&
 }
 
 void FileNeeds::add_deleted(const std::string& link, const struct stat& st, const HolderNumbers& holders) {
-  if (!with_uses_ || st.st_nlink != 0 || (!S_ISREG(st.st_mode) && !S_ISFIFO(st.st_mode))) return;
+  if (!with_uses_ || st.st_nlink != 0 || (!S_ISREG(st.st_mode) && !S_ISFIFO(st.st_mode) && !S_ISDIR(st.st_mode)))
+    return;
   const std::string path = link.substr(0, link.size() - kDeleted.size());
   if (!has_path(path) || is_of_process(path) || path == "/dev/zero") return;
   Made& made = made_[{path, st.st_ino}];

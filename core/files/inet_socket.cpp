@@ -283,11 +283,15 @@ void InetRestorer::bind(int fd, const img::inet_sk_entry& e, const std::string& 
   if (tcp) set_socket_option(fd, SOL_SOCKET, SO_REUSEADDR, e.opts().reuseaddr(), who);
 }
 
-void InetRestorer::apply_options(int fd, const img::inet_sk_entry& e, const std::string& who) {
+namespace {
+
+void apply_options(int fd, const img::inet_sk_entry& e, const std::string& who) {
   apply_socket_options(fd, e.opts(), who);
   apply_ip_options(fd, e, who);
   if (e.proto() == IPPROTO_TCP) apply_tcp_options(fd, e, who);
 }
+
+}  // namespace
 
 Fd InetRestorer::make_end(const img::inet_sk_entry& e, const FileOwner& owner, const FileOwner& ours) {
   check_entry(e);

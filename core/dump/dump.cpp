@@ -253,6 +253,9 @@ std::vector<ext::ThreadExt> Dump::Impl::describe_core(const StoppedTask& task, u
       describe_task(task, harvested, timers.at(task.pid), *pids, core);
       drop_later_signals(read, monotonic_ns(), *core.mutable_tc()->mutable_signals_s());
       core.mutable_tc()->set_cg_set(cg_set);
+      if (task.state == TaskState::group_stopped &&
+          task.proc.stat().exit_code == 0)  // proc(5): what wait(2) would tell
+        extras.front().mutable_task()->set_stop_collected(true);
       fill_task_ids(ordinal, files->files_id(task.pid), *core.mutable_ids());
       images.put(image_name("ids", static_cast<uint64_t>(image_tid)), magic::kIds, core.ids());
       images.put(image_name("creds", static_cast<uint64_t>(image_tid)), magic::kCreds, core.thread_core().creds());

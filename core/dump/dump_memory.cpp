@@ -163,6 +163,8 @@ void MemoryDumper::add_task(const StoppedTask& task, const TaskHarvest& harvest,
   } catch (const Error& e) {
     if (e.code() != ENOENT) throw;  // kernels without core dumps have none
   }
+  if (harvest.thp_flags != 0) extra.set_thp_flags(harvest.thp_flags);
+  for (const uint64_t segment : harvest.ldt) extra.add_ldt(segment);
   if (harvest.mdwe != 0) extra.set_mdwe(harvest.mdwe);
   if (harvest.memory_merge) extra.set_memory_merge(true);
   if (harvest.lock_future != 0) extra.set_lock_future(harvest.lock_future);

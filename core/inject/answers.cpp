@@ -3,7 +3,10 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <map>
 #include <string>
+
+#include "core/inject/attributes.h"
 
 namespace migrate {
 namespace {
@@ -14,7 +17,7 @@ constexpr int64_t kMostSeconds = INT64_MAX / kNsPerSecond;
 /// What a restore can set a clock to.
 constexpr int64_t kMostClockSeconds = int64_t{1} << 32;
 constexpr int64_t kMaxErrno = 4095;
-constexpr int64_t kMostDumpable = 2, kMostMdwe = 3, kLastSignal = 64;
+constexpr int64_t kMostDumpable = 2, kMostMdwe = 3, kMostThp = 3, kLastSignal = 64;
 
 std::string name_of(Pid pid) { return "task " + std::to_string(pid.get()); }
 std::string name_of(Tid tid) { return "thread " + std::to_string(tid.get()); }
@@ -58,8 +61,9 @@ TaskHarvest answered_task(const parasite::Area& area, Pid pid) {
   h.dumpable = static_cast<int>(within(answered_result(area.dumpable, "prctl(PR_GET_DUMPABLE)", who), 0, kMostDumpable,
                                        "its dumpable state", who));
   h.child_subreaper = static_cast<int>(within(area.child_subreaper, 0, 1, "its subreaper state", who));
-  // Newer kernels answer with flags.
-  h.thp_disabled = answered_result(area.thp_disabled, "prctl(PR_GET_THP_DISABLE)", who) != 0 ? 1 : 0;
+  const int64_t thp = answered_result(area.thp_disabled, "prctl(PR_GET_THP_DISABLE)", who);
+  h.thp_disabled = thp != 0 ? 1 : 0;
+  h.thp_flags = static_cast<uint32_t>(within(thp, 0, kMostThp, "its use of huge pages", who)) & ~uint32_t{1};
   // Older kernels have neither.
   h.mdwe = static_cast<uint32_t>(within(std::max<int64_t>(area.mdwe, 0), 0, kMostMdwe, "what it denies itself", who));
   h.memory_merge = within(std::max<int64_t>(area.memory_merge, 0), 0, 1, "whether its pages are merged", who) != 0;
@@ -67,10 +71,33 @@ TaskHarvest answered_task(const parasite::Area& area, Pid pid) {
   h.brk = static_cast<uint64_t>(within(area.brk, 0, int64_t{kUserEnd}, "its break", who));
   h.membarrier_registrations =
       static_cast<int>(within(std::max<int64_t>(area.membarrier, 0), 0, INT32_MAX, "its membarrier state", who));
+  // Kernels may lack it. Descriptors are of eight bytes.
+  constexpr size_t kBytes = sizeof area.ldt;
+  const int64_t ldt = within(std::max<int64_t>(area.ldt_bytes, 0), 0, kBytes, "the size of its LDT", who);
+  if (static_cast<size_t>(ldt) == kBytes)
+    throw Refusal(who + " has many segments of its own (modify_ldt(2))", "such a program cannot be moved");
+  h.ldt.assign(area.ldt, area.ldt + static_cast<size_t>(ldt) / sizeof(uint64_t));
   h.monotonic = answered_time(area.monotonic, who);
   h.boottime = answered_time(area.boottime, who);
   return h;
 }
+
+namespace {
+
+/// Of an attribute that a kernel does not know nothing is told.
+std::map<uint32_t, uint64_t> unusual(const parasite::Thread& thread, const std::string& who) {
+  std::map<uint32_t, uint64_t> found;
+  const __u64* answer = thread.attributes;
+  for (const Attribute& a : thread_attributes()) {
+    const uint64_t value = *answer++;
+    if (value == parasite::kUnanswered) continue;
+    if (value > a.most) throw Corrupt("the visit of " + who, std::string(a.name) + " is impossible");
+    if (value != a.usual) found.emplace(a.id, value);
+  }
+  return found;
+}
+
+}  // namespace
 
 ThreadHarvest answered_thread(const parasite::Thread& thread, Tid tid, int64_t securebits) {
   const std::string who = name_of(tid);
@@ -82,6 +109,7 @@ ThreadHarvest answered_thread(const parasite::Thread& thread, Tid tid, int64_t s
   h.altstack.ss_flags = thread.altstack.flags;
   h.altstack.ss_size = thread.altstack.size;
   h.clear_child_tid = thread.tid_address;
+  h.attributes = unusual(thread, who);
   h.pdeath_signal =
       static_cast<int>(within(thread.pdeath_signal, 0, kLastSignal, "the signal at its parent's death", who));
   h.securebits = static_cast<uint32_t>(
@@ -93,6 +121,12 @@ ThreadHarvest answered_thread(parasite::Thread thread, Tid tid, const ThreadSlot
   thread.altstack_result = results.altstack;
   thread.tid_address_result = results.tid_address;
   thread.pdeath_result = results.pdeath_signal;
+  constexpr uint64_t kMostResult = 127;
+  for (size_t i = thread_attributes().size(), shift = 0; i-- > 0; shift += 8) {
+    const uint64_t result = results.attributes >> shift & 0xff;
+    if (!thread_attributes()[i].by_address || result > kMostResult)
+      thread.attributes[i] = result > kMostResult ? uint64_t{parasite::kUnanswered} : result;
+  }
   return answered_thread(thread, tid, results.securebits);
 }
 

@@ -10,6 +10,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <vector>
 
 #include "core/freeze/stopped_tree.h"
@@ -28,11 +29,12 @@ struct KernelSigaction {
 
 struct ThreadHarvest {
   Tid tid;
-  stack_t altstack{};            ///< sigaltstack(2)
-  uint64_t clear_child_tid = 0;  ///< PR_GET_TID_ADDRESS
-  int pdeath_signal = 0;         ///< PR_GET_PDEATHSIG
-  uint32_t securebits = 0;       ///< PR_GET_SECUREBITS
-  RseqState rseq;                ///< before the visit
+  stack_t altstack{};                       ///< sigaltstack(2)
+  uint64_t clear_child_tid = 0;             ///< PR_GET_TID_ADDRESS
+  int pdeath_signal = 0;                    ///< PR_GET_PDEATHSIG
+  uint32_t securebits = 0;                  ///< PR_GET_SECUREBITS
+  RseqState rseq;                           ///< before the visit
+  std::map<uint32_t, uint64_t> attributes;  ///< by id (attributes.h), those that are not as usual
 };
 
 struct TimerHarvest {
@@ -49,6 +51,8 @@ struct TaskHarvest {
   int dumpable = 0;                              ///< PR_GET_DUMPABLE
   int child_subreaper = 0;
   int thp_disabled = 0;
+  uint32_t thp_flags = 0;            ///< of PR_GET_THP_DISABLE (6.18)
+  std::vector<uint64_t> ldt;         ///< descriptors of modify_ldt(2)
   uint32_t mdwe = 0;                 ///< PR_GET_MDWE
   bool memory_merge = false;         ///< PR_GET_MEMORY_MERGE
   uint32_t lock_future = 0;          ///< of mlockall(2): MCL_FUTURE, MCL_ONFAULT

@@ -86,6 +86,21 @@ void collect_task(Area* area) {
   area->lock_future = locks_future(area);
   area->membarrier = call(__NR_membarrier, kMembarrierGetRegistrations);
   area->brk = call(__NR_brk, 0);
+  area->ldt_bytes = call(__NR_modify_ldt, 0, address(area->ldt), sizeof area->ldt);
+}
+
+void collect_attributes(const Area* area, Thread* t) {
+  for (unsigned i = 0; i < area->question_count && i < kMostAttributes; ++i) {
+    const Question& q = area->questions[i];
+    __u64 args[5];
+    for (int k = 0; k < 5; ++k)
+      args[k] = k == q.address_at ? static_cast<__u64>(address(&t->attributes[i])) : q.args[k];
+    if (q.address_at >= 0) t->attributes[i] = 0;
+    const long result = call(static_cast<long>(q.number), static_cast<long>(args[0]), static_cast<long>(args[1]),
+                             static_cast<long>(args[2]), static_cast<long>(args[3]), static_cast<long>(args[4]));
+    if (result < 0) t->attributes[i] = kUnanswered;
+    if (result >= 0 && q.address_at < 0) t->attributes[i] = static_cast<__u64>(result);
+  }
 }
 
 void collect_thread(Thread* t) {
@@ -148,6 +163,7 @@ extern "C" __attribute__((used, visibility("hidden"))) void parasite_main(Area* 
   } else {
     collect_task(area);
     collect_thread(&area->leader);
+    collect_attributes(area, &area->leader);
   }
   count_up(area);
   wait_for_tracer(area, false);

@@ -37,6 +37,18 @@ struct Timer {
   __s64 interval_sec, interval_nsec, value_sec, value_nsec;
 };
 
+/// A call that tells an attribute (attributes.h). The leader's makes it with the address of `value`, if `address_at` is
+/// not negative, as that argument.
+struct Question {
+  __u64 number;
+  __u64 args[5];
+  __s32 address_at;
+  __u32 pad;
+};
+enum : __u32 { kMostAttributes = 7 };  // results of other threads come in one register
+/// Where nothing was answered.
+enum : __u64 { kUnanswered = 1ull << 63 };
+
 /// What every thread tells. Return values are those of the system calls (negative errno on failure).
 struct Thread {
   AltStack altstack;
@@ -44,6 +56,7 @@ struct Thread {
   __s32 pdeath_signal;
   __s32 pad;
   __s64 altstack_result, tid_address_result, pdeath_result;
+  __u64 attributes[kMostAttributes];
 };
 
 /// What the parasite is sent for.
@@ -51,6 +64,8 @@ enum Purpose : __u32 {
   kHarvest = 0,      ///< tell everything, wait for the cure
   kUserfaultfd = 1,  ///< make a userfaultfd, count `done` up, wait for `proceed`, close it, count up, wait for the cure
 };
+
+enum : __u32 { kMostSegments = 256 };
 
 /// M starts with this, then `timer_count` Timers, then the parasite's stack, then, in pages of its own, its code.
 struct Area {
@@ -64,6 +79,9 @@ struct Area {
   __u32 purpose;
   __u64 uffd_features;  ///< wanted
   __s64 uffd;           ///< the descriptor's number while `done` is 1, or a negative errno
+  __u32 question_count;
+  __u32 pad;
+  Question questions[kMostAttributes];
   Sigaction sigactions[64];
   __s64 first_error;  ///< of the calls that cannot fail
   Itimer itimers[3];
@@ -72,6 +90,8 @@ struct Area {
   __s32 child_subreaper;
   __u32 lock_future;  ///< MCL_FUTURE, MCL_ONFAULT
   Timespec monotonic, boottime;
+  __s64 ldt_bytes;  ///< of modify_ldt(2)
+  __u64 ldt[kMostSegments];
   Thread leader;
   Thread thread;  ///< of the thread that is being visited
 };

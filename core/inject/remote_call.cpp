@@ -12,7 +12,7 @@
 namespace migrate {
 namespace {
 
-constexpr uint64_t kAllSignals = ~uint64_t{0};
+constexpr uint64_t kEverySignal = ~uint64_t{0};
 
 std::string name(Tid tid) { return "thread " + std::to_string(tid.get()); }
 
@@ -22,7 +22,7 @@ RemoteCalls::RemoteCalls(Tid tid, RemoteAddr syscall_instruction, std::chrono::m
     : tid_(tid), instruction_(syscall_instruction), timeout_(timeout) {
   regs_ = tracee::registers(tid_);
   mask_ = tracee::signal_mask(tid_);
-  tracee::set_signal_mask(tid_, kAllSignals);
+  tracee::set_signal_mask(tid_, kEverySignal);
   borrowed_ = true;
 }
 

@@ -12,6 +12,7 @@
 
 #include "core/base/error.h"
 #include "core/freeze/tracee.h"
+#include "core/inject/attributes.h"
 
 #ifndef SYS_futex_waitv
 #define SYS_futex_waitv 449
@@ -178,7 +179,8 @@ ThreadSlotResults::ThreadSlotResults(const user_regs_struct& r)
       tid_address(static_cast<int64_t>(r.rbp)),
       pdeath_signal(static_cast<int64_t>(r.r12)),
       securebits(static_cast<int64_t>(r.r13)),
-      seen_witness(static_cast<int64_t>(r.r14)) {}
+      seen_witness(static_cast<int64_t>(r.r14)),
+      attributes(r.r15) {}
 
 SlotCode thread_slot(RemoteAddr base, const ReturnState& back, const ThreadSlotTargets& t) {
   Assembler a(base);
@@ -217,6 +219,20 @@ SlotCode thread_slot(RemoteAddr base, const ReturnState& back, const ThreadSlotT
   a.load32(r8, 0);
   a.syscall(SYS_kcmp);
   a.keep_result(r14);
+
+  a.load32(r15, 0);
+  uint64_t at = t.attributes.get();
+  for (const Attribute& attribute : thread_attributes()) {
+    const auto args = with_value(attribute.get_args, at);
+    const std::array<Reg, 5> registers{rdi, rsi, rdx, r10, r8};
+    for (size_t i = 0; i < args.size(); ++i)
+      args[i] >> 32 == 0 ? a.load32(registers[i], static_cast<uint32_t>(args[i])) : a.load(registers[i], args[i]);
+    a.syscall(attribute.get);
+    a.raw({0x49, 0xc1, 0xe7, 0x08});  // shl r15, 8
+    a.raw({0x0f, 0xb6, 0xc0});        // movzx eax, al
+    a.raw({0x49, 0x09, 0xc7});        // or r15, rax
+    at += sizeof(uint64_t);
+  }
 
   // FUTEX_WAKE_OP counts up in the kernel: a store of ours would fault were M gone.
   a.load(rdi, t.done.get());

@@ -34,6 +34,7 @@ SlotCode leader_slot(RemoteAddr base, const ReturnState& back, RemoteAddr area, 
 /// Addresses in M for a thread's slot.
 struct ThreadSlotTargets {
   RemoteAddr altstack, tid_address, pdeath_signal;  ///< results
+  RemoteAddr attributes;                            ///< eight bytes for each (attributes.h)
   RemoteAddr done, stay;                            ///< futexes
   uint32_t stay_value = 0;                          ///< wait while `stay` has this
   uint64_t own_number = 0, witness = 0;             ///< of the task and the witness, for kcmp(2); 0: not asked
@@ -43,6 +44,7 @@ struct ThreadSlotTargets {
 /// Registers in which a thread that waits in its slot holds the results of its calls.
 struct ThreadSlotResults {
   int64_t altstack, tid_address, pdeath_signal, securebits, seen_witness;
+  uint64_t attributes;  ///< a byte for each, the last one lowest: the result, above 127 where there is none
   explicit ThreadSlotResults(const user_regs_struct& r);
 };
 
@@ -51,6 +53,6 @@ SlotCode thread_slot(RemoteAddr base, const ReturnState& back, const ThreadSlotT
 
 /// Upper bounds of the sizes of the two.
 inline constexpr size_t kLeaderSlotBytes = 384;
-inline constexpr size_t kThreadSlotBytes = 768;
+inline constexpr size_t kThreadSlotBytes = 896;
 
 }  // namespace migrate

@@ -6,9 +6,11 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 
+#include "core/inject/attributes.h"
 #include "core/inject/visit_places.h"
 
 extern "C" const unsigned char parasite_blob_start[], parasite_blob_end[];
@@ -253,6 +255,14 @@ void Visit::start_parasite() {
   area->uffd_features = uffd_features_;
   area->timer_count = static_cast<uint32_t>(timer_ids_.size());
   for (size_t i = 0; i < timer_ids_.size(); ++i) parasite::timers_of(area)[i].id = timer_ids_[i];
+  area->question_count = static_cast<uint32_t>(thread_attributes().size());
+  std::ranges::transform(thread_attributes(), std::begin(area->questions), [](const Attribute& a) {
+    const auto at = std::ranges::find(a.get_args, kAttributeValue);
+    parasite::Question q{.number = static_cast<uint64_t>(a.get), .args = {}, .address_at = -1, .pad = 0};
+    std::ranges::copy(a.get_args, std::begin(q.args));
+    if (at != a.get_args.end()) q.address_at = static_cast<int32_t>(at - a.get_args.begin());
+    return q;
+  });
   write_code();
 
   user_regs_struct regs = leader.regs;
@@ -313,10 +323,12 @@ ThreadSlotResults Visit::run_thread(StoppedThread& thread) {
     return area_.start + static_cast<uint64_t>(static_cast<const std::byte*>(p) - mapping_.data());
   };
   auto* area = area_view();
+  std::ranges::fill(area->thread.attributes, 0);
   leave_critical_section(thread);
   ThreadSlotTargets targets{.altstack = member(&area->thread.altstack),
                             .tid_address = member(&area->thread.tid_address),
                             .pdeath_signal = member(&area->thread.pdeath_signal),
+                            .attributes = member(&area->thread.attributes),
                             .done = member(&area->done),
                             .stay = member(&area->stay),
                             .stay_value = death_notice_->value(),

@@ -373,7 +373,9 @@ class Coordinator {
 
   void set_final_states(const PagesByMemory& missing) {
     const LazyRegistration lazy(launcher_.get(), images_of_, missing, std::exchange(userfaultfds_, {}));
+    for (const WaitingTask& task : waiting_) seize_task(*task.image, options_.timeout);
     for (WaitingTask& task : waiting_) {
+      task.stopped_children = stopped_children(*task.image);
       task.elapsed_ns = elapsed_since_dump_ns(final_images_);
       std::function<void()> register_missing;
       if (options_.lazy) register_missing = [&] { lazy.register_private(*task.image); };
@@ -381,6 +383,19 @@ class Coordinator {
     }
     traced_ = true;
     lazy.register_shared(shared_);
+  }
+
+  std::vector<pid_t> stopped_children(const TaskImage& parent) const {
+    constexpr uint32_t kTaskStopped = 3;  // CRIU's task state
+    std::vector<pid_t> children;
+    size_t next = 0;
+    for (const TaskNode& node : shells_->tasks()) {
+      if (node.zombie) continue;
+      const TaskImage& task = images_of_[next++];
+      if (node.ppid == parent.pid && task.core().tc().task_state() == kTaskStopped)
+        children.push_back(task.task_extra().stop_collected() ? task.pid : 0);
+    }
+    return children;
   }
 
   WaitingTask await_blob(const TaskNode& node, const TaskImage& image) {

@@ -1,5 +1,6 @@
 #include "core/restore/final_state.h"
 
+#include <asm/ldt.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/file.h>
@@ -13,6 +14,7 @@
 #include "core/files/file_locks.h"
 #include "core/freeze/tracee.h"
 #include "core/inject/remote_call.h"
+#include "core/restore/group_stop.h"
 #include "core/task/xsave.h"
 
 extern "C" {
@@ -151,6 +153,24 @@ void take_locks(const TaskImage& task, RemoteCalls& leader, int mem, uint64_t sc
   }
 }
 
+/// In the GDT (set_thread_area(2)): before the registers that select them.
+void set_segments(Tid tid, const img::thread_info_x86& info) {
+  for (const img::user_desc_t& e : info.tls()) {
+    user_desc d{};
+    d.entry_number = e.entry_number();
+    d.base_addr = e.base_addr();
+    d.limit = e.limit();
+    d.seg_32bit = e.seg_32bit();
+    d.contents = (e.contents_h() ? 2u : 0u) | (e.contents_l() ? 1u : 0u);
+    d.read_exec_only = e.read_exec_only();
+    d.limit_in_pages = e.limit_in_pages();
+    d.seg_not_present = e.seg_not_present();
+    d.useable = e.usable();
+    check(::ptrace(static_cast<__ptrace_request>(PTRACE_SET_THREAD_AREA), tid.get(), e.entry_number(), &d),
+          "set a segment of", thread_name(tid.get()));
+  }
+}
+
 void set_thread(const TaskImage& task, size_t i, const user_regs_struct& regs, int mem) {
   const Tid tid(task.tids[i]);
   const img::core_entry& core = task.cores[i];
@@ -160,6 +180,7 @@ void set_thread(const TaskImage& task, size_t i, const user_regs_struct& regs, i
     const uint64_t cs = rseq.rseq_cs_pointer();
     pwrite_full(mem, std::as_bytes(std::span(&cs, 1)), rseq.rseq_abi_pointer() + 8, thread_name(tid.get()));
   }
+  set_segments(tid, core.thread_info());
   tracee::set_registers(tid, regs);
   tracee::set_xsave(tid, unpack_xsave(core.thread_info().fpregs()));
   const uint64_t mask = core.thread_core().has_blk_sigset() ? core.thread_core().blk_sigset() : core.tc().blk_sigset();
@@ -168,15 +189,21 @@ void set_thread(const TaskImage& task, size_t i, const user_regs_struct& regs, i
 
 }  // namespace
 
+void seize_task(const TaskImage& task, std::chrono::milliseconds timeout) {
+  for (const pid_t tid : task.tids) seize(tid);
+  if (task.core().tc().task_state() == kTaskStopped) stop_group(task, timeout);
+}
+
 void set_final_state(const WaitingTask& waiting, std::chrono::milliseconds timeout,
                      const std::function<void()>& register_missing) {
   const TaskImage& task = *waiting.image;
   const Deadline deadline = Deadline::in(timeout);
-  for (const pid_t tid : task.tids) seize(tid);
+  const bool stopped = task.core().tc().task_state() == kTaskStopped;  // then its leader is in an event stop
   for (const pid_t tid : task.tids)
     if (!tracee::interrupt(Tid(tid))) throw Error("stop", thread_name(tid), ESRCH);
   for (const pid_t tid : task.tids)
-    if (tracee::to_event_stop(Tid(tid), true, deadline).ended) throw Error("stop", thread_name(tid), ESRCH);
+    if (tracee::to_event_stop(Tid(tid), tid != task.pid || !stopped, deadline).ended)
+      throw Error("stop", thread_name(tid), ESRCH);
 
   const Fd mem = open_path("/proc/" + std::to_string(task.pid) + "/mem", O_RDWR);
   std::vector<user_regs_struct> final;
@@ -189,10 +216,11 @@ void set_final_state(const WaitingTask& waiting, std::chrono::milliseconds timeo
     leader.checked("close our descriptors in", SYS_close_range,
                    {static_cast<uint64_t>(waiting.room.floor), static_cast<uint64_t>(waiting.room.end) - 1, 0});
     take_locks(task, leader, mem.get(), waiting.region + spent_offset());
+    collect_stops(task, waiting.stopped_children, leader, mem.get(), waiting.region + spent_offset());
     if (register_missing) {
       register_missing();
       leader.checked("allow huge pages for", SYS_prctl,
-                     {PR_SET_THP_DISABLE, task.mm.thp_disabled() ? 1u : 0u, 0, 0, 0});
+                     {PR_SET_THP_DISABLE, task.mm.thp_disabled() ? 1u : 0u, task.task_extra().thp_flags(), 0, 0});
     }
     // Only now: from here on the task's user may look into it.
     if (task.mm.dumpable() == 1) leader.checked("set dumpable in", SYS_prctl, {PR_SET_DUMPABLE, 1, 0, 0, 0});
@@ -203,8 +231,6 @@ void set_final_state(const WaitingTask& waiting, std::chrono::milliseconds timeo
     leader.give_back();
   }
   for (size_t i = 0; i < task.tids.size(); ++i) set_thread(task, i, final[i], mem.get());
-  if (task.core().tc().task_state() == kTaskStopped)
-    check(::kill(task.pid, SIGSTOP), "stop", "task " + std::to_string(task.pid));
 }
 
 void let_go(const TaskImage& task) {

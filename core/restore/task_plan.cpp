@@ -1,3 +1,4 @@
+#include <asm/ldt.h>
 #include <linux/membarrier.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -68,11 +69,38 @@ void plan_limits(const TaskImage& task, Region& region, OpList& list) {
     if (resource != RLIMIT_SIGPENDING) plan_limit(task, resource, region, list);
 }
 
+/// modify_ldt(2): what it has read back is written, entry by entry.
+void plan_segments(const TaskImage& task, Region& region, OpList& list) {
+  constexpr uint64_t kWrite = 0x11;
+  constexpr int kMostEntries = 8192;
+  const auto& ldt = task.task_extra().ldt();
+  if (ldt.size() > kMostEntries) throw Corrupt("migrate-ext.img", "an LDT is too long");
+  for (int i = 0; i < ldt.size(); ++i) {
+    const uint64_t d = ldt[i];
+    const auto bits = [&](unsigned from, unsigned count) {
+      return static_cast<uint32_t>(d >> from & ((uint64_t{1} << count) - 1));
+    };
+    if (d == 0) continue;
+    user_desc e{};
+    e.entry_number = static_cast<unsigned>(i);
+    e.base_addr = bits(16, 24) | bits(56, 8) << 24;
+    e.limit = bits(0, 16) | bits(48, 4) << 16;
+    e.seg_32bit = bits(54, 1);
+    e.contents = bits(42, 2);
+    e.read_exec_only = bits(41, 1) ^ 1;
+    e.limit_in_pages = bits(55, 1);
+    e.seg_not_present = bits(47, 1) ^ 1;
+    e.useable = bits(52, 1);
+    list.call(Tag::process_flags, SYS_modify_ldt, {kWrite, region.put_value(e), sizeof e});
+  }
+}
+
 void plan_task_flags(const TaskImage& task, OpList& list) {
   const img::task_core_entry& tc = task.core().tc();
   list.call(Tag::process_flags, SYS_prctl, {PR_SET_CHILD_SUBREAPER, tc.child_subreaper() ? 1u : 0u, 0, 0, 0});
-  if (task.mm.thp_disabled()) list.call(Tag::process_flags, SYS_prctl, {PR_SET_THP_DISABLE, 1, 0, 0, 0});
   const ext::TaskExt& extra = task.task_extra();
+  if (task.mm.thp_disabled())
+    list.call(Tag::process_flags, SYS_prctl, {PR_SET_THP_DISABLE, 1, extra.thp_flags(), 0, 0});
   list.call(Tag::process_flags, SYS_prctl, {PR_SET_MEMORY_MERGE, extra.memory_merge() ? 1u : 0u, 0, 0, 0},
             extra.memory_merge() ? 0 : kMayFail);
   // All that it maps is mapped.
@@ -111,6 +139,7 @@ void plan_task(const TaskImage& task, const FolderFds& fds, uint64_t elapsed_ns,
   const bool privileged_timers = timers_need_privilege(task);
   if (privileged_timers) plan_timers(task, elapsed_ns, region, list);
   plan_task_flags(task, list);
+  plan_segments(task, region, list);
   plan_thread(task, 0, region, list);
   plan_credentials(task, 0, region, list);
   if (!privileged_timers) plan_timers(task, elapsed_ns, region, list);

@@ -5,8 +5,10 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <cstring>
 
+#include "core/inject/attributes.h"
 #include "core/restore/plans.h"
 
 namespace migrate {
@@ -21,6 +23,20 @@ using restorer::Tag;
 
 constexpr size_t kThreadStack = 2048;
 constexpr uint64_t kDefaultSlackNs = 50'000;
+
+/// Those that the image does not have are as usual, where the kernel knows them.
+void plan_attributes(const ext::ThreadExt& e, OpList& list) {
+  for (const ext::Attribute& told : e.attributes())
+    if (thread_attribute(told.id()) == nullptr) throw Corrupt("migrate-ext.img", "an attribute is unknown");
+  for (const Attribute& a : thread_attributes()) {
+    const auto told = std::ranges::find_if(e.attributes(), [&](const auto& t) { return t.id() == a.id; });
+    const bool has = told != e.attributes().end();
+    const uint64_t value = has ? told->value() : a.usual;
+    if (value > a.most) throw Corrupt("migrate-ext.img", std::string(a.name) + " is impossible");
+    const auto args = with_value(a.set_args, value);
+    list.call(Tag::process_flags, a.set, {args[0], args[1], args[2], args[3], args[4]}, has ? 0 : kMayFail);
+  }
+}
 
 /// What a thread does not say is not left as the restoring process had it: a daemon may be more than it.
 void plan_scheduling(const TaskImage& task, size_t thread, Region& region, OpList& list) {
@@ -41,6 +57,7 @@ void plan_scheduling(const TaskImage& task, size_t thread, Region& region, OpLis
   list.call(Tag::scheduling, SYS_ioprio_set, {uint64_t{kIoprioWhoProcess}, 0, e.ioprio()}, kMayFail);
   const uint64_t slack = e.timerslack_ns() != 0 ? e.timerslack_ns() : kDefaultSlackNs;
   list.call(Tag::scheduling, SYS_prctl, {PR_SET_TIMERSLACK, slack, 0, 0, 0});
+  plan_attributes(e, list);
   if (e.has_mce_kill()) {
     list.call(Tag::process_flags, SYS_prctl, {PR_MCE_KILL, PR_MCE_KILL_SET, e.mce_kill(), 0, 0});
   } else {

@@ -1,3 +1,4 @@
+#include <asm/ldt.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
@@ -15,6 +16,8 @@ namespace {
 
 // linux/ioprio.h has it, but newer ones of Debian 12 do not compile as C++.
 constexpr int kIoprioWhoProcess = 1;
+
+constexpr unsigned kFirstTls = 12, kTlsEntries = 3;  // asm/segment.h: GDT_ENTRY_TLS_MIN, GDT_ENTRY_TLS_ENTRIES
 
 /// struct sched_attr of sched_setattr(2), its first version; glibc has none and linux/sched/types.h does not go with
 /// it.
@@ -96,6 +99,26 @@ void fill_creds(const StatusFields& status, const ThreadHarvest& harvest, img::c
   fill_capabilities(mask_field(status, "CapAmb"), out.mutable_cap_amb());
   out.set_secbits(harvest.securebits);
   out.set_no_new_privs(parse_number<uint32_t>(status_field(status, "NoNewPrivs"), "/proc/PID/status: NoNewPrivs"));
+}
+
+/// Its segments in the GDT (set_thread_area(2)).
+void fill_segments(const StoppedThread& thread, img::thread_info_x86& out) {
+  for (unsigned entry = kFirstTls; entry < kFirstTls + kTlsEntries; ++entry) {
+    user_desc d{};
+    if (::ptrace(static_cast<__ptrace_request>(PTRACE_GET_THREAD_AREA), thread.tid.get(), entry, &d) != 0) return;
+    if (d.seg_not_present != 0 && d.limit == 0 && d.base_addr == 0) continue;
+    img::user_desc_t& o = *out.add_tls();
+    o.set_entry_number(d.entry_number);
+    o.set_base_addr(d.base_addr);
+    o.set_limit(d.limit);
+    o.set_seg_32bit(d.seg_32bit != 0);
+    o.set_contents_h((d.contents & 2) != 0);
+    o.set_contents_l((d.contents & 1) != 0);
+    o.set_read_exec_only(d.read_exec_only != 0);
+    o.set_limit_in_pages(d.limit_in_pages != 0);
+    o.set_seg_not_present(d.seg_not_present != 0);
+    o.set_usable(d.useable != 0);
+  }
 }
 
 /// prctl(2), PR_MCE_KILL; what a memory error does to it.
@@ -202,6 +225,12 @@ ext::ThreadExt describe_thread(const ThreadInputs& in, img::core_entry& core) {
   out.set_futex_rla_len(static_cast<uint32_t>(robust_len));
   fill_scheduling(in.thread, out, extras);
   fill_error_policy(in.early.flags, extras);
+  for (const auto& [id, value] : in.harvest.attributes) {
+    ext::Attribute& attribute = *extras.add_attributes();
+    attribute.set_id(id);
+    attribute.set_value(value);
+  }
+  fill_segments(in.thread, info);
   out.set_blk_sigset(in.thread.sigmask);
   out.mutable_sas()->set_ss_sp(reinterpret_cast<uint64_t>(in.harvest.altstack.ss_sp));
   out.mutable_sas()->set_ss_size(in.harvest.altstack.ss_size);

@@ -19,7 +19,7 @@ using namespace workload;
 namespace {
 
 constexpr size_t kPage = 4096;
-constexpr int kSetMdwe = 65, kGetMdwe = 66, kSetMerge = 67, kGetMerge = 68;  // of newer kernels' headers
+constexpr int kSetMdwe = 65, kGetMdwe = 66, kSetMerge = 67, kGetMerge = 68, kExceptAdvised = 2;  // of newer kernels' headers
 
 /// What mlockall(2) does to a mapping that is made now: 1 locked, 2 locked, and there at once.
 long future() {
@@ -47,6 +47,10 @@ Facts facts() {
   all["nice"] = getpriority(PRIO_PROCESS, 0);
   all["slack"] = prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0);
   all["keeps capabilities"] = prctl(PR_GET_KEEPCAPS, 0, 0, 0, 0);
+  int tsc = 0;
+  prctl(PR_GET_TSC, &tsc, 0, 0, 0);
+  all["time stamp counter"] = tsc;
+  all["CPUID"] = syscall(SYS_arch_prctl, 0x1011);  // ARCH_GET_CPUID
   all["huge pages off"] = prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0);
   int reaper = 0;
   prctl(PR_GET_CHILD_SUBREAPER, &reaper, 0, 0, 0);
@@ -56,6 +60,12 @@ Facts facts() {
 
 void expect_same(const Facts& was, const std::string& who) {
   for (const auto& [what, is] : facts()) expect_equal(is, was.at(what), who + ": " + what);
+}
+
+/// Of the machine. (Where CPUID cannot be taken away that fails.)
+void no_counters() {
+  must(prctl(PR_SET_TSC, PR_TSC_SIGSEGV, 0, 0, 0), "PR_SET_TSC");
+  syscall(SYS_arch_prctl, 0x1012, 0);  // ARCH_SET_CPUID
 }
 
 void realtime(int policy, int priority, int nice) {
@@ -86,6 +96,9 @@ const std::vector<One>& kinds() {
        [] { realtime(SCHED_OTHER, 0, 2); }},
       {"no huge pages", [] { prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0); },
        [] { prctl(PR_SET_TIMERSLACK, 12345, 0, 0, 0); }},
+      {"huge pages where advised", [] { prctl(PR_SET_THP_DISABLE, 1, kExceptAdvised, 0, 0); }, [] {}},
+      {"no time stamps, no CPUID", [] { no_counters(); }, [] {}},
+      {"no time stamps in its thread", [] {}, [] { no_counters(); }},
   };
   return all;
 }

@@ -144,20 +144,17 @@ class QueueReader {
     told_.set(0, who_);
     in_line_.set(1, who_);
     peek_from(0);
-    for (size_t at = 0; at < buffer_.size();) {
-      const Peeked p = peek();
-      if (p.size <= 0) break;
-      at += static_cast<size_t>(p.size);
-      if (at < buffer_.size()) marks.push_back(at);
-    }
+    size_t at = 0;
+    for (Peeked p = peek(); p.size > 0; p = peek()) marks.push_back(at += static_cast<size_t>(p.size));
+    if (!marks.empty()) marks.pop_back();  // the end
     return marks;
   }
 
   void read_stream() {
     int queued = 0, at_mark = 0;
     check(::ioctl(fd_, FIONREAD, &queued), "ask for the bytes in the queue of", who_);
-    if (queued <= 0) return;
-    buffer_.resize(static_cast<size_t>(queued));
+    // Linux 6.18 goes on counting urgent bytes that a read passed over: it may be too many.
+    buffer_.resize(static_cast<size_t>(std::max(queued, 1)));
     in_line_.set(0, who_);
     char byte;
     const bool urgent = ::recv(fd_, &byte, 1, MSG_OOB | MSG_PEEK | MSG_DONTWAIT) == 1;
@@ -167,9 +164,7 @@ class QueueReader {
     told_.set(1, who_);
     peek_from(0);
     size_t at = 0;
-    while (at < static_cast<size_t>(queued)) {
-      const Peeked p = peek();
-      if (p.size <= 0) throw Error("read all that is in the queue of", who_, EAGAIN);
+    for (Peeked p = peek(); p.size > 0; p = peek()) {
       std::span<const std::byte> piece = std::span(buffer_).first(static_cast<size_t>(p.size));
       if (std::ranges::find(marks, at) != marks.end()) {
         // All but the last urgent byte are ordinary ones by now, or taken.

@@ -32,6 +32,7 @@ KNOWN_WRONG = {
 
 # name: part of the sentence that refuses it. They are tried alone, by `live`, and must be well when it has refused.
 REFUSED = {
+    "files.own_namespace": "a file of a kind that cannot be moved",
     "files.path_of_link": "a file of a kind that cannot be moved",
     "memory.droppable": "has droppable memory",
     "memory.sealed": "has a sealed mapping",

@@ -188,6 +188,7 @@ WORKLOAD(processes, login_user) {
 }
 WORKLOAD(processes, forty_children) {
   std::vector<pid_t> all;
+  all.reserve(40);
   for (int i = 0; i < 40; ++i) all.push_back(idle_child());
   return [=] {
     for (const pid_t pid : all) expect(kill(pid, 0) == 0 && waitpid(pid, nullptr, WNOHANG) == 0, "a child is gone");

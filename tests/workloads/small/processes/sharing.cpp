@@ -103,7 +103,7 @@ WORKLOAD(processes, exit_signal) {
   return [=] {
     const int before = told;
     must(kill(*child, SIGKILL), "kill");
-    await([=] { return told == before + 1; }, "the child's own exit signal");
+    await([=] { return told == before + 1; }, "the child's own exit signal", 5000);
     must(waitpid(*child, nullptr, __WALL), "waitpid");
     *child = start_one();
   };

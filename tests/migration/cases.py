@@ -56,12 +56,16 @@ BETWEEN_HOSTS = ("live", "live-stop", "live-postcopy", "live-hybrid", "lazy-remo
 # Moved to a host whose clocks are ahead, too; their last time-out ends this many seconds after their start.
 TIMED = {"clocks": 0, "itimer": 0, "timers": 4, "sleep_restart": 5, "events": 4, "main_waits": 5,
          "many_timers": 1, "timer_signals": 0}
+# Those of the others whose moves are cancelled, too: who may be disturbed by it.
+CANCELLED = ("signals", "timers", "sleep_restart", "pipes", "events", "unixsock", "tcp", "udp", "shared", "redis")
 
 
 def names(mode):
-    """What is moved in that mode."""
+    """What is moved in that mode, but for small workloads."""
     if mode == "live-back":
         return list(TIMED)
+    if mode == "cancelled":
+        return list(CANCELLED)
     return [n for n in (*WORKLOADS, *PROGRAMS) if mode not in BETWEEN_HOSTS or n not in NOT_LIVE]
 
 

@@ -116,7 +116,7 @@ def main():
     catalogue = small.Catalogue(os.path.abspath(options.workloads or os.path.join(options.build, "tests", "workloads")))
     wanted = selected(options, catalogue)
     if options.list:
-        print("\n".join(f"{m}/{n}" + "".join(f" {w}" for w in catalogue.bundles.get(n, ())) for m, n in wanted))
+        print("\n".join(f"{m}/{n}" + "".join(f" {w}" for w in (catalogue.members(n, m) if n in catalogue.bundles else ())) for m, n in wanted))
         return 0
     if os.geteuid() != 0:
         print("the migration tests need root", file=sys.stderr)

@@ -39,7 +39,7 @@ const Small& find(const std::string& name) {
 struct Member {
   Place place;
   pid_t pid;
-  std::string ended = "";
+  std::string ended;
 
   std::string said(const char* file) const {
     const std::string path = place.path(file);
@@ -113,9 +113,12 @@ std::string answer(Member& member, const std::string& token) {
 void check(Members& members, const std::string& token) {
   for (const auto& [_, member] : members) ask(member, token);
   std::string wrong;
-  for (auto& [name, member] : members)
-    if (const std::string why = answer(member, token); !why.empty())
-      wrong += (wrong.empty() ? "" : " | ") + name + ": " + why;
+  for (auto& [name, member] : members) {
+    const std::string why = answer(member, token);
+    if (why.empty()) continue;
+    wrong += wrong.empty() ? "" : " | ";
+    wrong.append(name).append(": ").append(why);
+  }
   expect(wrong.empty(), wrong);
 }
 

@@ -103,7 +103,7 @@ WORKLOAD(processes, exit_signal) {
   return [=] {
     const int before = told;
     must(kill(*child, SIGKILL), "kill");
-    await([=] { return told == before + 1; }, "the child's own exit signal");
+    await([=] { return told == before + 1; }, "the child's own exit signal", 5000);
     must(waitpid(*child, nullptr, __WALL), "waitpid");
     *child = start_one();
   };
@@ -188,6 +188,7 @@ WORKLOAD(processes, login_user) {
 }
 WORKLOAD(processes, forty_children) {
   std::vector<pid_t> all;
+  all.reserve(40);
   for (int i = 0; i < 40; ++i) all.push_back(idle_child());
   return [=] {
     for (const pid_t pid : all) expect(kill(pid, 0) == 0 && waitpid(pid, nullptr, WNOHANG) == 0, "a child is gone");

@@ -105,7 +105,7 @@ Verify vectors_stay(void (*turn)(Loop&), size_t size) {
 
 // Until l.go is not 0; sleeping keeps all registers but three.
 #define WAIT "\n1: movl $35, %%eax\n syscall\n cmpl $0, (%2)\n je 1b\n"
-#define OPERANDS(l) "r"(l.in), "r"(l.out), "r"(&l.go), "D"(&kNap), "S"(nullptr)
+#define OPERANDS(l) "r"((l).in), "r"((l).out), "r"(&(l).go), "D"(&kNap), "S"(nullptr)
 #define CLOBBERS "rax", "rcx", "r11", "memory", "cc"
 const timespec kNap{0, 5'000'000};
 
@@ -172,6 +172,7 @@ WORKLOAD(threads, registers) {
 
 WORKLOAD(threads, many) {
   std::vector<Verify> all;
+  all.reserve(40);
   for (int i = 0; i < 40; ++i) all.push_back(in_thread([] { return stays("a thread's id", [] { return gettid(); }); }));
   return [=] {
     for (const Verify& one : all) one();

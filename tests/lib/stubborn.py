@@ -369,9 +369,10 @@ def direct_io():
 
 
 def removed_name():
-    """A file that is open under a name which was removed, and has another."""
+    """A file that is open under a name which was removed, and has another in another folder."""
     f = open(os.path.join(FOLDER, "removed"), "w+")
-    os.link(f.name, os.path.join(FOLDER, "other"))
+    os.mkdir(os.path.join(FOLDER, "elsewhere"))
+    os.link(f.name, os.path.join(FOLDER, "elsewhere", "other"))
     os.unlink(f.name)
     return f, f.fileno()
 

@@ -12,6 +12,7 @@
 #include "core/files/file_locks.h"
 #include "core/files/kinds.h"
 #include "core/files/running_tree.h"
+#include "core/files/used_by_link.h"
 #include "core/image/magic.h"
 
 namespace migrate {
@@ -179,20 +180,9 @@ struct FileDumper::Impl {
     descriptions.clear();
   }
 
-  /// A file known by a link of a task's /proc folder, not by a descriptor.
-  OpenFile by_link(const ProcDir& task, const std::string& link, uint32_t flags) {
-    OpenFile file;
-    file.proc = &task;
-    file.link = task.link(link);
-    file.ours = task.open(link, O_PATH);
-    file.st = stat_cached(file.ours.get(), "", AT_EMPTY_PATH, file.link);
-    file.info.flags = flags & ~static_cast<uint32_t>(O_CLOEXEC);
-    return file;
-  }
-
   template <class Dump>
   uint32_t add(const ProcDir& task, const std::string& link, uint32_t flags, Dump dump) {
-    OpenFile file = by_link(task, link, flags);
+    OpenFile file = file_by_link(task, link, flags);
     const auto [it, fresh] = paths.try_emplace(PathKey{inode_of(file.st), file.link, flags}, 0);
     if (!fresh) return it->second;
     file.id = it->second = context.new_id();
@@ -215,12 +205,7 @@ uint32_t FileDumper::add_path(const ProcDir& task, const std::string& link, uint
     try {
       impl_->kinds.regular().dump(file);
     } catch (const Refusal& e) {
-      // The file has no descriptor number to name it by.
-      std::string text = e.what();
-      const std::string who = file.who();
-      if (text.starts_with(who)) text.replace(0, who.size(), "task " + std::to_string(task.pid()) + " uses as " + link);
-      const size_t remedy = text.find("; ");
-      throw Refusal(text.substr(0, remedy), remedy == std::string::npos ? "" : text.substr(remedy + 2));
+      throw refused_by_link(e, file, link);
     }
   });
 }

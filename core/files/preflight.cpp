@@ -7,6 +7,7 @@
 #include "core/files/kinds.h"
 #include "core/files/lasting_state.h"
 #include "core/files/running_tree.h"
+#include "core/files/used_by_link.h"
 
 namespace migrate {
 namespace {
@@ -24,6 +25,7 @@ class FilesPreflight {
     if (!pidfd) return;
     try {
       for (const int fd : task.descriptors()) refusals_.ask([&] { look_at_if_there(task, fd, pidfd->get()); });
+      refusals_.ask([&] { preflight_links(task, options_); });
     } catch (const Error& e) {
       if (!descriptor_is_gone(e)) throw;  // it ended meanwhile
     }

@@ -12,6 +12,7 @@
 #include "core/files/file_locks.h"
 #include "core/files/kinds.h"
 #include "core/files/running_tree.h"
+#include "core/files/used_by_link.h"
 #include "core/image/magic.h"
 
 namespace migrate {
@@ -201,7 +202,11 @@ uint32_t FileDumper::files_id(Pid task) const { return impl_->ids_of_tasks.at(ta
 
 uint32_t FileDumper::add_path(const ProcDir& task, const std::string& link, uint32_t flags) {
   return impl_->add(task, link, flags, [&](const OpenFile& file) {
-    with_link_named(file, link, [&] { impl_->kinds.regular().dump(file); });
+    try {
+      impl_->kinds.regular().dump(file);
+    } catch (const Refusal& e) {
+      throw refused_by_link(e, file, link);
+    }
   });
 }
 

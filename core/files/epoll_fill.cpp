@@ -43,13 +43,24 @@ bool only_in(const ImageSet& images, uint32_t files_id, uint32_t epoll) {
   return true;
 }
 
+/// A duplicate under a number that is not that one.
+Fd duplicate_beside(int number, int fd) {
+  const auto duplicate = [fd] {
+    return Fd(check(::fcntl(fd, F_DUPFD_CLOEXEC, 0), "duplicate descriptor", std::to_string(fd)));
+  };
+  Fd copy = duplicate();
+  return copy.get() == number ? duplicate() : std::move(copy);
+}
+
 /// For as long as it lives a number leads to `file`, whatever it led to before.
 class Placed {
  public:
   Placed(int number, const Fd& file) : number_(number) {
     flags_ = ::fcntl(number, F_GETFD);
     if (flags_ >= 0) before_ = Fd(check(::fcntl(number, F_DUPFD_CLOEXEC, 0), "duplicate", std::to_string(number)));
-    check(::dup3(file.get(), number, O_CLOEXEC), "install descriptor", std::to_string(number));
+    // What was fetched may have got that very number.
+    const Fd copy = duplicate_beside(number, file.get());
+    check(::dup3(copy.get(), number, O_CLOEXEC), "install descriptor", std::to_string(number));
   }
   ~Placed() {
     if (before_)
@@ -98,7 +109,7 @@ struct Entry {
 
 void add(int epfd, const Entry& entry, bool alone) {
   // The epoll itself may have that number.
-  const Fd epoll = Fd(check(::fcntl(epfd, F_DUPFD_CLOEXEC, 0), "duplicate", "an epoll"));
+  const Fd epoll = duplicate_beside(static_cast<int>(entry.target->tfd()), epfd);
   std::optional<Placed> placed;
   if (entry.elsewhere) placed.emplace(static_cast<int>(entry.target->tfd()), entry.elsewhere);
   if (disarmed(*entry.target)) return add_disarmed(epoll.get(), *entry.target, alone);

@@ -32,30 +32,6 @@ struct statx stat_opened(int fd, std::string_view what) {
   return stat_cached(fd, "", AT_EMPTY_PATH, what);
 }
 
-OpenFile file_by_link(const ProcDir& task, const std::string& link, uint32_t flags) {
-  OpenFile file;
-  file.proc = &task;
-  file.link = task.link(link);
-  file.ours = task.open(link, O_PATH);
-  file.st = stat_cached(file.ours.get(), "", AT_EMPTY_PATH, file.link);
-  file.info.flags = flags & ~static_cast<uint32_t>(O_CLOEXEC);
-  return file;
-}
-
-void with_link_named(const OpenFile& file, const std::string& link, const std::function<void()>& what) {
-  try {
-    what();
-  } catch (const Refusal& e) {
-    // The file has no descriptor number to name it by.
-    std::string text = e.what();
-    const std::string who = file.who();
-    if (text.starts_with(who))
-      text.replace(0, who.size(), "task " + std::to_string(file.proc->pid()) + " uses as " + link);
-    const size_t remedy = text.find("; ");
-    throw Refusal(text.substr(0, remedy), remedy == std::string::npos ? "" : text.substr(remedy + 2));
-  }
-}
-
 void DumpContext::emit(const img::file_entry& entry) { images.write("files.img", magic::kFiles).entry(entry); }
 
 void describe_owner(const OpenFile& file, img::fown_entry& out) {

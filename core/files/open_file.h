@@ -73,11 +73,6 @@ struct DumpContext {
   void emit(const img::file_entry& entry);
 };
 
-/// A file that a link of a task's /proc folder leads to ("exe", "map_files/START-END"), not a descriptor.
-OpenFile file_by_link(const ProcDir& task, const std::string& link, uint32_t flags);
-/// Calls `what` for such a file; a Refusal then names the link.
-void with_link_named(const OpenFile& file, const std::string& link, const std::function<void()>& what);
-
 /// Owner and signal of O_ASYNC input (fcntl(2) F_GETOWN_EX, F_GETSIG, F_GETOWNER_UIDS).
 void describe_owner(const OpenFile& file, img::fown_entry& out);
 

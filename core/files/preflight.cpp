@@ -1,8 +1,5 @@
 // What can be refused while the tree still runs: each kind says what its dump would (kind.h). All of it is checked
 // again when the tree is stopped; here a doubt is no refusal, since tasks come and go and close what was just seen.
-#include <algorithm>
-#include <set>
-#include <sstream>
 #include <string>
 
 #include "core/base/refusals.h"
@@ -10,6 +7,7 @@
 #include "core/files/kinds.h"
 #include "core/files/lasting_state.h"
 #include "core/files/running_tree.h"
+#include "core/files/used_by_link.h"
 
 namespace migrate {
 namespace {
@@ -27,8 +25,7 @@ class FilesPreflight {
     if (!pidfd) return;
     try {
       for (const int fd : task.descriptors()) refusals_.ask([&] { look_at_if_there(task, fd, pidfd->get()); });
-      for (const std::string link : {"exe", "cwd", "root"}) refusals_.ask([&] { look_at_link(task, link); });
-      look_at_mappings(task);
+      refusals_.ask([&] { preflight_links(task, options_); });
     } catch (const Error& e) {
       if (!descriptor_is_gone(e)) throw;  // it ended meanwhile
     }
@@ -41,31 +38,6 @@ class FilesPreflight {
   }
 
  private:
-  /// Files that only a mapping holds: of those that still have their name nothing is refused.
-  void look_at_mappings(const ProcDir& task) {
-    std::set<std::string> seen;
-    std::istringstream lines(task.read("maps"));
-    for (std::string line; std::getline(lines, line);) {
-      const size_t name = line.find('/');
-      if (name == std::string::npos || !line.ends_with(" (deleted)") || !seen.insert(line.substr(name)).second)
-        continue;
-      refusals_.ask([&] { look_at_link(task, "map_files/" + line.substr(0, line.find(' '))); });
-    }
-  }
-
-  void look_at_link(const ProcDir& task, const std::string& link) {
-    try {
-      const OpenFile file = file_by_link(task, link, link == "exe" || link.starts_with("map_files/") ? 0 : O_DIRECTORY);
-      const Kind& regular = *kind_of(img::fd_types::REG);
-      with_link_named(file, link, [&] {
-        const auto one = std::ranges::find(kinds_.all(), &regular, &DumpKinds::One::kind);
-        if (one->dump->matches(file)) one->dump->preflight(file, preflight_);
-      });
-    } catch (const Error& e) {
-      if (!descriptor_is_gone(e)) throw;  // it ended, or unmapped it, meanwhile
-    }
-  }
-
   void look_at_if_there(const ProcDir& task, int fd, int pidfd) {
     try {
       look_at(task, fd, pidfd);

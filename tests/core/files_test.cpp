@@ -78,17 +78,35 @@ TEST_F(Files, RemovedNamesOfLivingFilesNeedLinkRemap) {
   const Work setup = [&] {
     place_at(::open(at("one").c_str(), O_RDWR | O_CREAT, 0600), 3);
     say(3, "linked");
-    ::link(at("one").c_str(), at("two").c_str());
+    ::mkdir(at("below").c_str(), 0700);
+    ::link(at("one").c_str(), at("below/two").c_str());
     ::unlink(at("one").c_str());
   };
   refused(setup, "--link-remap");
-  std::filesystem::remove(at("two"));
+  std::filesystem::remove(at("below/two"));
   const auto images = dump(setup, {.link_remap = true});
   restore(images, [&] {
     char text[7] = {};
     MUST(::pread(3, text, 6, 0) == 6 && std::string(text) == "linked");
     MUST(link_of(3) == at("one") + " (deleted)");
   });
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir), {}), 1);
+}
+
+TEST_F(Files, AnotherNameInTheSameFolderIsFound) {
+  const auto images = dump([&] {
+    place_at(::open(at("one").c_str(), O_RDWR | O_CREAT, 0600), 3);
+    say(3, "linked");
+    ::link(at("one").c_str(), at("two").c_str());
+    ::unlink(at("one").c_str());
+  });
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir), {}), 1);
+  restore(images, [&] {
+    struct stat st {};
+    MUST(::fstat(3, &st) == 0 && st.st_nlink == 1);
+    MUST(link_of(3) == at("one") + " (deleted)");
+  });
+  EXPECT_TRUE(std::filesystem::exists(at("two")));
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir), {}), 1);
 }
 

@@ -320,6 +320,32 @@ class Pipeline(Program):
             raise Unwell(f"line {wrong + 1} of the pipeline's output is {numbers[wrong]}")
 
 
+class Inotifywait(Program):
+    """It tells of files that come into a folder and its subfolders."""
+    name = "inotifywait"
+    ignore = (r" fd 1$",)  # grows
+    made = 0
+
+    def command(self):
+        self.watched = os.path.join(self.folder, "watched")
+        os.makedirs(os.path.join(self.watched, "below"), exist_ok=True)
+        return ["bash", "-c", f"exec inotifywait -m -r -e create --format '%w%f' {self.watched} >out 2>err"]
+
+    def told(self):
+        return read(os.path.join(self.folder, "out")).split("\n")
+
+    def ready(self):
+        wait_for(lambda: "Watches established" in read(os.path.join(self.folder, "err")), "the watches", 20)
+
+    def check(self):
+        for folder in (self.watched, os.path.join(self.watched, "below")):
+            self.made += 1
+            path = os.path.join(folder, f"file{self.made}")
+            with open(path, "w"):
+                pass
+            wait_for(lambda path=path: path in self.told(), f"word of {path}", 10)
+
+
 def quietly(function):
     """None instead of a connection error."""
     try:

@@ -400,11 +400,21 @@ def direct_io():
 
 
 def removed_name():
-    """A file that is open under a name which was removed, and has another."""
+    """A file that is open under a name which was removed, and has another in another folder."""
     f = open(os.path.join(FOLDER, "removed"), "w+")
-    os.link(f.name, os.path.join(FOLDER, "other"))
+    f.truncate(4096)
+    os.mkdir(os.path.join(FOLDER, "elsewhere"))
+    os.link(f.name, os.path.join(FOLDER, "elsewhere", "other"))
     os.unlink(f.name)
     return f, f.fileno()
+
+
+def removed_name_mapped():
+    import mmap
+    f, _ = removed_name()
+    mapped = mmap.mmap(f.fileno(), 4096)
+    f.close()
+    return mapped, 0
 
 
 def ebpf_filter():
@@ -588,7 +598,7 @@ KINDS = {f.__name__.replace("_", "-"): f for f in (
     mapped_file, own_thread_files, zombie_root, shared_memory_outside, landlock, user_dispatch, address_space_limit, thread_file,
     not_accepted, epoll_of_closed, epoll_of_another, watching, favoured, plain, child, child_of_32_bits, child_without_vvar, nobody, roots_file, roots_folder, roots_deleted_file, roots_socket, roots_pair, timers_beyond_the_limit, forced_buffer, marked, alarm_clock,
     thread_of_another, securebits, direct_io,
-    removed_name, ebpf_filter, deadline, session_of_two_parents)}
+    removed_name, removed_name_mapped, ebpf_filter, deadline, session_of_two_parents)}
 
 
 def main():

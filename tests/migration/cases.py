@@ -43,8 +43,9 @@ WORKLOADS = {
 OPTIONS = {"locks": ("--file-locks",)}
 # The source keeps its locks until the tree has moved (refusals.py has that).
 NOT_LIVE = ("locks",)
-PROGRAMS = {"redis": programs.Redis, "nginx": programs.Nginx, "python": programs.Python, "pipeline": programs.Pipeline}
-NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3"}
+PROGRAMS = {"redis": programs.Redis, "nginx": programs.Nginx, "python": programs.Python, "pipeline": programs.Pipeline,
+            "inotifywait": programs.Inotifywait}
+NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3", "inotifywait": "inotifywait"}
 # Lazily moved with TLS; they have more private memory than this, which a lazy dump leaves out of the folder.
 LAZY_TLS = ("memory", "redis")
 LAZY_MOST = 2 << 20

@@ -48,6 +48,8 @@ CASES = {
     "early/thread-of-another": refused("thread-of-another", "a task runs as uid 1234, which the receiver does not allow",
                                        receive=("--allow-uid", "0")),
     "early/removed-name": send_refuses("removed-name", HAS_FD + ", the file .*/removed, which was removed there but has another name"),
+    "early/removed-name-mapped": send_refuses(
+        "removed-name-mapped", "task {pid} uses as map_files/.*, the file .*/removed, which was removed there but has another name"),
     "early/ebpf-filter": send_refuses("ebpf-filter", HAS_FD + ", a socket with an eBPF filter"),
     "early/deadline": send_refuses("deadline", "thread {pid} of task {pid} runs under scheduling policy 6"),
     "early/session-of-two-parents": send_refuses("session-of-two-parents", "the tasks of session {detail} .whose leader has ended. have several parents"),

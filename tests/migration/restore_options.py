@@ -147,8 +147,23 @@ def lazy_lost(context, folder):
                 daemon.wait()
 
 
+def mapped_file_shorter(context, folder):
+    """What is mapped beyond the end of a file would kill the copy (SIGBUS), also where the program writes to it."""
+    with Dumped(context, folder, "lost_paths") as dumped:
+        path = os.path.join(dumped.program.folder, "new")
+        content = read(path)
+        os.truncate(path, 0)
+        code, out = run(dumped.command(), log=dumped.tool.log)
+        log = read(os.path.join(dumped.images, "restore.log")) + out
+        expect(code != 0 and f"has 0 bytes, but {len(content)} where the program was" in log, f"restore exited {code}: {log[-500:]}")
+        with open(path, "w") as f:
+            f.write(content)
+        expect(run(dumped.command(), log=dumped.tool.log)[0] == 0, "it cannot be restored any more")
+        dumped.lives()
+
+
 CASES = {"lazy/alone": lazy_alone, "lazy/twice": lazy_twice, "lazy/lost": lazy_lost,
-         "root/files": other_root("files"), "root/tree": other_root("tree"), "sibling": sibling}
+         "root/files": other_root("files"), "root/tree": other_root("tree"), "sibling": sibling, "mapped-file-shorter": mapped_file_shorter}
 
 
 if __name__ == "__main__":

@@ -43,7 +43,10 @@ int main(int argc, char** argv) {
   return run(
       [&] {
         Workload w(argc, argv);
-        const int epoll = must(epoll_create1(EPOLL_CLOEXEC), "epoll_create1");
+        const int lowest = must(eventfd(0, EFD_NONBLOCK), "eventfd");  // its number is the first that is free
+        const int epoll = must(epoll_create1(EPOLL_CLOEXEC), "epoll_create1"),
+                  single = must(epoll_create1(EPOLL_CLOEXEC), "epoll_create1");
+        add(single, lowest, EPOLLIN, 6);
         const int closed = must(eventfd(0, EFD_NONBLOCK), "eventfd"),
                   reused = must(eventfd(0, EFD_NONBLOCK), "eventfd");
         const int remote = must(eventfd(1, EFD_NONBLOCK), "eventfd"), spent = must(eventfd(1, EFD_NONBLOCK), "eventfd");
@@ -53,19 +56,25 @@ int main(int argc, char** argv) {
         add(epoll, spent, EPOLLIN | EPOLLONESHOT, 4);
         expect_equal(ready(epoll).size(), 2U, "ready files");
         const int closed_now = must(dup(closed), "dup"), reused_now = must(dup(reused), "dup"),
-                  spent_now = must(dup(spent), "dup");
+                  spent_now = must(dup(spent), "dup"), lowest_now = must(dup(lowest), "dup");
         const pid_t parent = getpid();
         if (must(fork(), "fork") == 0)
           while (true)
             if (sleep_ms(20); getppid() != parent) _exit(0);
+        close(lowest);
         close(closed);
         close(remote);  // the child has it
         close(spent);
-        const int other = must(eventfd(0, EFD_NONBLOCK), "eventfd");
+        const int other = must(fcntl(must(eventfd(0, EFD_NONBLOCK), "eventfd"), F_DUPFD, 100), "F_DUPFD");
+        close(lowest);
         must(dup2(other, reused), "dup2");
         add(epoll, reused, EPOLLIN, 5);  // the same number for two files
         w.serve([&] {
           expect(ready(epoll) == std::set<uint64_t>{3}, "the epoll does not report what the child alone has, or more");
+          expect(ready(single).empty(), "the other epoll reports something");
+          bump(lowest_now);
+          expect(ready(single) == std::set<uint64_t>{6}, "the other epoll does not report what is ready");
+          drain(lowest_now);
           bump(closed_now);
           bump(reused_now);
           bump(other);

@@ -1,7 +1,9 @@
-// memfds: with each seal, and a program in one, which can be run as long as nobody may write to it.
+// memfds: with each seal, and a program in one, which runs, and can be run again as long as nobody may write to it.
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 
+#include <csignal>
 #include <vector>
 
 #include "workload.h"
@@ -28,17 +30,21 @@ int read_only(int fd) {
   return again;
 }
 
-int run_program(int fd) {
+/// `sleep SECONDS`, from the memfd.
+pid_t start_program(int fd, const char* seconds) {
   const pid_t child = must(fork(), "fork");
-  if (child == 0) {
-    char name[] = "true";
-    char* const arguments[] = {name, nullptr};
-    char* const environment[] = {nullptr};
-    syscall(SYS_execveat, fd, "", arguments, environment, AT_EMPTY_PATH);
-    _exit(errno);
-  }
+  if (child != 0) return child;
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  char name[] = "sleep";
+  char* const arguments[] = {name, const_cast<char*>(seconds), nullptr};
+  char* const environment[] = {nullptr};
+  syscall(SYS_execveat, fd, "", arguments, environment, AT_EMPTY_PATH);
+  _exit(errno);
+}
+
+int run_program(int fd) {
   int status = 0;
-  must(waitpid(child, &status, 0), "waitpid");
+  must(waitpid(start_program(fd, "0"), &status, 0), "waitpid");
   return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
@@ -48,7 +54,7 @@ int main(int argc, char** argv) {
   return run(
       [&] {
         Workload w(argc, argv);
-        const int source = must(open("/bin/true", O_RDONLY | O_CLOEXEC), "open a program");
+        const int source = must(open("/bin/sleep", O_RDONLY | O_CLOEXEC), "open a program");
         struct stat st {};
         must(fstat(source, &st), "fstat");
         std::vector<char> bytes(static_cast<size_t>(st.st_size));
@@ -57,6 +63,14 @@ int main(int argc, char** argv) {
         const int writable = make("program", MFD_CLOEXEC | MFD_ALLOW_SEALING);
         expect(write(writable, bytes.data(), bytes.size()) == st.st_size, "write a program");
         const int program = read_only(writable);
+        const pid_t running = start_program(program, "1200");
+        await(
+            [&] {
+              char exe[16] = {};
+              const ssize_t n = readlink(("/proc/" + std::to_string(running) + "/exe").c_str(), exe, sizeof exe - 1);
+              return n > 0 && std::string(exe).starts_with("/memfd:program");
+            },
+            "the program in the memfd");
         void* mapped = mmap(nullptr, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE, program, 0);
         expect(mapped != MAP_FAILED, "mmap failed");
         const std::vector<int> seals{F_SEAL_SHRINK,
@@ -76,6 +90,7 @@ int main(int argc, char** argv) {
         std::vector<int> has;
         for (const int fd : files) has.push_back(must(fcntl(fd, F_GET_SEALS), "F_GET_SEALS"));
         w.serve([&] {
+          expect(kill(running, 0) == 0 && waitpid(running, nullptr, WNOHANG) == 0, "the program that ran has ended");
           expect_equal(run_program(program), 0, "what a program in a memfd ends with");
           for (size_t i = 0; i < files.size(); ++i) {
             expect_equal(fcntl(files[i], F_GET_SEALS), has[i], "seals");

@@ -4,6 +4,7 @@
 
 #include "core/dump/dump.h"
 #include "core/dump/preflight.h"
+#include "core/ipc/left_behind.h"
 #include "core/restore/restorable.h"
 #include "migrate/cli/action_script.h"
 #include "migrate/cli/commands.h"
@@ -99,7 +100,9 @@ int run_dump(const CoreOptions& o) {
   } else if (o.leave_stopped) {
     dump.tree().release(true);
   } else {
+    const std::vector<IpcObject> left = dump.left_behind();
     dump.tree().kill();
+    for (const std::string& stays : remove_left_behind(left)) logger->warn("{}", stays);
   }
   // The tree is on its way; nobody tracks what is left of it.
   if (tracker) tracker->end();

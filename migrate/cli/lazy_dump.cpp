@@ -15,6 +15,7 @@
 #include "core/base/procfs.h"
 #include "core/dump/preflight.h"
 #include "core/freeze/quick_moves.h"
+#include "core/ipc/left_behind.h"
 #include "migrate/cli/daemon.h"
 #include "migrate/session/telling/interrupt.h"
 
@@ -137,6 +138,7 @@ void LazyDump::hold(Dump& dump) {
     held.dissolve();
     throw;
   }
+  left_behind_ = dump.left_behind();
   dump.tree().release();
   held_.emplace(std::move(held));
 }
@@ -245,6 +247,7 @@ bool LazyDump::wait_for(pid_t child, int signals, int& status) {
 void LazyDump::end_tree() {
   held_->kill_all(kEnding);
   held_->dissolve();
+  for (const std::string& stays : remove_left_behind(left_behind_)) log_.warn("{}", stays);
 }
 
 }  // namespace migrate::cli

@@ -34,16 +34,21 @@ void start_worker(int set, std::atomic<uint32_t>* asked, std::atomic<uint32_t>* 
   if (must(fork(), "fork") != 0) return;
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   take(set);
-  for (;;) {
-    std::atomic<bool> stop = false;
-    std::thread other;  // has the same list
-    if (threads)
-      other = std::thread([&] {
-        while (!stop.load()) sleep_ms(1);
-      });
+  std::atomic<uint32_t> turn = 0;
+  std::thread other;  // has the same list, until it has left it
+  if (threads) {
+    other = std::thread([&] {
+      for (uint32_t seen = 0;; ++seen) {
+        while (turn.load() == 2 * seen) sleep_ms(1);
+        undo();
+        turn.store(2 * seen + 2);
+      }
+    });
+  }
+  for (uint32_t n = 0;; ++n) {
     while (asked->load() == done->load()) sleep_ms(1);
-    stop.store(true);
-    if (threads) other.join();
+    turn.store(2 * n + 1);
+    while (threads && turn.load() == 2 * n + 1) sleep_ms(1);
     undo();
     done->fetch_add(1);
     while (asked->load() == done->load()) sleep_ms(1);

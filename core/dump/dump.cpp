@@ -13,6 +13,7 @@
 #include "core/dump/preflight.h"
 #include "core/dump/task_memory.h"
 #include "core/dump/tree_images.h"
+#include "core/dump/tree_ipc.h"
 #include "core/files/dump_files.h"
 #include "core/freeze/outside_sharing.h"
 #include "core/image/magic.h"
@@ -117,6 +118,7 @@ struct Dump::Impl {
   Standby sharing_look;
   CgroupSets cgroups;
   std::unique_ptr<FileDumper> files;
+  TreeIpc ipc;
   std::vector<PageSource> memories;
   PagesByMemory lazy;
   LazyShared shared;
@@ -145,6 +147,7 @@ void Dump::Impl::look_around() {
     } catch (const Error&) {  // shows in its visit
     }
   }
+  ipc.look_around(collect_tree(options.root));
   outside = processes_outside(inside);
   refuse_outside_sharing(living, inside);
 }
@@ -256,7 +259,7 @@ std::vector<ext::ThreadExt> Dump::Impl::describe_core(const StoppedTask& task, u
       if (task.state == TaskState::group_stopped &&
           task.proc.stat().exit_code == 0)  // proc(5): what wait(2) would tell
         extras.front().mutable_task()->set_stop_collected(true);
-      fill_task_ids(ordinal, files->files_id(task.pid), *core.mutable_ids());
+      fill_task_ids(ordinal, files->files_id(task.pid), ipc.own_namespace(), *core.mutable_ids());
       images.put(image_name("ids", static_cast<uint64_t>(image_tid)), magic::kIds, core.ids());
       images.put(image_name("creds", static_cast<uint64_t>(image_tid)), magic::kCreds, core.thread_core().creds());
     }
@@ -320,6 +323,8 @@ void Dump::Impl::run() {
   files->dump_descriptors();
   log.debug("descriptors described after {} us", microseconds_since(frozen_since));
   MemoryDumper memory(*files, images, options.tracked, log);
+  ipc.describe(folders(tree->tasks()), *pids, images);
+  memory.add_segments(ipc.segment_sizes(), ipc.take_unattached());
   for (size_t i = 0; i < tree->tasks().size(); ++i) describe_task_images(i, memory);
   memories = memory.finish();
   lazy.merge(shared.take());
@@ -346,6 +351,7 @@ void preflight_once(const DumpOptions& options, const MappingReader& mappings, L
   refusals.ask([&] { check_threads(tasks); });
   refusals.ask([&] { check_sharing(tasks); });
   refusals.ask([&] { check_visits(tasks); });
+  refusals.ask([&] { TreeIpc::preflight(tasks); });
   refusals.ask([&] { check_mappings(tasks, mappings, options.tracked); });
   refusals.ask([&] { FileDumper::preflight(tasks, file_options(options), log); });
   refusals.demand_none();
@@ -377,6 +383,7 @@ Dump::Dump(Dump&&) noexcept = default;
 StoppedTree& Dump::tree() { return *impl_->tree; }
 void Dump::tree_is_dead() noexcept { impl_->files->tree_is_dead(); }
 void Dump::keep_links() noexcept { impl_->files->keep_links(); }
+std::vector<IpcObject> Dump::left_behind() const { return impl_->ipc.left_behind(); }
 ImageSet& Dump::images() { return impl_->images; }
 const PagesByMemory& Dump::lazy_pages() const { return impl_->lazy; }
 std::vector<PageSource>& Dump::memories() { return impl_->memories; }

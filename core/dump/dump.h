@@ -10,6 +10,7 @@
 #include "core/base/log.h"
 #include "core/freeze/stopped_tree.h"
 #include "core/image/image_set.h"
+#include "core/ipc/sysv_objects.h"
 #include "core/memory/mapping_reader.h"
 #include "core/memory/page_io.h"
 #include "core/memory/page_runs.h"
@@ -69,6 +70,8 @@ class Dump {
   StoppedTree& tree();
   /// Everything but pages, stats and pagemaps.
   ImageSet& images();
+  /// Its System V objects that live on when it is killed (remove_left_behind()).
+  std::vector<IpcObject> left_behind() const;
   /// The images are stored: names that were made for them (link_remap) stay when this goes.
   void keep_links() noexcept;
   /// The tree was killed: its connections with itself end without a word, and their ports are free.

@@ -18,9 +18,11 @@ namespace {
 // vma_entry.status
 constexpr uint32_t kRegular = 1 << 0, kStack = 1 << 1, kVsyscall = 1 << 2, kVdso = 1 << 3, kHeap = 1 << 5,
                    kFilePrivate = 1 << 6, kFileShared = 1 << 7, kAnonShared = 1 << 8, kAnonPrivate = 1 << 9,
-                   kVvar = 1 << 12, kMemfd = 1 << 14, kGuard = 1 << 16;
+                   kSysvIpc = 1 << 10, kVvar = 1 << 12, kMemfd = 1 << 14, kGuard = 1 << 16;
 
 bool is_memfd(const Vma& vma, dev_t shm_device) { return vma.device == shm_device && vma.name.starts_with("/memfd:"); }
+
+bool is_segment(const Vma& vma, dev_t shm_device) { return vma.device == shm_device && vma.name.starts_with("/SYSV"); }
 
 /// Shared anonymous memory: "/dev/zero (deleted)", or "[anon_shmem:NAME]" if it was named.
 bool is_anonymous_shared(const Vma& vma, dev_t shm_device) {
@@ -118,7 +120,6 @@ void check_mapping(pid_t pid, const Vma& vma) {
   };
   constexpr const char* kUnmap = "unmap it first, or run the program without it";
   if (is_kernel_made(vma)) return;
-  if (vma.name.starts_with("/SYSV")) refuse("System V shared memory attached", kUnmap);
   if (vma.has(VmFlag::hugetlb)) refuse("hugetlb pages mapped", "run it with transparent huge pages instead");
   if (vma.name.starts_with("/[aio]")) refuse("an asynchronous I/O context", "let it finish its io_setup(2) contexts");
   if (vma.name.starts_with("anon_inode:[io_uring]")) refuse("an io_uring mapped", "run the program without io_uring");
@@ -198,6 +199,7 @@ void MemoryDumper::describe_file(const StoppedTask& task, const Vma& vma, img::v
   const std::string link = "map_files/" + vma.link_name();
   entry.set_pgoff(vma.offset);
   if (is_anonymous_shared(vma, shm_device_)) {
+    if (segments_.contains(vma.inode)) refuse_same_number(vma);
     auto [it, fresh] = anonymous_shmids_.try_emplace(vma.inode);
     if (fresh) {
       it->second = vma.inode;
@@ -217,6 +219,7 @@ void MemoryDumper::describe_file(const StoppedTask& task, const Vma& vma, img::v
     entry.set_shmid(it->second);
     return;
   }
+  if (is_segment(vma, shm_device_)) return describe_segment(task, vma, entry);
   const bool memfd = is_memfd(vma, shm_device_);
   // Whether the descriptor it was mapped with could write shows in whether it may be made writable.
   const uint32_t flags = memfd || (vma.shared && vma.has(VmFlag::may_write)) ? O_RDWR : O_RDONLY;
@@ -227,12 +230,55 @@ void MemoryDumper::describe_file(const StoppedTask& task, const Vma& vma, img::v
   entry.set_fdflags(flags);
 }
 
+/// Anonymous objects have numbers of their own, which are a segment's only by chance.
+void MemoryDumper::refuse_same_number(const Vma& vma) {
+  throw Refusal("an object of shared memory has the number of a System V segment: " + vma.describe(),
+                "start the program again");
+}
+
+void MemoryDumper::describe_segment(const StoppedTask& task, const Vma& vma, img::vma_entry& entry) {
+  if (anonymous_shmids_.contains(vma.inode)) refuse_same_number(vma);
+  const auto segment = known_segments_.find(vma.inode);
+  if (segment == known_segments_.end() || vma.offset > page_ceil(segment->second) ||
+      vma.range.bytes() > page_ceil(segment->second) - vma.offset)
+    throw Refusal("task " + std::to_string(task.pid.get()) + " has a System V segment mapped beyond its end, or of " +
+                      "another IPC namespace: " + vma.describe(),
+                  "have the program detach it");
+  if (segments_.insert(vma.inode).second) {
+    PageSource source{
+        .memory = {MemoryId::Kind::shmem, vma.inode},
+        .fd = open_shm_object(task.proc.fd(), "map_files/" + vma.link_name(), O_RDONLY, shm_device_, vma.inode)};
+    if (!source.fd)
+      throw Error("task " + std::to_string(task.pid.get()) + " has something else now at its " + vma.describe());
+    add_object(std::move(source));
+  }
+  entry.set_status(kRegular | kAnonShared | kSysvIpc);
+  entry.set_flags(entry.flags() | MAP_ANONYMOUS);
+  entry.set_shmid(vma.inode);
+  entry.set_fdflags(vma.has(VmFlag::may_write) ? O_RDWR : O_RDONLY);
+}
+
+void MemoryDumper::add_object(PageSource source) {
+  source.runs = scan_object_pages(source.fd.get());
+  for (PageRun& run : source.runs) run.zero_ok = true;
+  sources_.push_back(std::move(source));
+}
+
+void MemoryDumper::add_segments(std::map<int, uint64_t> sizes, std::map<int, Fd> unattached) {
+  for (const auto& [id, bytes] : sizes) known_segments_.emplace(static_cast<uint64_t>(id), bytes);
+  for (auto& [id, fd] : unattached) {
+    const auto shmid = static_cast<uint64_t>(id);
+    segments_.insert(shmid);
+    add_object({.memory = {MemoryId::Kind::shmem, shmid}, .runs = {}, .fd = std::move(fd)});
+  }
+}
+
 std::vector<PageSource> MemoryDumper::finish() {
   for (SharedObject& object : files_.take_shared_objects()) {
-    PageSource source{.memory = {MemoryId::Kind::shmem, object.shmid}, .fd = std::move(object.fd)};
-    source.runs = scan_object_pages(source.fd.get());
-    for (PageRun& run : source.runs) run.zero_ok = true;
-    sources_.push_back(std::move(source));
+    if (segments_.contains(object.shmid))
+      throw Refusal("a memfd has the number of System V segment " + std::to_string(object.shmid),
+                    "start the program again");
+    add_object({.memory = {MemoryId::Kind::shmem, object.shmid}, .runs = {}, .fd = std::move(object.fd)});
   }
   return std::move(sources_);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <set>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -32,12 +33,18 @@ class MemoryDumper {
   /// What CRIU's format cannot hold goes into `extra`.
   void add_task(const StoppedTask& task, const TaskHarvest& harvest, TaskMemory memory, pid_t image_pid,
                 ext::TaskExt& extra);
+  /// Before tasks are added: the tree's System V segments, with their sizes, and those that nobody has attached.
+  void add_segments(std::map<int, uint64_t> sizes, std::map<int, Fd> unattached);
   /// All memories; after the last task, and after the files have described all descriptors.
   std::vector<PageSource> finish();
 
  private:
   img::vma_entry describe(const StoppedTask& task, const Vma& vma, ext::TaskExt& extra);
   void describe_file(const StoppedTask& task, const Vma& vma, img::vma_entry& entry, ext::TaskExt& extra);
+
+  void describe_segment(const StoppedTask& task, const Vma& vma, img::vma_entry& entry);
+  [[noreturn]] static void refuse_same_number(const Vma& vma);
+  void add_object(PageSource source);
 
   struct FileKey {
     dev_t device;
@@ -53,6 +60,8 @@ class MemoryDumper {
   dev_t shm_device_;  ///< of the kernel's internal tmpfs: memfds and shared anonymous memory
   std::map<FileKey, uint32_t> file_ids_;
   std::map<uint64_t, uint64_t> anonymous_shmids_;  ///< inode → shmid
+  std::map<uint64_t, uint64_t> known_segments_;    ///< sizes by shmid, which is their inode's number
+  std::set<uint64_t> segments_;                    ///< those that have a source
   std::vector<PageSource> sources_;
 };
 

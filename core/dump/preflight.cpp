@@ -17,6 +17,7 @@
 #include "core/freeze/cgroup_mounts.h"
 #include "core/freeze/outside_sharing.h"
 #include "core/inject/visit_places.h"
+#include "core/ipc/whose_objects.h"
 #include "core/memory/vma.h"
 #include "core/task/core_image.h"
 #include "core/task/proc_text.h"
@@ -222,6 +223,7 @@ void check_namespaces(const std::vector<ProcDir>& tasks) {
       {"net", " -n"}, {"uts", " -u"}, {"ipc", " -i"}, {"user", " -U"}, {"cgroup", " -C"}};
   for (const auto& [kind, option] : kKinds) {
     if (ns_link(root, kind) == ns_link(self, kind)) continue;
+    if (kind == std::string_view("ipc") && alone_in_ipc_namespace(tasks)) continue;
     kinds += (kinds.empty() ? "" : ", ") + std::string(kind);
     options += option;
   }

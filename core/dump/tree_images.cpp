@@ -16,8 +16,8 @@ namespace migrate {
 namespace {
 
 // The ids say only what is the same and what is not. The tree is in the dumper's namespaces, but for the time
-// namespace: it always gets a new one, in which its clocks go on.
-enum NamespaceId : uint32_t { kPidNs = 1, kNetNs, kIpcNs, kUtsNs, kMntNs, kUserNs, kCgroupNs, kTimeNs, kTreeTimeNs };
+// namespace: it always gets a new one, in which its clocks go on; and the IPC namespace, if it has one or objects in one.
+enum NamespaceId : uint32_t { kPidNs = 1, kNetNs, kIpcNs, kUtsNs, kMntNs, kUserNs, kCgroupNs, kTimeNs, kTreeTimeNs, kTreeIpcNs };
 
 void fill_namespaces(uint32_t time_ns, img::task_kobj_ids_entry& ids) {
   ids.set_pid_ns_id(kPidNs);
@@ -59,12 +59,15 @@ void fill_root_ids(img::task_kobj_ids_entry& ids) {
   fill_namespaces(kTimeNs, ids);
 }
 
-void fill_task_ids(uint32_t ordinal, uint32_t files_id, img::task_kobj_ids_entry& ids) {
+uint32_t own_ipc_namespace_id() { return kTreeIpcNs; }
+
+void fill_task_ids(uint32_t ordinal, uint32_t files_id, bool own_ipc, img::task_kobj_ids_entry& ids) {
   ids.set_vm_id(ordinal);
   ids.set_files_id(files_id);
   ids.set_fs_id(ordinal);
   ids.set_sighand_id(ordinal);
   fill_namespaces(kTreeTimeNs, ids);
+  if (own_ipc) ids.set_ipc_ns_id(kTreeIpcNs);
 }
 
 uint32_t CgroupSets::add(const ProcDir& task) {

@@ -22,7 +22,9 @@ TaskNumbers task_numbers(const StoppedTask& task, const ImagePids& pids, bool ro
 
 /// Namespace ids: those of the dumping process, and of the tree where a restore must make a new one (time).
 void fill_root_ids(img::task_kobj_ids_entry& ids);
-void fill_task_ids(uint32_t ordinal, uint32_t files_id, img::task_kobj_ids_entry& ids);
+void fill_task_ids(uint32_t ordinal, uint32_t files_id, bool own_ipc, img::task_kobj_ids_entry& ids);
+/// Of an IPC namespace of the tree's own (`own_ipc`), in its images' names.
+uint32_t own_ipc_namespace_id();
 
 /// Cgroup memberships, each distinct set once.
 class CgroupSets {

@@ -154,7 +154,7 @@ void DirtyTracker::Impl::compare_shared(const std::vector<LivingTask>& living, R
       round.untracked_shared_pages += object.pages.pages();
       continue;
     }
-    round.layout.objects.push_back({object.id, object.bytes, object.memfd, object.name});
+    round.layout.objects.push_back({object.id, object.bytes, object.memfd, object.name, object.segment});
     compare({.memory = {MemoryId::Kind::shmem, object.id},
              .pages = std::move(object.pages),
              .fd = std::move(object.fd),

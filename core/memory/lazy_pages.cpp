@@ -16,8 +16,8 @@ namespace migrate {
 namespace {
 
 // vma_entry.status
-constexpr uint32_t kVsyscall = 1 << 2, kVdso = 1 << 3, kAnonShared = 1 << 8, kAnonPrivate = 1 << 9, kVvar = 1 << 12,
-                   kShadowStack = 1 << 15, kGuard = 1 << 16;
+constexpr uint32_t kVsyscall = 1 << 2, kVdso = 1 << 3, kAnonShared = 1 << 8, kAnonPrivate = 1 << 9, kSysvIpc = 1 << 10,
+                   kVvar = 1 << 12, kShadowStack = 1 << 15, kGuard = 1 << 16;
 
 /// What the kernel follows of one list at most (kernel/futex/core.c).
 constexpr int kRobustListLimit = 2048;
@@ -162,7 +162,7 @@ PageSet lazy_pages(const img::mm_entry& mm, const PageSet& eager) {
 void LazyShared::add_task(const img::mm_entry& mm, const PageSet& eager) {
   std::map<uint64_t, PageSet> own;
   for (const img::vma_entry& vma : mm.vmas()) {
-    if ((vma.status() & kAnonShared) == 0) continue;
+    if ((vma.status() & kAnonShared) == 0 || (vma.status() & kSysvIpc) != 0) continue;
     Object& object = objects_[vma.shmid()];
     const PageSet here(vma.pgoff(), vma.pgoff() + (vma.end() - vma.start()));
     PageSet& before = own[vma.shmid()];

@@ -4,17 +4,20 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <string_view>
 
 #include "core/base/looked_at.h"
 #include "core/base/procfs.h"
+#include "core/ipc/ipc_namespace.h"
+#include "core/ipc/segment_names.h"
 #include "core/memory/page_scan.h"
 #include "core/memory/vma.h"
 
 namespace migrate {
 namespace {
 
-constexpr std::string_view kMemfd = "/memfd:", kDeleted = " (deleted)";
+constexpr std::string_view kMemfd = "/memfd:", kSegment = "/SYSV", kDeleted = " (deleted)";
 
 class ObjectFinder {
  public:
@@ -23,6 +26,10 @@ class ObjectFinder {
     for (const Vma& vma : parse_smaps(proc.read("maps"))) {
       if (vma.device != device_ || found_.contains(vma.inode)) continue;
       const bool memfd = vma.name.starts_with(kMemfd);
+      if (vma.name.starts_with(kSegment)) {
+        take_segment(proc, vma);
+        continue;
+      }
       if (!memfd && !(vma.shared && (vma.name.starts_with("/dev/zero") || vma.name.starts_with("[anon_shmem"))))
         continue;
       take(proc, "map_files/" + vma.link_name(), vma.inode, memfd);
@@ -45,6 +52,31 @@ class ObjectFinder {
   }
 
  private:
+  /// What is made of it elsewhere must be made with its key and its creator, which its namespace tells.
+  void take_segment(const ProcDir& proc, const Vma& vma) {
+    if (!segments_) {
+      segments_.emplace();
+      in_ipc_namespace(proc, [&] {
+        for (const IpcObject& o : list_ipc_objects())
+          if (o.kind == IpcKind::segment) segments_->emplace(o.id, SegmentMaker{o.key, o.cuid, o.cgid, o.size});
+      });
+    }
+    const auto known = segments_->find(vma.inode);
+    if (known == segments_->end()) return;  // it is new, or another namespace's
+    take(proc, "map_files/" + vma.link_name(), vma.inode, false);
+    const auto object = found_.find(vma.inode);
+    if (object == found_.end()) return;
+    object->second.segment = known->second;
+    if (const uint32_t key = key_in_name(vma.name); known->second.key == 0 && !has_key(key))
+      object->second.segment->key = known->second.key = key;
+    object->second.bytes = page_ceil(known->second.bytes);
+  }
+
+  /// One that was removed has none any more, but in its mappings' names; another one may have got it.
+  bool has_key(uint32_t key) const {
+    return std::ranges::any_of(*segments_, [&](const auto& segment) { return segment.second.key == key; });
+  }
+
   /// `inode`: that it must have, 0: any.
   void take(const ProcDir& proc, const std::string& path, uint64_t inode, bool memfd) {
     try {
@@ -75,6 +107,7 @@ class ObjectFinder {
 
   dev_t device_ = internal_shm_device();
   std::map<uint64_t, LivingObject> found_;
+  std::optional<std::map<uint64_t, SegmentMaker>> segments_;  ///< of the tree's IPC namespace
 };
 
 }  // namespace

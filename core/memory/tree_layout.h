@@ -4,10 +4,12 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "core/base/types.h"
+#include "core/ipc/sysv_objects.h"
 #include "core/memory/page_io.h"
 
 namespace migrate {
@@ -27,12 +29,14 @@ struct TreeLayout {
     std::vector<Area> areas;                     ///< ascending, disjoint
     bool operator==(const Task&) const = default;
   };
-  /// Shared memory objects (anonymous shared mappings, memfds) that were sent before the tree was stopped.
+  /// Shared memory objects (anonymous shared mappings, memfds, System V segments) that were sent before the tree was
+  /// stopped.
   struct Object {
     uint64_t id = 0;  ///< shmid
     uint64_t bytes = 0;
     bool memfd = false;
-    std::string name;  ///< of a memfd, as given to memfd_create(2)
+    std::string name;                          ///< of a memfd, as given to memfd_create(2)
+    std::optional<SegmentMaker> segment = {};  ///< System V shared memory
     bool operator==(const Object&) const = default;
   };
   std::vector<Task> tasks;  ///< living ones; parents before children, the root first

@@ -20,8 +20,7 @@ constexpr uint64_t kVast = uint64_t{1} << 40;    // a reservation: not staged un
 constexpr uint32_t kInParent = 1, kPresent = 4;  // pagemap_entry.flags
 
 void check_kind(const ImageVma& v, pid_t pid) {
-  const char* what = v.has(kVmaSysvIpc)             ? "System V shared memory"
-                     : v.has(kVmaSocket)            ? "a packet socket's ring"
+  const char* what = v.has(kVmaSocket)              ? "a packet socket's ring"
                      : v.has(kVmaAioRing)           ? "a ring of asynchronous I/O"
                      : v.has(kVmaShadowStack)       ? "a shadow stack"
                      : (v.flags & MAP_HUGETLB) != 0 ? "huge pages of hugetlbfs"
@@ -40,6 +39,7 @@ ImageVma checked(const img::vma_entry& e, const std::string& image) {
   v.prot = e.prot();
   v.flags = e.flags();
   v.status = e.status();
+  if (v.has(kVmaSysvIpc)) v.status &= ~uint32_t{kVmaAnonShared};  // CRIU sets both
   v.madvise = e.madv();
   const bool writes = (v.flags & MAP_TYPE) == MAP_SHARED && (v.prot & PROT_WRITE) != 0;
   v.open_flags = writes || (e.fdflags() & O_ACCMODE) == O_RDWR ? O_RDWR : O_RDONLY;
@@ -80,6 +80,8 @@ std::vector<ImageVma> read_vmas(const img::mm_entry& mm, pid_t pid, std::vector<
     const uint32_t type = v.flags & MAP_TYPE;
     if (!v.kernel_made() && type != MAP_PRIVATE && type != MAP_SHARED)
       throw Corrupt(image, v.describe() + " is neither private nor shared");
+    if (v.has(kVmaSysvIpc) && (v.has_file() || type != MAP_SHARED || v.object > INT32_MAX))
+      throw Corrupt(image, v.describe() + " cannot be System V shared memory");
     if (v.has(kVmaAnonShared) && !v.has_file() && v.pgoff > kUserEnd - v.bytes())
       throw Corrupt(image, v.describe() + " lies beyond the end of its shared object");
     if (!vmas.empty() && vmas.back().end > v.start) throw Corrupt(image, "mappings overlap or are out of order");

@@ -37,7 +37,7 @@ enum VmaStatus : uint32_t {
 /// One mapping of the final address space; checked: page-aligned, not empty, below kUserEnd.
 struct ImageVma {
   uint64_t start = 0, end = 0, pgoff = 0;
-  uint64_t object = 0;  ///< file id, or the id of the anonymous shared object
+  uint64_t object = 0;  ///< file id, or the id of the anonymous shared object or System V segment
   uint32_t prot = 0, flags = 0, status = 0;
   uint64_t madvise = 0;  ///< bit n: MADV_n
   int open_flags = 0;    ///< O_RDONLY or O_RDWR: how its file is opened

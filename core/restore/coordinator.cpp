@@ -206,8 +206,8 @@ class Coordinator {
     const auto answered = collect(cold);
     for (const TaskNode& task : shells_->tasks()) answered(task, shells_->answer(task));
     std::map<uint64_t, SharedMemory::Wanted> wanted;
-    for (const TreeLayout::Object& o : layout_.objects) wanted[o.id] = {page_ceil(o.bytes), o.memfd, o.name};
-    for (const uint64_t id : shared_.follow(wanted)) cold.push_back({MemoryId::Kind::shmem, id});
+    for (const TreeLayout::Object& o : layout_.objects) wanted[o.id] = {page_ceil(o.bytes), o.memfd, o.name, o.segment};
+    for (const uint64_t id : shared_.follow(wanted, ipc_)) cold.push_back({MemoryId::Kind::shmem, id});
     for (const SharedMemory::Object& o : shared_.objects()) offer(o.id, o.bytes, o.fd.get());
     return cold;
   }
@@ -290,8 +290,15 @@ class Coordinator {
     }
     files_ = std::make_unique<FileRestorer>(images_, file_options, *log_, shared_.take_memfds());
     open_mapped();
-    std::vector<uint64_t> fresh = shared_.follow(wanted_objects(images_of_));
-    for (const SharedMemory::Object& o : shared_.objects()) resources_.shared_memory.emplace(o.id, o.fd.get());
+    std::map<uint64_t, SharedMemory::Wanted> wanted = wanted_objects(images_of_);
+    const std::optional<IpcImages> ipc = read_ipc_images(images_);
+    if (ipc) add_segments(ipc->segments, wanted);
+    check_segments(images_of_, wanted);
+    std::vector<uint64_t> fresh = shared_.follow(wanted, ipc_);
+    if (ipc) ipc_.make_objects(*ipc, options_.files_by_root);
+    resources_.own_ipc = ipc_.entered();
+    for (const SharedMemory::Object& o : shared_.objects())
+      if (!o.segment) resources_.shared_memory.emplace(o.id, o.fd.get());
     return fresh;
   }
 
@@ -367,6 +374,7 @@ class Coordinator {
     size_t next = 0;
     for (const TaskNode& node : shells_->tasks())
       if (!node.zombie) waiting_.push_back(await_blob(node, images_of_[next++]));
+    ipc_.finish();
     set_final_states(missing);
     send_message(launcher_.get(), Msg::standing, 0);
   }
@@ -443,6 +451,7 @@ class Coordinator {
     kept_.clear();
     packed_images_.reset();
     shared_ = {};
+    ipc_.leave();
   }
 
   [[noreturn]] void end_or_stay() {
@@ -481,6 +490,7 @@ class Coordinator {
   ImageSet images_;  ///< those staged for
   Resources resources_;
   SharedMemory shared_;
+  IpcRestorer ipc_;
   std::vector<Fd> kept_;
   Fd root_, terminal_;
   std::unique_ptr<FileRestorer> files_;

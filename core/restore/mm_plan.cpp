@@ -1,6 +1,8 @@
+#include <fcntl.h>
 #include <linux/prctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/shm.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
@@ -78,6 +80,24 @@ void map_fresh(const ImageVma& v, int fd, OpList& list) {
   list.call(Tag::map_memory, SYS_mmap,
             {v.start, v.bytes(), v.prot, flags, static_cast<uint64_t>(static_cast<int64_t>(fd)), fd < 0 ? 0 : v.pgoff},
             kResultIsArg0);
+}
+
+/// shmat(2) maps whole segments. Of those that are mapped in part, or were split, each mapping is moved to its place:
+/// the kernel counts mappings, so that all of them are attachments again.
+void attach_segment(const MmPlanInput& in, const ImageVma& v, OpList& list) {
+  const auto segment = in.segments.find(v.object);
+  if (segment == in.segments.end() || v.pgoff > segment->second || v.bytes() > segment->second - v.pgoff)
+    throw Corrupt("the images", v.describe() + " is of a System V segment that they do not have");
+  const uint64_t whole = segment->second;
+  const bool is_whole = v.pgoff == 0 && v.bytes() == whole;
+  const uint64_t at = is_whole ? v.start : in.attaching;
+  const uint32_t access = v.open_flags == O_RDWR ? PROT_READ | PROT_WRITE : PROT_READ;
+  list.call(Tag::map_memory, SYS_shmat, {v.object, at, v.open_flags == O_RDWR ? uint64_t{0} : uint64_t{SHM_RDONLY}});
+  if (!is_whole) {
+    move(list, Tag::map_memory, at + v.pgoff, v.start, v.bytes());
+    list.call(Tag::map_memory, SYS_munmap, {at, whole});
+  }
+  if (v.prot != access) list.call(Tag::protect, SYS_mprotect, {v.start, v.bytes(), v.prot});
 }
 
 /// What was resident is there already. A sparse area locked on fault must not be filled; another one had every page
@@ -159,7 +179,12 @@ void plan_memory(const MmPlanInput& in, Region& region, OpList& list) {
   for (size_t i = 0; i < in.task.vmas.size(); ++i) {
     const ImageVma& v = in.task.vmas[i];
     if (v.kernel_made()) continue;
-    if (!placed[i]) map_fresh(v, in.descriptor_of(v), list);
+    if (placed[i]) continue;
+    if (v.has(kVmaSysvIpc)) {
+      attach_segment(in, v, list);
+    } else {
+      map_fresh(v, in.descriptor_of(v), list);
+    }
   }
   // Before the locks: guards are not installed in locked memory, but stay when it is locked later.
   for (const ImageVma& g : in.task.guards)

@@ -161,6 +161,11 @@ Fd pack_layout(const TreeLayout& layout) {
     p.number(o.bytes);
     p.number(o.memfd ? 1 : 0);
     p.text(o.name);
+    p.number(o.segment ? 1 : 0);
+    if (!o.segment) continue;
+    for (const uint64_t value : {uint64_t{o.segment->key}, uint64_t{o.segment->cuid}, uint64_t{o.segment->cgid}})
+      p.number(value);
+    p.number(o.segment->bytes);
   }
   return p.seal("migrate-layout");
 }
@@ -179,6 +184,10 @@ TreeLayout unpack_layout(int fd) {
     o.bytes = u.number();
     o.memfd = u.number() != 0;
     o.name = u.text();
+    if (u.number() == 0) continue;
+    SegmentMaker& segment = o.segment.emplace();
+    for (uint32_t* value : {&segment.key, &segment.cuid, &segment.cgid}) *value = static_cast<uint32_t>(u.number());
+    segment.bytes = u.number();
   }
   return layout;
 }
@@ -187,6 +196,7 @@ Fd pack_resources(const Resources& resources) {
   Packer p;
   p.small(resources.room.floor);
   p.small(resources.room.end);
+  p.number(resources.own_ipc ? 1 : 0);
   p.number(resources.files.size());
   for (const auto& [file, fd] : resources.files) {
     p.number(file.id);
@@ -206,6 +216,7 @@ Resources unpack_resources(int fd) {
   Resources r;
   r.room.floor = u.small();
   r.room.end = u.small();
+  r.own_ipc = u.number() != 0;
   for (uint64_t n = u.count(); n > 0; --n) {
     MappedFile file;
     file.id = u.number();

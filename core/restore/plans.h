@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <vector>
 
 #include "core/restore/region.h"
@@ -18,6 +19,8 @@ struct MmPlanInput {
   std::vector<AddressRange> kernel;                   ///< own_kernel_mappings() (restorable.h)
   std::function<int(const ImageVma&)> descriptor_of;  ///< of a mapping's file or shared object
   int exe_fd = -1;
+  uint64_t attaching = 0;                      ///< room for the largest System V segment of which a part is mapped
+  std::map<uint64_t, uint64_t> segments = {};  ///< System V segments by number: their sizes in whole pages
 };
 /// Throws Refusal if the kernel's mappings do not fit this kernel's (restorable.h).
 void check_kernel_mappings(const TaskImage& task, const std::vector<AddressRange>& own);

@@ -29,18 +29,26 @@ Fd make_object(uint64_t bytes) {
   return fd;
 }
 
+Fd make(uint64_t id, const SharedMemory::Wanted& want, IpcRestorer& ipc) {
+  if (want.segment) return ipc.make_segment(static_cast<int>(id), *want.segment);
+  return want.memfd ? make_memfd(want.name, want.bytes) : make_object(want.bytes);
+}
+
 }  // namespace
 
-std::vector<uint64_t> SharedMemory::follow(const std::map<uint64_t, Wanted>& wanted) {
+std::vector<uint64_t> SharedMemory::follow(const std::map<uint64_t, Wanted>& wanted, IpcRestorer& ipc) {
   std::erase_if(objects_, [&](const Object& o) {
     const auto it = wanted.find(o.id);
-    return it == wanted.end() || it->second.memfd != o.memfd || it->second.name != o.name;
+    const bool stays = it != wanted.end() && it->second.memfd == o.memfd && it->second.name == o.name &&
+                       it->second.segment == o.segment;
+    if (!stays && o.segment) ipc.remove_segment(static_cast<int>(o.id));
+    return !stays;
   });
   std::vector<uint64_t> fresh;
   for (const auto& [id, want] : wanted) {
     const auto it = std::find_if(objects_.begin(), objects_.end(), [id = id](const Object& o) { return o.id == id; });
     if (it == objects_.end()) {
-      objects_.push_back({want, id, want.memfd ? make_memfd(want.name, want.bytes) : make_object(want.bytes)});
+      objects_.push_back({want, id, make(id, want, ipc)});
       fresh.push_back(id);
     } else if (it->bytes < want.bytes) {
       check(::ftruncate(it->fd.get(), static_cast<off_t>(want.bytes)), "grow", "shared memory");
@@ -79,6 +87,25 @@ std::map<uint64_t, SharedMemory::Wanted> wanted_objects(const std::vector<TaskIm
       known->second.bytes = object.bytes();
     }
   return wanted;
+}
+
+void add_segments(const std::vector<img::ipc_shm_entry>& segments, std::map<uint64_t, SharedMemory::Wanted>& wanted) {
+  for (const img::ipc_shm_entry& e : segments) {
+    const SegmentMaker maker = maker_of(e);
+    if (!wanted.emplace(e.desc().id(), SharedMemory::Wanted{page_ceil(maker.bytes), false, "", maker}).second)
+      throw Corrupt("the images", "shared memory " + std::to_string(e.desc().id()) + " stands twice");
+  }
+}
+
+void check_segments(const std::vector<TaskImage>& tasks, const std::map<uint64_t, SharedMemory::Wanted>& wanted) {
+  for (const TaskImage& task : tasks)
+    for (const ImageVma& v : task.vmas) {
+      if (!v.has(kVmaSysvIpc)) continue;
+      const auto it = wanted.find(v.object);
+      if (it == wanted.end() || !it->second.segment || v.pgoff > it->second.bytes ||
+          v.bytes() > it->second.bytes - v.pgoff)
+        throw Corrupt("the images", v.describe() + " is of a System V segment that they do not have");
+    }
 }
 
 void punch_hole(int fd, uint64_t size, uint64_t offset, uint64_t bytes) {

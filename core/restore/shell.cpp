@@ -2,6 +2,7 @@
 
 #include <linux/keyctl.h>
 #include <linux/sched.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -14,6 +15,7 @@
 #include <set>
 
 #include "core/image/magic.h"
+#include "core/ipc/ipc_restore.h"
 #include "core/restore/lazy_restore.h"
 #include "core/restore/messages.h"
 #include "core/restore/namespaces.h"
@@ -226,6 +228,7 @@ class Shell {
     node_.threads = unpack_threads(fd_of(m, 2));
     m.fds.clear();
     move_descriptors(resources.room);
+    if (resources.own_ipc) join_ipc_namespace();
     task_ = std::make_unique<TaskImage>(read_task(images_, node_));
     fetch_resources(resources);
     check_privileges(*task_);
@@ -238,6 +241,12 @@ class Shell {
     const bool cold = staging_.settle(context_, *task_, images_);
     send_target(context_.launcher, staging_.make_target());
     return cold;
+  }
+
+  void join_ipc_namespace() {
+    check(::setns(context_.coordinator_pidfd, CLONE_NEWIPC), "join the IPC namespace of", "the tree");
+    ipc_ = read_ipc_images(images_);
+    if (ipc_) make_undos(*ipc_, node_.pid);
   }
 
   void move_descriptors(const DescriptorRoom& room) {
@@ -294,6 +303,7 @@ class Shell {
     const ImageSet images = unpack_images(fd_of(m, 0));
     const std::map<uint32_t, int> opened = unpack_table(fd_of(m, 1));
     m.fds.clear();
+    if (ipc_) touch_semaphores(*ipc_, node_.pid);
     finish_shell(context_, node_, images, opened, staging_, *task_, control_);
   }
 
@@ -305,6 +315,7 @@ class Shell {
   pid_t helper_ = 0;
   ImageSet images_;
   std::unique_ptr<TaskImage> task_;
+  std::optional<IpcImages> ipc_;
   Staging staging_;
 };
 

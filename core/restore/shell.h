@@ -31,6 +31,7 @@ struct Resources {
   DescriptorRoom room;
   std::map<MappedFile, int> files;
   std::map<uint64_t, int> shared_memory;  ///< anonymous shared objects by shmid
+  bool own_ipc = false;                   ///< the tree has an IPC namespace of its own, which the coordinator is in
 
   /// Descriptors that a shell has besides those of its task: sockets, a pidfd, duplicates on their way.
   size_t needed() const { return 16 + files.size() + shared_memory.size(); }

@@ -9,7 +9,12 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
+#include <optional>
+#include <set>
+
 #include "core/files/restore_files.h"
+#include "core/ipc/ipc_images.h"
 #include "core/restore/address_space.h"
 #include "core/restore/namespaces.h"
 #include "core/restore/plans.h"
@@ -97,24 +102,43 @@ void unregister_rseq() {
     if (size != 0 && ::syscall(SYS_rseq, area, size, kUnregister, RSEQ_SIG) == 0) return;
 }
 
+/// Address space for what is on its way into place.
+struct Rooms {
+  uint64_t parking = 0, attaching = 0;
+  std::map<uint64_t, uint64_t> segments;  ///< sizes in whole pages
+};
+
+/// Those that the task has attached.
+std::map<uint64_t, uint64_t> segment_sizes(const ImageSet& images, const TaskImage& task) {
+  std::set<uint64_t> attached;
+  for (const ImageVma& v : task.vmas)
+    if (v.has(kVmaSysvIpc)) attached.insert(v.object);
+  std::map<uint64_t, uint64_t> sizes;
+  const std::optional<IpcImages> ipc = attached.empty() ? std::nullopt : read_ipc_images(images);
+  if (!ipc) return sizes;
+  for (const img::ipc_shm_entry& e : ipc->segments)
+    if (attached.contains(e.desc().id())) sizes.emplace(e.desc().id(), page_ceil(e.size()));
+  return sizes;
+}
+
 struct Entry {
   uint64_t base, header, list, stack_top;
 };
 
 Entry build_region(const ShellContext& context, const ImageSet& images, const TaskImage& task,
-                   const std::vector<StagedRange>& staged, Region& region, AddressRange reserved, uint64_t parking,
+                   const std::vector<StagedRange>& staged, Region& region, AddressRange reserved, const Rooms& rooms,
                    int control) {
   region.put(std::as_bytes(std::span(restorer_blob_start, restorer_blob_end)));
   Entry entry{};
   entry.base = region.base();
   entry.header = region.put_value(restorer::Header{static_cast<uint32_t>(control), 0});
   OpList list;
-  plan_memory({task, staged, reserved, parking, own_kernel_mappings(),
+  plan_memory({task, staged, reserved, rooms.parking, own_kernel_mappings(),
                [&](const ImageVma& v) {
                  if (v.has_file()) return context.files.at({v.object, v.open_flags});
                  return v.has(kVmaAnonShared) ? context.shared_memory.at(v.object) : -1;
                },
-               executable(context, task)},
+               executable(context, task), rooms.attaching, rooms.segments},
               region, list);
   plan_task(task, folders(context, task), elapsed_since_dump_ns(images), region, list);
   list.add(Op::ready, Tag::count, {reserved.start, reserved.end - reserved.start});
@@ -159,12 +183,16 @@ void finish_shell(const ShellContext& context, const TaskNode& node, const Image
   AddressPicker picker(std::move(busy));
   const std::vector<AddressRange> kernel = own_kernel_mappings();
   const uint64_t parking = kernel.empty() ? 0 : picker.pick(kernel.back().end - kernel.front().start);
+  Rooms rooms{.parking = parking, .segments = segment_sizes(images, task)};
+  uint64_t largest = 0;
+  for (const auto& [id, bytes] : rooms.segments) largest = std::max(largest, bytes);
+  if (largest != 0) rooms.attaching = picker.pick(largest);
   const uint64_t room = restorer_room(task.vmas.size(), staged.size(), task.tids.size());
   const uint64_t base = picker.pick(room);
   Region region(base);
   // Its size is known only when it is built, so the list that spares it is made for all of the room.
   const Entry entry =
-      build_region(context, images, task, staged, region, {base, base + page_ceil(room)}, parking, control);
+      build_region(context, images, task, staged, region, {base, base + page_ceil(room)}, rooms, control);
   if (region.bytes().size() > room) throw Error("build", "the restorer's lists", E2BIG);
   const void* at = ::mmap(local(base), page_ceil(region.bytes().size()), PROT_READ | PROT_WRITE | PROT_EXEC,
                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);

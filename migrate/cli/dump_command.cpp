@@ -5,6 +5,7 @@
 #include "core/dump/dump.h"
 #include "core/dump/preflight.h"
 #include "core/files/reset_connections.h"
+#include "core/ipc/left_behind.h"
 #include "core/restore/restorable.h"
 #include "migrate/cli/action_script.h"
 #include "migrate/cli/commands.h"
@@ -102,8 +103,10 @@ int run_dump(const CoreOptions& o) {
   } else {
     if (o.tcp_close)
       for (const StoppedTask& task : dump.tree().tasks()) reset_connections(task.pid.get());
+    const std::vector<IpcObject> left = dump.left_behind();
     dump.tree().kill();
     dump.tree_is_dead();
+    for (const std::string& stays : remove_left_behind(left)) logger->warn("{}", stays);
   }
   // The tree is on its way; nobody tracks what is left of it.
   if (tracker) tracker->end();

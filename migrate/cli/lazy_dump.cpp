@@ -16,6 +16,7 @@
 #include "core/dump/preflight.h"
 #include "core/files/reset_connections.h"
 #include "core/freeze/quick_moves.h"
+#include "core/ipc/left_behind.h"
 #include "migrate/cli/daemon.h"
 #include "migrate/session/telling/interrupt.h"
 
@@ -138,6 +139,7 @@ void LazyDump::hold(Dump& dump) {
     held.dissolve();
     throw;
   }
+  left_behind_ = dump.left_behind();
   dump.tree().release();
   held_.emplace(std::move(held));
 }
@@ -247,6 +249,7 @@ void LazyDump::end_tree() {
   for (const Pid task : held_->members()) reset_connections(task.get());
   held_->kill_all(kEnding);
   held_->dissolve();
+  for (const std::string& stays : remove_left_behind(left_behind_)) log_.warn("{}", stays);
 }
 
 }  // namespace migrate::cli

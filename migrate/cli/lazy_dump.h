@@ -45,6 +45,7 @@ class LazyDump {
   LazyServer server_;
   std::string cgroup_;
   std::optional<FreezerCgroup> held_;
+  std::vector<IpcObject> left_behind_;  ///< Dump::left_behind()
 };
 
 }  // namespace migrate::cli

@@ -84,6 +84,8 @@ class Program:
                 self.process.wait(timeout=5)
             except subprocess.TimeoutExpired:
                 pass
+        for line in read(os.path.join(self.folder, "ipc")).splitlines():  # what workloads of System V objects leave
+            subprocess.run(["ipcrm", *line.split()], stderr=subprocess.DEVNULL)
         mine = [p for p in os.listdir("/proc") if p.isdigit() and int(p) != os.getpid()
                 and self.folder.encode() in environment(p) and innermost_pid(p) is not None]
         kill_all([int(p) for p in mine])
@@ -292,6 +294,82 @@ location /pid {{ return 200 "$pid"; }} }} }}
 
     def settle(self):
         wait_for(lambda: not established(self.pid, self.port), "connections to nginx to end", 10)
+
+
+class Postgres(Program):
+    """A cluster of its own. Counters are only ever raised, and what was acknowledged is known here."""
+    name = "postgres"
+    exact_maps = False
+    churn = True  # workers of its own come and go
+    ignore = (r"status\.(SigBlk|SigPnd|ShdPnd)", r" fd \d+")
+    port = 6392
+    bin = "/usr/lib/postgresql/15/bin"
+    user = ("setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups")
+    counters = 20
+
+    def command(self):
+        data = os.path.join(self.folder, "data")
+        os.makedirs(data)
+        subprocess.run(["chown", "postgres:postgres", data], check=True)
+        os.chmod(data, 0o700)
+        output = os.path.join(self.folder, "output")
+        with open(output, "a"):
+            os.chmod(output, 0o666)
+        subprocess.run([*self.user, f"{self.bin}/initdb", "-D", data, "-A", "trust", "-U", "postgres", "--no-sync",
+                        "--locale", "C"], check=True, cwd=self.folder, stdout=subprocess.DEVNULL)
+        return [*self.user, f"{self.bin}/postgres", "-D", data, "-p", str(self.port), "-c", "listen_addresses=127.0.0.1",
+                "-c", "unix_socket_directories=", "-c", "shared_buffers=16MB", "-c", "max_parallel_workers=2"]
+
+    def sql(self, text):
+        """Lines of the answer; Unwell if there is none."""
+        def ask():
+            return subprocess.run(["psql", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-X", "-A", "-t", "-q",
+                                   "-v", "ON_ERROR_STOP=1", "-c", text, "postgres"], capture_output=True, text=True, timeout=30)
+        answer = call_in(self.ns, ask)
+        if answer.returncode != 0:
+            raise Unwell(f"postgres: {answer.stderr.strip()}")
+        return answer.stdout.split("\n")[:-1]
+
+    def answers(self):
+        try:
+            return self.sql("select 1") == ["1"]
+        except Unwell:
+            self.alive_or_raise()
+            return False
+
+    def ready(self):
+        wait_for(self.answers, "postgres to answer", 40)
+        key, segment = read(os.path.join(self.folder, "data", "postmaster.pid")).splitlines()[6].split()
+        with open(os.path.join(self.folder, "ipc"), "w") as f:
+            f.write(f"-m {segment}\n")
+        self.sql("create table counters (id int primary key, n int not null); insert into counters "
+                 f"select i, 0 from generate_series(1, {self.counters}) i; create table filler as "
+                 "select i, md5(i::text) as t from generate_series(1, 20000) i")
+        self.acknowledged = 0
+        self.raise_counters(5)
+        self.started = self.sql("select pg_postmaster_start_time()")
+
+    def raise_counters(self, times):
+        for _ in range(times):
+            self.sql("update counters set n = n + 1")
+            self.acknowledged += 1
+
+    def check(self):
+        wait_for(self.answers, "postgres to answer", 20)
+        if self.sql("select pg_postmaster_start_time()") != self.started:
+            raise Unwell("another postgres answers")
+        wanted = [f"{self.acknowledged}|{self.counters}"]
+        if (found := self.sql("select n, count(*) from counters group by n")) != wanted:
+            raise Unwell(f"counters are {found}, acknowledged were {wanted}")
+        if self.sql("select count(*) from filler where t = md5(i::text)") != ["20000"]:
+            raise Unwell("postgres's data changed")
+        self.raise_counters(3)
+        if self.sql("set force_parallel_mode = on; select sum(i) from filler") != [str(20000 * 20001 // 2)]:
+            raise Unwell("postgres's parallel workers count wrongly")
+
+    def settle(self):
+        wait_for(lambda: not established(self.pid, self.port) and not any(
+            "127.0.0.1(" in read(f"/proc/{p}/cmdline") for p in descendants(self.pid)), "connections to postgres to end", 10)
 
 
 class Pipeline(Program):

@@ -240,11 +240,17 @@ def lease():
 
 
 def sysv_shm():
-    identifier = checked(LIBC.shmget(0, 8192, 0o1600), "shmget")
+    """ARGUMENTS: the number of a segment."""
     LIBC.shmat.restype = ctypes.c_void_p
-    address = LIBC.shmat(identifier, None, 0)
-    LIBC.shmctl(identifier, 0, None)  # IPC_RMID: gone with the last user
-    return address, f"{address:x}"
+    return LIBC.shmat(int(ARGUMENTS[0]), None, 0), int(ARGUMENTS[0])
+
+
+def sysv_queue():
+    """Nobody has used it yet, so that nothing tells whose it is."""
+    identifier = checked(LIBC.msgget(0, 0o1600), "msgget")
+    with open(os.path.join(FOLDER, "ipc"), "w") as f:
+        f.write(f"-q {identifier}\n")
+    return None, identifier
 
 
 def outside_pipe():
@@ -594,7 +600,7 @@ def child():
 
 KINDS = {f.__name__.replace("_", "-"): f for f in (
     tcp, tcp_backlog, listener, corked, ended_unread, lost_socket_name, netlink, packet, raw_ip, unix_outside, descriptors_on_their_way, inotify, fanotify, notified, terminal, io_uring,
-    userfaultfd, pidfd, device, flock, posix_lock, lease, sysv_shm, outside_pipe, seccomp, deleted_big_file, writable_file,
+    userfaultfd, pidfd, device, flock, posix_lock, lease, sysv_shm, sysv_queue, outside_pipe, seccomp, deleted_big_file, writable_file,
     mapped_file, own_thread_files, zombie_root, shared_memory_outside, landlock, user_dispatch, address_space_limit, thread_file,
     not_accepted, epoll_of_closed, epoll_of_another, watching, favoured, plain, child, child_of_32_bits, child_without_vvar, nobody, roots_file, roots_folder, roots_deleted_file, roots_socket, roots_pair, timers_beyond_the_limit, forced_buffer, marked, alarm_clock,
     thread_of_another, securebits, direct_io,

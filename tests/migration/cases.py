@@ -38,14 +38,18 @@ WORKLOADS = {
     "lost_paths": ("lost_paths", []),
     "sealed": ("sealed", []),
     "stopped": ("stopped", []),
+    "sysv_shm": ("sysv_shm", []),
+    "sysv_sem": ("sysv_sem", []),
+    "sysv_msg": ("sysv_msg", []),
 }
 # Options of `dump` and `restore` that a program needs.
 OPTIONS = {"locks": ("--file-locks",)}
 # The source keeps its locks until the tree has moved (refusals.py has that).
 NOT_LIVE = ("locks",)
 PROGRAMS = {"redis": programs.Redis, "nginx": programs.Nginx, "python": programs.Python, "pipeline": programs.Pipeline,
-            "inotifywait": programs.Inotifywait}
-NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3", "inotifywait": "inotifywait"}
+            "inotifywait": programs.Inotifywait, "postgres": programs.Postgres}
+NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3", "inotifywait": "inotifywait",
+         "postgres": "/usr/lib/postgresql/15/bin/postgres"}
 # Lazily moved with TLS; they have more private memory than this, which a lazy dump leaves out of the folder.
 LAZY_TLS = ("memory", "redis")
 LAZY_MOST = 2 << 20

@@ -74,6 +74,25 @@ def memfd_from_here(folder):
     return (fd,), (fd,), mmap.mmap(fd, 4096), {"outside": os.getpid()}
 
 
+class Segment:
+    """System V shared memory of ours, attached."""
+
+    def __init__(self):
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.libc.shmat.restype = ctypes.c_void_p
+        self.id = self.libc.shmget(0, 8192, 0o1600)
+        self.address = self.libc.shmat(self.id, None, 0)
+        self.libc.shmctl(self.id, 0, None)  # IPC_RMID: gone with the last user
+
+    def __del__(self):
+        self.libc.shmdt(ctypes.c_void_p(self.address))
+
+
+def segment_from_here(folder):
+    segment = Segment()
+    return (segment.id,), (), segment, {"outside": os.getpid()}
+
+
 def waiting_connection(context, folder):
     program = Stubborn(os.path.join(folder, "program"), "tcp-backlog")
     try:
@@ -222,7 +241,9 @@ CASES = {
     "dump/flock": holding("flock", HAS_FD, "with a lock on it", "--file-locks"),
     "dump/posix-lock": holding("posix-lock", HAS_FD, "with a lock on it", "--file-locks"),
     "dump/lease": holding("lease", HAS_FD, "with a lease on it", options=("--file-locks",)),
-    "dump/sysv-shm": holding("sysv-shm", "task {pid} has System V shared memory attached: mapping {detail}-"),
+    "dump/sysv-shm-outside": holding("sysv-shm", "System V shared memory segment {detail} .key 0x0. is used by the tree and by process {outside} "
+                                     "outside of it; ", set_up=segment_from_here),
+    "dump/sysv-queue-of-nobody": holding("sysv-queue", "System V message queue {detail} .key 0x0. of user 0 came up while the tree ran.*ipcrm -q {detail}"),
     "dump/pipe-to-outside": holding("outside-pipe", "task {pid} has fd {fd}, the write end of a pipe whose read end", set_up=pipe_from_here),
     "dump/seccomp": holding("seccomp", "task {pid} runs under a seccomp filter"),
     "dump/deleted-big-file": holding("deleted-big-file", HAS_FD, "--ghost-limit", options=("--ghost-limit", "1M")),
@@ -233,7 +254,8 @@ CASES = {
     "dump/address-space-limit": holding("address-space-limit", "task {pid} has [0-9]+ KiB mapped and a limit of {detail} KiB \\(RLIMIT_AS\\)"),
     "dump/own-net-namespace": holding("plain", "task {pid} is in other namespaces than this command: net; .*nsenter -t {pid} -n migrate", prefix=("unshare", "-n")),
     "dump/own-uts-namespace": holding("plain", "task {pid} is in other namespaces than this command: uts; ", prefix=("unshare", "-u")),
-    "dump/own-ipc-namespace": holding("plain", "task {pid} is in other namespaces than this command: ipc; ", prefix=("unshare", "-i")),
+    "dump/shared-ipc-namespace": holding("plain", "task {pid} is in other namespaces than this command: ipc; ",
+                                         prefix=("unshare", "-i", "sh", "-c", '(while [ -d "$3" ]; do sleep 0.2; done &) && exec "$@"', "sh")),
     "dump/own-mounts": holding("plain", "task {pid} is in other namespaces than this command: mount .with other mounts.; .*nsenter -t {pid} -m migrate",
                                prefix=("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /mnt && exec "$@"', "sh")),
     "dump/file-of-a-thread": holding("thread-file", HAS_FD + ", /proc/{pid}/task/.* which is of a thread"),

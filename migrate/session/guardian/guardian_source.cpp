@@ -150,6 +150,7 @@ class SourceGuardian {
       journal_->step_with(State::frozen, kOwn, "held for the move", [this](JournalEntry& e) {
         e.tasks = tree_->tasks();
         e.cgroup = record_;
+        e.left_behind = tree_->left_behind();
       });
       journal_->demand_durable();
       fault_point("source-guardian.frozen");

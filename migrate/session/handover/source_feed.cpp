@@ -233,7 +233,7 @@ std::vector<PageSource> pages_of_held_tree(const JournalEntry& entry) {
       source->second.runs.push_back({.address = run.address, .pages = run.pages});
   for (auto& [memory, source] : sources) all.push_back(std::move(source));
   for (LivingObject& object : find_shared_objects(living)) {
-    if (object.memfd) continue;
+    if (object.memfd || object.segment) continue;
     // All of it: a page that was read and never written may be gone by now, and is waited for there all the same.
     all.push_back({.memory = {MemoryId::Kind::shmem, object.id},
                    .runs = {{.address = 0, .pages = object.bytes / kPageSize}},

@@ -162,6 +162,36 @@ std::vector<std::string> lazy_cgroups_from_json(const json& j, const SessionId& 
   return folders;
 }
 
+json ipc_to_json(const IpcObject& o) {
+  return {{"kind", static_cast<int>(o.kind)},
+          {"id", o.id},
+          {"key", o.key},
+          {"cuid", o.cuid},
+          {"cgid", o.cgid},
+          {"changed", o.changed},
+          {"size", o.size},
+          {"creator", o.creator},
+          {"used_a", o.used_a},
+          {"used_b", o.used_b}};
+}
+
+IpcObject ipc_from_json(const json& j) {
+  IpcObject o;
+  const int kind = j.at("kind").get<int>();
+  if (kind < 1 || kind > 3) throw std::out_of_range("a System V object of no kind");
+  o.kind = static_cast<IpcKind>(kind);
+  o.id = j.at("id").get<int>();
+  o.key = j.at("key").get<uint32_t>();
+  o.cuid = j.at("cuid").get<uint32_t>();
+  o.cgid = j.at("cgid").get<uint32_t>();
+  o.changed = j.at("changed").get<int64_t>();
+  o.size = j.at("size").get<uint64_t>();
+  o.creator = j.at("creator").get<pid_t>();
+  o.used_a = j.at("used_a").get<int64_t>();
+  o.used_b = j.at("used_b").get<int64_t>();
+  return o;
+}
+
 json feed_to_json(const FeedSettings& feed) {
   json codecs = json::array();
   if (feed.codecs.lz4) codecs.push_back("lz4");
@@ -304,6 +334,7 @@ std::string JournalEntry::to_json() const {
   if (cgroup) j["cgroup"] = record_to_json(*cgroup);
   if (lazy) j["lazy"] = true;
   if (!lazy_cgroups.empty()) j["lazy_cgroups"] = lazy_cgroups;
+  for (const IpcObject& o : left_behind) j["left_behind"].push_back(ipc_to_json(o));
   if (feed) j["feed"] = feed_to_json(*feed);
   if (!given_up.empty()) j["given_up"] = given_up;
   return j.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
@@ -334,6 +365,8 @@ JournalEntry JournalEntry::from_json(const std::string& text, const std::string&
     if (j.contains("cgroup")) e.cgroup = record_from_json(j.at("cgroup"));
     if (j.contains("lazy")) e.lazy = j.at("lazy").get<bool>();
     if (j.contains("lazy_cgroups")) e.lazy_cgroups = lazy_cgroups_from_json(j.at("lazy_cgroups"), e.id);
+    if (j.contains("left_behind"))
+      for (const json& one : j.at("left_behind")) e.left_behind.push_back(ipc_from_json(one));
     if (j.contains("feed")) e.feed = feed_from_json(j.at("feed"));
     if (j.contains("given_up")) e.given_up = j.at("given_up").get<std::string>();
     e.peer_settled = j.at("peer_settled").get<bool>();

@@ -16,6 +16,7 @@
 #include "core/base/fd.h"
 #include "core/base/types.h"
 #include "core/freeze/freezer_cgroup.h"
+#include "core/ipc/sysv_objects.h"
 #include "migrate/session/journal/feed_settings.h"
 #include "migrate/session/journal/states.h"
 #include "pageserver/page_stream.h"
@@ -66,6 +67,7 @@ struct JournalEntry {
   std::string hidden_mark() const;          ///< what those begin with
   bool lazy = false;                        ///< pages may come after GATE_OPEN, until WHOLE
   std::vector<std::string> lazy_cgroups;    ///< destination: folders of its lazy host's processes, seat by seat
+  std::vector<IpcObject> left_behind;       ///< source: Dump::left_behind()
   std::optional<FeedSettings> feed;         ///< source: how they go
   std::string given_up;                     ///< tasks of which pages were lost (PagesEnd)
   bool peer_settled = true;                ///< source: the destination knows about the abort, or never knew the session

@@ -13,6 +13,7 @@
 #include "core/files/hidden_sockets.h"
 #include "core/files/reset_connections.h"
 #include "core/freeze/cgroup_mounts.h"
+#include "core/ipc/left_behind.h"
 #include "migrate/session/journal/trees.h"
 
 namespace migrate {
@@ -97,6 +98,8 @@ class CgroupKeeper final : public TreeKeeper {
       held.kill_all(kKillTime);
       held.dissolve();
     }
+    if (entry.boot_id != boot_id() || lives(entry)) return;
+    for (const std::string& stays : remove_left_behind(entry.left_behind)) log_.warn("{}", stays);
   }
 
   void open_gate(const JournalEntry& entry) override {

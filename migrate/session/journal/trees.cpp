@@ -75,6 +75,7 @@ class DumpedTree final : public HeldTree {
   const ImageSet& images() const override { return dump_->images(); }
   std::vector<PageSource>& memories() override { return dump_->memories(); }
   const PagesByMemory& lazy_pages() const override { return dump_->lazy_pages(); }
+  std::vector<IpcObject> left_behind() const override { return dump_->left_behind(); }
   int64_t stopping_since_ns() const override { return dump_->stats().stopping_since_ns; }
   void look_again() override {
     moves_.reset();

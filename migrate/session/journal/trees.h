@@ -36,6 +36,8 @@ class HeldTree {
   virtual std::vector<PageSource>& memories() = 0;
   /// Dump::lazy_pages(), with DumpOptions::lazy.
   virtual const PagesByMemory& lazy_pages() const = 0;
+  /// Dump::left_behind().
+  virtual std::vector<IpcObject> left_behind() const { return {}; }
   /// CLOCK_MONOTONIC, ns, when the tree began to stop: from then on it stands still.
   virtual int64_t stopping_since_ns() const = 0;
   /// Dump::look_again(); after hold().

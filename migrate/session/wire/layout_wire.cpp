@@ -65,6 +65,13 @@ std::vector<wire::Layout> in_parts(const TreeLayout& layout, size_t part_areas) 
       out->set_memfd(true);
       out->set_name(object.name);
     }
+    if (object.segment) {
+      wire::Layout::Object::Segment& segment = *out->mutable_segment();
+      segment.set_key(object.segment->key);
+      segment.set_cuid(object.segment->cuid);
+      segment.set_cgid(object.segment->cgid);
+      segment.set_bytes(object.segment->bytes);
+    }
     in_part += weight(object.name);
   }
   for (const TreeLayout::Task& task : layout.tasks) {
@@ -115,6 +122,12 @@ bool LayoutParts::add(const wire::Layout& part) {
     texts_ += object.name().size();
     require_layout(texts_ <= kMaxTexts, "too many names");
     layout_.objects.push_back({object.id(), object.bytes(), object.memfd(), object.name()});
+    if (!object.has_segment()) continue;
+    const wire::Layout::Object::Segment& segment = object.segment();
+    require_layout(!object.memfd() && object.id() <= INT32_MAX && segment.bytes() != 0 &&
+                       page_ceil(segment.bytes()) == object.bytes(),
+                   "an impossible System V segment");
+    layout_.objects.back().segment = {segment.key(), segment.cuid(), segment.cgid(), segment.bytes()};
   }
   for (const wire::Layout::Task& task : part.tasks()) add_task(task);
   if (part.more()) return false;

@@ -10,13 +10,15 @@
 
 namespace migrate {
 
-extern const Kind kRegular, kPipe, kFifo, kEventfd, kEpoll, kTimerfd, kSignalfd, kMemfd, kUnixSocket, kInetSocket;
+extern const Kind kRegular, kPipe, kFifo, kEventfd, kEpoll, kTimerfd, kSignalfd, kMemfd, kUnixSocket, kInetSocket,
+    kTerminal;
 
 namespace {
 
 // In this order a file is asked what it is, and kinds finish.
 constexpr std::array kKinds{
-    &kRegular, &kInetSocket, &kUnixSocket, &kPipe, &kFifo, &kEventfd, &kTimerfd, &kSignalfd, &kMemfd, &kEpoll,
+    &kRegular, &kInetSocket, &kUnixSocket, &kPipe,     &kFifo,  &kEventfd,
+    &kTimerfd, &kSignalfd,   &kMemfd,      &kTerminal, &kEpoll,
 };
 
 struct Unsupported {

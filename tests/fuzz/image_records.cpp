@@ -6,6 +6,7 @@
 
 #include "core/files/file_owners.h"
 #include "core/files/pipe.h"
+#include "core/files/terminal_dump.h"
 #include "core/files/unix_socket.h"
 #include "core/image/magic.h"
 
@@ -42,6 +43,8 @@ constexpr std::array<Kind, 23> kKinds{{
     {"tty-info.img", magic::kTtyInfo},
     {"migrate-files.img", kFileOwnersMagic},
     {"migrate-senders.img", kPacketSendersMagic},
+    {"migrate-terminals.img", kTerminalsMagic},
+    {"migrate-ctty.img", kControllingMagic},
 }};
 constexpr uint8_t kRaw = 0x80;
 

@@ -19,14 +19,16 @@ WORKLOADS = {
     "sequence": ("sequence", []), "many_vmas": ("many_vmas", ["5000"]), "many_fds": ("many_fds", ["5000"]),
     "memory": ("memory", ["256"]), "shared": ("shared", ["32", "3000"]), "locks": ("locks", []), "novdso": ("novdso", []),
     "main_waits": ("main_waits", []), "sections": ("sections", []), "peercred": ("peercred", []), "beyond": ("beyond", []),
-    "attributes": ("attributes", []),
+    "attributes": ("attributes", []), "pty_modes": ("pty_modes", []), "pty_session": ("pty_session", []),
+    "pty_queue": ("pty_queue", []),
 }
 # Options of `dump` and `restore` that a program needs.
 OPTIONS = {"locks": ("--file-locks",)}
 # The source keeps its locks until the tree has moved (refusals.py has that).
 NOT_LIVE = ("locks",)
-PROGRAMS = {"redis": programs.Redis, "nginx": programs.Nginx, "python": programs.Python, "pipeline": programs.Pipeline}
-NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3"}
+PROGRAMS = {"redis": programs.Redis, "nginx": programs.Nginx, "python": programs.Python, "pipeline": programs.Pipeline,
+            "tmux": programs.Tmux}
+NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3", "tmux": "tmux"}
 # Lazily moved with TLS; they have more private memory than this, which a lazy dump leaves out of the folder.
 LAZY_TLS = ("memory", "redis")
 LAZY_MOST = 2 << 20

@@ -209,7 +209,11 @@ CASES = {
     "dump/unix-socket-to-outside": holding("unix-outside", HAS_FD + ", a Unix socket connected to .*outside of the tree", set_up=unix_listener),
     "dump/descriptors-on-their-way": holding("descriptors-on-their-way", HAS_FD, "SCM_RIGHTS"),
     "dump/inotify": holding("inotify", HAS_FD + ", an inotify instance"),
-    "dump/terminal": holding("terminal", "task {pid} has fd [0-9]+, the terminal /dev/"),
+    "dump/terminal": holding("terminal", HAS_FD + ", the terminal /dev/pts/[0-9]+, whose other end is held by process [0-9]+ "
+                             r"\\(python3\\), outside of the tree; redirect it to a file, or use --shell-job"),
+    "dump/terminal-with-guest": holding("terminal-with-guest", HAS_FD + ", the terminal /dev/ptmx, whose slave /dev/pts/[0-9]+ is held "
+                                        "by process [0-9]+ .*, outside of the tree"),
+    "dump/stopped-terminal": holding("stopped-terminal", HAS_FD + ", the terminal /dev/ptmx, whose output is stopped; .*\\^Q"),
     "dump/io_uring": holding("io-uring", HAS_FD + ", an io_uring instance"),
     "dump/userfaultfd": holding("userfaultfd", HAS_FD + ", a userfaultfd"),
     "dump/pidfd": holding("pidfd", HAS_FD + ", a pidfd"),

@@ -37,7 +37,7 @@ std::string ns_link(const ProcDir& task, const std::string& kind) {
   }
 }
 
-/// What is mounted where, without ids and without /proc.
+/// What is mounted where, without ids, /proc, and terminals: a tree that was received has those of its own.
 std::set<std::string> mounts(const ProcDir& task) {
   std::set<std::string> all;
   std::istringstream lines(task.read("mountinfo"));
@@ -46,6 +46,8 @@ std::set<std::string> mounts(const ProcDir& task) {
     std::string id, parent, device, root, point;
     words >> id >> parent >> device >> root >> point;
     if (point == "/proc" || point.starts_with("/proc/")) continue;
+    const bool terminals = line.find(" - devpts ") != std::string::npos;
+    if (terminals && (point == "/dev/pts" || point == "/dev/ptmx")) continue;
     all.insert(device + " " + root + " " + point);
   }
   return all;

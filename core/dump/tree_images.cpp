@@ -5,7 +5,9 @@
 #include <sstream>
 
 #include "core/base/proc_values.h"
+#include "core/files/terminal_dump.h"
 #include "core/image/magic.h"
+#include "ext/ext.pb.h"
 #include "images/cgroup.pb.h"
 #include "images/fs.pb.h"
 #include "images/inventory.pb.h"
@@ -92,6 +94,16 @@ void CgroupSets::write(ImageSet& images) const {
   images.put("cgroup.img", magic::kCgroup, entry);
 }
 
+namespace {
+
+/// The number of its controlling terminal, if that is a pseudo-terminal; else -1.
+int controlling_terminal(const StoppedTask& task) {
+  if (task.state == TaskState::zombie) return -1;
+  return pseudo_terminal(task.proc.stat().tty_nr);
+}
+
+}  // namespace
+
 void write_pstree(const std::vector<StoppedTask>& tasks, const ImagePids& pids, ImageSet& images) {
   ImageWriter out = images.write("pstree.img", magic::kPstree);
   for (const StoppedTask& task : tasks) {
@@ -105,6 +117,12 @@ void write_pstree(const std::vector<StoppedTask>& tasks, const ImagePids& pids, 
       entry.add_threads(static_cast<uint32_t>(pids.of(thread.tid.get())));
     if (task.threads.empty()) entry.add_threads(entry.pid());
     out.entry(entry);
+    if (const int index = controlling_terminal(task); index >= 0) {
+      ext::ControllingTerminal terminal;
+      terminal.set_pid(entry.pid());
+      terminal.set_index(static_cast<uint32_t>(index));
+      images.write(kControllingImage, kControllingMagic).entry(terminal);
+    }
   }
 }
 

@@ -100,7 +100,8 @@ struct FileDumper::Impl {
     }
   }
 
-  /// Of a process that has ended, or lies outside of the tree, only where both namespaces are one.
+  /// Of a task, a group or a session. Of a process that has ended, or lies outside of the tree, only where both
+  /// namespaces are one.
   pid_t pid_in_tree(pid_t pid) {
     if (!numbers) {
       numbers.emplace();
@@ -110,8 +111,15 @@ struct FileDumper::Impl {
       const bool one = ns(tasks.front().proc.fd(), "ns/pid") == ns(AT_FDCWD, "/proc/self/ns/pid");
       for (const StoppedTask& task : tasks) {
         if (one) break;
-        std::istringstream words(task.proc.status()["NSpid"]);
-        for (pid_t number; words >> number;) (*numbers)[task.pid.get()] = number;  // the innermost is the last
+        auto status = task.proc.status();
+        for (const char* kind : {"NSpid", "NSpgid", "NSsid"}) {
+          std::istringstream words(status[kind]);
+          pid_t first = 0, last = 0;  // ours, and the innermost
+          if (!(words >> first)) continue;
+          for (last = first; words >> last;) {
+          }
+          numbers->emplace(first, last);
+        }
       }
     }
     if (numbers->empty()) return pid;

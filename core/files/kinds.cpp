@@ -11,14 +11,14 @@
 namespace migrate {
 
 extern const Kind kRegular, kPipe, kFifo, kEventfd, kEpoll, kTimerfd, kSignalfd, kMemfd, kUnixSocket, kInetSocket,
-    kPidfd, kInotify;
+    kPidfd, kInotify, kTerminal;
 
 namespace {
 
 // In this order a file is asked what it is, and kinds finish.
 constexpr std::array kKinds{
-    &kRegular, &kInetSocket, &kUnixSocket, &kPipe,  &kFifo,    &kEventfd,
-    &kTimerfd, &kSignalfd,   &kMemfd,      &kPidfd, &kInotify, &kEpoll,
+    &kRegular,  &kInetSocket, &kUnixSocket, &kPipe,    &kFifo,     &kEventfd, &kTimerfd,
+    &kSignalfd, &kMemfd,      &kPidfd,      &kInotify, &kTerminal, &kEpoll,
 };
 
 struct Unsupported {

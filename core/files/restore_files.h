@@ -5,6 +5,7 @@
 #include <fcntl.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -20,6 +21,8 @@
 
 namespace migrate {
 
+class TerminalPairs;
+
 /// A memfd that was made, and filled, before the final images were there.
 struct WarmMemfd {
   std::string name;
@@ -28,6 +31,9 @@ struct WarmMemfd {
 
 struct FileRestoreOptions {
   bool tcp_close = false;
+  TerminalPairs* terminals = nullptr;  ///< pseudo-terminals that are there already; more are added
+  /// Opens /dev/tty as a task whose controlling terminal has that number; empty: its slave is opened instead.
+  std::function<Fd(uint32_t index, int flags)> open_controlling = {};
   int terminal = -1;  ///< takes the place of the images' terminal; -1: images that hold one are refused
   /// Until after_gate(), sockets are bound and listening but deaf (a drop-all filter; Unix names hidden), so that the
   /// tree's own accept(2) works from its first instruction and nobody outside gets an answer.

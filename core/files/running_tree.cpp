@@ -16,6 +16,20 @@ bool RunningTree::inside(pid_t pid) const {
   return false;
 }
 
+void RunningTree::look_outside(const Look& look) const {
+  for (const int pid : numeric_entries(AT_FDCWD, "/proc")) {
+    if (pids_.contains(pid) || pid == ::getpid()) continue;
+    try {
+      const ProcDir other(pid);
+      if (inside(pid)) continue;
+      for (const int fd : other.descriptors()) look(other, fd, other.link("fd/" + std::to_string(fd)));
+    } catch (const Error& e) {
+      if (!cannot_be_seen(e)) throw;
+      continue;  // it ended, or closed something, meanwhile
+    }
+  }
+}
+
 std::optional<std::string> RunningTree::outside(const Match& match) const {
   for (const int pid : numeric_entries(AT_FDCWD, "/proc")) {
     if (pids_.contains(pid) || pid == ::getpid()) continue;

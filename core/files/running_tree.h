@@ -26,6 +26,9 @@ class RunningTree {
   std::optional<std::string> outside_holder(const std::string& link) const;
   /// The same of a file that may have other paths elsewhere, open for writing.
   std::optional<std::string> outside_writer(const InodeKey& file) const;
+  /// Calls `look` for each descriptor of processes outside of the tree that can be seen. What it cannot see, it leaves.
+  using Look = std::function<void(const ProcDir& task, int fd, const std::string& link)>;
+  void look_outside(const Look& look) const;
 
  private:
   using Match = std::function<bool(const ProcDir&, const std::string& number)>;

@@ -3,6 +3,8 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include <set>
+
 #include "core/base/error.h"
 #include "core/files/paths.h"
 
@@ -17,8 +19,11 @@ bool CommandTerminal::named_by(const img::reg_file_entry& entry) {
 
 void check_one_terminal(const std::map<uint32_t, img::file_entry>& entries) {
   std::string first;
+  std::set<uint32_t> own;  // paths of pseudo-terminals that come along
+  for (const auto& [id, entry] : entries)
+    if (entry.type() == img::fd_types::TTY) own.insert(entry.tty().regf_id());
   for (const auto& [id, entry] : entries) {
-    if (entry.type() != img::fd_types::REG || !CommandTerminal::named_by(entry.reg())) continue;
+    if (own.contains(id) || entry.type() != img::fd_types::REG || !CommandTerminal::named_by(entry.reg())) continue;
     const std::string& name = entry.reg().name();
     // That one means whatever terminal the session has.
     if (name == "/dev/tty") continue;

@@ -1,5 +1,6 @@
-// Terminals at a restore. A number means another terminal on each host and at each time, maybe somebody else's: the
-// name in the images is never opened. What a restored program gets is the terminal of the command that restores it.
+// Terminals that others hold, at a restore (--shell-job). A number means another terminal on each host and at each
+// time, maybe somebody else's: the name in the images is never opened. What a restored program gets is the terminal of
+// the command that restores it.
 #pragma once
 
 #include <map>
@@ -10,7 +11,7 @@
 
 namespace migrate {
 
-/// Throws Refusal if there is more than one in `entries`.
+/// Throws Refusal if there is more than one of those in `entries`.
 void check_one_terminal(const std::map<uint32_t, img::file_entry>& entries);
 
 class CommandTerminal {

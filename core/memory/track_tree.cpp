@@ -36,6 +36,7 @@ std::optional<Looked> look_at(pid_t pid, const LivingTask* parent) {
     found.task.image_pid = innermost_of(status, "NSpid");
     found.task.pgid = innermost_of(status, "NSpgid");
     found.task.sid = innermost_of(status, "NSsid");
+    found.task.terminal = pseudo_terminal(proc.stat().tty_nr);
     if (found.task.image_pid == 0) return std::nullopt;
     if (parent != nullptr) {
       found.task.parent = parent->pid;

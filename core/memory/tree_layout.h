@@ -26,6 +26,7 @@ struct TreeLayout {
   };
   struct Task {
     pid_t pid = 0, ppid = 0, pgid = 0, sid = 0;  ///< as the images will number them; ppid of the root: 0
+    int terminal = -1;                           ///< its controlling terminal is /dev/pts/N; -1: none
     std::vector<Area> areas;                     ///< ascending, disjoint
     bool operator==(const Task&) const = default;
   };

@@ -12,10 +12,12 @@
 #include <algorithm>
 #include <cstring>
 #include <functional>
+#include <set>
 #include <utility>
 
 #include "core/base/procfs.h"
 #include "core/files/restore_files.h"
+#include "core/files/terminal_pairs.h"
 #include "core/image/magic.h"
 #include "core/memory/page_files.h"
 #include "core/memory/page_scan.h"
@@ -27,6 +29,7 @@
 #include "core/restore/namespaces.h"
 #include "core/restore/page_orders.h"
 #include "core/restore/restorer/protocol.h"
+#include "core/restore/session_terminal.h"
 #include "core/restore/shared_memory.h"
 #include "core/restore/shells.h"
 #include "core/restore/socket_orders.h"
@@ -163,12 +166,23 @@ class Coordinator {
       layout_ = unpack_layout(m.fds[0].get());
     }
     std::vector<TaskNode> tasks = final_ ? read_tree(images_) : read_tree(layout_);
+    make_terminals(tasks);
     if (shells_->exist()) {
       shells_->follow(std::move(tasks));
     } else {
       shells_->build(std::move(tasks));
     }
     send_message(launcher_.get(), Msg::forked, 0);
+  }
+
+  /// Those of sessions: their leaders need them before they have children.
+  void make_terminals(std::vector<TaskNode>& tasks) {
+    std::set<uint32_t> wanted;
+    for (const TaskNode& t : tasks)
+      if (t.pid == t.sid && t.terminal >= 0) wanted.insert(static_cast<uint32_t>(t.terminal));
+    terminals_.make(wanted);
+    for (TaskNode& t : tasks)
+      if (t.pid == t.sid && t.terminal >= 0) t.terminal_fd = terminals_.slave(static_cast<uint32_t>(t.terminal));
   }
 
   /// Clocks that were set before the images were made must not go backwards.
@@ -277,6 +291,10 @@ class Coordinator {
     FileRestoreOptions file_options;
     file_options.tcp_close = options_.tcp_close;
     file_options.terminal = terminal_.get();
+    file_options.terminals = &terminals_;
+    file_options.open_controlling = [this](uint32_t index, int flags) {
+      return open_controlling(*shells_, terminals_, index, flags);
+    };
     file_options.mark = options_.mark;
     file_options.holders = table_holders(images_of_);
     file_options.by_root = options_.files_by_root;
@@ -367,6 +385,7 @@ class Coordinator {
     for (const TaskNode& node : shells_->tasks())
       if (!node.zombie) images_of_.push_back(read_task(final_images_, node));
     files_->open_all(dumped_monotonic_ns(final_images_));
+    set_foreground_groups(*shells_, terminals_, final_images_);
     const Fd table = pack_table(files_->opened());
     const std::array<int, 2> fds{m.fds[0].get(), table.get()};
     for (const TaskNode& node : shells_->tasks())
@@ -375,6 +394,7 @@ class Coordinator {
     for (const TaskNode& node : shells_->tasks())
       if (!node.zombie) waiting_.push_back(await_blob(node, images_of_[next++]));
     ipc_.finish();
+    terminals_.clear();  // their masters must see when the last of the tree closes one
     set_final_states(missing);
     send_message(launcher_.get(), Msg::standing, 0);
   }
@@ -491,6 +511,7 @@ class Coordinator {
   Resources resources_;
   SharedMemory shared_;
   IpcRestorer ipc_;
+  TerminalPairs terminals_;
   std::vector<Fd> kept_;
   Fd root_, terminal_;
   std::unique_ptr<FileRestorer> files_;

@@ -11,9 +11,11 @@
 
 #include <algorithm>
 #include <array>
+#include <sstream>
 
 #include "core/base/deadline.h"
 #include "core/base/proc_values.h"
+#include "core/files/terminal_state.h"
 #include "core/image/magic.h"
 #include "images/timens.pb.h"
 
@@ -190,6 +192,7 @@ constexpr std::array kMaskedFiles{"/proc/kcore",      "/proc/keys",        "/pro
                                   "/proc/kpageflags", "/proc/kpagecgroup", "/proc/sysrq-trigger"};
 constexpr std::array kMaskedFolders{"/proc/acpi", "/proc/asound", "/proc/scsi", "/sys/firmware",
                                     "/sys/devices/virtual/powercap"};
+constexpr const char* kTerminals = "/dev/pts";
 constexpr std::array kReadOnly{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"};
 
 bool exists(const char* path) { return ::faccessat(AT_FDCWD, path, F_OK, AT_SYMLINK_NOFOLLOW) == 0; }
@@ -217,6 +220,53 @@ void mask_proc(Fd null) {
   }
 }
 
+/// "mode=620,gid=5" of the devpts that is there: new terminals are to belong to the same group.
+std::string terminal_options() {
+  std::string options;
+  std::istringstream lines(read_file_at(AT_FDCWD, "/proc/self/mountinfo"));
+  for (std::string line; std::getline(lines, line);) {
+    std::istringstream words(line);
+    std::string word, point;
+    for (int i = 0; i < 5; ++i) words >> point;
+    if (point != kTerminals) continue;
+    options.clear();
+    while (words >> word && word != "-") {
+    }
+    words >> word >> word >> word;  // type, source, the file system's own options
+    std::istringstream each(word);
+    for (std::string option; std::getline(each, option, ',');)
+      if (option.starts_with("gid=") || option.starts_with("mode=")) options += "," + option;
+  }
+  return options.empty() ? ",gid=5,mode=620" : options;
+}
+
+/// Whether a terminal that /dev/ptmx makes is one of those at /dev/pts.
+bool makes_own_terminals(const char* ptmx) {
+  const Fd master(::open(ptmx, O_RDWR | O_NOCTTY | O_CLOEXEC));
+  if (!master) return false;
+  lock_slave(master.get(), false, ptmx);
+  struct stat slave {
+  }, folder{};
+  const Fd opened = open_slave(master.get(), O_RDWR, ptmx);
+  check(::fstat(opened.get(), &slave), "stat", "a terminal");
+  check(::stat(kTerminals, &folder), "stat", kTerminals);
+  return slave.st_dev == folder.st_dev;
+}
+
+/// Terminals of the tree's own: it keeps its numbers, and gets none of this host.
+void mount_terminals() {
+  struct stat st {};
+  if (::stat(kTerminals, &st) != 0 || !S_ISDIR(st.st_mode)) return;
+  const std::string options = "newinstance,ptmxmode=0666" + terminal_options();
+  if (::mount("devpts", kTerminals, "devpts", MS_NOSUID | MS_NOEXEC, options.c_str()) != 0) {
+    if (errno == ENODEV) return;  // a kernel without Unix98 terminals
+    throw Error("mount", kTerminals, errno);
+  }
+  constexpr const char* kMaker = "/dev/ptmx";
+  if (::stat(kMaker, &st) != 0 || makes_own_terminals(kMaker)) return;
+  check(::mount("/dev/pts/ptmx", kMaker, nullptr, MS_BIND, nullptr), "mount", kMaker);
+}
+
 }  // namespace
 
 void set_up_mounts(const std::string& root) {
@@ -232,6 +282,7 @@ void set_up_mounts(const std::string& root) {
   if (wanted.stx_mnt_id != real.stx_mnt_id || wanted.stx_ino != real.stx_ino) make_root_of_namespace(top, name);
   check(::mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, nullptr), "mount", "/proc");
   if (null) mask_proc(std::move(null));
+  mount_terminals();
 }
 
 }  // namespace migrate

@@ -31,7 +31,7 @@ uint64_t elapsed_since_dump_ns(const ImageSet& images);
 void enter_namespaces(const ImageSet& images, const RestoreOptions& options);
 
 /// In the coordinator, when it has a mount namespace of its own: nothing propagates out, `root` (if any) becomes the
-/// root folder, /proc is of our pid namespace.
+/// root folder, /proc is of our pid namespace, /dev/pts a new instance.
 void set_up_mounts(const std::string& root);
 
 }  // namespace migrate

@@ -14,6 +14,7 @@
 #include <memory>
 #include <set>
 
+#include "core/base/proc_values.h"
 #include "core/image/magic.h"
 #include "core/ipc/ipc_restore.h"
 #include "core/restore/lazy_restore.h"
@@ -21,6 +22,7 @@
 #include "core/restore/namespaces.h"
 #include "core/restore/plans.h"
 #include "core/restore/restorable.h"
+#include "core/restore/session_terminal.h"
 #include "core/restore/shell_finish.h"
 #include "core/restore/staging.h"
 #include "images/core.pb.h"
@@ -73,9 +75,16 @@ class Shell {
     fork_shells(context_, node_.children, true, 0);
     if (node_.new_session) start_session();
     fork_shells(context_, node_.children, false, 0);
+    if (node_.drop_terminal) drop_terminal();
   }
 
-  void start_session() { check(::setsid(), "start the session of task", std::to_string(node_.pid)); }
+  /// What a session's leader has as controlling terminal its children inherit, and cannot get in another way.
+  void start_session() {
+    check(::setsid(), "start the session of task", std::to_string(node_.pid));
+    if (node_.terminal < 0) return;
+    const Fd terminal = fetch(node_.terminal_fd, std::max(kLowestFloor, context_.room.floor));
+    take_terminal(terminal.get(), node_.pid);
+  }
 
   /// The control sockets of shells that we forked.
   void forget_ends() {
@@ -116,6 +125,10 @@ class Shell {
         return stage(m);
       case Msg::make_sockets:
         return make_unix_sockets(m), false;
+      case Msg::foreground:
+        return set_foreground(m), false;
+      case Msg::open_terminal:
+        return open_terminal(m), false;
       case Msg::end_as_zombie:
         return images_ = unpack_images(fd_of(m, 0)), false;
       case Msg::fill:
@@ -268,6 +281,17 @@ class Shell {
     numbers.reserve(made.size());
     for (const Fd& fd : made) numbers.push_back(fd.get());
     send_message(control_, Msg::make_sockets, node_.pid, {}, numbers);
+  }
+
+  void set_foreground(const Message& m) {
+    const Fd terminal = fetch(m.pid, context_.room.floor);
+    give_foreground(terminal.get(), parse_number<pid_t>(m.text(), "a process group"));
+  }
+
+  void open_terminal(const Message& m) {
+    const Fd terminal = open_path("/dev/tty", parse_number<int>(m.text(), "open flags"));
+    const int number = terminal.get();
+    send_message(control_, Msg::open_terminal, node_.pid, {}, std::span(&number, 1));
   }
 
   void fetch_file(const Resources& from, uint64_t id, int access) {

@@ -88,6 +88,10 @@ void Shells::send(const TaskNode& task, Msg type, std::span<const int> fds) {
   send_message(ends_.at(task.pid).get(), type, 0, {}, fds);
 }
 
+void Shells::order_with(const TaskNode& task, Msg type, int number, std::string_view text) {
+  send_text(ends_.at(task.pid).get(), type, number, text);
+}
+
 Message Shells::answer(const TaskNode& task) {
   auto m = receive_message(ends_.at(task.pid).get(), Deadline::in(timeout_));
   if (!m) throw Error("the shell of task " + std::to_string(task.pid) + " died");

@@ -25,6 +25,8 @@ class Shells {
   void end_zombies(int images);
 
   void send(const TaskNode& task, Msg type, std::span<const int> fds = {});
+  /// An order of words: `number` stands where a message has its pid.
+  void order_with(const TaskNode& task, Msg type, int number, std::string_view text);
   /// The answer of one shell; a failure of the shell is thrown.
   Message answer(const TaskNode& task);
   /// To all living tasks at once, then their answers. `fds_of` may give each its own descriptors.

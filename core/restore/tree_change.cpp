@@ -52,6 +52,8 @@ class ChangePlanner {
       t.new_session = true;
       group = t.pid;
     }
+    // A leader takes its terminal when it begins the session: those that it had forked by then would have none.
+    if (t.terminal != old.terminal && !t.new_session) impossible(t, "has another controlling terminal");
     if (t.pgid == group) return;
     plan_group(t);
   }
@@ -60,6 +62,8 @@ class ChangePlanner {
     const TaskNode& parent = want_[static_cast<size_t>(t.parent)];
     t.new_session = t.sid == t.pid;
     if (!t.new_session && t.sid != parent.sid) impossible(t, "is not in the session of its parent");
+    if (!t.new_session && t.terminal >= 0 && t.terminal != parent.terminal)
+      impossible(t, "has not the controlling terminal of its parent");
     if (t.new_session && t.pgid == t.pid) return;
     if (wanted_.contains(t.pgid) || t.pgid != parent.pgid || is_group(t.pgid)) plan_group(t);
   }

@@ -9,6 +9,9 @@
 #include <set>
 #include <string>
 
+#include "core/files/terminal_dump.h"
+#include "core/files/terminal_restore.h"
+#include "core/files/terminal_state.h"
 #include "core/image/magic.h"
 #include "core/restore/address_space.h"
 #include "images/core.pb.h"
@@ -65,6 +68,38 @@ uint32_t state_of(const ImageSet& images, pid_t pid) {
   if (state == kTaskZombie) return kTaskDead;
   if (state != kTaskAlive && state != kTaskDead && state != kTaskStopped) throw Corrupt(name, "unknown task state");
   return state;
+}
+
+/// A session has its leader's terminal, and without a leader none. A member may have given it up (TIOCNOTTY).
+void settle_terminals(std::vector<TaskNode>& tasks) {
+  std::map<pid_t, int> of_session;
+  std::set<int> taken;
+  for (const TaskNode& t : tasks)
+    // Of a running tree not all is of one moment: a terminal may seem to be that of two.
+    if (t.pid == t.sid && !t.zombie && t.terminal >= 0 && taken.insert(t.terminal).second)
+      of_session.emplace(t.sid, t.terminal);
+  for (TaskNode& t : tasks) {
+    const auto session = of_session.find(t.sid);
+    const int inherited = session == of_session.end() ? -1 : session->second;
+    if (t.terminal != inherited) t.terminal = -1;
+    t.drop_terminal = t.terminal != inherited;
+  }
+}
+
+/// Of the images: as they say of each task, else (CRIU's) those of the sessions. Only terminals that come with them.
+void read_controlling_terminals(const ImageSet& images, std::vector<TaskNode>& tasks) {
+  const std::vector<SessionTerminal> sessions = session_terminals(images);
+  const bool told = images.has(kControllingImage);
+  const std::map<pid_t, uint32_t> by_task = controlling_terminals(images);
+  for (TaskNode& t : tasks) {
+    const auto session =
+        std::ranges::find_if(sessions, [&](const SessionTerminal& s) { return s.session == t.sid && s.session != 0; });
+    if (session == sessions.end()) continue;
+    const auto task = by_task.find(t.pid);
+    if (!told || (task != by_task.end() && task->second == session->index))
+      t.terminal = static_cast<int>(session->index);
+  }
+  settle_terminals(tasks);
 }
 
 /// Works out sessions from the leaves up.
@@ -178,6 +213,7 @@ std::vector<TaskNode> read_tree(const ImageSet& images) {
   if (tasks.empty()) throw Corrupt("pstree.img", "it names no task");
   for (const TaskNode& t : tasks)
     if (t.zombie && !t.children.empty()) throw Corrupt("pstree.img", "a dead task has children");
+  read_controlling_terminals(images, tasks);
   return tasks;
 }
 
@@ -196,6 +232,7 @@ std::vector<TaskNode> read_tree(const TreeLayout& layout) {
     n.pgid = checked(task.pgid, true);
     n.sid = checked(task.sid, true);
     n.threads = {n.pid};
+    n.terminal = task.terminal;
     if (!tasks.empty()) {
       const auto parent = index.find(n.ppid);
       if (parent == index.end()) throw Corrupt(kWhere, task_name(n.pid) + " comes before its parent");
@@ -213,6 +250,7 @@ std::vector<TaskNode> read_tree(const TreeLayout& layout) {
     tasks.push_back(std::move(n));
   }
   if (tasks.empty()) throw Corrupt(kWhere, "it names no task");
+  settle_terminals(tasks);
   return tasks;
 }
 

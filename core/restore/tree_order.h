@@ -16,6 +16,7 @@ struct TaskNode {
   pid_t pid = 0, ppid = 0, pgid = 0, sid = 0;
   std::vector<pid_t> threads;  ///< the leader's first
   bool zombie = false;
+  int terminal = -1;          ///< its controlling terminal is /dev/pts/N; -1: none, or one outside of the tree
   int parent = -1;            ///< index; -1 for the root
   std::vector<int> children;  ///< indices
 
@@ -26,6 +27,8 @@ struct TaskNode {
   bool new_group = false;      ///< setpgid(0, 0)
   pid_t join_group = 0;        ///< setpgid(0, it), 0: as inherited
   pid_t group_helper = 0;      ///< first forks a helper with this pid, which leads the group until all have joined
+  int terminal_fd = -1;        ///< the coordinator's descriptor of `terminal`, for who begins the session
+  bool drop_terminal = false;  ///< gives up the controlling terminal that it inherits from its session
 };
 
 /// Reads pstree.img: parents before children, the root first. Throws Corrupt.

@@ -7,6 +7,7 @@
 #include "core/files/file_owners.h"
 #include "core/files/option_table.h"
 #include "core/files/pipe.h"
+#include "core/files/terminal_dump.h"
 #include "core/files/unix_socket.h"
 #include "core/image/magic.h"
 
@@ -44,6 +45,8 @@ constexpr std::array<Kind, 24> kKinds{{
     {"migrate-files.img", kFileOwnersMagic},
     {"migrate-senders.img", kPacketSendersMagic},
     {"migrate-sockets.img", kSocketsMagic},
+    {"migrate-terminals.img", kTerminalsMagic},
+    {"migrate-ctty.img", kControllingMagic},
 }};
 constexpr uint8_t kRaw = 0x80;
 

@@ -8,7 +8,8 @@ import sys
 # The order is that of kKinds in image_records.cpp.
 KINDS = [r"inventory", r"pstree", r"core-(\d+)", r"mm-(\d+)", r"fs-(\d+)", r"ids-(\d+)", r"files", r"fdinfo-(\d+)", r"pagemap-(\d+)",
          r"pagemap-shmem-(\d+)", r"memfd", r"pipes-data", r"fifo-data", r"migrate-pipes", r"sk-queues", r"remap-fpath",
-         r"ghost-file-([0-9a-f]+)", r"timens-(\d+)", r"filelocks", r"migrate-ext", r"tty-info", r"migrate-files", r"migrate-senders", r"migrate-sockets"]
+         r"ghost-file-([0-9a-f]+)", r"timens-(\d+)", r"filelocks", r"migrate-ext", r"tty-info", r"migrate-files", r"migrate-senders",
+         r"migrate-sockets", r"migrate-terminals", r"migrate-ctty"]
 RAW = 0x80
 LONGEST = 0xffff
 TASKS = {"inventory", "pstree", "core", "mm", "fs", "ids", "pagemap", "timens", "filelocks", "migrate-ext"}

@@ -424,6 +424,79 @@ class Inotifywait(Program):
             wait_for(lambda path=path: path in self.told(), f"word of {path}", 10)
 
 
+class Tmux(Program):
+    """A terminal multiplexer with an editor in one window and a shell with jobs in another; used as a person would."""
+    name = "tmux"
+    exact_maps = False
+    churn = True
+    ignore = (r"status\.(SigBlk|SigPnd|ShdPnd)", r" fd \d+", r" maps")
+
+    def command(self):
+        self.words = []
+        self.socket = os.path.join(self.folder, "socket")
+        conf = os.path.join(self.folder, "tmux.conf")
+        with open(conf, "w") as f:
+            f.write("set -g exit-empty off\nset -g default-size 90x30\nset -g status off\nset -g default-shell /bin/bash\n")
+        return ["tmux", "-D", "-S", self.socket, "-f", conf]
+
+    def ask(self, *command):
+        done = subprocess.run(["tmux", "-S", self.socket, *command], capture_output=True, text=True, timeout=20,
+                              env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"})
+        if done.returncode != 0:
+            raise Unwell(f"tmux {' '.join(command)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def screen(self, window):
+        return self.ask("capture-pane", "-p", "-t", window)
+
+    def shows(self, window, text):
+        try:
+            return wait_for(lambda: s if text in (s := self.screen(window)) else None, f"{text!r} in {window}", 20)
+        except Exception as e:
+            raise Unwell(f"{e}: {window} shows\n{self.screen(window).rstrip()}") from None
+
+    def type(self, window, *keys):
+        self.ask("send-keys", "-t", window, *keys)
+
+    def ready(self):
+        wait_for(lambda: os.path.exists(self.socket), "tmux's socket", 20)
+        self.ask("new-session", "-d", "-s", "main", "-n", "vim", "vim -u NONE -n -i NONE " + os.path.join(self.folder, "text"))
+        self.ask("new-window", "-d", "-t", "main", "-n", "shell", "bash --norc --noprofile -i")
+        self.type("main:vim", "i")
+        self.shows("main:vim", "-- INSERT --")
+        self.type("main:shell", "PS1='ready> '", "Enter", "sleep 10001 &", "Enter", "sleep 10002", "Enter")
+        wait_for(lambda: any("sleep\00010002" in read(f"/proc/{p}/cmdline") for p in descendants(self.pid)), "the shell's job", 20)
+        self.type("main:shell", "C-z")
+        self.shows("main:shell", "Stopped")
+        self.type("main:shell", "tty; stty size; clear; tty; stty size; jobs", "Enter")
+        self.tty = self.shows("main:shell", "Stopped").splitlines()[0]
+        self.remember()
+
+    def check(self):
+        word = f"word{len(self.words)}"
+        self.words.append(word)
+        self.type("main:vim", word, "Enter")
+        self.shows("main:vim", word)
+        lines = self.screen("main:vim").splitlines()
+        if lines[:len(self.words)] != self.words:
+            raise Unwell(f"vim shows {lines[:len(self.words) + 2]}, not {self.words}")
+        self.type("main:shell", f"clear; tty; stty size; jobs; echo end of {word[4:]} $((1+1))", "Enter")
+        lines = self.shows("main:shell", f"end of {word[4:]} 2").splitlines()
+        if lines[0] != self.tty or lines[1] != "30 90":
+            raise Unwell(f"the shell's terminal is {lines[:2]}, was {self.tty}, of 30 90")
+        jobs = "\n".join(lines)
+        if "Running                 sleep 10001" not in jobs or "Stopped                 sleep 10002" not in jobs:
+            raise Unwell(f"the shell's jobs are others: {lines}")
+        # A job in the foreground, interrupted by what is typed.
+        self.type("main:shell", "clear; sleep 10003", "Enter")
+        wait_for(lambda: any("sleep\00010003" in read(f"/proc/{p}/cmdline") for p in descendants(self.pid)), "the shell's job", 20)
+        self.type("main:shell", "C-c")
+        wait_for(lambda: not any("sleep\00010003" in read(f"/proc/{p}/cmdline") for p in descendants(self.pid)), "the job's end", 20)
+
+    def settle(self):
+        wait_for(lambda: "ready> " in self.screen("main:shell"), "a prompt", 20)
+
+
 def quietly(function):
     """None instead of a connection error."""
     try:

@@ -189,8 +189,41 @@ def notified():
 
 
 def terminal():
+    """Its other end is held outside of the tree."""
     master, slave = os.openpty()
+    user = os.getpid()
+    if os.fork() == 0:
+        if os.fork() == 0:
+            os.close(slave)
+            while os.path.exists(f"/proc/{user}"):
+                time.sleep(0.05)
+        os._exit(0)
+    os.wait()
+    os.close(master)
     return None, slave
+
+
+def terminal_with_guest():
+    """The master is ours, and a process outside of the tree has the slave."""
+    master, slave = os.openpty()
+    user = os.getpid()
+    if os.fork() == 0:
+        if os.fork() == 0:
+            os.close(master)
+            while os.path.exists(f"/proc/{user}"):
+                time.sleep(0.05)
+        os._exit(0)
+    os.wait()
+    return None, master
+
+
+def stopped_terminal():
+    """Nothing can be written to it until somebody types ^Q."""
+    master, slave = os.openpty()
+    os.write(master, b"\x13")
+    while select.select([], [slave], [], 0)[1]:
+        time.sleep(0.001)
+    return None, master
 
 
 def io_uring():
@@ -599,7 +632,7 @@ def child():
 
 
 KINDS = {f.__name__.replace("_", "-"): f for f in (
-    tcp, tcp_backlog, listener, corked, ended_unread, lost_socket_name, netlink, packet, raw_ip, unix_outside, descriptors_on_their_way, inotify, fanotify, notified, terminal, io_uring,
+    tcp, tcp_backlog, listener, corked, ended_unread, lost_socket_name, netlink, packet, raw_ip, unix_outside, descriptors_on_their_way, inotify, fanotify, notified, terminal, terminal_with_guest, stopped_terminal, io_uring,
     userfaultfd, pidfd, device, flock, posix_lock, lease, sysv_shm, sysv_queue, outside_pipe, seccomp, deleted_big_file, writable_file,
     mapped_file, own_thread_files, zombie_root, shared_memory_outside, landlock, user_dispatch, address_space_limit, thread_file,
     not_accepted, epoll_of_closed, epoll_of_another, watching, favoured, plain, child, child_of_32_bits, child_without_vvar, nobody, roots_file, roots_folder, roots_deleted_file, roots_socket, roots_pair, timers_beyond_the_limit, forced_buffer, marked, alarm_clock,

@@ -41,15 +41,18 @@ WORKLOADS = {
     "sysv_shm": ("sysv_shm", []),
     "sysv_sem": ("sysv_sem", []),
     "sysv_msg": ("sysv_msg", []),
+    "pty_modes": ("pty_modes", []),
+    "pty_session": ("pty_session", []),
+    "pty_queue": ("pty_queue", []),
 }
 # Options of `dump` and `restore` that a program needs.
 OPTIONS = {"locks": ("--file-locks",)}
 # The source keeps its locks until the tree has moved (refusals.py has that).
 NOT_LIVE = ("locks",)
 PROGRAMS = {"redis": programs.Redis, "nginx": programs.Nginx, "python": programs.Python, "pipeline": programs.Pipeline,
-            "inotifywait": programs.Inotifywait, "postgres": programs.Postgres}
+            "inotifywait": programs.Inotifywait, "postgres": programs.Postgres, "tmux": programs.Tmux}
 NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3", "inotifywait": "inotifywait",
-         "postgres": "/usr/lib/postgresql/15/bin/postgres"}
+         "postgres": "/usr/lib/postgresql/15/bin/postgres", "tmux": "tmux"}
 # Lazily moved with TLS; they have more private memory than this, which a lazy dump leaves out of the folder.
 LAZY_TLS = ("memory", "redis")
 LAZY_MOST = 2 << 20

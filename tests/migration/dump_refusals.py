@@ -233,7 +233,11 @@ CASES = {
     "dump/inotify-events": holding("inotify", HAS_FD + ", an inotify instance with events that the program has not read"),
     "dump/fanotify": holding("fanotify", HAS_FD + ", a fanotify group"),
     "dump/dnotify": holding("notified", HAS_FD + ", the folder .* notified by signals"),
-    "dump/terminal": holding("terminal", "task {pid} has fd [0-9]+, the terminal /dev/"),
+    "dump/terminal": holding("terminal", HAS_FD + ", the terminal /dev/pts/[0-9]+, whose other end is held by process [0-9]+ "
+                             r"\\(python3\\), outside of the tree; redirect it to a file, or use --shell-job"),
+    "dump/terminal-with-guest": holding("terminal-with-guest", HAS_FD + ", the terminal /dev/ptmx, whose slave /dev/pts/[0-9]+ is held "
+                                        "by process [0-9]+ .*, outside of the tree"),
+    "dump/stopped-terminal": holding("stopped-terminal", HAS_FD + ", the terminal /dev/ptmx, whose output is stopped; .*\\^Q"),
     "dump/io_uring": holding("io-uring", HAS_FD + ", an io_uring instance"),
     "dump/userfaultfd": holding("userfaultfd", HAS_FD + ", a userfaultfd"),
     "dump/pidfd": holding("pidfd", HAS_FD + ", a pidfd of process 1, which is not in the tree"),

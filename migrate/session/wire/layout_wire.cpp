@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/base/error.h"
+#include "core/base/proc_values.h"
 
 namespace migrate {
 namespace {
@@ -40,6 +41,7 @@ wire::Layout::Task* start_task(const TreeLayout::Task& task, wire::Layout& part)
   out->set_ppid(task.ppid);
   out->set_pgid(task.pgid);
   out->set_sid(task.sid);
+  if (task.terminal >= 0) out->set_terminal(static_cast<uint32_t>(task.terminal));
   return out;
 }
 
@@ -138,7 +140,9 @@ bool LayoutParts::add(const wire::Layout& part) {
 void LayoutParts::add_task(const wire::Layout::Task& task) {
   if (layout_.tasks.empty() || layout_.tasks.back().pid != task.pid()) {
     require_layout(layout_.tasks.size() < kMaxTasks, "too many tasks");
-    layout_.tasks.push_back({task.pid(), task.ppid(), task.pgid(), task.sid(), {}});
+    require_layout(task.terminal() < kMaxTerminals, "an impossible terminal");
+    const int terminal = task.has_terminal() ? static_cast<int>(task.terminal()) : -1;
+    layout_.tasks.push_back({task.pid(), task.ppid(), task.pgid(), task.sid(), terminal, {}});
   }
   areas_ += static_cast<size_t>(task.areas_size());
   require_layout(areas_ <= kMaxAreas, "too many areas of memory");

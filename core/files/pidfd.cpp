@@ -73,11 +73,12 @@ class PidfdDump : public DumpKind {
     const pid_t pid = std::atoi(text.c_str());
     if (pid == -1) return -1;
     if (pid == 0) throw Refusal(file.who() + ", a pidfd of a process that is not in the tree", "close it first");
-    if (!context_.in_tree(pid)) {
-      if ((file.info.flags & kOfThread) != 0)
-        throw Refusal(file.who() + ", a pidfd of thread " + text + ", not of a process of the tree", "close it first");
+    // When files are opened again there are no threads yet, but for the first of each task.
+    if ((file.info.flags & kOfThread) != 0 && ProcDir(pid).status()["Tgid"] != text)
+      throw Refusal(file.who() + ", a pidfd of thread " + text + ", which is not the first of its task",
+                    "close it first");
+    if (!context_.in_tree(pid))
       throw Refusal(file.who() + ", a pidfd of process " + text + ", which is not in the tree", "close it first");
-    }
     return context_.pid_in_tree(pid);
   }
 

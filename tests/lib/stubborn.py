@@ -245,6 +245,16 @@ def pidfd():
     return None, checked(LIBC.syscall(SYS_PIDFD_OPEN, 1, 0), "pidfd_open")
 
 
+def thread_pidfd():
+    """Of a thread that is not the first of its task (PIDFD_THREAD, Linux 6.9)."""
+    thread = threading.Thread(target=threading.Event().wait, daemon=True)
+    thread.start()
+    fd = LIBC.syscall(SYS_PIDFD_OPEN, thread.native_id, os.O_EXCL)
+    if fd < 0:
+        return "impossible", "pidfd_open(2) takes no threads"
+    return thread, fd
+
+
 def device():
     for path in ("/dev/kmsg", "/dev/fuse", "/dev/net/tun", "/dev/mem"):
         try:
@@ -633,7 +643,7 @@ def child():
 
 KINDS = {f.__name__.replace("_", "-"): f for f in (
     tcp, tcp_backlog, listener, corked, ended_unread, lost_socket_name, netlink, packet, raw_ip, unix_outside, descriptors_on_their_way, inotify, fanotify, notified, terminal, terminal_with_guest, stopped_terminal, io_uring,
-    userfaultfd, pidfd, device, flock, posix_lock, lease, sysv_shm, sysv_queue, outside_pipe, seccomp, deleted_big_file, writable_file,
+    userfaultfd, pidfd, thread_pidfd, device, flock, posix_lock, lease, sysv_shm, sysv_queue, outside_pipe, seccomp, deleted_big_file, writable_file,
     mapped_file, own_thread_files, zombie_root, shared_memory_outside, landlock, user_dispatch, address_space_limit, thread_file,
     not_accepted, epoll_of_closed, epoll_of_another, watching, favoured, plain, child, child_of_32_bits, child_without_vvar, nobody, roots_file, roots_folder, roots_deleted_file, roots_socket, roots_pair, timers_beyond_the_limit, forced_buffer, marked, alarm_clock,
     thread_of_another, securebits, direct_io,

@@ -241,6 +241,7 @@ CASES = {
     "dump/io_uring": holding("io-uring", HAS_FD + ", an io_uring instance"),
     "dump/userfaultfd": holding("userfaultfd", HAS_FD + ", a userfaultfd"),
     "dump/pidfd": holding("pidfd", HAS_FD + ", a pidfd of process 1, which is not in the tree"),
+    "dump/pidfd-of-a-thread": holding("thread-pidfd", HAS_FD + ", a pidfd of thread [0-9]+, which is not the first of its task"),
     "dump/device": holding("device", HAS_FD + ", the device /dev/"),
     "dump/flock": holding("flock", HAS_FD, "with a lock on it", "--file-locks"),
     "dump/posix-lock": holding("posix-lock", HAS_FD, "with a lock on it", "--file-locks"),

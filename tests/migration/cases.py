@@ -20,7 +20,7 @@ WORKLOADS = {
     "memory": ("memory", ["256"]), "shared": ("shared", ["32", "3000"]), "locks": ("locks", []), "novdso": ("novdso", []),
     "main_waits": ("main_waits", []), "sections": ("sections", []), "peercred": ("peercred", []), "beyond": ("beyond", []),
     "attributes": ("attributes", []), "many_timers": ("many_timers", []), "timer_signals": ("timer_signals", []),
-    "stopped": ("stopped", []),
+    "stopped": ("stopped", []), "segments": ("segments", []),
 }
 # Options of `dump` and `restore` that a program needs.
 OPTIONS = {"locks": ("--file-locks",)}

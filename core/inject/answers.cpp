@@ -74,9 +74,10 @@ TaskHarvest answered_task(const parasite::Area& area, Pid pid) {
   // Kernels may lack it. Descriptors are of eight bytes.
   constexpr size_t kBytes = sizeof area.ldt;
   const int64_t ldt = within(std::max<int64_t>(area.ldt_bytes, 0), 0, kBytes, "the size of its LDT", who);
-  if (static_cast<size_t>(ldt) == kBytes)
+  if (area.ldt_bytes == parasite::kTooManySegments)
     throw Refusal(who + " has many segments of its own (modify_ldt(2))", "such a program cannot be moved");
   h.ldt.assign(area.ldt, area.ldt + static_cast<size_t>(ldt) / sizeof(uint64_t));
+  while (!h.ldt.empty() && h.ldt.back() == 0) h.ldt.pop_back();  // the kernel fills up what it is given
   h.monotonic = answered_time(area.monotonic, who);
   h.boottime = answered_time(area.boottime, who);
   return h;

@@ -65,6 +65,17 @@ __u32 locks_future(Area* area) {
   return (present & 1) != 0 ? MCL_FUTURE : MCL_FUTURE | MCL_ONFAULT;
 }
 
+/// modify_ldt(2) tells no length. LAR tells of each whether it is used, present or not.
+bool has_more_segments() {
+  constexpr __u32 kMost = 8192, kOfLdt = 4, kUser = 3;
+  for (__u32 entry = kMostSegments; entry < kMost; ++entry) {
+    __u32 rights = 0;
+    asm volatile("lar %1, %0" : "+r"(rights) : "r"(entry << 3 | kOfLdt | kUser) : "cc");
+    if (rights != 0) return true;
+  }
+  return false;
+}
+
 void collect_task(Area* area) {
   for (int i = 0; i < 64; ++i) {
     note(area, call(__NR_rt_sigaction, i + 1, 0, address(&area->sigactions[i]), kSigsetBytes));
@@ -87,6 +98,7 @@ void collect_task(Area* area) {
   area->membarrier = call(__NR_membarrier, kMembarrierGetRegistrations);
   area->brk = call(__NR_brk, 0);
   area->ldt_bytes = call(__NR_modify_ldt, 0, address(area->ldt), sizeof area->ldt);
+  if (area->ldt_bytes > 0 && has_more_segments()) area->ldt_bytes = kTooManySegments;
 }
 
 void collect_attributes(const Area* area, Thread* t) {

@@ -66,6 +66,7 @@ enum Purpose : __u32 {
 };
 
 enum : __u32 { kMostSegments = 256 };
+enum : __s64 { kTooManySegments = -7 };  // E2BIG
 
 /// M starts with this, then `timer_count` Timers, then the parasite's stack, then, in pages of its own, its code.
 struct Area {

@@ -44,6 +44,7 @@ WORKLOADS = {
     "pty_modes": ("pty_modes", []),
     "pty_session": ("pty_session", []),
     "pty_queue": ("pty_queue", []),
+    "segments": ("segments", []),
 }
 # Options of `dump` and `restore` that a program needs.
 OPTIONS = {"locks": ("--file-locks",)}

@@ -18,8 +18,20 @@ namespace migrate {
 namespace {
 
 // The ids say only what is the same and what is not. The tree is in the dumper's namespaces, but for the time
-// namespace: it always gets a new one, in which its clocks go on; and the IPC namespace, if it has one or objects in one.
-enum NamespaceId : uint32_t { kPidNs = 1, kNetNs, kIpcNs, kUtsNs, kMntNs, kUserNs, kCgroupNs, kTimeNs, kTreeTimeNs, kTreeIpcNs };
+// namespace: it always gets a new one, in which its clocks go on; and the IPC namespace, if it has one or objects in
+// one.
+enum NamespaceId : uint32_t {
+  kPidNs = 1,
+  kNetNs,
+  kIpcNs,
+  kUtsNs,
+  kMntNs,
+  kUserNs,
+  kCgroupNs,
+  kTimeNs,
+  kTreeTimeNs,
+  kTreeIpcNs
+};
 
 void fill_namespaces(uint32_t time_ns, img::task_kobj_ids_entry& ids) {
   ids.set_pid_ns_id(kPidNs);

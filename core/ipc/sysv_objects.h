@@ -17,8 +17,8 @@ enum class IpcKind : uint8_t { segment = 1, semaphores = 2, queue = 3 };
 struct IpcObject {
   IpcKind kind = IpcKind::segment;
   int id = 0;
-  uint32_t key = 0;            ///< 0: IPC_PRIVATE
-  uint32_t mode = 0;           ///< with SHM_DEST and SHM_LOCKED
+  uint32_t key = 0;   ///< 0: IPC_PRIVATE
+  uint32_t mode = 0;  ///< with SHM_DEST and SHM_LOCKED
   uint32_t uid = 0, gid = 0, cuid = 0, cgid = 0;
   int64_t changed = 0;  ///< seconds; created, or IPC_SET, or its semaphores set
   uint64_t size = 0;    ///< bytes of a segment, semaphores of a set, messages of a queue

@@ -130,7 +130,7 @@ class Judge {
     throw Refusal(o.describe() + " of user " + std::to_string(o.uid) +
                       " came up while the tree ran, and nothing tells whether it is the tree's",
                   "remove it with `" + o.how_to_remove() +
-                      "` if nobody needs it, or run the program in an IPC namespace of its own (unshare --ipc)");
+                      "` if nobody needs it, or run the program in an IPC namespace of its own (unshare -i)");
   }
 
   [[noreturn]] static void refuse(const IpcObject& o, pid_t other) {

@@ -78,6 +78,9 @@ std::optional<uint32_t> terminal_index(const OpenFile& file, TerminalEnd end) {
     return index_of_master(file.ours.get(), file.who());
   }
   if (is_hung_up(file.ours.get())) return std::nullopt;
+  // Then /proc/PID/fdinfo tells it of every descriptor, whether it is to be closed or not.
+  if ((check(::fcntl(file.ours.get(), F_GETFL), "read the flags of", file.who()) & O_CLOEXEC) != 0)
+    throw Refusal(terminal_name(file) + ", which was opened by TIOCGPTPEER with O_CLOEXEC", "open it by its name");
   const auto index = index_behind(file.ours.get());
   if (!index) throw Refusal(terminal_name(file) + ", which is no pseudo-terminal", "redirect it to a file");
   if (const std::string odd = what_is_odd(file.ours.get()); !odd.empty())

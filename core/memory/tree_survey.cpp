@@ -35,9 +35,12 @@ bool wants_huge_pages(const ProcDir& proc) {
 
 void survey_task(const LivingTask& living, const MappingReader& mappings, bool everywhere, TreeSurvey& survey) {
   const ProcDir proc(living.pid);
-  TreeLayout::Task task{
-      .pid = living.image_pid, .ppid = living.image_ppid, .pgid = living.pgid, .sid = living.sid,
-      .terminal = living.terminal, .areas = {}};
+  TreeLayout::Task task{.pid = living.image_pid,
+                        .ppid = living.image_ppid,
+                        .pgid = living.pgid,
+                        .sid = living.sid,
+                        .terminal = living.terminal,
+                        .areas = {}};
   std::vector<PageReserve> pages;
   if (!living.borrows_memory) {
     std::vector<RemoteRange> ranges;

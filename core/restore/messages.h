@@ -40,10 +40,10 @@ enum class Msg : uint32_t {
   discard,    // give back these pages
   end_child,  // the task `pid`, a child of the receiver, is gone
   end_as_zombie,
-  reserve,       // make these pages ready to be filled
-  make_sockets,  // calls to be made by the task `pid` (packing.cpp), answered by the ends of pairs
-  foreground,    // the terminal `pid` (the coordinator's descriptor) takes input for the group in the body
-  open_terminal, // open /dev/tty with the flags in the body; answered with it
+  reserve,        // make these pages ready to be filled
+  make_sockets,   // calls to be made by the task `pid` (packing.cpp), answered by the ends of pairs
+  foreground,     // the terminal `pid` (the coordinator's descriptor) takes input for the group in the body
+  open_terminal,  // open /dev/tty with the flags in the body; answered with it
   lazy,    // the task `pid` waits for pages: its userfaultfd, and what is registered (pack_areas); of shared memory
            // also the places; without a task the object in the body: its file and its place (LazyMemory)
   memory,  // how much do the shared memory objects have? Answered with the number of bytes

@@ -67,7 +67,7 @@ class Unpacker {
 };
 
 constexpr uint64_t kHugePages = 1, kNoHugePages = 2, kGrowsDown = 4, kNoReserve = 8;  // flags of an area
-constexpr uint64_t kNewSession = 1, kNewGroup = 2, kZombie = 4, kDropTerminal = 8;  // flags of a task
+constexpr uint64_t kNewSession = 1, kNewGroup = 2, kZombie = 4, kDropTerminal = 8;    // flags of a task
 
 void put_areas(Packer& p, const std::vector<TreeLayout::Area>& areas) {
   p.number(areas.size());
@@ -342,8 +342,8 @@ Fd pack_nodes(const std::vector<TaskNode>& tasks, const std::vector<int>& ends) 
   p.number(tasks.size());
   for (size_t i = 0; i < tasks.size(); ++i) {
     const TaskNode& t = tasks[i];
-    for (const int value : {t.pid, t.ppid, t.pgid, t.sid, t.parent, t.join_group, t.group_helper, t.terminal,
-                            t.terminal_fd, ends[i]})
+    for (const int value :
+         {t.pid, t.ppid, t.pgid, t.sid, t.parent, t.join_group, t.group_helper, t.terminal, t.terminal_fd, ends[i]})
       p.small(value);
     p.number((t.new_session ? kNewSession : 0) | (t.new_group ? kNewGroup : 0) | (t.zombie ? kZombie : 0) |
              (t.drop_terminal ? kDropTerminal : 0));

@@ -55,8 +55,7 @@ void drop_terminal() {
 void give_foreground(int terminal, pid_t group) {
   const WithoutStops blocked;
   if (group > 0 && set_group(terminal, group)) return;
-  if (group > 0 && errno != ESRCH)
-    throw Error("give the terminal to process group", std::to_string(group), errno);
+  if (group > 0 && errno != ESRCH) throw Error("give the terminal to process group", std::to_string(group), errno);
   // All of it have ended, and nobody has taken the terminal back yet.
   const pid_t helper = fork_with_pid(group > 0 ? group : 0);
   if (helper == 0)

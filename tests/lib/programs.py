@@ -460,7 +460,7 @@ class Tmux(Program):
 
     def ready(self):
         wait_for(lambda: os.path.exists(self.socket), "tmux's socket", 20)
-        self.ask("new-session", "-d", "-s", "main", "-n", "vim", "vim -u NONE -n -i NONE " + os.path.join(self.folder, "text"))
+        self.ask("new-session", "-d", "-s", "main", "-n", "vim", "vim -N -u NONE -n -i NONE " + os.path.join(self.folder, "text"))
         self.ask("new-window", "-d", "-t", "main", "-n", "shell", "bash --norc --noprofile -i")
         self.type("main:vim", "i")
         self.shows("main:vim", "-- INSERT --")
@@ -468,8 +468,7 @@ class Tmux(Program):
         wait_for(lambda: any("sleep\00010002" in read(f"/proc/{p}/cmdline") for p in descendants(self.pid)), "the shell's job", 20)
         self.type("main:shell", "C-z")
         self.shows("main:shell", "Stopped")
-        self.type("main:shell", "tty; stty size; clear; tty; stty size; jobs", "Enter")
-        self.tty = self.shows("main:shell", "Stopped").splitlines()[0]
+        self.tty = self.ask("display-message", "-p", "-t", "main:shell", "#{pane_tty}").strip()
         self.remember()
 
     def check(self):
@@ -482,8 +481,8 @@ class Tmux(Program):
             raise Unwell(f"vim shows {lines[:len(self.words) + 2]}, not {self.words}")
         self.type("main:shell", f"clear; tty; stty size; jobs; echo end of {word[4:]} $((1+1))", "Enter")
         lines = self.shows("main:shell", f"end of {word[4:]} 2").splitlines()
-        if lines[0] != self.tty or lines[1] != "30 90":
-            raise Unwell(f"the shell's terminal is {lines[:2]}, was {self.tty}, of 30 90")
+        if self.tty not in lines or lines[lines.index(self.tty) + 1] != "30 90":
+            raise Unwell(f"the shell's terminal is not {self.tty}, of 30 90: {lines}")
         jobs = "\n".join(lines)
         if "Running                 sleep 10001" not in jobs or "Stopped                 sleep 10002" not in jobs:
             raise Unwell(f"the shell's jobs are others: {lines}")
@@ -494,7 +493,7 @@ class Tmux(Program):
         wait_for(lambda: not any("sleep\00010003" in read(f"/proc/{p}/cmdline") for p in descendants(self.pid)), "the job's end", 20)
 
     def settle(self):
-        wait_for(lambda: "ready> " in self.screen("main:shell"), "a prompt", 20)
+        wait_for(lambda: "ready>" in self.screen("main:shell"), "a prompt", 20)
 
 
 def quietly(function):

@@ -245,7 +245,7 @@ TEST_F(LazyRestore, WhatTheKernelUsesIsNeverLeftOut) {
 
 /// In such a call, or about to begin it anew: its number is in another register then.
 TEST(EagerPages, AreThoseOfFutexesThatAreWaitedFor) {
-  constexpr uint64_t kNone = ~0u, kWord = 0x5000, kOther = 0x7000;
+  constexpr uint64_t kNone = ~0u, kWord = 0x5000, kSecond = 0x7000;
   const auto eager = [](uint64_t in_call, uint64_t result, int operation) {
     std::vector<img::core_entry> threads(1);
     img::user_x86_regs_entry& regs = *threads[0].mutable_thread_info()->mutable_gpregs();
@@ -253,14 +253,14 @@ TEST(EagerPages, AreThoseOfFutexesThatAreWaitedFor) {
     regs.set_ax(result);
     regs.set_di(kWord);
     regs.set_si(static_cast<uint64_t>(operation));
-    regs.set_r8(kOther);
+    regs.set_r8(kSecond);
     return eager_pages({}, threads, -1);
   };
   for (const int operation : {FUTEX_LOCK_PI | FUTEX_PRIVATE_FLAG, FUTEX_WAKE_OP}) {
     for (const PageSet& pages :
          {eager(SYS_futex, static_cast<uint64_t>(-513), operation), eager(kNone, SYS_futex, operation)}) {
       EXPECT_TRUE(pages.contains(kWord));
-      EXPECT_EQ(pages.contains(kOther), operation == FUTEX_WAKE_OP);
+      EXPECT_EQ(pages.contains(kSecond), operation == FUTEX_WAKE_OP);
     }
     EXPECT_FALSE(eager(SYS_read, SYS_futex, operation).contains(kWord)) << "the number of bytes that were read";
     EXPECT_FALSE(eager(kNone, SYS_read, operation).contains(kWord));

@@ -20,7 +20,7 @@ struct Kind {
 };
 
 /// The order is that of pack_images.py.
-constexpr std::array<Kind, 24> kKinds{{
+constexpr std::array<Kind, 26> kKinds{{
     {"inventory.img", magic::kInventory},
     {"pstree.img", magic::kPstree},
     {"core-%u.img", magic::kCore},

@@ -204,7 +204,7 @@ void InetDumper::dump(const OpenFile& file, std::optional<uint32_t> connection) 
     if (source.v6().sin6_scope_id != 0 && ::if_indextoname(source.v6().sin6_scope_id, name)) e.set_ifname(name);
   }
   describe_ip_options(file, v6, *e.mutable_ip_opts());
-  if (!gone(e)) describe_options(fd, file.who(), state);
+  if (!gone(e)) describe_options(fd, file.who(), state, connection.has_value());
   if (is_udp(e.proto())) describe_multicast(file, state);
   context_.images.write(kSocketsImage, kSocketsMagic).entry(state);
   context_.emit(entry);

@@ -19,6 +19,7 @@
 #include "core/base/fd.h"
 #include "core/base/procfs.h"
 #include "core/files/paths.h"
+#include "core/files/socket_options.h"
 
 namespace migrate {
 namespace {
@@ -258,8 +259,27 @@ bool possible_path(const std::string& path) {
 
 std::span<const SocketOption> socket_options() { return kOptions; }
 
-void describe_options(int fd, const std::string& who, ext::SocketState& out) {
+namespace {
+
+/// An accepted TCP socket tells of the packet that made it (tcp_v4_syn_recv_sock()), and takes none of these.
+bool of_datagrams(const SocketOption& option) {
+  return option.level == IPPROTO_IP
+             ? option.name == IP_MULTICAST_IF || option.name == IP_MULTICAST_TTL
+             : option.level == IPPROTO_IPV6 && (option.name == IPV6_MULTICAST_IF || option.name == IPV6_MULTICAST_HOPS);
+}
+
+/// What a connection tells of itself in the place of what was set: its ends agree on it anew.
+bool of_connection(const SocketOption& option) {
+  return option.level == IPPROTO_TCP &&
+         (option.name == TCP_MAXSEG || option.name == TCP_WINDOW_CLAMP || option.name == TCP_QUICKACK);
+}
+
+}  // namespace
+
+void describe_options(int fd, const std::string& who, ext::SocketState& out, bool connection) {
+  const bool stream = try_socket_option(fd, SOL_SOCKET, SO_TYPE) == SOCK_STREAM;
   for (const SocketOption& option : kOptions) {
+    if ((stream && of_datagrams(option)) || (connection && of_connection(option))) continue;
     const std::optional<std::string> value = read_option(fd, option);
     if (!value) continue;
     ext::SocketOption& e = *out.add_options();

@@ -38,8 +38,8 @@ struct SocketOption {
 /// Those that a socket of that kind can have, in the order in which they are set.
 std::span<const SocketOption> socket_options();
 
-/// Reads all that this kind of socket has.
-void describe_options(int fd, const std::string& who, ext::SocketState& out);
+/// Reads all that this kind of socket has. `connection`: of an end of a TCP connection that stays one.
+void describe_options(int fd, const std::string& who, ext::SocketState& out, bool connection = false);
 
 /// migrate-sockets.img.
 class SocketStates {

@@ -8,6 +8,9 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include "core/image/magic.h"
+#include "images/tcp-stream.pb.h"
+
 namespace migrate::files_testing {
 namespace {
 
@@ -50,7 +53,25 @@ TEST_F(Files, TcpListensOnlyAfterTheGate) {
       });
 }
 
-TEST_F(Files, TcpConnectionsAreRefusedOrDropped) {
+TEST_F(Files, TcpConnectionsOutOfTheTreeAreRefusedOrReset) {
+  const Fd listening(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const uint16_t port = free_port(SOCK_STREAM);
+  MUST(bind_to(listening.get(), port) == 0 && ::listen(listening.get(), 5) == 0);
+  const Work setup = [&] {
+    place_at(::socket(AF_INET, SOCK_STREAM, 0), 4);
+    MUST(connect_to(4, port) == 0);
+  };
+  refused(setup, "an established TCP connection to 127.0.0.1:" + std::to_string(port));
+  const auto images = dump(setup, {.tcp_close = true});
+  restore(images, [&] {
+    char c;
+    MUST(::read(4, &c, 1) == -1 && errno == ECONNRESET);
+    MUST(::read(4, &c, 1) == 0);
+    MUST(::send(4, "x", 1, MSG_NOSIGNAL) == -1 && errno == EPIPE);
+  });
+}
+
+TEST_F(Files, TcpConnectionsOfTheTreeWithItselfStay) {
   const uint16_t port = free_port(SOCK_STREAM);
   const Work setup = [&] {
     place_at(::socket(AF_INET, SOCK_STREAM, 0), 3);
@@ -60,18 +81,52 @@ TEST_F(Files, TcpConnectionsAreRefusedOrDropped) {
     place_at(::socket(AF_INET, SOCK_STREAM, 0), 4);
     MUST(connect_to(4, port) == 0);
     place_at(::accept(3, nullptr, nullptr), 5);
+    say(4, "waits");
   };
-  refused(setup, "an established TCP connection to 127.0.0.1:" + std::to_string(port));
-  const auto images = dump(setup, {.tcp_close = true});
-  restore(images, [&] {
-    char c;
-    for (const int fd : {4, 5}) {
-      MUST(::read(fd, &c, 1) == -1 && errno == ECONNRESET);
-      MUST(::read(fd, &c, 1) == 0);
-      MUST(::send(fd, "x", 1, MSG_NOSIGNAL) == -1 && errno == EPIPE);
-    }
+  restore(dump(setup), [&] {
+    MUST(read_some(5) == "waits");
+    say(5, "back");
+    MUST(read_some(4) == "back");
     MUST(port_of(3) == port);
+    place_at(::socket(AF_INET, SOCK_STREAM, 0), 6);
+    MUST(connect_to(6, port) == 0);
   });
+}
+
+/// Sequence numbers, scales and lengths are those that somebody wrote.
+TEST_F(Files, HostileTcpStreamsAreThrownOut) {
+  const uint16_t port = free_port(SOCK_STREAM);
+  const auto images = dump([&] {
+    place_at(::socket(AF_INET, SOCK_STREAM, 0), 3);
+    MUST(bind_to(3, port) == 0 && ::listen(3, 5) == 0);
+    place_at(::socket(AF_INET, SOCK_STREAM, 0), 4);
+    MUST(connect_to(4, port) == 0);
+    place_at(::accept(3, nullptr, nullptr), 5);
+    say(4, "waits");
+  });
+  const auto with = [&](const std::function<void(img::tcp_stream_entry&)>& change) {
+    ImageSet changed;
+    for (const auto& [name, bytes] : images.images()) {
+      if (!name.starts_with("tcp-stream-")) {
+        changed.adopt(name, bytes);
+        continue;
+      }
+      auto reader = images.read(name, magic::kTcpStream);
+      img::tcp_stream_entry entry;
+      MUST(reader->next(entry));
+      const std::vector<std::byte> data(reader->rest().begin(), reader->rest().end());
+      change(entry);
+      ImageWriter writer = changed.write(name, magic::kTcpStream);
+      writer.entry(entry);
+      writer.raw(data);
+    }
+    return changed;
+  };
+  EXPECT_THROW(FileRestorer(with([](auto& e) { e.set_inq_len(1 << 30); }), {}, *log).open_all(), Corrupt);
+  EXPECT_THROW(FileRestorer(with([](auto& e) { e.set_outq_len(UINT32_MAX); }), {}, *log).open_all(), Corrupt);
+  EXPECT_THROW(FileRestorer(with([](auto& e) { e.set_snd_wscale(15); }), {}, *log).open_all(), Corrupt);
+  EXPECT_THROW(FileRestorer(with([](auto& e) { e.set_mss_clamp(0); }), {}, *log).open_all(), Corrupt);
+  EXPECT_NO_THROW(FileRestorer(with([](auto& e) { e.set_outq_seq(e.outq_seq() + 77); }), {}, *log).open_all());
 }
 
 TEST_F(Files, UdpIsDeafUntilTheGate) {

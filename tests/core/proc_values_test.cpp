@@ -63,13 +63,16 @@ TEST(ProcValuesTest, ClockOffsets) {
 }
 
 TEST(ProcValuesTest, LinesOfNetTables) {
-  const std::string rest = " 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 77 1 0 100 0";
+  const std::string state = " 0A 00000000:00000000 00:00000000 00000000  1000        0 77 1 0 100 0";
+  const std::string rest = " 0200007F:0050" + state;
   const NetTableLine four = parse_net_table_line("   0: 0100007F:07E8" + rest, AF_INET);
+  EXPECT_EQ(four.peer_address, std::string("\x7f\0\0\x02", 4));
+  EXPECT_EQ(four.peer_port, 80);
   EXPECT_EQ(four.address, std::string("\x7f\0\0\x01", 4));
   EXPECT_EQ(four.port, 2024);
   EXPECT_EQ(four.state, TCP_LISTEN);
   EXPECT_EQ(four.inode, 77u);
-  const std::string six = "   0: 00000000000000000000000001000000:1F90" + rest;
+  const std::string six = "   0: 00000000000000000000000001000000:1F90 00000000000000000000000000000000:0000" + state;
   EXPECT_EQ(parse_net_table_line(six, AF_INET6).address, std::string(15, '\0') + '\x01');
   EXPECT_THROW(parse_net_table_line(six, AF_INET), Corrupt);
   for (const char* local : {"0100007F:", "0100007F", "-100007F:07E8", "0100007F:107E8", "0100007F:-7E8", ""})

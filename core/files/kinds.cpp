@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "core/files/devices.h"
+#include "core/files/message_queue.h"
 
 namespace migrate {
 
@@ -57,6 +58,8 @@ constexpr std::array kUnsupported{
 
 [[noreturn]] void refuse_path(const OpenFile& file, const FileDumpOptions& options) {
   if (file.type() == S_IFREG) {
+    if (is_message_queue(file))
+      throw Refusal(file.who() + ", the POSIX message queue " + file.link, "close it first (mq_close)");
     if (file.link.starts_with("/memfd:")) throw Refusal(file.who() + ", a memfd of huge pages", "use ordinary pages");
     throw Refusal(file.who() + ", a kernel-internal memory object (" + file.link + ")", "close it first");
   }

@@ -4,6 +4,7 @@
 #include "core/base/looked_at.h"
 #include "core/files/devices.h"
 #include "core/files/kind.h"
+#include "core/files/message_queue.h"
 #include "core/files/regular.h"
 #include "core/files/regular_restore.h"
 #include "core/files/status_flags.h"
@@ -23,7 +24,7 @@ class RegularDump : public DumpKind {
         // Memory objects of the kernel's own have no path, whatever they are called.
         return ::makedev(file.st.stx_dev_major, file.st.stx_dev_minor) != internal_ &&
                !file.link.starts_with("/anon_hugepage") &&
-               !(file.link.starts_with("/memfd:") && file.st.stx_nlink == 0);
+               !(file.link.starts_with("/memfd:") && file.st.stx_nlink == 0) && !is_message_queue(file);
       case S_IFDIR:
         return true;
       case S_IFIFO:

@@ -3,10 +3,9 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 
 from .netns import call_in
-from .process import descendants, innermost_pid, read, wait_for
+from .process import read, wait_for
 from .programs import Asked, Program, Unwell
 
 

@@ -276,6 +276,13 @@ def posix_lock():
     return f, f.fileno()
 
 
+def message_queue():
+    name = f"/migrate-test-{os.getpid()}".encode()
+    fd = checked(LIBC.mq_open(name, os.O_CREAT | os.O_RDWR, 0o600, None), "mq_open")
+    checked(LIBC.mq_unlink(name), "mq_unlink")
+    return fd, fd
+
+
 def lease():
     f = open(os.path.join(FOLDER, "locked"), "w")
     fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_WRLCK)
@@ -643,7 +650,7 @@ def child():
 
 KINDS = {f.__name__.replace("_", "-"): f for f in (
     tcp, tcp_backlog, listener, corked, ended_unread, lost_socket_name, netlink, packet, raw_ip, unix_outside, descriptors_on_their_way, inotify, fanotify, notified, terminal, terminal_with_guest, stopped_terminal, io_uring,
-    userfaultfd, pidfd, thread_pidfd, device, flock, posix_lock, lease, sysv_shm, sysv_queue, outside_pipe, seccomp, deleted_big_file, writable_file,
+    userfaultfd, pidfd, thread_pidfd, device, flock, posix_lock, lease, message_queue, sysv_shm, sysv_queue, outside_pipe, seccomp, deleted_big_file, writable_file,
     mapped_file, own_thread_files, zombie_root, shared_memory_outside, landlock, user_dispatch, address_space_limit, thread_file,
     not_accepted, epoll_of_closed, epoll_of_another, watching, favoured, plain, child, child_of_32_bits, child_without_vvar, nobody, roots_file, roots_folder, roots_deleted_file, roots_socket, roots_pair, timers_beyond_the_limit, forced_buffer, marked, alarm_clock,
     thread_of_another, securebits, direct_io,

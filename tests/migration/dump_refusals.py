@@ -232,6 +232,7 @@ CASES = {
     "dump/descriptors-on-their-way": holding("descriptors-on-their-way", HAS_FD, "SCM_RIGHTS"),
     "dump/inotify-events": holding("inotify", HAS_FD + ", an inotify instance with events that the program has not read"),
     "dump/fanotify": holding("fanotify", HAS_FD + ", a fanotify group"),
+    "dump/message-queue": holding("message-queue", HAS_FD + ", the POSIX message queue /migrate-test-[0-9]+"),
     "dump/dnotify": holding("notified", HAS_FD + ", the folder .* notified by signals"),
     "dump/terminal": holding("terminal", HAS_FD + ", the terminal /dev/pts/[0-9]+, whose other end is held by process [0-9]+ "
                              r"\\(python3\\), outside of the tree; redirect it to a file, or use --shell-job"),

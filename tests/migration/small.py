@@ -33,14 +33,12 @@ KNOWN_WRONG = {
     "processes.custom_slice": Wrong(("inplace", "live"), "a time slice set by sched_setattr is not carried"),
     "processes.exit_signal": Wrong(("inplace", "live"), "a clone child's exit signal is SIGCHLD afterwards"),
     "processes.group_of_zombie_leader": Wrong(("live",), "a group whose leader is a zombie: its number is taken when the shells are warm"),
-    "processes.timestamps_forbidden": Wrong(("inplace", "live"), "PR_SET_TSC is not carried"),
     "processes.zombie_of_other_user": Wrong(("inplace", "live"), "waitid tells another user of a zombie"),
 }
 
 # name: part of the sentence that refuses it. They are tried alone, by `live`, and must be well when it has refused.
 REFUSED = {
     "files.own_namespace": "a file of a kind that cannot be moved",
-    "files.path_of_link": "a file of a kind that cannot be moved",
     "memory.droppable": "has droppable memory",
     "memory.sealed": "has a sealed mapping",
     "memory.secret": "has secret memory",

@@ -19,7 +19,8 @@ using namespace workload;
 namespace {
 
 constexpr size_t kPage = 4096;
-constexpr int kSetMdwe = 65, kGetMdwe = 66, kSetMerge = 67, kGetMerge = 68, kExceptAdvised = 2;  // of newer kernels' headers
+constexpr int kSetMdwe = 65, kGetMdwe = 66, kSetMerge = 67, kGetMerge = 68,
+              kExceptAdvised = 2;  // of newer kernels' headers
 
 /// What mlockall(2) does to a mapping that is made now: 1 locked, 2 locked, and there at once.
 long future() {

@@ -1,5 +1,5 @@
-// TCP connections of a program with itself: idle ones of all families, with data that waits on both sides, with more than
-// the receiver has room for, half closed, with a closed peer, and one on which a thread waits.
+// TCP connections of a program with itself: idle ones of all families, with data that waits on both sides, with more
+// than the receiver has room for, half closed, with a closed peer, and one on which a thread waits.
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -184,7 +184,8 @@ class Full {
     const auto data = bytes_of(4 << 20, 5);
     bytes_ = 0;
     for (int quiet = 0; quiet < 5;) {
-      const ssize_t n = send(connection_.client, data.data() + bytes_, data.size() - bytes_, MSG_DONTWAIT | MSG_NOSIGNAL);
+      const ssize_t n =
+          send(connection_.client, data.data() + bytes_, data.size() - bytes_, MSG_DONTWAIT | MSG_NOSIGNAL);
       if (n > 0) {
         bytes_ += static_cast<size_t>(n);
         quiet = 0;

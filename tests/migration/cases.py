@@ -50,6 +50,8 @@ WORKLOADS = {
 OPTIONS = {"locks": ("--file-locks",)}
 # The source keeps its locks until the tree has moved (refusals.py has that).
 NOT_LIVE = ("locks",)
+# `restore` gives terminals their numbers on the host's /dev/pts, which the frozen tree of the source has in use: it is one for both.
+NOT_LAZY_REMOTE = ("pty_modes", "pty_session", "pty_queue", "tmux")
 PROGRAMS = {"redis": programs.Redis, "nginx": programs.Nginx, "python": programs.Python, "pipeline": programs.Pipeline,
             "inotifywait": programs.Inotifywait, "postgres": programs.Postgres, "tmux": programs.Tmux}
 NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3", "inotifywait": "inotifywait",
@@ -75,7 +77,8 @@ def names(mode):
         return list(TIMED)
     if mode == "cancelled":
         return list(CANCELLED)
-    return [n for n in (*WORKLOADS, *PROGRAMS) if mode not in BETWEEN_HOSTS or n not in NOT_LIVE]
+    left_out = {*(NOT_LIVE if mode in BETWEEN_HOSTS else ()), *(NOT_LAZY_REMOTE if mode == "lazy-remote" else ())}
+    return [n for n in (*WORKLOADS, *PROGRAMS) if n not in left_out]
 
 
 class Context:

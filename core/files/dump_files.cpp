@@ -81,6 +81,7 @@ struct FileDumper::Impl {
       for (const StoppedTask& task : tasks) pids.insert(task.pid.get());
       return RunningTree(std::move(pids)).outside_writer(file);
     };
+    raise_descriptor_limit();
     assign_tables();
   }
 

@@ -25,7 +25,7 @@ class InetDump : public DumpKind {
   bool preflight_opens(const OpenFile&) const override { return false; }  // it is
   void preflight(const OpenFile& file, Preflight&) override {
     check_filter(file.ours.get(), file.who());
-    if (!connections_.take(file)) check_inet_socket(file, context_.options);
+    if (!connections_.look(file)) check_inet_socket(file, context_.options);
   }
   void preflight_end(Preflight& preflight) override { connections_.demand_inside(preflight.tree); }
 

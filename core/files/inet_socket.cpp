@@ -9,6 +9,7 @@
 #include <sys/ioctl.h>
 
 #include <algorithm>
+#include <ctime>
 
 #include "core/files/inet_address.h"
 #include "core/files/inet_diag.h"
@@ -66,13 +67,19 @@ void describe_tcp_options(const OpenFile& file, img::inet_sk_entry& e) {
   e.mutable_opts()->set_tcp_keepintvl(t.keepintvl());
 }
 
-/// What UDP_CORK holds back can be read by nobody; only that it is there (udp(7)).
+/// What UDP_CORK or MSG_MORE holds back can be read by nobody; only that there is something (udp(7)), or that it is on
+/// its way through the device, which is over in a moment. Nothing may be probed for meanwhile (describe_multicast): it
+/// would be sent.
 void check_corked(const OpenFile& file) {
-  int unsent = 0;
-  if (try_socket_option(file.ours.get(), IPPROTO_UDP, UDP_CORK).value_or(0) == 0) return;
-  if (::ioctl(file.ours.get(), SIOCOUTQ, &unsent) == 0 && unsent > 0)
-    throw Refusal(file.who() + ", a UDP socket with a datagram not sent yet (UDP_CORK)",
-                  "have the program send it first");
+  constexpr int kLooks = 20;
+  constexpr timespec kBetween{0, 1'000'000};
+  for (int looks = 0; looks < kLooks; ++looks) {
+    int unsent = 0;
+    if (::ioctl(file.ours.get(), SIOCOUTQ, &unsent) != 0 || unsent == 0) return;
+    ::nanosleep(&kBetween, nullptr);
+  }
+  throw Refusal(file.who() + ", a UDP socket with a datagram not sent yet (UDP_CORK, MSG_MORE)",
+                "have the program send it first");
 }
 
 /// Connected once: all that is left of the connection is its end (tcp_poll()).

@@ -137,6 +137,7 @@ void LastingStates::see_epolls(const ProcDir& task, std::span<const int> epolls)
 }
 
 void LastingStates::see_events(const OpenFile& file) {
+  if (queued_events(file.ours.get(), file.who()) == 0) return;
   const auto ours = std::make_shared<const Fd>(file.ours.dup());
   doubt([ours, who = file.who()](Lists&) -> std::optional<Refusal> {
     if (queued_events(ours->get(), who) == 0) return std::nullopt;

@@ -36,6 +36,9 @@ NetTableLine parse_net_table_line(std::string_view line, int family) {
   read_address(local, digits, out.address, out.port);
   read_address(remote, digits, out.peer_address, out.peer_port);
   const auto number = parse_number<uint32_t>(state, kWhere, 16);
+  const size_t colon = queue.find(':');
+  if (colon == std::string::npos) throw Corrupt(kWhere, "a line of another kind");
+  out.received = parse_number<uint32_t>(std::string_view(queue).substr(colon + 1), kWhere, 16);
   if (number > UINT8_MAX) throw Corrupt(kWhere, "a number is out of range");
   out.state = static_cast<uint8_t>(number);
   out.inode = parse_number(inode, kWhere);

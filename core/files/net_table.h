@@ -13,7 +13,8 @@ struct NetTableLine {
   uint16_t port = 0;
   std::string peer_address;  ///< likewise
   uint16_t peer_port = 0;
-  uint8_t state = 0;  ///< TCP_LISTEN, ...; a UDP socket that is not connected has TCP_CLOSE
+  uint32_t received = 0;  ///< bytes not read yet, the end of what the peer sends (FIN) counted as one
+  uint8_t state = 0;      ///< TCP_LISTEN, ...; a UDP socket that is not connected has TCP_CLOSE
   uint64_t inode = 0;
 };
 

@@ -1,5 +1,6 @@
 #include "core/files/open_file.h"
 
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 #include "core/image/magic.h"
@@ -53,6 +54,13 @@ void describe_owner(const OpenFile& file, img::fown_entry& out) {
     out.set_uid(uids[0]);
     out.set_euid(uids[1]);
   }
+}
+
+void raise_descriptor_limit() {
+  rlimit limit{};
+  check(::getrlimit(RLIMIT_NOFILE, &limit), "read", "the limit of open files");
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 img::file_entry entry_of(img::fd_types type, uint32_t id) {

@@ -84,6 +84,9 @@ void describe_common(const OpenFile& file, Entry& entry) {
   describe_owner(file, *entry.mutable_fown());
 }
 
+/// The soft limit of open files becomes the hard one: a tree may have more sockets open than a shell allows us.
+void raise_descriptor_limit();
+
 /// A file_entry with its type and id set.
 img::file_entry entry_of(img::fd_types type, uint32_t id);
 

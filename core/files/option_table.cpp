@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <ctime>
 #include <iterator>
 #include <optional>
 #include <sstream>
@@ -50,13 +51,13 @@ constexpr auto kOptions = std::to_array<SocketOption>({
     {SOL_SOCKET, 47, "SO_MAX_PACING_RATE", Value::plain, Needs::nothing, When::fresh, 8},
     {SOL_SOCKET, 49, "SO_INCOMING_CPU"},
     {SOL_SOCKET, 60, "SO_ZEROCOPY"},
-    {SOL_SOCKET, 61, "SO_TXTIME", Value::plain, Needs::nothing, When::fresh, 8},
+    {SOL_SOCKET, 61, "SO_TXTIME", Value::plain, Needs::net_admin, When::fresh, 8},
     {SOL_SOCKET, 74, "SO_TXREHASH"},
     {SOL_SOCKET, 75, "SO_RCVMARK", Value::plain, Needs::either},
     {SOL_SOCKET, 76, "SO_PASSPIDFD"},
     {SOL_SOCKET, 82, "SO_RCVPRIORITY"},
     {SOL_SOCKET, 83, "SO_PASSRIGHTS"},
-    {IPPROTO_IP, 4, "IP_OPTIONS", Value::plain, Needs::nothing, When::fresh, 40},
+    {IPPROTO_IP, 4, "IP_OPTIONS", Value::plain, Needs::net_raw, When::fresh, 40},
     {IPPROTO_IP, 1, "IP_TOS"},
     {IPPROTO_IP, 2, "IP_TTL"},
     {IPPROTO_IP, 6, "IP_RECVOPTS"},
@@ -246,6 +247,8 @@ bool allowed_congestion(const std::string& algorithm) {
 /// What needs no right: all that is off, and the priorities up to 6 (socket(7)).
 bool harmless(const SocketOption& option, const std::string& value) {
   if (option.level == SOL_SOCKET && option.name == SO_PRIORITY) return number_in(value) >= 0 && number_in(value) <= 6;
+  // Its first part is a clock: any but this one wants the capability.
+  if (option.level == SOL_SOCKET && option.name == SO_TXTIME && number_in(value) == CLOCK_MONOTONIC) return true;
   if (option.value == Value::text) return allowed_congestion(value);
   return is_zero(value);
 }

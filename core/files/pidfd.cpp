@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -85,13 +86,25 @@ class PidfdDump : public DumpKind {
   DumpContext& context_;
 };
 
+/// Not by a signal that only stops.
+bool is_an_end(int status) {
+  if (WIFEXITED(status)) return true;
+  const int signal = WTERMSIG(status);
+  return WIFSIGNALED(status) && signal < NSIG && signal != SIGSTOP && signal != SIGTSTP && signal != SIGTTIN &&
+         signal != SIGTTOU;
+}
+
 /// pidfds of a process that has ended as that one did: later there are none to be had, and one that is opened through
 /// /proc/self/fd has other flags.
 std::vector<Fd> ended_process(std::optional<int> exit_code, size_t wanted) {
   const int code = exit_code.value_or(0);
+  if (!is_an_end(code)) throw Corrupt(kEndedImage, "a process has an impossible exit code");
   const pid_t pid = check(::fork(), "start", "a process that ends");
   if (pid == 0) {
     const int signal = WIFSIGNALED(code) ? WTERMSIG(code) : 0;
+    // Nobody wants our memory, and nobody waits for a core of it.
+    ::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     if (signal != 0) {
       ::signal(signal, SIG_DFL);
       ::kill(::getpid(), signal);

@@ -1,7 +1,5 @@
 #include "core/files/restore_files.h"
 
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <set>
 
@@ -114,7 +112,7 @@ struct FileRestorer::Impl {
   }
 
   void open_all(std::optional<int64_t> dumped_at_ns) {
-    raise_limit();
+    raise_descriptor_limit();
     check_one_terminal(entries);
     const auto ids = used();
     memfds.seal(false);
@@ -154,13 +152,6 @@ struct FileRestorer::Impl {
       throw Corrupt("files.img", "file " + std::to_string(w.id) + " is not one that has a path");
     if (folder) return regular.open_folder(e.reg(), w.holders, w.use == WantedFile::Use::root_folder);
     return regular.open(e.reg(), static_cast<uint32_t>(w.access), w.holders, true);
-  }
-
-  static void raise_limit() {
-    rlimit limit{};
-    check(::getrlimit(RLIMIT_NOFILE, &limit), "read", "the limit of open files");
-    limit.rlim_cur = limit.rlim_max;
-    ::setrlimit(RLIMIT_NOFILE, &limit);
   }
 
   std::vector<std::string> after_gate() {

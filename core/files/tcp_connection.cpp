@@ -8,6 +8,8 @@
 
 #include <algorithm>
 #include <charconv>
+#include <ctime>
+#include <set>
 #include <sstream>
 
 #include "core/base/refusals.h"
@@ -37,17 +39,21 @@ size_t queued(const OpenFile& file, unsigned long request) {
   return static_cast<size_t>(bytes);
 }
 
-OpenFile copy_of(const OpenFile& file) {
+OpenFile copy_of(const OpenFile& file, bool hold) {
   OpenFile copy;
   copy.proc = file.proc;
   copy.fd = file.fd;
-  copy.ours = file.ours.dup();
+  if (hold) copy.ours = file.ours.dup();
   copy.link = file.link;
   copy.st = file.st;
   copy.info = file.info;
   copy.id = file.id;
   copy.domain = file.domain;
   return copy;
+}
+
+Refusal has_urgent_data(const OpenFile& file) {
+  return {file.who() + ", a TCP connection with urgent data (MSG_OOB)", "let the program read it first"};
 }
 
 /// What cannot be put back as it is.
@@ -57,8 +63,7 @@ void check_queue(const OpenFile& file) {
     throw Refusal(file.who() + ", a TCP connection with a peek offset (SO_PEEK_OFF)", "turn that off first");
   char byte;
   const ssize_t n = ::recv(fd, &byte, 1, MSG_OOB | MSG_PEEK | MSG_DONTWAIT);
-  if (n > 0 || (n < 0 && errno == EAGAIN))
-    throw Refusal(file.who() + ", a TCP connection with urgent data (MSG_OOB)", "let the program read it first");
+  if (n > 0 || (n < 0 && errno == EAGAIN)) throw has_urgent_data(file);
 }
 
 /// What `from` has sent, or wants to send, and `to` has not received. Mostly nothing, as the counters of both tell.
@@ -113,14 +118,22 @@ std::string tcp_stream_name(uint32_t inode) {
   return "tcp-stream-" + std::string(digits, end) + ".img";
 }
 
-bool TcpConnections::take(const OpenFile& file) {
-  if (try_socket_option(file.ours.get(), SOL_SOCKET, SO_PROTOCOL) != IPPROTO_TCP) return false;
+TcpConnections::End* TcpConnections::add(const OpenFile& file, bool hold) {
+  if (try_socket_option(file.ours.get(), SOL_SOCKET, SO_PROTOCOL) != IPPROTO_TCP) return nullptr;
   const auto state = static_cast<TcpState>(tcp_state_of(file));
   InetAddress here, there;
   if (!is_connection(state) || !own_address(file.ours.get(), here) || !peer_address(file.ours.get(), there))
-    return false;
-  auto end = std::make_unique<End>(End{copy_of(file), state, here.key(), there.key()});
-  ends_.push_back(std::move(end));
+    return nullptr;
+  ends_.push_back(std::make_unique<End>(End{copy_of(file, hold), state, here.key(), there.key(), there.is_loopback()}));
+  return ends_.back().get();
+}
+
+bool TcpConnections::take(const OpenFile& file) { return add(file, true) != nullptr; }
+
+bool TcpConnections::look(const OpenFile& file) {
+  if (context_.options.tcp_close) return false;
+  if (add(file, false) == nullptr) return false;
+  check_queue(file);
   return true;
 }
 
@@ -134,52 +147,95 @@ void TcpConnections::pair() {
   }
 }
 
-std::optional<TcpConnections::Line> TcpConnections::other_end(const End& end) {
-  if (!lines_) {
-    lines_.emplace();
-    for (const auto& [name, family] : {std::pair("net/tcp", AF_INET), std::pair("net/tcp6", AF_INET6)}) {
-      std::istringstream lines;
-      try {
-        lines.str(end.file.proc->read(name));
-      } catch (const Error& e) {
-        if (!task_is_gone(e)) throw;
-        continue;  // no IPv6
-      }
-      std::string text;
-      std::getline(lines, text);
-      while (std::getline(lines, text)) {
-        const NetTableLine line = parse_net_table_line(text, family);
-        InetAddress here = inet_address(line.address, line.port),
-                    there = inet_address(line.peer_address, line.peer_port);
-        lines_->emplace(here.key() + there.key(), Line{line.state, line.inode});
-      }
+const std::map<std::string, TcpConnections::Line>& TcpConnections::lines(const ProcDir& task) {
+  if (lines_) return *lines_;
+  lines_.emplace();
+  for (const auto& [name, family] : {std::pair("net/tcp", AF_INET), std::pair("net/tcp6", AF_INET6)}) {
+    std::istringstream all;
+    try {
+      all.str(task.read(name));
+    } catch (const Error& e) {
+      if (!task_is_gone(e)) throw;
+      continue;  // no IPv6
+    }
+    std::string text;
+    std::getline(all, text);
+    while (std::getline(all, text)) {
+      const NetTableLine line = parse_net_table_line(text, family);
+      InetAddress here = inet_address(line.address, line.port), there = inet_address(line.peer_address, line.peer_port);
+      lines_->emplace(here.key() + there.key(), Line{line.state, line.inode, line.received});
     }
   }
-  const auto it = lines_->find(end.there + end.here);
-  return it == lines_->end() ? std::nullopt : std::optional(it->second);
+  return *lines_;
+}
+
+std::optional<TcpConnections::Line> TcpConnections::other_end(const End& end) {
+  const auto& all = lines(*end.file.proc);
+  const auto it = all.find(end.there + end.here);
+  return it == all.end() ? std::nullopt : std::optional(it->second);
 }
 
 /// Whether the other end was closed by who had it, which was somebody here: nothing of it will come any more.
 bool TcpConnections::peer_is_gone(const End& end) {
   if (end.state != TcpState::close_wait) return false;
   const auto line = other_end(end);
-  if (line) return line->inode == 0;
-  InetAddress there;
-  return peer_address(end.file.ours.get(), there) && there.is_loopback();
+  return line ? line->inode == 0 : end.loopback;
+}
+
+/// Of a running tree: it may have closed it, or opened something else there, or its state is another.
+bool TcpConnections::still_the_same(End& end) {
+  try {
+    const auto pidfd = open_pidfd(end.file.proc->pid());
+    if (!pidfd || end.file.proc->link("fd/" + std::to_string(end.file.fd)) != end.file.link) return false;
+    OpenFile now = copy_of(end.file, false);
+    now.take(get_remote_fd(pidfd->get(), end.file.fd));
+    if (inode_of(now.st) != inode_of(end.file.st)) return false;
+    end.state = static_cast<TcpState>(tcp_state_of(now));
+    return is_connection(end.state);
+  } catch (const Error& e) {
+    if (!descriptor_is_gone(e)) throw;
+    return false;
+  }
 }
 
 void TcpConnections::demand_inside(const RunningTree& tree) {
+  constexpr int kLooks = 40;
+  constexpr timespec kBetween{0, 5'000'000};
   pair();
+  std::vector<End*> doubtful;
+  for (const auto& end : ends_)
+    if (end->peer == nullptr) doubtful.push_back(end.get());
+  if (doubtful.empty()) return;
+  // Others' sockets, by one walk.
+  std::set<std::string> outside;
+  tree.look_outside([&](const ProcDir&, int, const std::string& link) {
+    if (link.starts_with("socket:[")) outside.insert(link);
+  });
+  const auto leads_out = [&](const End& end) {
+    const auto line = other_end(end);
+    if (!line) return !end.loopback;
+    return line->inode != 0 && outside.contains("socket:[" + std::to_string(line->inode) + "]");
+  };
+  // What is just being accepted, or closed, or belongs to a task that has just come, is something else in a moment.
+  const auto settled = [&](End* end) {
+    if (!still_the_same(*end) || peer_is_gone(*end)) return true;
+    const auto line = other_end(*end);
+    return line && line->inode != 0 && !leads_out(*end);
+  };
+  for (int looks = 0; looks < kLooks; ++looks) {
+    lines_.reset();
+    std::erase_if(doubtful, settled);
+    if (std::ranges::all_of(doubtful, [&](const End* end) { return leads_out(*end); })) break;
+    ::nanosleep(&kBetween, nullptr);
+  }
   Refusals refusals;
-  for (const auto& end : ends_) {
+  for (End* end : doubtful)
     refusals.ask([&] {
-      if (end->peer != nullptr || peer_is_gone(*end)) return check_queue(end->file);
-      const auto line = other_end(*end);
-      // It may belong to a task that just came, or have been accepted just now.
-      if (line && line->inode != 0 && !tree.outside_holder("socket:[" + std::to_string(line->inode) + "]")) return;
+      const auto pidfd = open_pidfd(end->file.proc->pid());
+      if (!pidfd || !still_the_same(*end)) return;
+      end->file.take(get_remote_fd(pidfd->get(), end->file.fd));
       check_inet_socket(end->file, context_.options);
     });
-  }
   refusals.demand_none();
 }
 
@@ -188,6 +244,7 @@ void TcpConnections::dump() {
   for (const auto& end : ends_) {
     if (end->peer == nullptr && !peer_is_gone(*end)) {
       sockets_.dump(end->file);
+      end->file.ours.reset();
       continue;
     }
     check_queue(end->file);
@@ -202,6 +259,12 @@ void TcpConnections::dump() {
 
 void TcpConnections::read_queues(End& end) {
   end.received.resize(queued(end.file, SIOCINQ));
+  // SIOCINQ stops at an urgent byte, also at one that was read already; the tables tell all, and the peer's end as one.
+  const auto& all = lines(*end.file.proc);
+  if (const auto line = all.find(end.here + end.there); line != all.end()) {
+    const size_t rest = line->second.received - std::min<size_t>(line->second.received, end.received.size());
+    if (rest > 1 || (rest == 1 && end.state == TcpState::established)) throw has_urgent_data(end.file);
+  }
   if (!end.received.empty()) {
     const ssize_t n = ::recv(end.file.ours.get(), end.received.data(), end.received.size(), MSG_PEEK | MSG_DONTWAIT);
     if (n != static_cast<ssize_t>(end.received.size()))
@@ -231,7 +294,8 @@ void TcpConnections::write_stream(const End& end) {
 }
 
 void TcpConnections::close_silently() noexcept {
-  for (const auto& end : ends_) end_silently(end->file.ours.get());
+  for (const auto& end : ends_)
+    if (end->whole) end_silently(end->file.ours.get());
   ends_.clear();
 }
 

@@ -44,21 +44,25 @@ std::string tcp_stream_name(uint32_t inode);
 class TcpConnections {
  public:
   TcpConnections(DumpContext& context, InetDumper& sockets) : context_(context), sockets_(sockets) {}
-  /// Keeps it if it is an end of a connection.
+  /// Of a tree that stands still: keeps it if it is an end of a connection.
   bool take(const OpenFile& file);
-  /// While the tree runs: throws Refusals for those that lead out of it.
-  void demand_inside(const RunningTree& tree);
-  /// Emits all, or throws Refusal; the tree stands still. With FileDumpOptions::tcp_close those that lead out of the
-  /// tree are dropped.
+  /// Emits all, or throws Refusal. With FileDumpOptions::tcp_close those that lead out of the tree are dropped.
   void dump();
   /// Their tree is dead: they end without a word to anybody, so that no port stays in use for a minute (TIME_WAIT).
   void close_silently() noexcept;
 
+  /// Of a running tree, whose sockets are not held: a close of the program's must be one. Refusal for what dump() would
+  /// not take of one inside the tree.
+  bool look(const OpenFile& file);
+  /// Throws Refusals for those that lead out of the tree, or still do after a moment.
+  void demand_inside(const RunningTree& tree);
+
  private:
   struct End {
-    OpenFile file;
+    OpenFile file;  ///< without `ours` while the tree runs
     TcpState state;
     std::string here, there;  ///< addresses (InetAddress::key)
+    bool loopback;            ///< the other end's
     End* peer = nullptr;
     std::vector<std::byte> received{}, unsent{};  ///< waits for its reader, and for the reader at the other end
     uint32_t sequence = 0;                        ///< of the next byte that it receives
@@ -67,11 +71,15 @@ class TcpConnections {
   struct Line {
     uint32_t state = 0;
     uint64_t inode = 0;
+    uint32_t received = 0;
   };
+  End* add(const OpenFile& file, bool hold);
   void pair();
-  /// How the kernel's tables tell the other end, nullopt: there is none.
+  const std::map<std::string, Line>& lines(const ProcDir& task);
+  /// How the kernel's tables tell the other end; nullopt: there is none.
   std::optional<Line> other_end(const End& end);
   bool peer_is_gone(const End& end);
+  bool still_the_same(End& end);
   void read_queues(End& end);
   void write_stream(const End& end);
 

@@ -57,28 +57,26 @@ void send_all(int fd, std::span<const std::byte> data, const img::inet_sk_entry&
 
 void TcpPairs::add(uint32_t id, const img::inet_sk_entry& entry, Fd made) {
   End end{&entry, std::move(made), get_address(entry, true).key(), get_address(entry, false).key()};
-  ends_.emplace(id, std::move(end));
+  End& added = ends_.emplace(id, std::move(end)).first->second;
+  if (!by_addresses_.emplace(std::pair(added.here, added.there), &added).second)
+    throw Corrupt("files.img", name_of(entry) + " stands twice");
 }
 
-TcpPairs::End* TcpPairs::peer_of(const End& end) {
-  for (auto& [id, other] : ends_)
-    if (&other != &end && other.here == end.there && other.there == end.here) return &other;
-  return nullptr;
+TcpPairs::End* TcpPairs::peer_of(const End& end) const {
+  const auto it = by_addresses_.find({end.there, end.here});
+  return it == by_addresses_.end() || it->second == &end ? nullptr : it->second;
 }
 
 bool TcpPairs::has_peer(uint32_t id) const {
   const End& end = ends_.at(id);
-  if (static_cast<TcpState>(end.entry->state()) == TcpState::close_wait &&
-      images_.has(tcp_stream_name(end.entry->ino())))
-    return true;
-  return std::ranges::any_of(ends_, [&](const auto& one) {
-    return one.first != id && one.second.here == end.there && one.second.there == end.here;
-  });
+  return peer_of(end) != nullptr || (static_cast<TcpState>(end.entry->state()) == TcpState::close_wait &&
+                                     images_.has(tcp_stream_name(end.entry->ino())));
 }
 
 Fd TcpPairs::remove(uint32_t id) {
   const auto it = ends_.find(id);
   Fd fd = std::move(it->second.fd);
+  by_addresses_.erase({it->second.here, it->second.there});
   ends_.erase(it);
   return fd;
 }
@@ -167,6 +165,7 @@ std::map<uint32_t, Fd> TcpPairs::connect() {
   }
   std::map<uint32_t, Fd> fds;
   for (auto& [id, end] : ends_) fds.emplace(id, std::move(end.fd));
+  by_addresses_.clear();
   ends_.clear();
   return fds;
 }

@@ -7,6 +7,7 @@
 #include <map>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/base/fd.h"
@@ -37,13 +38,14 @@ class TcpPairs {
     std::span<const std::byte> received{}, unsent{};
     bool done = false;
   };
-  End* peer_of(const End& end);
+  End* peer_of(const End& end) const;
   void read_stream(End& end);
   void connect(End& one, End& other);
   End closed_peer(const End& end);
 
   const ImageSet& images_;
   std::map<uint32_t, End> ends_;
+  std::map<std::pair<std::string, std::string>, End*> by_addresses_;
 };
 
 }  // namespace migrate

@@ -35,7 +35,7 @@ struct Transfer {
   size_t line_count = 0;
   std::array<char, kMostOutput> output{};
   size_t output_bytes = 0;
-  std::array<char, 2 * kMostInput + 8> typed{};
+  std::array<char, 3 * kMostInput + 8> typed{};  ///< all quoted, and as many ends of files
   size_t typed_bytes = 0;
   const char* failed = nullptr;
   int error = 0;
@@ -105,27 +105,24 @@ bool take_input(Transfer& t) {
 
 class Typist {
  public:
+  /// The input may have every value: what means something else is quoted.
   explicit Typist(Transfer& t) : t_(t) {
-    std::array<bool, 256> used{};
-    for (size_t i = 0; i < t.input_bytes; ++i) used[static_cast<uint8_t>(t.input[i])] = true;
-    for (const cc_t c : {eol(), eol2(), cc_t{0}, static_cast<cc_t>('\n'), static_cast<cc_t>('x')}) used[c] = true;
-    cc_t* const wanted[] = {&end_of_file_, &quote_, &erase_};
-    size_t n = 0;
-    for (unsigned c = 1; c < 256 && n < std::size(wanted); ++c)
-      if (!used[c]) *wanted[n++] = static_cast<cc_t>(c);
-    able_ = n == std::size(wanted);
+    cc_t next = 1;
+    for (cc_t* const wanted : {&end_of_file_, &quote_, &erase_}) {
+      while (next == '\n' || next == eol() || next == eol2()) ++next;
+      *wanted = next++;
+    }
   }
 
   /// Types all of it at the master with echo, and reads the echo: then the kernel has taken it.
   bool type() {
     if (t_.input_bytes == 0 && t_.line_count == 0) return true;
-    if (!able_) return t_.fail("put the input back into", ERANGE);
     size_t at = 0;
     for (size_t i = 0; i < t_.line_count; at += t_.lines[i++]) put_line(t_.input.data() + at, t_.lines[i]);
-    for (; at < t_.input_bytes; ++at) put(t_.input[at], t_.by_lines());
+    for (; at < t_.input_bytes; ++at) put(t_.input[at]);
     size_t echo = t_.input_bytes;
     if (t_.by_lines()) {  // an end of file has no echo; a character and its erasure have
-      add('x');
+      put('x');
       add(static_cast<char>(erase_));
       echo += 2;
     }
@@ -140,13 +137,19 @@ class Typist {
     return c == '\n' || (u != 0 && (u == eol() || u == eol2()));
   }
   void add(char c) { t_.typed[t_.typed_bytes++] = c; }
-  void put(char c, bool quoted) {
-    if (quoted && ends_line(c)) add(static_cast<char>(quote_));
+  bool needs_quote(char c) const {
+    const auto u = static_cast<cc_t>(c);
+    return t_.by_lines() && (ends_line(c) || u == end_of_file_ || u == quote_ || u == erase_);
+  }
+  void put(char c) {
+    if (needs_quote(c)) add(static_cast<char>(quote_));
     add(c);
   }
   void put_line(const char* text, size_t bytes) {
-    for (size_t i = 0; i < bytes; ++i) put(text[i], i + 1 < bytes);
-    if (bytes == 0 || !ends_line(text[bytes - 1])) add(static_cast<char>(end_of_file_));
+    const bool ended = bytes != 0 && ends_line(text[bytes - 1]);
+    const size_t before_end = ended ? bytes - 1 : bytes;
+    for (size_t i = 0; i < before_end; ++i) put(text[i]);
+    add(ended ? text[bytes - 1] : static_cast<char>(end_of_file_));
   }
 
   struct termios2 modes() const {
@@ -184,7 +187,6 @@ class Typist {
 
   Transfer& t_;
   cc_t end_of_file_ = 0, quote_ = 0, erase_ = 0;
-  bool able_ = false;
 };
 
 bool put_output(Transfer& t) {

@@ -63,6 +63,10 @@ class QueueReader {
   std::vector<QueuedMessage> read() {
     pollfd p{fd_, POLLIN, 0};
     check(::poll(&p, 1, 0), "poll", who_);
+    // Told once only (unix(7)), to whoever looks first.
+    if ((p.revents & POLLERR) != 0)
+      throw Refusal(who_ + ", a Unix socket whose peer has gone with data unread (ECONNRESET)",
+                    "let the program read that first");
     if ((p.revents & POLLIN) == 0) return {};
     if (type_ == SOCK_STREAM) {
       read_stream();
@@ -94,7 +98,6 @@ class QueueReader {
     Peeked peeked;
     peeked.size = ::recvmsg(fd_, &header, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC | flags);
     if (peeked.size < 0) {
-      if (errno == ECONNRESET) return peek();  // told once only (unix(7))
       if (errno != EAGAIN && errno != ENOTCONN) throw Error("look into the queue of", who_, errno);
       return peeked;
     }

@@ -103,7 +103,8 @@ void make_queue(const ImageQueue& queue, bool trusted) {
   check(::msgctl(id, IPC_STAT, &now), "find", what);
   size_t bytes = 0;
   for (const ImageQueue::Message& m : queue.messages) bytes += m.text.size();
-  if (!trusted && std::max<size_t>(bytes, queue.entry.qbytes()) > now.msg_qbytes)
+  // The limit counts bytes, and messages, too.
+  if (!trusted && std::max<size_t>({bytes, queue.messages.size(), queue.entry.qbytes()}) > now.msg_qbytes)
     throw Refusal(what + " holds more than only an administrator can let it", "lower its limit at the source");
   // A queue may hold more than its limit, which was lowered then.
   set_owner(desc, now);
@@ -121,6 +122,24 @@ void make_queue(const ImageQueue& queue, bool trusted) {
 }
 
 }  // namespace
+
+void check_ipc_owners(const IpcImages& images, const std::set<uint32_t>& uids, const std::set<uint32_t>& gids) {
+  const auto check_desc = [&](const char* kind, const img::ipc_desc_entry& desc) {
+    const std::string what = std::string("System V ") + kind + " " + std::to_string(desc.id());
+    constexpr uint32_t kUnknownId = UINT32_MAX;  // setresuid(2) takes it for "as it is", which is root's
+    for (const uint32_t uid : {desc.uid(), desc.cuid()})
+      if (uid == kUnknownId || !uids.contains(uid))
+        throw Refusal(what + " belongs to user " + std::to_string(uid) + ", whom no task of the tree runs as",
+                      "have the program make it as its own user");
+    for (const uint32_t gid : {desc.gid(), desc.cgid()})
+      if (gid == kUnknownId || !gids.contains(gid))
+        throw Refusal(what + " belongs to group " + std::to_string(gid) + ", which no task of the tree is in",
+                      "have the program make it as its own group");
+  };
+  for (const img::ipc_shm_entry& e : images.segments) check_desc("shared memory segment", e.desc());
+  for (const ImageSemaphores& set : images.sets) check_desc("semaphore set", set.entry.desc());
+  for (const ImageQueue& queue : images.queues) check_desc("message queue", queue.entry.desc());
+}
 
 void IpcRestorer::enter() {
   if (entered()) return;

@@ -1,12 +1,19 @@
 // Makes a tree's IPC namespace and what is in it. In the coordinator of a restore.
 #pragma once
 
-#include <map>
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <vector>
 
 #include "core/base/fd.h"
 #include "core/ipc/ipc_images.h"
 
 namespace migrate {
+
+/// Where the images may be hostile: nothing is made by, or for, others than the tree's own users and groups (a segment
+/// of root's would be locked by root's right). Throws Refusal.
+void check_ipc_owners(const IpcImages& images, const std::set<uint32_t>& uids, const std::set<uint32_t>& gids);
 
 class IpcRestorer {
  public:

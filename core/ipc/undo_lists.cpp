@@ -29,7 +29,10 @@ struct Record {
   uint64_t address;  ///< of the structure, to be compared
   std::array<int16_t, kMostUndone> adjustments;
 };
-constexpr int kMostSets = 256;  // of one process
+/// Of one process: its records must fit into the kernel's buffer (32 KiB), or nobody's can be read.
+constexpr int kMostSets = 100;
+static_assert((kMostSets + 1) * sizeof(Record) <= (32 << 10));
+constexpr int kTooManySets = 1;  ///< Record::failed of a last one, which is no more than that; errors are negative
 
 /// Where the kernel has it; negative: not known.
 class Members {
@@ -154,6 +157,7 @@ class Assembler {
 };
 
 /// for (un = task->sysvsem.undo_list's first; un is not its head; un = next) write {task, un->semid, un->semadj}
+/// After kMostSets of them: if (un is not its head) write {task, failed = kTooManySets}
 std::vector<bpf_insn> program(const Places& p) {
   constexpr int kWord = -8, kUndo = -16;
   constexpr int kRecord = kUndo - static_cast<int>(sizeof(Record));
@@ -191,16 +195,25 @@ std::vector<bpf_insn> program(const Places& p) {
   }
   a.read(kRecord + static_cast<int>(offsetof(Record, adjustments)), sizeof(Record::adjustments));
   a.store(BPF_W, kRecord + static_cast<int>(offsetof(Record, failed)), BPF_REG_0);
-  a.load(BPF_DW, BPF_REG_1, BPF_REG_6, p.meta);
-  a.load(BPF_DW, BPF_REG_1, BPF_REG_1, p.seq);
-  a.sum(BPF_REG_2, BPF_REG_10, kRecord);
-  a.set(BPF_REG_3, sizeof(Record));
-  a.call(BPF_FUNC_seq_write);
+  const auto write_record = [&] {
+    a.load(BPF_DW, BPF_REG_1, BPF_REG_6, p.meta);
+    a.load(BPF_DW, BPF_REG_1, BPF_REG_1, p.seq);
+    a.sum(BPF_REG_2, BPF_REG_10, kRecord);
+    a.set(BPF_REG_3, sizeof(Record));
+    a.call(BPF_FUNC_seq_write);
+  };
+  write_record();
   a.load(BPF_DW, BPF_REG_3, BPF_REG_10, kUndo);
   a.sum(BPF_REG_3, BPF_REG_3, p.link);
   a.read(kWord, 8);
   a.sum(BPF_REG_9, BPF_REG_9, -1);
   a.jump_unless_zero(BPF_REG_9, loop);
+  a.load(BPF_DW, BPF_REG_3, BPF_REG_10, kWord);
+  a.leave_if(BPF_REG_3, 0);
+  a.leave_if_same(BPF_REG_3, BPF_REG_8);
+  a.set(BPF_REG_0, kTooManySets);
+  a.store(BPF_W, kRecord + static_cast<int>(offsetof(Record, failed)), BPF_REG_0);
+  write_record();
   return a.finish();
 }
 
@@ -235,8 +248,12 @@ std::vector<UndoList> UndoReader::read(const std::set<pid_t>& pids) const {
   std::map<std::pair<pid_t, int>, uint64_t> addresses;
   for (Record record{}; read_full(iterator.get(), std::as_writable_bytes(std::span(&record, 1)), "the task iterator") ==
                         sizeof record;) {
-    // A set that was removed leaves -1.
-    if (record.set < 0 || !pids.contains(static_cast<pid_t>(record.tgid))) continue;
+    if (!pids.contains(static_cast<pid_t>(record.tgid))) continue;
+    if (record.failed == kTooManySets)
+      throw Refusal("process " + std::to_string(record.tgid) + " has used SEM_UNDO with more than " +
+                        std::to_string(kMostSets) + " semaphore sets, which is too many to be read",
+                    "run the program without SEM_UNDO");
+    if (record.set < 0) continue;  // it was removed
     if (record.failed != 0) throw Error("read the undo list of process", std::to_string(record.tgid), EFAULT);
     const auto pid = static_cast<pid_t>(record.tgid);
     if (addresses.try_emplace({pid, record.set}, record.address).first->second != record.address)

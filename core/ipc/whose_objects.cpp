@@ -80,6 +80,7 @@ class Judge {
     const bool trees = used_by_tree(o);
     const pid_t other = used_outside(o);
     if (trees && other != 0) refuse(o, other);
+    if (trees) check_owner(o);
     return trees || (other == 0 && is_anybodys(o));
   }
 
@@ -106,7 +107,21 @@ class Judge {
     if (o.kind == IpcKind::semaphores &&
         std::ranges::any_of(users_.undos, [&](const UndoList& undo) { return undo.set == o.id; }))
       return true;
-    return std::ranges::any_of(recorded(o), [&](const auto& use) { return users_.tree.contains(use.first); });
+    return std::ranges::any_of(recorded(o), [&](const auto& use) {
+      const auto task = users_.tree.find(use.first);
+      return task != users_.tree.end() && task->second <= use.second;  // else somebody dead had that number
+    });
+  }
+
+  bool belongs_to_tree(const IpcObject& o) const { return users_.users.contains(o.uid) || users_.users.contains(o.cuid); }
+
+  /// It is removed at the source, which only its owner, its creator and root may do.
+  void check_owner(const IpcObject& o) const {
+    if (belongs_to_tree(o) || users_.users.contains(0)) return;
+    throw Refusal(o.describe() + " is used by the tree and belongs to user " + std::to_string(o.uid) +
+                      ", whom no task of the tree runs as",
+                  "have the program use an object that its own user made, or start it and all who use that object in an "
+                  "IPC namespace of their own (unshare -i), and move them together");
   }
 
   /// Who, or -1: somebody who is not known by number; 0: nobody.
@@ -126,9 +141,9 @@ class Judge {
 
   /// Nobody who lives is known to use it: it is left to others if it cannot have been made by the tree.
   bool is_anybodys(const IpcObject& o) const {
-    if (o.changed < users_.since || (!users_.users.contains(o.uid) && !users_.users.contains(o.cuid))) return false;
+    if (std::max({o.changed, o.used_a, o.used_b}) < users_.since || !belongs_to_tree(o)) return false;
     throw Refusal(o.describe() + " of user " + std::to_string(o.uid) +
-                      " came up while the tree ran, and nothing tells whether it is the tree's",
+                      " was made, changed or used while the tree ran, and nothing tells whether it is the tree's",
                   "remove it with `" + o.how_to_remove() +
                       "` if nobody needs it, or run the program in an IPC namespace of its own (unshare -i)");
   }
@@ -185,8 +200,9 @@ IpcUsers look_at_ipc_users(const std::vector<ProcDir>& tasks) {
   users.alone = alone_in_ipc_namespace(tasks);
   for (const ProcDir& task : tasks) {
     try {
-      users.tree.insert(task.pid());
-      users.since = std::min(users.since, began(task));
+      const int64_t start = began(task);
+      users.tree.emplace(task.pid(), start);
+      users.since = std::min(users.since, start);
       std::istringstream ids(task.status()["Uid"]);
       for (uint32_t id = 0; ids >> id;) users.users.insert(id);
     } catch (const Error& e) {
@@ -220,7 +236,7 @@ void check_undos(const std::vector<IpcObject>& objects, const IpcUsers& users, b
         throw Refusal("process " + std::to_string(undo.pid) + " has used SEM_UNDO with " + o.describe() + " of " +
                           std::to_string(o.size) + " semaphores, which is too many to be read",
                       "run the program without SEM_UNDO");
-    for (const pid_t pid : users.tree)
+    for (const auto& [pid, start] : users.tree)
       if (!known && may_have_undos(pid))
         throw Refusal("process " + std::to_string(pid) + " may have used SEM_UNDO, and uses " + o.describe(),
                       "only a kernel with BPF and its types (/sys/kernel/btf/vmlinux) tells what there is to undo");
@@ -237,7 +253,11 @@ TreeObjects find_tree_objects(const std::vector<ProcDir>& tasks, IpcUsers users,
     for (const IpcObject& o : all)
       if (o.kind == IpcKind::semaphores && !users.alone) users.users_of_sets[o.id] = users_of_set(o);
   });
-  if (undo_reader) users.undos = undo_reader->read(users.tree);
+  if (undo_reader) {
+    std::set<pid_t> pids;
+    for (const auto& [pid, start] : users.tree) pids.insert(pid);
+    users.undos = undo_reader->read(pids);
+  }
   const IsOutside outside = [](pid_t pid, int64_t used) {
     try {
       return began(ProcDir(pid)) <= used;

@@ -23,7 +23,7 @@ using WaitedFor = std::set<std::pair<IpcKind, int>>;
 
 /// What is known of the tree.
 struct IpcUsers {
-  std::set<pid_t> tree;                             ///< living processes, as our /proc numbers them
+  std::map<pid_t, int64_t> tree;                    ///< living processes, as our /proc numbers them, and when each began
   std::set<uint32_t> users;                         ///< the ids that they run as
   int64_t since = 0;                                ///< when the oldest of them began, seconds since 1970
   std::map<int, uint64_t> mappings;                 ///< of segments: how many mappings the tree has

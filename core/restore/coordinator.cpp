@@ -310,6 +310,10 @@ class Coordinator {
     open_mapped();
     std::map<uint64_t, SharedMemory::Wanted> wanted = wanted_objects(images_of_);
     const std::optional<IpcImages> ipc = read_ipc_images(images_);
+    if (ipc && !options_.files_by_root) {
+      const UserIds own = ids_of(images_of_);
+      check_ipc_owners(*ipc, own.uids, own.gids);
+    }
     if (ipc) add_segments(ipc->segments, wanted);
     check_segments(images_of_, wanted);
     std::vector<uint64_t> fresh = shared_.follow(wanted, ipc_);

@@ -4,6 +4,7 @@
 #include <linux/sched.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -243,7 +244,8 @@ std::string terminal_options() {
 /// Whether a terminal that /dev/ptmx makes is one of those at /dev/pts.
 bool makes_own_terminals(const char* ptmx) {
   const Fd master(::open(ptmx, O_RDWR | O_NOCTTY | O_CLOEXEC));
-  if (!master) return false;
+  int number = 0;
+  if (!master || ::ioctl(master.get(), TIOCGPTN, &number) != 0) return false;  // it makes none at all
   lock_slave(master.get(), false, ptmx);
   struct stat slave {
   }, folder{};

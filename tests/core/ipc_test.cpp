@@ -27,7 +27,7 @@ IpcObject object(IpcKind kind, int id) {
 
 IpcUsers tree() {
   IpcUsers users;
-  users.tree = {kTree};
+  users.tree = {{kTree, 4000}};
   users.users = {1000};
   users.since = 4000;
   users.exact = true;
@@ -97,9 +97,31 @@ TEST(SysvIpc, SetsAndQueuesAreThoseOfWhoUsedThemLast) {
   IpcUsers users = tree();
   users.users_of_sets = {{2, {kDead, kTree}}};
   queue.last_a = kTree;
+  queue.used_a = 5000;
   EXPECT_EQ(picked({set, queue}, users), (Ids{2, 3}));
   queue.last_b = kOther;
   EXPECT_THROW(picked({set, queue}, users), Refusal);
+}
+
+TEST(SysvIpc, ANumberThatSomebodyElseHadBeforeIsNotTheTrees) {
+  IpcObject queue = object(IpcKind::queue, 3);
+  queue.changed = 1000;
+  queue.last_a = kTree;
+  queue.used_a = 3999;
+  EXPECT_EQ(picked({queue}, tree()), Ids{});
+}
+
+TEST(SysvIpc, WhatBelongsToAnotherUserIsRefusedIfTheTreeUsesIt) {
+  IpcObject queue = object(IpcKind::queue, 3);
+  queue.last_a = kTree;
+  queue.used_a = 5000;
+  queue.uid = queue.cuid = 7;
+  IpcUsers users = tree();
+  EXPECT_THROW(picked({queue}, users), Refusal);
+  users.users.insert(0);
+  EXPECT_EQ(picked({queue}, users), Ids{3});
+  queue.cuid = 1000;
+  EXPECT_EQ(picked({queue}, tree()), Ids{3});
 }
 
 TEST(SysvIpc, WhoWaitsOrHasToUndoUsesIt) {
@@ -117,6 +139,9 @@ TEST(SysvIpc, WhatMayBeTheTreesIsRefusedAndOldOnesStay) {
   EXPECT_THROW(picked({queue}, tree()), Refusal);
   queue.changed = 3999;  // before the tree
   EXPECT_EQ(picked({queue}, tree()), Ids{});
+  queue.used_a = 5000;  // by somebody who is dead
+  EXPECT_THROW(picked({queue}, tree()), Refusal);
+  queue.used_a = 0;
   queue.changed = 5000;
   queue.uid = queue.cuid = 7;  // another user's
   EXPECT_EQ(picked({queue}, tree()), Ids{});

@@ -249,7 +249,7 @@ CASES = {
     "dump/lease": holding("lease", HAS_FD, "with a lease on it", options=("--file-locks",)),
     "dump/sysv-shm-outside": holding("sysv-shm", "System V shared memory segment {detail} .key 0x0. is used by the tree and by process {outside} "
                                      "outside of it; ", set_up=segment_from_here),
-    "dump/sysv-queue-of-nobody": holding("sysv-queue", "System V message queue {detail} .key 0x0. of user 0 came up while the tree ran.*ipcrm -q {detail}"),
+    "dump/sysv-queue-of-nobody": holding("sysv-queue", "System V message queue {detail} .key 0x0. of user 0 was made, changed or used while the tree ran.*ipcrm -q {detail}"),
     "dump/pipe-to-outside": holding("outside-pipe", "task {pid} has fd {fd}, the write end of a pipe whose read end", set_up=pipe_from_here),
     "dump/seccomp": holding("seccomp", "task {pid} runs under a seccomp filter"),
     "dump/deleted-big-file": holding("deleted-big-file", HAS_FD, "--ghost-limit", options=("--ghost-limit", "1M")),

@@ -89,7 +89,7 @@ class Queues {
 
   Pty lines_ = new_pty(), raw_ = new_pty(), big_ = new_pty(), packets_ = new_pty();
   int closed_ = new_master();
-  std::string raw_input_ = all_bytes(0, 240), raw_output_ = "\x1b[2J" + all_bytes(1, 256);
+  std::string raw_input_ = all_bytes(0, 256), raw_output_ = "\x1b[2J" + all_bytes(1, 256);
   std::string big_output_ = std::string(4500, 'b') + std::string(4500, 'c');
 };
 

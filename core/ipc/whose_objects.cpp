@@ -113,15 +113,18 @@ class Judge {
     });
   }
 
-  bool belongs_to_tree(const IpcObject& o) const { return users_.users.contains(o.uid) || users_.users.contains(o.cuid); }
+  bool belongs_to_tree(const IpcObject& o) const {
+    return users_.users.contains(o.uid) || users_.users.contains(o.cuid);
+  }
 
   /// It is removed at the source, which only its owner, its creator and root may do.
   void check_owner(const IpcObject& o) const {
     if (belongs_to_tree(o) || users_.users.contains(0)) return;
-    throw Refusal(o.describe() + " is used by the tree and belongs to user " + std::to_string(o.uid) +
-                      ", whom no task of the tree runs as",
-                  "have the program use an object that its own user made, or start it and all who use that object in an "
-                  "IPC namespace of their own (unshare -i), and move them together");
+    throw Refusal(
+        o.describe() + " is used by the tree and belongs to user " + std::to_string(o.uid) +
+            ", whom no task of the tree runs as",
+        "have the program use an object that its own user made, or start it and all who use that object in an "
+        "IPC namespace of their own (unshare -i), and move them together");
   }
 
   /// Who, or -1: somebody who is not known by number; 0: nobody.

@@ -23,13 +23,13 @@ using WaitedFor = std::set<std::pair<IpcKind, int>>;
 
 /// What is known of the tree.
 struct IpcUsers {
-  std::map<pid_t, int64_t> tree;                    ///< living processes, as our /proc numbers them, and when each began
-  std::set<uint32_t> users;                         ///< the ids that they run as
-  int64_t since = 0;                                ///< when the oldest of them began, seconds since 1970
-  std::map<int, uint64_t> mappings;                 ///< of segments: how many mappings the tree has
-  bool exact = false;                               ///< the tree stands still, so that these are all
-  WaitedFor waits, others_wait;                     ///< in the tree; outside of it
-  std::vector<UndoList> undos;                      ///< of the tree's processes
+  std::map<pid_t, int64_t> tree;     ///< living processes, as our /proc numbers them, and when each began
+  std::set<uint32_t> users;          ///< the ids that they run as
+  int64_t since = 0;                 ///< when the oldest of them began, seconds since 1970
+  std::map<int, uint64_t> mappings;  ///< of segments: how many mappings the tree has
+  bool exact = false;                ///< the tree stands still, so that these are all
+  WaitedFor waits, others_wait;      ///< in the tree; outside of it
+  std::vector<UndoList> undos;       ///< of the tree's processes
   std::map<int, std::vector<pid_t>> users_of_sets;  ///< of semaphore sets: who did something to each semaphore last
   bool alone = false;                               ///< nobody else is in the IPC namespace
 };

@@ -48,9 +48,9 @@ class Queues {
 
   void verify() {
     expect_text(one_read(lines_.slave, "the first line"), "first\n", "the first line");
-    expect_text(one_read(lines_.slave, "a line with quoted characters"), "sec\nond\x04\n",
+    expect_text(one_read(lines_.slave, "a line with quoted characters"), "sec\nond\x01\x02\x03\x04\n",
                 "a line with quoted characters");
-    expect_text(one_read(lines_.slave, "a line without its newline"), "no newline", "a line without its newline");
+    expect_text(one_read(lines_.slave, "a line without its newline"), "no newline\x02", "a line without its newline");
     expect_text(one_read(lines_.slave, "an end of file"), "", "an end of file");
     pollfd p{lines_.slave, POLLIN, 0};
     must(poll(&p, 1, 0), "poll");
@@ -77,7 +77,8 @@ class Queues {
 
  private:
   void fill() {
-    put_text(lines_.master, "first\rsec\x16\nond\x16\x04\rno newline\x04\x04half typed");
+    put_text(lines_.master,
+             "first\rsec\x16\nond\x16\x01\x16\x02\x16\x03\x16\x04\rno newline\x16\x02\x04\x04half typed");
     put_text(raw_.master, raw_input_);
     put_text(raw_.slave, raw_output_);
     put_text(big_.slave, big_output_);

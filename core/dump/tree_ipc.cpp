@@ -3,6 +3,7 @@
 #include <sys/shm.h>
 
 #include <algorithm>
+#include <ctime>
 #include <iterator>
 #include <set>
 
@@ -82,12 +83,23 @@ Fd memory_of(const IpcObject& segment, dev_t shm_device) {
 }  // namespace
 
 void TreeIpc::preflight(const std::vector<ProcDir>& tasks) {
-  const std::vector<IpcObject> around = objects_around(tasks.front());
-  if (around.empty()) return;
-  IpcUsers users = look_at_ipc_users(tasks);
-  look_for_waiters(tasks, users);
-  count_segments(tasks, users.mappings);
-  (void)find_tree_objects(tasks, std::move(users), undo_reader_for(around));
+  constexpr int kTries = 10;
+  constexpr timespec kBetween{0, 20'000'000};
+  for (int tries = 1;; ++tries) {
+    const std::vector<IpcObject> around = objects_around(tasks.front());
+    if (around.empty()) return;
+    IpcUsers users = look_at_ipc_users(tasks);
+    look_for_waiters(tasks, users);
+    count_segments(tasks, users.mappings);
+    try {
+      (void)find_tree_objects(tasks, std::move(users), undo_reader_for(around));
+      return;
+    } catch (const Refusal&) {
+      // Whose maker has just ended may be about to be removed.
+      if (tries == kTries) throw;
+    }
+    ::nanosleep(&kBetween, nullptr);
+  }
 }
 
 void TreeIpc::look_around(const std::vector<ProcDir>& tasks) {

@@ -235,7 +235,7 @@ CASES = {
     "dump/message-queue": holding("message-queue", HAS_FD + ", the POSIX message queue /migrate-test-[0-9]+"),
     "dump/dnotify": holding("notified", HAS_FD + ", the folder .* notified by signals"),
     "dump/terminal": holding("terminal", HAS_FD + ", the terminal /dev/pts/[0-9]+, whose other end is held by process [0-9]+ "
-                             r"\\(python3\\), outside of the tree; redirect it to a file, or use --shell-job"),
+                             r"\(python3\), outside of the tree; redirect it to a file, or use --shell-job"),
     "dump/terminal-with-guest": holding("terminal-with-guest", HAS_FD + ", the terminal /dev/ptmx, whose slave /dev/pts/[0-9]+ is held "
                                         "by process [0-9]+ .*, outside of the tree"),
     "dump/stopped-terminal": holding("stopped-terminal", HAS_FD + ", the terminal /dev/ptmx, whose output is stopped; .*\\^Q"),

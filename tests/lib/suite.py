@@ -25,6 +25,7 @@ class Context:
         self.workloads = os.path.abspath(options.workloads or os.path.join(options.build, "tests", "workloads"))
         self.top = top
         self.not_alone = options.not_alone
+        self.small = None  # no small workloads (tests/migration/small.py)
 
 
 def expect(ok, text):

@@ -103,7 +103,7 @@ def made(context, name, folder, prefix, ns):
     """`name`: also a list of small workloads, which are started together."""
     if isinstance(name, list):
         return programs.Bundle(name[0] if len(name) == 1 else "bundle", context.small.binary, name, folder, prefix, ns)
-    if name in context.small.names:
+    if context.small and name in context.small.names:
         return programs.Bundle(name, context.small.binary, [name], folder, prefix, ns)
     if name in PROGRAMS:
         needed = NEEDS.get(name)

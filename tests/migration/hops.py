@@ -5,6 +5,7 @@ at the end as at the beginning.
     hops.py [--build DIR] [--only REGEX] [--list]"""
 import os
 import sys
+import uuid
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -29,6 +30,7 @@ class Ring:
         self.network = netns.Network(self.short, RING)
         try:
             self.tool = tool.Tool(context.binary, folder)
+            self.tool.boot = {host: str(uuid.uuid4()) for host in RING}
             self.keys = tool.Keys(context.binary, os.path.join(folder, "keys"), list(RING))
             self.program = cases.start(context, name, os.path.join(folder, "program"), self.network.enter("first"), f"{self.short}-first")
             self.program.ready()

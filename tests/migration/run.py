@@ -51,8 +51,8 @@ def one(context, mode, name, folder):
     except Exception:
         verdict, text = "FAIL", traceback.format_exc(limit=-6)
     if verdict == "REFUSED":
-        as_it_should = small.REFUSED.get(name, "\n")
-        verdict, text = ("REFUSED", f"refused: it {as_it_should}") if as_it_should in text else ("FAIL", text)
+        why = small.REFUSED.get(name)
+        verdict, text = ("REFUSED", f"refused: it {why}") if why is not None and why in text else ("FAIL", text)
     if name in small.KNOWN_WRONG:
         verdict, text = known_wrong(name, mode, verdict, text)
     if verdict == "FAIL":

@@ -1,11 +1,13 @@
 #include "migrate/session/source/inventory_files.h"
 
 #include <fcntl.h>
+#include <sys/sysmacros.h>
 
 #include <algorithm>
 #include <sstream>
 
 #include "core/base/looked_at.h"
+#include "core/files/devices.h"
 #include "migrate/session/wire/content_hash.h"
 
 namespace migrate {
@@ -114,6 +116,8 @@ mode_t FileNeeds::add_descriptor(const ProcDir& task, int fd, const std::string&
   check(::fstatat(task.fd(), ("fd/" + number).c_str(), &st, 0), "stat", link);
   if (!named) add_deleted(link, st, holders);
   if (S_ISLNK(st.st_mode)) return st.st_mode;  // only a path (O_PATH), which would be followed here
+  // The tree's own, which it gets in a devpts of its own there: others are refused here.
+  if (S_ISCHR(st.st_mode) && terminal_device(major(st.st_rdev), minor(st.st_rdev))) return st.st_mode;
   Need* file = named ? need(link) : nullptr;
   if (file == nullptr) return st.st_mode;
   const FdInfo info = parse_fdinfo(task.read("fdinfo/" + number));

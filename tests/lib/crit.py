@@ -12,7 +12,10 @@ COMMON, SERVICE, INVENTORY = 0x54564319, 0x55105940, 0x58313116
 # Images that Debian's crit may not know: magic, schema, message.
 OWN = {0x43114433: ("images/timens.proto", "img.timens_entry"), 0x4d494758: ("ext/ext.proto", "ext.ThreadExt"),
        0x4d494750: ("ext/ext.proto", "ext.PipePackets"), 0x4d494746: ("ext/ext.proto", "ext.FileOwner"),
-       0x4d494753: ("ext/ext.proto", "ext.PacketSender")}
+       0x4d494753: ("ext/ext.proto", "ext.PacketSender"), 0x4d49474b: ("ext/ext.proto", "ext.SocketState"),
+       0x4d494752: ("ext/ext.proto", "ext.WaitingReader"), 0x4d494754: ("ext/ext.proto", "ext.Terminal"),
+       0x4d494743: ("ext/ext.proto", "ext.ControllingTerminal"), 0x4d494745: ("ext/files.proto", "ext.WatchedFile"),
+       0x4d494744: ("ext/files.proto", "ext.EndedProcess"), 0x4d494757: ("ext/files.proto", "ext.Watch")}
 
 
 def command():

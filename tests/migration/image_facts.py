@@ -211,7 +211,7 @@ def check_mm(images, facts):
                              ("start_brk", 44), ("arg_start", 45), ("arg_end", 46), ("env_start", 47), ("env_end", 48)):
             d.same(f"{what}: {field}", mm[f"mm_{field}"], int(s[index]))
         d.same(f"{what}: auxv", mm["mm_saved_auxv"][:len(task["auxv"])], task["auxv"])
-        d.same(f"{what}: exe", name_of(files[mm["exe_file_id"]]), task["exe"])
+        d.same(f"{what}: exe", name_of(files[mm["exe_file_id"]]), task["exe"].removesuffix(" (deleted)"))
         heap = [m for m in mappings(task) if m["name"] == "[heap]"]
         if heap:
             d.same(f"{what}: end of the heap", mm["mm_brk"], heap[-1]["end"])
@@ -281,7 +281,7 @@ def check_files(images, facts):
             if fact:
                 check_descriptor(d, f"fd {e['fd']} of {number}", e, files.get(e["id"]), fact, pipes)
         fs = images.only(f"fs-{number}")
-        d.same(f"cwd of {number}", name_of(files[fs["cwd_id"]]), task["cwd"])
+        d.same(f"cwd of {number}", name_of(files[fs["cwd_id"]]), task["cwd"].removesuffix(" (deleted)"))
         d.same(f"root of {number}", name_of(files[fs["root_id"]]), task["root"])
         d.same(f"umask of {number}", fs["umask"], int(fields(task["status"])["Umask"], 8))
     return d
@@ -294,6 +294,9 @@ def check_descriptor(d, what, e, file, fact, pipes):
     info = fields(fact["info"])
     flags = int(info["flags"], 8)
     d.same(f"{what}: close-on-exec", e["flags"] & 1, int(bool(flags & CLOEXEC)))
+    if "type" not in e:  # newer than Debian's crit
+        d.same(f"{what}: a pidfd", fact["link"].startswith(("anon_inode:[pidfd]", "pidfd:")), True)
+        return
     d.same(f"{what}: type", e["type"], file["type"])
     body = next(v for k, v in file.items() if k not in ("type", "id"))
     if "flags" in body and isinstance(body["flags"], int):

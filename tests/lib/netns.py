@@ -94,6 +94,10 @@ class Network:
     def cut(self, name, up=False):
         """Pulls (or plugs) the cable of a host."""
         ip("link", "set", f"to-{name}"[:15], "up" if up else "down", ns=f"{self.prefix}-switch")
+        if up:
+            # Nobody waits until the kernel asks again for a neighbour that did not answer.
+            for host in self.hosts:
+                ip("neigh", "flush", "dev", "eth0", ns=f"{self.prefix}-{host}", check=False)
 
     def call(self, name, function):
         """Calls `function` in a thread that is on that host; sockets made there stay there."""

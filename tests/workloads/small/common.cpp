@@ -87,7 +87,8 @@ Verify in_thread(const std::function<Verify()>& set_up) {
   return [=] { exchange->ask(); };
 }
 
-Verify blocked(const std::function<long()>& call, const std::function<void()>& wake, long want) {
+Verify blocked(const std::function<long()>& call, const std::function<void()>& wake, long want,
+               const std::function<void()>& again) {
   struct Calls {
     std::atomic<uint32_t> begun{0}, ended{0}, taken{0};
     std::atomic<long> result{0};
@@ -118,6 +119,7 @@ Verify blocked(const std::function<long()>& call, const std::function<void()>& w
     wake();
     await([=] { return calls->ended == n + 1; }, "the call that blocks, to end");
     const long result = calls->result;
+    again();
     calls->taken = n + 1;
     expect_equal(result, want, "the result of the call that blocked");
     await([=] { return calls->begun == n + 2; }, "the thread");

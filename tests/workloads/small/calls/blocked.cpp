@@ -191,12 +191,7 @@ WORKLOAD(calls, mutex) {
         pthread_mutex_unlock(mutex);
         return result;
       },
-      [=] {
-        pthread_mutex_unlock(mutex);
-        sleep_ms(30);
-        pthread_mutex_lock(mutex);
-      },
-      0);
+      [=] { pthread_mutex_unlock(mutex); }, 0, [=] { pthread_mutex_lock(mutex); });
 }
 
 WORKLOAD(calls, mutex_with_priority_inheritance) {
@@ -212,12 +207,7 @@ WORKLOAD(calls, mutex_with_priority_inheritance) {
         pthread_mutex_unlock(mutex);
         return result;
       },
-      [=] {
-        pthread_mutex_unlock(mutex);
-        sleep_ms(30);
-        pthread_mutex_lock(mutex);
-      },
-      0);
+      [=] { pthread_mutex_unlock(mutex); }, 0, [=] { pthread_mutex_lock(mutex); });
 }
 
 WORKLOAD(calls, receive_stream) {

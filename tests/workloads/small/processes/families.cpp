@@ -70,12 +70,11 @@ WORKLOAD(processes, group_of_zombie_leader) {
     // A member outlives its leader.
     const pid_t first = must(fork(), "fork");
     if (first == 0) {
-      setpgid(0, 0);
-      sleep_ms(100);
-      std::_Exit(0);
+      for (;;) pause();
     }
-    setpgid(first, first);
+    must(setpgid(first, first), "setpgid");
     const pid_t member = idle_child([=] { must(setpgid(0, first), "setpgid"); });
+    must(kill(first, SIGKILL), "kill");
     siginfo_t info{};
     must(waitid(P_PID, static_cast<id_t>(first), &info, WEXITED | WNOWAIT), "waitid");
     return [=] {

@@ -90,6 +90,16 @@ WORKLOAD(signals, resethand) {
   });
 }
 
+namespace {
+
+/// Sent to the process, and not taken yet.
+bool is_pending(pid_t pid, int sig) {
+  const std::string shared = field(text_of("/proc/" + std::to_string(pid) + "/status"), "ShdPnd");
+  return !shared.empty() && (std::stoull(shared, nullptr, 16) >> (sig - 1) & 1) != 0;
+}
+
+}  // namespace
+
 // Calls that were interrupted go on, or end, as the handler's flag says.
 WORKLOAD(signals, restart_flag) {
   handle(SIGUSR1, SA_RESTART);
@@ -105,7 +115,8 @@ WORKLOAD(signals, restart_flag) {
         const std::string stat = "/proc/" + std::to_string(tid) + "/syscall";
         for (int i = 0; i < 2000 && text_of(stat).rfind("0 ", 0) != 0; ++i) sleep_ms(1);
         kill(pid, sig);
-        sleep_ms(30);
+        // Whoever takes it was interrupted by it.
+        while (is_pending(pid, sig)) sleep_ms(1);
         put(p.out, "x");
         std::_Exit(0);
       }

@@ -60,20 +60,22 @@ class QueueReader {
         told_(fd, SO_PASSCRED, who),
         in_line_(fd, SO_OOBINLINE, who) {}
 
-  std::vector<QueuedMessage> read() {
+  UnixQueue read() {
     pollfd p{fd_, POLLIN, 0};
     check(::poll(&p, 1, 0), "poll", who_);
-    // Told once only (unix(7)), to whoever looks first.
-    if ((p.revents & POLLERR) != 0)
+    // The kernel tells an error once only: of a stream behind its data, else first.
+    reset_ = (p.revents & POLLERR) != 0;
+    if (reset_ && type_ != SOCK_STREAM)
       throw Refusal(who_ + ", a Unix socket whose peer has gone with data unread (ECONNRESET)",
                     "let the program read that first");
-    if ((p.revents & POLLIN) == 0) return {};
-    if (type_ == SOCK_STREAM) {
-      read_stream();
-    } else {
-      read_messages();
+    if ((p.revents & POLLIN) != 0) {
+      if (type_ == SOCK_STREAM) {
+        read_stream();
+      } else {
+        read_messages();
+      }
     }
-    return std::move(messages_);
+    return {std::move(messages_), reset_};
   }
 
  private:
@@ -82,8 +84,16 @@ class QueueReader {
     if (offset >= 0) offset_.moves();
   }
 
-  Peeked peek() {
-    iovec iov{buffer_.data(), buffer_.size()};
+  Peeked peek() { return peek(buffer_.size()); }
+
+  /// The next of a stream, of which `at` bytes have been seen: never beyond the data, where the error is taken.
+  Peeked peek_stream(size_t at) {
+    if (reset_ && at >= buffer_.size()) return {};
+    return peek(reset_ ? buffer_.size() - at : buffer_.size());
+  }
+
+  Peeked peek(size_t most) {
+    iovec iov{buffer_.data(), most};
     // Room for the sender only: a descriptor of it (SO_PASSPIDFD) finds none and is not made.
     alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(ucred))> control{};
     sockaddr_un name{};
@@ -148,7 +158,8 @@ class QueueReader {
     in_line_.set(1, who_);
     peek_from(0);
     size_t at = 0;
-    for (Peeked p = peek(); p.size > 0; p = peek()) marks.push_back(at += static_cast<size_t>(p.size));
+    for (Peeked p = peek_stream(at); p.size > 0; p = peek_stream(at))
+      marks.push_back(at += static_cast<size_t>(p.size));
     if (!marks.empty()) marks.pop_back();  // the end
     return marks;
   }
@@ -156,6 +167,7 @@ class QueueReader {
   void read_stream() {
     int queued = 0, at_mark = 0;
     check(::ioctl(fd_, FIONREAD, &queued), "ask for the bytes in the queue of", who_);
+    if (reset_ && queued == 0) return;
     // Linux 6.18 goes on counting urgent bytes that a read passed over: it may be too many.
     buffer_.resize(static_cast<size_t>(std::max(queued, 1)));
     in_line_.set(0, who_);
@@ -167,7 +179,7 @@ class QueueReader {
     told_.set(1, who_);
     peek_from(0);
     size_t at = 0;
-    for (Peeked p = peek(); p.size > 0; p = peek()) {
+    for (Peeked p = peek_stream(at); p.size > 0; p = peek_stream(at)) {
       std::span<const std::byte> piece = std::span(buffer_).first(static_cast<size_t>(p.size));
       if (std::ranges::find(marks, at) != marks.end()) {
         // All but the last urgent byte are ordinary ones by now, or taken.
@@ -183,13 +195,14 @@ class QueueReader {
   uint32_t type_;
   const std::string& who_;
   Meanwhile offset_, told_, in_line_;
+  bool reset_ = false;
   std::vector<std::byte> buffer_;
   std::vector<QueuedMessage> messages_;
 };
 
 }  // namespace
 
-std::vector<QueuedMessage> read_unix_queue(int fd, uint32_t type, const std::string& who) {
+UnixQueue read_unix_queue(int fd, uint32_t type, const std::string& who) {
   return QueueReader(fd, type, who).read();
 }
 

@@ -21,8 +21,15 @@ struct QueuedMessage {
   uint32_t urgent = 0;
 };
 
-/// Of a stream: pieces that differ in sender, and urgent bytes by themselves. Descriptors (SCM_RIGHTS) must not be
-/// there, and the tree must stand still: options of the socket are changed meanwhile, and put back.
-std::vector<QueuedMessage> read_unix_queue(int fd, uint32_t type, const std::string& who);
+struct UnixQueue {
+  /// Of a stream: pieces that differ in sender, and urgent bytes by themselves.
+  std::vector<QueuedMessage> messages;
+  /// Behind them ECONNRESET: the peer was closed with data unread, and nobody has been told so far (unix(7)).
+  bool reset = false;
+};
+
+/// Descriptors (SCM_RIGHTS) must not be there, and the tree must stand still: options of the socket are changed
+/// meanwhile, and put back. Throws Refusal for a reset socket of messages: a look into its queue would take the error.
+UnixQueue read_unix_queue(int fd, uint32_t type, const std::string& who);
 
 }  // namespace migrate

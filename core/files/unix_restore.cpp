@@ -138,6 +138,7 @@ std::map<uint32_t, Fd> UnixRestorer::open_all() {
   make_singles();
   for (auto& [ino, s] : sockets_) connect_datagram(s);
   for (auto& [ino, s] : sockets_) fill_queue(s);
+  leave_unread();
   for (auto& [ino, s] : sockets_) settle(s);
   widows_.clear();
   gone_.clear();
@@ -471,6 +472,16 @@ void UnixRestorer::fill_queue(Socket& a) {
     if (roomy.insert(sender).second && ::setsockopt(sender, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room) != 0)
       ::setsockopt(sender, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
     put_back(a, packet, sender);
+  }
+}
+
+/// A peer that is closed with data unread resets its socket (unix_release_sock()).
+void UnixRestorer::leave_unread() {
+  for (const auto& [ino, gone] : widows_) {
+    const Socket& a = sockets_.at(ino);
+    const ext::SocketState* state = states_.find(a.entry->id());
+    if (state == nullptr || !state->reset()) continue;
+    check(::send(a.fd.get(), "", 1, MSG_NOSIGNAL | MSG_DONTWAIT), "send something to the peer of", who_is(*a.entry));
   }
 }
 

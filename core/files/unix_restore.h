@@ -90,6 +90,7 @@ class UnixRestorer {
   int named_sender(Socket& a, const std::string& address, Senders& senders);
   void put_back(Socket& a, const Packet& packet, int sender);
   void fill_queue(Socket& a);
+  void leave_unread();
   void settle(Socket& a);
 
   const FileOwners& owners_;

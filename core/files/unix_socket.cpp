@@ -67,7 +67,7 @@ void UnixDumper::dump(const OpenFile& file) {
   if (const auto fds = fdinfo_field(file.info, "scm_fds:"); fds && *fds != "0")
     throw descriptors_on_their_way(file.who(), std::string(*fds));
   if (!info.waiting.empty()) throw connections_not_accepted(file.who(), info);
-  if (info.state != kSocketListen) dump_queue(file, info);
+  if (info.state != kSocketListen && dump_queue(file, info)) state.set_reset(true);
   std::optional<PeerCredentials> peer = peer_credentials(file.ours.get(), file.who());
   if (peer) peer->pid = static_cast<uint32_t>(context_.pid_in_tree(static_cast<pid_t>(peer->pid)));
   record_owner(context_, file, peer);
@@ -86,9 +86,10 @@ void UnixDumper::describe_name(const OpenFile& file, const UnixSocketInfo& info,
   if (!found.moved.empty()) state.set_file(found.moved);
 }
 
-void UnixDumper::dump_queue(const OpenFile& file, const UnixSocketInfo& info) {
+bool UnixDumper::dump_queue(const OpenFile& file, const UnixSocketInfo& info) {
   uint32_t number = 0;
-  for (const QueuedMessage& message : read_unix_queue(file.ours.get(), info.type, file.who())) {
+  const UnixQueue queue = read_unix_queue(file.ours.get(), info.type, file.who());
+  for (const QueuedMessage& message : queue.messages) {
     img::sk_packet_entry packet;
     packet.set_id_for(file.id);
     packet.set_length(static_cast<uint32_t>(message.bytes.size()));
@@ -108,6 +109,7 @@ void UnixDumper::dump_queue(const OpenFile& file, const UnixSocketInfo& info) {
     if (message.from || !message.address.empty() || message.urgent != 0)
       context_.images.write(kPacketSendersImage, kPacketSendersMagic).entry(sender);
   }
+  return queue.reset;
 }
 
 void UnixDumper::check_peer(const Seen& seen) {

@@ -48,7 +48,8 @@ class UnixDumper {
   const UnixSocketInfo& info_of(const OpenFile& file, uint64_t netns);
   void describe_name(const OpenFile& file, const UnixSocketInfo& info, img::unix_sk_entry& out,
                      ext::SocketState& state);
-  void dump_queue(const OpenFile& file, const UnixSocketInfo& info);
+  /// Whether the socket is reset.
+  bool dump_queue(const OpenFile& file, const UnixSocketInfo& info);
   void check_peer(const Seen& seen);
 
   DumpContext& context_;

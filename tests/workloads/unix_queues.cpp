@@ -204,6 +204,41 @@ class Urgent {
   Pair there_{SOCK_STREAM}, taken_{SOCK_STREAM}, first_{SOCK_STREAM};
 };
 
+/// A peer that is closed with data unread is a reset, told once and behind what it had sent.
+class Resets {
+ public:
+  Resets() { fill(); }
+  void verify() {
+    for (size_t i = 0; i < kTexts.size(); ++i) {
+      const std::string& text = kTexts[i];
+      const Pair& pair = pairs_[i];
+      // Byte by byte: a read that wants more than there is takes the error, too.
+      char c;
+      for (const char sent : text)
+        expect(recv(pair.far(), &c, 1, MSG_DONTWAIT) == 1 && c == sent, "what a closed peer had sent differs");
+      expect(recv(pair.far(), &c, 1, MSG_DONTWAIT) == -1 && errno == ECONNRESET, "a reset is not told");
+      expect_equal(recv(pair.far(), &c, 1, MSG_DONTWAIT), 0, "what comes after a reset");
+      close(pair.far());
+    }
+    fill();
+  }
+
+ private:
+  static inline const std::vector<std::string> kTexts{"", "last words", std::string(50, 'x')};
+  void fill() {
+    const int least = 100;
+    pairs_.clear();
+    for (const std::string& text : kTexts) {
+      const Pair& pair = pairs_.emplace_back(SOCK_STREAM);
+      if (text.size() > 20) must(setsockopt(pair.far(), SOL_SOCKET, SO_RCVLOWAT, &least, sizeof least), "SO_RCVLOWAT");
+      pair.put(text);
+      must(send(pair.far(), "unread", 6, 0), "send");
+      close(pair.near());
+    }
+  }
+  std::vector<Pair> pairs_;
+};
+
 class Peeking {
  public:
   Peeking() {
@@ -235,10 +270,12 @@ int main(int argc, char** argv) {
         Datagrams datagrams(w);
         Senders senders;
         Urgent urgent;
+        Resets resets;
         Peeking peeking;
         w.serve([&] {
           peeking.verify();
           urgent.verify();
+          resets.verify();
           senders.verify();
           datagrams.verify();
         });

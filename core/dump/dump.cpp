@@ -193,7 +193,7 @@ std::future<void> Dump::Impl::look_for_sharing() {
   });
 }
 
-/// Brings all times to one clock, that of the images, which is the root's right after its timers were read. Never more
+/// Brings all times to one clock, that of the images, which is the root's right before its timers were read. Never more
 /// than is true, whatever a task tells: its timers would end early.
 void Dump::Impl::tell_as_of(TaskHarvest& harvested, const std::vector<PosixTimer>& listed, int64_t before_ns) {
   const auto to_ns = [](const timespec& t) { return t.tv_sec * 1'000'000'000 + t.tv_nsec; };
@@ -202,7 +202,7 @@ void Dump::Impl::tell_as_of(TaskHarvest& harvested, const std::vector<PosixTimer
     const int64_t here =
         to_ns(harvested.monotonic) - clock_offset_ns(tree->root().proc) + clock_offset_ns(ProcDir(::getpid()));
     as_of_ns = here < before_ns || here > now ? before_ns : here;
-    return;
+    return count_back(harvested, listed, 0);
   }
   const int64_t ago = to_ns(harvested.monotonic) - to_ns(harvests.at(tree->root().pid).monotonic);
   count_back(harvested, listed, ago < before_ns - as_of_ns || ago > now - as_of_ns ? now - as_of_ns : ago);

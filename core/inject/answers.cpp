@@ -16,6 +16,7 @@ constexpr int64_t kNsPerSecond = 1'000'000'000;
 constexpr int64_t kMostSeconds = INT64_MAX / kNsPerSecond;
 /// What a restore can set a clock to.
 constexpr int64_t kMostClockSeconds = int64_t{1} << 32;
+constexpr int64_t kLongestVisit = 3600 * kNsPerSecond;  // of a host that is put to sleep meanwhile, too
 constexpr int64_t kMaxErrno = 4095;
 constexpr int64_t kMostDumpable = 2, kMostMdwe = 3, kMostThp = 3, kLastSignal = 64;
 
@@ -34,6 +35,12 @@ itimerval interval_timer(const parasite::Itimer& t, const std::string& who) {
             within(usec, 0, 999'999, "the time of a timer", who)};
   };
   return {part(t.interval_sec, t.interval_usec), part(t.value_sec, t.value_usec)};
+}
+
+/// Between two readings of a clock.
+int64_t passed_ns(const parasite::Timespec& from, const parasite::Timespec& to, const std::string& who) {
+  const timespec a = answered_time(from, who), b = answered_time(to, who);
+  return within((b.tv_sec - a.tv_sec) * kNsPerSecond + b.tv_nsec - a.tv_nsec, 0, kLongestVisit, "a clock", who);
 }
 
 }  // namespace
@@ -80,6 +87,7 @@ TaskHarvest answered_task(const parasite::Area& area, Pid pid) {
   while (!h.ldt.empty() && h.ldt.back() == 0) h.ldt.pop_back();  // the kernel fills up what it is given
   h.monotonic = answered_time(area.monotonic, who);
   h.boottime = answered_time(area.boottime, who);
+  h.itimers_read_ns = passed_ns(area.monotonic, area.itimers_read, who);
   return h;
 }
 
@@ -131,7 +139,7 @@ ThreadHarvest answered_thread(parasite::Thread thread, Tid tid, const ThreadSlot
   return answered_thread(thread, tid, results.securebits);
 }
 
-TimerHarvest answered_timer(const parasite::Timer& timer, int id, Pid pid) {
+TimerHarvest answered_timer(const parasite::Area& area, const parasite::Timer& timer, int id, Pid pid) {
   const std::string who = name_of(pid);
   answered_result(timer.error, "timer_gettime", who);
   TimerHarvest h{.id = id, .overrun = static_cast<int>(answered_result(timer.overrun, "timer_getoverrun", who))};
@@ -140,6 +148,8 @@ TimerHarvest answered_timer(const parasite::Timer& timer, int id, Pid pid) {
             within(nsec, 0, kNsPerSecond - 1, "the time of a timer", who)};
   };
   h.value = {part(timer.interval_sec, timer.interval_nsec), part(timer.value_sec, timer.value_nsec)};
+  h.read_ns = passed_ns(area.monotonic, timer.after, who);
+  h.doubt_ns = passed_ns(timer.before, timer.after, who);
   return h;
 }
 

@@ -35,7 +35,7 @@ TaskHarvest answered_task(const parasite::Area& area, Pid pid);
 ThreadHarvest answered_thread(const parasite::Thread& thread, Tid tid, int64_t securebits);
 /// `results` stand for the area's, which a thread's slot does not write.
 ThreadHarvest answered_thread(parasite::Thread thread, Tid tid, const ThreadSlotResults& results);
-TimerHarvest answered_timer(const parasite::Timer& timer, int id, Pid pid);
+TimerHarvest answered_timer(const parasite::Area& area, const parasite::Timer& timer, int id, Pid pid);
 /// The number of the descriptor that was lent.
 int answered_userfaultfd(int64_t number, Pid pid);
 

@@ -20,7 +20,7 @@ TaskHarvest harvest(StoppedTask& task, const std::vector<int>& posix_timer_ids, 
   };
   add_thread(answered_thread(told.leader, task.threads.front().tid, visit.securebits()));
   for (size_t i = 0; i < posix_timer_ids.size(); ++i)
-    result.posix_timers.push_back(answered_timer(visit.timer(i), posix_timer_ids[i], task.pid));
+    result.posix_timers.push_back(answered_timer(told, visit.timer(i), posix_timer_ids[i], task.pid));
   for (size_t i = 1; i < task.threads.size(); ++i) {
     StoppedThread& thread = task.threads[i];
     const ThreadSlotResults returned = visit.run_thread(thread);

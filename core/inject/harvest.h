@@ -41,6 +41,8 @@ struct TimerHarvest {
   int id = 0;
   itimerspec value{};  ///< timer_gettime(2): remaining time, interval
   int overrun = 0;
+  int64_t read_ns = 0;   ///< so long after TaskHarvest::monotonic at most
+  int64_t doubt_ns = 0;  ///< it may have been so much earlier
 };
 
 struct TaskHarvest {
@@ -59,7 +61,8 @@ struct TaskHarvest {
   uint64_t brk = 0;                  ///< brk(0)
   int membarrier_registrations = 0;  ///< MEMBARRIER_CMD_GET_REGISTRATIONS, 0 where the kernel lacks it
   struct timespec monotonic {
-  }, boottime{};                       ///< as the task reads them, right after its timers
+  }, boottime{};                       ///< as the task reads them, right before its timers
+  int64_t itimers_read_ns = 0;         ///< so long after `monotonic` at most
   std::vector<ThreadHarvest> threads;  ///< the leader's first, as in StoppedTask::threads
 };
 

@@ -35,6 +35,7 @@ struct Timer {
   __s32 overrun;  ///< negative errno on failure
   __s64 error;    ///< of timer_gettime
   __s64 interval_sec, interval_nsec, value_sec, value_nsec;
+  Timespec before, after;  ///< CLOCK_MONOTONIC around timer_gettime
 };
 
 /// A call that tells an attribute (attributes.h). The leader's makes it with the address of `value`, if `address_at` is
@@ -90,7 +91,8 @@ struct Area {
   __s64 mdwe, memory_merge;  ///< a negative errno where the kernel lacks them
   __s32 child_subreaper;
   __u32 lock_future;  ///< MCL_FUTURE, MCL_ONFAULT
-  Timespec monotonic, boottime;
+  Timespec monotonic, boottime;  ///< before the timers
+  Timespec itimers_read;         ///< CLOCK_MONOTONIC right after getitimer(2)
   __s64 ldt_bytes;  ///< of modify_ldt(2)
   __u64 ldt[kMostSegments];
   Thread leader;

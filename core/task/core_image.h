@@ -57,8 +57,8 @@ struct ThreadInputs {
 /// Fills mtype, thread_info and thread_core; returns what goes into migrate-ext.img. Throws Refusal, naming the thread.
 ext::ThreadExt describe_thread(const ThreadInputs& in, img::core_entry& core);
 
-/// Makes what is left of timers that of `ago_ns` before they were read: those of the tasks that are visited first have
-/// not counted on meanwhile. Timers of processor time stand still.
+/// Makes what is left of timers that of `ago_ns` before TaskHarvest::monotonic: those of the tasks that are visited
+/// first have not counted on meanwhile. Timers of processor time stand still.
 void count_back(TaskHarvest& harvest, const std::vector<PosixTimer>& timers, int64_t ago_ns);
 
 /// Fills tc of a living task's leader.

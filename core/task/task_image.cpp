@@ -103,12 +103,12 @@ pid_t ImagePids::of(pid_t pid) const {
 void count_back(TaskHarvest& harvest, const std::vector<PosixTimer>& timers, int64_t ago_ns) {
   constexpr long kNsPerUs = 1000;
   timeval& real = harvest.itimers[0].it_value;
-  const timespec left = time_left_then({real.tv_sec, real.tv_usec * kNsPerUs}, ago_ns);
+  const timespec left = time_left_then({real.tv_sec, real.tv_usec * kNsPerUs}, ago_ns + harvest.itimers_read_ns);
   real = {left.tv_sec, left.tv_nsec / kNsPerUs};
   for (TimerHarvest& timer : harvest.posix_timers) {
     const auto listed = std::ranges::find(timers, timer.id, &PosixTimer::id);
     if (listed == timers.end() || is_processor_time(listed->clock)) continue;
-    timer.value.it_value = time_left_then(timer.value.it_value, ago_ns);
+    timer.value.it_value = time_left_then(timer.value.it_value, ago_ns + timer.read_ns);
   }
 }
 

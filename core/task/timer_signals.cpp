@@ -22,7 +22,7 @@ bool belongs(const TimersRead& timers, int64_t read_at_ns, int id) {
   if (to_ns(read->value.it_interval) == 0) return left == 0;
   // A periodic one tells the next time then, as any other. If that has passed too, this may be its first expiration.
   if (timers.sent_before.contains(id) || is_processor_time(listed->clock)) return true;
-  return left > read_at_ns - timers.as_of_ns;
+  return left - read->doubt_ns > read_at_ns - timers.as_of_ns;
 }
 
 }  // namespace

@@ -19,8 +19,21 @@ parasite::Area honest() {
   area.membarrier = -38;  // a kernel without it
   area.monotonic = {1000, 999'999'999};
   area.boottime = {2000, 6};
+  area.itimers_read = {1001, 5};
   area.child_subreaper = 1;
   return area;
+}
+
+parasite::Timer honest_timer() {
+  return {.id = 5,
+          .overrun = INT32_MAX,
+          .error = 0,
+          .interval_sec = 1,
+          .interval_nsec = 2,
+          .value_sec = 3,
+          .value_nsec = 4,
+          .before = {1001, 0},
+          .after = {1001, 7}};
 }
 
 TEST(AnswersTest, HonestOnesAreTaken) {
@@ -40,7 +53,7 @@ TEST(AnswersTest, HonestOnesAreTaken) {
   EXPECT_EQ(t.altstack.ss_size, 8192u);
   EXPECT_EQ(t.clear_child_tid, 0x1234u);
   EXPECT_EQ(t.securebits, 0x2fu);
-  const TimerHarvest timer = answered_timer({0, INT32_MAX, 0, 1, 2, 3, 4}, 5, kPid);
+  const TimerHarvest timer = answered_timer(honest(), honest_timer(), 5, kPid);
   EXPECT_EQ(timer.id, 5);
   EXPECT_EQ(timer.overrun, INT32_MAX);
   EXPECT_EQ(timer.value.it_value.tv_nsec, 4);
@@ -81,6 +94,8 @@ TEST(AnswersTest, ImpossibleOnesAreNoticed) {
       [](parasite::Area& a) { a.monotonic.sec = -1; },
       [](parasite::Area& a) { a.boottime.sec = INT64_MAX; },
       [](parasite::Area& a) { a.boottime.nsec = 1'000'000'000; },
+      [](parasite::Area& a) { a.itimers_read = {1000, 0}; },
+      [](parasite::Area& a) { a.itimers_read.sec = 1 << 20; },
   };
   for (const Change& change : changes) {
     parasite::Area area = honest();
@@ -94,9 +109,16 @@ TEST(AnswersTest, ImpossibleOnesAreNoticed) {
   thread.tid_address_result = INT64_MIN;
   EXPECT_THROW(answered_thread(thread, kTid, 0), Corrupt);
   EXPECT_THROW(answered_thread(parasite::Thread{}, kTid, int64_t{1} << 32), Corrupt);
-  EXPECT_THROW(answered_timer({0, 0, 0, 0, 0, 0, 1'000'000'000}, 0, kPid), Corrupt);
-  EXPECT_THROW(answered_timer({0, 0, INT64_MIN, 0, 0, 0, 0}, 0, kPid), Corrupt);
-  EXPECT_THROW(answered_timer({0, 0, 0, -1, 0, 0, 0}, 0, kPid), Corrupt);
+  using TimerChange = void (*)(parasite::Timer&);
+  for (const TimerChange change : {TimerChange{[](parasite::Timer& t) { t.value_nsec = 1'000'000'000; }},
+                                   TimerChange{[](parasite::Timer& t) { t.error = INT64_MIN; }},
+                                   TimerChange{[](parasite::Timer& t) { t.interval_sec = -1; }},
+                                   TimerChange{[](parasite::Timer& t) { t.after = {1000, 0}; }},
+                                   TimerChange{[](parasite::Timer& t) { t.before = {1001, 8}; }}}) {
+    parasite::Timer timer = honest_timer();
+    change(timer);
+    EXPECT_THROW(answered_timer(honest(), timer, 0, kPid), Corrupt);
+  }
   EXPECT_THROW(answered_userfaultfd(INT64_MIN, kPid), Corrupt);
   EXPECT_THROW(answered_userfaultfd(int64_t{1} << 32, kPid), Corrupt);
 }

@@ -86,8 +86,8 @@ void read_area(Input in) {
   for (int id = 0; !in.rest().empty(); ++id) {
     const auto timer = in.take<parasite::Timer>();
     attempt([&] {
-      const TimerHarvest h = answered_timer(timer, id, kPid);
-      demand(h.id == id && h.overrun >= 0, "a timer that cannot be");
+      const TimerHarvest h = answered_timer(area, timer, id, kPid);
+      demand(h.id == id && h.overrun >= 0 && h.read_ns >= 0 && h.doubt_ns >= 0, "a timer that cannot be");
       for (const timespec& part : {h.value.it_interval, h.value.it_value})
         demand(part.tv_sec >= 0 && part.tv_nsec >= 0 && part.tv_nsec < kNsPerSecond, "a time that cannot be");
     });

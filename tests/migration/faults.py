@@ -148,7 +148,7 @@ class Case:
         if where == "nowhere" or not self.settled() or code not in (0, 1, 2):
             self.restart_receiver()
             with contextlib.suppress(Deadline):
-                wait_for(lambda: self.settled() or not self.watches("source"), "the session to be settled", 12, 0.1)
+                wait_for(lambda: self.settled() or not self.watches("source"), "the session to be settled", 25, 0.1)
             where = self.wait_where(3)
             if where == "nowhere" or not self.settled():
                 resolved = self.resolve()

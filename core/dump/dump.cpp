@@ -259,6 +259,8 @@ std::vector<ext::ThreadExt> Dump::Impl::describe_core(const StoppedTask& task, u
       if (task.state == TaskState::group_stopped &&
           task.proc.stat().exit_code == 0)  // proc(5): what wait(2) would tell
         extras.front().mutable_task()->set_stop_collected(true);
+      if (const int signal = task.proc.stat().exit_signal; signal != SIGCHLD && task.pid != tree->root().pid)
+        extras.front().mutable_task()->set_exit_signal(static_cast<uint32_t>(signal));
       fill_task_ids(ordinal, files->files_id(task.pid), ipc.own_namespace(), *core.mutable_ids());
       images.put(image_name("ids", static_cast<uint64_t>(image_tid)), magic::kIds, core.ids());
       images.put(image_name("creds", static_cast<uint64_t>(image_tid)), magic::kCreds, core.thread_core().creds());
@@ -295,6 +297,7 @@ void Dump::Impl::describe_task_images(size_t index, MemoryDumper& memory) {
     img::core_entry core;
     describe_zombie(task, core);
     images.put(image_name("core", static_cast<uint64_t>(image_pid)), magic::kCore, core);
+    images.write("migrate-ext.img", magic::kMigrateExt).entry(describe_ended(task, image_pid));
     return;
   }
   std::vector<ext::ThreadExt> extras = describe_core(task, static_cast<uint32_t>(index + 1));

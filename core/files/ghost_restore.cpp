@@ -113,6 +113,8 @@ const Fd& GhostRestorer::get(uint32_t ghost_id, const std::string& path, const H
   paths_.attempt(holders, "the deleted file " + path, [&](Right right) {
     fd = make(ghost_id, right, image, path);
     if (image.type() == S_IFREG) fill(fd.get(), image, path);
+    if (const auto has = attributes_.find(ghost_id); has != attributes_.end())
+      set_extended_attributes(fd_link(fd.get()), has->second, "the deleted file " + path);
     give(fd.get(), image.entry, path);
   });
   // No writer stays: a program cannot run from a file that somebody may write to (ETXTBSY, PR_SET_MM_EXE_FILE's

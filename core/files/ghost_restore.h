@@ -4,6 +4,7 @@
 #include <map>
 #include <string>
 
+#include "core/files/extended_attributes.h"
 #include "core/files/task_paths.h"
 #include "core/image/image_set.h"
 #include "images/fdinfo.pb.h"
@@ -18,7 +19,7 @@ class GhostRestorer {
  public:
   /// `entries` and `paths` must outlive this.
   GhostRestorer(const ImageSet& images, const std::map<uint32_t, img::file_entry>& entries, TaskPaths& paths)
-      : images_(images), entries_(entries), paths_(paths) {}
+      : images_(images), entries_(entries), paths_(paths), attributes_(read_ghost_attributes(images)) {}
   /// The file `file_id` is this ghost. Before anything is made.
   void add(uint32_t ghost_id, uint32_t file_id) { by_ghost_.emplace(ghost_id, file_id); }
   bool empty() const { return by_ghost_.empty(); }
@@ -47,9 +48,10 @@ class GhostRestorer {
   const ImageSet& images_;
   const std::map<uint32_t, img::file_entry>& entries_;
   TaskPaths& paths_;
-  std::multimap<uint32_t, uint32_t> by_ghost_;  ///< ghost id → file ids
-  std::map<uint32_t, Fd> made_;                 ///< by ghost id
-  std::map<uint32_t, Fd> prepared_;             ///< by file id
+  const std::map<uint32_t, ExtendedAttributes> attributes_;  ///< by ghost id
+  std::multimap<uint32_t, uint32_t> by_ghost_;               ///< ghost id → file ids
+  std::map<uint32_t, Fd> made_;                              ///< by ghost id
+  std::map<uint32_t, Fd> prepared_;                          ///< by file id
 };
 
 }  // namespace migrate

@@ -56,7 +56,18 @@ void LastingStates::doubt(Look look) {
   if (!full()) doubts_.push_back(std::move(look));
 }
 
+bool LastingStates::waits_well(uint32_t client, const Lists::Sockets& all) const {
+  const auto it = all.find(client);
+  if (it == all.end() || it->second.unread != 0 || !unix_.contains(client)) return false;
+  return std::ranges::any_of(unix_, [&](uint32_t ino) {
+    const auto listener = all.find(ino);
+    return listener != all.end() &&
+           std::ranges::find(listener->second.waiting, client) != listener->second.waiting.end();
+  });
+}
+
 void LastingStates::see_socket(const OpenFile& file, const UnixSocketInfo& info, uint64_t netns) {
+  unix_.insert(info.ino);
   const auto now = [task = file.proc, netns, ino = info.ino](Lists& lists) -> const UnixSocketInfo* {
     auto list = lists.sockets.find(netns);
     if (list == lists.sockets.end()) list = lists.sockets.emplace(netns, list_unix_sockets(task)).first;
@@ -71,20 +82,22 @@ void LastingStates::see_socket(const OpenFile& file, const UnixSocketInfo& info,
       return descriptors_on_their_way(who, *count);
     });
   if (!info.waiting.empty())
-    doubt([now, who = file.who(),
+    doubt([this, now, netns, who = file.who(),
            first = std::set(info.waiting.begin(), info.waiting.end())](Lists& lists) mutable -> std::optional<Refusal> {
       const UnixSocketInfo* socket = now(lists);
       if (socket == nullptr) return std::nullopt;
       // A server may have some at any time: only those count that were there from the beginning.
       const std::set<uint32_t> waiting(socket->waiting.begin(), socket->waiting.end());
-      std::erase_if(first, [&](uint32_t ino) { return !waiting.contains(ino); });
+      std::erase_if(first,
+                    [&](uint32_t ino) { return !waiting.contains(ino) || waits_well(ino, lists.sockets.at(netns)); });
       if (first.empty()) return std::nullopt;
       return connections_not_accepted(who, *socket);
     });
   if (waits_to_be_accepted(info))
-    doubt([now, who = file.who()](Lists& lists) -> std::optional<Refusal> {
+    doubt([this, now, netns, who = file.who()](Lists& lists) -> std::optional<Refusal> {
       const UnixSocketInfo* socket = now(lists);
       if (socket == nullptr || !waits_to_be_accepted(*socket)) return std::nullopt;
+      if (waits_well(socket->ino, lists.sockets.at(netns))) return std::nullopt;
       return not_accepted(who);
     });
 }

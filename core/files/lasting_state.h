@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <utility>
@@ -44,6 +45,8 @@ class LastingStates {
   /// nullopt: it is gone. Throws Error if the task is.
   using Look = std::function<std::optional<Refusal>(Lists&)>;
 
+  /// Sockets of the tree that can be moved as they are: nothing was sent, and the listener is the tree's, too.
+  bool waits_well(uint32_t client, const Lists::Sockets& all) const;
   bool full() const;
   void doubt(Look look);
   bool watched(const Holder& holder, int number) const;
@@ -52,6 +55,7 @@ class LastingStates {
   const std::vector<ProcDir>& tasks_;
   std::vector<Look> doubts_;
   std::vector<Holder> epolls_;
+  std::set<uint32_t> unix_;  ///< inodes of the tree's Unix sockets
 };
 
 }  // namespace migrate

@@ -6,6 +6,7 @@
 #include <optional>
 #include <sstream>
 
+#include "core/files/extended_attributes.h"
 #include "core/files/file_owners.h"
 #include "core/files/paths.h"
 #include "core/files/task_paths.h"
@@ -69,6 +70,12 @@ void check_not_of_thread(const OpenFile& file) {
 
 }  // namespace
 
+namespace {
+
+std::string deleted_file(const OpenFile& file) { return file.who() + ", the deleted file " + file.link; }
+
+}  // namespace
+
 void check_ghost(const OpenFile& file, const FileDumpOptions& options) {
   check_not_of_thread(file);
   if (file.st.stx_nlink != 0) return;
@@ -77,14 +84,14 @@ void check_ghost(const OpenFile& file, const FileDumpOptions& options) {
   // Its content is read while the tree stands still: by a server, which may take any time, or be stopped with the tree.
   if (file.type() == S_IFREG && file.proc != nullptr && file.info.mnt_id >= 0 &&
       file_system_of(*file.proc, file.info.mnt_id).starts_with("fuse"))
-    throw Refusal(file.who() + ", the deleted file " + file.link + " on a file system in user space (FUSE)",
-                  "close it first");
+    throw Refusal(deleted_file(file) + " on a file system in user space (FUSE)", "close it first");
   const uint64_t bytes = std::min<uint64_t>(file.st.stx_size, file.st.stx_blocks * 512);
   if (file.type() == S_IFREG && bytes > options.ghost_limit)
-    throw Refusal(file.who() + ", the deleted file " + file.link + " of " + std::to_string(file.st.stx_size) + " bytes",
+    throw Refusal(deleted_file(file) + " of " + std::to_string(file.st.stx_size) + " bytes",
                   options.advise_options ? "raise --ghost-limit to carry its content along"
                                          : "close it first; no more than " + std::to_string(options.ghost_limit) +
                                                " bytes of a deleted file are carried along");
+  if (file.ours) read_extended_attributes(fd_link(file.ours.get()), deleted_file(file));
 }
 
 namespace {
@@ -245,6 +252,8 @@ void RegularDumper::write_ghost(const OpenFile& file, uint32_t ghost_id) {
   ghost.set_ino(st.stx_ino);
   set_time(*ghost.mutable_atim(), st.stx_atime);
   set_time(*ghost.mutable_mtim(), st.stx_mtime);
+  write_extended_attributes(read_extended_attributes(fd_link(file.ours.get()), deleted_file(file)), ghost_id,
+                            context_.images);
   char name[32];
   std::snprintf(name, sizeof name, "ghost-file-%x.img", ghost_id);
   ImageWriter out = context_.images.write(name, magic::kGhostFile);

@@ -41,7 +41,10 @@ void parse_attribute(const rtattr& a, UnixSocketInfo& out) {
       break;
     case UNIX_DIAG_RQLEN:
       if (out.state == kListening) out.backlog = word(1);
-      if (out.state != kListening) out.queued = word(0);
+      if (out.state != kListening) {
+        out.queued = word(0);
+        out.unread = word(1);
+      }
       break;
     case UNIX_DIAG_SHUTDOWN:
       if (length >= 1) out.shutdown = static_cast<uint8_t>(*data);

@@ -21,6 +21,7 @@ struct UnixSocketInfo {
   std::vector<uint32_t> waiting;  ///< inodes of connections not accepted yet
   uint32_t backlog = 0;           ///< of listening sockets
   uint32_t queued = 0;            ///< of others: bytes to be received, of datagrams those of the first
+  uint32_t unread = 0;            ///< of others: memory of what they have sent and nobody has received yet
 };
 
 /// A piece of the kernel's answer, aligned to four bytes. True: it was the last. Throws Error for a refusal.

@@ -202,8 +202,6 @@ class QueueReader {
 
 }  // namespace
 
-UnixQueue read_unix_queue(int fd, uint32_t type, const std::string& who) {
-  return QueueReader(fd, type, who).read();
-}
+UnixQueue read_unix_queue(int fd, uint32_t type, const std::string& who) { return QueueReader(fd, type, who).read(); }
 
 }  // namespace migrate

@@ -23,6 +23,8 @@
 namespace migrate {
 namespace {
 
+constexpr uint32_t kMostWaiting = 1 << 20;
+
 Fd new_socket(const img::unix_sk_entry& e, int flags = 0) {
   return Fd(check(::socket(AF_UNIX, static_cast<int>(e.type()) | SOCK_CLOEXEC | flags, 0), "make", "a Unix socket"));
 }
@@ -125,6 +127,12 @@ void UnixRestorer::check_entries() {
       throw Corrupt("files.img", who_is(e) + " has no peer");
     if (peer != nullptr && peer->entry->type() != e.type())
       throw Corrupt("files.img", who_is(e) + " has a peer of another type");
+    if (peer != nullptr && peer->entry->state() == kSocketListen) {
+      const ext::SocketState* state = states_.find(e.id());
+      if (e.state() != kSocketEstablished || state == nullptr || state->waits() == 0 || state->waits() > kMostWaiting)
+        throw Corrupt("files.img", who_is(e) + " cannot wait to be accepted");
+      continue;
+    }
     if (!datagram && (peer->entry->peer() != ino || e.peer() == ino))
       throw Corrupt("files.img", who_is(e) + " is not its peer's peer");
   }
@@ -136,6 +144,7 @@ std::map<uint32_t, Fd> UnixRestorer::open_all() {
   make_pairs();
   make_connections();
   make_singles();
+  make_waiting();
   for (auto& [ino, s] : sockets_) connect_datagram(s);
   for (auto& [ino, s] : sockets_) fill_queue(s);
   leave_unread();
@@ -174,6 +183,11 @@ void UnixRestorer::plan(Socket& a) {
     return;
   }
   Socket* b = by_inode(peer);
+  if (b != nullptr && b->entry->state() == kSocketListen) {
+    a.planned = true;
+    callers_[peer].push_back({states_.find(a.entry->id())->waits(), &a});
+    return;
+  }
   // Datagram sockets that merely send to a named one are connected later, by that name; so are two that are connected
   // to each other, of which the kernel does not tell who did it, as it does of a pair.
   if (b == nullptr || b == &a || b->entry->peer() != a.entry->ino()) return;
@@ -307,6 +321,46 @@ void UnixRestorer::make_singles() {
   batch.run();
 }
 
+void UnixRestorer::make_waiting() {
+  for (auto& [ino, callers] : callers_) {
+    std::ranges::sort(callers, {}, &Caller::place);
+    let_connect(sockets_.at(ino), callers);
+  }
+}
+
+/// In their order, which the steps of several makers do not keep.
+void UnixRestorer::let_connect(const Socket& listener, const std::vector<Caller>& callers) {
+  const UnixAddress address(listener.entry->name());
+  Fd file;
+  std::string self;
+  mode_t mode = 0;
+  if (!abstract_name(listener.entry->name())) {
+    file = open_path(reachable_name(*listener.entry), O_PATH | O_NOFOLLOW);
+    self = fd_link(file.get());
+    mode = stat_cached(file.get(), "", AT_EMPTY_PATH, who_is(*listener.entry)).stx_mode & 07777;
+    // connect(2) wants to write to it. Nobody else can reach it by now.
+    check(::chmod(self.c_str(), 0777), "set the mode of", who_is(*listener.entry));
+  }
+  for (const Caller& caller : callers) {
+    Socket& a = *caller.socket;
+    a.fd = new_socket(*a.entry, SOCK_NONBLOCK);
+    // Who it was the kernel does not tell before the connection is accepted: most likely who has it.
+    const FileCredentials& who = a.holders->front();
+    const uint32_t pid = std::min(states_.find(a.entry->id())->connector(), static_cast<uint32_t>(kMaxPid));
+    SocketBatch batch(maker_);
+    SocketStep step;
+    step.kind = SocketStep::Kind::connect;
+    step.socket = a.fd.get();
+    step.file = file.get();
+    step.name = address.raw;
+    step.length = address.length;
+    batch.add({pid, who.uid, who.gid, who.groups}, step);
+    batch.run();
+    if (!a.entry->name().empty()) backstage([&] { bind_backstage(a.fd.get(), *a.entry); });
+  }
+  if (file) check(::chmod(self.c_str(), mode), "set the mode of", who_is(*listener.entry));
+}
+
 void UnixRestorer::bind_name(Socket& a) {
   const std::string path = clean_name(a.entry->name());
   if (abstract_name(path)) {
@@ -328,7 +382,7 @@ std::string UnixRestorer::reachable_name(const Entry& entry) {
   if (std::string hidden = names_.reachable(entry.ino()); !hidden.empty()) return hidden;
   if (abstract_name(entry.name())) return entry.name();
   if (const auto file = unseen_.find(entry.ino()); file != unseen_.end()) return fd_link(file->second.get());
-  throw Refusal("the images hold a datagram socket connected to " + who_is(entry) + ", which has no name any more",
+  throw Refusal("the images hold a socket connected to " + who_is(entry) + ", which has no name any more",
                 "it cannot be restored");
 }
 

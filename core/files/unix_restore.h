@@ -58,6 +58,10 @@ class UnixRestorer {
     Socket *server, *client;  ///< the accepted end, and the one that connected
     PeerCredentials listener, connector;
   };
+  struct Caller {
+    uint32_t place;  ///< in the listener's queue
+    Socket* socket;
+  };
   struct Packet {
     std::span<const std::byte> bytes;
     std::optional<ucred> from{};  ///< who sent it, if that is told
@@ -80,6 +84,8 @@ class UnixRestorer {
   void make_connections();
   void connect_all(std::span<Connection> connections);
   void make_singles();
+  void make_waiting();
+  void let_connect(const Socket& listener, const std::vector<Caller>& callers);
   void bind_name(Socket& a);
   void connect_datagram(Socket& a);
   void connect_external(Socket& a, const Entry& to);
@@ -104,7 +110,8 @@ class UnixRestorer {
   std::map<uint32_t, const Entry*> external_;  ///< likewise
   std::vector<Pair> pairs_;
   std::vector<Connection> connections_;
-  std::deque<Entry> gone_entries_;  ///< of closed peers, which are there until queues are filled
+  std::map<uint32_t, std::vector<Caller>> callers_;  ///< who waits to be accepted, by the listener's inode
+  std::deque<Entry> gone_entries_;                   ///< of closed peers, which are there until queues are filled
   std::deque<Socket> gone_;
   std::map<uint32_t, Socket*> widows_;              ///< by inode: the closed peer
   std::map<uint32_t, std::vector<Packet>> queues_;  ///< by file id

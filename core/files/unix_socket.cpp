@@ -66,12 +66,12 @@ void UnixDumper::dump(const OpenFile& file) {
   describe_name(file, info, e, state);
   if (const auto fds = fdinfo_field(file.info, "scm_fds:"); fds && *fds != "0")
     throw descriptors_on_their_way(file.who(), std::string(*fds));
-  if (!info.waiting.empty()) throw connections_not_accepted(file.who(), info);
   if (info.state != kSocketListen && dump_queue(file, info)) state.set_reset(true);
   std::optional<PeerCredentials> peer = peer_credentials(file.ours.get(), file.who());
   if (peer) peer->pid = static_cast<uint32_t>(context_.pid_in_tree(static_cast<pid_t>(peer->pid)));
   record_owner(context_, file, peer);
-  seen_.emplace(info.ino, Seen{std::move(entry), std::move(state), file.who(), info, netns});
+  const pid_t holder = context_.pid_in_tree(file.proc->pid());
+  seen_.emplace(info.ino, Seen{std::move(entry), std::move(state), file.who(), info, netns, holder});
 }
 
 void UnixDumper::describe_name(const OpenFile& file, const UnixSocketInfo& info, img::unix_sk_entry& out,
@@ -112,9 +112,22 @@ bool UnixDumper::dump_queue(const OpenFile& file, const UnixSocketInfo& info) {
   return queue.reset;
 }
 
+/// Nobody can look into the other end of a connection before it is accepted: what is on its way cannot be read.
+void UnixDumper::describe_waiting(const Seen& listening) {
+  uint32_t place = 0;
+  for (const uint32_t ino : listening.info.waiting) {
+    const auto client = seen_.find(ino);
+    if (client == seen_.end() || client->second.info.unread != 0)
+      throw connections_not_accepted(listening.who, listening.info);
+    client->second.entry.mutable_usk()->set_peer(listening.info.ino);
+    client->second.state.set_waits(++place);
+    client->second.state.set_connector(static_cast<uint32_t>(client->second.holder));
+  }
+}
+
 void UnixDumper::check_peer(const Seen& seen) {
   const uint32_t peer = seen.info.peer;
-  if (waits_to_be_accepted(seen.info)) throw not_accepted(seen.who);
+  if (waits_to_be_accepted(seen.info) && !seen.state.has_waits()) throw not_accepted(seen.who);
   if (peer == 0 || seen_.contains(peer)) return;
   const auto& all = sockets_.at(seen.netns);
   const auto it = all.find(peer);
@@ -146,6 +159,7 @@ void UnixDumper::check_peer(const Seen& seen) {
 }
 
 void UnixDumper::finish() {
+  for (const auto& [ino, seen] : seen_) describe_waiting(seen);
   for (const auto& [ino, seen] : seen_) check_peer(seen);
   for (const auto& [ino, seen] : seen_) context_.emit(seen.entry);
   for (const auto& [ino, seen] : seen_) context_.images.write(kSocketsImage, kSocketsMagic).entry(seen.state);

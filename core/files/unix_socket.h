@@ -44,12 +44,14 @@ class UnixDumper {
     std::string who;
     UnixSocketInfo info;
     uint64_t netns;
+    pid_t holder;  ///< one that has it, as the tree numbers it
   };
   const UnixSocketInfo& info_of(const OpenFile& file, uint64_t netns);
   void describe_name(const OpenFile& file, const UnixSocketInfo& info, img::unix_sk_entry& out,
                      ext::SocketState& state);
   /// Whether the socket is reset.
   bool dump_queue(const OpenFile& file, const UnixSocketInfo& info);
+  void describe_waiting(const Seen& listening);
   void check_peer(const Seen& seen);
 
   DumpContext& context_;

@@ -9,6 +9,7 @@
 
 #include "core/base/error.h"
 #include "ext/ext.pb.h"
+#include "ext/files.pb.h"
 #include "images/core.pb.h"
 #include "images/fdinfo.pb.h"
 #include "images/file-lock.pb.h"
@@ -279,6 +280,16 @@ const Subjects<ext::ThreadExt>& of_extras() {
       {"denied executable memory", [](ext::ThreadExt& e) { e.mutable_task()->clear_mdwe(); }},
       {"memory merge", [](ext::ThreadExt& e) { e.mutable_task()->clear_memory_merge(); }},
       {"locks of what comes", [](ext::ThreadExt& e) { e.mutable_task()->clear_lock_future(); }},
+      {"exit signals", [](ext::ThreadExt& e) { e.mutable_task()->clear_exit_signal(); }},
+      {"users of zombies", [](ext::ThreadExt& e) { e.mutable_task()->clear_uid(); }},
+      {"time slices", [](ext::ThreadExt& e) { e.clear_slice_ns(); }},
+  };
+  return all;
+}
+
+const Subjects<ext::GhostAttribute>& of_ghost_attributes() {
+  static const Subjects<ext::GhostAttribute> all{
+      {"extended attributes of deleted files", [](ext::GhostAttribute& e) { e.clear_value(); }},
   };
   return all;
 }
@@ -295,6 +306,7 @@ void for_each_table(Function change) {
   change(of_memory_files());
   change(of_pipe_data());
   change(of_extras());
+  change(of_ghost_attributes());
 }
 
 template <typename Entry>

@@ -90,10 +90,10 @@ struct Area {
   __s64 dumpable, thp_disabled, brk, membarrier;
   __s64 mdwe, memory_merge;  ///< a negative errno where the kernel lacks them
   __s32 child_subreaper;
-  __u32 lock_future;  ///< MCL_FUTURE, MCL_ONFAULT
+  __u32 lock_future;             ///< MCL_FUTURE, MCL_ONFAULT
   Timespec monotonic, boottime;  ///< before the timers
   Timespec itimers_read;         ///< CLOCK_MONOTONIC right after getitimer(2)
-  __s64 ldt_bytes;  ///< of modify_ldt(2)
+  __s64 ldt_bytes;               ///< of modify_ldt(2)
   __u64 ldt[kMostSegments];
   Thread leader;
   Thread thread;  ///< of the thread that is being visited

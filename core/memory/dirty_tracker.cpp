@@ -184,6 +184,7 @@ void DirtyTracker::Impl::add_task(const LivingTask& living, Round& round) {
                           .pgid = living.pgid,
                           .sid = living.sid,
                           .terminal = living.terminal,
+                          .exit_signal = living.exit_signal,
                           .areas = {}};
   TaskTracker* task = nullptr;
   try {

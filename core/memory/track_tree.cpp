@@ -36,7 +36,9 @@ std::optional<Looked> look_at(pid_t pid, const LivingTask* parent) {
     found.task.image_pid = innermost_of(status, "NSpid");
     found.task.pgid = innermost_of(status, "NSpgid");
     found.task.sid = innermost_of(status, "NSsid");
-    found.task.terminal = pseudo_terminal(proc.stat().tty_nr);
+    const ProcStat stat = proc.stat();
+    found.task.terminal = pseudo_terminal(stat.tty_nr);
+    found.task.exit_signal = stat.exit_signal;
     if (found.task.image_pid == 0) return std::nullopt;
     if (parent != nullptr) {
       found.task.parent = parent->pid;

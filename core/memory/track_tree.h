@@ -12,6 +12,7 @@ struct LivingTask {
   pid_t pid = 0;                                           ///< as our /proc numbers it
   pid_t parent = 0;                                        ///< likewise; 0 for the root
   pid_t image_pid = 0, image_ppid = 0, pgid = 0, sid = 0;  ///< innermost numbers; image_ppid 0 for the root
+  int exit_signal = 0;                                     ///< clone(2)
   int terminal = -1;                                       ///< its controlling terminal is /dev/pts/N; -1: none
   bool borrows_memory = false;                             ///< runs in its parent's memory (between vfork and exec)
 };

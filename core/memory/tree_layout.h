@@ -1,6 +1,7 @@
 // What is known of a tree's memory while it still runs: enough to make room for its pages elsewhere.
 #pragma once
 
+#include <signal.h>
 #include <sys/types.h>
 
 #include <cstdint>
@@ -27,6 +28,7 @@ struct TreeLayout {
   struct Task {
     pid_t pid = 0, ppid = 0, pgid = 0, sid = 0;  ///< as the images will number them; ppid of the root: 0
     int terminal = -1;                           ///< its controlling terminal is /dev/pts/N; -1: none
+    int exit_signal = SIGCHLD;                   ///< what its parent gets at its end (clone(2)); 0: nothing
     std::vector<Area> areas;                     ///< ascending, disjoint
     bool operator==(const Task&) const = default;
   };

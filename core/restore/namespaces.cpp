@@ -111,10 +111,10 @@ constexpr std::chrono::milliseconds kForOthers{500};
 
 }  // namespace
 
-pid_t fork_with_pid(pid_t pid, uint64_t parent_flag) {
+pid_t fork_with_pid(pid_t pid, uint64_t parent_flag, int exit_signal) {
   clone_args args{};
   args.flags = parent_flag;
-  args.exit_signal = parent_flag == 0 ? SIGCHLD : 0;
+  args.exit_signal = parent_flag == 0 ? static_cast<uint64_t>(exit_signal) : 0;
   if (pid != 0) {
     args.set_tid = reinterpret_cast<uint64_t>(&pid);
     args.set_tid_size = 1;

@@ -6,14 +6,16 @@
 #include <functional>
 #include <string>
 
+#include <signal.h>
+
 #include "core/base/clock.h"
 #include "core/restore/restore.h"
 
 namespace migrate {
 
-/// clone3(2) as fork(2): the child is a copy of us with pid `pid` (0: any). `parent_flag`: CLONE_PARENT or 0. Returns 0
-/// in the child. Throws Error in one sentence if the pid is taken.
-pid_t fork_with_pid(pid_t pid, uint64_t parent_flag = 0);
+/// clone3(2) as fork(2): the child is a copy of us with pid `pid` (0: any). `parent_flag`: CLONE_PARENT (its exit
+/// signal is ours then) or 0. Returns 0 in the child. Throws Error in one sentence if the pid is taken.
+pid_t fork_with_pid(pid_t pid, uint64_t parent_flag = 0, int exit_signal = SIGCHLD);
 
 /// The clock values that the tree should read now; nullopt if neither the options nor the images say.
 struct NamespaceClocks {

@@ -152,7 +152,7 @@ Fd pack_layout(const TreeLayout& layout) {
   Packer p;
   p.number(layout.tasks.size());
   for (const TreeLayout::Task& t : layout.tasks) {
-    for (const int id : {t.pid, t.ppid, t.pgid, t.sid, t.terminal}) p.small(id);
+    for (const int id : {t.pid, t.ppid, t.pgid, t.sid, t.terminal, t.exit_signal}) p.small(id);
     put_areas(p, t.areas);
   }
   p.number(layout.objects.size());
@@ -175,7 +175,7 @@ TreeLayout unpack_layout(int fd) {
   TreeLayout layout;
   layout.tasks.resize(u.count());
   for (TreeLayout::Task& t : layout.tasks) {
-    for (int* id : {&t.pid, &t.ppid, &t.pgid, &t.sid, &t.terminal}) *id = u.small();
+    for (int* id : {&t.pid, &t.ppid, &t.pgid, &t.sid, &t.terminal, &t.exit_signal}) *id = u.small();
     t.areas = get_areas(u);
   }
   layout.objects.resize(u.count());

@@ -25,6 +25,7 @@
 #include "core/restore/session_terminal.h"
 #include "core/restore/shell_finish.h"
 #include "core/restore/staging.h"
+#include "ext/ext.pb.h"
 #include "images/core.pb.h"
 
 namespace migrate {
@@ -202,14 +203,36 @@ class Shell {
   }
 
   void end_child(pid_t pid) {
+    // It may tell us by any signal, which the task that we become must not get.
+    sigset_t all, before;
+    ::sigfillset(&all);
+    ::sigprocmask(SIG_SETMASK, &all, &before);
     ::kill(pid, SIGKILL);
-    check(::waitpid(pid, nullptr, 0), "wait for the end of task", std::to_string(pid));
+    check(::waitpid(pid, nullptr, __WALL), "wait for the end of task", std::to_string(pid));
+    const timespec none{};
+    std::set<int> others;
+    for (siginfo_t info; ::sigtimedwait(&all, &info, &none) > 0;)
+      if (info.si_code != CLD_KILLED) others.insert(info.si_signo);
+    for (const int signal : others) ::kill(::getpid(), signal);
+    ::sigprocmask(SIG_SETMASK, &before, nullptr);
+  }
+
+  /// waitid(2) tells of whom a dead task was.
+  void become_its_user() {
+    auto reader = images_.read("migrate-ext.img", magic::kMigrateExt);
+    for (ext::ThreadExt e; reader && reader->next(e); e.Clear()) {
+      const ext::TaskExt& t = e.task();
+      if (static_cast<pid_t>(e.tid()) != node_.pid || !t.has_uid()) continue;
+      check(::setresgid(t.gid(), t.gid(), t.gid()), "set the group of", "task " + std::to_string(node_.pid));
+      check(::setresuid(t.uid(), t.uid(), t.uid()), "set the user of", "task " + std::to_string(node_.pid));
+    }
   }
 
   [[noreturn]] void end_as_zombie() {
     img::core_entry core;
     images_.need(image_name("core", static_cast<uint64_t>(node_.pid)), magic::kCore, core);
     ::prctl(PR_SET_NAME, core.tc().comm().c_str());
+    become_its_user();
     ::prctl(PR_SET_DUMPABLE, 0);  // a core_pattern that is a program does not ask for the limit
     const int status = static_cast<int>(core.tc().exit_code());
     if (!WIFSIGNALED(status)) ::_exit(WEXITSTATUS(status));
@@ -344,7 +367,8 @@ class Shell {
 };
 
 void fork_shell(ShellContext& context, int index, uint64_t parent_flag) {
-  if (fork_with_pid(context.tasks[static_cast<size_t>(index)].pid, parent_flag) != 0) return;
+  const TaskNode& node = context.tasks[static_cast<size_t>(index)];
+  if (fork_with_pid(node.pid, parent_flag, node.parent < 0 ? SIGCHLD : node.exit_signal) != 0) return;
   Shell(context, static_cast<size_t>(index)).run();
 }
 

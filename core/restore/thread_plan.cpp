@@ -23,6 +23,16 @@ using restorer::Tag;
 
 constexpr size_t kThreadStack = 2048;
 constexpr uint64_t kDefaultSlackNs = 50'000;
+constexpr uint64_t kResetOnFork = 1;
+
+/// sched_setattr(2)
+struct SchedAttr {
+  uint32_t size, policy;
+  uint64_t flags;
+  int32_t nice;
+  uint32_t priority;
+  uint64_t runtime, deadline, period;
+};
 
 /// Those that the image does not have are as usual, where the kernel knows them.
 void plan_attributes(const ext::ThreadExt& e, OpList& list) {
@@ -48,6 +58,12 @@ void plan_scheduling(const TaskImage& task, size_t thread, Region& region, OpLis
   list.call(Tag::scheduling, SYS_sched_setscheduler, {0, policy, region.put_value(param)});
   list.call(Tag::scheduling, SYS_setpriority,
             {PRIO_PROCESS, 0, static_cast<uint64_t>(static_cast<int64_t>(core.sched_nice()))});
+  if (e.has_slice_ns() && (core.sched_policy() == SCHED_OTHER || core.sched_policy() == SCHED_BATCH)) {
+    SchedAttr attr{.size = sizeof attr, .policy = core.sched_policy(), .flags = e.reset_on_fork() ? kResetOnFork : 0};
+    attr.nice = core.sched_nice();
+    attr.runtime = e.slice_ns();
+    list.call(Tag::scheduling, SYS_sched_setattr, {0, region.put_value(attr), 0});
+  }
   // A host with fewer CPUs keeps the mask it has.
   if (!e.affinity().empty()) {
     std::string mask = e.affinity().substr(0, 1024);

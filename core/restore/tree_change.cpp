@@ -45,6 +45,7 @@ class ChangePlanner {
   void plan_existing(TaskNode& t, const TaskNode& old) {
     if (old.zombie) impossible(t, "has ended already");
     if (parent_of(want_, t) != parent_of(have_, old)) impossible(t, "has another parent");
+    if (t.exit_signal != old.exit_signal) impossible(t, "has another exit signal");
     pid_t group = old.pgid;
     if (t.sid != old.sid) {
       // The kernel refuses a group's leader.

@@ -14,6 +14,7 @@
 #include "core/files/terminal_state.h"
 #include "core/image/magic.h"
 #include "core/restore/address_space.h"
+#include "ext/ext.pb.h"
 #include "images/core.pb.h"
 #include "images/pstree.pb.h"
 
@@ -68,6 +69,23 @@ uint32_t state_of(const ImageSet& images, pid_t pid) {
   if (state == kTaskZombie) return kTaskDead;
   if (state != kTaskAlive && state != kTaskDead && state != kTaskStopped) throw Corrupt(name, "unknown task state");
   return state;
+}
+
+int checked_signal(uint32_t value) {
+  if (value >= NSIG) throw Corrupt("migrate-ext.img", "a task has an impossible exit signal");
+  return static_cast<int>(value);
+}
+
+/// A zombie has sent its signal; that it has one of its own tells whom wait(2) finds (__WCLONE).
+void read_exit_signals(const ImageSet& images, const std::map<pid_t, int>& index, std::vector<TaskNode>& tasks) {
+  auto reader = images.read("migrate-ext.img", magic::kMigrateExt);
+  for (ext::ThreadExt e; reader && reader->next(e); e.Clear()) {
+    const auto at = index.find(static_cast<pid_t>(e.tid()));
+    if (at == index.end() || !e.task().has_exit_signal()) continue;
+    TaskNode& task = tasks[static_cast<size_t>(at->second)];
+    const int signal = checked_signal(e.task().exit_signal());
+    task.exit_signal = task.zombie && signal != SIGCHLD ? 0 : signal;
+  }
 }
 
 /// A session has its leader's terminal, and without a leader none. A member may have given it up (TIOCNOTTY).
@@ -213,6 +231,7 @@ std::vector<TaskNode> read_tree(const ImageSet& images) {
   if (tasks.empty()) throw Corrupt("pstree.img", "it names no task");
   for (const TaskNode& t : tasks)
     if (t.zombie && !t.children.empty()) throw Corrupt("pstree.img", "a dead task has children");
+  read_exit_signals(images, index, tasks);
   read_controlling_terminals(images, tasks);
   return tasks;
 }
@@ -233,6 +252,7 @@ std::vector<TaskNode> read_tree(const TreeLayout& layout) {
     n.sid = checked(task.sid, true);
     n.threads = {n.pid};
     n.terminal = task.terminal;
+    n.exit_signal = checked_signal(static_cast<uint32_t>(task.exit_signal));
     if (!tasks.empty()) {
       const auto parent = index.find(n.ppid);
       if (parent == index.end()) throw Corrupt(kWhere, task_name(n.pid) + " comes before its parent");

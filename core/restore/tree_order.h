@@ -16,6 +16,7 @@ struct TaskNode {
   pid_t pid = 0, ppid = 0, pgid = 0, sid = 0;
   std::vector<pid_t> threads;  ///< the leader's first
   bool zombie = false;
+  int exit_signal = SIGCHLD;  ///< clone(2); 0: none
   int terminal = -1;          ///< its controlling terminal is /dev/pts/N; -1: none, or one outside of the tree
   int parent = -1;            ///< index; -1 for the root
   std::vector<int> children;  ///< indices

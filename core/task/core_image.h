@@ -61,6 +61,9 @@ ext::ThreadExt describe_thread(const ThreadInputs& in, img::core_entry& core);
 /// first have not counted on meanwhile. Timers of processor time stand still.
 void count_back(TaskHarvest& harvest, const std::vector<PosixTimer>& timers, int64_t ago_ns);
 
+/// What migrate-ext.img says of a task that has ended.
+ext::ThreadExt describe_ended(const StoppedTask& task, pid_t image_pid);
+
 /// Fills tc of a living task's leader.
 void describe_task(const StoppedTask& task, const TaskHarvest& harvest, const std::vector<PosixTimer>& timers,
                    const ImagePids& pids, img::core_entry& core);

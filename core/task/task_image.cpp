@@ -143,6 +143,21 @@ void describe_task(const StoppedTask& task, const TaskHarvest& harvest, const st
     out.set_membarrier_registration_mask(static_cast<uint32_t>(harvest.membarrier_registrations));
 }
 
+ext::ThreadExt describe_ended(const StoppedTask& task, pid_t image_pid) {
+  ext::ThreadExt extras;
+  extras.set_tid(static_cast<uint32_t>(image_pid));
+  if (const int signal = task.proc.stat().exit_signal; signal != SIGCHLD)
+    extras.mutable_task()->set_exit_signal(static_cast<uint32_t>(signal));
+  const StatusFields status = task.proc.status();
+  const auto real = [&](const char* key) {
+    const std::string ids = status_field(status, key);
+    return parse_number<uint32_t>(ids.substr(0, ids.find('\t')), std::string("/proc/PID/status: ") + key);
+  };
+  extras.mutable_task()->set_uid(real("Uid"));
+  extras.mutable_task()->set_gid(real("Gid"));
+  return extras;
+}
+
 void describe_zombie(const StoppedTask& task, img::core_entry& core) {
   core.set_mtype(img::core_entry::X86_64);
   img::task_core_entry& out = *core.mutable_tc();

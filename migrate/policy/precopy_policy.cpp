@@ -206,11 +206,16 @@ double PrecopyPolicy::settled_estimate(double slowed, const DowntimeEstimate& no
   return now.fixed + now.stopped + pages * bytes_per_page_ / stopped_bandwidth();
 }
 
+/// What a throttle can bring the estimate to at best: the limit, or hardly more than what no throttle makes smaller.
+double PrecopyPolicy::throttle_goal(const DowntimeEstimate& now) const {
+  return std::max(options_.max_downtime, (now.fixed + now.stopped) * (1 + kLeastGain));
+}
+
 /// The first step that should do, but each at most once; the next one if none should.
 void PrecopyPolicy::next_throttle_step(const DowntimeEstimate& now) {
   size_t step = throttle_step_;
   const auto does = [&](size_t i) {
-    return settled_estimate(kThrottleSteps[i] / cpu_share_, now) <= options_.max_downtime;
+    return settled_estimate(kThrottleSteps[i] / cpu_share_, now) <= throttle_goal(now);
   };
   while (step < kThrottleSteps.size() && !does(step)) ++step;
   if (step == kThrottleSteps.size()) step = throttle_step_;
@@ -240,11 +245,12 @@ void PrecopyPolicy::not_converging(Decision& d, const Bounds& reached, double fl
     return;
   }
   if (options_.on_no_convergence == OnNoConvergence::throttle && no_throttle_.empty() && !reached.rounds &&
-      !reached.time && floor <= options_.max_downtime && throttle_step_ < kThrottleSteps.size()) {
+      !reached.time && d.now.total() > throttle_goal(d.now) && throttle_step_ < kThrottleSteps.size()) {
     next_throttle_step(d.now);
     d.action = Decision::Action::throttle;
     d.cpu_share = cpu_share_;
-    d.reason += "the program is slowed down to " + percent(cpu_share_) + " of its CPU time, since " + because;
+    d.reason += "the program is slowed down to " + percent(cpu_share_) + " of its CPU time" +
+                (floor > options_.max_downtime ? " for the sake of the rest, although " : ", since ") + because;
     return;
   }
   // A writer in bursts: a moment ago it was better, and may soon be again.

@@ -104,6 +104,7 @@ class PrecopyPolicy {
     return (stopped_bandwidth_ > 0 ? stopped_bandwidth_ : link_.bandwidth()) * freed_;
   }
   double settled_estimate(double slowed, const DowntimeEstimate& now) const;
+  double throttle_goal(const DowntimeEstimate& now) const;
   void next_throttle_step(const DowntimeEstimate& now);
   void learn(const RoundMeasure& measure);
   Bounds bounds(const RoundMeasure& measure, const Decision& decision);

@@ -94,7 +94,9 @@ TEST(AnswersTest, ImpossibleOnesAreNoticed) {
       [](parasite::Area& a) { a.monotonic.sec = -1; },
       [](parasite::Area& a) { a.boottime.sec = INT64_MAX; },
       [](parasite::Area& a) { a.boottime.nsec = 1'000'000'000; },
-      [](parasite::Area& a) { a.itimers_read = {1000, 0}; },
+      [](parasite::Area& a) {
+        a.itimers_read = {1000, 0};
+      },
       [](parasite::Area& a) { a.itimers_read.sec = 1 << 20; },
   };
   for (const Change& change : changes) {
@@ -110,11 +112,15 @@ TEST(AnswersTest, ImpossibleOnesAreNoticed) {
   EXPECT_THROW(answered_thread(thread, kTid, 0), Corrupt);
   EXPECT_THROW(answered_thread(parasite::Thread{}, kTid, int64_t{1} << 32), Corrupt);
   using TimerChange = void (*)(parasite::Timer&);
-  for (const TimerChange change : {TimerChange{[](parasite::Timer& t) { t.value_nsec = 1'000'000'000; }},
-                                   TimerChange{[](parasite::Timer& t) { t.error = INT64_MIN; }},
-                                   TimerChange{[](parasite::Timer& t) { t.interval_sec = -1; }},
-                                   TimerChange{[](parasite::Timer& t) { t.after = {1000, 0}; }},
-                                   TimerChange{[](parasite::Timer& t) { t.before = {1001, 8}; }}}) {
+  for (const TimerChange change :
+       {TimerChange{[](parasite::Timer& t) { t.value_nsec = 1'000'000'000; }},
+        TimerChange{[](parasite::Timer& t) { t.error = INT64_MIN; }},
+        TimerChange{[](parasite::Timer& t) { t.interval_sec = -1; }}, TimerChange{[](parasite::Timer& t) {
+          t.after = {1000, 0};
+        }},
+        TimerChange{[](parasite::Timer& t) {
+          t.before = {1001, 8};
+        }}}) {
     parasite::Timer timer = honest_timer();
     change(timer);
     EXPECT_THROW(answered_timer(honest(), timer, 0, kPid), Corrupt);

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <string>
 
+#include "core/files/extended_attributes.h"
 #include "core/files/file_owners.h"
 #include "core/files/option_table.h"
 #include "core/files/pipe.h"
@@ -47,6 +48,7 @@ constexpr std::array<Kind, 26> kKinds{{
     {"migrate-sockets.img", kSocketsMagic},
     {"migrate-terminals.img", kTerminalsMagic},
     {"migrate-ctty.img", kControllingMagic},
+    {"migrate-ghosts.img", kGhostAttributesMagic},
 }};
 constexpr uint8_t kRaw = 0x80;
 

@@ -15,7 +15,8 @@ OWN = {0x43114433: ("images/timens.proto", "img.timens_entry"), 0x4d494758: ("ex
        0x4d494753: ("ext/ext.proto", "ext.PacketSender"), 0x4d49474b: ("ext/ext.proto", "ext.SocketState"),
        0x4d494752: ("ext/ext.proto", "ext.WaitingReader"), 0x4d494754: ("ext/ext.proto", "ext.Terminal"),
        0x4d494743: ("ext/ext.proto", "ext.ControllingTerminal"), 0x4d494745: ("ext/files.proto", "ext.WatchedFile"),
-       0x4d494744: ("ext/files.proto", "ext.EndedProcess"), 0x4d494757: ("ext/files.proto", "ext.Watch")}
+       0x4d494744: ("ext/files.proto", "ext.EndedProcess"), 0x4d494757: ("ext/files.proto", "ext.Watch"),
+       0x4d494741: ("ext/files.proto", "ext.GhostAttribute")}
 
 
 def command():

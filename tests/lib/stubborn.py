@@ -110,11 +110,12 @@ def descriptors_on_their_way():
 
 
 def not_accepted():
-    """A connection that stays in the queue of its listening socket."""
+    """A connection that stays in the queue of its listening socket, with data."""
     s, c = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
     s.bind(os.path.join(FOLDER, "socket"))
     s.listen()
     c.connect(s.getsockname())
+    c.send(b"x")
     return (s, c), s.fileno()
 
 

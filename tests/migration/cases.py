@@ -26,6 +26,7 @@ WORKLOADS = {
     "tcp_inside": ("tcp_inside", []),
     "socket_options": ("socket_options", []),
     "unix_queues": ("unix_queues", []),
+    "unix_waiting": ("unix_waiting", []),
     "multicast": ("multicast", []),
     "renamed_sockets": ("renamed_sockets", []),
     "shut_down": ("shut_down", []),

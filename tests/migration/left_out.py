@@ -89,6 +89,10 @@ NOTICED_BY = {
     "denied executable memory": "memory.deny_write_execute",
     "memory merge": "memory.merge_any",
     "locks of what comes": "memory.mlockall_future",
+    "exit signals": "processes.exit_signal",
+    "users of zombies": "processes.zombie_of_other_user",
+    "time slices": "processes.custom_slice",
+    "extended attributes of deleted files": "files.deleted_with_attributes",
 }
 
 

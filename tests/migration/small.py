@@ -26,14 +26,10 @@ KNOWN_WRONG = {
     "calls.wait_for_signal": Wrong(("leave-running", "live"), "sigtimedwait with a time-out ends with EINTR when its thread is stopped, and runs on"),
     "calls.write_into_full_pipe_partly": Wrong(("leave-running",), "write that has written a part gives that part when its thread is stopped"),
     "files.deleted_and_made_again": Wrong(("inplace", "live"), "a deleted file whose name is another's by now has another name in /proc/PID/fd"),
-    "files.deleted_with_attributes": Wrong(("inplace", "live"), "a deleted file loses its extended attributes"),
     "memory.policy_of_mapping": Wrong(("inplace", "live"), "mbind is not carried"),
     "memory.policy_of_task": Wrong(("inplace", "live"), "set_mempolicy is not carried"),
     "memory.policy_of_thread": Wrong(("inplace", "live"), "set_mempolicy of a thread is not carried"),
-    "processes.custom_slice": Wrong(("inplace", "live"), "a time slice set by sched_setattr is not carried"),
-    "processes.exit_signal": Wrong(("inplace", "live"), "a clone child's exit signal is SIGCHLD afterwards"),
     "processes.group_of_zombie_leader": Wrong(("live",), "a group whose leader is a zombie: its number is taken when the shells are warm"),
-    "processes.zombie_of_other_user": Wrong(("inplace", "live"), "waitid tells another user of a zombie"),
 }
 
 # name: part of the sentence that refuses it. They are tried alone, by `live`, and must be well when it has refused.

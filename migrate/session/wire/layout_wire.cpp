@@ -1,5 +1,7 @@
 #include "migrate/session/wire/layout_wire.h"
 
+#include <signal.h>
+
 #include <algorithm>
 #include <set>
 #include <string>
@@ -42,6 +44,7 @@ wire::Layout::Task* start_task(const TreeLayout::Task& task, wire::Layout& part)
   out->set_pgid(task.pgid);
   out->set_sid(task.sid);
   if (task.terminal >= 0) out->set_terminal(static_cast<uint32_t>(task.terminal));
+  if (task.exit_signal != SIGCHLD) out->set_exit_signal(static_cast<uint32_t>(task.exit_signal));
   return out;
 }
 
@@ -142,7 +145,9 @@ void LayoutParts::add_task(const wire::Layout::Task& task) {
     require_layout(layout_.tasks.size() < kMaxTasks, "too many tasks");
     require_layout(task.terminal() < kMaxTerminals, "an impossible terminal");
     const int terminal = task.has_terminal() ? static_cast<int>(task.terminal()) : -1;
-    layout_.tasks.push_back({task.pid(), task.ppid(), task.pgid(), task.sid(), terminal, {}});
+    require_layout(task.exit_signal() < NSIG, "an impossible exit signal");
+    const int exit_signal = task.has_exit_signal() ? static_cast<int>(task.exit_signal()) : SIGCHLD;
+    layout_.tasks.push_back({task.pid(), task.ppid(), task.pgid(), task.sid(), terminal, exit_signal, {}});
   }
   areas_ += static_cast<size_t>(task.areas_size());
   require_layout(areas_ <= kMaxAreas, "too many areas of memory");

@@ -60,8 +60,9 @@ Verify in_thread(const std::function<Verify()>& set_up);
 
 /// A thread is in `call` all the time, which must not end, but give `want` once `wake` has run; -errno if it fails.
 /// `again` runs when it has ended, before it is made again.
-Verify blocked(const std::function<long()>& call, const std::function<void()>& wake, long want,
-               const std::function<void()>& again = [] {});
+Verify blocked(
+    const std::function<long()>& call, const std::function<void()>& wake, long want,
+    const std::function<void()>& again = [] {});
 
 /// A child that waits until its parent is gone; it may be killed. `first` is what it does before.
 pid_t idle_child(const std::function<void()>& first = [] {});

@@ -110,7 +110,7 @@ TEST(StagedAreasMapped, DiscardedCopiesShowTheFile) {
 
 std::vector<TaskNode> tree_of(std::vector<std::array<pid_t, 4>> rows) {
   TreeLayout layout;
-  for (const auto& [pid, ppid, pgid, sid] : rows) layout.tasks.push_back({pid, ppid, pgid, sid, -1, {}});
+  for (const auto& [pid, ppid, pgid, sid] : rows) layout.tasks.push_back({pid, ppid, pgid, sid, -1, SIGCHLD, {}});
   return read_tree(layout);
 }
 
@@ -143,7 +143,7 @@ TEST(RestoreTreeChange, HostileLayoutsAreThrownOut) {
   for (const auto& [start, end] :
        {std::pair<uint64_t, uint64_t>{0x2000, 0x1000}, {0x1001, 0x3000}, {0x1000, ~uint64_t{0xfff}}}) {
     TreeLayout layout;
-    layout.tasks.push_back({10, 0, 10, 10, -1, {{start, end}}});
+    layout.tasks.push_back({10, 0, 10, 10, -1, SIGCHLD, {{start, end}}});
     EXPECT_THROW(read_tree(layout), Corrupt);
   }
 }

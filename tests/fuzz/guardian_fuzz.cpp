@@ -202,7 +202,7 @@ std::vector<std::vector<std::byte>> seeds() {
   packed(kPackedImages, pack_images(images));
   packed(kTable, pack_table({{1, 2}, {3, 4}}));
   TreeLayout layout;
-  layout.tasks.push_back({42, 0, 42, 42, -1, {{.start = 0x1000, .end = 0x2000}}});
+  layout.tasks.push_back({42, 0, 42, 42, -1, SIGCHLD, {{.start = 0x1000, .end = 0x2000}}});
   layout.objects.push_back({7, 0x1000, true, "memory"});
   packed(kLayout, pack_layout(layout));
   packed(kAreas, pack_areas(layout.tasks[0].areas));

@@ -21,7 +21,7 @@ struct Kind {
 };
 
 /// The order is that of pack_images.py.
-constexpr std::array<Kind, 26> kKinds{{
+constexpr std::array<Kind, 27> kKinds{{
     {"inventory.img", magic::kInventory},
     {"pstree.img", magic::kPstree},
     {"core-%u.img", magic::kCore},

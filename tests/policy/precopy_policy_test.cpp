@@ -137,14 +137,14 @@ TEST(PrecopyPolicy, AFixedCostOverTheLimitIsNotBlamedOnTheWriter) {
   EXPECT_EQ(cancel.rounds, 1u);
   EXPECT_NE(cancel.last.reason.find("do not shrink"), std::string::npos) << cancel.last.reason;
   const Outcome throttle = migrate_it(w, with(OnNoConvergence::throttle));
-  EXPECT_EQ(throttle.cpu_share, 1) << "slowing down cannot help";
+  EXPECT_EQ(throttle.last.cpu_share, 1) << "slowing down cannot help";
 }
 
 TEST(PrecopyPolicy, AThrottleMakesTheRestSmallWhereTheFixedCostIsOverTheLimit) {
   World w = world(steady(262'144, 2 * kLinkPages));
   w.fixed = {0.1, 0.002, 0.1, 0.008, 0.012};
   const Outcome stop = migrate_it(w, {}), throttle = migrate_it(w, with(OnNoConvergence::throttle));
-  EXPECT_LT(throttle.cpu_share, 1);
+  EXPECT_LT(throttle.last.cpu_share, 1);
   EXPECT_LT(throttle.downtime, stop.downtime / 2);
   EXPECT_TRUE(std::ranges::any_of(throttle.decisions, [](const Decision& d) {
     return d.reason.find("slowed down") != std::string::npos && d.reason.find("do not shrink") != std::string::npos;

@@ -13,7 +13,7 @@ constexpr size_t kFrame = 4 << 20;
 TreeLayout layout_of(size_t areas, const std::string& path) {
   TreeLayout layout;
   layout.tasks.push_back({.pid = 7, .ppid = 0, .pgid = 7, .sid = 7, .areas = {}});
-  layout.tasks.push_back({.pid = 8, .ppid = 7, .pgid = 7, .sid = 7, .areas = {}});
+  layout.tasks.push_back({.pid = 8, .ppid = 7, .pgid = 7, .sid = 7, .exit_signal = SIGUSR1, .areas = {}});
   for (size_t i = 0; i < areas; ++i) {
     const uint64_t start = 0x10000 + i * 2 * kPageSize;
     layout.tasks[i % 2].areas.push_back({.start = start,

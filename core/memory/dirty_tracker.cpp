@@ -179,16 +179,10 @@ void DirtyTracker::Impl::add_task(const LivingTask& living, Round& round) {
   // Where the parent has just ended, the task has another one by now, and a place in the next round's layout.
   const auto is_parent = [&](const TreeLayout::Task& task) { return task.pid == living.image_ppid; };
   if (living.parent != 0 && std::ranges::none_of(round.layout.tasks, is_parent)) return;
-  TreeLayout::Task layout{.pid = living.image_pid,
-                          .ppid = living.image_ppid,
-                          .pgid = living.pgid,
-                          .sid = living.sid,
-                          .terminal = living.terminal,
-                          .exit_signal = living.exit_signal,
-                          .areas = {}};
+  TreeLayout::Task layout = layout_of(living);
   TaskTracker* task = nullptr;
   try {
-    if (!living.borrows_memory) round_of(*(task = task_for(living)), living, round, layout);
+    if (!living.borrows_memory && !living.ended) round_of(*(task = task_for(living)), living, round, layout);
   } catch (const Error& e) {
     // Members of a running tree come and go.
     const bool gone = e.code() == ESRCH || e.code() == ENOENT || (task != nullptr && task->ends_within(kEnding));

@@ -16,10 +16,10 @@ class RealTree : public TrackBackend {
  public:
   explicit RealTree(Pid root) : root_(root) {}
   std::vector<LivingTask> living() override {
-    std::vector<LivingTask> all = list_living(root_);
+    std::vector<LivingTask> all = list_living(root_, true);
     for (int i = 0; all.empty() && i < 20 && open_pidfd(root_.get()); ++i) {  // it may be executing a program
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
-      all = list_living(root_);
+      all = list_living(root_, true);
     }
     if (all.empty()) throw Error("track task", std::to_string(root_.get()), ESRCH);
     return all;

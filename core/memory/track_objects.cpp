@@ -115,6 +115,7 @@ class ObjectFinder {
 std::vector<LivingObject> find_shared_objects(const std::vector<LivingTask>& tasks) {
   ObjectFinder finder;
   for (const LivingTask& task : tasks) {
+    if (task.ended) continue;
     try {
       finder.look_at(task);
     } catch (const Error& e) {

@@ -4,6 +4,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
@@ -24,15 +25,17 @@ struct Looked {
   std::vector<pid_t> children;
 };
 
-/// nullopt: it ended, or is ending.
+/// nullopt: it is gone, or is ending.
 std::optional<Looked> look_at(pid_t pid, const LivingTask* parent) {
   try {
     const ProcDir proc(pid);
     const auto status = proc.status();
     const auto state = status.find("State");
-    if (state == status.end() || state->second.starts_with('Z') || state->second.starts_with('X')) return std::nullopt;
-    if (!status.contains("VmSize")) return std::nullopt;  // it has left its memory already
-    Looked found{.task = {.pid = pid}, .children = proc.children()};
+    if (state == status.end() || state->second.starts_with('X')) return std::nullopt;
+    const bool ended = state->second.starts_with('Z');
+    if (!ended && !status.contains("VmSize")) return std::nullopt;  // it has left its memory already
+    Looked found{.task = {.pid = pid, .ended = ended}, .children = {}};
+    if (!ended) found.children = proc.children();
     found.task.image_pid = innermost_of(status, "NSpid");
     found.task.pgid = innermost_of(status, "NSpgid");
     found.task.sid = innermost_of(status, "NSsid");
@@ -43,6 +46,7 @@ std::optional<Looked> look_at(pid_t pid, const LivingTask* parent) {
     if (parent != nullptr) {
       found.task.parent = parent->pid;
       found.task.image_ppid = parent->image_pid;
+      if (ended) return found;
       found.task.borrows_memory = ::syscall(SYS_kcmp, pid, parent->pid, KCMP_VM, 0, 0) == 0;
     }
     return found;
@@ -54,12 +58,25 @@ std::optional<Looked> look_at(pid_t pid, const LivingTask* parent) {
 
 }  // namespace
 
-std::vector<LivingTask> list_living(Pid root) {
-  std::vector<LivingTask> all;
+TreeLayout::Task layout_of(const LivingTask& task) {
+  // A zombie has sent its signal.
+  const int exit_signal = task.ended && task.exit_signal != SIGCHLD ? 0 : task.exit_signal;
+  return {.pid = task.image_pid,
+          .ppid = task.image_ppid,
+          .pgid = task.pgid,
+          .sid = task.sid,
+          .terminal = task.terminal,
+          .exit_signal = task.parent == 0 ? SIGCHLD : exit_signal,
+          .areas = {}};
+}
+
+std::vector<LivingTask> list_living(Pid root, bool with_leaders) {
+  std::vector<LivingTask> all, ended;
   std::vector<std::pair<pid_t, size_t>> to_see;  // and the parent's place
   const auto take = [&](pid_t pid, const LivingTask* parent) {
     auto found = look_at(pid, parent);
     if (!found) return;
+    if (found->task.ended) return ended.push_back(found->task);
     for (const pid_t child : found->children) to_see.emplace_back(child, all.size());
     all.push_back(found->task);
   };
@@ -69,6 +86,12 @@ std::vector<LivingTask> list_living(Pid root) {
     const LivingTask parent = all[place];
     take(pid, &parent);
   }
+  if (!with_leaders || all.empty()) return all;
+  std::erase_if(ended, [&](const LivingTask& leader) {
+    return std::ranges::none_of(
+        all, [&](const LivingTask& t) { return t.pgid == leader.image_pid || t.sid == leader.image_pid; });
+  });
+  all.insert(all.end(), ended.begin(), ended.end());
   return all;
 }
 

@@ -35,14 +35,9 @@ bool wants_huge_pages(const ProcDir& proc) {
 
 void survey_task(const LivingTask& living, const MappingReader& mappings, bool everywhere, TreeSurvey& survey) {
   const ProcDir proc(living.pid);
-  TreeLayout::Task task{.pid = living.image_pid,
-                        .ppid = living.image_ppid,
-                        .pgid = living.pgid,
-                        .sid = living.sid,
-                        .terminal = living.terminal,
-                        .areas = {}};
+  TreeLayout::Task task = layout_of(living);
   std::vector<PageReserve> pages;
-  if (!living.borrows_memory) {
+  if (!living.borrows_memory && !living.ended) {
     std::vector<RemoteRange> ranges;
     std::vector<PageRun> huge;
     const bool wants = wants_huge_pages(proc);
@@ -88,7 +83,7 @@ std::vector<PageReserve> split_huge(MemoryId memory, const std::vector<PageRun>&
 }
 
 TreeSurvey survey_tree(Pid root, const MappingReader& mappings) {
-  const std::vector<LivingTask> tasks = list_living(root);
+  const std::vector<LivingTask> tasks = list_living(root, true);
   if (tasks.empty()) throw Error("look at task", std::to_string(root.get()), ESRCH);
   return survey_tasks(tasks, mappings);
 }

@@ -29,7 +29,6 @@ KNOWN_WRONG = {
     "memory.policy_of_mapping": Wrong(("inplace", "live"), "mbind is not carried"),
     "memory.policy_of_task": Wrong(("inplace", "live"), "set_mempolicy is not carried"),
     "memory.policy_of_thread": Wrong(("inplace", "live"), "set_mempolicy of a thread is not carried"),
-    "processes.group_of_zombie_leader": Wrong(("live",), "a group whose leader is a zombie: its number is taken when the shells are warm"),
 }
 
 # name: part of the sentence that refuses it. They are tried alone, by `live`, and must be well when it has refused.

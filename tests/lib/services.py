@@ -1,8 +1,6 @@
 """Well-known services that are moved, with the settings they come with as far as a folder of their own allows."""
 import os
-import shutil
 import socket
-import subprocess
 
 from .netns import call_in
 from .process import read, wait_for
@@ -14,30 +12,6 @@ class Service(Program):
     exact_maps = False
     churn = True  # of threads
     ignore = (r" fd \d+", r" maps", r"timers$", r"status\.(SigBlk|SigPnd|ShdPnd|SigIgn|SigCgt)", r"thread \d+")
-    packages = ""
-
-    def client(self, *command, text="", seconds=20):
-        """Its output; raises Unwell if it fails."""
-        enter = ["nsenter", f"--net=/run/netns/{self.ns}"] if self.ns else []
-        done = subprocess.run([*enter, *map(str, command)], input=text, capture_output=True, text=True, timeout=seconds, check=False)
-        if done.returncode != 0:
-            raise Unwell(f"{command[0]}: {(done.stderr or done.stdout).strip()[-400:]}")
-        return done.stdout
-
-    def answers(self, *command, **how):
-        """The output, once it answers."""
-        def quietly():
-            self.alive_or_raise()
-            try:
-                return self.client(*command, **how) or " "
-            except (Unwell, subprocess.TimeoutExpired) as e:
-                self.last = str(e)
-                return None
-        self.last = ""
-        try:
-            return wait_for(quietly, f"{self.name} to answer", 40)
-        except Exception as e:
-            raise Unwell(f"{e}: {self.last}; {read(self.folder + '/output')[-600:]}") from None
 
     def ask(self, host, port, text, until=b"\n"):
         """What a TCP port answers to some bytes."""
@@ -54,68 +28,9 @@ class Service(Program):
         return call_in(self.ns, talk)
 
 
-class MariaDb(Service):
-    name = "mariadb"
-    port = 6392
-    packages = "mariadb-server"
-
-    def command(self):
-        data = os.path.join(self.folder, "data")
-        done = subprocess.run(["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal",
-                               "--skip-test-db", "--user=mysql"], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise Unwell("mariadb-install-db: " + done.stdout[-300:] + done.stderr[-500:])
-        shutil.chown(data, "mysql", "mysql")
-        self.written = 0
-        return ["mariadbd", "--no-defaults", f"--datadir={data}", "--user=mysql", f"--port={self.port}", "--bind-address=127.0.0.1",
-                f"--socket={self.folder}/sock", f"--pid-file={data}/pid", "--skip-log-error"]
-
-    def sql(self, text):
-        return self.answers("mariadb", "--no-defaults", "-h127.0.0.1", f"-P{self.port}", "-uroot", "-N", "-B", "--protocol=tcp", text=text)
-
-    def ready(self):
-        self.sql("create database t; create table t.n (i int primary key, v varchar(200)) engine=innodb;")
-
-    def check(self):
-        for _ in range(20):
-            self.written += 1
-            self.sql(f"insert into t.n values ({self.written}, repeat('v', {self.written % 200}));")
-        found = self.sql("select count(*), sum(i), sum(length(v)) from t.n;").split()
-        wanted = [self.written, sum(range(1, self.written + 1)), sum(i % 200 for i in range(1, self.written + 1))]
-        if [int(x) for x in found] != wanted:
-            raise Unwell(f"mariadb has {found}, not {wanted}")
-
-
-class Etcd(Service):
-    name = "etcd"
-    port = 6394
-    packages = "etcd-server etcd-client"
-
-    def command(self):
-        self.written = 0
-        url, peers = f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{self.port + 1}"
-        return ["etcd", "--data-dir", os.path.join(self.folder, "data"), "--listen-client-urls", url, "--advertise-client-urls", url,
-                "--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers, "--initial-cluster", f"default={peers}"]
-
-    def ctl(self, *words):
-        return self.answers("env", "ETCDCTL_API=3", "etcdctl", f"--endpoints=127.0.0.1:{self.port}", *words)
-
-    def ready(self):
-        self.ctl("put", "first", "1")
-
-    def check(self):
-        for _ in range(5):
-            self.written += 1
-            self.ctl("put", f"key{self.written}", f"value {self.written}")
-        lines = self.ctl("get", "--prefix", "key").splitlines()
-        if len(lines) != 2 * self.written:
-            raise Unwell(f"etcd has {len(lines) // 2} keys, not {self.written}")
-
-
 class Haproxy(Service):
     name = "haproxy"
     port = 6396
-    packages = "haproxy"
 
     def command(self):
         conf = os.path.join(self.folder, "haproxy.cfg")
@@ -168,26 +83,8 @@ backend spare
             raise Unwell("haproxy's admin socket does not answer")
 
 
-class Cron(Service):
-    """Its every-minute wait goes on; with a lock on its pid file."""
-    name = "cron"
-    packages = "cron"
-
-    def command(self):
-        return ["cron", "-f", "-P"]
-
-    def ready(self):
-        wait_for(lambda: read("/run/crond.pid").strip() == str(self.inner), "cron to lock its pid file", 10)
-
-    def check(self):
-        self.alive_or_raise()
-        if read(f"/proc/{self.pid}/stat").rsplit(")", 1)[1].split()[0] not in "SR":
-            raise Unwell("cron does not sleep")
-
-
 class Rsyslog(Service):
     name = "rsyslog"
-    packages = "rsyslog"
 
     def command(self):
         self.written = 0
@@ -225,7 +122,6 @@ class Java(Asked):
     exact_maps = False
     churn = True
     ignore = Service.ignore
-    packages = "default-jre-headless"
 
     SOURCE = """
 import java.io.*; import java.nio.file.*; import java.util.*; import java.util.concurrent.*; import java.util.concurrent.atomic.*;
@@ -296,29 +192,3 @@ if __name__ == "__main__":
         with open(source, "w") as f:
             f.write(self.SOURCE)
         return ["/usr/bin/python3", source, self.folder]
-
-
-class InotifyWait(Service):
-    name = "inotifywait"
-    packages = "inotify-tools"
-
-    def command(self):
-        self.made = 0
-        os.makedirs(os.path.join(self.folder, "watched", "below"), exist_ok=True)
-        return ["inotifywait", "-m", "-r", "-e", "create", "--format", "%w%f", os.path.join(self.folder, "watched")]
-
-    def ready(self):
-        wait_for(lambda: "Watches established" in read(os.path.join(self.folder, "output")), "inotifywait to watch", 20)
-
-    def check(self):
-        self.made += 1
-        for place in ("watched", "watched/below"):
-            path = os.path.join(self.folder, place, f"new{self.made}")
-            with open(path, "w"):
-                pass
-            wait_for(lambda p=path: p in read(os.path.join(self.folder, "output")), f"inotifywait to tell of {path}", 10)
-
-
-ALL = {c.name: c for c in (MariaDb, Etcd, Haproxy, Cron, Rsyslog, Java, NamedPool, InotifyWait)}
-NEEDS = {"mariadb": "mariadbd", "etcd": "etcd", "haproxy": "haproxy", "cron": "cron", "rsyslog": "rsyslogd", "java": "java",
-         "named-pool": "/usr/bin/python3", "inotifywait": "inotifywait"}

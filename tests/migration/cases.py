@@ -9,7 +9,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import small  # noqa: E402
-from lib import lazy as lazy_verbs, netns, programs, remains, snapshot, tool  # noqa: E402
+from lib import lazy as lazy_verbs, netns, programs, services, remains, snapshot, tool  # noqa: E402
 from lib.process import exists, find_moved, kill_tree, wait_for  # noqa: E402
 from lib.suite import Skip  # noqa: E402
 
@@ -54,9 +54,11 @@ NOT_LIVE = ("locks",)
 # `restore` gives terminals their numbers on the host's /dev/pts, which the frozen tree of the source has in use: it is one for both.
 NOT_LAZY_REMOTE = ("pty_modes", "pty_session", "pty_queue", "tmux")
 PROGRAMS = {"redis": programs.Redis, "nginx": programs.Nginx, "python": programs.Python, "pipeline": programs.Pipeline,
-            "inotifywait": programs.Inotifywait, "postgres": programs.Postgres, "tmux": programs.Tmux}
+            "inotifywait": programs.Inotifywait, "postgres": programs.Postgres, "tmux": programs.Tmux,
+            "haproxy": services.Haproxy, "rsyslog": services.Rsyslog, "named-pool": services.NamedPool, "java": services.Java}
 NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3", "inotifywait": "inotifywait",
-         "postgres": "/usr/lib/postgresql/15/bin/postgres", "tmux": "tmux"}
+         "postgres": "/usr/lib/postgresql/15/bin/postgres", "tmux": "tmux", "haproxy": "haproxy", "rsyslog": "rsyslogd",
+         "named-pool": "/usr/bin/python3", "java": "java"}
 # Lazily moved with TLS; they have more private memory than this, which a lazy dump leaves out of the folder.
 LAZY_TLS = ("memory", "redis")
 LAZY_MOST = 2 << 20
@@ -109,7 +111,7 @@ def made(context, name, folder, prefix, ns):
     if name in PROGRAMS:
         needed = NEEDS.get(name)
         if needed and not shutil.which(needed):
-            raise Skip(f"{needed} is not installed (scripts/install-deps installs it)")
+            raise Skip(f"{needed} is not installed ({'install default-jre-headless' if name == 'java' else 'scripts/install-deps installs it'})")
         return PROGRAMS[name](folder, prefix, ns)
     file, arguments = WORKLOADS[name]
     binary = os.path.join(context.workloads, file)

@@ -36,7 +36,7 @@ _migrate() {
       --page-server --address --port --tls --tls-cacert --tls-cacrl --tls-cert --tls-key --tls-no-cn-verify --insecure --recover-timeout" -- "$cur");;
     check) mapfile -t COMPREPLY < <(compgen -W "$link --tls-name --feature --all --extra --experimental" -- "$cur");;
     send) mapfile -t COMPREPLY < <(compgen -W "$session --mode --max-downtime --max-rounds --max-total-time --on-no-convergence --allow-postcopy --recover-timeout
-      --report --streams --compress --bandwidth-limit --tcp-close --shell-job --parent-may-notice --files-shared --tls-name" -- "$cur");;
+      --report --streams --compress --bandwidth-limit --tcp-close --ext-unix-sk --ghost-limit --shell-job --parent-may-notice --files-shared --tls-name" -- "$cur");;
     receive) mapfile -t COMPREPLY < <(compgen -W "$session --listen --once --max-sessions --max-tasks --max-memory --accept --allow-uid --allow-gid --deny-caps --root --cgroup --no-compress --status-fd" -- "$cur");;
     resolve) mapfile -t COMPREPLY < <(compgen -W "$session --peer --tls-name --force-run --force-kill" -- "$cur");;
     keys) mapfile -t COMPREPLY < <(compgen -W "--dir --days --force" -- "$cur");;

@@ -1,6 +1,7 @@
 #include "core/base/procfs.h"
 
 #include <linux/kcmp.h>
+#include <signal.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
@@ -45,7 +46,9 @@ ProcStat parse_stat(std::string_view text) {
   s.start_code = number(26);
   s.end_code = number(27);
   s.start_stack = number(28);
-  s.exit_signal = small(38);
+  // -1: while another thread executes a program. clone(2) takes any byte, of which most are no signals.
+  const int exit_signal = small(38);
+  s.exit_signal = exit_signal < 0 ? SIGCHLD : exit_signal < NSIG ? exit_signal : 0;
   s.start_data = number(45);
   s.end_data = number(46);
   s.start_brk = number(47);

@@ -31,7 +31,7 @@ struct ProcStat {
   uint64_t start_code = 0, end_code = 0, start_stack = 0;
   uint64_t start_data = 0, end_data = 0, start_brk = 0;
   uint64_t arg_start = 0, arg_end = 0, env_start = 0, env_end = 0;
-  int exit_signal = 0;  ///< what its parent gets at its end (clone(2)); -1: of a thread
+  int exit_signal = 0;  ///< what its parent gets at its end (clone(2)); 0: nothing
   int exit_code = 0;    ///< as wait(2) would give it
 };
 

@@ -22,7 +22,8 @@ inline uint64_t time_left_ns(uint64_t seconds, uint64_t nanoseconds, uint64_t el
 inline timespec time_left_then(timespec left, int64_t ago_ns) {
   constexpr int64_t kSecond = 1'000'000'000, kLongest = INT64_MAX / kSecond;
   if (left.tv_sec == 0 && left.tv_nsec == 0) return left;
-  if (left.tv_sec < 0 || left.tv_sec > kLongest || left.tv_nsec < 0 || left.tv_nsec >= kSecond) return left;
+  if (left.tv_sec < 0 || left.tv_sec > kLongest - ago_ns / kSecond - 2 || left.tv_nsec < 0 || left.tv_nsec >= kSecond)
+    return left;
   left.tv_nsec += ago_ns % kSecond;
   left.tv_sec += ago_ns / kSecond + left.tv_nsec / kSecond;
   left.tv_nsec %= kSecond;

@@ -43,7 +43,7 @@ FileDumpOptions file_options(const DumpOptions& o, std::optional<int64_t> as_of_
           .file_locks = o.file_locks,
           .ghost_limit = o.ghost_limit,
           .as_of_ns = as_of_ns,
-          .advise_options = o.advise_options};
+          .advice = o.advice};
 }
 
 void check_sessions(const std::vector<ProcDir>& tasks, const DumpOptions& options) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/base/log.h"
+#include "core/files/advice.h"
 #include "core/freeze/stopped_tree.h"
 #include "core/image/image_set.h"
 #include "core/ipc/sysv_objects.h"
@@ -28,8 +29,7 @@ struct DumpOptions {
   bool link_remap = false;
   bool file_locks = true;  ///< -l: locks on files are dumped instead of refused
   uint64_t ghost_limit = 1 << 20;
-  /// The user can set the four above, by the options of `migrate dump`: refusals advise to.
-  bool advise_options = false;
+  Advice advice = Advice::none;  ///< which of the four above the user can set: refusals advise to
   /// Taken by Dump::survey_sleeps() before visits that stop threads (DirtyTracker), so that time-outs that began before
   /// them end when they should.
   std::shared_ptr<const SleepSurvey> earlier_sleeps;

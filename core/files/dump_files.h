@@ -11,6 +11,7 @@
 #include "core/base/fd.h"
 #include "core/base/log.h"
 #include "core/base/procfs.h"
+#include "core/files/advice.h"
 #include "core/freeze/stopped_tree.h"
 #include "core/image/image_set.h"
 
@@ -25,7 +26,7 @@ struct FileDumpOptions {
   bool file_locks = false;  ///< -l: locks are dumped instead of refused
   uint64_t ghost_limit = 1 << 20;
   std::optional<int64_t> as_of_ns;  ///< CLOCK_MONOTONIC: what is left of timers is told as of this moment, not of now
-  bool advise_options = false;      ///< refusals advise to set ext_unix_sk, link_remap, file_locks and ghost_limit
+  Advice advice = Advice::none;
 };
 
 /// A shared memory object reachable by descriptor (memfd): its pages are dumped as pagemap-shmem-<shmid>.

@@ -21,9 +21,11 @@ bool is_the_owners(std::string_view name) {
 
 /// Given to each file by the host's own rules.
 bool is_the_systems(std::string_view name) {
-  constexpr std::array<std::string_view, 6> kNames{"security.selinux", "security.SMACK64", "security.apparmor",
-                                                   "security.ima",     "security.evm",     "system.nfs4_acl"};
-  return std::ranges::find(kNames, name) != kNames.end();
+  constexpr std::array<std::string_view, 5> kNames{"security.selinux", "security.SMACK64", "security.apparmor",
+                                                   "security.ima", "security.evm"};
+  // Names of a file system's own say how it stores the file.
+  const bool roots = name.starts_with("trusted.") || name.starts_with("security.");
+  return !roots || std::ranges::find(kNames, name) != kNames.end();
 }
 
 /// nullopt: the file system has none. It may grow between the two calls.
@@ -52,7 +54,7 @@ ExtendedAttributes read_extended_attributes(const std::string& path, const std::
   for (size_t at = 0; names && at < names->size();) {
     const std::string name(names->c_str() + at);
     at += name.size() + 1;
-    if (is_the_systems(name)) continue;
+    if (!is_the_owners(name) && is_the_systems(name)) continue;
     if (!is_the_owners(name))
       throw Refusal(who + ", with the extended attribute " + name + ", which root alone may set", "close it first");
     auto value = ask([&](char* to, size_t size) { return ::getxattr(path.c_str(), name.c_str(), to, size); }, who);

@@ -70,8 +70,8 @@ void check_file_locks(const OpenFile& file, const FileDumpOptions& options) {
                     "leases cannot be moved: let the program give it up (F_UNLCK) first");
     if (!options.file_locks)
       throw Refusal(file.who() + ", the file " + file.link + ", with a lock on it",
-                    options.advise_options ? "use --file-locks to take the lock again at the restore"
-                                           : "let the program release it first");
+                    options.advice == Advice::all ? "use --file-locks to take the lock again at the restore"
+                                                  : "let the program release it first");
   }
 }
 

@@ -74,6 +74,22 @@ namespace {
 
 std::string deleted_file(const OpenFile& file) { return file.who() + ", the deleted file " + file.link; }
 
+bool is_on_fuse(const OpenFile& file) {
+  return file.proc != nullptr && file.info.mnt_id >= 0 &&
+         file_system_of(*file.proc, file.info.mnt_id).starts_with("fuse");
+}
+
+/// Before the tree is stopped there may be no descriptor of ours. A server in user space is not asked: it may be
+/// stopped.
+ExtendedAttributes attributes_of(const OpenFile& file) {
+  if (is_on_fuse(file)) return {};
+  std::string path;
+  if (file.ours) path = fd_link(file.ours.get());
+  if (path.empty() && file.proc != nullptr && file.fd >= 0)
+    path = "/proc/" + std::to_string(file.proc->pid()) + "/fd/" + std::to_string(file.fd);
+  return path.empty() ? ExtendedAttributes() : read_extended_attributes(path, deleted_file(file));
+}
+
 }  // namespace
 
 void check_ghost(const OpenFile& file, const FileDumpOptions& options) {
@@ -82,24 +98,24 @@ void check_ghost(const OpenFile& file, const FileDumpOptions& options) {
   if (file.type() != S_IFREG && file.type() != S_IFIFO && file.type() != S_IFDIR)
     throw Refusal(file.who() + ", the deleted device " + file.link, "close it first");
   // Its content is read while the tree stands still: by a server, which may take any time, or be stopped with the tree.
-  if (file.type() == S_IFREG && file.proc != nullptr && file.info.mnt_id >= 0 &&
-      file_system_of(*file.proc, file.info.mnt_id).starts_with("fuse"))
+  if (file.type() == S_IFREG && is_on_fuse(file))
     throw Refusal(deleted_file(file) + " on a file system in user space (FUSE)", "close it first");
   const uint64_t bytes = std::min<uint64_t>(file.st.stx_size, file.st.stx_blocks * 512);
   if (file.type() == S_IFREG && bytes > options.ghost_limit)
     throw Refusal(deleted_file(file) + " of " + std::to_string(file.st.stx_size) + " bytes",
-                  options.advise_options ? "raise --ghost-limit to carry its content along"
-                                         : "close it first; no more than " + std::to_string(options.ghost_limit) +
-                                               " bytes of a deleted file are carried along");
-  if (file.ours) read_extended_attributes(fd_link(file.ours.get()), deleted_file(file));
+                  options.advice != Advice::none
+                      ? "raise --ghost-limit to carry its content along"
+                      : "close it first; no more than " + std::to_string(options.ghost_limit) +
+                            " bytes of a deleted file are carried along");
+  attributes_of(file);
 }
 
 namespace {
 
 [[noreturn]] void refuse_other_name(const OpenFile& file, const std::string& path, const FileDumpOptions& options) {
   throw Refusal(file.who() + ", the file " + path + ", which was removed there but has another name somewhere",
-                options.advise_options ? "use --link-remap to give it a temporary name beside its old one"
-                                       : "close it first, or link its other name to this path again");
+                options.advice == Advice::all ? "use --link-remap to give it a temporary name beside its old one"
+                                              : "close it first, or link its other name to this path again");
 }
 
 }  // namespace
@@ -252,8 +268,7 @@ void RegularDumper::write_ghost(const OpenFile& file, uint32_t ghost_id) {
   ghost.set_ino(st.stx_ino);
   set_time(*ghost.mutable_atim(), st.stx_atime);
   set_time(*ghost.mutable_mtim(), st.stx_mtime);
-  write_extended_attributes(read_extended_attributes(fd_link(file.ours.get()), deleted_file(file)), ghost_id,
-                            context_.images);
+  write_extended_attributes(attributes_of(file), ghost_id, context_.images);
   char name[32];
   std::snprintf(name, sizeof name, "ghost-file-%x.img", ghost_id);
   ImageWriter out = context_.images.write(name, magic::kGhostFile);

@@ -57,11 +57,11 @@ class UnixPeers {
     // Made after the list was read, or both ends belong to a task that just came.
     if (peer == all.end()) return;
     const bool named = socket.info.type == SOCK_DGRAM && !peer->second.name.empty();
-    if (named && options_.ext_unix_sk) return;
+    if (named && (options_.ext_unix_sk || leads_to_log(peer->second.name))) return;
     const std::string link = "socket:[" + std::to_string(socket.info.peer) + "]";
     if (const auto holder = tree.outside_holder(link))
       throw Refusal(socket.who + ", a Unix socket connected to " + *holder + " outside of the tree",
-                    named && options_.advise_options
+                    named && options_.advice != Advice::none
                         ? "close it first, or use --ext-unix-sk to connect it again by name"
                         : "close it first");
   }

@@ -107,6 +107,8 @@ class QueueReader {
     const int flags = type_ == SOCK_STREAM ? 0 : MSG_TRUNC;
     Peeked peeked;
     peeked.size = ::recvmsg(fd_, &header, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC | flags);
+    // More was promised than there is.
+    if (peeked.size < 0 && errno == ECONNRESET && reset_) peeked.size = 0;
     if (peeked.size < 0) {
       if (errno != EAGAIN && errno != ENOTCONN) throw Error("look into the queue of", who_, errno);
       return peeked;

@@ -304,6 +304,14 @@ void UnixRestorer::connect_all(std::span<Connection> connections) {
   }
 }
 
+SocketStep UnixRestorer::listen_step(const Socket& a, size_t backlog) {
+  SocketStep step;
+  step.kind = SocketStep::Kind::listen;
+  step.backlog = static_cast<int>(std::min<size_t>(backlog, INT32_MAX));
+  step.socket = a.fd.get();
+  return step;
+}
+
 void UnixRestorer::make_singles() {
   SocketBatch batch(maker_);
   for (auto& [ino, s] : sockets_) {
@@ -312,11 +320,10 @@ void UnixRestorer::make_singles() {
     s.fd = new_socket(e);
     if (!e.name().empty()) bind_name(s);
     if (e.state() != kSocketListen) continue;
-    SocketStep step;
-    step.kind = SocketStep::Kind::listen;
-    step.backlog = static_cast<int>(std::min<uint32_t>(e.backlog(), INT32_MAX));
-    step.socket = s.fd.get();
-    batch.add(owners_.peer(e.id(), *s.holders), step);
+    // Those that wait may be more than a program lets in by now.
+    const auto callers = callers_.find(ino);
+    const size_t waiting = callers == callers_.end() ? 0 : callers->second.size();
+    batch.add(owners_.peer(e.id(), *s.holders), listen_step(s, std::max<size_t>(e.backlog(), waiting)));
   }
   batch.run();
 }
@@ -324,7 +331,16 @@ void UnixRestorer::make_singles() {
 void UnixRestorer::make_waiting() {
   for (auto& [ino, callers] : callers_) {
     std::ranges::sort(callers, {}, &Caller::place);
-    let_connect(sockets_.at(ino), callers);
+    Socket& listener = sockets_.at(ino);
+    const Entry& e = *listener.entry;
+    // Some of its options are those of a connection from when that was made (unix_stream_connect(), Linux 6.16).
+    apply_socket_options(listener.fd.get(), e.opts(), who_is(e));
+    states_.apply(e.id(), listener.fd.get(), SocketOption::When::bound, who_is(e));
+    let_connect(listener, callers);
+    if (callers.size() <= e.backlog()) continue;
+    SocketBatch batch(maker_);
+    batch.add(owners_.peer(e.id(), *listener.holders), listen_step(listener, e.backlog()));
+    batch.run();
   }
 }
 
@@ -335,7 +351,9 @@ void UnixRestorer::let_connect(const Socket& listener, const std::vector<Caller>
   std::string self;
   mode_t mode = 0;
   if (!abstract_name(listener.entry->name())) {
-    file = open_path(reachable_name(*listener.entry), O_PATH | O_NOFOLLOW);
+    const auto unseen = unseen_.find(listener.entry->ino());
+    file = unseen != unseen_.end() ? unseen->second.dup()
+                                   : open_path(reachable_name(*listener.entry), O_PATH | O_NOFOLLOW);
     self = fd_link(file.get());
     mode = stat_cached(file.get(), "", AT_EMPTY_PATH, who_is(*listener.entry)).stx_mode & 07777;
     // connect(2) wants to write to it. Nobody else can reach it by now.
@@ -398,8 +416,24 @@ void UnixRestorer::connect_datagram(Socket& a) {
   check(::connect(a.fd.get(), address.get(), address.length), "connect to", who_is(*b->entry));
 }
 
-/// Through the socket's own right: connect(2) wants to write to the file.
 void UnixRestorer::connect_external(Socket& a, const Entry& to) {
+  if (!leads_to_log(to.name())) return connect_by_name(a, to);
+  std::string why;
+  for (const std::string& name : {std::string(to.name().c_str()), std::string("/dev/log")}) {
+    Entry log = to;
+    log.set_name(name);
+    log.clear_name_dir();
+    try {
+      return connect_by_name(a, log);
+    } catch (const Error& e) {
+      why = e.what();
+    }
+  }
+  log_.warn("{}: it is not connected to the system's log, until syslog(3) does it: {}", who_is(*a.entry), why);
+}
+
+/// Through the socket's own right: connect(2) wants to write to the file.
+void UnixRestorer::connect_by_name(Socket& a, const Entry& to) {
   const std::string path = clean_name(to.name());
   if (abstract_name(path)) {
     const UnixAddress address(path);

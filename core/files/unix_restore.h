@@ -85,10 +85,12 @@ class UnixRestorer {
   void connect_all(std::span<Connection> connections);
   void make_singles();
   void make_waiting();
+  static SocketStep listen_step(const Socket& a, size_t backlog);
   void let_connect(const Socket& listener, const std::vector<Caller>& callers);
   void bind_name(Socket& a);
   void connect_datagram(Socket& a);
   void connect_external(Socket& a, const Entry& to);
+  void connect_by_name(Socket& a, const Entry& to);
   std::string reachable_name(const Entry& entry);
   void read_queues(const ImageSet& images);
   struct Senders;

@@ -1,8 +1,10 @@
 #include "core/files/unix_socket.h"
 
 #include <sys/socket.h>
+#include <sys/un.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "core/files/file_owners.h"
@@ -29,6 +31,25 @@ Refusal connections_not_accepted(const std::string& who, const UnixSocketInfo& l
 Refusal not_accepted(const std::string& who) {
   return {who + ", a Unix socket whose connection is not accepted yet", "try again when it is accepted"};
 }
+
+bool leads_to_log(const std::string& name) {
+  constexpr std::array<std::string_view, 3> kLogs{"/dev/log", "/run/systemd/journal/dev-log",
+                                                  "/run/systemd/journal/syslog"};
+  return std::ranges::find(kLogs, std::string_view(name.c_str())) != kLogs.end();
+}
+
+namespace {
+
+/// A file's socket may be of another network namespace, whose list is not ours.
+std::string peer_name(const OpenFile& file) {
+  sockaddr_un to{};
+  socklen_t length = sizeof to;
+  constexpr size_t kPath = offsetof(sockaddr_un, sun_path);
+  if (::getpeername(file.ours.get(), reinterpret_cast<sockaddr*>(&to), &length) != 0 || length <= kPath) return {};
+  return {to.sun_path, std::min<size_t>(length - kPath, sizeof to.sun_path)};
+}
+
+}  // namespace
 
 /// Both the end of a connection that nobody accepted yet and one whose other end was closed have a peer without inode;
 /// closing shuts down both directions.
@@ -71,7 +92,7 @@ void UnixDumper::dump(const OpenFile& file) {
   if (peer) peer->pid = static_cast<uint32_t>(context_.pid_in_tree(static_cast<pid_t>(peer->pid)));
   record_owner(context_, file, peer);
   const pid_t holder = context_.pid_in_tree(file.proc->pid());
-  seen_.emplace(info.ino, Seen{std::move(entry), std::move(state), file.who(), info, netns, holder});
+  seen_.emplace(info.ino, Seen{std::move(entry), std::move(state), file.who(), info, netns, holder, peer_name(file)});
 }
 
 void UnixDumper::describe_name(const OpenFile& file, const UnixSocketInfo& info, img::unix_sk_entry& out,
@@ -131,8 +152,8 @@ void UnixDumper::check_peer(const Seen& seen) {
   if (peer == 0 || seen_.contains(peer)) return;
   const auto& all = sockets_.at(seen.netns);
   const auto it = all.find(peer);
-  const std::string name = it == all.end() ? "" : it->second.name;
-  if (context_.options.ext_unix_sk && seen.info.type == SOCK_DGRAM && !name.empty()) {
+  const std::string name = it == all.end() ? seen.peer_name : it->second.name;
+  if (seen.info.type == SOCK_DGRAM && !name.empty() && (context_.options.ext_unix_sk || leads_to_log(name))) {
     const auto [known, fresh] = external_.try_emplace(peer, 0);
     if (!fresh) return;
     known->second = context_.new_id();
@@ -153,7 +174,7 @@ void UnixDumper::check_peer(const Seen& seen) {
   // An accepted peer shares the name of its listener; a client has none, and our own name says more.
   const std::string to = !name.empty() ? printable_name(name) : printable_name(seen.info.name);
   throw Refusal(seen.who + ", a Unix socket connected to a process outside of the tree (" + to + ")",
-                datagram && context_.options.advise_options
+                datagram && context_.options.advice != Advice::none
                     ? "close it first, or use --ext-unix-sk to connect it again by name"
                     : "close it first");
 }

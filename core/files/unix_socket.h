@@ -27,6 +27,9 @@ inline constexpr uint32_t kPacketSendersMagic = 0x4d494753;
 Refusal descriptors_on_their_way(const std::string& who, const std::string& count);
 Refusal connections_not_accepted(const std::string& who, const UnixSocketInfo& listening);
 Refusal not_accepted(const std::string& who);
+/// The system's log: programs send to it and take nothing from it, and syslog(3) connects again when nobody is there.
+/// Another host's serves as well.
+bool leads_to_log(const std::string& name);
 /// Whether its connection is not accepted yet.
 bool waits_to_be_accepted(const UnixSocketInfo& info);
 
@@ -44,7 +47,8 @@ class UnixDumper {
     std::string who;
     UnixSocketInfo info;
     uint64_t netns;
-    pid_t holder;  ///< one that has it, as the tree numbers it
+    pid_t holder;           ///< one that has it, as the tree numbers it
+    std::string peer_name;  ///< as getpeername(2) tells it
   };
   const UnixSocketInfo& info_of(const OpenFile& file, uint64_t netns);
   void describe_name(const OpenFile& file, const UnixSocketInfo& info, img::unix_sk_entry& out,

@@ -16,7 +16,7 @@ constexpr int64_t kNsPerSecond = 1'000'000'000;
 constexpr int64_t kMostSeconds = INT64_MAX / kNsPerSecond;
 /// What a restore can set a clock to.
 constexpr int64_t kMostClockSeconds = int64_t{1} << 32;
-constexpr int64_t kLongestVisit = 3600 * kNsPerSecond;  // of a host that is put to sleep meanwhile, too
+constexpr int64_t kLongestVisit = 3600 * kNsPerSecond;  // of a machine that stands still meanwhile, too
 constexpr int64_t kMaxErrno = 4095;
 constexpr int64_t kMostDumpable = 2, kMostMdwe = 3, kMostThp = 3, kLastSignal = 64;
 

@@ -25,15 +25,15 @@ struct Looked {
   std::vector<pid_t> children;
 };
 
-/// nullopt: it is gone, or is ending.
+/// nullopt: it is gone.
 std::optional<Looked> look_at(pid_t pid, const LivingTask* parent) {
   try {
     const ProcDir proc(pid);
     const auto status = proc.status();
     const auto state = status.find("State");
     if (state == status.end() || state->second.starts_with('X')) return std::nullopt;
-    const bool ended = state->second.starts_with('Z');
-    if (!ended && !status.contains("VmSize")) return std::nullopt;  // it has left its memory already
+    // As good as ended, too: it has left its memory already.
+    const bool ended = state->second.starts_with('Z') || !status.contains("VmSize");
     Looked found{.task = {.pid = pid, .ended = ended}, .children = {}};
     if (!ended) found.children = proc.children();
     found.task.image_pid = innermost_of(status, "NSpid");
@@ -87,9 +87,12 @@ std::vector<LivingTask> list_living(Pid root, bool with_leaders) {
     take(pid, &parent);
   }
   if (!with_leaders || all.empty()) return all;
+  // Members of a session whose leader is there but dead cannot be made: most likely it is reaped soon.
   std::erase_if(ended, [&](const LivingTask& leader) {
-    return std::ranges::none_of(
-        all, [&](const LivingTask& t) { return t.pgid == leader.image_pid || t.sid == leader.image_pid; });
+    const auto leads = [&](pid_t LivingTask::*what) {
+      return std::ranges::any_of(all, [&](const LivingTask& t) { return t.*what == leader.image_pid; });
+    };
+    return !leads(&LivingTask::pgid) || leads(&LivingTask::sid);
   });
   all.insert(all.end(), ended.begin(), ended.end());
   return all;

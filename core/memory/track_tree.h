@@ -16,11 +16,11 @@ struct LivingTask {
   int exit_signal = 0;                                     ///< clone(2)
   int terminal = -1;                                       ///< its controlling terminal is /dev/pts/N; -1: none
   bool borrows_memory = false;                             ///< runs in its parent's memory (between vfork and exec)
-  bool ended = false;                                      ///< a zombie
+  bool ended = false;                                      ///< a zombie, or nearly
 };
 
 /// Parents before children, the root first; empty if the root is gone. Tasks come and go meanwhile: one that is missed
-/// is found the next time. `with_leaders`: also zombies that lead a group or session of some of them, at the end.
+/// is found the next time. `with_leaders`: also zombies that lead a group of some of them, at the end.
 std::vector<LivingTask> list_living(Pid root, bool with_leaders = false);
 
 /// Its place in a layout, without areas. The number of a zombie that leads a group is in use as long as the group is:

@@ -342,8 +342,8 @@ Fd pack_nodes(const std::vector<TaskNode>& tasks, const std::vector<int>& ends) 
   p.number(tasks.size());
   for (size_t i = 0; i < tasks.size(); ++i) {
     const TaskNode& t = tasks[i];
-    for (const int value :
-         {t.pid, t.ppid, t.pgid, t.sid, t.parent, t.join_group, t.group_helper, t.terminal, t.terminal_fd, ends[i]})
+    for (const int value : {t.pid, t.ppid, t.pgid, t.sid, t.parent, t.join_group, t.group_helper, t.exit_signal,
+                            t.terminal, t.terminal_fd, ends[i]})
       p.small(value);
     p.number((t.new_session ? kNewSession : 0) | (t.new_group ? kNewGroup : 0) | (t.zombie ? kZombie : 0) |
              (t.drop_terminal ? kDropTerminal : 0));
@@ -357,8 +357,8 @@ std::vector<TaskNode> unpack_nodes(int fd, std::vector<int>& ends) {
   ends.assign(tasks.size(), -1);
   for (size_t i = 0; i < tasks.size(); ++i) {
     TaskNode& t = tasks[i];
-    for (int* value : {&t.pid, &t.ppid, &t.pgid, &t.sid, &t.parent, &t.join_group, &t.group_helper, &t.terminal,
-                       &t.terminal_fd, &ends[i]})
+    for (int* value : {&t.pid, &t.ppid, &t.pgid, &t.sid, &t.parent, &t.join_group, &t.group_helper, &t.exit_signal,
+                       &t.terminal, &t.terminal_fd, &ends[i]})
       *value = u.small();
     const uint64_t flags = u.number();
     t.new_session = (flags & kNewSession) != 0;

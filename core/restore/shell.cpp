@@ -204,28 +204,31 @@ class Shell {
 
   void end_child(pid_t pid) {
     // It may tell us by any signal, which the task that we become must not get.
-    sigset_t all, before;
-    ::sigfillset(&all);
-    ::sigprocmask(SIG_SETMASK, &all, &before);
+    // With those that the C library keeps for itself.
+    constexpr size_t kMaskBytes = 8;
+    const uint64_t all = ~uint64_t{0};
+    uint64_t before = 0;
+    ::syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &before, kMaskBytes);
     ::kill(pid, SIGKILL);
     check(::waitpid(pid, nullptr, __WALL), "wait for the end of task", std::to_string(pid));
     const timespec none{};
     std::set<int> others;
-    for (siginfo_t info; ::sigtimedwait(&all, &info, &none) > 0;)
+    for (siginfo_t info; ::syscall(SYS_rt_sigtimedwait, &all, &info, &none, kMaskBytes) > 0;)
       if (info.si_code != CLD_KILLED) others.insert(info.si_signo);
     for (const int signal : others) ::kill(::getpid(), signal);
-    ::sigprocmask(SIG_SETMASK, &before, nullptr);
+    ::syscall(SYS_rt_sigprocmask, SIG_SETMASK, &before, nullptr, kMaskBytes);
   }
 
-  /// waitid(2) tells of whom a dead task was.
+  /// waitid(2) tells of whom a dead task was. That user may stop us from here on, or look: we have nothing any more.
   void become_its_user() {
     auto reader = images_.read("migrate-ext.img", magic::kMigrateExt);
-    for (ext::ThreadExt e; reader && reader->next(e); e.Clear()) {
-      const ext::TaskExt& t = e.task();
-      if (static_cast<pid_t>(e.tid()) != node_.pid || !t.has_uid()) continue;
-      check(::setresgid(t.gid(), t.gid(), t.gid()), "set the group of", "task " + std::to_string(node_.pid));
-      check(::setresuid(t.uid(), t.uid(), t.uid()), "set the user of", "task " + std::to_string(node_.pid));
-    }
+    ext::ThreadExt e;
+    while (reader && reader->next(e) && static_cast<pid_t>(e.tid()) != node_.pid) e.Clear();
+    if (!e.task().has_uid() || static_cast<pid_t>(e.tid()) != node_.pid) return;
+    ::close_range(0, ~0U, 0);
+    // Where it cannot be had (a user namespace), its code is still told.
+    if (::setresgid(e.task().gid(), e.task().gid(), e.task().gid()) == 0)
+      (void)!::setresuid(e.task().uid(), e.task().uid(), e.task().uid());
   }
 
   [[noreturn]] void end_as_zombie() {

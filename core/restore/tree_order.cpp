@@ -72,7 +72,7 @@ uint32_t state_of(const ImageSet& images, pid_t pid) {
 }
 
 int checked_signal(uint32_t value) {
-  if (value >= NSIG) throw Corrupt("migrate-ext.img", "a task has an impossible exit signal");
+  if (value >= NSIG) throw Corrupt("the images or the layout", "a task has an impossible exit signal");
   return static_cast<int>(value);
 }
 
@@ -173,6 +173,11 @@ class SessionPlanner {
           "the tasks of session " + std::to_string(session) + " (whose leader has ended) have several parents",
           "such a tree cannot be restored yet");
     }
+    // The kernel gives a task that comes to another parent SIGCHLD (reparent_leader()).
+    if (child.exit_signal != SIGCHLD && !child.zombie)
+      throw Refusal(task_name(child.pid) + " has an exit signal of its own and is in session " +
+                        std::to_string(session) + ", whose leader has ended",
+                    "such a tree cannot be restored yet");
     child.session_helper = session;
   }
 

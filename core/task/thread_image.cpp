@@ -156,8 +156,9 @@ void fill_scheduling(const StoppedThread& thread, img::thread_core_entry& out, e
   out.set_sched_policy(attr.sched_policy);
   // Ordinary threads have one since Linux 6.12; who has not asked for it has the kernel's, as we do.
   SchedAttr ours{};
-  if (attr.sched_policy <= kBatch && attr.sched_policy != kFifo && attr.sched_policy != kRoundRobin &&
-      ::syscall(SYS_sched_getattr, 0, &ours, sizeof ours, 0) == 0 && attr.sched_runtime != ours.sched_runtime)
+  if ((attr.sched_policy == kOther || attr.sched_policy == kBatch) &&
+      ::syscall(SYS_sched_getattr, 0, &ours, sizeof ours, 0) == 0 && ours.sched_policy == kOther &&
+      attr.sched_runtime != ours.sched_runtime)
     extras.set_slice_ns(attr.sched_runtime);
   constexpr uint64_t kResetOnFork = 1;
   if ((attr.sched_flags & kResetOnFork) != 0) extras.set_reset_on_fork(true);

@@ -29,7 +29,7 @@ DumpOptions dump_options(const CoreOptions& o, bool tracked) {
   d.link_remap = o.link_remap;
   d.file_locks = o.file_locks;
   d.ghost_limit = o.ghost_limit;
-  d.advise_options = true;
+  d.advice = Advice::all;
   d.tracked = tracked;
   d.lazy = true;
   d.timeout = std::chrono::seconds(o.timeout_seconds);

@@ -17,6 +17,9 @@
 namespace migrate::cli {
 namespace {
 
+/// The images of a tree have 1 GiB in all.
+constexpr uint64_t kMostGhost = 256 << 20;
+
 LoggerPtr session_logger(bool verbose) {
   return stderr_logger({"migrate", "%H:%M:%S.%e %l: %v", verbose ? LogLevel::debug : LogLevel::warn});
 }
@@ -110,6 +113,14 @@ void SessionCommands::add_send(CLI::App& app, std::function<int()>& run) {
   verb->add_option("--report", send_.report_file, "write a picture of the migration's time line")
       ->type_name("FILE.html");
   verb->add_flag("--tcp-close", send_.tcp_close, "drop established TCP connections");
+  verb->add_flag("--ext-unix-sk", send_.ext_unix_sk,
+                 "connect Unix datagram sockets that lead out of the tree again, by name");
+  verb->add_option("--ghost-limit", send_.ghost_limit,
+                   "largest deleted file to carry along, read while the program stands still; in bytes or as 64K, 1M")
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::Range(uint64_t{0}, kMostGhost))
+      ->type_name("SIZE")
+      ->default_str("1M");
   verb->add_flag("-j,--shell-job", send_.shell_job, "the tree was started from a shell, which will see it go");
   verb->add_flag("--parent-may-notice", send_.parent_may_notice,
                  "move although parent or supervisor will see the tree exit");

@@ -208,7 +208,8 @@ double PrecopyPolicy::settled_estimate(double slowed, const DowntimeEstimate& no
 
 /// What a throttle can bring the estimate to at best: the limit, or hardly more than what no throttle makes smaller.
 double PrecopyPolicy::throttle_goal(const DowntimeEstimate& now) const {
-  return std::max(options_.max_downtime, (now.fixed + now.stopped) * (1 + kLeastGain));
+  const double floor = now.fixed + now.stopped;
+  return floor <= options_.max_downtime ? options_.max_downtime : floor * (1 + kLeastGain);
 }
 
 /// The first step that should do, but each at most once; the next one if none should.

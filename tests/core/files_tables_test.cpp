@@ -260,7 +260,7 @@ TEST_F(Files, PreflightTellsWhatItCannotSee) {
 
 TEST_F(Files, PreflightFindsWhoIsOutside) {
   const auto refusal = [&](pid_t pid, FileDumpOptions options) -> std::string {
-    options.advise_options = true;
+    options.advice = Advice::all;
     std::vector<ProcDir> tasks;
     tasks.emplace_back(pid);
     try {

@@ -162,7 +162,7 @@ class Files : public testing::Test {
   }
   /// As `migrate dump` refuses, which has the options that are advised.
   void refused(const Work& setup, const std::string& part, FileDumpOptions options = {}) {
-    options.advise_options = true;
+    options.advice = Advice::all;
     try {
       dump(setup, options);
       FAIL() << "not refused: " << part;

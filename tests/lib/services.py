@@ -192,3 +192,76 @@ if __name__ == "__main__":
         with open(source, "w") as f:
             f.write(self.SOURCE)
         return ["/usr/bin/python3", source, self.folder]
+
+
+class LogReader:
+    """Whoever has /dev/log for the moment: there is one on this machine."""
+    PATH = "/dev/log"
+
+    def __init__(self):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.setblocking(False)
+        wait_for(self.bind, f"{self.PATH} to be free", 90)
+
+    def bind(self):
+        try:
+            self.socket.bind(self.PATH)
+        except OSError:
+            return False
+        self.mine = os.lstat(self.PATH).st_ino
+        return True
+
+    def lines(self):
+        found = []
+        while True:
+            try:
+                found.append(self.socket.recv(65536).decode())
+            except BlockingIOError:
+                return found
+
+    def close(self):
+        self.socket.close()
+        if os.path.lexists(self.PATH) and os.lstat(self.PATH).st_ino == self.mine:
+            os.unlink(self.PATH)
+
+
+class Logs(Asked):
+    """A program that is connected to the system's log, as whoever called syslog(3) is."""
+    name = "logs"
+    exact_maps = False
+    ignore = Service.ignore
+
+    SOURCE = r"""
+import os, socket, sys, time
+folder = sys.argv[1]
+log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); log.connect("/dev/log")
+def put(name, text):
+    with open(os.path.join(folder, name + ".new"), "w") as f: f.write(text)
+    os.rename(os.path.join(folder, name + ".new"), os.path.join(folder, name))
+put("status", f"READY {os.getpid()}\n"); last = ""
+while os.path.isdir(folder):
+    time.sleep(0.01)
+    try: token = open(os.path.join(folder, "check")).read()
+    except OSError: continue
+    if not token or token == last: continue
+    last = token
+    try: log.send(b"<13>" + token.encode()); bad = ""
+    except OSError as e: bad = str(e)
+    put("result", f"{token} {'FAIL ' + bad if bad else 'PASS'}\n")
+"""
+
+    def command(self):
+        self.log = LogReader()
+        source = os.path.join(self.folder, "logs.py")
+        with open(source, "w") as f:
+            f.write(self.SOURCE)
+        return ["/usr/bin/python3", source, self.folder]
+
+    def check(self):
+        super().check()
+        token = f"<13>{os.getpid()}-{self.tokens}"
+        wait_for(lambda: token in self.log.lines(), "the message in the system's log", 10)
+
+    def end(self):
+        super().end()
+        self.log.close()

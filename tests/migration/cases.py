@@ -55,10 +55,11 @@ NOT_LIVE = ("locks",)
 NOT_LAZY_REMOTE = ("pty_modes", "pty_session", "pty_queue", "tmux")
 PROGRAMS = {"redis": programs.Redis, "nginx": programs.Nginx, "python": programs.Python, "pipeline": programs.Pipeline,
             "inotifywait": programs.Inotifywait, "postgres": programs.Postgres, "tmux": programs.Tmux,
-            "haproxy": services.Haproxy, "rsyslog": services.Rsyslog, "named-pool": services.NamedPool, "java": services.Java}
+            "haproxy": services.Haproxy, "rsyslog": services.Rsyslog, "named-pool": services.NamedPool, "java": services.Java,
+            "logs": services.Logs}
 NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3", "inotifywait": "inotifywait",
          "postgres": "/usr/lib/postgresql/15/bin/postgres", "tmux": "tmux", "haproxy": "haproxy", "rsyslog": "rsyslogd",
-         "named-pool": "/usr/bin/python3", "java": "java"}
+         "named-pool": "/usr/bin/python3", "java": "java", "logs": "/usr/bin/python3"}
 # Lazily moved with TLS; they have more private memory than this, which a lazy dump leaves out of the folder.
 LAZY_TLS = ("memory", "redis")
 LAZY_MOST = 2 << 20

@@ -24,18 +24,20 @@ ucred peer_of(int fd) {
 
 class Server {
  public:
-  Server(std::string name, int type, std::string client_name)
-      : name_(std::move(name)), type_(type), client_name_(std::move(client_name)), listener_(bound(name_, type)) {
-    must(listen(listener_, 8), "listen");
-    must(fcntl(listener_, F_SETFL, O_NONBLOCK), "fcntl");
-    // Who may connect is asked only once.
-    if (name_.front() != '\0') must(chmod(name_.c_str(), 0), "chmod");
+  /// `deleted`: between the looks its file has no name.
+  Server(std::string name, int type, std::string client_name, bool deleted = false)
+      : name_(std::move(name)), type_(type), client_name_(std::move(client_name)), deleted_(deleted) {
+    open();
     fill();
   }
 
   void verify() {
     for (size_t i = 0; i < clients_.size(); ++i) {
       const int accepted = must(accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK), "accept");
+      int credentials = 0;
+      socklen_t size = sizeof credentials;
+      must(getsockopt(accepted, SOL_SOCKET, SO_PASSCRED, &credentials, &size), "SO_PASSCRED");
+      expect_equal(credentials, 1, "SO_PASSCRED, which a connection has of its listener");
       sockaddr_un from{};
       socklen_t n = sizeof from;
       must(getpeername(accepted, reinterpret_cast<sockaddr*>(&from), &n), "getpeername");
@@ -59,10 +61,22 @@ class Server {
       close(clients_[i]);
     }
     expect(accept(listener_, nullptr, nullptr) == -1 && errno == EAGAIN, "there are more connections");
+    if (deleted_) {
+      close(listener_);
+      open();
+    }
     fill();
   }
 
  private:
+  void open() {
+    listener_ = bound(name_, type_);
+    const int on = 1;
+    must(setsockopt(listener_, SOL_SOCKET, SO_PASSCRED, &on, sizeof on), "SO_PASSCRED");
+    must(listen(listener_, 8), "listen");
+    must(fcntl(listener_, F_SETFL, O_NONBLOCK), "fcntl");
+  }
+
   void fill() {
     clients_.clear();
     if (name_.front() != '\0') must(chmod(name_.c_str(), 0600), "chmod");
@@ -76,13 +90,16 @@ class Server {
       if (i == 2) must(shutdown(fd, SHUT_WR), "shutdown");
       clients_.push_back(fd);
     }
+    // Who may connect is asked only once.
     if (name_.front() != '\0') must(chmod(name_.c_str(), 0), "chmod");
+    if (deleted_) must(unlink(name_.c_str()), "unlink");
   }
 
   std::string name_;
   int type_;
   std::string client_name_;
-  int listener_;
+  bool deleted_;
+  int listener_ = -1;
   std::vector<int> clients_;
 };
 
@@ -96,7 +113,9 @@ int main(int argc, char** argv) {
         Server records(w.path("records"), SOCK_SEQPACKET, w.path("client-2"));
         Server abstract(std::string(1, '\0') + "migrate-waiting-" + std::to_string(getpid()), SOCK_STREAM,
                         w.path("client-3"));
+        Server deleted(w.path("deleted"), SOCK_STREAM, w.path("client-4"), true);
         w.serve([&] {
+          deleted.verify();
           stream.verify();
           records.verify();
           abstract.verify();

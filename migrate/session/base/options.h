@@ -54,6 +54,8 @@ struct SendOptions {
   uint64_t bandwidth_limit = 0;             ///< bytes/s of pages while the tree runs (in stop-copy: always); 0: none
   std::chrono::seconds recover_timeout{0};  ///< for connecting a cut feed again; 0: any time
   bool tcp_close = false;                   ///< established TCP connections are dropped
+  bool ext_unix_sk = false;                 ///< datagram sockets to others are connected again, by name
+  uint64_t ghost_limit = 1 << 20;           ///< most bytes of a deleted file that are carried along
   bool shell_job = false;                   ///< the tree was started from a shell that may notice that it goes
   bool parent_may_notice = false;           ///< go on although the tree's parent or supervisor will see it exit
   bool files_shared = false;  ///< the operator knows that files the tree writes are the same on both hosts

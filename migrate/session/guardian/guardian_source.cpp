@@ -57,6 +57,9 @@ class SourceGuardian {
       dump_.shell_job = s.dump().shell_job();
       dump_.terminals = false;
       dump_.tcp_close = s.dump().tcp_close();
+      dump_.ext_unix_sk = s.dump().ext_unix_sk();
+      dump_.ghost_limit = s.dump().ghost_limit();
+      dump_.advice = Advice::sent;
       dump_.tracked = s.dump().tracked();
       dump_.foresee_mappings = true;
       dump_.lazy = dump_.lazy_shared = s.dump().lazy();

@@ -10,6 +10,7 @@
 #include "core/base/error.h"
 #include "core/image/magic.h"
 #include "core/restore/tree_order.h"
+#include "ext/ext.pb.h"
 #include "images/core.pb.h"
 #include "migrate/session/guardian/privileges.h"
 
@@ -94,12 +95,35 @@ std::vector<uint32_t> groups_of_users(const std::vector<uint32_t>& uids) {
   return all;
 }
 
+namespace {
+
+/// What has ended is somebody's, too.
+void check_ended(const IdentityPolicy& policy, const TaskNode& task, const ImageSet& images) {
+  auto reader = images.read("migrate-ext.img", magic::kMigrateExt);
+  for (ext::ThreadExt e; reader && reader->next(e); e.Clear()) {
+    if (static_cast<pid_t>(e.tid()) != task.pid || !e.task().has_uid()) continue;
+    img::creds_entry creds;
+    for (const auto set : {&img::creds_entry::set_uid, &img::creds_entry::set_euid, &img::creds_entry::set_suid,
+                           &img::creds_entry::set_fsuid})
+      (creds.*set)(e.task().uid());
+    for (const auto set : {&img::creds_entry::set_gid, &img::creds_entry::set_egid, &img::creds_entry::set_sgid,
+                           &img::creds_entry::set_fsgid})
+      (creds.*set)(e.task().gid());
+    check_ids(policy, creds, "task " + std::to_string(task.pid) + ", which has ended,");
+  }
+}
+
+}  // namespace
+
 void enforce_identity(const IdentityPolicy& policy, ImageSet& images) {
   if (policy.empty()) return;
   ImageSet checked;
   // By the tree, as the restore goes: what calls itself a zombie must be one to it too.
   for (const TaskNode& task : read_tree(images)) {
-    if (task.zombie) continue;
+    if (task.zombie) {
+      check_ended(policy, task, images);
+      continue;
+    }
     for (const pid_t tid : task.threads) {
       const std::string name = image_name("core", static_cast<uint64_t>(tid));
       img::core_entry core;

@@ -55,6 +55,9 @@ void SendSession::look_before_touching() {
   dump_.shell_job = options_.shell_job;
   dump_.terminals = false;
   dump_.tcp_close = options_.tcp_close;
+  dump_.ext_unix_sk = options_.ext_unix_sk;
+  dump_.ghost_limit = options_.ghost_limit;
+  dump_.advice = Advice::sent;
   dump_.timeout = options_.timeouts.freeze;
   dump_.mappings = MappingReader::shared();
   refusals.ask([&] { Dump::preflight(dump_, log_); });
@@ -86,6 +89,8 @@ void SendSession::begin() {
   start.mutable_dump()->set_root(target_.get());
   start.mutable_dump()->set_shell_job(options_.shell_job);
   start.mutable_dump()->set_tcp_close(options_.tcp_close);
+  start.mutable_dump()->set_ext_unix_sk(options_.ext_unix_sk);
+  start.mutable_dump()->set_ghost_limit(options_.ghost_limit);
   start.mutable_dump()->set_tracked(plan_->visits());
   start.mutable_dump()->set_lazy(plan_->is_lazy());
   if (plan_->is_lazy()) {

@@ -3,8 +3,8 @@
 
 namespace migrate {
 
-/// All of --ext-unix-sk, --link-remap, --file-locks and --ghost-limit (`migrate dump`), or of these what `migrate send` has:
-/// the first and the last.
+/// All of --ext-unix-sk, --link-remap, --file-locks and --ghost-limit (`migrate dump`), or of these what `migrate send`
+/// has: the first and the last.
 enum class Advice { none, sent, all };
 
 }  // namespace migrate

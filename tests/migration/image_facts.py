@@ -128,7 +128,7 @@ def check_timers(d, what, tc, text):
         kinds = {"signal": 0, "none": 1, "thread": 2}
         method, _, target = t["notify"].partition("/")
         want = kinds[method] | (4 if target.startswith("tid") else 0)
-        d.same(f"{what}: clock of timer {t['id']}", e["clock_id"], int(t["ClockID"]))
+        d.same(f"{what}: clock of timer {t['id']}", e["clock_id"], int(t["ClockID"]) & 0xffffffff)
         d.same(f"{what}: signal of timer {t['id']}", e["si_signo"], int(number))
         d.same(f"{what}: notification of timer {t['id']}", e["it_sigev_notify"], want)
         if value not in ("", "(null)"):

@@ -263,7 +263,7 @@ def other_file(context, folder):
 
 CASES = {
     "send/netlink": send_refuses("netlink", HAS_FD + ", a netlink socket"),
-    "send/deleted-big-file": send_refuses("deleted-big-file", HAS_FD + ", the deleted file", "no more than 1048576 bytes"),
+    "send/deleted-big-file": send_refuses("deleted-big-file", HAS_FD + ", the deleted file", "raise --ghost-limit"),
     "send/landlock": send_refuses("landlock", "thread {pid} of task {pid} is restricted by landlock", began=True),
     "send/lease": send_refuses("lease", HAS_FD, "with a lease on it"),
     # Both hosts of the test see one file, and the source keeps its lock until the tree has moved.

@@ -256,11 +256,11 @@ std::vector<ext::ThreadExt> Dump::Impl::describe_core(const StoppedTask& task, u
       describe_task(task, harvested, timers.at(task.pid), *pids, core);
       drop_later_signals(read, monotonic_ns(), *core.mutable_tc()->mutable_signals_s());
       core.mutable_tc()->set_cg_set(cg_set);
-      if (task.state == TaskState::group_stopped &&
-          task.proc.stat().exit_code == 0)  // proc(5): what wait(2) would tell
+      const ProcStat stat = task.proc.stat();
+      if (task.state == TaskState::group_stopped && stat.exit_code == 0)  // proc(5): what wait(2) would tell
         extras.front().mutable_task()->set_stop_collected(true);
-      if (const int signal = task.proc.stat().exit_signal; signal != SIGCHLD && task.pid != tree->root().pid)
-        extras.front().mutable_task()->set_exit_signal(static_cast<uint32_t>(signal));
+      if (stat.exit_signal != SIGCHLD && task.pid != tree->root().pid)
+        extras.front().mutable_task()->set_exit_signal(static_cast<uint32_t>(stat.exit_signal));
       fill_task_ids(ordinal, files->files_id(task.pid), ipc.own_namespace(), *core.mutable_ids());
       images.put(image_name("ids", static_cast<uint64_t>(image_tid)), magic::kIds, core.ids());
       images.put(image_name("creds", static_cast<uint64_t>(image_tid)), magic::kCreds, core.thread_core().creds());

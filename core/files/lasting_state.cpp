@@ -58,7 +58,10 @@ void LastingStates::doubt(Look look) {
 
 bool LastingStates::waits_well(uint32_t client, const Lists::Sockets& all) const {
   const auto it = all.find(client);
-  if (it == all.end() || it->second.unread != 0 || !unix_.contains(client)) return false;
+  return it != all.end() && it->second.unread == 0 && unix_.contains(client);
+}
+
+bool LastingStates::waits_inside(uint32_t client, const Lists::Sockets& all) const {
   return std::ranges::any_of(unix_, [&](uint32_t ino) {
     const auto listener = all.find(ino);
     return listener != all.end() &&
@@ -97,7 +100,8 @@ void LastingStates::see_socket(const OpenFile& file, const UnixSocketInfo& info,
     doubt([this, now, netns, who = file.who()](Lists& lists) -> std::optional<Refusal> {
       const UnixSocketInfo* socket = now(lists);
       if (socket == nullptr || !waits_to_be_accepted(*socket)) return std::nullopt;
-      if (waits_well(socket->ino, lists.sockets.at(netns))) return std::nullopt;
+      const Lists::Sockets& all = lists.sockets.at(netns);
+      if (waits_well(socket->ino, all) && waits_inside(socket->ino, all)) return std::nullopt;
       return not_accepted(who);
     });
 }

@@ -45,8 +45,10 @@ class LastingStates {
   /// nullopt: it is gone. Throws Error if the task is.
   using Look = std::function<std::optional<Refusal>(Lists&)>;
 
-  /// Sockets of the tree that can be moved as they are: nothing was sent, and the listener is the tree's, too.
+  /// Whether what waits for a listener of the tree can be moved as it is: it is the tree's, too, and has sent nothing.
   bool waits_well(uint32_t client, const Lists::Sockets& all) const;
+  /// Whether the listener that it waits for is the tree's.
+  bool waits_inside(uint32_t client, const Lists::Sockets& all) const;
   bool full() const;
   void doubt(Look look);
   bool watched(const Holder& holder, int number) const;

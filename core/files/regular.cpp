@@ -68,10 +68,6 @@ void check_not_of_thread(const OpenFile& file) {
   throw Refusal(file.who() + ", " + file.link + ", which is of a thread", "close it first");
 }
 
-}  // namespace
-
-namespace {
-
 std::string deleted_file(const OpenFile& file) { return file.who() + ", the deleted file " + file.link; }
 
 bool is_on_fuse(const OpenFile& file) {
@@ -90,11 +86,8 @@ ExtendedAttributes attributes_of(const OpenFile& file) {
   return path.empty() ? ExtendedAttributes() : read_extended_attributes(path, deleted_file(file));
 }
 
-}  // namespace
-
-void check_ghost(const OpenFile& file, const FileDumpOptions& options) {
-  check_not_of_thread(file);
-  if (file.st.stx_nlink != 0) return;
+/// What check_ghost() asks, but for the attributes.
+void check_content(const OpenFile& file, const FileDumpOptions& options) {
   if (file.type() != S_IFREG && file.type() != S_IFIFO && file.type() != S_IFDIR)
     throw Refusal(file.who() + ", the deleted device " + file.link, "close it first");
   // Its content is read while the tree stands still: by a server, which may take any time, or be stopped with the tree.
@@ -107,6 +100,14 @@ void check_ghost(const OpenFile& file, const FileDumpOptions& options) {
                       ? "raise --ghost-limit to carry its content along"
                       : "close it first; no more than " + std::to_string(options.ghost_limit) +
                             " bytes of a deleted file are carried along");
+}
+
+}  // namespace
+
+void check_ghost(const OpenFile& file, const FileDumpOptions& options) {
+  check_not_of_thread(file);
+  if (file.st.stx_nlink != 0) return;
+  check_content(file, options);
   attributes_of(file);
 }
 
@@ -259,7 +260,8 @@ void RegularDumper::add_ghost(const OpenFile& file) {
 
 void RegularDumper::write_ghost(const OpenFile& file, uint32_t ghost_id) {
   const struct statx& st = file.st;
-  check_ghost(file, context_.options);
+  check_not_of_thread(file);
+  check_content(file, context_.options);
   img::ghost_file_entry ghost;
   ghost.set_uid(st.stx_uid);
   ghost.set_gid(st.stx_gid);

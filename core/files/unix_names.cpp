@@ -100,6 +100,10 @@ void check_free(const SocketPlace& place, const FileCredentials& who, bool may_b
     throw Denied("it may not replace the file of user " + std::to_string(st.stx_uid) + " that is there");
 }
 
+Fd new_socket(const img::unix_sk_entry& e, int flags) {
+  return Fd(check(::socket(AF_UNIX, static_cast<int>(e.type()) | SOCK_CLOEXEC | flags, 0), "make", "a Unix socket"));
+}
+
 UnixNames::~UnixNames() {
   for (auto& [ino, place] : waiting_) remove(place);
 }

@@ -20,6 +20,9 @@ SplitPath file_place(const img::unix_sk_entry& e, const std::string& moved);
 /// In a thread whose root folder is empty: binds `fd` under the entry's name, making folders as needed.
 void bind_backstage(int fd, const img::unix_sk_entry& e);
 
+/// A socket of the entry's type. `flags`: as of socket(2).
+Fd new_socket(const img::unix_sk_entry& e, int flags = 0);
+
 /// Where a socket shall have its name.
 struct SocketPlace {
   int folder;

@@ -85,7 +85,7 @@ class UnixRestorer {
   void connect_all(std::span<Connection> connections);
   void make_singles();
   void make_waiting();
-  static SocketStep listen_step(const Socket& a, size_t backlog);
+  static SocketStep listen_step(int socket, size_t backlog);
   void let_connect(const Socket& listener, const std::vector<Caller>& callers);
   void bind_name(Socket& a);
   void connect_datagram(Socket& a);

@@ -92,7 +92,8 @@ void UnixDumper::dump(const OpenFile& file) {
   if (peer) peer->pid = static_cast<uint32_t>(context_.pid_in_tree(static_cast<pid_t>(peer->pid)));
   record_owner(context_, file, peer);
   const pid_t holder = context_.pid_in_tree(file.proc->pid());
-  seen_.emplace(info.ino, Seen{std::move(entry), std::move(state), file.who(), info, netns, holder, peer_name(file)});
+  seen_.emplace(info.ino, Seen{std::move(entry), std::move(state), file.who(), info, netns, holder,
+                               info.type == SOCK_DGRAM ? peer_name(file) : ""});
 }
 
 void UnixDumper::describe_name(const OpenFile& file, const UnixSocketInfo& info, img::unix_sk_entry& out,

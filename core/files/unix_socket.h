@@ -48,7 +48,7 @@ class UnixDumper {
     UnixSocketInfo info;
     uint64_t netns;
     pid_t holder;           ///< one that has it, as the tree numbers it
-    std::string peer_name;  ///< as getpeername(2) tells it
+    std::string peer_name;  ///< of datagram sockets, as getpeername(2) tells it
   };
   const UnixSocketInfo& info_of(const OpenFile& file, uint64_t netns);
   void describe_name(const OpenFile& file, const UnixSocketInfo& info, img::unix_sk_entry& out,

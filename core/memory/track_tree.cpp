@@ -59,8 +59,7 @@ std::optional<Looked> look_at(pid_t pid, const LivingTask* parent) {
 }  // namespace
 
 TreeLayout::Task layout_of(const LivingTask& task) {
-  // A zombie has sent its signal.
-  const int exit_signal = task.ended && task.exit_signal != SIGCHLD ? 0 : task.exit_signal;
+  const int exit_signal = task.ended ? exit_signal_of_ended(task.exit_signal) : task.exit_signal;
   return {.pid = task.image_pid,
           .ppid = task.image_ppid,
           .pgid = task.pgid,

@@ -47,6 +47,9 @@ struct TreeLayout {
   bool operator==(const TreeLayout&) const = default;
 };
 
+/// What it is for a zombie, which has sent its own: that it had one tells whom wait(2) finds (__WCLONE).
+inline int exit_signal_of_ended(int signal) { return signal == SIGCHLD ? SIGCHLD : 0; }
+
 /// Pages that were sent and exist no more: at the destination they must read as if never written.
 struct PageDiscard {
   MemoryId memory;

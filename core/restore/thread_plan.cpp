@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/base/sched_attr.h"
 #include "core/inject/attributes.h"
 #include "core/restore/plans.h"
 
@@ -23,16 +24,6 @@ using restorer::Tag;
 
 constexpr size_t kThreadStack = 2048;
 constexpr uint64_t kDefaultSlackNs = 50'000;
-constexpr uint64_t kResetOnFork = 1;
-
-/// sched_setattr(2)
-struct SchedAttr {
-  uint32_t size, policy;
-  uint64_t flags;
-  int32_t nice;
-  uint32_t priority;
-  uint64_t runtime, deadline, period;
-};
 
 /// Those that the image does not have are as usual, where the kernel knows them.
 void plan_attributes(const ext::ThreadExt& e, OpList& list) {

@@ -76,7 +76,6 @@ int checked_signal(uint32_t value) {
   return static_cast<int>(value);
 }
 
-/// A zombie has sent its signal; that it has one of its own tells whom wait(2) finds (__WCLONE).
 void read_exit_signals(const ImageSet& images, const std::map<pid_t, int>& index, std::vector<TaskNode>& tasks) {
   auto reader = images.read("migrate-ext.img", magic::kMigrateExt);
   for (ext::ThreadExt e; reader && reader->next(e); e.Clear()) {
@@ -84,7 +83,7 @@ void read_exit_signals(const ImageSet& images, const std::map<pid_t, int>& index
     if (at == index.end() || !e.task().has_exit_signal()) continue;
     TaskNode& task = tasks[static_cast<size_t>(at->second)];
     const int signal = checked_signal(e.task().exit_signal());
-    task.exit_signal = task.zombie && signal != SIGCHLD ? 0 : signal;
+    task.exit_signal = task.zombie ? exit_signal_of_ended(signal) : signal;
   }
 }
 

@@ -7,6 +7,7 @@
 #include <array>
 #include <cstring>
 
+#include "core/base/sched_attr.h"
 #include "core/task/core_image.h"
 #include "core/task/signal_queue.h"
 #include "core/task/xsave.h"
@@ -18,16 +19,6 @@ namespace {
 constexpr int kIoprioWhoProcess = 1;
 
 constexpr unsigned kFirstTls = 12, kTlsEntries = 3;  // asm/segment.h: GDT_ENTRY_TLS_MIN, GDT_ENTRY_TLS_ENTRIES
-
-/// struct sched_attr of sched_setattr(2), its first version; glibc has none and linux/sched/types.h does not go with
-/// it.
-struct SchedAttr {
-  uint32_t size, sched_policy;
-  uint64_t sched_flags;
-  int32_t sched_nice;
-  uint32_t sched_priority;
-  uint64_t sched_runtime, sched_deadline, sched_period;
-};
 
 std::string name_of(const StoppedThread& thread) { return "thread " + std::to_string(thread.tid.get()); }
 
@@ -132,15 +123,15 @@ void fill_scheduling(const StoppedThread& thread, img::thread_core_entry& out, e
   check(::syscall(SYS_sched_getattr, thread.tid.get(), &attr, sizeof attr, 0), "read the scheduling of",
         name_of(thread));
   constexpr uint32_t kOther = 0, kFifo = 1, kRoundRobin = 2, kBatch = 3, kIdle = 5;
-  switch (attr.sched_policy) {
+  switch (attr.policy) {
     case kOther:
     case kBatch:
     case kIdle:
-      out.set_sched_nice(attr.sched_nice);
+      out.set_sched_nice(attr.nice);
       break;
     case kFifo:
     case kRoundRobin: {
-      out.set_sched_prio(attr.sched_priority);
+      out.set_sched_prio(attr.priority);
       // What it has again when it is an ordinary one.
       errno = 0;
       const int nice = ::getpriority(PRIO_PROCESS, static_cast<id_t>(thread.tid.get()));
@@ -149,19 +140,17 @@ void fill_scheduling(const StoppedThread& thread, img::thread_core_entry& out, e
       break;
     }
     default:
-      throw Refusal(name_of(thread) + " runs under scheduling policy " + std::to_string(attr.sched_policy) +
+      throw Refusal(name_of(thread) + " runs under scheduling policy " + std::to_string(attr.policy) +
                         " (deadline or extensible)",
                     "give it another policy with chrt(1) first");
   }
-  out.set_sched_policy(attr.sched_policy);
+  out.set_sched_policy(attr.policy);
   // Ordinary threads have one since Linux 6.12; who has not asked for it has the kernel's, as we do.
   SchedAttr ours{};
-  if ((attr.sched_policy == kOther || attr.sched_policy == kBatch) &&
-      ::syscall(SYS_sched_getattr, 0, &ours, sizeof ours, 0) == 0 && ours.sched_policy == kOther &&
-      attr.sched_runtime != ours.sched_runtime)
-    extras.set_slice_ns(attr.sched_runtime);
-  constexpr uint64_t kResetOnFork = 1;
-  if ((attr.sched_flags & kResetOnFork) != 0) extras.set_reset_on_fork(true);
+  if ((attr.policy == kOther || attr.policy == kBatch) && ::syscall(SYS_sched_getattr, 0, &ours, sizeof ours, 0) == 0 &&
+      ours.policy == kOther && attr.runtime != ours.runtime)
+    extras.set_slice_ns(attr.runtime);
+  if ((attr.flags & kResetOnFork) != 0) extras.set_reset_on_fork(true);
 }
 
 /// Pending for the thread or its task and not blocked.

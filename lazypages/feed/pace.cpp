@@ -14,6 +14,7 @@
 #include <string>
 
 #include "core/base/fd.h"
+#include "core/base/sched_attr.h"
 
 namespace migrate {
 namespace {
@@ -26,20 +27,9 @@ constexpr int kLooks = 5;           ///< of a window
 constexpr int kRaisedWindows = 10;  ///< that a starving thread is an ordinary one
 constexpr double kLittle = 0.3;     ///< of a window on a processor, of who wants to run all the time
 
-/// linux/sched/types.h, which does not go together with sched.h.
-struct SchedAttr {
-  uint32_t size, policy;
-  uint64_t flags;
-  int32_t nice;
-  uint32_t priority;
-  uint64_t runtime, deadline, period;
-};
-
 /// The least that there is; in nanoseconds.
 constexpr uint64_t kShortSlice = 100'000;
 constexpr int32_t kPromptNice = -10;
-/// Threads that it makes are ordinary ones: SCHED_FLAG_RESET_ON_FORK.
-constexpr uint64_t kNotInherited = 1;
 
 void set_policy(pid_t tid, int policy) noexcept {
   const sched_param none{};
@@ -72,10 +62,10 @@ Prompt::Prompt() noexcept {
   // Who wakes goes before who computes if it weighs more, or (Linux 6.12) if its slice is shorter: sched(7), EEVDF.
   attr.runtime = kShortSlice;
   attr.nice = std::min(attr.nice, kPromptNice);
-  attr.flags |= kNotInherited;
+  attr.flags |= kResetOnFork;  // threads that it makes are ordinary ones
   if (::syscall(SYS_sched_setattr, 0, &attr, 0) == 0) return;
   attr.nice = before_->nice;
-  attr.flags &= ~kNotInherited;
+  attr.flags &= ~kResetOnFork;
   ::syscall(SYS_sched_setattr, 0, &attr, 0);
 }
 
@@ -84,7 +74,7 @@ Prompt::~Prompt() {
   if (!before_ || ::syscall(SYS_sched_getattr, 0, &attr, sizeof attr, 0) != 0) return;
   attr.nice = before_->nice;
   attr.runtime = before_->slice;
-  attr.flags &= ~kNotInherited;
+  attr.flags &= ~kResetOnFork;
   ::syscall(SYS_sched_setattr, 0, &attr, 0);
 }
 

@@ -153,6 +153,25 @@ public class Moved {
         return ["java", "-Xmx256m", source, self.folder]
 
 
+# Of programs in Python that follow the contract of the workloads: `verify` gives what is wrong.
+CONTRACT = r"""
+import os, sys, time
+folder = sys.argv[1]
+def put(name, text):
+    with open(os.path.join(folder, name + ".new"), "w") as f: f.write(text)
+    os.rename(os.path.join(folder, name + ".new"), os.path.join(folder, name))
+def serve(verify):
+    put("status", f"READY {os.getpid()}\n"); last = ""
+    while os.path.isdir(folder):
+        time.sleep(0.01)
+        try: token = open(os.path.join(folder, "check")).read()
+        except OSError: continue
+        if not token or token == last: continue
+        last = token; bad = verify(token)
+        put("result", f"{token} {'FAIL ' + bad if bad else 'PASS'}\n")
+"""
+
+
 class NamedPool(Asked):
     """Python's multiprocessing: a pool of workers with named semaphores and shared memory."""
     name = "named-pool"
@@ -160,31 +179,24 @@ class NamedPool(Asked):
     churn = True
     ignore = Service.ignore
 
-    SOURCE = r"""
-import multiprocessing as mp, os, sys, time
+    SOURCE = CONTRACT + r"""
+import multiprocessing as mp
 from multiprocessing import shared_memory
-folder = sys.argv[1]
 def work(x): return sum(range(x)) + os.getpid() * 0
-def put(name, text):
-    with open(os.path.join(folder, name + ".new"), "w") as f: f.write(text)
-    os.rename(os.path.join(folder, name + ".new"), os.path.join(folder, name))
 if __name__ == "__main__":
     mp.set_start_method("spawn")
     shm = shared_memory.SharedMemory(create=True, size=1 << 20); shm.buf[:4] = b"here"
     pool = mp.Pool(3); lock = mp.Lock(); queue = mp.Queue(); queue.put("waiting")
-    pool.map(work, range(10)); put("status", f"READY {os.getpid()}\n"); last = ""
-    while os.path.isdir(folder):
-        time.sleep(0.01)
-        try: token = open(os.path.join(folder, "check")).read()
-        except OSError: continue
-        if not token or token == last: continue
-        last = token; bad = []
+    pool.map(work, range(10))
+    def verify(token):
+        bad = []
         if pool.map(work, range(200)) != [sum(range(x)) for x in range(200)]: bad.append("pool")
         if bytes(shm.buf[:4]) != b"here": bad.append("shared memory")
         with lock: pass
         if queue.get(timeout=5) != "waiting": bad.append("queue")
         queue.put("waiting")
-        put("result", f"{token} {'FAIL ' + ' '.join(bad) if bad else 'PASS'}\n")
+        return " ".join(bad)
+    serve(verify)
 """
 
     def command(self):
@@ -231,23 +243,13 @@ class Logs(Asked):
     exact_maps = False
     ignore = Service.ignore
 
-    SOURCE = r"""
-import os, socket, sys, time
-folder = sys.argv[1]
+    SOURCE = CONTRACT + r"""
+import socket
 log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); log.connect("/dev/log")
-def put(name, text):
-    with open(os.path.join(folder, name + ".new"), "w") as f: f.write(text)
-    os.rename(os.path.join(folder, name + ".new"), os.path.join(folder, name))
-put("status", f"READY {os.getpid()}\n"); last = ""
-while os.path.isdir(folder):
-    time.sleep(0.01)
-    try: token = open(os.path.join(folder, "check")).read()
-    except OSError: continue
-    if not token or token == last: continue
-    last = token
-    try: log.send(b"<13>" + token.encode()); bad = ""
-    except OSError as e: bad = str(e)
-    put("result", f"{token} {'FAIL ' + bad if bad else 'PASS'}\n")
+def verify(token):
+    try: log.send(b"<13>" + token.encode())
+    except OSError as e: return str(e)
+serve(verify)
 """
 
     def command(self):

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <set>
 #include <string>
 
 #include "core/base/error.h"
@@ -98,10 +99,10 @@ std::vector<uint32_t> groups_of_users(const std::vector<uint32_t>& uids) {
 namespace {
 
 /// What has ended is somebody's, too.
-void check_ended(const IdentityPolicy& policy, const TaskNode& task, const ImageSet& images) {
+void check_ended(const IdentityPolicy& policy, const std::set<pid_t>& zombies, const ImageSet& images) {
   auto reader = images.read("migrate-ext.img", magic::kMigrateExt);
   for (ext::ThreadExt e; reader && reader->next(e); e.Clear()) {
-    if (static_cast<pid_t>(e.tid()) != task.pid || !e.task().has_uid()) continue;
+    if (!zombies.contains(static_cast<pid_t>(e.tid())) || !e.task().has_uid()) continue;
     img::creds_entry creds;
     for (const auto set : {&img::creds_entry::set_uid, &img::creds_entry::set_euid, &img::creds_entry::set_suid,
                            &img::creds_entry::set_fsuid})
@@ -109,7 +110,7 @@ void check_ended(const IdentityPolicy& policy, const TaskNode& task, const Image
     for (const auto set : {&img::creds_entry::set_gid, &img::creds_entry::set_egid, &img::creds_entry::set_sgid,
                            &img::creds_entry::set_fsgid})
       (creds.*set)(e.task().gid());
-    check_ids(policy, creds, "task " + std::to_string(task.pid) + ", which has ended,");
+    check_ids(policy, creds, "task " + std::to_string(e.tid()) + ", which has ended,");
   }
 }
 
@@ -118,12 +119,11 @@ void check_ended(const IdentityPolicy& policy, const TaskNode& task, const Image
 void enforce_identity(const IdentityPolicy& policy, ImageSet& images) {
   if (policy.empty()) return;
   ImageSet checked;
+  std::set<pid_t> zombies;
   // By the tree, as the restore goes: what calls itself a zombie must be one to it too.
   for (const TaskNode& task : read_tree(images)) {
-    if (task.zombie) {
-      check_ended(policy, task, images);
-      continue;
-    }
+    if (task.zombie) zombies.insert(task.pid);
+    if (task.zombie) continue;
     for (const pid_t tid : task.threads) {
       const std::string name = image_name("core", static_cast<uint64_t>(tid));
       img::core_entry core;
@@ -133,6 +133,7 @@ void enforce_identity(const IdentityPolicy& policy, ImageSet& images) {
       checked.put(name, magic::kCore, core);
     }
   }
+  check_ended(policy, zombies, images);
   const HostBounds bounds = HostBounds::here();
   for (const Privilege& privilege : privileges_of(images))
     if (const auto reason = why_not(privilege, policy, bounds))

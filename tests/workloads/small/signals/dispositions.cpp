@@ -98,6 +98,11 @@ bool is_pending(pid_t pid, int sig) {
   return !shared.empty() && (std::stoull(shared, nullptr, 16) >> (sig - 1) & 1) != 0;
 }
 
+/// For two seconds at most: who is asked finds out what did not happen.
+void wait_in_child(const std::function<bool()>& happened) {
+  for (int i = 0; i < 2000 && !happened(); ++i) sleep_ms(1);
+}
+
 }  // namespace
 
 // Calls that were interrupted go on, or end, as the handler's flag says.
@@ -113,10 +118,10 @@ WORKLOAD(signals, restart_flag) {
       if (child == 0) {
         // The call has begun when the task sleeps.
         const std::string stat = "/proc/" + std::to_string(tid) + "/syscall";
-        for (int i = 0; i < 2000 && text_of(stat).rfind("0 ", 0) != 0; ++i) sleep_ms(1);
+        wait_in_child([&] { return text_of(stat).rfind("0 ", 0) == 0; });
         kill(pid, sig);
         // Whoever takes it was interrupted by it.
-        while (is_pending(pid, sig)) sleep_ms(1);
+        wait_in_child([&] { return !is_pending(pid, sig); });
         put(p.out, "x");
         std::_Exit(0);
       }

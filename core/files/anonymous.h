@@ -9,7 +9,6 @@
 namespace migrate {
 
 void dump_eventfd(const OpenFile& file, DumpContext& context);
-void dump_timerfd(const OpenFile& file, DumpContext& context);
 void dump_signalfd(const OpenFile& file, DumpContext& context);
 
 /// Live objects again. Hostile entries end in Corrupt or Error.

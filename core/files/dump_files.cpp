@@ -226,6 +226,7 @@ uint32_t FileDumper::add_memfd(const ProcDir& task, const std::string& link, uin
 std::vector<SharedObject> FileDumper::take_shared_objects() { return impl_->kinds.memfds().take_objects(); }
 
 void FileDumper::finish() {
+  for (const DumpKinds::One& one : impl_->kinds.all()) one.dump->settle();
   impl_->images.write("files.img", magic::kFiles);  // present even without a single file
 }
 

@@ -52,6 +52,8 @@ class DumpKind {
   virtual void dump(const OpenFile& file) = 0;
   /// All descriptions were dumped.
   virtual void finish(const DescriptorTables&) {}
+  /// Everything else of the tree was described, too: what was in doubt had time to show itself. Not at a preflight.
+  virtual void settle() {}
   /// The tree was killed, since its images are stored: what is still held of it may end as such an end does.
   virtual void tree_is_dead() noexcept {}
 

@@ -2,8 +2,12 @@
 #include <sys/timerfd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <optional>
 #include <string>
+#include <thread>
+#include <utility>
+#include <vector>
 
 #include "core/base/clock.h"
 #include "core/base/time_left.h"
@@ -22,67 +26,62 @@ timespec to_timespec(uint64_t sec, uint64_t nsec) {
   return {static_cast<time_t>(sec), static_cast<long>(nsec)};
 }
 
-struct TimerState {
-  itimerspec left;
-  FdInfo info;
-};
-
 bool is_zero(const timespec& t) { return t.tv_sec == 0 && t.tv_nsec == 0; }
 
 bool is_less(const timespec& a, const timespec& b) {
   return a.tv_sec != b.tv_sec ? a.tv_sec < b.tv_sec : a.tv_nsec < b.tv_nsec;
 }
 
+itimerspec left_of(int fd, const std::string& who) {
+  itimerspec left{};
+  check(::timerfd_gettime(fd, &left), "read the timer:", who);
+  return left;
+}
+
+struct TimerState {
+  itimerspec left{};
+  uint64_t ticks = 0;
+  bool in_doubt = false;  ///< off, or due: its interrupt is still to come
+};
+
 /// What is left and how often it has expired, of one moment. A periodic timer stands still from an expiration until
 /// somebody looks at it (timerfd_tmrproc in the kernel): fdinfo then tells no remaining time, as of one that is off,
 /// and one tick. timerfd_gettime(2) makes it count on, which the task cannot tell apart. It may expire again before
 /// fdinfo is read, and a timer that fires once between the two numbers of that: less must be left afterwards than
-/// before. Of one that expires just then nothing is left, as of one that is off.
-TimerState state_of(const OpenFile& file) {
-  constexpr int kTries = 50, kOff = 10;
-  const auto gettime = [&] {
-    itimerspec now{};
-    check(::timerfd_gettime(file.ours.get(), &now), "read the timer:", file.who());
-    return now;
-  };
-  const std::string path = "/proc/self/fdinfo/" + std::to_string(file.ours.get());
+/// before. Of one that is due nothing is left, as of one that is off, until the processor takes the interrupt.
+TimerState state_of(int fd, const std::string& who) {
+  constexpr int kTries = 50;
+  const std::string path = "/proc/self/fdinfo/" + std::to_string(fd);
   bool runs = false;
-  std::optional<uint64_t> ticks;
   for (int i = 0;; ++i) {
-    const itimerspec before = gettime();
-    TimerState state{.left = {}, .info = parse_fdinfo(read_file_at(AT_FDCWD, path))};
-    state.left = gettime();
-    const timespec& left = state.left.it_value;
-    const uint64_t now = fdinfo_number(state.info, "ticks:", 10);
-    runs = runs || !is_zero(before.it_value) || !is_zero(left) || ticks.value_or(now) != now;
-    ticks = now;
-    if (!runs && (is_zero(state.left.it_interval) || i >= kOff)) return state;
+    const itimerspec before = left_of(fd, who);
+    TimerState state;
+    state.ticks = fdinfo_number(parse_fdinfo(read_file_at(AT_FDCWD, path)), "ticks:", 10);
+    state.left = left_of(fd, who);
+    timespec& left = state.left.it_value;
+    const bool once = is_zero(state.left.it_interval), was_zero = is_zero(before.it_value);
+    runs = runs || !was_zero || !is_zero(left) || (!once && state.ticks != 0);
     if (!is_zero(left) && is_less(left, before.it_value)) return state;
-    if (i < kTries) continue;
+    if (is_zero(left) && once && state.ticks != 0) return state;
     // Of an interval that is over sooner than this is looked at, any moment will do.
-    if (is_zero(left)) state.left.it_value.tv_nsec = 1;
+    if (i < kTries && !(was_zero && is_zero(left))) continue;
+    state.in_doubt = !runs;
+    if (runs && is_zero(left)) left.tv_nsec = 1;
     return state;
   }
 }
 
-}  // namespace
-
-void dump_timerfd(const OpenFile& file, DumpContext& context) {
-  const auto [now, info] = state_of(file);
-  img::file_entry entry = entry_of(img::fd_types::TIMERFD, file.id);
-  img::timerfd_entry& t = *entry.mutable_tfd();
-  describe_common(file, t);
-  t.set_clockid(static_cast<uint32_t>(fdinfo_number(info, "clockid:", 10)));
-  t.set_ticks(fdinfo_number(info, "ticks:", 10));
-  t.set_settime_flags(static_cast<uint32_t>(fdinfo_number(info, "settime flags:", 8)));
+void put_state(const TimerState& state, const DumpContext& context, img::timerfd_entry& t) {
+  t.set_ticks(state.ticks);
   const int64_t ago = context.options.as_of_ns ? clock_ns(CLOCK_MONOTONIC) - *context.options.as_of_ns : 0;
-  const timespec left = time_left_then(now.it_value, ago);  // also of absolute timers
+  const timespec left = time_left_then(state.left.it_value, ago);  // also of absolute timers
   t.set_vsec(static_cast<uint64_t>(left.tv_sec));
   t.set_vnsec(static_cast<uint64_t>(left.tv_nsec));
-  t.set_isec(static_cast<uint64_t>(now.it_interval.tv_sec));
-  t.set_insec(static_cast<uint64_t>(now.it_interval.tv_nsec));
-  context.emit(entry);
+  t.set_isec(static_cast<uint64_t>(state.left.it_interval.tv_sec));
+  t.set_insec(static_cast<uint64_t>(state.left.it_interval.tv_nsec));
 }
+
+}  // namespace
 
 Fd restore_timerfd(const img::timerfd_entry& entry, std::optional<int64_t> dumped_at_ns) {
   Fd fd(check(::timerfd_create(static_cast<int>(entry.clockid()), TFD_CLOEXEC), "make", "a timerfd"));
@@ -122,13 +121,54 @@ class TimerfdDump : public DumpKind {
  public:
   explicit TimerfdDump(const DumpServices& services) : context_(services.context) {}
   bool matches(const OpenFile& file) const override { return file.link == "anon_inode:[timerfd]"; }
-  void dump(const OpenFile& file) override { dump_timerfd(file, context_); }
+  void dump(const OpenFile& file) override;
+  void settle() override;
   bool preflight_opens(const OpenFile&) const override { return false; }
   void preflight(const OpenFile&, Preflight&) override {}
 
  private:
+  /// One of which nothing is left: off, most likely.
+  struct Doubt {
+    img::file_entry entry;
+    Fd fd;
+    std::string who;
+  };
+
   DumpContext& context_;
+  std::vector<Doubt> doubts_;
+  int64_t looked_ns_ = 0;  ///< CLOCK_MONOTONIC, at the last of them
 };
+
+void TimerfdDump::dump(const OpenFile& file) {
+  img::file_entry entry = entry_of(img::fd_types::TIMERFD, file.id);
+  img::timerfd_entry& t = *entry.mutable_tfd();
+  describe_common(file, t);
+  t.set_clockid(static_cast<uint32_t>(fdinfo_number(file.info, "clockid:", 10)));
+  t.set_settime_flags(static_cast<uint32_t>(fdinfo_number(file.info, "settime flags:", 8)));
+  const TimerState state = state_of(file.ours.get(), file.who());
+  if (!state.in_doubt) {
+    put_state(state, context_, t);
+    context_.emit(entry);
+    return;
+  }
+  doubts_.push_back(
+      {std::move(entry), Fd(check(::fcntl(file.ours.get(), F_DUPFD_CLOEXEC, 0), "duplicate", file.who())), file.who()});
+  looked_ns_ = clock_ns(CLOCK_MONOTONIC);
+}
+
+/// A timer expires by an interrupt of the processor where it was armed. An idle one takes it tens of microseconds
+/// late, one of a guest that has to wait for its turn up to milliseconds.
+void TimerfdDump::settle() {
+  constexpr int64_t kLate = 2'000'000;
+  if (doubts_.empty()) return;
+  const int64_t left = looked_ns_ + kLate - clock_ns(CLOCK_MONOTONIC);
+  if (left > 0) std::this_thread::sleep_for(std::chrono::nanoseconds(left));
+  for (Doubt& doubt : doubts_) {
+    put_state(state_of(doubt.fd.get(), doubt.who), context_, *doubt.entry.mutable_tfd());
+    context_.emit(doubt.entry);
+  }
+  doubts_.clear();
+}
 
 class TimerfdRestore : public RestoreKind {
  public:

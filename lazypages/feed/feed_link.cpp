@@ -17,7 +17,7 @@ using Clock = std::chrono::steady_clock;
 namespace {
 
 /// A side that found out why this is the end says so at once.
-constexpr std::chrono::milliseconds kLastWords{500};
+constexpr std::chrono::milliseconds kLastWords{2000};
 
 }  // namespace
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <optional>
 #include <system_error>
+#include <utility>
 
 #include "lazypages/feed/feed_link.h"
 #include "lazypages/feed/pace.h"
@@ -93,6 +94,7 @@ void PageFeeder::run() {
     fail(std::current_exception());
   }
   fill_stop_.trigger();
+  tell_failure();
   for (std::thread& thread : threads_) thread.join();
   threads_.clear();
   pace_.reset();
@@ -100,13 +102,19 @@ void PageFeeder::run() {
   if (failure_) failure_.rethrow();
 }
 
-void PageFeeder::end_streams() {
+/// Before what takes time: threads that are idle ones may be waited for.
+void PageFeeder::tell_failure() {
   streams_.urgent->set_stop(nullptr);
+  const std::lock_guard lock(mutex_);
+  if (failure_.is_ours() && !std::exchange(told_, true)) link_->send_failure(failure_.sentence());
+}
+
+void PageFeeder::end_streams() {
   for (auto& stream : streams_.fill) stream->set_stop(nullptr);
   if (failure_) {
     if (failure_.is_cut())
       if (auto why = link_->last_words()) failure_.note(why);
-    if (failure_.is_ours()) link_->send_failure(failure_.sentence());
+    tell_failure();
     streams_.urgent->abort();
     for (auto& stream : streams_.fill) stream->abort();
     return;

@@ -99,6 +99,7 @@ class PageFeeder {
   void leave_out_until(MemoryId memory, uint64_t address);
   void fill(size_t index);
   void send_piece(RecordWriter& writer, const FillPiece& piece, std::span<std::byte> pages);
+  void tell_failure();
   void end_streams();
   bool next_pieces(std::vector<FillPiece>& pieces);
   void fail(std::exception_ptr why) noexcept;
@@ -122,6 +123,7 @@ class PageFeeder {
   FillOrder order_;
   FeedWaits waits_;
   FeedFailure failure_;
+  bool told_ = false;  ///< to the peer
   bool whole_ = false;
   std::vector<bool> filled_;  ///< fill streams that have said their end
   GoneMemories gone_;

@@ -7,6 +7,7 @@
 #include <set>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "lazypages/feed/feed_link.h"
 #include "lazypages/feed/pace.h"
@@ -177,17 +178,26 @@ void PageFetcher::run() {
     fail(std::current_exception());
   }
   receiver_->cancel();
-  for (std::thread& thread : threads) thread.join();
+  if (!threads.empty()) threads.front().join();  // nobody else sends
+  tell_failure();
+  for (std::thread& thread : threads)
+    if (thread.joinable()) thread.join();
   end_streams();
   if (failure_) failure_.rethrow();
 }
 
-void PageFetcher::end_streams() {
+/// Before what takes time: threads that are idle ones may be waited for.
+void PageFetcher::tell_failure() {
   urgent_->set_stop(nullptr);
+  const std::lock_guard lock(mutex_);
+  if (failure_.is_ours() && !std::exchange(told_, true)) link_->send_failure(failure_.sentence());
+}
+
+void PageFetcher::end_streams() {
   if (!failure_) return urgent_->finish();
   if (failure_.is_cut())
     if (auto why = link_->last_words()) failure_.note(why);
-  if (failure_.is_ours()) link_->send_failure(failure_.sentence());
+  tell_failure();
   urgent_->abort();
 }
 

@@ -75,6 +75,7 @@ class PageFetcher {
   void note_gone();
   void receive_fill();
   void fail(std::exception_ptr why) noexcept;
+  void tell_failure();
   void end_streams();
   Corrupt corrupt(const char* why) const;
 
@@ -92,6 +93,7 @@ class PageFetcher {
   std::atomic<bool> said_whole_{false};
   std::mutex mutex_;
   FeedFailure failure_;
+  bool told_ = false;              ///< to the peer
   std::vector<MemoryId> to_note_;  ///< that are gone, and the source is to hear that this is known
   uint64_t answered_ = 0;          ///< pages
   FeedWaits told_waits_;

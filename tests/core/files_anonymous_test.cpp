@@ -2,12 +2,15 @@
 #include "files_testing.h"
 
 #include <poll.h>
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/timerfd.h>
+
+#include "core/files/kinds.h"
 
 namespace migrate::files_testing {
 namespace {
@@ -185,6 +188,57 @@ TEST_F(Files, TimersThatAreOffStayOff) {
     itimerspec now{};
     MUST(::timerfd_gettime(3, &now) == 0 && now.it_value.tv_sec == 0 && now.it_value.tv_nsec == 0);
   });
+}
+
+bool run_on(int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  return ::sched_setaffinity(0, sizeof set, &set) == 0;
+}
+
+img::timerfd_entry dumped_timer(int timer) {
+  ImageSet images;
+  const LoggerPtr log = null_logger();
+  const FileDumpOptions options;
+  DumpContext context{options, images, *log};
+  DumpKinds kinds(context);
+  const ProcDir self(::getpid());
+  OpenFile file;
+  file.proc = &self;
+  file.fd = timer;
+  file.link = self.link("fd/" + std::to_string(timer));
+  file.info = parse_fdinfo(read_file_at(AT_FDCWD, "/proc/self/fdinfo/" + std::to_string(timer)));
+  file.id = context.new_id();
+  file.take(Fd(::fcntl(timer, F_DUPFD_CLOEXEC, 0)));
+  itimerspec left{};
+  do ::timerfd_gettime(timer, &left);
+  while (left.it_value.tv_sec != 0 || left.it_value.tv_nsec != 0);
+  const DumpKinds::One& one = kinds.of(file);
+  one.dump->dump(file);
+  one.dump->settle();
+  img::file_entry entry;
+  images.need("files.img", magic::kFiles, entry);
+  return entry.tfd();
+}
+
+// Of one that is due nothing is left, and no tick is there until its processor takes the interrupt.
+TEST(Timerfds, WhatIsDueIsNotTakenForOff) {
+  cpu_set_t allowed;
+  ASSERT_EQ(::sched_getaffinity(0, sizeof allowed, &allowed), 0);
+  if (CPU_COUNT(&allowed) < 2 || !CPU_ISSET(0, &allowed) || !CPU_ISSET(1, &allowed))
+    GTEST_SKIP() << "processors 0 and 1 are not both allowed: run it with both";
+  const Fd timer(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC));
+  for (int i = 0; i < 100; ++i) {
+    ASSERT_TRUE(run_on(1));
+    const itimerspec soon{{}, {0, 300'000}};
+    ASSERT_EQ(::timerfd_settime(timer.get(), 0, &soon, nullptr), 0);
+    ASSERT_TRUE(run_on(0));
+    const img::timerfd_entry t = dumped_timer(timer.get());
+    EXPECT_TRUE(t.ticks() == 1 || t.vsec() + t.vnsec() != 0) << i;
+    EXPECT_EQ(t.isec() + t.insec(), 0U);
+  }
+  ::sched_setaffinity(0, sizeof allowed, &allowed);
 }
 
 }  // namespace

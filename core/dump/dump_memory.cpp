@@ -166,6 +166,13 @@ void MemoryDumper::add_task(const StoppedTask& task, const TaskHarvest& harvest,
   }
   if (harvest.thp_flags != 0) extra.set_thp_flags(harvest.thp_flags);
   for (const uint64_t segment : harvest.ldt) extra.add_ldt(segment);
+  for (const MappingPolicy& p : harvest.policies) {
+    ext::MappingPolicy& policy = *extra.add_policies();
+    policy.set_start(p.range.start.get());
+    policy.set_end(p.range.end.get());
+    policy.set_mode(p.mode);
+    policy.set_nodes(p.nodes);
+  }
   if (harvest.mdwe != 0) extra.set_mdwe(harvest.mdwe);
   if (harvest.memory_merge) extra.set_memory_merge(true);
   if (harvest.lock_future != 0) extra.set_lock_future(harvest.lock_future);

@@ -2,6 +2,7 @@
 
 #include <linux/kcmp.h>
 #include <sched.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
@@ -273,6 +274,11 @@ void check_threads(const std::vector<ProcDir>& tasks) {
         throw Refusal("thread " + std::to_string(tid) + " of " + task_name(task) + " has a shadow stack",
                       "run it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
       check_scheduling(task, tid);
+      uint64_t cookie = 0;
+      if (::prctl(PR_SCHED_CORE, PR_SCHED_CORE_GET, tid, PR_SCHED_CORE_SCOPE_THREAD, &cookie) == 0 && cookie != 0)
+        throw Refusal("thread " + std::to_string(tid) + " of " + task_name(task) +
+                          " shares its processor core with chosen tasks only (PR_SCHED_CORE)",
+                      "this cannot be moved yet; start the program without coresched(1)");
       if (status["TracerPid"] != "0")
         throw Refusal(task_name(task) + " is traced by task " + status["TracerPid"], "detach the debugger first");
       if (status["CoreDumping"] == "1")

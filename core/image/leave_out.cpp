@@ -283,6 +283,8 @@ const Subjects<ext::ThreadExt>& of_extras() {
       {"exit signals", [](ext::ThreadExt& e) { e.mutable_task()->clear_exit_signal(); }},
       {"users of zombies", [](ext::ThreadExt& e) { e.mutable_task()->clear_uid(); }},
       {"time slices", [](ext::ThreadExt& e) { e.clear_slice_ns(); }},
+      {"memory policies of mappings", [](ext::ThreadExt& e) { e.mutable_task()->clear_policies(); }},
+      {"attributes of threads", [](ext::ThreadExt& e) { e.clear_attributes(); }},
   };
   return all;
 }

@@ -18,7 +18,7 @@ constexpr int64_t kMostSeconds = INT64_MAX / kNsPerSecond;
 constexpr int64_t kMostClockSeconds = int64_t{1} << 32;
 constexpr int64_t kLongestVisit = 3600 * kNsPerSecond;  // of a machine that stands still meanwhile, too
 constexpr int64_t kMaxErrno = 4095;
-constexpr int64_t kMostDumpable = 2, kMostMdwe = 3, kMostThp = 3, kLastSignal = 64;
+constexpr int64_t kMostDumpable = 2, kMostMdwe = 3, kMostThp = 3, kLastSignal = 64, kMostPolicy = 0xffff;
 
 std::string name_of(Pid pid) { return "task " + std::to_string(pid.get()); }
 std::string name_of(Tid tid) { return "thread " + std::to_string(tid.get()); }
@@ -93,6 +93,33 @@ TaskHarvest answered_task(const parasite::Area& area, Pid pid) {
 
 namespace {
 
+[[noreturn]] void refuse_nodes(const std::string& who, const char* call) {
+  throw Refusal(who + " has a memory policy for nodes that cannot be read (" + call + ")",
+                "start the program without it: by numactl(8), or its own option for NUMA");
+}
+
+}  // namespace
+
+std::vector<MappingPolicy> answered_policies(const parasite::Area& area, std::span<const RemoteRange> mappings,
+                                             Pid pid) {
+  const std::string who = name_of(pid);
+  if (area.policy_count > parasite::kMostPolicies)
+    throw Refusal(who + " has over " + std::to_string(parasite::kMostPolicies) +
+                      " mappings with memory policies of their own (mbind(2))",
+                  "start the program without its option for NUMA");
+  std::vector<MappingPolicy> policies;
+  for (const parasite::Policy& p : std::span(area.policies).first(area.policy_count)) {
+    if (p.mode == parasite::kNodesUnknown) refuse_nodes(who, "mbind(2)");
+    const auto mapping = within(p.mapping, 0, static_cast<int64_t>(mappings.size()) - 1, "a mapping", who);
+    policies.push_back({mappings[static_cast<size_t>(mapping)],
+                        static_cast<uint32_t>(within(p.mode, 1, kMostPolicy, "the policy of a mapping", who)),
+                        p.nodes});
+  }
+  return policies;
+}
+
+namespace {
+
 /// Of an attribute that a kernel does not know nothing is told.
 std::map<uint32_t, uint64_t> unusual(const parasite::Thread& thread, const std::string& who) {
   std::map<uint32_t, uint64_t> found;
@@ -101,8 +128,13 @@ std::map<uint32_t, uint64_t> unusual(const parasite::Thread& thread, const std::
     const uint64_t value = *answer++;
     if (value == parasite::kUnanswered) continue;
     if (value > a.most) throw Corrupt("the visit of " + who, std::string(a.name) + " is impossible");
+    if (a.settable != 0 && (value & a.settable) == 0) continue;
     if (value != a.usual) found.emplace(a.id, value);
   }
+  constexpr uint64_t kLocal = 4, kModes = 0xff;  // MPOL_LOCAL (linux/mempolicy.h); above stand flags
+  if (const auto policy = found.find(kMemoryPolicy);
+      policy != found.end() && (policy->second & kModes) != kLocal && !found.contains(kMemoryPolicyNodes))
+    refuse_nodes(who, "set_mempolicy(2)");
   return found;
 }
 

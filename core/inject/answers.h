@@ -5,7 +5,9 @@
 #pragma once
 
 #include <cstring>
+#include <span>
 #include <type_traits>
+#include <vector>
 
 #include "core/inject/harvest.h"
 #include "core/inject/parasite_protocol.h"
@@ -30,6 +32,9 @@ int64_t answered_result(int64_t result, std::string_view call, const std::string
 timespec answered_time(const parasite::Timespec& time, const std::string& who);
 
 /// All that the leader told, but for `threads` and `posix_timers`. From copies.
+/// `mappings`: those asked for.
+std::vector<MappingPolicy> answered_policies(const parasite::Area& area, std::span<const RemoteRange> mappings,
+                                             Pid pid);
 TaskHarvest answered_task(const parasite::Area& area, Pid pid);
 /// Of a thread; `securebits` is what its registers told.
 ThreadHarvest answered_thread(const parasite::Thread& thread, Tid tid, int64_t securebits);

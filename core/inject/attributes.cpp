@@ -12,6 +12,19 @@ namespace {
 
 constexpr uint64_t kGetCpuid = 0x1011, kSetCpuid = 0x1012;  // arch_prctl(2), asm/prctl.h
 
+constexpr Attribute speculation_control(uint32_t id, const char* name, uint64_t which) {
+  return {.id = id,
+          .name = name,
+          .get = SYS_prctl,
+          .get_args = {PR_GET_SPECULATION_CTRL, which},
+          .by_address = false,
+          .usual = PR_SPEC_PRCTL | PR_SPEC_ENABLE,
+          .most = 31,
+          .set = SYS_prctl,
+          .set_args = {PR_SET_SPECULATION_CTRL, which, kAttributeValue},
+          .settable = PR_SPEC_PRCTL};
+}
+
 constexpr std::array kThreadAttributes{
     Attribute{.id = 1,
               .name = "its mode of reading the time stamp counter",
@@ -31,6 +44,26 @@ constexpr std::array kThreadAttributes{
               .most = 1,
               .set = SYS_arch_prctl,
               .set_args = {kSetCpuid, kAttributeValue}},
+    Attribute{.id = kMemoryPolicy,
+              .name = "its memory policy",
+              .get = SYS_get_mempolicy,
+              .get_args = {kAttributeValue},
+              .by_address = true,
+              .usual = 0,  // MPOL_DEFAULT
+              .most = 0xffff,
+              .set = kSetApart,
+              .set_args = {}},
+    Attribute{.id = kMemoryPolicyNodes,  // of a machine that may have more than fit nothing is told
+              .name = "the nodes of its memory policy",
+              .get = SYS_get_mempolicy,
+              .get_args = {0, kAttributeValue, kNodesOfWord},
+              .by_address = true,
+              .usual = 0,
+              .most = ~uint64_t{0},
+              .set = kSetApart,
+              .set_args = {}},
+    speculation_control(5, "its control of speculative stores", PR_SPEC_STORE_BYPASS),
+    speculation_control(6, "its control of speculative branches", PR_SPEC_INDIRECT_BRANCH),
 };
 static_assert(kThreadAttributes.size() <= parasite::kMostAttributes);
 

@@ -16,9 +16,17 @@ struct Attribute {
   bool by_address;  ///< the kernel writes it to the address that stands for kValue; else it is the call's result
   uint64_t usual;   ///< as a new program has it
   uint64_t most;    ///< more, no kernel answers; of results at most 127
-  long set;
+  long set;         ///< kSetApart: by a call of its own kind
   std::array<uint64_t, 5> set_args;  ///< with kValue
+  uint64_t settable = 0;             ///< if not 0: a value without this bit is not the thread's to set, nor told; and
+                                     ///< it is set without it
 };
+
+inline constexpr long kSetApart = -1;
+/// Together: set_mempolicy(2).
+inline constexpr uint32_t kMemoryPolicy = 3, kMemoryPolicyNodes = 4;
+/// Of the latter: what the kernel takes for the number of bits of a word.
+inline constexpr uint64_t kNodesOfWord = 65;
 
 /// Among arguments: the value, or where it is to be written.
 inline constexpr uint64_t kAttributeValue = ~uint64_t{0};

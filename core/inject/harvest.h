@@ -45,6 +45,13 @@ struct TimerHarvest {
   int64_t doubt_ns = 0;  ///< it may have been so much earlier
 };
 
+/// mbind(2)
+struct MappingPolicy {
+  RemoteRange range;
+  uint32_t mode = 0;  ///< with its flags
+  uint64_t nodes = 0;
+};
+
 struct TaskHarvest {
   Pid pid;
   std::array<KernelSigaction, 64> sigactions{};  ///< [0] is signal 1
@@ -53,13 +60,14 @@ struct TaskHarvest {
   int dumpable = 0;                              ///< PR_GET_DUMPABLE
   int child_subreaper = 0;
   int thp_disabled = 0;
-  uint32_t thp_flags = 0;            ///< of PR_GET_THP_DISABLE (6.18)
-  std::vector<uint64_t> ldt;         ///< descriptors of modify_ldt(2)
-  uint32_t mdwe = 0;                 ///< PR_GET_MDWE
-  bool memory_merge = false;         ///< PR_GET_MEMORY_MERGE
-  uint32_t lock_future = 0;          ///< of mlockall(2): MCL_FUTURE, MCL_ONFAULT
-  uint64_t brk = 0;                  ///< brk(0)
-  int membarrier_registrations = 0;  ///< MEMBARRIER_CMD_GET_REGISTRATIONS, 0 where the kernel lacks it
+  uint32_t thp_flags = 0;               ///< of PR_GET_THP_DISABLE (6.18)
+  std::vector<uint64_t> ldt;            ///< descriptors of modify_ldt(2)
+  std::vector<MappingPolicy> policies;  ///< of mappings that have one of their own
+  uint32_t mdwe = 0;                    ///< PR_GET_MDWE
+  bool memory_merge = false;            ///< PR_GET_MEMORY_MERGE
+  uint32_t lock_future = 0;             ///< of mlockall(2): MCL_FUTURE, MCL_ONFAULT
+  uint64_t brk = 0;                     ///< brk(0)
+  int membarrier_registrations = 0;     ///< MEMBARRIER_CMD_GET_REGISTRATIONS, 0 where the kernel lacks it
   struct timespec monotonic {
   }, boottime{};                       ///< as the task reads them, right before its timers
   int64_t itimers_read_ns = 0;         ///< so long after `monotonic` at most

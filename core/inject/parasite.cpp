@@ -109,6 +109,23 @@ void collect_task(Area* area) {
   if (area->ldt_bytes > 0 && has_more_segments()) area->ldt_bytes = kTooManySegments;
 }
 
+/// Of mappings that have one of their own. One that is gone since has none.
+void collect_policies(Area* area) {
+  constexpr long kOfAddress = 2, kBits = 65;  // MPOL_F_ADDR; the kernel takes one off
+  const __u64* starts = mappings_of(area);
+  for (unsigned i = 0; i < area->mapping_count; ++i) {
+    int mode = 0;
+    if (call(__NR_get_mempolicy, address(&mode), 0, 0, static_cast<long>(starts[i]), kOfAddress) < 0 || mode == 0)
+      continue;
+    if (area->policy_count++ >= kMostPolicies) continue;
+    Policy& p = area->policies[area->policy_count - 1];
+    p.mapping = i;
+    p.mode = mode;
+    if (call(__NR_get_mempolicy, 0, address(&p.nodes), kBits, static_cast<long>(starts[i]), kOfAddress) < 0)
+      p.mode = kNodesUnknown;
+  }
+}
+
 void collect_attributes(const Area* area, Thread* t) {
   for (unsigned i = 0; i < area->question_count && i < kMostAttributes; ++i) {
     const Question& q = area->questions[i];
@@ -184,6 +201,7 @@ extern "C" __attribute__((used, visibility("hidden"))) void parasite_main(Area* 
     collect_task(area);
     collect_thread(&area->leader);
     collect_attributes(area, &area->leader);
+    collect_policies(area);
   }
   count_up(area);
   wait_for_tracer(area, false);

@@ -60,6 +60,15 @@ struct Thread {
   __u64 attributes[kMostAttributes];
 };
 
+/// mbind(2), of a mapping.
+struct Policy {
+  __u32 mapping;  ///< of those asked for
+  __s32 mode;     ///< kNodesUnknown: one whose nodes cannot be read
+  __u64 nodes;
+};
+enum : __u32 { kMostPolicies = 128 };
+enum : __s32 { kNodesUnknown = -1 };
+
 /// What the parasite is sent for.
 enum Purpose : __u32 {
   kHarvest = 0,      ///< tell everything, wait for the cure
@@ -69,7 +78,8 @@ enum Purpose : __u32 {
 enum : __u32 { kMostSegments = 256 };
 enum : __s64 { kTooManySegments = -7 };  // E2BIG
 
-/// M starts with this, then `timer_count` Timers, then the parasite's stack, then, in pages of its own, its code.
+/// M starts with this, then `timer_count` Timers, `mapping_count` starts of mappings, then the parasite's stack, then,
+/// in pages of its own, its code.
 struct Area {
   __u64 leave;  ///< address of the code that unmaps M and goes back; the blob's entry reads it at offset 0
   __u32 done;   ///< futex: visits that have finished
@@ -82,7 +92,10 @@ struct Area {
   __u64 uffd_features;  ///< wanted
   __s64 uffd;           ///< the descriptor's number while `done` is 1, or a negative errno
   __u32 question_count;
+  __u32 mapping_count;
+  __u32 policy_count;  ///< found; there may be no room for all
   __u32 pad;
+  Policy policies[kMostPolicies];
   Question questions[kMostAttributes];
   Sigaction sigactions[64];
   __s64 first_error;  ///< of the calls that cannot fail
@@ -100,5 +113,6 @@ struct Area {
 };
 
 inline Timer* timers_of(Area* area) { return reinterpret_cast<Timer*>(area + 1); }
+inline __u64* mappings_of(Area* area) { return reinterpret_cast<__u64*>(timers_of(area) + area->timer_count); }
 
 }  // namespace migrate::parasite

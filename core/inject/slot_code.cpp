@@ -9,6 +9,8 @@
 
 #include <array>
 #include <initializer_list>
+#include <optional>
+#include <utility>
 
 #include "core/base/error.h"
 #include "core/freeze/tracee.h"
@@ -222,11 +224,14 @@ SlotCode thread_slot(RemoteAddr base, const ReturnState& back, const ThreadSlotT
 
   a.load32(r15, 0);
   uint64_t at = t.attributes.get();
+  std::array<std::optional<uint64_t>, 5> loaded;  // calls leave these registers alone
   for (const Attribute& attribute : thread_attributes()) {
     const auto args = with_value(attribute.get_args, at);
     const std::array<Reg, 5> registers{rdi, rsi, rdx, r10, r8};
-    for (size_t i = 0; i < args.size(); ++i)
+    for (size_t i = 0; i < args.size(); ++i) {
+      if (std::exchange(loaded[i], args[i]) == args[i]) continue;
       args[i] >> 32 == 0 ? a.load32(registers[i], static_cast<uint32_t>(args[i])) : a.load(registers[i], args[i]);
+    }
     a.syscall(attribute.get);
     a.raw({0x49, 0xc1, 0xe7, 0x08});  // shl r15, 8
     a.raw({0x0f, 0xb6, 0xc0});        // movzx eax, al

@@ -28,8 +28,9 @@ constexpr uint64_t kAllSignals = ~uint64_t{0};
 size_t blob_bytes() { return static_cast<size_t>(parasite_blob_end - parasite_blob_start); }
 
 /// Pages of its own: they may have to be a mapping of their own.
-size_t code_offset(size_t timers) {
-  return page_ceil(sizeof(parasite::Area) + timers * sizeof(parasite::Timer) + kParasiteStackBytes);
+size_t code_offset(size_t timers, size_t mappings) {
+  return page_ceil(sizeof(parasite::Area) + timers * sizeof(parasite::Timer) + mappings * sizeof(uint64_t) +
+                   kParasiteStackBytes);
 }
 
 /// Of a task in its own pid namespace.
@@ -40,7 +41,9 @@ pid_t innermost_number(pid_t pid, const ThreadStatus& status) {
 
 }  // namespace
 
-uint64_t visit_area_bytes(size_t timers) { return code_offset(timers) + page_ceil(blob_bytes()); }
+uint64_t visit_area_bytes(size_t timers, size_t mappings) {
+  return code_offset(timers, mappings) + page_ceil(blob_bytes());
+}
 
 Visit::Visit(StoppedTask& task, const std::vector<int>& timer_ids, DomainWitnesses& witnesses, const FaultHook& hook,
              Logger& log)
@@ -87,10 +90,12 @@ void Visit::refuse_seccomp(const ThreadStatus& of_leader) const {
 
 void Visit::choose_places() {
   const auto maps = parse_maps(task_.proc.read("maps"));
-  const VisitPlaces places = find_visit_places(task_.pid.get(), mem_.get(), maps, visit_area_bytes(timer_ids_.size()));
+  const VisitPlaces places =
+      find_visit_places(task_.pid.get(), mem_.get(), maps, visit_area_bytes(timer_ids_.size(), maps.size()));
   place_ = places.slots;
   area_ = places.area;
-  code_ = area_.start + code_offset(timer_ids_.size());
+  code_ = area_.start + code_offset(timer_ids_.size(), maps.size());
+  for (const MapsLine& map : maps) mappings_.push_back(map.range);
   const std::string who = "task " + std::to_string(task_.pid.get());
   for (const StoppedThread& thread : task_.threads) {
     if (place_.contains(RemoteAddr(thread.regs.rip))) {
@@ -255,6 +260,10 @@ void Visit::start_parasite() {
   area->uffd_features = uffd_features_;
   area->timer_count = static_cast<uint32_t>(timer_ids_.size());
   for (size_t i = 0; i < timer_ids_.size(); ++i) parasite::timers_of(area)[i].id = timer_ids_[i];
+  if (purpose_ == parasite::kHarvest) {
+    area->mapping_count = static_cast<uint32_t>(mappings_.size());
+    std::ranges::transform(mappings_, parasite::mappings_of(area), [](const RemoteRange& r) { return r.start.get(); });
+  }
   area->question_count = static_cast<uint32_t>(thread_attributes().size());
   std::ranges::transform(thread_attributes(), std::begin(area->questions), [](const Attribute& a) {
     const auto at = std::ranges::find(a.get_args, kAttributeValue);

@@ -131,7 +131,7 @@ VisitPlaces find_visit_places(pid_t pid, int mem_fd, const std::vector<MapsLine>
 VisitNeeds check_room_for_visit(const ProcDir& task, size_t timers) {
   constexpr uint64_t kMappings = 2;
   const auto maps = parse_maps(task.read("maps"));
-  const uint64_t bytes = visit_area_bytes(timers);
+  const uint64_t bytes = visit_area_bytes(timers, maps.size());
   find_visit_places(task.pid(), task.open("mem", O_RDONLY).get(), maps, bytes);
   // The kernel does not count [vsyscall], which is no mapping of the task's.
   return {.bytes = bytes, .mappings = maps.size() - (!maps.empty() && maps.back().name == "[vsyscall]") + kMappings};

@@ -47,7 +47,7 @@ struct VisitNeeds {
 /// Looks for room in the running task, for so many POSIX timers. Throws Refusal if there is none.
 VisitNeeds check_room_for_visit(const ProcDir& task, size_t timers);
 
-/// Of M, with its parasite, for so many timers.
-uint64_t visit_area_bytes(size_t timers);
+/// Of M, with its parasite, for so many timers and mappings.
+uint64_t visit_area_bytes(size_t timers, size_t mappings);
 
 }  // namespace migrate

@@ -48,7 +48,7 @@ const char* step_name(restorer::Tag tag) {
       "set scheduling",           "set the name",           "set the personality",
       "set the robust list",      "set the signal stack",   "register the restartable sequence",
       "set the tid address",      "queue a pending signal", "set the parent-death signal",
-      "set process flags",        "register for membarrier"};
+      "set process flags",        "set the memory policy",  "register for membarrier"};
   return tag < restorer::Tag::count ? kNames[static_cast<size_t>(tag)] : "finish";
 }
 

@@ -10,6 +10,7 @@
 
 #include "core/base/kernel_abi.h"
 #include "core/base/procfs.h"
+#include "core/inject/attributes.h"
 #include "core/inject/visit_places.h"
 #include "core/restore/plans.h"
 #include "core/restore/restorable.h"
@@ -158,6 +159,24 @@ void check_kernel_mappings(const TaskImage& task, const std::vector<AddressRange
   }
 }
 
+namespace {
+
+void plan_policies(const TaskImage& task, Region& region, OpList& list) {
+  const uint32_t most = static_cast<uint32_t>(thread_attribute(kMemoryPolicy)->most);
+  for (const ext::MappingPolicy& p : task.task_extra().policies()) {
+    const bool fits = std::ranges::any_of(task.vmas, [&](const ImageVma& v) {
+      return !v.kernel_made() && v.start <= p.start() && p.start() < p.end() && p.end() <= v.end;
+    });
+    if (!fits || p.mode() > most || p.start() % kPageSize != 0)
+      throw Corrupt("migrate-ext.img", "the memory policy of a mapping is impossible");
+    const uint64_t nodes = p.nodes() == 0 ? 0 : region.put_value(p.nodes());
+    list.call(Tag::memory_policy, SYS_mbind,
+              {p.start(), p.end() - p.start(), p.mode(), nodes, nodes == 0 ? 0 : kNodesOfWord, 0});
+  }
+}
+
+}  // namespace
+
 void plan_memory(const MmPlanInput& in, Region& region, OpList& list) {
   park_kernel_mappings(in, list);
   std::vector<AddressRange> kept{in.region};
@@ -186,6 +205,7 @@ void plan_memory(const MmPlanInput& in, Region& region, OpList& list) {
       map_fresh(v, in.descriptor_of(v), list);
     }
   }
+  plan_policies(in.task, region, list);
   // Before the locks: guards are not installed in locked memory, but stay when it is locked later.
   for (const ImageVma& g : in.task.guards)
     list.call(Tag::advise, SYS_madvise, {g.start, g.bytes(), static_cast<uint64_t>(kMadvGuardInstall)});

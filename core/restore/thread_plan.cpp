@@ -30,13 +30,26 @@ void plan_attributes(const ext::ThreadExt& e, OpList& list) {
   for (const ext::Attribute& told : e.attributes())
     if (thread_attribute(told.id()) == nullptr) throw Corrupt("migrate-ext.img", "an attribute is unknown");
   for (const Attribute& a : thread_attributes()) {
+    if (a.set == kSetApart) continue;
     const auto told = std::ranges::find_if(e.attributes(), [&](const auto& t) { return t.id() == a.id; });
     const bool has = told != e.attributes().end();
     const uint64_t value = has ? told->value() : a.usual;
     if (value > a.most) throw Corrupt("migrate-ext.img", std::string(a.name) + " is impossible");
-    const auto args = with_value(a.set_args, value);
-    list.call(Tag::process_flags, a.set, {args[0], args[1], args[2], args[3], args[4]}, has ? 0 : kMayFail);
+    const auto args = with_value(a.set_args, value & ~a.settable);
+    list.call(Tag::process_flags, a.set, {args[0], args[1], args[2], args[3], args[4]},
+              has && a.settable == 0 ? 0 : kMayFail);
   }
+}
+
+void plan_memory_policy(const ext::ThreadExt& e, Region& region, OpList& list) {
+  const auto told = [&](uint32_t id) {
+    const auto found = std::ranges::find_if(e.attributes(), [&](const auto& t) { return t.id() == id; });
+    return found == e.attributes().end() ? 0 : found->value();
+  };
+  const uint64_t mode = told(kMemoryPolicy), nodes = told(kMemoryPolicyNodes);
+  if (mode > thread_attribute(kMemoryPolicy)->most) throw Corrupt("migrate-ext.img", "a memory policy is impossible");
+  const uint64_t at = nodes == 0 ? 0 : region.put_value(nodes);
+  list.call(Tag::memory_policy, SYS_set_mempolicy, {mode, at, nodes == 0 ? 0 : kNodesOfWord}, mode != 0 ? 0 : kMayFail);
 }
 
 /// What a thread does not say is not left as the restoring process had it: a daemon may be more than it.
@@ -65,6 +78,7 @@ void plan_scheduling(const TaskImage& task, size_t thread, Region& region, OpLis
   const uint64_t slack = e.timerslack_ns() != 0 ? e.timerslack_ns() : kDefaultSlackNs;
   list.call(Tag::scheduling, SYS_prctl, {PR_SET_TIMERSLACK, slack, 0, 0, 0});
   plan_attributes(e, list);
+  plan_memory_policy(e, region, list);
   if (e.has_mce_kill()) {
     list.call(Tag::process_flags, SYS_prctl, {PR_MCE_KILL, PR_MCE_KILL_SET, e.mce_kill(), 0, 0});
   } else {

@@ -2,6 +2,11 @@
 #include "core/inject/answers.h"
 
 #include <gtest/gtest.h>
+#include <sys/prctl.h>
+
+#include <algorithm>
+
+#include "core/inject/attributes.h"
 
 namespace migrate {
 namespace {
@@ -58,6 +63,56 @@ TEST(AnswersTest, HonestOnesAreTaken) {
   EXPECT_EQ(timer.overrun, INT32_MAX);
   EXPECT_EQ(timer.value.it_value.tv_nsec, 4);
   EXPECT_EQ(answered_userfaultfd(7, kPid), 7);
+}
+
+TEST(AnswersTest, OnlyWhatAThreadMaySetOfSpeculationIsItsOwn) {
+  constexpr uint32_t kStores = 5;
+  size_t at = 0;
+  while (thread_attributes()[at].id != kStores) ++at;
+  const auto told = [&](uint64_t value) {
+    parasite::Thread thread{};
+    std::ranges::fill(thread.attributes, parasite::kUnanswered);
+    thread.attributes[at] = value;
+    const auto all = answered_thread(thread, kTid, 0).attributes;
+    return all.empty() ? 0 : all.at(kStores);
+  };
+  EXPECT_EQ(told(PR_SPEC_PRCTL | PR_SPEC_DISABLE), PR_SPEC_PRCTL | PR_SPEC_DISABLE);
+  EXPECT_EQ(told(PR_SPEC_PRCTL | PR_SPEC_ENABLE), 0u);
+  for (const uint64_t machines : {uint64_t{PR_SPEC_NOT_AFFECTED}, uint64_t{PR_SPEC_ENABLE}, uint64_t{PR_SPEC_DISABLE}})
+    EXPECT_EQ(told(machines), 0u);
+  EXPECT_THROW(told(32), Corrupt);
+}
+
+TEST(AnswersTest, MemoryPoliciesAreTakenOrRefused) {
+  constexpr uint64_t kBind = 2, kLocal = 4;
+  size_t at = 0;
+  while (thread_attributes()[at].id != kMemoryPolicy) ++at;
+  parasite::Thread thread{};
+  std::ranges::fill(thread.attributes, parasite::kUnanswered);
+  thread.attributes[at] = kLocal;
+  EXPECT_EQ(answered_thread(thread, kTid, 0).attributes.at(kMemoryPolicy), kLocal);
+  thread.attributes[at] = kBind;
+  EXPECT_THROW(answered_thread(thread, kTid, 0), Refusal);  // of too many nodes nothing is told
+  thread.attributes[at + 1] = 6;
+  EXPECT_EQ(answered_thread(thread, kTid, 0).attributes.at(kMemoryPolicyNodes), 6u);
+
+  const RemoteRange mappings[] = {{RemoteAddr(0x1000), RemoteAddr(0x2000)}, {RemoteAddr(0x5000), RemoteAddr(0x8000)}};
+  parasite::Area area = honest();
+  EXPECT_TRUE(answered_policies(area, mappings, kPid).empty());
+  area.policy_count = 1;
+  area.policies[0] = {1, kBind, 3};
+  const auto policies = answered_policies(area, mappings, kPid);
+  ASSERT_EQ(policies.size(), 1u);
+  EXPECT_EQ(policies[0].range.start.get(), 0x5000u);
+  EXPECT_EQ(policies[0].nodes, 3u);
+  area.policies[0].mapping = 2;
+  EXPECT_THROW(answered_policies(area, mappings, kPid), Corrupt);
+  area.policies[0] = {0, 1 << 16, 3};
+  EXPECT_THROW(answered_policies(area, mappings, kPid), Corrupt);
+  area.policies[0].mode = parasite::kNodesUnknown;
+  EXPECT_THROW(answered_policies(area, mappings, kPid), Refusal);
+  area.policy_count = parasite::kMostPolicies + 1;
+  EXPECT_THROW(answered_policies(area, mappings, kPid), Refusal);
 }
 
 TEST(AnswersTest, FailuresOfCallsAreToldByTheirNumber) {

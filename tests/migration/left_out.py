@@ -92,6 +92,8 @@ NOTICED_BY = {
     "exit signals": "processes.exit_signal",
     "users of zombies": "processes.zombie_of_other_user",
     "time slices": "processes.custom_slice",
+    "memory policies of mappings": "memory.policy_of_mapping",
+    "attributes of threads": "memory.policy_of_task",
     "extended attributes of deleted files": "files.deleted_with_attributes",
 }
 

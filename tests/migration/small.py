@@ -26,9 +26,6 @@ KNOWN_WRONG = {
     "calls.wait_for_signal": Wrong(("leave-running", "live"), "sigtimedwait with a time-out ends with EINTR when its thread is stopped, and runs on"),
     "calls.write_into_full_pipe_partly": Wrong(("leave-running",), "write that has written a part gives that part when its thread is stopped"),
     "files.deleted_and_made_again": Wrong(("inplace", "live"), "a deleted file whose name is another's by now has another name in /proc/PID/fd"),
-    "memory.policy_of_mapping": Wrong(("inplace", "live"), "mbind is not carried"),
-    "memory.policy_of_task": Wrong(("inplace", "live"), "set_mempolicy is not carried"),
-    "memory.policy_of_thread": Wrong(("inplace", "live"), "set_mempolicy of a thread is not carried"),
 }
 
 # name: part of the sentence that refuses it. They are tried alone, by `live`, and must be well when it has refused.

@@ -46,6 +46,7 @@ enum class Tag : uint32_t {
   pending_signal,
   parent_death_signal,
   process_flags,
+  memory_policy,
   membarrier,
   count
 };

@@ -101,14 +101,35 @@ WORKLOAD(memory, policy_of_thread) {
   return in_thread([] { return policy_stays(3 /* MPOL_INTERLEAVE */, 1); });
 }
 
+WORKLOAD(memory, policy_of_shared_mapping) {
+  const int fd = must(memfd_create("policy", MFD_CLOEXEC), "memfd_create");
+  must(ftruncate(fd, 8 * kPage), "ftruncate");
+  char* at = area(8, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+  const unsigned long nodes = 1;
+  must(syscall(SYS_mbind, at + 2 * kPage, 4 * kPage, 3 | 1 << 15 /* MPOL_INTERLEAVE of MPOL_F_STATIC_NODES */, &nodes,
+               64, 0),
+       "mbind");
+  return stays("the memory policies of parts of a shared mapping", [=] {
+    std::string all;
+    for (int page = 0; page < 8; ++page) {
+      int now = 0;
+      unsigned long set[16] = {};
+      must(syscall(SYS_get_mempolicy, &now, set, 1024, at + page * kPage, 2 /* MPOL_F_ADDR */), "get_mempolicy");
+      all += std::to_string(now) + ":" + std::to_string(set[0]) + " ";
+    }
+    return all;
+  });
+}
+
 WORKLOAD(memory, policy_of_mapping) {
   char* at = area(4);
   const unsigned long nodes = 1;
   must(syscall(SYS_mbind, at, 4 * kPage, 2, &nodes, 64, 0), "mbind");
   return stays("the memory policy of a mapping", [=] {
     int now = 0;
-    must(syscall(SYS_get_mempolicy, &now, nullptr, 0, at, 2 /* MPOL_F_ADDR */), "get_mempolicy");
-    return now;
+    unsigned long set[16] = {};
+    must(syscall(SYS_get_mempolicy, &now, set, 1024, at, 2 /* MPOL_F_ADDR */), "get_mempolicy");
+    return static_cast<unsigned long>(now) << 32 | set[0];
   });
 }
 

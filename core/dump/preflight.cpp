@@ -387,7 +387,8 @@ void check_sharing(const std::vector<ProcDir>& tasks) {
   });
   for (size_t i = 0; i < living.size(); ++i)
     for (size_t j = 0; j < i; ++j)
-      for (const auto& [what, name] : {std::pair(KCMP_VM, "memory"), std::pair(KCMP_FS, "working folder")})
+      for (const auto& [what, name] : {std::pair(KCMP_VM, "memory"), std::pair(KCMP_FS, "working folder"),
+                                       std::pair(KCMP_FILES, "descriptor table")})
         if (shares(living[i], living[j], what) && goes_on_sharing(living[i], living[j], what))
           throw Refusal(
               "tasks " + std::to_string(living[j]) + " and " + std::to_string(living[i]) + " share their " + name,

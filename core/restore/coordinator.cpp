@@ -30,6 +30,7 @@
 #include "core/restore/page_orders.h"
 #include "core/restore/restorer/protocol.h"
 #include "core/restore/session_terminal.h"
+#include "core/restore/restorable.h"
 #include "core/restore/shared_memory.h"
 #include "core/restore/shells.h"
 #include "core/restore/socket_orders.h"
@@ -278,6 +279,7 @@ class Coordinator {
   void read_tasks() {
     for (const TaskNode& node : shells_->tasks())
       if (!node.zombie) images_of_.push_back(read_task(images_, node));
+    check_tables(images_of_);
   }
 
   DescriptorRoom find_room() const {

@@ -76,6 +76,17 @@ void check_buildable(const std::vector<ProcDir>& tasks, bool inherit_outside) {
   plan_tree(nodes, inherit_outside);
 }
 
+void check_tables(std::span<const TaskImage> tasks) {
+  std::map<uint32_t, pid_t> seen;
+  for (const TaskImage& task : tasks) {
+    const auto [other, fresh] = seen.emplace(task.ids.files_id(), task.pid);
+    if (!fresh)
+      throw Refusal("tasks " + std::to_string(other->second) + " and " + std::to_string(task.pid) +
+                        " shared their descriptor table (CLONE_FILES)",
+                    "such images cannot be restored yet");
+  }
+}
+
 void check_restorable(const ImageSet& images, std::span<const PageSource> memories, bool shell_job) {
   std::vector<TaskNode> tasks = read_tree(images);
   plan_tree(tasks, shell_job);
@@ -87,12 +98,14 @@ void check_restorable(const ImageSet& images, std::span<const PageSource> memori
     for (const PageRun& r : memory.runs) runs.push_back({r.address, r.address + r.pages * kPageSize});
   }
   std::set<std::pair<uint64_t, int>> mapped;
-  for (const TaskNode& node : tasks) {
-    if (node.zombie) continue;
-    const TaskImage task = read_task(images, node);
+  std::vector<TaskImage> images_of;
+  for (const TaskNode& node : tasks)
+    if (!node.zombie) images_of.push_back(read_task(images, node));
+  check_tables(images_of);
+  for (const TaskImage& task : images_of) {
     check_privileges(task);
     check_kernel_mappings(task, kernel);
-    check_address_space(task, pages[node.pid]);
+    check_address_space(task, pages[task.pid]);
     mapped.insert({{task.mm.exe_file_id(), O_RDONLY}, {task.fs.cwd_id(), O_RDONLY}, {task.fs.root_id(), O_RDONLY}});
     for (const ImageVma& v : task.vmas) mapped.insert({v.object, v.open_flags});
   }

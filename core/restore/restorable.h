@@ -8,6 +8,7 @@
 #include "core/image/image_set.h"
 #include "core/memory/page_io.h"
 #include "core/restore/address_space.h"
+#include "core/restore/task_image.h"
 
 namespace migrate {
 
@@ -15,6 +16,9 @@ namespace migrate {
 /// sake, limits and capabilities of the restoring process, or want of address space and descriptor numbers, without
 /// making anything. `memories`: where the tree has pages. Throws Refusal.
 void check_restorable(const ImageSet& images, std::span<const PageSource> memories, bool shell_job);
+
+/// Each has a descriptor table of its own, or Refusal.
+void check_tables(std::span<const TaskImage> tasks);
 
 /// What of that a running tree shows before it is stopped: whether its sessions and groups can be built again. `tasks`:
 /// parents before children, zombies too; `inherit_outside` as for plan_tree(). Throws Refusal.

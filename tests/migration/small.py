@@ -39,6 +39,7 @@ REFUSED = {
     "processes.own_descriptors_of_thread": "has a descriptor table of its own",
     "processes.own_place_of_thread": "has a working folder of its own",
     "processes.shared_place": "share their working folder",
+    "processes.shared_descriptors": "share their descriptor table",
 }
 
 

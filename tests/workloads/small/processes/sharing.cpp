@@ -56,6 +56,21 @@ WORKLOAD(processes, shared_place) {
   });
 }
 
+WORKLOAD(processes, shared_descriptors) {
+  return in_child([] {
+    return shares(
+        CLONE_FILES,
+        [] {
+          if (close(701) == -1) must(dup2(0, 701), "dup2");
+        },
+        [was = std::make_shared<bool>(false)] {
+          const bool now = fcntl(701, F_GETFD) != -1;
+          expect(now != *was, "a descriptor that another task opens or closes is not shared");
+          *was = now;
+        });
+  });
+}
+
 WORKLOAD(processes, own_place_of_thread) {
   const std::string dir = place.dir();
   const Verify thread = in_thread([=] {

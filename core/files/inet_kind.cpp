@@ -4,6 +4,7 @@
 
 #include "core/files/inet_socket.h"
 #include "core/files/kind.h"
+#include "core/files/reuseport_programs.h"
 #include "core/files/socket_options.h"
 #include "core/files/tcp_connection.h"
 #include "core/files/tcp_restore.h"
@@ -25,6 +26,7 @@ class InetDump : public DumpKind {
   bool preflight_opens(const OpenFile&) const override { return false; }  // it is
   void preflight(const OpenFile& file, Preflight&) override {
     check_filter(file.ours.get(), file.who());
+    groups_.check(file.ours.get(), file.proc->pid(), file.fd, file.who());
     if (!connections_.look(file)) check_inet_socket(file, context_.options);
   }
   void preflight_end(Preflight& preflight) override { connections_.demand_inside(preflight.tree); }
@@ -33,6 +35,7 @@ class InetDump : public DumpKind {
   DumpContext& context_;
   InetDumper sockets_;
   TcpConnections connections_;
+  ReuseportCheck groups_;
 };
 
 class InetRestore : public RestoreKind {

@@ -1,8 +1,6 @@
 #include "core/ipc/undo_lists.h"
 
 #include <bpf/bpf.h>
-#include <bpf/btf.h>
-#include <bpf/libbpf.h>
 #include <linux/kcmp.h>
 #include <signal.h>
 #include <sys/syscall.h>
@@ -12,9 +10,9 @@
 #include <array>
 #include <cstddef>
 #include <map>
-#include <memory>
-#include <string_view>
+#include <utility>
 
+#include "core/base/bpf_iterator.h"
 #include "core/base/error.h"
 #include "core/base/fd.h"
 
@@ -34,52 +32,6 @@ constexpr int kMostSets = 100;
 static_assert((kMostSets + 1) * sizeof(Record) <= (32 << 10));
 constexpr int kTooManySets = 1;  ///< Record::failed of a last one, which is no more than that; errors are negative
 
-/// Where the kernel has it; negative: not known.
-class Members {
- public:
-  Members() : btf_(::btf__load_vmlinux_btf(), ::btf__free) {}
-  explicit operator bool() const { return ::libbpf_get_error(btf_.get()) == 0; }
-  int function(const char* name) const { return ::btf__find_by_name_kind(btf_.get(), name, BTF_KIND_FUNC); }
-  /// In bytes.
-  int at(const char* type, std::string_view member) const {
-    const std::optional<Place> place = find(type, member);
-    return place ? static_cast<int>(place->bits / 8) : -1;
-  }
-  /// Not an array in place.
-  bool is_pointer(const char* type, std::string_view member) const {
-    const std::optional<Place> place = find(type, member);
-    const btf_type* of = place ? ::btf__type_by_id(btf_.get(), place->type) : nullptr;
-    return of != nullptr && btf_is_ptr(of);
-  }
-
- private:
-  struct Place {
-    uint32_t bits, type;
-  };
-
-  std::optional<Place> find(const char* type, std::string_view member) const {
-    const int id = ::btf__find_by_name_kind(btf_.get(), type, BTF_KIND_STRUCT);
-    return id < 0 ? std::nullopt : find(static_cast<uint32_t>(id), member);
-  }
-
-  /// Looks into members without a name as well.
-  std::optional<Place> find(uint32_t id, std::string_view member) const {
-    const btf_type* t = ::btf__type_by_id(btf_.get(), id);
-    if (t == nullptr || (!btf_is_struct(t) && !btf_is_union(t))) return std::nullopt;
-    const btf_member* members = btf_members(t);
-    for (uint16_t i = 0; i < btf_vlen(t); ++i) {
-      const std::string_view label = ::btf__name_by_offset(btf_.get(), members[i].name_off);
-      const uint32_t bits = btf_member_bit_offset(t, i);
-      if (label == member) return Place{bits, members[i].type};
-      if (!label.empty()) continue;
-      if (const auto inner = find(members[i].type, member)) return Place{bits + inner->bits, inner->type};
-    }
-    return std::nullopt;
-  }
-
-  std::unique_ptr<btf, void (*)(btf*)> btf_;
-};
-
 struct Places {
   int target, task, meta, seq, tgid, tid, undo_list, sysvsem, head, link, set, adjustments;
   bool by_pointer;
@@ -91,7 +43,7 @@ struct Places {
 };
 
 std::optional<Places> find_places() {
-  const Members kernel;
+  const KernelTypes kernel;
   if (!kernel) return std::nullopt;
   const Places p{.target = kernel.function("bpf_iter_task"),
                  .task = kernel.at("bpf_iter__task", "task"),
@@ -217,26 +169,14 @@ std::vector<bpf_insn> program(const Places& p) {
   return a.finish();
 }
 
-/// Negative: it cannot be loaded.
-int load_program() {
-  // Otherwise libbpf writes to stderr what is expected here.
-  ::libbpf_set_print(nullptr);
-  const std::optional<Places> places = find_places();
-  if (!places) return -1;
-  const std::vector<bpf_insn> code = program(*places);
-  bpf_prog_load_opts options{};
-  options.sz = sizeof options;
-  options.expected_attach_type = BPF_TRACE_ITER;
-  options.attach_btf_id = static_cast<uint32_t>(places->target);
-  return ::bpf_prog_load(BPF_PROG_TYPE_TRACING, "migrate_undos", "GPL", code.data(), code.size(), &options);
-}
-
 }  // namespace
 
 std::optional<UndoReader> UndoReader::open() {
-  const int program = load_program();
-  if (program < 0) return std::nullopt;
-  return UndoReader(Fd(program));
+  const std::optional<Places> places = find_places();
+  if (!places) return std::nullopt;
+  std::optional<Fd> loaded = bpf::load_iterator("migrate_undos", places->target, program(*places));
+  if (!loaded) return std::nullopt;
+  return UndoReader(std::move(*loaded));
 }
 
 std::vector<UndoList> UndoReader::read(const std::set<pid_t>& pids) const {

@@ -487,6 +487,17 @@ def ebpf_filter():
     return s, s.fileno()
 
 
+def reuseport_program():
+    if not os.path.exists("/sys/kernel/btf/vmlinux"):
+        return "impossible", "the kernel does not tell its types (CONFIG_DEBUG_INFO_BTF)"
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    s.bind(("127.0.0.1", 0))
+    code = ctypes.create_string_buffer(struct.pack("<HBBI", 6, 0, 0, 0))  # BPF_RET | BPF_K
+    s.setsockopt(socket.SOL_SOCKET, 51, struct.pack("@HP", 1, ctypes.addressof(code)))  # SO_ATTACH_REUSEPORT_CBPF
+    return s, s.fileno()
+
+
 def deadline():
     attributes = ctypes.create_string_buffer(struct.pack("<IIQiIQQQ", 48, 6, 0, 0, 0, 5_000_000, 100_000_000, 100_000_000))
     if LIBC.syscall(314, 0, attributes, 0) < 0:  # sched_setattr
@@ -655,7 +666,7 @@ KINDS = {f.__name__.replace("_", "-"): f for f in (
     mapped_file, own_thread_files, zombie_root, shared_memory_outside, landlock, user_dispatch, address_space_limit, thread_file,
     not_accepted, epoll_of_closed, epoll_of_another, watching, favoured, plain, child, child_of_32_bits, child_without_vvar, nobody, roots_file, roots_folder, roots_deleted_file, roots_socket, roots_pair, timers_beyond_the_limit, forced_buffer, marked, alarm_clock,
     thread_of_another, securebits, direct_io,
-    removed_name, removed_name_mapped, ebpf_filter, deadline, session_of_two_parents)}
+    removed_name, removed_name_mapped, ebpf_filter, reuseport_program, deadline, session_of_two_parents)}
 
 
 def main():

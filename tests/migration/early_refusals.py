@@ -51,6 +51,7 @@ CASES = {
     "early/removed-name-mapped": send_refuses(
         "removed-name-mapped", "task {pid} uses as map_files/.*, the file .*/removed, which was removed there but has another name"),
     "early/ebpf-filter": send_refuses("ebpf-filter", HAS_FD + ", a socket with an eBPF filter"),
+    "early/reuseport-program": send_refuses("reuseport-program", HAS_FD + ", a socket of a group in which a program chooses"),
     "early/deadline": send_refuses("deadline", "thread {pid} of task {pid} runs under scheduling policy 6"),
     "early/session-of-two-parents": send_refuses("session-of-two-parents", "the tasks of session {detail} .whose leader has ended. have several parents"),
     "early/threads-beyond-the-limit": refused("thread-of-another", "has 1 task with 1 more thread, and the receiver takes 1 .--max-tasks",

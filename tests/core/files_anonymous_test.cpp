@@ -229,15 +229,19 @@ TEST(Timerfds, WhatIsDueIsNotTakenForOff) {
   if (CPU_COUNT(&allowed) < 2 || !CPU_ISSET(0, &allowed) || !CPU_ISSET(1, &allowed))
     GTEST_SKIP() << "processors 0 and 1 are not both allowed: run it with both";
   const Fd timer(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC));
-  for (int i = 0; i < 100; ++i) {
+  // A busy machine may be later than is waited for, but not often: without a second look nine of ten are lost here.
+  constexpr int kTimers = 100, kMostLost = 10;
+  int lost = 0;
+  for (int i = 0; i < kTimers; ++i) {
     ASSERT_TRUE(run_on(1));
     const itimerspec soon{{}, {0, 300'000}};
     ASSERT_EQ(::timerfd_settime(timer.get(), 0, &soon, nullptr), 0);
     ASSERT_TRUE(run_on(0));
     const img::timerfd_entry t = dumped_timer(timer.get());
-    EXPECT_TRUE(t.ticks() == 1 || t.vsec() + t.vnsec() != 0) << i;
     EXPECT_EQ(t.isec() + t.insec(), 0U);
+    if (t.ticks() != 1 && t.vsec() + t.vnsec() == 0) ++lost;
   }
+  EXPECT_LE(lost, kMostLost);
   ::sched_setaffinity(0, sizeof allowed, &allowed);
 }
 

@@ -78,6 +78,10 @@ void iterate(const Fd& program, pid_t tid, size_t record_bytes,
   options.iter_info = &target;
   options.iter_info_len = sizeof target;
   const Fd link(check(::bpf_link_create(program.get(), 0, BPF_TRACE_ITER, &options), "attach", "a BPF iterator"));
+  bpf_link_info told{};
+  __u32 size = sizeof told;
+  check(::bpf_obj_get_info_by_fd(link.get(), &told, &size), "look at", "a BPF iterator");
+  if (told.iter.task.tid != target.task.tid) throw Error("this kernel's iterators know no single task");  // before 6.1
   const Fd iterator(check(::bpf_iter_create(link.get()), "start", "a BPF iterator"));
   constexpr size_t kRecords = 4096;
   std::vector<std::byte> buffer(kRecords * record_bytes);

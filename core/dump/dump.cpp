@@ -87,7 +87,6 @@ struct Dump::Impl {
   void stop();
   void look_again();
   std::future<void> look_for_sharing();
-  void refuse_shared_tables() const;
   void visit();
   void tell_as_of(TaskHarvest& harvested, const std::vector<PosixTimer>& listed, int64_t before_ns);
   void look_for_lazy(const StoppedTask& task, pid_t image_pid);
@@ -192,19 +191,6 @@ std::future<void> Dump::Impl::look_for_sharing() {
   return sharing_look.begin([this, living = std::move(living), inside = std::move(inside)] {
     refuse_outside_sharing(living, inside, outside);
   });
-}
-
-/// It may have begun since the preflight.
-void Dump::Impl::refuse_shared_tables() const {
-  std::map<uint32_t, pid_t> seen;
-  for (const StoppedTask& task : tree->tasks()) {
-    if (!alive(task)) continue;
-    const auto [other, fresh] = seen.emplace(files->files_id(task.pid), task.pid.get());
-    if (!fresh)
-      throw Refusal("tasks " + std::to_string(other->second) + " and " + std::to_string(task.pid.get()) +
-                        " share their descriptor table",
-                    "try again when one of them has ended; this cannot be moved yet");
-  }
 }
 
 /// Brings all times to one clock, that of the images, which is the root's right before its timers were read. Never more
@@ -337,7 +323,6 @@ void Dump::Impl::run() {
   log.debug("visited after {} us", microseconds_since(frozen_since));
   scan_memory();
   files = std::make_unique<FileDumper>(tree->tasks(), file_options(options, as_of_ns), images, log);
-  refuse_shared_tables();
   files->dump_descriptors();
   log.debug("descriptors described after {} us", microseconds_since(frozen_since));
   MemoryDumper memory(*files, images, options.tracked, log);
@@ -347,13 +332,13 @@ void Dump::Impl::run() {
   memories = memory.finish();
   lazy.merge(shared.take());
   log.debug("described after {} us", microseconds_since(frozen_since));
-  files->finish();
   write_pstree(tree->tasks(), *pids, images);
   write_timens(harvests.at(tree->root().pid), images);
   cgroups.write(images);
   write_inventory(options.tcp_close, images);
   for (const PageSource& source : memories) stats.pages_scanned += source.pages();
   sharing.get();
+  files->finish();  // last: what is in doubt has had the most time
 }
 
 namespace {

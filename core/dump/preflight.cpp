@@ -278,7 +278,8 @@ void check_threads(const std::vector<ProcDir>& tasks) {
       if (::prctl(PR_SCHED_CORE, PR_SCHED_CORE_GET, tid, PR_SCHED_CORE_SCOPE_THREAD, &cookie) == 0 && cookie != 0)
         throw Refusal("thread " + std::to_string(tid) + " of " + task_name(task) +
                           " shares its processor core with chosen tasks only (PR_SCHED_CORE)",
-                      "this cannot be moved yet; start the program without coresched(1)");
+                      "this cannot be moved yet; give it the cookie of a task that has none (PR_SCHED_CORE_SHARE_TO, "
+                      "coresched(1))");
       if (status["TracerPid"] != "0")
         throw Refusal(task_name(task) + " is traced by task " + status["TracerPid"], "detach the debugger first");
       if (status["CoreDumping"] == "1")
@@ -392,7 +393,7 @@ void check_sharing(const std::vector<ProcDir>& tasks) {
         if (shares(living[i], living[j], what) && goes_on_sharing(living[i], living[j], what))
           throw Refusal(
               "tasks " + std::to_string(living[j]) + " and " + std::to_string(living[i]) + " share their " + name,
-              "try again when a vfork(2) has ended; other sharing cannot be moved yet");
+              "try again when one of them has ended or executed a program; that cannot be moved yet");
   refuse_outside_sharing(living, inside);
 }
 

@@ -1,5 +1,6 @@
-// What can be refused while the tree still runs: each kind says what its dump would (kind.h). All of it is checked
-// again when the tree is stopped; here a doubt is no refusal, since tasks come and go and close what was just seen.
+// What can be refused while the tree still runs: each kind says what its dump would (kind.h). All of it but
+// programs of reuseport groups is checked again when the tree is stopped; here a doubt is no refusal, since tasks come
+// and go and close what was just seen.
 #include <string>
 
 #include "core/base/refusals.h"

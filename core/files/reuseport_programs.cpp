@@ -1,6 +1,7 @@
 #include "core/files/reuseport_programs.h"
 
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <array>
 #include <cstdint>
@@ -60,7 +61,13 @@ std::optional<Fd> load_program() {
 std::optional<ReuseportPrograms> ReuseportPrograms::open() {
   std::optional<Fd> program = load_program();
   if (!program) return std::nullopt;
-  return ReuseportPrograms(std::move(*program));
+  ReuseportPrograms programs(std::move(*program));
+  try {
+    programs.of(::getpid());
+  } catch (const Error&) {  // older than 6.1
+    return std::nullopt;
+  }
+  return programs;
 }
 
 std::set<int> ReuseportPrograms::of(pid_t pid) const {

@@ -134,6 +134,8 @@ class TimerfdDump : public DumpKind {
     std::string who;
   };
 
+  static constexpr size_t kMostDoubts = 256;  ///< each holds a descriptor of ours
+
   DumpContext& context_;
   std::vector<Doubt> doubts_;
   int64_t looked_ns_ = 0;  ///< CLOCK_MONOTONIC, at the last of them
@@ -151,6 +153,8 @@ void TimerfdDump::dump(const OpenFile& file) {
     context_.emit(entry);
     return;
   }
+  // No more descriptors of ours than that.
+  if (doubts_.size() >= kMostDoubts) settle();
   doubts_.push_back(
       {std::move(entry), Fd(check(::fcntl(file.ours.get(), F_DUPFD_CLOEXEC, 0), "duplicate", file.who())), file.who()});
   looked_ns_ = clock_ns(CLOCK_MONOTONIC);

@@ -102,6 +102,7 @@ void StoppedTree::Impl::stop_all(Pid root) {
   }
   refuse_sharing(living, KCMP_VM, "their memory");
   refuse_sharing(living, KCMP_FS, "their working directory and umask");
+  refuse_sharing(living, KCMP_FILES, "their descriptor table");
 }
 
 bool StoppedTree::Impl::add_task(pid_t pid, pid_t parent, const Deadline& deadline) {

@@ -100,7 +100,7 @@ namespace {
 
 }  // namespace
 
-std::vector<MappingPolicy> answered_policies(const parasite::Area& area, std::span<const RemoteRange> mappings,
+std::vector<MappingPolicy> answered_policies(const parasite::Area& area, std::span<const AskedMapping> mappings,
                                              Pid pid) {
   const std::string who = name_of(pid);
   if (area.policy_count > parasite::kMostPolicies)
@@ -110,8 +110,12 @@ std::vector<MappingPolicy> answered_policies(const parasite::Area& area, std::sp
   std::vector<MappingPolicy> policies;
   for (const parasite::Policy& p : std::span(area.policies).first(area.policy_count)) {
     if (p.mode == parasite::kNodesUnknown) refuse_nodes(who, "mbind(2)");
-    const auto mapping = within(p.mapping, 0, static_cast<int64_t>(mappings.size()) - 1, "a mapping", who);
-    policies.push_back({mappings[static_cast<size_t>(mapping)],
+    const auto number = within(p.mapping, 0, static_cast<int64_t>(mappings.size()) - 1, "a mapping", who);
+    const AskedMapping& mapping = mappings[static_cast<size_t>(number)];
+    if (mapping.object)
+      throw Refusal(who + " has a memory policy for shared memory (mbind(2))",
+                    "that cannot be moved yet; start the program without its option for NUMA");
+    policies.push_back({mapping.range,
                         static_cast<uint32_t>(within(p.mode, 1, kMostPolicy, "the policy of a mapping", who)),
                         p.nodes});
   }

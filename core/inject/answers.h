@@ -31,11 +31,16 @@ int64_t answered_result(int64_t result, std::string_view call, const std::string
 /// CLOCK_MONOTONIC, CLOCK_BOOTTIME.
 timespec answered_time(const parasite::Timespec& time, const std::string& who);
 
-/// All that the leader told, but for `threads` and `posix_timers`. From copies.
-/// `mappings`: those asked for.
-std::vector<MappingPolicy> answered_policies(const parasite::Area& area, std::span<const RemoteRange> mappings,
-                                             Pid pid);
+/// All that the leader told, but for `threads`, `posix_timers` and `policies`. From copies.
 TaskHarvest answered_task(const parasite::Area& area, Pid pid);
+/// One that is asked for its memory policy.
+struct AskedMapping {
+  RemoteRange range;
+  bool object;  ///< of memory that others may have mapped: the policy is that object's
+};
+/// Throws Refusal for those of objects: of which parts they are, no mapping tells.
+std::vector<MappingPolicy> answered_policies(const parasite::Area& area, std::span<const AskedMapping> mappings,
+                                             Pid pid);
 /// Of a thread; `securebits` is what its registers told.
 ThreadHarvest answered_thread(const parasite::Thread& thread, Tid tid, int64_t securebits);
 /// `results` stand for the area's, which a thread's slot does not write.

@@ -12,13 +12,14 @@ namespace {
 
 constexpr uint64_t kGetCpuid = 0x1011, kSetCpuid = 0x1012;  // arch_prctl(2), asm/prctl.h
 
-constexpr Attribute speculation_control(uint32_t id, const char* name, uint64_t which) {
+constexpr Attribute speculation_control(uint32_t id, const char* name, uint64_t which,
+                                        uint64_t usual = PR_SPEC_ENABLE) {
   return {.id = id,
           .name = name,
           .get = SYS_prctl,
           .get_args = {PR_GET_SPECULATION_CTRL, which},
           .by_address = false,
-          .usual = PR_SPEC_PRCTL | PR_SPEC_ENABLE,
+          .usual = PR_SPEC_PRCTL | usual,
           .most = 31,
           .set = SYS_prctl,
           .set_args = {PR_SET_SPECULATION_CTRL, which, kAttributeValue},
@@ -56,7 +57,7 @@ constexpr std::array kThreadAttributes{
     Attribute{.id = kMemoryPolicyNodes,  // of a machine that may have more than fit nothing is told
               .name = "the nodes of its memory policy",
               .get = SYS_get_mempolicy,
-              .get_args = {0, kAttributeValue, kNodesOfWord},
+              .get_args = {0, kAttributeValue, 64},
               .by_address = true,
               .usual = 0,
               .most = ~uint64_t{0},
@@ -64,6 +65,7 @@ constexpr std::array kThreadAttributes{
               .set_args = {}},
     speculation_control(5, "its control of speculative stores", PR_SPEC_STORE_BYPASS),
     speculation_control(6, "its control of speculative branches", PR_SPEC_INDIRECT_BRANCH),
+    speculation_control(7, "its flush of the first-level cache", PR_SPEC_L1D_FLUSH, PR_SPEC_DISABLE),
 };
 static_assert(kThreadAttributes.size() <= parasite::kMostAttributes);
 

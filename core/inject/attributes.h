@@ -25,8 +25,6 @@ struct Attribute {
 inline constexpr long kSetApart = -1;
 /// Together: set_mempolicy(2).
 inline constexpr uint32_t kMemoryPolicy = 3, kMemoryPolicyNodes = 4;
-/// Of the latter: what the kernel takes for the number of bits of a word.
-inline constexpr uint64_t kNodesOfWord = 65;
 
 /// Among arguments: the value, or where it is to be written.
 inline constexpr uint64_t kAttributeValue = ~uint64_t{0};

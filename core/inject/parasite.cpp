@@ -111,7 +111,7 @@ void collect_task(Area* area) {
 
 /// Of mappings that have one of their own. One that is gone since has none.
 void collect_policies(Area* area) {
-  constexpr long kOfAddress = 2, kBits = 65;  // MPOL_F_ADDR; the kernel takes one off
+  constexpr long kOfAddress = 2, kBits = 64;  // MPOL_F_ADDR
   const __u64* starts = mappings_of(area);
   for (unsigned i = 0; i < area->mapping_count; ++i) {
     int mode = 0;
@@ -186,6 +186,7 @@ bool lend_userfaultfd(Area* area) {
     if (error < 0) result = error;
   }
   area->uffd = result;
+  collect_policies(area);
   count_up(area);
   const bool stays = wait_for_tracer(area, true);
   if (fd >= 0) call(__NR_close, fd);

@@ -33,6 +33,13 @@ size_t code_offset(size_t timers, size_t mappings) {
                    kParasiteStackBytes);
 }
 
+/// Memory without a path that several mappings may be of: memfd_create(2), shared anonymous, System V.
+bool is_object(const MapsLine& map) {
+  for (const char* name : {"/memfd:", "/dev/zero (deleted)", "/SYSV", "[anon_shmem"})
+    if (map.name.starts_with(name)) return true;
+  return false;
+}
+
 /// Of a task in its own pid namespace.
 pid_t innermost_number(pid_t pid, const ThreadStatus& status) {
   const auto numbers = status.find("NSpid");
@@ -95,7 +102,11 @@ void Visit::choose_places() {
   place_ = places.slots;
   area_ = places.area;
   code_ = area_.start + code_offset(timer_ids_.size(), maps.size());
-  for (const MapsLine& map : maps) mappings_.push_back(map.range);
+  for (const MapsLine& map : maps) {
+    const bool object = is_object(map);
+    // The policy of a file is the file's, and stays there.
+    if (object || !(map.name.starts_with("/") || map.name.starts_with("[v"))) mappings_.push_back({map.range, object});
+  }
   const std::string who = "task " + std::to_string(task_.pid.get());
   for (const StoppedThread& thread : task_.threads) {
     if (place_.contains(RemoteAddr(thread.regs.rip))) {
@@ -260,10 +271,9 @@ void Visit::start_parasite() {
   area->uffd_features = uffd_features_;
   area->timer_count = static_cast<uint32_t>(timer_ids_.size());
   for (size_t i = 0; i < timer_ids_.size(); ++i) parasite::timers_of(area)[i].id = timer_ids_[i];
-  if (purpose_ == parasite::kHarvest) {
-    area->mapping_count = static_cast<uint32_t>(mappings_.size());
-    std::ranges::transform(mappings_, parasite::mappings_of(area), [](const RemoteRange& r) { return r.start.get(); });
-  }
+  area->mapping_count = static_cast<uint32_t>(mappings_.size());
+  std::ranges::transform(mappings_, parasite::mappings_of(area),
+                         [](const AskedMapping& m) { return m.range.start.get(); });
   area->question_count = static_cast<uint32_t>(thread_attributes().size());
   std::ranges::transform(thread_attributes(), std::begin(area->questions), [](const Attribute& a) {
     const auto at = std::ranges::find(a.get_args, kAttributeValue);

@@ -58,8 +58,8 @@ class Visit {
   parasite::Timer timer(size_t index) const { return copy_once(parasite::timers_of(area_view())[index]); }
   /// PR_GET_SECUREBITS of the leader, from its registers; after run_leader().
   int64_t securebits() const { return securebits_; }
-  /// Of the task, before the visit.
-  std::span<const RemoteRange> mappings() const { return mappings_; }
+  /// Of the task, before the visit: those that are asked for their memory policies.
+  std::span<const AskedMapping> mappings() const { return mappings_; }
   /// Of a thread that was visited, as it was before. A thread that was inside a critical section goes on at the abort
   /// address: nothing protects it any more, since the kernel forgets the section during the visit.
   const RseqState& rseq(Tid tid) const { return rseq_.at(tid); }
@@ -94,7 +94,7 @@ class Visit {
 
   StoppedTask& task_;
   const std::vector<int>& timer_ids_;
-  std::vector<RemoteRange> mappings_;
+  std::vector<AskedMapping> mappings_;
   DomainWitnesses& witnesses_;
   const FaultHook& hook_;
   Logger& log_;

@@ -25,6 +25,7 @@
 #include "core/restore/file_holders.h"
 #include "core/restore/final_state.h"
 #include "core/restore/lazy_registration.h"
+#include "core/restore/memory_policies.h"
 #include "core/restore/messages.h"
 #include "core/restore/namespaces.h"
 #include "core/restore/page_orders.h"
@@ -280,6 +281,8 @@ class Coordinator {
     for (const TaskNode& node : shells_->tasks())
       if (!node.zombie) images_of_.push_back(read_task(images_, node));
     check_tables(images_of_);
+    const uint64_t nodes = usable_nodes();
+    for (const TaskImage& task : images_of_) check_policies(task, nodes);
   }
 
   DescriptorRoom find_room() const {

@@ -10,8 +10,8 @@
 
 #include "core/base/kernel_abi.h"
 #include "core/base/procfs.h"
-#include "core/inject/attributes.h"
 #include "core/inject/visit_places.h"
+#include "core/restore/memory_policies.h"
 #include "core/restore/plans.h"
 #include "core/restore/restorable.h"
 
@@ -158,24 +158,6 @@ void check_kernel_mappings(const TaskImage& task, const std::vector<AddressRange
                   "move it to a host with the kernel it was started on");
   }
 }
-
-namespace {
-
-void plan_policies(const TaskImage& task, Region& region, OpList& list) {
-  const uint32_t most = static_cast<uint32_t>(thread_attribute(kMemoryPolicy)->most);
-  for (const ext::MappingPolicy& p : task.task_extra().policies()) {
-    const bool fits = std::ranges::any_of(task.vmas, [&](const ImageVma& v) {
-      return !v.kernel_made() && v.start <= p.start() && p.start() < p.end() && p.end() <= v.end;
-    });
-    if (!fits || p.mode() > most || p.start() % kPageSize != 0)
-      throw Corrupt("migrate-ext.img", "the memory policy of a mapping is impossible");
-    const uint64_t nodes = p.nodes() == 0 ? 0 : region.put_value(p.nodes());
-    list.call(Tag::memory_policy, SYS_mbind,
-              {p.start(), p.end() - p.start(), p.mode(), nodes, nodes == 0 ? 0 : kNodesOfWord, 0});
-  }
-}
-
-}  // namespace
 
 void plan_memory(const MmPlanInput& in, Region& region, OpList& list) {
   park_kernel_mappings(in, list);

@@ -8,6 +8,7 @@
 
 #include "core/files/restore_files.h"
 #include "core/restore/descriptor_room.h"
+#include "core/restore/memory_policies.h"
 #include "core/restore/plans.h"
 #include "core/restore/staged_areas.h"
 #include "core/task/core_image.h"
@@ -102,8 +103,10 @@ void check_restorable(const ImageSet& images, std::span<const PageSource> memori
   for (const TaskNode& node : tasks)
     if (!node.zombie) images_of.push_back(read_task(images, node));
   check_tables(images_of);
+  const uint64_t nodes = usable_nodes();
   for (const TaskImage& task : images_of) {
     check_privileges(task);
+    check_policies(task, nodes);
     check_kernel_mappings(task, kernel);
     check_address_space(task, pages[task.pid]);
     mapped.insert({{task.mm.exe_file_id(), O_RDONLY}, {task.fs.cwd_id(), O_RDONLY}, {task.fs.root_id(), O_RDONLY}});

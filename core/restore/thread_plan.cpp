@@ -7,9 +7,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 
 #include "core/base/sched_attr.h"
 #include "core/inject/attributes.h"
+#include "core/restore/memory_policies.h"
 #include "core/restore/plans.h"
 
 namespace migrate {
@@ -25,6 +27,22 @@ using restorer::Tag;
 constexpr size_t kThreadStack = 2048;
 constexpr uint64_t kDefaultSlackNs = 50'000;
 
+/// Whether a thread is to set that control of speculation itself: not where the machine needs none, or has none but
+/// that. Throws Refusal where nothing does what was wanted.
+bool is_for_threads_here(const Attribute& a, uint64_t wanted) {
+  const int here = ::prctl(static_cast<int>(a.get_args[0]), a.get_args[1], 0, 0, 0);
+  if (here >= 0 && (here & PR_SPEC_PRCTL) != 0) return true;
+  constexpr int kOff = PR_SPEC_DISABLE | PR_SPEC_FORCE_DISABLE;
+  const bool does =
+      here == PR_SPEC_NOT_AFFECTED ||
+      (here > 0 && wanted == PR_SPEC_ENABLE ? (here & PR_SPEC_ENABLE) != 0 : here > 0 && (here & kOff) != 0);
+  if (!does)
+    throw Refusal(
+        "a thread has set " + std::string(a.name) + " (PR_SET_SPECULATION_CTRL), which this kernel does not allow",
+        "boot it with the usual mitigations");
+  return false;
+}
+
 /// Those that the image does not have are as usual, where the kernel knows them.
 void plan_attributes(const ext::ThreadExt& e, OpList& list) {
   for (const ext::Attribute& told : e.attributes())
@@ -35,21 +53,10 @@ void plan_attributes(const ext::ThreadExt& e, OpList& list) {
     const bool has = told != e.attributes().end();
     const uint64_t value = has ? told->value() : a.usual;
     if (value > a.most) throw Corrupt("migrate-ext.img", std::string(a.name) + " is impossible");
+    if (has && a.settable != 0 && !is_for_threads_here(a, value & ~a.settable)) continue;
     const auto args = with_value(a.set_args, value & ~a.settable);
-    list.call(Tag::process_flags, a.set, {args[0], args[1], args[2], args[3], args[4]},
-              has && a.settable == 0 ? 0 : kMayFail);
+    list.call(Tag::process_flags, a.set, {args[0], args[1], args[2], args[3], args[4]}, has ? 0 : kMayFail);
   }
-}
-
-void plan_memory_policy(const ext::ThreadExt& e, Region& region, OpList& list) {
-  const auto told = [&](uint32_t id) {
-    const auto found = std::ranges::find_if(e.attributes(), [&](const auto& t) { return t.id() == id; });
-    return found == e.attributes().end() ? 0 : found->value();
-  };
-  const uint64_t mode = told(kMemoryPolicy), nodes = told(kMemoryPolicyNodes);
-  if (mode > thread_attribute(kMemoryPolicy)->most) throw Corrupt("migrate-ext.img", "a memory policy is impossible");
-  const uint64_t at = nodes == 0 ? 0 : region.put_value(nodes);
-  list.call(Tag::memory_policy, SYS_set_mempolicy, {mode, at, nodes == 0 ? 0 : kNodesOfWord}, mode != 0 ? 0 : kMayFail);
 }
 
 /// What a thread does not say is not left as the restoring process had it: a daemon may be more than it.
@@ -68,6 +75,14 @@ void plan_scheduling(const TaskImage& task, size_t thread, Region& region, OpLis
     attr.runtime = e.slice_ns();
     list.call(Tag::scheduling, SYS_sched_setattr, {0, region.put_value(attr), 0});
   }
+  if (e.has_util_max()) {
+    if (e.util_min() > e.util_max() || e.util_max() > kMostUtilization)
+      throw Corrupt("migrate-ext.img", "a utilization clamp is impossible");
+    SchedAttr attr{.size = sizeof attr, .flags = kOnlyClamps};
+    attr.util_min = e.util_min();
+    attr.util_max = e.util_max();
+    list.call(Tag::scheduling, SYS_sched_setattr, {0, region.put_value(attr), 0}, kMayFail);  // kernels may lack them
+  }
   // A host with fewer CPUs keeps the mask it has.
   if (!e.affinity().empty()) {
     std::string mask = e.affinity().substr(0, 1024);
@@ -78,7 +93,7 @@ void plan_scheduling(const TaskImage& task, size_t thread, Region& region, OpLis
   const uint64_t slack = e.timerslack_ns() != 0 ? e.timerslack_ns() : kDefaultSlackNs;
   list.call(Tag::scheduling, SYS_prctl, {PR_SET_TIMERSLACK, slack, 0, 0, 0});
   plan_attributes(e, list);
-  plan_memory_policy(e, region, list);
+  plan_policy(e, region, list);
   if (e.has_mce_kill()) {
     list.call(Tag::process_flags, SYS_prctl, {PR_MCE_KILL, PR_MCE_KILL_SET, e.mce_kill(), 0, 0});
   } else {

@@ -151,6 +151,12 @@ void fill_scheduling(const StoppedThread& thread, img::thread_core_entry& out, e
       ours.policy == kOther && attr.runtime != ours.runtime)
     extras.set_slice_ns(attr.runtime);
   if ((attr.flags & kResetOnFork) != 0) extras.set_reset_on_fork(true);
+  // Real-time threads run at the full frequency unless they, or a sysctl, say otherwise.
+  const uint32_t usual_min = attr.policy == kFifo || attr.policy == kRoundRobin ? kMostUtilization : 0;
+  if (attr.util_max != 0 && (attr.util_min != usual_min || attr.util_max != kMostUtilization)) {
+    extras.set_util_min(attr.util_min);
+    extras.set_util_max(attr.util_max);
+  }
 }
 
 /// Pending for the thread or its task and not blocked.

@@ -103,10 +103,15 @@ void PageFeeder::run() {
 }
 
 /// Before what takes time: threads that are idle ones may be waited for.
-void PageFeeder::tell_failure() {
+void PageFeeder::tell_failure() noexcept {
   streams_.urgent->set_stop(nullptr);
-  const std::lock_guard lock(mutex_);
-  if (failure_.is_ours() && !std::exchange(told_, true)) link_->send_failure(failure_.sentence());
+  std::string why;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!failure_.is_ours() || std::exchange(told_, true)) return;
+    why = failure_.sentence();
+  }
+  link_->send_failure(why);
 }
 
 void PageFeeder::end_streams() {
@@ -397,6 +402,7 @@ void PageFeeder::fill(size_t index) {
   }
   wait_until_noted();
   writer.finish_pass();
+  const OutOfIdle awake;  // others wait for the lock
   const std::lock_guard lock(mutex_);
   filled_[index] = true;
 }

@@ -99,7 +99,7 @@ class PageFeeder {
   void leave_out_until(MemoryId memory, uint64_t address);
   void fill(size_t index);
   void send_piece(RecordWriter& writer, const FillPiece& piece, std::span<std::byte> pages);
-  void tell_failure();
+  void tell_failure() noexcept;
   void end_streams();
   bool next_pieces(std::vector<FillPiece>& pieces);
   void fail(std::exception_ptr why) noexcept;

@@ -187,10 +187,15 @@ void PageFetcher::run() {
 }
 
 /// Before what takes time: threads that are idle ones may be waited for.
-void PageFetcher::tell_failure() {
+void PageFetcher::tell_failure() noexcept {
   urgent_->set_stop(nullptr);
-  const std::lock_guard lock(mutex_);
-  if (failure_.is_ours() && !std::exchange(told_, true)) link_->send_failure(failure_.sentence());
+  std::string why;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!failure_.is_ours() || std::exchange(told_, true)) return;
+    why = failure_.sentence();
+  }
+  link_->send_failure(why);
 }
 
 void PageFetcher::end_streams() {

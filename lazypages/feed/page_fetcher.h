@@ -75,7 +75,7 @@ class PageFetcher {
   void note_gone();
   void receive_fill();
   void fail(std::exception_ptr why) noexcept;
-  void tell_failure();
+  void tell_failure() noexcept;
   void end_streams();
   Corrupt corrupt(const char* why) const;
 

@@ -96,7 +96,8 @@ TEST(AnswersTest, MemoryPoliciesAreTakenOrRefused) {
   thread.attributes[at + 1] = 6;
   EXPECT_EQ(answered_thread(thread, kTid, 0).attributes.at(kMemoryPolicyNodes), 6u);
 
-  const RemoteRange mappings[] = {{RemoteAddr(0x1000), RemoteAddr(0x2000)}, {RemoteAddr(0x5000), RemoteAddr(0x8000)}};
+  const AskedMapping mappings[] = {{{RemoteAddr(0x1000), RemoteAddr(0x2000)}, true},
+                                   {{RemoteAddr(0x5000), RemoteAddr(0x8000)}, false}};
   parasite::Area area = honest();
   EXPECT_TRUE(answered_policies(area, mappings, kPid).empty());
   area.policy_count = 1;
@@ -107,7 +108,9 @@ TEST(AnswersTest, MemoryPoliciesAreTakenOrRefused) {
   EXPECT_EQ(policies[0].nodes, 3u);
   area.policies[0].mapping = 2;
   EXPECT_THROW(answered_policies(area, mappings, kPid), Corrupt);
-  area.policies[0] = {0, 1 << 16, 3};
+  area.policies[0] = {0, kBind, 3};
+  EXPECT_THROW(answered_policies(area, mappings, kPid), Refusal);  // of an object
+  area.policies[0] = {1, 1 << 16, 3};
   EXPECT_THROW(answered_policies(area, mappings, kPid), Corrupt);
   area.policies[0].mode = parasite::kNodesUnknown;
   EXPECT_THROW(answered_policies(area, mappings, kPid), Refusal);

@@ -37,7 +37,7 @@ namespace migrate {
 namespace {
 
 /// Of this test program alone: queued signals are counted by user, and tests run side by side.
-const uid_t kUser = 1'000'000 + static_cast<uid_t>(::getpid());
+const uid_t kTestUser = 1'000'000 + static_cast<uid_t>(::getpid());
 
 template <class Condition>
 bool soon(Condition&& condition) {
@@ -152,7 +152,8 @@ class RestoredUser : public testing::Test {
 };
 
 void become_user() {
-  if (::setgroups(0, nullptr) != 0 || ::setresgid(kUser, kUser, kUser) != 0 || ::setresuid(kUser, kUser, kUser) != 0)
+  if (::setgroups(0, nullptr) != 0 || ::setresgid(kTestUser, kTestUser, kTestUser) != 0 ||
+      ::setresuid(kTestUser, kTestUser, kTestUser) != 0)
     ::_exit(3);
   ::prctl(PR_SET_DUMPABLE, 1);
 }

@@ -32,6 +32,7 @@ KNOWN_WRONG = {
 REFUSED = {
     "files.own_namespace": "a file of a kind that cannot be moved",
     "memory.droppable": "has droppable memory",
+    "memory.policy_of_shared_mapping": "has a memory policy for shared memory",
     "memory.sealed": "has a sealed mapping",
     "memory.secret": "has secret memory",
     "memory.shared_by_processes": "share their memory",

@@ -338,7 +338,9 @@ TEST_F(FreezeTest, Refusals) {
   EXPECT_TRUE(goes_on(0));
 }
 
-TEST_F(FreezeTest, SharedMemoryOfTwoTasksIsRefused) {
+class SharingTest : public FreezeTest, public ::testing::WithParamInterface<int> {};
+
+TEST_P(SharingTest, OfTwoTasksIsRefused) {
   const pid_t pid = start([&] {
     auto* stack =
         static_cast<char*>(::mmap(nullptr, 65536, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
@@ -347,7 +349,7 @@ TEST_F(FreezeTest, SharedMemoryOfTwoTasksIsRefused) {
         [](void*) -> int {
           for (;;) shared->progress[1]++;
         },
-        stack + 65536, CLONE_VM | SIGCHLD, nullptr);
+        stack + 65536, GetParam() | SIGCHLD, nullptr);
     count(0);
   });
   ASSERT_TRUE(wait_ready(1));
@@ -355,6 +357,8 @@ TEST_F(FreezeTest, SharedMemoryOfTwoTasksIsRefused) {
   EXPECT_TRUE(goes_on(0));
   EXPECT_TRUE(goes_on(1));
 }
+
+INSTANTIATE_TEST_SUITE_P(All, SharingTest, ::testing::Values(CLONE_VM, CLONE_FS, CLONE_FILES));
 
 TEST(CgroupMounts, MountinfoAndPaths) {
   const char* text =

@@ -64,7 +64,6 @@ TEST(LazyMemories, TheKernelSaysWhatIsRegistered) {
     talk.progress = 1;
     while (talk.progress != 2) ::usleep(50);
     if (::munmap(base + 4 * kPageSize, 2 * kPageSize) != 0) return 1;
-    talk.progress = 3;
     while (talk.progress != 4) ::usleep(50);
     return 0;
   });

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "lazypages/feed/feed_streams.h"
 #include "pageserver/verdict.h"
@@ -89,7 +90,7 @@ void FeedLink::ping_if_due() {
 }
 
 void FeedLink::send_failure(const std::string& why) noexcept {
-  if (broken_) return;
+  if (broken_ || std::exchange(told_failure_, true)) return;
   try {
     const std::string text = why.empty() ? "it failed" : why.substr(0, kMostFeedText);
     stream_.set_idle_timeout(kLastWords);

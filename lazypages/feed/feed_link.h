@@ -38,7 +38,7 @@ class FeedLink {
   /// When a ping is due, if nothing is sent until then.
   std::chrono::steady_clock::time_point ping_due() const { return sent_ + silence_ / 5; }
   void ping_if_due();
-  /// Tells the peer why this is the end, if it still can be told. When no thread sends any more.
+  /// Tells the peer why this is the end, if it still can be told; once. When no thread sends any more.
   void send_failure(const std::string& why) noexcept;
 
   /// After another stream was cut: what the peer says of that, if it says so soon; else nothing. When no thread
@@ -54,6 +54,7 @@ class FeedLink {
   uint64_t sent_packets_ = 0, received_packets_ = 0;
   std::chrono::steady_clock::time_point sent_, heard_;
   bool broken_ = false;  ///< a write did not come to its end
+  bool told_failure_ = false;
   std::byte header_[kFeedPacketSize];
   size_t header_got_ = 0;
   bool body_left_ = false;  ///< of the last packet

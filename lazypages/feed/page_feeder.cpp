@@ -108,7 +108,7 @@ void PageFeeder::tell_failure() noexcept {
   std::string why;
   {
     const std::lock_guard lock(mutex_);
-    if (!failure_.is_ours() || std::exchange(told_, true)) return;
+    if (!failure_.is_ours()) return;
     why = failure_.sentence();
   }
   link_->send_failure(why);

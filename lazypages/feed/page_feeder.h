@@ -123,7 +123,6 @@ class PageFeeder {
   FillOrder order_;
   FeedWaits waits_;
   FeedFailure failure_;
-  bool told_ = false;  ///< to the peer
   bool whole_ = false;
   std::vector<bool> filled_;  ///< fill streams that have said their end
   GoneMemories gone_;

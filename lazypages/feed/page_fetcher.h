@@ -93,7 +93,6 @@ class PageFetcher {
   std::atomic<bool> said_whole_{false};
   std::mutex mutex_;
   FeedFailure failure_;
-  bool told_ = false;              ///< to the peer
   std::vector<MemoryId> to_note_;  ///< that are gone, and the source is to hear that this is known
   uint64_t answered_ = 0;          ///< pages
   FeedWaits told_waits_;

@@ -146,9 +146,8 @@ class Case:
         self.make_room()
         # The operator acts when nobody else did.
         if where == "nowhere" or not self.settled() or code not in (0, 1, 2):
-            self.restart_receiver()
             with contextlib.suppress(Deadline):
-                wait_for(lambda: self.settled() or not self.watches("source"), "the session to be settled", 25, 0.1)
+                wait_for(self.settled_by_us, "the session to be settled", 25, 0.1)
             where = self.wait_where(3)
             if where == "nowhere" or not self.settled():
                 resolved = self.resolve()
@@ -220,6 +219,12 @@ class Case:
     def restart_receiver(self):
         if all(p.poll() is not None for p in [self.receiver, *self.extra]):
             self.extra.append(self.tool.receive(self.network, "destination", self.keys))
+
+    def settled_by_us(self):
+        """True when it is, or when nobody of ours would do it any more. The first receiver, which serves one migration, may
+        notice late that the source is gone: another follows it whenever it ends."""
+        self.restart_receiver()
+        return self.settled() or not self.watches("source")
 
     def settled(self):
         """Nothing is left to be done about the session, as its journals have it."""

@@ -385,6 +385,7 @@ Dump::Dump(Dump&&) noexcept = default;
 
 StoppedTree& Dump::tree() { return *impl_->tree; }
 void Dump::tree_is_dead() noexcept { impl_->files->tree_is_dead(); }
+const std::vector<HeldLock>& Dump::locks() const { return impl_->files->locks(); }
 void Dump::keep_links() noexcept { impl_->files->keep_links(); }
 std::vector<IpcObject> Dump::left_behind() const { return impl_->ipc.left_behind(); }
 ImageSet& Dump::images() { return impl_->images; }

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/held_lock.h"
 #include "core/base/log.h"
 #include "core/files/advice.h"
 #include "core/freeze/stopped_tree.h"
@@ -72,6 +73,8 @@ class Dump {
   ImageSet& images();
   /// Its System V objects that live on when it is killed (remove_left_behind()).
   std::vector<IpcObject> left_behind() const;
+  /// Its locks on files.
+  const std::vector<HeldLock>& locks() const;
   /// The images are stored: names that were made for them (link_remap) stay when this goes.
   void keep_links() noexcept;
   /// The tree was killed: its connections with itself end without a word, and their ports are free.

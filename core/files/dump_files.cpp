@@ -225,6 +225,8 @@ uint32_t FileDumper::add_memfd(const ProcDir& task, const std::string& link, uin
 
 std::vector<SharedObject> FileDumper::take_shared_objects() { return impl_->kinds.memfds().take_objects(); }
 
+const std::vector<HeldLock>& FileDumper::locks() const { return impl_->locks.held(); }
+
 void FileDumper::finish() {
   for (const DumpKinds::One& one : impl_->kinds.all()) one.dump->settle();
   impl_->images.write("files.img", magic::kFiles);  // present even without a single file

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/base/fd.h"
+#include "core/base/held_lock.h"
 #include "core/base/log.h"
 #include "core/base/procfs.h"
 #include "core/files/advice.h"
@@ -56,6 +57,8 @@ class FileDumper {
   /// Every memfd seen, each once. The id is its inode number on the kernel's internal tmpfs, as that of anonymous
   /// shared memory: unique over the tree, and known before the tree is stopped.
   std::vector<SharedObject> take_shared_objects();
+  /// Locks on files, each once.
+  const std::vector<HeldLock>& locks() const;
   /// Writes files.img, pipes-data, sk-queues, … into the ImageSet.
   void finish();
   /// The images are stored: names that were made for them (--link-remap) stay. Else they are removed at the end.

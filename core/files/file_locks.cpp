@@ -1,5 +1,7 @@
 #include "core/files/file_locks.h"
 
+#include <sys/stat.h>
+
 #include <charconv>
 #include <sstream>
 
@@ -90,6 +92,10 @@ void LockDumper::add(const ProcDir& task, int fd, uint32_t files_id, uint32_t fi
     entry.set_start(lock.start);
     entry.set_len(lock.length);
     context_.images.write("filelocks.img", magic::kFileLocks).entry(entry);
+    const std::string name = "fd/" + std::to_string(fd);
+    struct stat st {};
+    check(::fstatat(task.fd(), name.c_str(), &st, 0), "stat", name);
+    held_.push_back({Pid(task.pid()), fd, lock, st.st_dev, st.st_ino, task.link(name)});
   }
 }
 

@@ -3,23 +3,15 @@
 
 #include <cstdint>
 #include <set>
+#include <string>
 #include <tuple>
 #include <vector>
 
+#include "core/base/held_lock.h"
 #include "core/files/open_file.h"
 #include "images/file-lock.pb.h"
 
 namespace migrate {
-
-/// file_lock_entry.flag, CRIU's numbers (the kernel's FL_*).
-inline constexpr uint32_t kLockPosix = 1, kLockFlock = 2, kLockDescription = 1024;
-
-/// What one "lock:" line of fdinfo tells.
-struct FileLock {
-  uint32_t kind = 0;              ///< kLock*; 0: a lease or another kind that cannot be moved
-  uint32_t type = 0;              ///< F_RDLCK or F_WRLCK, for flock(2) too
-  int64_t start = 0, length = 0;  ///< bytes; length 0: to the end of the file, however it grows
-};
 
 /// Locks that were taken through this descriptor: those of its description, and POSIX locks of the descriptor table.
 /// Throws Corrupt.
@@ -34,9 +26,12 @@ class LockDumper {
   explicit LockDumper(DumpContext& context) : context_(context) {}
   /// `file_id`: of the description; `files_id`: of the table that `fd` of `task` stands in.
   void add(const ProcDir& task, int fd, uint32_t files_id, uint32_t file_id, const FdInfo& info);
+  /// All of them.
+  const std::vector<HeldLock>& held() const { return held_; }
 
  private:
   DumpContext& context_;
+  std::vector<HeldLock> held_;
   std::set<std::tuple<uint32_t, uint64_t, uint64_t, int64_t>> seen_;
 };
 

@@ -81,6 +81,7 @@ void StoppedTree::Impl::stop_all(Pid root) {
   const Deadline deadline = Deadline::in(options.timeout);
   if (!add_task(root.get(), 0, deadline)) throw Error("stop", task_name(root.get()), ESRCH);
   if (tasks.front().state == TaskState::zombie) throw Error(task_name(root.get()) + " has ended already");
+  for (const Pid other : options.others) add_task(other.get(), 0, deadline);
   for (size_t level = 0; level < tasks.size();) {
     const size_t end = tasks.size();
     while (stop_threads(level, deadline)) {
@@ -127,7 +128,7 @@ bool StoppedTree::Impl::add_task(pid_t pid, pid_t parent, const Deadline& deadli
   if (const auto exit_code = exit_of(task.proc)) {
     task.state = TaskState::zombie;
     task.exit_code = *exit_code;
-  } else {
+  } else if (!options.thaw) {  // one that is frozen looks like that
     wait_out_of_disk_sleep(task, deadline);
   }
   tasks.push_back(std::move(task));
@@ -150,6 +151,7 @@ void StoppedTree::Impl::wait_out_of_disk_sleep(const StoppedTask& task, const De
 bool StoppedTree::Impl::stop_threads(size_t first, const Deadline& deadline) {
   bool found = false;
   for (size_t i = first; i < tasks.size(); ++i) found |= seize_new_threads(tasks[i], deadline);
+  if (const auto thaw = std::exchange(options.thaw, {})) thaw();
   collect_stops(deadline);
   return found;
 }

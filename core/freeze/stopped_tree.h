@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -50,7 +51,11 @@ class StoppedTree {
   struct Options {
     std::chrono::milliseconds timeout{10'000};  ///< for all to stop
     bool suspend_seccomp = true;
-    bool descendants = true;  ///< false: `root` alone is stopped
+    bool descendants = true;  ///< false: `root` alone is stopped, with `others`
+    std::vector<Pid> others;
+    /// For tasks in a frozen cgroup, which stop when that is thawed: called once all of their threads are seized, so
+    /// that none of them runs before it stops.
+    std::function<void()> thaw;
   };
   /// Seizes and stops `root` and all its descendants. Repeats until no new thread or child appears. Throws Refusal
   /// (a task is traced by somebody else, is a kernel thread, an uninterruptible task does not stop in time) with

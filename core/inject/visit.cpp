@@ -2,6 +2,7 @@
 
 #include <linux/futex.h>
 #include <linux/kcmp.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -138,6 +139,12 @@ void Visit::borrow(StoppedThread& thread, RemoteAddr rip) {
 }
 
 void Visit::run_leader() {
+  enter_leader();
+  start_parasite();
+}
+
+/// Up to the moment when M is mapped.
+void Visit::enter_leader() {
   StoppedThread& leader = task_.threads.front();
   leave_critical_section(leader);
   leader_code_ = leader_slot(place_.start + kSlotHeaderBytes, {leader.regs, leader.sigmask}, area_.start,
@@ -148,7 +155,6 @@ void Visit::run_leader() {
   stage("slot written");
   ask_leader();
   map_area();
-  start_parasite();
 }
 
 /// Runs the stopped leader to the entry and on to the exit of the call at its instruction pointer.
@@ -403,6 +409,32 @@ void Visit::run_leader_for_userfaultfd(uint64_t features) {
   purpose_ = parasite::kUserfaultfd;
   uffd_features_ = features;
   run_leader();
+}
+
+std::vector<int64_t> Visit::run_leader_for_locks(std::span<const HeldLock> locks, bool take) {
+  enter_leader();
+  std::vector<int64_t> results;
+  for (const HeldLock& lock : locks) results.push_back(lock_in_leader(lock, take));
+  return results;
+}
+
+/// At the slot's second call: should we die, M is unmapped after it.
+int64_t Visit::lock_in_leader(const HeldLock& lock, bool take) {
+  const bool exclusive = lock.lock.type == F_WRLCK;
+  const auto fd = static_cast<uint64_t>(lock.fd);
+  if (lock.lock.kind == kLockFlock) {
+    const int operation = !take ? LOCK_UN : exclusive ? LOCK_EX : LOCK_SH;
+    return call_in_leader(leader_code_.second, SYS_flock, {fd, static_cast<uint64_t>(operation | LOCK_NB)},
+                          "at the entry of flock");
+  }
+  struct flock range {};
+  range.l_type = static_cast<short>(take ? lock.lock.type : F_UNLCK);
+  range.l_whence = SEEK_SET;
+  range.l_start = lock.lock.start;
+  range.l_len = lock.lock.length;
+  std::memcpy(mapping_.data(), &range, sizeof range);
+  const uint64_t command = lock.lock.kind == kLockPosix ? F_SETLK : F_OFD_SETLK;
+  return call_in_leader(leader_code_.second, SYS_fcntl, {fd, command, area_.start.get()}, "at the entry of fcntl");
 }
 
 void Visit::return_userfaultfd() {

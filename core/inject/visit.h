@@ -11,6 +11,7 @@
 
 #include "core/base/deadline.h"
 #include "core/base/fd.h"
+#include "core/base/held_lock.h"
 #include "core/freeze/stopped_tree.h"
 #include "core/freeze/tracee.h"
 #include "core/inject/answers.h"
@@ -44,6 +45,9 @@ class Visit {
   /// The same for a userfaultfd with these features: what the task sees of it afterwards is area().uffd, a descriptor
   /// of the task until return_userfaultfd().
   void run_leader_for_userfaultfd(uint64_t features);
+  /// Lets the leader take or give up `locks`, by calls of its own; no parasite runs. The results: 0, or a negative
+  /// errno.
+  std::vector<int64_t> run_leader_for_locks(std::span<const HeldLock> locks, bool take);
   /// Lets the parasite close it.
   void return_userfaultfd();
   /// Runs the slot's calls in `thread` (not the leader); it is cured again on return. The result is
@@ -74,6 +78,8 @@ class Visit {
   void run_leader_call(const char* stage);
   int64_t call_in_leader(RemoteAddr at, long number, const std::array<uint64_t, 6>& args, const char* stage);
   void ask_leader();
+  void enter_leader();
+  int64_t lock_in_leader(const HeldLock& lock, bool take);
   int64_t map_part(RemoteAddr at, RemoteRange range, int protection, const char* stage);
   void map_area();
   [[noreturn]] void refuse_landlock(Tid tid) const;

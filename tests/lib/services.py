@@ -1,6 +1,10 @@
 """Well-known services that are moved, with the settings they come with as far as a folder of their own allows."""
+import base64
+import json
 import os
+import shutil
 import socket
+import subprocess
 
 from .netns import call_in
 from .process import read, wait_for
@@ -26,6 +30,100 @@ class Service(Program):
                     data += more
                 return data
         return call_in(self.ns, talk)
+
+
+class MariaDb(Service):
+    """It locks its files (POSIX). Without io_uring, which cannot be moved."""
+    name = "mariadb"
+    port = 6392
+
+    def command(self):
+        data = os.path.join(self.folder, "data")
+        done = subprocess.run(["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal",
+                               "--skip-test-db", "--user=mysql"], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise Unwell("mariadb-install-db: " + done.stdout[-300:] + done.stderr[-500:])
+        shutil.chown(data, "mysql", "mysql")
+        self.written = 0
+        return ["mariadbd", "--no-defaults", f"--datadir={data}", "--user=mysql", f"--port={self.port}", "--bind-address=127.0.0.1",
+                f"--socket={data}/sock", f"--pid-file={data}/pid", f"--log-error={data}/log", "--innodb-use-native-aio=0"]
+
+    def sql(self, text):
+        """What it answers; it may still be starting."""
+        enter = ["nsenter", f"--net=/run/netns/{self.ns}"] if self.ns else []
+        client = ["mariadb", "--no-defaults", "-h127.0.0.1", f"-P{self.port}", "-uroot", "-N", "-B", "--protocol=tcp"]
+
+        def answer():
+            self.alive_or_raise()
+            done = subprocess.run([*enter, *client], input=text, capture_output=True, text=True, timeout=20, check=False)
+            return done.returncode == 0 and (done.stdout or " ")
+        return wait_for(answer, "mariadbd to answer", 60)
+
+    def ready(self):
+        self.sql("create database t; create table t.n (i int primary key, v varchar(200)) engine=innodb;")
+
+    def check(self):
+        first = self.written + 1
+        self.written += 20
+        self.sql("".join(f"insert into t.n values ({i}, repeat('v', {i % 200}));" for i in range(first, self.written + 1)))
+        found = self.sql("select count(*), sum(i), sum(length(v)) from t.n;").split()
+        numbers = range(1, self.written + 1)
+        wanted = [self.written, sum(numbers), sum(i % 200 for i in numbers)]
+        if [int(x) for x in found] != wanted:
+            raise Unwell(f"mariadb has {found}, not {wanted}")
+
+
+class Etcd(Service):
+    """It locks its files (flock(2), and by open file descriptions)."""
+    name = "etcd"
+    port = 6394
+
+    def command(self):
+        self.written = 0
+        url, peers = f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{self.port + 1}"
+        return ["etcd", "--data-dir", os.path.join(self.folder, "data"), "--listen-client-urls", url, "--advertise-client-urls", url,
+                "--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers, "--initial-cluster", f"default={peers}"]
+
+    def call(self, verb, **words):
+        """Its JSON gateway; text goes as base64."""
+        body = json.dumps({k: base64.b64encode(v.encode()).decode() for k, v in words.items()}).encode()
+        request = f"POST /v3/kv/{verb} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+        def answer():
+            self.alive_or_raise()
+            try:
+                head, _, text = self.ask("127.0.0.1", self.port, request, until=b"never\0").partition(b"\r\n\r\n")
+            except OSError:
+                return None
+            return b" 200 " in head.split(b"\r\n")[0] and json.loads(text)
+        return wait_for(answer, "etcd to answer", 40)
+
+    def ready(self):
+        self.call("put", key="first", value="1")
+
+    def check(self):
+        for _ in range(5):
+            self.written += 1
+            self.call("put", key=f"key{self.written}", value=f"value {self.written}")
+        found = int(self.call("range", key="key", range_end="kez")["count"])
+        if found != self.written:
+            raise Unwell(f"etcd has {found} keys, not {self.written}")
+
+
+class Cron(Service):
+    """It locks its pid file. Its wait for the next minute goes on."""
+    name = "cron"
+
+    def command(self):
+        return ["cron", "-f"]
+
+    def ready(self):
+        wait_for(lambda: read("/run/crond.pid").strip() == str(self.inner), "cron to lock its pid file", 10)
+
+    def check(self):
+        self.alive_or_raise()
+        if read(f"/proc/{self.pid}/stat").rsplit(")", 1)[1].split()[0] not in "SR":
+            raise Unwell("cron does not sleep")
 
 
 class Haproxy(Service):

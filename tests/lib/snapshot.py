@@ -80,6 +80,9 @@ def fd_facts(pid, names):
         for line in read(f"/proc/{pid}/fdinfo/{n}").splitlines():
             key, _, value = line.partition(":")
             key = key.strip()
+            if key == "lock":  # "1: POSIX  ADVISORY  WRITE 4242 08:01:1234 0 EOF"
+                words = value.split()
+                info["locks"] = (*info.get("locks", ()), (*words[1:4], *words[6:]))
             if key in ("flags", "pos", "sigmask", "clockid", "settime flags", "it_interval", "eventfd-semaphore", "tfd"):
                 value = " ".join(value.split())
                 if key == "tfd":

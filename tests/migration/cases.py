@@ -49,17 +49,19 @@ WORKLOADS = {
 }
 # Options of `dump` and `restore` that a program needs.
 OPTIONS = {"locks": ("--file-locks",)}
-# The source keeps its locks until the tree has moved (refusals.py has that).
-NOT_LIVE = ("locks",)
 # `restore` gives terminals their numbers on the host's /dev/pts, which the frozen tree of the source has in use: it is one for both.
-NOT_LAZY_REMOTE = ("pty_modes", "pty_session", "pty_queue", "tmux")
+# A dump does not hand over locks.
+NOT_LAZY_REMOTE = ("locks", "pty_modes", "pty_session", "pty_queue", "tmux")
 PROGRAMS = {"redis": programs.Redis, "nginx": programs.Nginx, "python": programs.Python, "pipeline": programs.Pipeline,
             "inotifywait": programs.Inotifywait, "postgres": programs.Postgres, "tmux": programs.Tmux,
             "haproxy": services.Haproxy, "rsyslog": services.Rsyslog, "named-pool": services.NamedPool, "java": services.Java,
-            "logs": services.Logs}
+            "logs": services.Logs, "mariadb": services.MariaDb, "etcd": services.Etcd, "cron": services.Cron}
+# For their locks on files, which is no matter where one host dumps and restores them.
+HAVE_LOCKS = ("mariadb", "etcd", "cron")
 NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3", "inotifywait": "inotifywait",
          "postgres": "/usr/lib/postgresql/15/bin/postgres", "tmux": "tmux", "haproxy": "haproxy", "rsyslog": "rsyslogd",
-         "named-pool": "/usr/bin/python3", "java": "java", "logs": "/usr/bin/python3"}
+         "named-pool": "/usr/bin/python3", "java": "java", "logs": "/usr/bin/python3",
+         "mariadb": "mariadbd", "etcd": "etcd", "cron": "cron"}
 # Lazily moved with TLS; they have more private memory than this, which a lazy dump leaves out of the folder.
 LAZY_TLS = ("memory", "redis")
 LAZY_MOST = 2 << 20
@@ -67,12 +69,13 @@ MODES = ("inplace", "lazy", "lazy-remote", "leave-running", "live", "live-stop",
 # Those in which small workloads are moved, in bundles.
 SMALL_MODES = ("inplace", "leave-running", "live", "live-stop", "live-postcopy", "live-hybrid", "cancelled")
 # Both hosts of the test see the same files.
+WITH_SERVICES = ("live", "live-postcopy")
 BETWEEN_HOSTS = ("live", "live-stop", "live-postcopy", "live-hybrid", "lazy-remote", "cancelled")
 # Moved to a host whose clocks are ahead, too; their last time-out ends this many seconds after their start.
 TIMED = {"clocks": 0, "itimer": 0, "timers": 4, "sleep_restart": 5, "events": 4, "main_waits": 5,
          "many_timers": 1, "timer_signals": 0}
 # Those of the others whose moves are cancelled, too: who may be disturbed by it.
-CANCELLED = ("signals", "timers", "sleep_restart", "pipes", "events", "unixsock", "tcp", "udp", "shared", "redis")
+CANCELLED = ("signals", "timers", "sleep_restart", "pipes", "events", "unixsock", "tcp", "udp", "shared", "redis", "locks")
 
 
 def names(mode):
@@ -81,7 +84,7 @@ def names(mode):
         return list(TIMED)
     if mode == "cancelled":
         return list(CANCELLED)
-    left_out = {*(NOT_LIVE if mode in BETWEEN_HOSTS else ()), *(NOT_LAZY_REMOTE if mode == "lazy-remote" else ())}
+    left_out = {*(NOT_LAZY_REMOTE if mode == "lazy-remote" else ()), *(() if mode in WITH_SERVICES else HAVE_LOCKS)}
     return [n for n in (*WORKLOADS, *PROGRAMS) if n not in left_out]
 
 

@@ -1,7 +1,10 @@
 """What `migrate send` refuses, by either side."""
 import contextlib
+import ctypes
+import fcntl
 import os
 import re
+import signal
 import socket
 
 import texts
@@ -261,14 +264,37 @@ def other_file(context, folder):
         untouched.expect()
 
 
+def awaited_lock(kind, lock):
+    """Who waits for it would get it when the program gives it up for the move."""
+    def case(context, folder):
+        with Hosts(context, folder) as hosts:
+            program = hosts.start(kind)
+            hosts.receive()
+            waiter = os.fork()
+            if waiter == 0:
+                ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+                with open(os.path.join(folder, "program", "locked"), "r+") as f:
+                    lock(f, fcntl.LOCK_EX)
+                os._exit(0)
+            try:
+                wait_for(lambda: re.search(rf"-> .* {waiter} ", read("/proc/locks")), "another process to wait for the lock", 10)
+                untouched = Untouched(program)
+                hosts.refused(program.pid, ["process {waiter} waits for the lock of task {pid} on {folder}/program/locked, and would get it"],
+                              {"waiter": waiter, "pid": program.pid, "folder": folder})
+                untouched.expect()
+            finally:
+                os.kill(waiter, signal.SIGKILL)
+                os.waitpid(waiter, 0)
+    return case
+
+
 CASES = {
     "send/netlink": send_refuses("netlink", HAS_FD + ", a netlink socket"),
     "send/deleted-big-file": send_refuses("deleted-big-file", HAS_FD + ", the deleted file", "raise --ghost-limit"),
     "send/landlock": send_refuses("landlock", "thread {pid} of task {pid} is restricted by landlock", began=True),
     "send/lease": send_refuses("lease", HAS_FD, "with a lease on it"),
-    # Both hosts of the test see one file, and the source keeps its lock until the tree has moved.
-    "send/flock-of-both-hosts": send_refuses("flock", "is locked by the program, and the lock cannot be had", both=True),
-    "send/posix-lock-of-both-hosts": send_refuses("posix-lock", "is locked by the program, and the lock cannot be had", both=True),
+    "send/awaited-flock": awaited_lock("flock", fcntl.flock),
+    "send/awaited-posix-lock": awaited_lock("posix-lock", fcntl.lockf),
     "send/unknown-codec": option_refused("--compress", '"{value}" is no compression; write auto, off, lz4', "gzip", "lz4:9", "zstd:0",
                                          "zstd:20", "zstd:fast", "on"),
     "send/nonsense-rate": option_refused("--bandwidth-limit", '"{value}" is no rate; write bytes a second', "fast", "0", "-5M", "12", "200Mbit",

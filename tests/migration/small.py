@@ -12,7 +12,6 @@ OPTIONS = {"locks": ("--file-locks",)}
 BETWEEN_HOSTS = ("live", "live-stop", "live-postcopy", "live-hybrid", "cancelled")
 # Modes in which a subject, or one workload, is not moved.
 NOT_IN = {
-    "locks": BETWEEN_HOSTS,       # the source keeps its locks until the tree has moved (refusals.py has that)
     "pipes.fifo": BETWEEN_HOSTS,  # both hosts of the test have one kernel, where the path leads to one pipe
 }
 

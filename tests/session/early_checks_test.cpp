@@ -63,7 +63,7 @@ class EarlyChecks : public testing::Test {
     ReceiveOptions options;
     if (bounded) options.allow_uids = {kUser};
     const uid_t before = ::geteuid();
-    std::vector<std::string> reasons = what_is_in_the_way(check_, options);
+    std::vector<std::string> reasons = what_is_in_the_way(check_, options).reasons;
     EXPECT_EQ(::geteuid(), before);
     EXPECT_EQ(own_credentials().uid, 0u);
     return reasons;

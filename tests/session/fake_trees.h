@@ -69,6 +69,7 @@ class FakeHeldTree final : public HeldTree {
   void stop() override {
     if (board_.stop_fails) throw Refusal("the fake cannot be stopped", "let it be");
   }
+  void give_up_locks(const std::vector<HeldLock>&) override {}
   FreezerCgroup::Record hold(const std::string& name) override {
     board_.source.in_our_cgroup = true;
     board_.source.running = false;

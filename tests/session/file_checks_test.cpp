@@ -49,7 +49,7 @@ class FileChecksTest : public testing::Test {
     *check.add_files() = file;
     ReceiveOptions with_group = options;
     with_group.allow_gids = {{kUser}};
-    const auto reasons = what_is_in_the_way(check, with_group);
+    const auto reasons = what_is_in_the_way(check, with_group).reasons;
     EXPECT_EQ(own_credentials().uid, 0u);
     if (reasons.empty()) return {};
     return reasons.front().substr(reasons.front().find(file.path()) + file.path().size());
@@ -124,6 +124,17 @@ TEST_F(FileChecksTest, ProbesAndLocksOfOthersAreNotTold) {
   ASSERT_EQ(::flock(holder.get(), LOCK_EX) | ::flock(other.get(), LOCK_EX), 0);
   EXPECT_EQ(locked("secret"), before);
   EXPECT_NE(locked("own").find("is locked by the program"), std::string::npos);
+  // Of a file that both hosts see it is the program's own.
+  wire::Check::File shared = asked("own");
+  shared.add_locks()->set_kind(2);
+  shared.mutable_locks(0)->set_type(F_WRLCK);
+  shared.set_probe_path(at("probe"));
+  shared.set_probe_content("token");
+  EXPECT_EQ(answer(shared), "");
+  shared.set_probe_content("guess");
+  EXPECT_NE(answer(shared), "");
+  shared.set_shared(true);
+  EXPECT_EQ(answer(shared), "");
 }
 
 TEST_F(FileChecksTest, NothingElseIsOpened) {

@@ -165,8 +165,9 @@ bool is_of_post_copy(std::string_view point) {
 
 TEST(Handover, AGuardianKilledAtEveryPoint) {
   for (const std::string_view point : fault_points()) {
-    // Fake trees are not visited.
+    // Fake trees are not visited, and have no locks.
     if (point.find("inject-") != std::string_view::npos || is_of_post_copy(point)) continue;
+    if (point == "source-guardian.locks-given-up") continue;
     if (point.find("guardian") != std::string_view::npos) run_with_fault(std::string(point) + ":kill-self");
   }
 }

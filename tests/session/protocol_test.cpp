@@ -191,7 +191,7 @@ TEST(Check, WhatIsInTheWayFitsIntoAReply) {
   ReceiveOptions options;
   for (const bool pids : {true, false}) {
     options.allow_uids.assign(pids ? 0 : 1, 1000);
-    const std::vector<std::string> reasons = what_is_in_the_way(check, options);
+    const std::vector<std::string> reasons = what_is_in_the_way(check, options).reasons;
     EXPECT_FALSE(reasons.empty());
     wire::Message reply;
     for (const std::string& reason : reasons) reply.mutable_check_reply()->add_refusals(reason);
@@ -199,7 +199,7 @@ TEST(Check, WhatIsInTheWayFitsIntoAReply) {
     check.clear_pids();
   }
   options.allow_uids.clear();
-  const std::vector<std::string> reasons = what_is_in_the_way(check, options);
+  const std::vector<std::string> reasons = what_is_in_the_way(check, options).reasons;
   ASSERT_EQ(reasons.size(), 1u);
   EXPECT_LE(reasons.front().size(), 4096u);
 }

@@ -5,11 +5,14 @@
 //     sequence DIR [THREADS [PORT [MIB]]]
 //
 // THREADS others count beside it. With a PORT it listens there, on all addresses, and on the Unix socket DIR/s: who
-// connects is told the newest number. Of MIB of memory it writes a page with each number, and knows every byte.
+// connects is told the newest number. It has locks on `sequence`, which others must not have meanwhile. Of MIB of
+// memory it writes a page with each number, and knows every byte.
 #include <netinet/in.h>
 #include <poll.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 
 #include <array>
 #include <memory>
@@ -33,6 +36,30 @@ int listen_tcp(uint16_t port) {
   must(bind(fd, reinterpret_cast<const sockaddr*>(&a), sizeof a), "bind");
   must(listen(fd, 16), "listen");
   return fd;
+}
+
+/// By flock(2), and as a POSIX lock of the process.
+void lock_whole(int fd) {
+  must(flock(fd, LOCK_EX | LOCK_NB), "flock");
+  struct flock whole {};
+  whole.l_type = F_WRLCK;
+  must(fcntl(fd, F_SETLK, &whole), "fcntl lock");
+}
+
+/// A child sees what strangers do. (Closing a descriptor of the file would drop our own POSIX lock.)
+void expect_locked(const std::string& path) {
+  const pid_t pid = must(fork(), "fork");
+  if (pid == 0) {
+    const int fd = open(path.c_str(), O_WRONLY | O_CLOEXEC);
+    struct flock whole {};
+    whole.l_type = F_WRLCK;
+    const bool flock_held = flock(fd, LOCK_EX | LOCK_NB) == -1 && errno == EWOULDBLOCK;
+    const bool posix_held = fcntl(fd, F_GETLK, &whole) == 0 && whole.l_type == F_WRLCK && whole.l_pid == getppid();
+    _exit((flock_held ? 0 : 1) + (posix_held ? 0 : 2));
+  }
+  int status = 0;
+  must(waitpid(pid, &status, 0), "waitpid");
+  expect(status == 0, "its locks are not held: status " + std::to_string(status));
 }
 
 int listen_unix(const std::string& path) {
@@ -127,6 +154,7 @@ int main(int argc, char** argv) {
       [&] {
         Workload w(argc, argv);
         const int out = must(open(w.path("sequence").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666), "open");
+        lock_whole(out);
         std::atomic<uint64_t> number = 0;
         const auto append = [&] {
           struct stat st {};
@@ -149,6 +177,7 @@ int main(int argc, char** argv) {
         std::string failure;
         const auto verify = [&] {
           expect(failure.empty(), failure);
+          expect_locked(w.path("sequence"));
           expect(number > verified, "nothing was appended since the last check");
           verified = number;
           counters.verify();

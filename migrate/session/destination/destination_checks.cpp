@@ -106,7 +106,8 @@ void check_policy(const wire::Check& check, const IdentityPolicy& policy, const 
 
 /// What is there, and whether those who hold it may have it.
 void check_files(const wire::Check& check, const ReceiveOptions& options, const IdentityPolicy& policy,
-                 std::vector<std::string>& reasons) {
+                 CheckAnswer& answer) {
+  std::vector<std::string>& reasons = answer.reasons;
   const Fd root = open_path(options.root.empty() ? "/" : options.root, O_PATH | O_DIRECTORY);
   std::set<std::string> told;
   {
@@ -120,6 +121,7 @@ void check_files(const wire::Check& check, const ReceiveOptions& options, const 
       reasons.push_back(std::move(why));
       told.insert(file.path());
     }
+    answer.shared = files.shared();
   }
   check_rights(check,
                {.root = root.get(),
@@ -235,8 +237,9 @@ void check_room(uint64_t memory, const MemoryRoom& room, std::vector<std::string
 
 }  // namespace
 
-std::vector<std::string> what_is_in_the_way(const wire::Check& check, const ReceiveOptions& options) {
-  std::vector<std::string> reasons;
+CheckAnswer what_is_in_the_way(const wire::Check& check, const ReceiveOptions& options) {
+  CheckAnswer answer;
+  std::vector<std::string>& reasons = answer.reasons;
   const IdentityPolicy policy = identity_policy(options);  // asks the user database
   const HostBounds bounds = check.privileges().empty() ? HostBounds{} : HostBounds::here();
   check_policy(check, policy, bounds, reasons);
@@ -255,13 +258,13 @@ std::vector<std::string> what_is_in_the_way(const wire::Check& check, const Rece
       reasons.push_back("pid " + std::to_string(pid) + " is beyond the destination's kernel.pid_max; raise that");
     }
   }
-  check_files(check, options, policy, reasons);
+  check_files(check, options, policy, answer);
   for (const auto& port : check.ports()) {
     if (reasons.size() >= kMaxReasons) break;
     if (std::string why = check_port(port); !why.empty()) reasons.push_back(std::move(why));
   }
   for (std::string& reason : reasons) reason.resize(std::min(reason.size(), kMaxReason));
-  return reasons;
+  return answer;
 }
 
 }  // namespace migrate

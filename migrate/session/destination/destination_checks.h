@@ -13,7 +13,10 @@ namespace migrate {
 /// What the options allow.
 IdentityPolicy identity_policy(const ReceiveOptions& options);
 
-/// One sentence for each thing that is in the way. `files_shared` is the source operator's word.
-std::vector<std::string> what_is_in_the_way(const wire::Check& check, const ReceiveOptions& options);
+struct CheckAnswer {
+  std::vector<std::string> reasons;  ///< one sentence for each thing that is in the way
+  std::vector<std::string> shared;   ///< FileChecks::shared()
+};
+CheckAnswer what_is_in_the_way(const wire::Check& check, const ReceiveOptions& options);
 
 }  // namespace migrate

@@ -37,8 +37,8 @@ std::string type_name(uint32_t type) {
   }
 }
 
-/// Whether a lock can be had; nothing is locked afterwards. Where both hosts see one file and its locks, the source's
-/// own is in the way until the tree has gone.
+/// Whether a lock can be had; nothing is locked afterwards. Where both hosts see one file and its locks, it is the
+/// program's own that is in the way: nobody else can have one that excludes it.
 bool can_lock(int fd, const wire::Check::Lock& lock) {
   if (lock.type() != F_RDLCK && lock.type() != F_WRLCK) return true;
   if (lock.kind() == kLockFlock) {
@@ -138,7 +138,9 @@ std::string FileChecks::look(const wire::Check::File& file) {
   if (paths_ && file.writable() && !TaskPaths::may(found.get(), W_OK)) throw Denied("it may not write to it");
   // Opening anything else may do something.
   if (!S_ISREG(st.st_mode)) return {};
-  if (file.writable() && file.has_probe_path() && !probe_seen(file, st.st_ino)) {
+  const bool shared = file.shared() || probe_seen(file, st.st_ino);
+  if (shared) shared_.push_back(path);
+  if (file.writable() && file.has_probe_path() && !shared) {
     return path +
            " is written by the program and is not shown to be the same file on both hosts; put it on a shared file "
            "system, or say --files-shared if it is";
@@ -149,10 +151,10 @@ std::string FileChecks::look(const wire::Check::File& file) {
   const Fd content = open_content(found);
   if (!content) return {};
   for (const auto& lock : file.locks()) {
-    if (!can_lock(content.get(), lock)) {
+    if (!shared && !can_lock(content.get(), lock)) {
       return path +
-             " is locked by the program, and the lock cannot be had at the destination: another process there, or the "
-             "program itself through a shared file system, holds it; let the program release it first";
+             " is locked by the program, and another process at the destination has that lock; end it there, or say "
+             "--files-shared if it is one file on both hosts";
     }
   }
   if (file.mapped() && file.content() != 0 && content_hash(content.get()) != file.content())

@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "core/base/fd.h"
 #include "core/files/task_paths.h"
@@ -23,6 +24,8 @@ class FileChecks {
   bool bounded() const { return paths_.has_value(); }
   /// What is in the way of this file, with a remedy; else empty.
   std::string why_not(const wire::Check::File& file);
+  /// Paths of files that were shown to be the same on both hosts, or are said to be.
+  const std::vector<std::string>& shared() const { return shared_; }
 
  private:
   std::string look(const wire::Check::File& file);
@@ -34,6 +37,7 @@ class FileChecks {
   std::optional<TaskPaths> paths_;  ///< empty: all is done as ourselves
   std::optional<TaskPaths::Batch> batch_;
   Holders who_;
+  std::vector<std::string> shared_;
 };
 
 }  // namespace migrate

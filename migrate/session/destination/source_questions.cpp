@@ -46,7 +46,9 @@ bool SourceQuestions::answer(const wire::Check& check) {
   reply.mutable_check_reply();
   const std::string what = check.pids_size() > 0 ? "pid:" + std::to_string(check.pids(0)) : "what is sent";
   const std::string cannot = "cannot take " + what + " from " + channel_.stream().peer() + ": ";
-  for (const std::string& reason : what_is_in_the_way(check, c_.options)) {
+  const CheckAnswer found = what_is_in_the_way(check, c_.options);
+  for (const std::string& path : found.shared) reply.mutable_check_reply()->add_shared(path);
+  for (const std::string& reason : found.reasons) {
     reply.mutable_check_reply()->add_refusals(reason);
     // The source asks twice before it believes a refusal.
     if (told_.size() < kMostTold && told_.insert(reason).second) c_.events.event("refused", cannot + reason);

@@ -24,6 +24,10 @@ struct GuardianParts {
   /// late.
   std::function<void(PacketSocket& end, const Fd& listener, const wire::GuardianRequest::StartDestination& start)>
       lazy_host;
+  /// Starts a watch over a session at the source that begins as soon as what it returns, and this
+  /// process, are gone. None: the
+  /// guardian settles alone.
+  std::function<std::shared_ptr<void>(const wire::GuardianRequest::StartSource& start, const SessionId& id)> watch;
   /// Starts a process that makes huge pages again (start_huge_again). None: they stay small.
   std::function<void(const SessionId& id, const wire::HugeAgain& tasks, const std::string& wait_in)> huge_again;
 };

@@ -4,6 +4,8 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+#include <set>
+
 #include "core/freeze/quick_moves.h"
 #include "core/memory/huge_pages.h"
 #include "migrate/session/guardian/guardian.h"
@@ -36,7 +38,7 @@ class SourceGuardian {
       }
     } catch (const std::exception& e) {
       log_.debug("source guardian: {}", e.what());
-      settle_alone(e.what());
+      leave_to_watch(e.what());
     }
     leave_huge_pages_whole();
     return 0;
@@ -53,6 +55,8 @@ class SourceGuardian {
     try {
       JournalEntry entry = first_entry(Role::source, s);
       entry.tls_name = s.tls_name();
+      start_ = s;
+      shared_devices_.insert(s.dump().shared_devices().begin(), s.dump().shared_devices().end());
       dump_.root = Pid(s.dump().root());
       dump_.shell_job = s.dump().shell_job();
       dump_.terminals = false;
@@ -97,10 +101,11 @@ class SourceGuardian {
     GuardianRequest request;
     switch (agent_.receive(request, Deadline::in(silence_))) {
       case PacketSocket::Outcome::closed:
-        settle_alone("its agent went away");
+        // Its watch has waited for that, and asks the destination first.
+        if (!copy_has_locks()) settle_alone("its agent went away");
         return false;
       case PacketSocket::Outcome::timeout:
-        settle_alone("its agent said nothing for too long");
+        leave_to_watch("its agent said nothing for too long");
         return false;
       case PacketSocket::Outcome::message:
         break;
@@ -139,11 +144,13 @@ class SourceGuardian {
       tree_ = parts_.held_tree(dump_);
       tree_->stop();
       fault_point("source-guardian.stopped");
+      give_up_locks();
       record_ = tree_->hold(cgroup_name(journal_->id(), Role::source));
       fault_point("source-guardian.held");
       GuardianReply reply;
       reply.set_frozen(true);
       reply.set_stopping_since_ns(tree_->stopping_since_ns());
+      reply.set_locks_given_up(!journal_->entry().locks.empty());
       agent_.send(reply);
       agent_.send_blob(encode_images(tree_->images()));
       send_sources(agent_, tree_->memories());
@@ -166,15 +173,29 @@ class SourceGuardian {
     }
   }
 
+  /// Those that are in the way of the copy's. The journal knows before, for whoever lets the tree run on.
+  void give_up_locks() {
+    std::vector<HeldLock> locks = tree_->locks();
+    std::erase_if(locks, [this](const HeldLock& lock) { return !shared_devices_.contains(lock.device); });
+    if (locks.empty()) return;
+    journal_->update([&](JournalEntry& e) {
+      e.tasks = tree_->tasks();
+      e.locks = locks;
+    });
+    tree_->give_up_locks(locks);
+    fault_point("source-guardian.locks-given-up");
+  }
+
   bool commit() {
     try {
       fault_point("source-guardian.before-commit");
       tree_->check();
       journal_->step(State::committed, kOwn, "the destination is ready");
     } catch (const Error& e) {
-      settle_alone(e.what());
+      const bool stays = copy_has_locks();
+      if (!stays) settle_alone(e.what());
       reply_failed(agent_, e);
-      return false;
+      return stays;  // for the agent's abort, once the copy is given up
     }
     // Forward, even if a power failure might take it back: that would take the tree, too, and FROZEN is durable.
     warn_unless_durable(*journal_, log_);
@@ -203,6 +224,23 @@ class SourceGuardian {
     reply.set_aborted(journal_->state() == State::aborted);
     agent_.send(reply);
     return false;
+  }
+
+  /// The tree should run on only when the copy has given them up, of which we cannot hear.
+  bool copy_has_locks() const {
+    return journal_ && journal_->state() == State::frozen && !journal_->entry().locks.empty();
+  }
+
+  /// Our agent is there, but says nothing that helps.
+  void leave_to_watch(const std::string& reason) {
+    if (!copy_has_locks() || !parts_.watch) return settle_alone(reason);
+    try {
+      watch_ = parts_.watch(start_, journal_->id());
+      log_.debug("session {} is left to a watch: {}", to_hex(journal_->id()), reason);
+    } catch (const Error& e) {
+      log_.warn("starting a watch: {}", e.what());
+      settle_alone(reason);
+    }
   }
 
   /// Not committed: the tree runs on, whatever else fails. Committed: stays frozen for a later agent.
@@ -255,13 +293,16 @@ class SourceGuardian {
   const GuardianParts& parts_;
   Logger& log_;
   milliseconds silence_{30'000};
+  GuardianRequest::StartSource start_;
   DumpOptions dump_;
+  std::set<uint64_t> shared_devices_;
   std::optional<JournalStore> store_;
   std::optional<Journal> journal_;
   std::unique_ptr<HeldTree> tree_;
   FreezerCgroup::Record record_;
   std::optional<QuickMoves> quick_moves_;  ///< before the freeze
   HugePages huge_pages_;                   ///< of the tree before it was tracked
+  std::shared_ptr<void> watch_;            ///< which waits for our end
   Fd agent_process_;                       ///< pidfd; none if it has ended
 };
 

@@ -22,6 +22,12 @@ GuardianParts real_guardian_parts(Logger& log) {
     const std::vector<char*> argv = argv_of(words);
     if (check(::fork(), "start", "the lazy host") == 0) execute_in_background({end.fd(), listener.get()}, argv.data());
   };
+  parts.watch = [](const wire::GuardianRequest::StartSource& start, const SessionId& id) {
+    const std::optional<Fd> self = open_pidfd(::getpid());
+    if (!self) throw Error("open", "our own pidfd", errno);
+    std::vector<std::string> words(start.link().begin(), start.link().end());
+    return std::make_shared<SessionWatch>(start.state_dir(), id, Role::source, self->get(), words);
+  };
   parts.huge_again = start_huge_again;
   return parts;
 }

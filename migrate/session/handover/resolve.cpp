@@ -49,6 +49,7 @@ class Resolver {
   int run() {
     check_session();
     const std::vector<JournalEntry> left_cgroups = who_left_cgroups();
+    for (const JournalEntry& entry : store_.list()) free_locks_there(store_, entry, asker(entry), log_);
     settle_local(store_, *keeper_, options_.timeouts, events_, log_);
     tell_cgroups(left_cgroups);
     bool in_doubt = false;

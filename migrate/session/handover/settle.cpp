@@ -1,5 +1,7 @@
 #include "migrate/session/handover/settle.h"
 
+#include <poll.h>
+
 #include <algorithm>
 
 #include "core/freeze/cpu_throttle.h"
@@ -13,6 +15,10 @@ namespace {
 
 using wire::Answer;
 using wire::Resolve;
+
+/// A receiver that is started again, by a service manager say, is there by then; so long a tree stands for its locks.
+constexpr std::chrono::milliseconds kReceiverBack{5'000};
+constexpr int kAskAgain = 100;  // ms
 
 /// An agent that was killed together with the keeper of its throttle left the tree without CPU time.
 void lift_throttle(const JournalEntry& entry, Logger& log) {
@@ -141,6 +147,21 @@ AskDestination ask_over(const Connector& connector, const std::string& address, 
     // Opening or discarding takes as long as a restore at most.
     return channel->expect(wire::Message::kAnswer, Deadline::in(timeouts.restore)).answer();
   };
+}
+
+void free_locks_there(const JournalStore& store, const JournalEntry& entry, const AskDestination& ask,
+                      Logger& log) noexcept {
+  if (entry.role != Role::source || entry.state != State::frozen || entry.locks.empty()) return;
+  const Deadline deadline = Deadline::in(kReceiverBack);
+  do {
+    try {
+      if (store.owner(entry.id, entry.role) == 0) ask(entry.id, entry.epoch, Resolve::DISCARD);
+      return;
+    } catch (const std::exception& e) {
+      log.debug("session {}: freeing its locks at {}: {}", to_hex(entry.id), entry.peer, e.what());
+    }
+    ::poll(nullptr, 0, kAskAgain);
+  } while (!deadline.passed());
 }
 
 Settled settle_source(Journal& journal, TreeKeeper& keeper, const AskDestination& ask, Logger& log) {

@@ -35,6 +35,11 @@ struct Settled {
   bool needs_pages = false;  ///< in doubt until those of the copy here are there
 };
 
+/// Of a source session that nobody owns and that was not committed: if its tree gave up locks for the copy, the copy is
+/// given up first, as far as the destination can be reached, so that the tree can take them when it runs on.
+void free_locks_there(const JournalStore& store, const JournalEntry& entry, const AskDestination& ask,
+                      Logger& log) noexcept;
+
 /// Settles a source session that we own: not committed → runs here; committed → as the destination says.
 Settled settle_source(Journal& journal, TreeKeeper& keeper, const AskDestination& ask, Logger& log);
 /// Makes sure that the destination knows how a session ended here (ABORTED or DONE); false: it could not be told.

@@ -39,7 +39,9 @@ FrozenTree SourceHold::freeze(const std::vector<StopMark>& stops) {
   guardian_->send(request);
   guardian_->socket().send_blob(marks);
   FrozenTree frozen;
-  frozen.stopping_since_ns = guardian_->await(deadline).stopping_since_ns();
+  const GuardianReply reply = guardian_->await(deadline);
+  frozen.stopping_since_ns = reply.stopping_since_ns();
+  gave_up_locks_ = reply.locks_given_up();
   frozen.images = guardian_->socket().receive_blob(deadline);
   frozen.memories = receive_sources(guardian_->socket(), deadline);
   if (lazy_) {

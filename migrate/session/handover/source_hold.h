@@ -47,6 +47,8 @@ class SourceHold {
   /// After commit, with the destination not heard: leaves the tree frozen and makes the journal ours.
   std::optional<Journal> take_over();
 
+  /// The tree gave up locks for the copy, which has them until it is given up.
+  bool gave_up_locks() const { return gave_up_locks_; }
   bool committed() const { return committed_; }
   bool started() const { return started_; }
   uint64_t epoch() const { return epoch_; }
@@ -67,6 +69,7 @@ class SourceHold {
   bool started_ = false;
   bool committed_ = false;
   bool lazy_ = false;
+  bool gave_up_locks_ = false;
   Guardian::Spawn spawn_;
   std::optional<Guardian> guardian_;
   std::optional<Journal> journal_;  ///< after the guardian

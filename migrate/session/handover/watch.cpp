@@ -54,15 +54,17 @@ void let_readers_go() {
 }  // namespace
 
 SessionWatch::SessionWatch(const std::string& state_dir, const SessionId& id, Role role, int guardian,
-                           const LinkOptions& link) {
+                           const LinkOptions& link)
+    : SessionWatch(state_dir, id, role, guardian, role == Role::source ? words_of(link) : std::vector<std::string>{}) {}
+
+SessionWatch::SessionWatch(const std::string& state_dir, const SessionId& id, Role role, int guardian,
+                           const std::vector<std::string>& link) {
   std::array<int, 2> ends{};
   check(::pipe2(ends.data(), O_CLOEXEC), "make", "a pipe");
   const Fd read_end(ends[0]);
   left_.reset(ends[1]);
   std::vector<std::string> words{"migrate", "guardian-watch", std::string(name_of(role)), state_dir, to_hex(id)};
-  if (role == Role::source) {
-    for (std::string& word : words_of(link)) words.push_back(std::move(word));
-  }
+  words.insert(words.end(), link.begin(), link.end());
   const std::vector<char*> argv = argv_of(words);
   const pid_t pid = check(::fork(), "start", "the watch");
   if (pid == 0) become_watch(read_end.get(), guardian, argv.data());

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "core/base/fd.h"
 #include "core/base/log.h"
@@ -21,6 +22,9 @@ class SessionWatch {
   /// Throws Error.
   SessionWatch(const std::string& state_dir, const SessionId& id, Role role, int guardian,
                const LinkOptions& link = {});
+  /// `link` as words_of() gives it.
+  SessionWatch(const std::string& state_dir, const SessionId& id, Role role, int guardian,
+               const std::vector<std::string>& link);
 
  private:
   Fd left_;  ///< write end of a pipe

@@ -175,6 +175,22 @@ json ipc_to_json(const IpcObject& o) {
           {"used_b", o.used_b}};
 }
 
+json lock_to_json(const HeldLock& h) {
+  return {
+      {"pid", h.pid.get()},      {"fd", h.fd},    {"kind", h.lock.kind}, {"type", h.lock.type}, {"start", h.lock.start},
+      {"length", h.lock.length}, {"path", h.path}};
+}
+
+HeldLock lock_from_json(const json& j) {
+  HeldLock h;
+  h.pid = Pid(j.at("pid").get<pid_t>());
+  h.fd = j.at("fd").get<int>();
+  h.lock = {j.at("kind").get<uint32_t>(), j.at("type").get<uint32_t>(), j.at("start").get<int64_t>(),
+            j.at("length").get<int64_t>()};
+  h.path = j.at("path").get<std::string>();
+  return h;
+}
+
 IpcObject ipc_from_json(const json& j) {
   IpcObject o;
   const int kind = j.at("kind").get<int>();
@@ -335,6 +351,7 @@ std::string JournalEntry::to_json() const {
   if (lazy) j["lazy"] = true;
   if (!lazy_cgroups.empty()) j["lazy_cgroups"] = lazy_cgroups;
   for (const IpcObject& o : left_behind) j["left_behind"].push_back(ipc_to_json(o));
+  for (const HeldLock& lock : locks) j["locks"].push_back(lock_to_json(lock));
   if (feed) j["feed"] = feed_to_json(*feed);
   if (!given_up.empty()) j["given_up"] = given_up;
   return j.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
@@ -367,6 +384,8 @@ JournalEntry JournalEntry::from_json(const std::string& text, const std::string&
     if (j.contains("lazy_cgroups")) e.lazy_cgroups = lazy_cgroups_from_json(j.at("lazy_cgroups"), e.id);
     if (j.contains("left_behind"))
       for (const json& one : j.at("left_behind")) e.left_behind.push_back(ipc_from_json(one));
+    if (j.contains("locks"))
+      for (const json& one : j.at("locks")) e.locks.push_back(lock_from_json(one));
     if (j.contains("feed")) e.feed = feed_from_json(j.at("feed"));
     if (j.contains("given_up")) e.given_up = j.at("given_up").get<std::string>();
     e.peer_settled = j.at("peer_settled").get<bool>();

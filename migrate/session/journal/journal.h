@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/base/fd.h"
+#include "core/base/held_lock.h"
 #include "core/base/types.h"
 #include "core/freeze/freezer_cgroup.h"
 #include "core/ipc/sysv_objects.h"
@@ -68,6 +69,7 @@ struct JournalEntry {
   bool lazy = false;                        ///< pages may come after GATE_OPEN, until WHOLE
   std::vector<std::string> lazy_cgroups;    ///< destination: folders of its lazy host's processes, seat by seat
   std::vector<IpcObject> left_behind;       ///< source: Dump::left_behind()
+  std::vector<HeldLock> locks;              ///< source: that were given up for the move, or are about to be
   std::optional<FeedSettings> feed;         ///< source: how they go
   std::string given_up;                     ///< tasks of which pages were lost (PagesEnd)
   bool peer_settled = true;                ///< source: the destination knows about the abort, or never knew the session

@@ -13,6 +13,7 @@
 #include "core/files/hidden_sockets.h"
 #include "core/files/reset_connections.h"
 #include "core/freeze/cgroup_mounts.h"
+#include "core/inject/lock_visit.h"
 #include "core/ipc/left_behind.h"
 #include "migrate/session/journal/trees.h"
 
@@ -87,7 +88,19 @@ class CgroupKeeper final : public TreeKeeper {
   }
 
   void run_on(const JournalEntry& entry) override {
-    for (FreezerCgroup& held : ours(entry)) held.dissolve();
+    std::vector<FreezerCgroup> held = ours(entry);
+    const auto let_go = [&held] {
+      for (FreezerCgroup& one : held) one.dissolve();
+    };
+    // A tree that runs may have given up for good since what it held then. One that was never held runs since its
+    // guardian died.
+    const bool stands = entry.boot_id == boot_id() && (!held.empty() || entry.state == State::preparing);
+    if (!stands) return let_go();
+    std::vector<HeldLock> locks = entry.locks;
+    std::erase_if(locks, [&](const HeldLock& lock) {
+      return std::ranges::none_of(entry.tasks, [&](const TaskId& t) { return Pid(t.pid) == lock.pid && t.lives(); });
+    });
+    for (const std::string& sentence : run_on_with_locks(locks, let_go, log_)) log_.error("{}", sentence);
   }
 
   void kill(const JournalEntry& entry) override {

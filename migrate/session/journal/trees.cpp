@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "core/freeze/quick_moves.h"
+#include "core/inject/lock_visit.h"
 #include "core/inject/visit_places.h"
 
 namespace migrate {
@@ -46,6 +47,15 @@ class DumpedTree final : public HeldTree {
     drop_vdso(dump_->memories());
   }
 
+  void give_up_locks(const std::vector<HeldLock>& locks) override {
+    std::vector<Pid> pids;
+    for (const StoppedTask& task : dump_->tree().tasks()) pids.push_back(task.pid);
+    refuse_waiters_outside(locks, pids);
+    locks_ = locks;
+    migrate::give_up_locks(dump_->tree().tasks(), locks_, log_, options_.visit_hook);
+    without_locks_ = true;
+  }
+
   FreezerCgroup::Record hold(const std::string& cgroup_name) override {
     std::vector<Pid> living;
     for (const StoppedTask& task : dump_->tree().tasks()) {
@@ -66,7 +76,20 @@ class DumpedTree final : public HeldTree {
 
   void run_on() override {
     moves_.reset();
-    if (held_) held_->dissolve();
+    std::vector<std::string> lost;
+    if (held_) {
+      lost = run_on_with_locks(
+          locks_, [this] { held_->dissolve(); }, log_);
+    } else if (without_locks_) {
+      lost = take_locks(dump_->tree().tasks(), locks_, log_);
+    } else {
+      // The visit failed: its task finds its way back when it is let go, and must not be visited before.
+      dump_.reset();
+      lost = run_on_with_locks(
+          locks_, [] {}, log_);
+    }
+    for (const std::string& sentence : lost) log_.error("{}", sentence);
+    locks_.clear();
     held_.reset();
     dump_.reset();
   }
@@ -76,6 +99,7 @@ class DumpedTree final : public HeldTree {
   std::vector<PageSource>& memories() override { return dump_->memories(); }
   const PagesByMemory& lazy_pages() const override { return dump_->lazy_pages(); }
   std::vector<IpcObject> left_behind() const override { return dump_->left_behind(); }
+  std::vector<HeldLock> locks() const override { return dump_->locks(); }
   int64_t stopping_since_ns() const override { return dump_->stats().stopping_since_ns; }
   void look_again() override {
     moves_.reset();
@@ -90,6 +114,8 @@ class DumpedTree final : public HeldTree {
   std::optional<FreezerCgroup> held_;
   std::optional<QuickMoves> moves_;  ///< from before the tree stops until it is held
   std::vector<TaskId> tasks_;
+  std::vector<HeldLock> locks_;  ///< given up, all or some ...
+  bool without_locks_ = false;   ///< ... and all
 };
 
 class BuiltTree final : public RestoredTree {

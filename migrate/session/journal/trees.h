@@ -38,6 +38,11 @@ class HeldTree {
   virtual const PagesByMemory& lazy_pages() const = 0;
   /// Dump::left_behind().
   virtual std::vector<IpcObject> left_behind() const { return {}; }
+  /// Dump::locks().
+  virtual std::vector<HeldLock> locks() const { return {}; }
+  /// Between stop() and hold(): lets the tree give them up; run_on() takes them again. Throws Refusal if somebody else
+  /// waits for one.
+  virtual void give_up_locks(const std::vector<HeldLock>& locks) = 0;
   /// CLOCK_MONOTONIC, ns, when the tree began to stop: from then on it stands still.
   virtual int64_t stopping_since_ns() const = 0;
   /// Dump::look_again(); after hold().
@@ -84,7 +89,7 @@ class TreeKeeper {
   virtual ~TreeKeeper() = default;
   /// Whether a task of the journal still lives (false after a reboot).
   virtual bool lives(const JournalEntry& entry) = 0;
-  /// Source: thaws and moves the tasks back to their cgroups.
+  /// Source: thaws and moves the tasks back to their cgroups, with the locks that they gave up.
   virtual void run_on(const JournalEntry& entry) = 0;
   /// Source: kills the held tree and removes what is ours.
   virtual void kill(const JournalEntry& entry) = 0;

@@ -269,7 +269,7 @@ void extend_inventory(Inventory& known, const Inventory& news) {
 FileProbes::FileProbes(wire::Check& check) : FileProbes() {
   std::map<std::string, std::pair<std::string, std::string>> by_folder;
   for (auto& file : *check.mutable_files()) {
-    if (!file.writable()) continue;
+    if (!file.writable() && file.locks_size() == 0) continue;
     const std::string folder = file.path().substr(0, file.path().rfind('/'));
     auto [it, fresh] = by_folder.try_emplace(folder);
     if (fresh) it->second = make(folder);

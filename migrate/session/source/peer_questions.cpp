@@ -1,9 +1,14 @@
 #include "migrate/session/source/peer_questions.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <utility>
 
+#include "core/base/looked_at.h"
 #include "core/base/refusals.h"
+#include "core/dump/preflight.h"
+#include "core/inject/lock_visit.h"
 #include "migrate/session/guardian/packet.h"
 #include "migrate/session/source/inventory_privileges.h"
 #include "migrate/session/telling/fault.h"
@@ -20,6 +25,14 @@ bool asks_nothing(const wire::Check& check) {
          !check.has_queued_signals();
 }
 
+/// st_dev of what has that name now; the program may put something else there at any time.
+std::optional<uint64_t> device_of(const std::string& path) {
+  struct stat st {};
+  const Fd found = find_by_name(path);
+  if (!found || ::fstat(found.get(), &st) != 0) return std::nullopt;
+  return st.st_dev;
+}
+
 }  // namespace
 
 PeerQuestions::PeerQuestions(const SendOptions& options, SourcePeer& peer, Pid target, const std::string& label,
@@ -31,11 +44,20 @@ void PeerQuestions::take_stock() { inventory_ = take_inventory(target_, Inventor
 std::vector<std::string> PeerQuestions::ask(wire::Check& check) {
   if (asks_nothing(check)) return {};
   std::optional<FileProbes> probes;
-  if (!options_.files_shared) probes.emplace(check);
+  if (!options_.files_shared) {
+    probes.emplace(check);
+  } else {
+    for (auto& file : *check.mutable_files()) file.set_shared(file.writable() || file.locks_size() > 0);
+  }
   Message message;
   *message.mutable_check() = check;
   peer_.channel().send(std::move(message));
   const wire::CheckReply reply = peer_.channel().expect(Message::kCheckReply, peer_.answer_by()).check_reply();
+  const std::set<std::string> shared(reply.shared().begin(), reply.shared().end());
+  for (const auto& file : check.files()) {
+    const auto device = shared.contains(file.path()) ? device_of(file.path()) : std::nullopt;
+    if (device) shared_devices_.insert(*device);
+  }
   return {reply.refusals().begin(), reply.refusals().end()};
 }
 
@@ -58,6 +80,7 @@ void PeerQuestions::check_there() {
   Refusals all;
   for (const std::string& reason : refusals)
     all.ask([&] { throw Refusal("the destination cannot take " + label_ + ": " + reason, "nothing was touched"); });
+  all.ask([&] { refuse_waiters(); });
   all.demand_none();
   // Most of what was written is on the disk before the tree stops, so that the rest is little.
   sync_files(inventory_.writable_files);
@@ -67,6 +90,19 @@ void PeerQuestions::check_there() {
                     std::to_string(inventory_.check.pids_size()) + " tasks",
                 {{"files", int64_t{inventory_.check.files_size()}}, {"tasks", int64_t{inventory_.check.pids_size()}}});
   fault_point("source-agent.checked");
+}
+
+void PeerQuestions::refuse_waiters() const {
+  std::vector<HeldLock> locks;
+  for (const auto& file : inventory_.check.files()) {
+    const auto device = file.locks_size() > 0 ? device_of(file.path()) : std::nullopt;
+    if (device && shared_devices_.contains(*device))
+      locks.push_back({target_, -1, {}, *device, file.inode(), file.path()});
+  }
+  if (locks.empty()) return;
+  std::vector<Pid> tasks;
+  for (const ProcDir& task : collect_tree(target_)) tasks.emplace_back(task.pid());
+  refuse_waiters_outside(locks, tasks);
 }
 
 void PeerQuestions::check_news() {

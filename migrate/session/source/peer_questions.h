@@ -4,6 +4,7 @@
 #include <functional>
 #include <future>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,8 @@ class PeerQuestions {
   /// Looks at the tree, without touching it.
   void take_stock();
   const Inventory& inventory() const { return inventory_; }
+  /// stat(2)'s st_dev of files that are the same there.
+  const std::set<uint64_t>& shared_devices() const { return shared_devices_; }
   /// Before anything is touched. Tells all that is in the way.
   void check_there();
   /// Files and ports that the running tree opened since they were last checked.
@@ -36,6 +39,8 @@ class PeerQuestions {
   void end_last_look();
 
  private:
+  /// Locks that the tree would give up for the move go to who waits for them.
+  void refuse_waiters() const;
   /// What is in the way there.
   std::vector<std::string> ask(wire::Check& check);
   /// Asks about what look() finds. A running tree closes and removes files while they are looked up there, so only what
@@ -50,6 +55,7 @@ class PeerQuestions {
   const std::string& label_;
   Events& events_;
   Inventory inventory_;
+  std::set<uint64_t> shared_devices_;
   std::future<void> synced_;     ///< the files that the tree writes; its destructor waits
   std::future<Inventory> news_;  ///< of the frozen tree, likewise
 };

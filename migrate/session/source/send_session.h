@@ -56,6 +56,10 @@ class SendSession {
   /// Before commit: the tree runs on, and the destination is told.
   int give_up(const std::exception& e);
   void tell_peer(const std::string& reason) noexcept;
+  /// Before the tree runs on with them: the copy has the locks that it gave up.
+  void free_locks_there(const std::string& reason) noexcept;
+  /// Throws if the peer does not answer that it has given up the copy.
+  void abort_there(const std::string& reason);
   /// Either answer says that the destination holds nothing of the session. Earlier messages may be on their way still.
   void await_aborted();
   /// After commit: asks the destination's journal; nothing is guessed.
@@ -83,6 +87,7 @@ class SendSession {
   std::unique_ptr<MemoryPlan> plan_;
   bool begun_ = false;    ///< the destination may know the session
   bool touched_ = false;  ///< the tree was stopped to be moved
+  bool told_ = false;     ///< the destination has given up its copy
   bool undone_ = false;   ///< ... once, and refused for what only that could tell
   FrozenTree tree_;
   PageTotals sent_;  ///< while it stood still

@@ -10,6 +10,7 @@ int SendSession::give_up(const std::exception& e) {
   const std::string reason = interrupt_.reason_of(e);
   bool runs = true;
   if (plan_) plan_->before_running_on();
+  if (begun_ && hold_.gave_up_locks()) free_locks_there(reason);
   try {
     runs = hold_.abort(reason);
   } catch (const std::exception& again) {
@@ -36,12 +37,7 @@ void SendSession::tell_peer(const std::string& reason) noexcept {
       return;
     }
     try {
-      if (!peer_.channel().peer_refused()) {
-        Message message;
-        message.mutable_abort()->set_reason(reason.substr(0, 1000));
-        peer_.channel().send(std::move(message));
-        await_aborted();
-      }
+      if (!told_) abort_there(reason);
       store_.note_peer_settled(id_);
       return;
     } catch (const std::exception& e) {
@@ -54,6 +50,31 @@ void SendSession::tell_peer(const std::string& reason) noexcept {
     }
   } catch (const std::exception& e) {
     log_.debug("telling the peer about the abort: {}", e.what());
+  }
+}
+
+void SendSession::abort_there(const std::string& reason) {
+  if (peer_.channel().peer_refused()) return;
+  Message message;
+  message.mutable_abort()->set_reason(reason.substr(0, 1000));
+  peer_.channel().send(std::move(message));
+  await_aborted();
+}
+
+// Not committed, so nobody lets the copy run, whatever becomes of us after this.
+void SendSession::free_locks_there(const std::string& reason) noexcept {
+  try {
+    if (peer_.connected()) peer_.channel().stream().set_stop(nullptr);
+    try {
+      if (!peer_.connected()) throw Error("the connection is closed");
+      abort_there(reason);
+    } catch (const std::exception& e) {
+      log_.debug("the abort before the tree runs on: {}", e.what());
+      ask_(id_, hold_.epoch(), wire::Resolve::DISCARD);
+    }
+    told_ = true;
+  } catch (const std::exception& e) {
+    log_.debug("the destination keeps the program's locks: {}", e.what());
   }
 }
 

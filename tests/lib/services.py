@@ -40,12 +40,12 @@ class MariaDb(Service):
     def command(self):
         data = os.path.join(self.folder, "data")
         done = subprocess.run(["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal",
-                               "--skip-test-db", "--user=mysql"], capture_output=True, text=True, check=False)
+                               "--skip-test-db", "--user=nobody"], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise Unwell("mariadb-install-db: " + done.stdout[-300:] + done.stderr[-500:])
-        shutil.chown(data, "mysql", "mysql")
+        shutil.chown(data, "nobody", "nogroup")
         self.written = 0
-        return ["mariadbd", "--no-defaults", f"--datadir={data}", "--user=mysql", f"--port={self.port}", "--bind-address=127.0.0.1",
+        return ["mariadbd", "--no-defaults", f"--datadir={data}", "--user=nobody", f"--port={self.port}", "--bind-address=127.0.0.1",
                 f"--socket={data}/sock", f"--pid-file={data}/pid", f"--log-error={data}/log", "--innodb-use-native-aio=0"]
 
     def sql(self, text):

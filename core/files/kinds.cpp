@@ -12,14 +12,14 @@
 namespace migrate {
 
 extern const Kind kRegular, kPipe, kFifo, kEventfd, kEpoll, kTimerfd, kSignalfd, kMemfd, kUnixSocket, kInetSocket,
-    kPidfd, kInotify, kTerminal;
+    kNetlinkSocket, kPidfd, kInotify, kTerminal;
 
 namespace {
 
 // In this order a file is asked what it is, and kinds finish.
 constexpr std::array kKinds{
-    &kRegular,  &kInetSocket, &kUnixSocket, &kPipe,    &kFifo,     &kEventfd, &kTimerfd,
-    &kSignalfd, &kMemfd,      &kPidfd,      &kInotify, &kTerminal, &kEpoll,
+    &kRegular, &kInetSocket, &kUnixSocket, &kNetlinkSocket, &kPipe,    &kFifo,     &kEventfd,
+    &kTimerfd, &kSignalfd,   &kMemfd,      &kPidfd,         &kInotify, &kTerminal, &kEpoll,
 };
 
 struct Unsupported {
@@ -50,7 +50,6 @@ constexpr std::array kUnsupported{
 
 [[noreturn]] void refuse_socket(const OpenFile& file) {
   std::string what = "a socket of family " + std::to_string(file.domain);
-  if (file.domain == AF_NETLINK) what = "a netlink socket";
   if (file.domain == AF_PACKET) what = "a packet socket";
   if (file.domain == AF_VSOCK) what = "a vsock socket";
   throw Refusal(file.who() + ", " + what, "close it first");

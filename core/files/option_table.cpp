@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 #include <linux/capability.h>
+#include <linux/netlink.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -57,6 +58,12 @@ constexpr auto kOptions = std::to_array<SocketOption>({
     {SOL_SOCKET, 76, "SO_PASSPIDFD"},
     {SOL_SOCKET, 82, "SO_RCVPRIORITY"},
     {SOL_SOCKET, 83, "SO_PASSRIGHTS"},
+    {SOL_NETLINK, NETLINK_PKTINFO, "NETLINK_PKTINFO"},
+    {SOL_NETLINK, NETLINK_BROADCAST_ERROR, "NETLINK_BROADCAST_ERROR"},
+    {SOL_NETLINK, NETLINK_NO_ENOBUFS, "NETLINK_NO_ENOBUFS"},
+    {SOL_NETLINK, NETLINK_CAP_ACK, "NETLINK_CAP_ACK"},
+    {SOL_NETLINK, NETLINK_EXT_ACK, "NETLINK_EXT_ACK"},
+    {SOL_NETLINK, NETLINK_GET_STRICT_CHK, "NETLINK_GET_STRICT_CHK"},
     {IPPROTO_IP, 4, "IP_OPTIONS", Value::plain, Needs::net_raw, When::fresh, 40},
     {IPPROTO_IP, 1, "IP_TOS"},
     {IPPROTO_IP, 2, "IP_TTL"},

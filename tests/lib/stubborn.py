@@ -83,7 +83,7 @@ def lost_socket_name():
 
 
 def netlink():
-    s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+    s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 16)  # generic
     return s, s.fileno()
 
 

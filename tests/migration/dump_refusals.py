@@ -225,7 +225,7 @@ CASES = {
     "dump/udp-corked": holding("corked", HAS_FD + ", a UDP socket with a datagram not sent yet"),
     "dump/tcp-ended-unread": holding("ended-unread", HAS_FD + ", a TCP connection that has ended, with 4 bytes not read yet", "--tcp-close"),
     "dump/lost-socket-name": holding("lost-socket-name", HAS_FD + ", the Unix socket .*, whose file has another name now that cannot be found"),
-    "dump/netlink": holding("netlink", HAS_FD + ", a netlink socket"),
+    "dump/netlink": holding("netlink", HAS_FD + ", a netlink socket of protocol 16"),
     "dump/packet-socket": holding("packet", HAS_FD + ", a packet socket"),
     "dump/raw-socket": holding("raw-ip", HAS_FD),
     "dump/unix-socket-to-outside": holding("unix-outside", HAS_FD + ", a Unix socket connected to .*outside of the tree", set_up=unix_listener),

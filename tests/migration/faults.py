@@ -73,7 +73,7 @@ class Case:
         # A tracer that dies meets a program of one thread, everything else one of several.
         self.listens = not (self.point.startswith(INJECT) and self.action == "kill-self" and "thread" not in self.point
                             and "mask" not in self.point)
-        arguments = [str(2 if self.point.startswith(INJECT) and self.listens else 0), str(PORT if self.listens else 0), str(self.mib)]
+        arguments = [str(2 if self.point.startswith(INJECT) and self.listens else 0), str(PORT if self.listens else 0), str(self.mib), "1"]
         self.program = programs.Workload("sequence", os.path.join(workloads, "sequence"), arguments,
                                          os.path.join(self.folder, "program"),
                                          [*self.network.enter("source"), *netns.OTHER_CLOCKS], f"{self.short}-source")

@@ -289,7 +289,7 @@ def awaited_lock(kind, lock):
 
 
 CASES = {
-    "send/netlink": send_refuses("netlink", HAS_FD + ", a netlink socket"),
+    "send/netlink": send_refuses("netlink", HAS_FD + ", a netlink socket of protocol 16"),
     "send/deleted-big-file": send_refuses("deleted-big-file", HAS_FD + ", the deleted file", "raise --ghost-limit"),
     "send/landlock": send_refuses("landlock", "thread {pid} of task {pid} is restricted by landlock", began=True),
     "send/lease": send_refuses("lease", HAS_FD, "with a lease on it"),

@@ -2,6 +2,7 @@
 #include "failing_calls.h"
 #include "files_testing.h"
 
+#include <linux/netlink.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/fanotify.h>
@@ -131,7 +132,7 @@ void send_descriptor(int type, size_t bytes) {
 
 TEST_F(Files, RefusalsNameTheDescriptor) {
   refused([] { place_at(::fanotify_init(FAN_CLASS_NOTIF, O_RDONLY), 7); }, "has fd 7, a fanotify group");
-  refused([] { place_at(::socket(AF_NETLINK, SOCK_RAW, 0), 7); }, "a netlink socket");
+  refused([] { place_at(::socket(AF_NETLINK, SOCK_RAW, NETLINK_GENERIC), 7); }, "a netlink socket of protocol 16");
   refused([] { place_at(::open("/proc/self/ns/net", O_RDONLY), 7); }, "network namespace");
   refused(
       [&] {
@@ -216,7 +217,7 @@ TEST_F(Files, PreflightPassesOverWhatIsForAMoment) {
 TEST_F(Files, PreflightTellsAllThatIsInTheWay) {
   Child child([] {
     place_at(::fanotify_init(FAN_CLASS_NOTIF, O_RDONLY), 7);
-    place_at(::socket(AF_NETLINK, SOCK_RAW, 0), 9);
+    place_at(::socket(AF_NETLINK, SOCK_RAW, NETLINK_GENERIC), 9);
   });
   ASSERT_TRUE(child.stopped());
   std::vector<ProcDir> tasks;

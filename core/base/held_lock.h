@@ -20,6 +20,7 @@ struct FileLock {
 
 /// A lock of a task, as it can be given up and taken again there.
 struct HeldLock {
+  uint32_t number = 0;  ///< what several tasks have is one lock (flock(2), of a description), with an entry for each
   Pid pid;
   int fd = -1;
   FileLock lock;

@@ -2,6 +2,7 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <charconv>
 #include <sstream>
 
@@ -82,8 +83,11 @@ void LockDumper::add(const ProcDir& task, int fd, uint32_t files_id, uint32_t fi
     // A POSIX lock belongs to a table and an inode, the others to a description: several descriptors may show one.
     const bool posix = lock.kind == kLockPosix;
     const uint64_t mount = static_cast<uint64_t>(info.mnt_id) << 32;
-    if (!seen_.emplace(lock.kind, posix ? mount | files_id : file_id, posix ? info.ino : 0, lock.start).second)
-      continue;
+    const Key key(lock.kind, posix ? mount | files_id : file_id, posix ? info.ino : 0, lock.start);
+    const auto [known, fresh] = seen_.emplace(key, static_cast<uint32_t>(seen_.size()));
+    const auto has_it = [&](const HeldLock& h) { return h.number == known->second && h.pid.get() == task.pid(); };
+    if (fresh || std::ranges::none_of(held_, has_it)) hold(task, fd, known->second, lock);
+    if (!fresh) continue;
     img::file_lock_entry entry;
     entry.set_flag(lock.kind);
     entry.set_type(lock.type);
@@ -92,11 +96,14 @@ void LockDumper::add(const ProcDir& task, int fd, uint32_t files_id, uint32_t fi
     entry.set_start(lock.start);
     entry.set_len(lock.length);
     context_.images.write("filelocks.img", magic::kFileLocks).entry(entry);
-    const std::string name = "fd/" + std::to_string(fd);
-    struct stat st {};
-    check(::fstatat(task.fd(), name.c_str(), &st, 0), "stat", name);
-    held_.push_back({Pid(task.pid()), fd, lock, st.st_dev, st.st_ino, task.link(name)});
   }
+}
+
+void LockDumper::hold(const ProcDir& task, int fd, uint32_t number, const FileLock& lock) {
+  const std::string name = "fd/" + std::to_string(fd);
+  struct stat st {};
+  check(::fstatat(task.fd(), name.c_str(), &st, 0), "stat", name);
+  held_.push_back({number, Pid(task.pid()), fd, lock, st.st_dev, st.st_ino, task.link(name)});
 }
 
 }  // namespace migrate

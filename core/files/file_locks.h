@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <set>
+#include <map>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -26,13 +26,16 @@ class LockDumper {
   explicit LockDumper(DumpContext& context) : context_(context) {}
   /// `file_id`: of the description; `files_id`: of the table that `fd` of `task` stands in.
   void add(const ProcDir& task, int fd, uint32_t files_id, uint32_t file_id, const FdInfo& info);
-  /// All of them.
+  /// All of them, those of one number in a row of tasks.
   const std::vector<HeldLock>& held() const { return held_; }
 
  private:
+  void hold(const ProcDir& task, int fd, uint32_t number, const FileLock& lock);
+
   DumpContext& context_;
   std::vector<HeldLock> held_;
-  std::set<std::tuple<uint32_t, uint64_t, uint64_t, int64_t>> seen_;
+  using Key = std::tuple<uint32_t, uint64_t, uint64_t, int64_t>;
+  std::map<Key, uint32_t> seen_;  ///< and its number
 };
 
 }  // namespace migrate

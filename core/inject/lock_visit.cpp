@@ -1,20 +1,21 @@
 #include "core/inject/lock_visit.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
 #include <map>
 #include <optional>
+#include <set>
 #include <sstream>
-#include <utility>
 
 #include "core/inject/visit.h"
 
 namespace migrate {
 namespace {
 
-/// For a copy that had it and is just ending.
+/// For a copy that had them and is just ending.
 constexpr std::chrono::milliseconds kMoment{300};
 /// For a task that a dead tracer left in the middle of a visit.
 constexpr std::chrono::milliseconds kWayBack{1'000};
@@ -30,28 +31,29 @@ std::string without(const HeldLock& lock, const std::string& why) {
   return "task " + std::to_string(lock.pid.get()) + " runs on without " + lock_name(lock) + ": " + why;
 }
 
-std::map<Pid, std::vector<HeldLock>> by_task(std::span<const HeldLock> locks) {
-  std::map<Pid, std::vector<HeldLock>> sorted;
-  for (const HeldLock& lock : locks) sorted[lock.pid].push_back(lock);
-  return sorted;
-}
-
-std::vector<Pid> living_holders(std::span<const HeldLock> locks) {
-  std::vector<Pid> living;
-  for (const auto& [pid, of_task] : by_task(locks)) {
-    try {
-      const char state = ProcDir(pid.get()).stat().state;
-      if (state != 'Z' && state != 'X') living.push_back(pid);
-    } catch (const Error& e) {
-      if (!task_is_gone(e)) throw;
-    }
+bool is_living(Pid pid) {
+  try {
+    const char state = ProcDir(pid.get()).stat().state;
+    return state != 'Z' && state != 'X';
+  } catch (const Error& e) {
+    if (!task_is_gone(e)) throw;
+    return false;
   }
-  return living;
 }
 
 StoppedTask* find_task(std::vector<StoppedTask>& tasks, Pid pid) {
   const auto it = std::ranges::find(tasks, pid, &StoppedTask::pid);
   return it == tasks.end() || it->state == TaskState::zombie ? nullptr : &*it;
+}
+
+/// Each lock once, by a task that is there; a POSIX lock has ended with its task.
+using LocksOfTasks = std::map<Pid, std::vector<HeldLock>>;
+LocksOfTasks by_task(std::vector<StoppedTask>& tasks, std::span<const HeldLock> locks) {
+  LocksOfTasks sorted;
+  std::set<uint32_t> taken;
+  for (const HeldLock& lock : locks)
+    if (find_task(tasks, lock.pid) != nullptr && taken.insert(lock.number).second) sorted[lock.pid].push_back(lock);
+  return sorted;
 }
 
 std::vector<int64_t> visit_for_locks(StoppedTask& task, std::span<const HeldLock> locks, bool take,
@@ -61,6 +63,13 @@ std::vector<int64_t> visit_for_locks(StoppedTask& task, std::span<const HeldLock
   std::vector<int64_t> results = visit.run_leader_for_locks(locks, take);
   visit.cure();
   return results;
+}
+
+/// The task may have put something else under the number since.
+bool is_of_same_file(const StoppedTask& task, const HeldLock& lock) {
+  struct stat st {};
+  return ::fstatat(task.proc.fd(), ("fd/" + std::to_string(lock.fd)).c_str(), &st, 0) == 0 && st.st_dev == lock.device &&
+         st.st_ino == lock.inode;
 }
 
 /// Those of `locks`, all of one task, that somebody else has.
@@ -77,36 +86,67 @@ std::vector<HeldLock> take_some(StoppedTask& task, const std::vector<HeldLock>& 
   return missed;
 }
 
-void take_of_task(StoppedTask* task, std::vector<HeldLock> locks, DomainWitnesses& witnesses, Logger& log,
-                  std::vector<std::string>& lost) {
+/// Throws Error where a task cannot be visited.
+std::vector<std::string> take_by_visits(std::vector<StoppedTask>& tasks, std::span<const HeldLock> locks, Logger& log) {
+  std::vector<std::string> lost;
+  DomainWitnesses witnesses;
   const Deadline deadline = Deadline::in(kMoment);
-  std::string why = "another process has it";
-  try {
-    while (task != nullptr && !(locks = take_some(*task, locks, witnesses, log)).empty() && !deadline.passed()) pause();
-  } catch (const Error& e) {
-    why = e.what();
+  for (auto& [pid, wanted] : by_task(tasks, locks)) {
+    StoppedTask& task = *find_task(tasks, pid);
+    std::erase_if(wanted, [&](const HeldLock& lock) {
+      const bool other = !is_of_same_file(task, lock);
+      if (other) lost.push_back(without(lock, "it has closed that file since"));
+      return other;
+    });
+    while (!wanted.empty() && !(wanted = take_some(task, wanted, witnesses, log)).empty() && !deadline.passed()) pause();
+    for (const HeldLock& lock : wanted) lost.push_back(without(lock, "another process has it"));
   }
-  if (task == nullptr) return;  // they ended with it
-  for (const HeldLock& lock : locks) lost.push_back(without(lock, why));
+  return lost;
 }
 
-/// Of a line of /proc/locks ("1: -> POSIX  ADVISORY  WRITE 4242 08:01:1234 0 EOF"): who waits, and for which file.
-struct Waiter {
-  Pid pid;
-  uint64_t inode = 0;
-};
-std::optional<Waiter> waiter_of(const std::string& line) {
-  std::istringstream words(line);
-  std::string number, arrow, kind, mode, type, device;
+std::vector<std::string> all_lost(std::span<const HeldLock> locks, const std::string& why) {
+  std::vector<std::string> lost;
+  for (const HeldLock& lock : locks) lost.push_back(without(lock, why));
+  return lost;
+}
+
+/// One attempt. Throws Error.
+std::vector<std::string> stop_and_take(std::span<const HeldLock> locks, std::span<const Pid> tasks,
+                                       const std::function<void()>& thaw, Logger& log) {
+  std::vector<Pid> living;
+  for (const Pid pid : tasks)
+    if (is_living(pid)) living.push_back(pid);
+  const bool needed = std::ranges::any_of(
+      locks, [&](const HeldLock& lock) { return std::ranges::find(living, lock.pid) != living.end(); });
+  if (!needed) return {};
+  StoppedTree::Options options;
+  options.descendants = false;
+  options.others.assign(living.begin() + 1, living.end());
+  options.thaw = thaw;
+  StoppedTree stopped(living.front(), options, log);
+  return take_by_visits(stopped.tasks(), locks, log);
+}
+
+/// Of a line of /proc/locks: "1: POSIX  ADVISORY  WRITE 4242 08:01:1234 0 EOF", or of who waits for that one,
+/// "1: -> POSIX  ADVISORY  WRITE 4243 08:01:1234 0 EOF". The pid is -1 where it is a description's.
+struct LocksLine {
+  std::string number;
+  bool waits = false;
   pid_t pid = 0;
   uint64_t inode = 0;
-  words >> number >> arrow >> kind >> mode >> type >> pid;
-  if (!words || arrow != "->") return std::nullopt;
-  // Its device is not always what stat(2) tells (btrfs, overlay): the file's number alone is compared.
+};
+LocksLine parse_locks_line(const std::string& line) {
+  LocksLine parsed;
+  std::istringstream words(line);
+  std::string kind, mode, type, device;
+  words >> parsed.number >> kind;
+  if (kind == "->") parsed.waits = true, words >> kind;
+  // The device is not always what stat(2) tells (btrfs, overlay): the file's number alone is compared.
+  words >> mode >> type >> parsed.pid;
   std::getline(words, device, ':');
   std::getline(words, device, ':');
-  words >> inode;
-  return Waiter{Pid(pid), inode};
+  words >> parsed.inode;
+  return parsed;
 }
 
 }  // namespace
@@ -114,10 +154,8 @@ std::optional<Waiter> waiter_of(const std::string& line) {
 void give_up_locks(std::vector<StoppedTask>& tasks, std::span<const HeldLock> locks, Logger& log,
                    const FaultHook& hook) {
   DomainWitnesses witnesses;
-  for (const auto& [pid, of_task] : by_task(locks)) {
-    StoppedTask* task = find_task(tasks, pid);
-    if (task == nullptr) continue;
-    const std::vector<int64_t> results = visit_for_locks(*task, of_task, false, witnesses, log, hook);
+  for (const auto& [pid, of_task] : by_task(tasks, locks)) {
+    const std::vector<int64_t> results = visit_for_locks(*find_task(tasks, pid), of_task, false, witnesses, log, hook);
     for (size_t i = 0; i < of_task.size(); ++i)
       if (results[i] < 0)
         throw Error("give up the lock on " + of_task[i].path + " of", "task " + std::to_string(pid.get()),
@@ -126,36 +164,29 @@ void give_up_locks(std::vector<StoppedTask>& tasks, std::span<const HeldLock> lo
 }
 
 std::vector<std::string> take_locks(std::vector<StoppedTask>& tasks, std::span<const HeldLock> locks, Logger& log) {
-  std::vector<std::string> lost;
-  DomainWitnesses witnesses;
-  for (auto& [pid, of_task] : by_task(locks)) take_of_task(find_task(tasks, pid), of_task, witnesses, log, lost);
-  return lost;
+  try {
+    return take_by_visits(tasks, locks, log);
+  } catch (const Error& e) {
+    return all_lost(locks, e.what());
+  }
 }
 
-std::vector<std::string> run_on_with_locks(std::span<const HeldLock> locks, const std::function<void()>& thaw,
-                                           Logger& log) {
+std::vector<std::string> run_on_with_locks(std::span<const HeldLock> locks, std::span<const Pid> tasks,
+                                           const std::function<void()>& thaw, Logger& log) {
   bool thawed = false;
   const auto once = [&] {
-    if (!std::exchange(thawed, true)) thaw();
+    if (!thawed) thaw();
+    thawed = true;
   };
   std::vector<std::string> lost;
   for (const Deadline deadline = Deadline::in(kWayBack);;) {
     try {
-      const std::vector<Pid> holders = living_holders(locks);
-      if (holders.empty()) break;
-      StoppedTree::Options options;
-      options.descendants = false;
-      options.others.assign(holders.begin() + 1, holders.end());
-      if (!thawed) options.thaw = once;
-      StoppedTree stopped(holders.front(), options, log);
-      lost = take_locks(stopped.tasks(), locks, log);
+      lost = stop_and_take(locks, tasks, thawed ? std::function<void()>() : once, log);
       break;
-    } catch (const Error& e) {
+    } catch (const std::exception& e) {
       once();
-      if (deadline.passed()) {
-        for (const HeldLock& lock : locks) lost.push_back(without(lock, e.what()));
-        break;
-      }
+      lost = all_lost(locks, e.what());
+      if (deadline.passed()) break;
       pause();
     }
   }
@@ -164,15 +195,18 @@ std::vector<std::string> run_on_with_locks(std::span<const HeldLock> locks, cons
 }
 
 void refuse_waiters_outside(std::span<const HeldLock> locks, std::span<const Pid> tasks) {
+  const auto in_tree = [&](pid_t pid) { return std::ranges::find(tasks, Pid(pid)) != tasks.end(); };
   std::istringstream lines(read_file_at(AT_FDCWD, "/proc/locks", 64 << 20));
-  for (std::string line; std::getline(lines, line);) {
-    const std::optional<Waiter> waiter = waiter_of(line);
-    if (!waiter || std::ranges::find(tasks, waiter->pid) != tasks.end()) continue;
-    const auto lock = std::ranges::find(locks, waiter->inode, &HeldLock::inode);
-    if (lock == locks.end()) continue;
-    throw Refusal("process " + std::to_string(waiter->pid.get()) + " waits for the lock of task " +
-                      std::to_string(lock->pid.get()) + " on " + lock->path +
-                      ", and would get it while that is given up for the move",
+  LocksLine held;
+  for (std::string text; std::getline(lines, text);) {
+    const LocksLine line = parse_locks_line(text);
+    if (!line.waits) held = line;
+    const auto lock = std::ranges::find(locks, line.inode, &HeldLock::inode);
+    // Who waits for another's lock on the same file, or for that of a description that has no task, gets none of ours.
+    const bool ours = line.waits && line.number == held.number && lock != locks.end() && in_tree(held.pid);
+    if (!ours || line.pid <= 0 || in_tree(line.pid)) continue;
+    throw Refusal("process " + std::to_string(line.pid) + " waits for the lock of task " + std::to_string(held.pid) +
+                      " on " + lock->path + ", and would get it while that is given up for the move",
                   "end that process, or let it try again later");
   }
 }

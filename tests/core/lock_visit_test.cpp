@@ -50,7 +50,15 @@ class LockVisitTest : public testing::Test {
       std::thread([&] {
         for (;; ++shared_->progress[1]) ::usleep(300);
       }).detach();
-      for (;; ++shared_->progress[0]) ::usleep(100);
+      const Fd own = open_path(path_, O_RDWR);
+      for (;; ++shared_->progress[0]) {
+        // A description of its own sees the POSIX lock of its process.
+        struct flock range {};
+        range.l_type = F_WRLCK;
+        range.l_len = 100;
+        if (::fcntl(own.get(), F_OFD_GETLK, &range) != 0 || range.l_type == F_UNLCK) ++shared_->without;
+        ::usleep(100);
+      }
     }
     EXPECT_TRUE(goes_on());
   }
@@ -77,10 +85,11 @@ class LockVisitTest : public testing::Test {
       struct stat st {};
       ::stat(path_.c_str(), &st);
       for (const FileLock& lock : parse_file_locks(parse_fdinfo(proc.read("fdinfo/" + std::to_string(fd)))))
-        found.push_back({Pid(pid_), fd, lock, st.st_dev, st.st_ino, path_});
+        found.push_back({static_cast<uint32_t>(found.size()), Pid(pid_), fd, lock, st.st_dev, st.st_ino, path_});
     }
     return found;
   }
+  std::vector<Pid> tasks() const { return {Pid(pid_)}; }
   void give_up() {
     StoppedTree stopped(Pid(pid_), {.descendants = false}, *log_);
     give_up_locks(stopped.tasks(), held_, *log_);
@@ -88,6 +97,7 @@ class LockVisitTest : public testing::Test {
 
   struct Shared {
     std::atomic<uint64_t> progress[2]{};
+    std::atomic<uint64_t> without{0};  ///< rounds in which it had no lock
   };
   TempDir folder_;
   std::string path_;
@@ -130,8 +140,7 @@ TEST_F(LockVisitTest, WhatSomebodyElseHasIsTold) {
   give_up();
   const Fd other = open_path(path_, O_RDWR);
   ASSERT_EQ(::flock(other.get(), LOCK_EX | LOCK_NB), 0);
-  const std::vector<std::string> lost = run_on_with_locks(
-      held_, [] {}, *log_);
+  const std::vector<std::string> lost = run_on_with_locks(held_, tasks(), [] {}, *log_);
   ASSERT_EQ(lost.size(), 1u);
   EXPECT_EQ(lost.front(), "task " + std::to_string(pid_) + " runs on without its flock(2) lock on " + path_ +
                               ": another process has it");
@@ -146,8 +155,7 @@ TEST_F(LockVisitTest, OfOneThatHasEndedNothingIsMissed) {
   ::kill(pid_, SIGKILL);
   ::waitpid(pid_, nullptr, WNOWAIT);
   bool thawed = false;
-  EXPECT_EQ(run_on_with_locks(
-                held_, [&] { thawed = true; }, *log_),
+  EXPECT_EQ(run_on_with_locks(held_, tasks(), [&] { thawed = true; }, *log_),
             std::vector<std::string>());
   EXPECT_TRUE(thawed);
 }
@@ -171,11 +179,33 @@ TEST_F(LockVisitTest, AFrozenOneHasThemBeforeItRuns) {
       at_thaw = shared_->progress[0];
       frozen->dissolve();
     };
-    EXPECT_EQ(run_on_with_locks(held_, thaw, *log_), std::vector<std::string>());
+    EXPECT_EQ(run_on_with_locks(held_, tasks(), thaw, *log_), std::vector<std::string>());
     EXPECT_EQ(at_thaw, before);
     EXPECT_TRUE(has_all());
     EXPECT_TRUE(goes_on());
+    EXPECT_EQ(shared_->without, 0u);
   }
+}
+
+TEST_F(LockVisitTest, AFailingThawIsToldAndTriedAgain) {
+  held_ = locks();
+  give_up();
+  int calls = 0;
+  const auto fails = [&] {
+    ++calls;
+    throw Error("thaw", "the test", EIO);
+  };
+  EXPECT_THROW(run_on_with_locks(held_, tasks(), fails, *log_), Error);
+  EXPECT_GE(calls, 2);
+  EXPECT_TRUE(goes_on());
+}
+
+TEST_F(LockVisitTest, OnAnotherFileNothingIsTaken) {
+  held_ = locks();
+  give_up();
+  for (HeldLock& lock : held_) ++lock.inode;
+  EXPECT_EQ(run_on_with_locks(held_, tasks(), [] {}, *log_).size(), held_.size());
+  EXPECT_TRUE(has_none());
 }
 
 TEST_F(LockVisitTest, WhoWaitsForOneIsFound) {

@@ -48,7 +48,7 @@ WORKLOADS = {
     "segments": ("segments", []),
 }
 # Options of `dump` and `restore` that a program needs.
-OPTIONS = {"locks": ("--file-locks",)}
+OPTIONS = dict.fromkeys(("locks", "mariadb", "etcd", "cron"), ("--file-locks",))
 # `restore` gives terminals their numbers on the host's /dev/pts, which the frozen tree of the source has in use: it is one for both.
 # A dump does not hand over locks.
 NOT_LAZY_REMOTE = ("locks", "pty_modes", "pty_session", "pty_queue", "tmux")

@@ -20,7 +20,7 @@ PORT = 7777      # of the program that moves
 MIB = 6          # of its memory, where that comes late
 LAZY_OPTIONS = ["--bandwidth-limit", "6M", "--max-rounds", "1"]  # a feed of a second
 BEFORE_COMMIT = re.compile(r"source-agent\.(connected|checked|begun|inject-.*|scanned|round-sent|reserved|frozen|images-sent|pages-sent|ready)$|"
-                           r"source-guardian\.(started|inject-.*|stopped|held)$")
+                           r"source-guardian\.(started|inject-.*|stopped|locks-given-up|held)$")
 BEFORE_READY = re.compile(r"destination-agent\.(begun|layout-received|round-received|reserved|images-received|prepared-shells|"
                           r"pages-received|prepared)$|"
                           r"destination-guardian\.(started|warm|reserved|shells|finished|prepared)$")
@@ -137,7 +137,7 @@ class Case:
         if code not in (0, 1, 2):
             # A receiver is there again, as a supervisor of services sees to it: whoever is left settles it then.
             self.restart_receiver()
-        where = self.wait_where(8 if code in (0, 1) else 3)
+        where = self.wait_where(8 if code in (0, 1) else 10 if BEFORE_COMMIT.match(self.point) else 3, restart=code not in (0, 1, 2))
         resolved = ""
         if where != "source" and BEFORE_COMMIT.match(self.point) and not self.rebooted and self.action in ("kill-side", "kill-agents"):
             raise programs.Unwell(f"nobody let the program run on after {self.action} (it runs: {where})")
@@ -387,9 +387,14 @@ class Case:
         """A reboot, or who killed the frozen tree, took the only copy with it."""
         return (self.rebooted or self.tree_killed) and not exists(self.old) and not self.find()
 
-    def wait_where(self, seconds):
+    def wait_where(self, seconds, restart=False):
+        """`restart`: a receiver that ends is followed by another."""
+        def look():
+            if restart:
+                self.restart_receiver()
+            return "nowhere" if self.lost() else (w := self.where()) != "nowhere" and w
         try:
-            return wait_for(lambda: "nowhere" if self.lost() else (w := self.where()) != "nowhere" and w, "a running copy", seconds)
+            return wait_for(look, "a running copy", seconds)
         except Deadline:
             return "nowhere"
 

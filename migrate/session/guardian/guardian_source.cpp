@@ -23,6 +23,8 @@ using wire::GuardianRequest;
 
 /// How long a freeze that was said to be near is prepared for.
 constexpr milliseconds kNear{100};
+/// That are handed over: the journal has them, and is bounded.
+constexpr size_t kMostLocks = 4096;
 /// For the huge pages of a tree that nobody tracks any more.
 constexpr milliseconds kPuttingBack{2000};
 
@@ -56,7 +58,6 @@ class SourceGuardian {
       JournalEntry entry = first_entry(Role::source, s);
       entry.tls_name = s.tls_name();
       start_ = s;
-      shared_devices_.insert(s.dump().shared_devices().begin(), s.dump().shared_devices().end());
       dump_.root = Pid(s.dump().root());
       dump_.shell_job = s.dump().shell_job();
       dump_.terminals = false;
@@ -101,8 +102,8 @@ class SourceGuardian {
     GuardianRequest request;
     switch (agent_.receive(request, Deadline::in(silence_))) {
       case PacketSocket::Outcome::closed:
-        // Its watch has waited for that, and asks the destination first.
-        if (!copy_has_locks()) settle_alone("its agent went away");
+        // One that has hung up settles it by itself.
+        if (!copy_has_locks() || !agent_lives()) leave_to_watch("its agent went away");
         return false;
       case PacketSocket::Outcome::timeout:
         leave_to_watch("its agent said nothing for too long");
@@ -136,6 +137,7 @@ class SourceGuardian {
   void take_stop_marks() {
     wire::StopMarks marks;
     agent_.receive_blob(marks, Deadline::in(silence_));
+    shared_devices_.insert(marks.shared_devices().begin(), marks.shared_devices().end());
     for (const auto& mark : marks.marks()) dump_.stops.push_back({mark.tid(), mark.stopped_at(), mark.let_go_at()});
   }
 
@@ -178,6 +180,10 @@ class SourceGuardian {
     std::vector<HeldLock> locks = tree_->locks();
     std::erase_if(locks, [this](const HeldLock& lock) { return !shared_devices_.contains(lock.device); });
     if (locks.empty()) return;
+    if (locks.size() > kMostLocks)
+      throw Refusal("the program has " + std::to_string(locks.size()) + " locks on files that both hosts see, and at most " +
+                        std::to_string(kMostLocks) + " are handed over",
+                    "let it release some first");
     journal_->update([&](JournalEntry& e) {
       e.tasks = tree_->tasks();
       e.locks = locks;
@@ -192,10 +198,10 @@ class SourceGuardian {
       tree_->check();
       journal_->step(State::committed, kOwn, "the destination is ready");
     } catch (const Error& e) {
-      const bool stays = copy_has_locks();
-      if (!stays) settle_alone(e.what());
+      // With locks the agent gives up the copy first, and takes the journal over.
+      if (!copy_has_locks()) settle_alone(e.what());
       reply_failed(agent_, e);
-      return stays;  // for the agent's abort, once the copy is given up
+      return false;
     }
     // Forward, even if a power failure might take it back: that would take the tree, too, and FROZEN is durable.
     warn_unless_durable(*journal_, log_);
@@ -231,7 +237,13 @@ class SourceGuardian {
     return journal_ && journal_->state() == State::frozen && !journal_->entry().locks.empty();
   }
 
-  /// Our agent is there, but says nothing that helps.
+  bool agent_lives() const {
+    const Fd process = agent_.open_peer();
+    pollfd p{process.get(), POLLIN, 0};
+    return process && ::poll(&p, 1, 0) == 0;
+  }
+
+  /// There is no agent that could give up the copy first.
   void leave_to_watch(const std::string& reason) {
     if (!copy_has_locks() || !parts_.watch) return settle_alone(reason);
     try {

@@ -49,8 +49,8 @@ class Resolver {
   int run() {
     check_session();
     const std::vector<JournalEntry> left_cgroups = who_left_cgroups();
-    for (const JournalEntry& entry : store_.list()) free_locks_there(store_, entry, asker(entry), log_);
-    settle_local(store_, *keeper_, options_.timeouts, events_, log_);
+    for (const JournalEntry& entry : store_.list()) free_locks_there(store_, *keeper_, entry, asker(entry), log_);
+    settle_local(store_, *keeper_, options_.timeouts, events_, log_, true);
     tell_cgroups(left_cgroups);
     bool in_doubt = false;
     size_t open = 0;
@@ -140,7 +140,8 @@ class Resolver {
 
   AskDestination asker(const JournalEntry& entry) {
     try {
-      return ask_over(connector(entry), options_.address.empty() ? entry.peer : options_.address, options_.timeouts);
+      return ask_over(connector(entry), options_.address.empty() ? entry.peer : options_.address,
+                      entry.state == State::frozen ? brief(options_.timeouts) : options_.timeouts);
     } catch (const Error& e) {
       const std::string why = e.what();
       return [why](const SessionId&, uint64_t, wire::Resolve::Want) -> wire::Answer { throw Error(why); };

@@ -19,6 +19,15 @@ using wire::Resolve;
 /// A receiver that is started again, by a service manager say, is there by then; so long a tree stands for its locks.
 constexpr std::chrono::milliseconds kReceiverBack{5'000};
 constexpr int kAskAgain = 100;  // ms
+constexpr std::chrono::milliseconds kBrief{3'000};
+/// For the watch of a session: so long others leave it alone.
+constexpr std::chrono::nanoseconds kForWatch = std::chrono::minutes(1);
+
+/// Frozen, with locks that the copy may have: first that is to be given up, as watches and `resolve` see to.
+bool is_for_watch(const JournalEntry& entry) {
+  return entry.role == Role::source && entry.state == State::frozen && !entry.locks.empty() &&
+         std::chrono::system_clock::now().time_since_epoch() - std::chrono::nanoseconds(entry.updated_ns) < kForWatch;
+}
 
 /// An agent that was killed together with the keeper of its throttle left the tree without CPU time.
 void lift_throttle(const JournalEntry& entry, Logger& log) {
@@ -123,9 +132,11 @@ bool settle_session(JournalStore& store, TreeKeeper& keeper, const JournalEntry&
   }
 }
 
-void settle_local(JournalStore& store, TreeKeeper& keeper, Timeouts timeouts, Events& events, Logger& log) {
+void settle_local(JournalStore& store, TreeKeeper& keeper, Timeouts timeouts, Events& events, Logger& log,
+                  bool locks_are_free) {
   std::vector<std::string> damaged;
-  for (const JournalEntry& entry : store.list(&damaged)) settle_session(store, keeper, entry, timeouts, events, log);
+  for (const JournalEntry& entry : store.list(&damaged))
+    if (locks_are_free || !is_for_watch(entry)) settle_session(store, keeper, entry, timeouts, events, log);
   for (const std::string& sentence : damaged) log.warn("{}", sentence);
 }
 
@@ -149,16 +160,31 @@ AskDestination ask_over(const Connector& connector, const std::string& address, 
   };
 }
 
-void free_locks_there(const JournalStore& store, const JournalEntry& entry, const AskDestination& ask,
+Timeouts brief(Timeouts timeouts) {
+  timeouts.connect = std::min(timeouts.connect, kBrief);
+  timeouts.answer = std::min(timeouts.answer, kBrief);
+  timeouts.restore = std::min(timeouts.restore, 2 * kBrief);
+  return timeouts;
+}
+
+void free_locks_there(JournalStore& store, TreeKeeper& keeper, const JournalEntry& seen, const AskDestination& ask,
                       Logger& log) noexcept {
-  if (entry.role != Role::source || entry.state != State::frozen || entry.locks.empty()) return;
+  if (seen.role != Role::source || seen.state != State::frozen || seen.locks.empty()) return;
   const Deadline deadline = Deadline::in(kReceiverBack);
   do {
     try {
-      if (store.owner(entry.id, entry.role) == 0) ask(entry.id, entry.epoch, Resolve::DISCARD);
+      // Ours while we ask: nobody commits it meanwhile. Of a tree that is gone the copy may be the only one.
+      const std::optional<Journal> journal = store.take_over(seen.id, Role::source, false);
+      if (journal && (journal->state() != State::frozen || !keeper.lives(journal->entry()))) return;
+      if (journal) {
+        ask(seen.id, journal->entry().epoch, Resolve::DISCARD);
+        return;
+      }
+    } catch (const Refusal& e) {
+      log.debug("session {}: {} does not give up its copy: {}", to_hex(seen.id), seen.peer, e.what());
       return;
     } catch (const std::exception& e) {
-      log.debug("session {}: freeing its locks at {}: {}", to_hex(entry.id), entry.peer, e.what());
+      log.debug("session {}: freeing its locks at {}: {}", to_hex(seen.id), seen.peer, e.what());
     }
     ::poll(nullptr, 0, kAskAgain);
   } while (!deadline.passed());

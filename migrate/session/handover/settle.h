@@ -15,7 +15,9 @@ namespace migrate {
 
 /// At the start of every command: sessions that nobody owns and that need no word of the other side. Source: not
 /// committed ones run on. Destination: half-built copies are discarded.
-void settle_local(JournalStore& store, TreeKeeper& keeper, Timeouts timeouts, Events& events, Logger& log);
+/// `locks_are_free`: free_locks_there() was called for each; else one that needs it is left to its watch for a minute.
+void settle_local(JournalStore& store, TreeKeeper& keeper, Timeouts timeouts, Events& events, Logger& log,
+                  bool locks_are_free = false);
 
 /// The same for one session that nobody owns. False: it failed, and is to be tried again.
 bool settle_session(JournalStore& store, TreeKeeper& keeper, const JournalEntry& entry, Timeouts timeouts,
@@ -37,8 +39,10 @@ struct Settled {
 
 /// Of a source session that nobody owns and that was not committed: if its tree gave up locks for the copy, the copy is
 /// given up first, as far as the destination can be reached, so that the tree can take them when it runs on.
-void free_locks_there(const JournalStore& store, const JournalEntry& entry, const AskDestination& ask,
+void free_locks_there(JournalStore& store, TreeKeeper& keeper, const JournalEntry& seen, const AskDestination& ask,
                       Logger& log) noexcept;
+/// For asking it about that: the tree stands meanwhile.
+Timeouts brief(Timeouts timeouts);
 
 /// Settles a source session that we own: not committed → runs here; committed → as the destination says.
 Settled settle_source(Journal& journal, TreeKeeper& keeper, const AskDestination& ask, Logger& log);

@@ -81,7 +81,7 @@ class LaterSettler {
       if (!entry) return true;
       // Also where there is no way to ask (certificates that are gone, say) the tree stands no longer than that.
       free_locks_there(
-          store_, *entry,
+          store_, keeper_, *entry,
           [&](const SessionId& id, uint64_t epoch, Resolve::Want want) { return asker_(entry->peer)(id, epoch, want); },
           log_);
       failed_ = !settle_session(store_, keeper_, *entry, timeouts_, events_, log_);

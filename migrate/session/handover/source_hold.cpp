@@ -25,8 +25,9 @@ void SourceHold::start(const GuardianRequest::StartSource& start) {
   started_ = true;
 }
 
-FrozenTree SourceHold::freeze(const std::vector<StopMark>& stops) {
+FrozenTree SourceHold::freeze(const std::vector<StopMark>& stops, const std::set<uint64_t>& shared_devices) {
   wire::StopMarks marks;
+  for (const uint64_t device : shared_devices) marks.add_shared_devices(device);
   for (const StopMark& stop : stops) {
     wire::StopMarks::StopMark* mark = marks.add_marks();
     mark->set_tid(stop.tid);
@@ -70,6 +71,14 @@ void SourceHold::alive() {
   GuardianRequest request;
   request.set_alive(true);
   guardian_->send(request);
+}
+
+void SourceHold::stay() noexcept {
+  try {
+    alive();
+  } catch (const std::exception& e) {
+    log_.debug("the guardian at an abort: {}", e.what());
+  }
 }
 
 void SourceHold::heartbeat() noexcept {
@@ -184,9 +193,11 @@ Journal& SourceHold::succeed_guardian() {
 
 void abort_source(JournalStore& store, TreeKeeper& keeper, const JournalEntry& seen, const std::string& reason,
                   Logger& log) {
+  // Ours until the tree runs: whoever comes meanwhile would stop it once more.
+  std::optional<Journal> journal;
   if (seen.state != State::aborted) {
     try {
-      std::optional<Journal> journal = store.take_over(seen.id, Role::source);
+      journal = store.take_over(seen.id, Role::source);
       if (!journal) throw Refusal("session " + to_hex(seen.id) + " is in the hands of another process", "wait for it");
       if (journal->state() == State::committed || journal->state() == State::done) {
         throw Refusal("session " + to_hex(seen.id) + " was committed meanwhile", "see `migrate resolve`");

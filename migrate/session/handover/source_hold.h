@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -24,15 +25,17 @@ class SourceHold {
 
   /// Throws Refusal or Error with nothing touched.
   void start(const wire::GuardianRequest::StartSource& request);
-  /// `stops`: the tracker's visits. Throws with the tree running on.
-  FrozenTree freeze(const std::vector<StopMark>& stops = {});
+  /// `stops`: the tracker's visits; `shared_devices`: PeerQuestions::shared_devices(). Throws with the tree running on.
+  FrozenTree freeze(const std::vector<StopMark>& stops = {}, const std::set<uint64_t>& shared_devices = {});
   /// The tree will probably be stopped within some ten milliseconds: the guardian may prepare for it.
   void freeze_is_near();
   /// The guardian may begin what it put off for the sake of a short freeze (HeldTree::look_again).
   void look_again();
   /// Sends the heartbeat, and throws if the guardian gave up or died (the tree runs on then, see abort()).
   void alive();
-  /// After the commit: the same, but when the guardian is gone the journal becomes ours.
+  /// The heartbeat alone; what has become of the guardian shows later.
+  void stay() noexcept;
+  /// After the commit: as alive(), but when the guardian is gone the journal becomes ours.
   void heartbeat() noexcept;
   /// Whether a task of the frozen tree still lives.
   bool tree_lives() const;

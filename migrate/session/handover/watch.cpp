@@ -87,7 +87,8 @@ int run_watch(int argc, char** argv, Logger& log) {
   std::optional<Connector> connector;
   const auto asker = [&](const std::string& address) {
     connector.emplace(link);
-    return ask_over(*connector, address, timeouts);
+    const std::optional<JournalEntry> seen = store.peek(*id, *role);
+    return ask_over(*connector, address, seen && seen->state == State::frozen ? brief(timeouts) : timeouts);
   };
   const auto feed = [&](const JournalEntry& entry) {
     feed_from_held_tree(entry, {.connector = *connector,

@@ -177,17 +177,24 @@ json ipc_to_json(const IpcObject& o) {
 
 json lock_to_json(const HeldLock& h) {
   return {
-      {"pid", h.pid.get()},      {"fd", h.fd},    {"kind", h.lock.kind}, {"type", h.lock.type}, {"start", h.lock.start},
+      {"number", h.number}, {"device", h.device}, {"inode", h.inode}, {"pid", h.pid.get()},      {"fd", h.fd},    {"kind", h.lock.kind}, {"type", h.lock.type}, {"start", h.lock.start},
       {"length", h.lock.length}, {"path", h.path}};
 }
 
 HeldLock lock_from_json(const json& j) {
   HeldLock h;
-  h.pid = Pid(j.at("pid").get<pid_t>());
+  h.number = j.at("number").get<uint32_t>();
+  h.pid = Pid(pid_from_json(j.at("pid")));
   h.fd = j.at("fd").get<int>();
   h.lock = {j.at("kind").get<uint32_t>(), j.at("type").get<uint32_t>(), j.at("start").get<int64_t>(),
             j.at("length").get<int64_t>()};
+  h.device = number_from_json(j.at("device"));
+  h.inode = number_from_json(j.at("inode"));
   h.path = j.at("path").get<std::string>();
+  const bool kind = h.lock.kind == kLockPosix || h.lock.kind == kLockFlock || h.lock.kind == kLockDescription;
+  const bool type = h.lock.type == F_RDLCK || h.lock.type == F_WRLCK;
+  if (!kind || !type || h.fd < 0 || h.lock.start < 0 || h.lock.length < 0)
+    throw std::out_of_range("a lock that cannot be");
   return h;
 }
 

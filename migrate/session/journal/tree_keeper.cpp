@@ -78,6 +78,15 @@ void kill_task(const TaskId& task) {
   ::poll(&p, 1, static_cast<int>(kKillTime.count()));
 }
 
+/// A tree that has run since may have given up for good what it held then. One that was never held runs since its
+/// guardian died, a moment ago.
+bool wants_locks(const JournalEntry& entry, bool held) {
+  constexpr std::chrono::seconds kMoment{10};
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  const bool fresh = now - std::chrono::nanoseconds(entry.updated_ns) < kMoment;
+  return !entry.locks.empty() && (held || (entry.state == State::preparing && fresh));
+}
+
 class CgroupKeeper final : public TreeKeeper {
  public:
   explicit CgroupKeeper(Logger& log) : log_(log) {}
@@ -92,15 +101,11 @@ class CgroupKeeper final : public TreeKeeper {
     const auto let_go = [&held] {
       for (FreezerCgroup& one : held) one.dissolve();
     };
-    // A tree that runs may have given up for good since what it held then. One that was never held runs since its
-    // guardian died.
-    const bool stands = entry.boot_id == boot_id() && (!held.empty() || entry.state == State::preparing);
-    if (!stands) return let_go();
-    std::vector<HeldLock> locks = entry.locks;
-    std::erase_if(locks, [&](const HeldLock& lock) {
-      return std::ranges::none_of(entry.tasks, [&](const TaskId& t) { return Pid(t.pid) == lock.pid && t.lives(); });
-    });
-    for (const std::string& sentence : run_on_with_locks(locks, let_go, log_)) log_.error("{}", sentence);
+    if (entry.boot_id != boot_id() || !wants_locks(entry, !held.empty())) return let_go();
+    std::vector<Pid> tasks;
+    for (const TaskId& task : entry.tasks)
+      if (task.lives()) tasks.emplace_back(task.pid);
+    for (const std::string& sentence : run_on_with_locks(entry.locks, tasks, let_go, log_)) log_.error("{}", sentence);
   }
 
   void kill(const JournalEntry& entry) override {

@@ -48,9 +48,7 @@ class DumpedTree final : public HeldTree {
   }
 
   void give_up_locks(const std::vector<HeldLock>& locks) override {
-    std::vector<Pid> pids;
-    for (const StoppedTask& task : dump_->tree().tasks()) pids.push_back(task.pid);
-    refuse_waiters_outside(locks, pids);
+    refuse_waiters_outside(locks, pids());
     locks_ = locks;
     migrate::give_up_locks(dump_->tree().tasks(), locks_, log_, options_.visit_hook);
     without_locks_ = true;
@@ -79,14 +77,14 @@ class DumpedTree final : public HeldTree {
     std::vector<std::string> lost;
     if (held_) {
       lost = run_on_with_locks(
-          locks_, [this] { held_->dissolve(); }, log_);
+          locks_, pids(), [this] { held_->dissolve(); }, log_);
     } else if (without_locks_) {
       lost = take_locks(dump_->tree().tasks(), locks_, log_);
     } else {
       // The visit failed: its task finds its way back when it is let go, and must not be visited before.
       dump_.reset();
       lost = run_on_with_locks(
-          locks_, [] {}, log_);
+          locks_, pids(), [] {}, log_);
     }
     for (const std::string& sentence : lost) log_.error("{}", sentence);
     locks_.clear();
@@ -108,6 +106,13 @@ class DumpedTree final : public HeldTree {
   void check() override { dump_->check_foreseen(); }
 
  private:
+  std::vector<Pid> pids() const {
+    std::vector<Pid> pids;
+    for (const TaskId& task : tasks_)
+      if (task.lives()) pids.emplace_back(task.pid);
+    return pids;
+  }
+
   DumpOptions options_;
   Logger& log_;
   mutable std::optional<Dump> dump_;

@@ -1,6 +1,7 @@
 #include "migrate/session/source/peer_questions.h"
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <utility>
@@ -97,12 +98,17 @@ void PeerQuestions::refuse_waiters() const {
   for (const auto& file : inventory_.check.files()) {
     const auto device = file.locks_size() > 0 ? device_of(file.path()) : std::nullopt;
     if (device && shared_devices_.contains(*device))
-      locks.push_back({target_, -1, {}, *device, file.inode(), file.path()});
+      locks.push_back({0, target_, -1, {}, *device, file.inode(), file.path()});
   }
-  if (locks.empty()) return;
-  std::vector<Pid> tasks;
-  for (const ProcDir& task : collect_tree(target_)) tasks.emplace_back(task.pid());
-  refuse_waiters_outside(locks, tasks);
+  // Who waits for a moment only has it by the second look.
+  for (int looks = 0; !locks.empty() && looks < 2; ++looks) try {
+      std::vector<Pid> tasks;
+      for (const ProcDir& task : collect_tree(target_)) tasks.emplace_back(task.pid());
+      return refuse_waiters_outside(locks, tasks);
+    } catch (const Refusal&) {
+      if (looks > 0) throw;
+      ::usleep(100'000);
+    }
 }
 
 void PeerQuestions::check_news() {

@@ -83,7 +83,7 @@ void SendSession::freeze() {
   touched_ = true;
   times_.freeze_began = Clock::now();
   try {
-    tree_ = hold_.freeze(plan_->stops());
+    tree_ = hold_.freeze(plan_->stops(), questions_.shared_devices());
     times_.frozen = Clock::now();
     if (first_stop) questions_.ask_about_stop(tree_.images);
   } catch (const Refusal&) {

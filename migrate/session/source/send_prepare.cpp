@@ -92,7 +92,6 @@ void SendSession::begin() {
   start.mutable_dump()->set_tcp_close(options_.tcp_close);
   start.mutable_dump()->set_ext_unix_sk(options_.ext_unix_sk);
   start.mutable_dump()->set_ghost_limit(options_.ghost_limit);
-  for (const uint64_t device : questions_.shared_devices()) start.mutable_dump()->add_shared_devices(device);
   for (const std::string& word : words_of(options_.link)) start.add_link(word);
   start.mutable_dump()->set_tracked(plan_->visits());
   start.mutable_dump()->set_lazy(plan_->is_lazy());

@@ -57,7 +57,7 @@ class SendSession {
   int give_up(const std::exception& e);
   void tell_peer(const std::string& reason) noexcept;
   /// Before the tree runs on with them: the copy has the locks that it gave up.
-  void free_locks_there(const std::string& reason) noexcept;
+  void free_locks_there(const std::string& reason, uint64_t epoch) noexcept;
   /// Throws if the peer does not answer that it has given up the copy.
   void abort_there(const std::string& reason);
   /// Either answer says that the destination holds nothing of the session. Earlier messages may be on their way still.

@@ -1,4 +1,6 @@
 // How the source agent ends a migration that failed: before commit the tree runs on, after it the destination is asked.
+#include <future>
+
 #include "migrate/session/source/send_session.h"
 #include "migrate/session/telling/failure.h"
 
@@ -10,7 +12,12 @@ int SendSession::give_up(const std::exception& e) {
   const std::string reason = interrupt_.reason_of(e);
   bool runs = true;
   if (plan_) plan_->before_running_on();
-  if (begun_ && hold_.gave_up_locks()) free_locks_there(reason);
+  if (begun_ && hold_.gave_up_locks()) {
+    const uint64_t epoch = hold_.epoch();
+    const auto freed = std::async(std::launch::async, [&] { free_locks_there(reason, epoch); });
+    // The guardian waits for us, with the tree.
+    while (freed.wait_for(options_.timeouts.silence / 4) != std::future_status::ready) hold_.stay();
+  }
   try {
     runs = hold_.abort(reason);
   } catch (const std::exception& again) {
@@ -62,7 +69,7 @@ void SendSession::abort_there(const std::string& reason) {
 }
 
 // Not committed, so nobody lets the copy run, whatever becomes of us after this.
-void SendSession::free_locks_there(const std::string& reason) noexcept {
+void SendSession::free_locks_there(const std::string& reason, uint64_t epoch) noexcept {
   try {
     if (peer_.connected()) peer_.channel().stream().set_stop(nullptr);
     try {
@@ -70,7 +77,7 @@ void SendSession::free_locks_there(const std::string& reason) noexcept {
       abort_there(reason);
     } catch (const std::exception& e) {
       log_.debug("the abort before the tree runs on: {}", e.what());
-      ask_(id_, hold_.epoch(), wire::Resolve::DISCARD);
+      ask_over(connector_, options_.address, brief(options_.timeouts))(id_, epoch, wire::Resolve::DISCARD);
     }
     told_ = true;
   } catch (const std::exception& e) {

@@ -68,8 +68,8 @@ std::vector<int64_t> visit_for_locks(StoppedTask& task, std::span<const HeldLock
 /// The task may have put something else under the number since.
 bool is_of_same_file(const StoppedTask& task, const HeldLock& lock) {
   struct stat st {};
-  return ::fstatat(task.proc.fd(), ("fd/" + std::to_string(lock.fd)).c_str(), &st, 0) == 0 && st.st_dev == lock.device &&
-         st.st_ino == lock.inode;
+  return ::fstatat(task.proc.fd(), ("fd/" + std::to_string(lock.fd)).c_str(), &st, 0) == 0 &&
+         st.st_dev == lock.device && st.st_ino == lock.inode;
 }
 
 /// Those of `locks`, all of one task, that somebody else has.
@@ -98,7 +98,8 @@ std::vector<std::string> take_by_visits(std::vector<StoppedTask>& tasks, std::sp
       if (other) lost.push_back(without(lock, "it has closed that file since"));
       return other;
     });
-    while (!wanted.empty() && !(wanted = take_some(task, wanted, witnesses, log)).empty() && !deadline.passed()) pause();
+    while (!wanted.empty() && !(wanted = take_some(task, wanted, witnesses, log)).empty() && !deadline.passed())
+      pause();
     for (const HeldLock& lock : wanted) lost.push_back(without(lock, "another process has it"));
   }
   return lost;

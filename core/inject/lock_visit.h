@@ -24,7 +24,8 @@ std::vector<std::string> take_locks(std::vector<StoppedTask>& tasks, std::span<c
 
 /// Lets a held tree run on by `thaw`, its locks taken again first: its `tasks` stop as soon as they are thawed, without
 /// having run, and who has a lock is visited. One that is still on its way back from an earlier visit runs so far.
-/// Returns what take_locks() does. `thaw` is called once it succeeds, whatever else fails; what it throws comes through.
+/// Returns what take_locks() does. `thaw` is called once it succeeds, whatever else fails; what it throws comes
+/// through.
 std::vector<std::string> run_on_with_locks(std::span<const HeldLock> locks, std::span<const Pid> tasks,
                                            const std::function<void()>& thaw, Logger& log);
 

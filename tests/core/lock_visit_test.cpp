@@ -140,7 +140,8 @@ TEST_F(LockVisitTest, WhatSomebodyElseHasIsTold) {
   give_up();
   const Fd other = open_path(path_, O_RDWR);
   ASSERT_EQ(::flock(other.get(), LOCK_EX | LOCK_NB), 0);
-  const std::vector<std::string> lost = run_on_with_locks(held_, tasks(), [] {}, *log_);
+  const std::vector<std::string> lost = run_on_with_locks(
+      held_, tasks(), [] {}, *log_);
   ASSERT_EQ(lost.size(), 1u);
   EXPECT_EQ(lost.front(), "task " + std::to_string(pid_) + " runs on without its flock(2) lock on " + path_ +
                               ": another process has it");
@@ -155,7 +156,8 @@ TEST_F(LockVisitTest, OfOneThatHasEndedNothingIsMissed) {
   ::kill(pid_, SIGKILL);
   ::waitpid(pid_, nullptr, WNOWAIT);
   bool thawed = false;
-  EXPECT_EQ(run_on_with_locks(held_, tasks(), [&] { thawed = true; }, *log_),
+  EXPECT_EQ(run_on_with_locks(
+                held_, tasks(), [&] { thawed = true; }, *log_),
             std::vector<std::string>());
   EXPECT_TRUE(thawed);
 }
@@ -204,7 +206,10 @@ TEST_F(LockVisitTest, OnAnotherFileNothingIsTaken) {
   held_ = locks();
   give_up();
   for (HeldLock& lock : held_) ++lock.inode;
-  EXPECT_EQ(run_on_with_locks(held_, tasks(), [] {}, *log_).size(), held_.size());
+  EXPECT_EQ(run_on_with_locks(
+                held_, tasks(), [] {}, *log_)
+                .size(),
+            held_.size());
   EXPECT_TRUE(has_none());
 }
 

@@ -181,8 +181,9 @@ class SourceGuardian {
     std::erase_if(locks, [this](const HeldLock& lock) { return !shared_devices_.contains(lock.device); });
     if (locks.empty()) return;
     if (locks.size() > kMostLocks)
-      throw Refusal("the program has " + std::to_string(locks.size()) + " locks on files that both hosts see, and at most " +
-                        std::to_string(kMostLocks) + " are handed over",
+      throw Refusal("the program has " + std::to_string(locks.size()) +
+                        " locks on files that both hosts see, and at most " + std::to_string(kMostLocks) +
+                        " are handed over",
                     "let it release some first");
     journal_->update([&](JournalEntry& e) {
       e.tasks = tree_->tasks();

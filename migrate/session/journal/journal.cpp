@@ -176,9 +176,16 @@ json ipc_to_json(const IpcObject& o) {
 }
 
 json lock_to_json(const HeldLock& h) {
-  return {
-      {"number", h.number}, {"device", h.device}, {"inode", h.inode}, {"pid", h.pid.get()},      {"fd", h.fd},    {"kind", h.lock.kind}, {"type", h.lock.type}, {"start", h.lock.start},
-      {"length", h.lock.length}, {"path", h.path}};
+  return {{"number", h.number},
+          {"device", h.device},
+          {"inode", h.inode},
+          {"pid", h.pid.get()},
+          {"fd", h.fd},
+          {"kind", h.lock.kind},
+          {"type", h.lock.type},
+          {"start", h.lock.start},
+          {"length", h.lock.length},
+          {"path", h.path}};
 }
 
 HeldLock lock_from_json(const json& j) {

@@ -16,9 +16,6 @@ namespace {
 using wire::Answer;
 using wire::Resolve;
 
-/// A receiver that is started again, by a service manager say, is there by then; so long a tree stands for its locks.
-constexpr std::chrono::milliseconds kReceiverBack{5'000};
-constexpr int kAskAgain = 100;  // ms
 constexpr std::chrono::milliseconds kBrief{3'000};
 /// For the watch of a session: so long others leave it alone.
 constexpr std::chrono::nanoseconds kForWatch = std::chrono::minutes(1);

@@ -2,6 +2,7 @@
 // decides.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -41,6 +42,9 @@ struct Settled {
 /// given up first, as far as the destination can be reached, so that the tree can take them when it runs on.
 void free_locks_there(JournalStore& store, TreeKeeper& keeper, const JournalEntry& seen, const AskDestination& ask,
                       Logger& log) noexcept;
+/// A receiver that is started again, by a service manager say, is there by then; so long a tree stands for its locks.
+inline constexpr std::chrono::milliseconds kReceiverBack{5'000};
+inline constexpr int kAskAgain = 100;  ///< ms
 /// For asking it about that: the tree stands meanwhile.
 Timeouts brief(Timeouts timeouts);
 

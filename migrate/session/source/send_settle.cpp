@@ -1,4 +1,6 @@
 // How the source agent ends a migration that failed: before commit the tree runs on, after it the destination is asked.
+#include <poll.h>
+
 #include <future>
 
 #include "migrate/session/source/send_session.h"
@@ -71,17 +73,25 @@ void SendSession::abort_there(const std::string& reason) {
 // Not committed, so nobody lets the copy run, whatever becomes of us after this.
 void SendSession::free_locks_there(const std::string& reason, uint64_t epoch) noexcept {
   try {
-    if (peer_.connected()) peer_.channel().stream().set_stop(nullptr);
-    try {
-      if (!peer_.connected()) throw Error("the connection is closed");
+    if (peer_.connected()) {
+      peer_.channel().stream().set_stop(nullptr);
       abort_there(reason);
-    } catch (const std::exception& e) {
-      log_.debug("the abort before the tree runs on: {}", e.what());
-      ask_over(connector_, options_.address, brief(options_.timeouts))(id_, epoch, wire::Resolve::DISCARD);
+      told_ = true;
+      return;
     }
-    told_ = true;
   } catch (const std::exception& e) {
-    log_.debug("the destination keeps the program's locks: {}", e.what());
+    log_.debug("the abort before the tree runs on: {}", e.what());
+  }
+  const Deadline deadline = Deadline::in(kReceiverBack);
+  while (!told_) {
+    try {
+      ask_over(connector_, options_.address, brief(options_.timeouts))(id_, epoch, wire::Resolve::DISCARD);
+      told_ = true;
+    } catch (const std::exception& e) {
+      log_.debug("the destination keeps the program's locks: {}", e.what());
+      if (dynamic_cast<const Refusal*>(&e) != nullptr || deadline.passed()) return;
+      ::poll(nullptr, 0, kAskAgain);
+    }
   }
 }
 

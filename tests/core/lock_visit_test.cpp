@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
 
@@ -37,7 +38,7 @@ bool locked(const std::string& path, uint32_t kind) {
 
 constexpr uint32_t kKinds[] = {kLockPosix, kLockFlock, kLockDescription};
 
-/// A program with a lock of each kind and two threads, which counts how often it ran without one.
+/// A program with a lock of each kind and two threads, which counts how often it ran without the POSIX one.
 class LockVisitTest : public testing::Test {
  protected:
   LockVisitTest() {
@@ -73,8 +74,12 @@ class LockVisitTest : public testing::Test {
     return eventually([&] { return shared_->progress[0] > a + 10 && shared_->progress[1] > b + 2; });
   }
   bool has(uint32_t kind) const { return locked(path_, kind); }
-  bool has_all() const { return has(kLockPosix) && has(kLockFlock) && has(kLockDescription); }
-  bool has_none() const { return !has(kLockPosix) && !has(kLockFlock) && !has(kLockDescription); }
+  bool has_all() const {
+    return std::ranges::all_of(kKinds, [this](uint32_t kind) { return has(kind); });
+  }
+  bool has_none() const {
+    return std::ranges::none_of(kKinds, [this](uint32_t kind) { return has(kind); });
+  }
 
   std::vector<HeldLock> locks() const {
     std::vector<HeldLock> found;
@@ -97,7 +102,7 @@ class LockVisitTest : public testing::Test {
 
   struct Shared {
     std::atomic<uint64_t> progress[2]{};
-    std::atomic<uint64_t> without{0};  ///< rounds in which it had no lock
+    std::atomic<uint64_t> without{0};  ///< rounds in which it had no POSIX lock
   };
   TempDir folder_;
   std::string path_;

@@ -210,7 +210,7 @@ class Case:
     def supervise(self):
         """A copy that misses pages needs a receiver that was killed to be there again; and a later feed may come to the same
         point."""
-        if all(p.poll() is not None for p in [self.receiver, *self.extra]) and (self.journal("source") or {}).get("state") == "FROZEN":
+        if self.receivers_ended() and (self.journal("source") or {}).get("state") == "FROZEN":
             self.restart_receiver()  # as a manager of services would: the tree stands for the locks that its copy has
         there = self.journal("destination") if self.mib else None
         if there and there["state"] in ("GATE_OPEN", "WHOLE", "LOST"):
@@ -218,8 +218,11 @@ class Case:
             if self.done:
                 self.resume()
 
+    def receivers_ended(self):
+        return all(p.poll() is not None for p in [self.receiver, *self.extra])
+
     def restart_receiver(self):
-        if all(p.poll() is not None for p in [self.receiver, *self.extra]):
+        if self.receivers_ended():
             self.extra.append(self.tool.receive(self.network, "destination", self.keys))
 
     def settled_by_us(self):

@@ -49,7 +49,13 @@ class Resolver {
   int run() {
     check_session();
     const std::vector<JournalEntry> left_cgroups = who_left_cgroups();
-    for (const JournalEntry& entry : store_.list()) free_locks_there(store_, *keeper_, entry, asker(entry), log_);
+    for (const JournalEntry& entry : store_.list()) {
+      // Most need not be asked about, nor certificates be read for that.
+      const AskDestination ask = [&](const SessionId& id, uint64_t epoch, wire::Resolve::Want want) {
+        return asker(entry)(id, epoch, want);
+      };
+      free_locks_there(store_, *keeper_, entry, ask, log_);
+    }
     settle_local(store_, *keeper_, options_.timeouts, events_, log_, true);
     tell_cgroups(left_cgroups);
     bool in_doubt = false;

@@ -85,6 +85,7 @@ void SendSession::begin() {
   start.set_session(to_hex(id_));
   start.set_peer(options_.address);
   start.set_tls_name(options_.link.tls_name);
+  for (const std::string& word : words_of(options_.link)) start.add_link(word);
   start.set_label(label_);
   start.set_silence_ms(static_cast<uint32_t>(options_.timeouts.silence.count()));
   start.mutable_dump()->set_root(target_.get());
@@ -92,7 +93,6 @@ void SendSession::begin() {
   start.mutable_dump()->set_tcp_close(options_.tcp_close);
   start.mutable_dump()->set_ext_unix_sk(options_.ext_unix_sk);
   start.mutable_dump()->set_ghost_limit(options_.ghost_limit);
-  for (const std::string& word : words_of(options_.link)) start.add_link(word);
   start.mutable_dump()->set_tracked(plan_->visits());
   start.mutable_dump()->set_lazy(plan_->is_lazy());
   if (plan_->is_lazy()) {

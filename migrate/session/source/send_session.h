@@ -87,8 +87,8 @@ class SendSession {
   std::unique_ptr<MemoryPlan> plan_;
   bool begun_ = false;    ///< the destination may know the session
   bool touched_ = false;  ///< the tree was stopped to be moved
-  bool told_ = false;     ///< the destination has given up its copy
   bool undone_ = false;   ///< ... once, and refused for what only that could tell
+  bool told_ = false;     ///< the destination has given up its copy
   FrozenTree tree_;
   PageTotals sent_;  ///< while it stood still
   MoveTimes times_;

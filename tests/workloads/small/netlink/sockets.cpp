@@ -61,14 +61,23 @@ void say_to_group(uint32_t group, uint32_t mark) {
   allowed(n, "sendto a group");
 }
 
+void attach(int fd, sock_filter* code, size_t count) {
+  const sock_fprog program{static_cast<unsigned short>(count), code};
+  must(setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program), "SO_ATTACH_FILTER");
+}
+
 /// Others of these may run in the same network namespace.
 void hear_only(int fd, uint32_t mark) {
   sock_filter code[] = {{BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(nlmsghdr, nlmsg_seq)},
                         {BPF_JMP | BPF_JEQ | BPF_K, 0, 1, mark},
                         {BPF_RET | BPF_K, 0, 0, ~0u},
                         {BPF_RET | BPF_K, 0, 0, 0}};
-  const sock_fprog program{4, code};
-  must(setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program), "SO_ATTACH_FILTER");
+  attach(fd, code, std::size(code));
+}
+
+void hear_nothing(int fd) {
+  sock_filter drop{BPF_RET | BPF_K, 0, 0, 0};
+  attach(fd, &drop, 1);
 }
 
 bool hears(int fd) {
@@ -155,9 +164,7 @@ WORKLOAD(netlink, groups) {
 WORKLOAD(netlink, uevents) {
   const int fd = netlink(NETLINK_KOBJECT_UEVENT, SOCK_DGRAM);
   // Nothing of it is read: programs that do not wait for these, but could.
-  const sock_filter drop{BPF_RET | BPF_K, 0, 0, 0};
-  const sock_fprog program{1, const_cast<sock_filter*>(&drop)};
-  must(setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program), "SO_ATTACH_FILTER");
+  hear_nothing(fd);
   join(fd, 1);
   return [=] { expect(is_member(fd, 1), "it does not hear of devices any more"); };
 }
@@ -177,9 +184,7 @@ WORKLOAD(netlink, options) {
 
 WORKLOAD(netlink, filter) {
   const int fd = netlink(NETLINK_ROUTE);
-  const sock_filter drop{BPF_RET | BPF_K, 0, 0, 0};
-  const sock_fprog program{1, const_cast<sock_filter*>(&drop)};
-  must(setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program), "SO_ATTACH_FILTER");
+  hear_nothing(fd);
   bind_to(fd, 0);
   join(fd, kQuiet);
   return [=] {

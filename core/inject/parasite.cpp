@@ -146,18 +146,23 @@ void collect_thread(Thread* t) {
   t->pdeath_result = call(__NR_prctl, PR_GET_PDEATHSIG, address(&t->pdeath_signal));
 }
 
+/// When a wait ends that nobody ends. To be asked before `done` is counted up: afterwards the tracer has the area.
+Timespec end_of_stay(const Area* area) {
+  Timespec until = area->monotonic;
+  until.nsec += area->stay_nsec;
+  until.sec += until.nsec / kNsecPerSec;
+  until.nsec %= kNsecPerSec;
+  return until;
+}
+
 /// Waits until the tracer is gone, the time is up (both: false), or `proceed` is set where `or_proceed` is.
 /// futex_waitv has no restart block, unlike a futex wait with a time-out: that of the interrupted call survives.
-bool wait_for_tracer(Area* area, bool or_proceed) {
+bool wait_for_tracer(Area* area, Timespec until, bool or_proceed) {
   struct {
     __u64 value, address;
     __u32 flags, reserved;
   } waiters[2] = {{area->stay_value, static_cast<__u64>(address(&area->stay)), kFutex2Size32, 0},
                   {0, static_cast<__u64>(address(&area->proceed)), kFutex2Size32, 0}};
-  Timespec until = area->monotonic;
-  until.nsec += area->stay_nsec;
-  until.sec += until.nsec / kNsecPerSec;
-  until.nsec %= kNsecPerSec;
   for (;;) {
     const long result =
         call(__NR_futex_waitv, address(waiters), or_proceed ? 2 : 1, 0, address(&until), CLOCK_MONOTONIC);
@@ -187,8 +192,9 @@ bool lend_userfaultfd(Area* area) {
   }
   area->uffd = result;
   collect_policies(area);
+  const Timespec until = end_of_stay(area);
   count_up(area);
-  const bool stays = wait_for_tracer(area, true);
+  const bool stays = wait_for_tracer(area, until, true);
   if (fd >= 0) call(__NR_close, fd);
   return stays;
 }
@@ -204,6 +210,7 @@ extern "C" __attribute__((used, visibility("hidden"))) void parasite_main(Area* 
     collect_attributes(area, &area->leader);
     collect_policies(area);
   }
+  const Timespec until = end_of_stay(area);
   count_up(area);
-  wait_for_tracer(area, false);
+  wait_for_tracer(area, until, false);
 }

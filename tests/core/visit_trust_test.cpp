@@ -150,8 +150,8 @@ TEST_F(VisitTrustTest, LiesInTheAreaGiveNoPrivilege) {
     try {
       const TaskHarvest told = harvest(tree.root(), {}, *log_, tell_lies);
       EXPECT_EQ(told.threads.front().securebits, kBits);
-    } catch (const Error&) {  // noticed
-      EXPECT_NE(lie, 0);
+    } catch (const Error& e) {  // noticed
+      EXPECT_NE(lie, 0) << e.what();
     }
   }
   EXPECT_TRUE(goes_on());

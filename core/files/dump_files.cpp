@@ -13,6 +13,7 @@
 #include "core/files/kinds.h"
 #include "core/files/running_tree.h"
 #include "core/files/used_by_link.h"
+#include "core/files/waiting_descriptor.h"
 #include "core/image/magic.h"
 
 namespace migrate {
@@ -66,6 +67,7 @@ struct FileDumper::Impl {
     img::fd_types type;
   };
   std::map<PreKey, std::map<Slot, Known, SlotLess>> descriptions;
+  std::vector<Fd> waiting;  ///< those of queues: `descriptions` name them by their numbers here
   using PathKey = std::tuple<InodeKey, std::string, uint32_t>;
   std::map<PathKey, uint32_t> paths;
   std::optional<std::map<pid_t, pid_t>> numbers;  ///< our pids → the tree's; empty: the same
@@ -75,6 +77,9 @@ struct FileDumper::Impl {
     context.pid_in_tree = [this](pid_t pid) { return pid_in_tree(pid); };
     context.in_tree = [this](pid_t pid) {
       return std::ranges::any_of(tasks, [pid](const StoppedTask& task) { return task.pid.get() == pid; });
+    };
+    context.describe_waiting = [this](const ProcDir& holder, Fd fd, const std::string& socket) {
+      return describe_waiting(holder, std::move(fd), socket);
     };
     context.outside_writer = [this](const InodeKey& file) {
       std::set<pid_t> pids;
@@ -165,17 +170,32 @@ struct FileDumper::Impl {
       note_epoll(known->second, {files_id, slot.pid, slot.fd});
       return known->second;
     }
-    file.id = context.new_id();
     file.link = task.proc.link("fd/" + std::to_string(file.fd));
     file.take(get_remote_fd(task.pidfd.get(), file.fd));
+    const Known fresh = describe(slot, file);
+    note_epoll(fresh, {files_id, slot.pid, slot.fd});
+    return fresh;
+  }
+
+  /// One that was not seen before. It is known while it is dumped: a queue may hold its own socket.
+  Known describe(const Slot& slot, OpenFile& file) {
+    file.id = context.new_id();
     tables.add_description(file.info.ino);
     if (file.link.starts_with("/")) check_file_locks(file, options);
     const DumpKinds::One& one = kinds.of(file);
-    one.dump->dump(file);
+    if (!file.waits_at.empty()) check_waiting_descriptor(file, one.kind->type);
     const Known fresh{file.id, one.kind->type};
-    note_epoll(fresh, {files_id, slot.pid, slot.fd});
-    bucket.emplace_hint(known, slot, fresh);
+    descriptions[pre_key(file.info)].emplace(slot, fresh);
+    one.dump->dump(file);
     return fresh;
+  }
+
+  uint32_t describe_waiting(const ProcDir& holder, Fd fd, const std::string& socket) {
+    OpenFile file = waiting_file(holder, std::move(fd), socket);
+    const Slot slot{::getpid(), waiting.emplace_back(file.ours.dup()).get()};
+    auto& bucket = descriptions[pre_key(file.info)];
+    const auto known = bucket.find(slot);
+    return known != bucket.end() ? known->second.id : describe(slot, file).id;
   }
 
   void note_epoll(const Known& known, const Holder& holder) {
@@ -185,8 +205,10 @@ struct FileDumper::Impl {
   void dump_descriptors() {
     for (const StoppedTask& task : tasks)
       if (task.state != TaskState::zombie) dump_table(task, ids_of_tasks.at(task.pid.get()));
+    for (const DumpKinds::One& one : kinds.all()) one.dump->dump_queues();
     for (const DumpKinds::One& one : kinds.all()) one.dump->finish(tables);
     descriptions.clear();
+    waiting.clear();
   }
 
   template <class Dump>

@@ -152,7 +152,7 @@ class InotifyRestore : public RestoreKind {
   void opened(const UsedFile& file, int fd) override { instances_.push_back({file, fd}); }
 
   /// When all files are open, of which the program must hear nothing.
-  void seal() override {
+  void seal(const std::map<uint32_t, int>&) override {
     for (const Instance& instance : instances_) {
       std::map<uint32_t, const img::inotify_wd_entry*> watches;
       for (const img::inotify_wd_entry& watch : instance.file.entry.ify().wd()) watches[watch.wd()] = &watch;

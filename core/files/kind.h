@@ -50,6 +50,8 @@ class DumpKind {
   virtual bool matches(const OpenFile& file) const = 0;
   /// Emits what files.img says of it, under `file.id`. Throws Refusal, naming task and descriptor.
   virtual void dump(const OpenFile& file) = 0;
+  /// All descriptors were dumped; those that wait in queues are now, and are descriptions of any kind.
+  virtual void dump_queues() {}
   /// All descriptions were dumped.
   virtual void finish(const DescriptorTables&) {}
   /// Everything else of the tree was described, too: what was in doubt had time to show itself. Not at a preflight.
@@ -114,8 +116,8 @@ class RestoreKind {
   virtual std::map<uint32_t, Fd> connect() { return {}; }
   /// Everything is there, `fd` is the description's as it will be fetched from.
   virtual void opened(const UsedFile&, int /*fd*/) {}
-  /// Once all descriptions of all kinds are there.
-  virtual void seal() {}
+  /// Once all descriptions of all kinds are there: their descriptors of ours, by file id.
+  virtual void seal(const std::map<uint32_t, int>& /*opened*/) {}
   /// Never throws; failures are appended.
   virtual void after_gate(std::vector<std::string>&) {}
 };

@@ -12,7 +12,9 @@
 
 #include "core/base/refusals.h"
 #include "core/files/inotify.h"
+#include "core/files/unix_queue.h"
 #include "core/files/unix_socket.h"
+#include "core/files/waiting_descriptor.h"
 
 namespace migrate {
 namespace {
@@ -22,11 +24,9 @@ constexpr size_t kMostDoubts = 16;
 constexpr int kLooks = 40;
 constexpr timespec kBetween{0, 5'000'000};
 
-std::optional<std::string> descriptors_in(const ProcDir& task, int fd) {
-  const FdInfo info = parse_fdinfo(task.read("fdinfo/" + std::to_string(fd)));
-  const auto count = fdinfo_field(info, "scm_fds:");
-  if (!count || *count == "0") return std::nullopt;
-  return std::string(*count);
+bool has_descriptors(const ProcDir& task, int fd) {
+  const auto count = fdinfo_field(parse_fdinfo(task.read("fdinfo/" + std::to_string(fd))), "scm_fds:");
+  return count && *count != "0";
 }
 
 bool same_file(const Holder& a, const Holder& b) {
@@ -69,6 +69,17 @@ bool LastingStates::waits_inside(uint32_t client, const Lists::Sockets& all) con
   });
 }
 
+std::optional<Refusal> LastingStates::refused_on_its_way(const ProcDir& task, int fd, const std::string& who) const {
+  const auto pidfd = open_pidfd(task.pid());
+  if (!pidfd || !has_descriptors(task, fd)) return std::nullopt;
+  for (Fd& one : first_descriptors(get_remote_fd(pidfd->get(), fd).get(), who)) try {
+      check_waiting_(waiting_file(task, std::move(one), who));
+    } catch (const Refusal& e) {
+      return e;
+    }
+  return std::nullopt;
+}
+
 void LastingStates::see_socket(const OpenFile& file, const UnixSocketInfo& info, uint64_t netns) {
   unix_.insert(info.ino);
   const auto now = [task = file.proc, netns, ino = info.ino](Lists& lists) -> const UnixSocketInfo* {
@@ -78,11 +89,10 @@ void LastingStates::see_socket(const OpenFile& file, const UnixSocketInfo& info,
     return it == list->second.end() ? nullptr : &it->second;
   };
   // A message of a stream is not empty.
-  if ((info.queued != 0 || info.type != SOCK_STREAM) && descriptors_in(*file.proc, file.fd))
-    doubt([task = file.proc, fd = file.fd, who = file.who()](Lists&) -> std::optional<Refusal> {
-      const auto count = descriptors_in(*task, fd);
-      if (!count) return std::nullopt;
-      return descriptors_on_their_way(who, *count);
+  const bool filled = info.state != kSocketListen && (info.queued != 0 || info.type != SOCK_STREAM);
+  if (filled && has_descriptors(*file.proc, file.fd))
+    doubt([this, task = file.proc, fd = file.fd, who = file.who()](Lists&) {
+      return refused_on_its_way(*task, fd, who);
     });
   if (!info.waiting.empty())
     doubt([this, now, netns, who = file.who(),

@@ -1,6 +1,6 @@
 // What no dump takes and a running program may have for a moment at any time: connections that are not accepted yet,
-// descriptors on their way, epolls that watch what was closed under its number. Before a move it is refused if it
-// lasts.
+// descriptors on their way of kinds that are not moved so, epolls that watch what was closed under its number. Before a
+// move it is refused if it lasts.
 #pragma once
 
 #include <sys/types.h>
@@ -24,8 +24,11 @@ namespace migrate {
 
 class LastingStates {
  public:
+  /// Throws Refusal for a descriptor on its way that no dump takes.
+  using CheckWaiting = std::function<void(const OpenFile&)>;
   /// `tasks` must outlive this.
-  explicit LastingStates(const std::vector<ProcDir>& tasks) : tasks_(tasks) {}
+  LastingStates(const std::vector<ProcDir>& tasks, CheckWaiting check)
+      : tasks_(tasks), check_waiting_(std::move(check)) {}
   /// A Unix socket, each once, of network namespace `netns`.
   void see_socket(const OpenFile& file, const UnixSocketInfo& info, uint64_t netns);
   /// Those of the descriptors of `task` that are epolls. `task` must outlive this.
@@ -51,10 +54,12 @@ class LastingStates {
   bool waits_inside(uint32_t client, const Lists::Sockets& all) const;
   bool full() const;
   void doubt(Look look);
+  std::optional<Refusal> refused_on_its_way(const ProcDir& task, int fd, const std::string& who) const;
   bool watched(const Holder& holder, int number) const;
   bool open_elsewhere(const EpollSlot& slot, uint64_t inode) const;
 
   const std::vector<ProcDir>& tasks_;
+  CheckWaiting check_waiting_;
   std::vector<Look> doubts_;
   std::vector<Holder> epolls_;
   std::set<uint32_t> unix_;  ///< inodes of the tree's Unix sockets

@@ -19,7 +19,10 @@ void OpenFile::take(Fd duplicate) {
   check(::getsockopt(ours.get(), SOL_SOCKET, SO_DOMAIN, &domain, &length), "ask the domain of socket", who());
 }
 
-std::string OpenFile::who() const { return "task " + std::to_string(proc->pid()) + " has fd " + std::to_string(fd); }
+std::string OpenFile::who() const {
+  if (!waits_at.empty()) return waits_at + " and, on its way there (SCM_RIGHTS)";
+  return "task " + std::to_string(proc->pid()) + " has fd " + std::to_string(fd);
+}
 
 InodeKey inode_of(const struct statx& st) { return {st.stx_dev_major, st.stx_dev_minor, st.stx_ino}; }
 

@@ -31,13 +31,15 @@ struct OpenFile {
   Fd ours;
   int domain = -1;   ///< of a socket (AF_*), once `ours` is there
   std::string link;  ///< target of /proc/PID/fd/N
+  /// Of one in a message that nobody has received (`fd` is -1 then): who() of the socket where it waits.
+  std::string waits_at{};
   struct statx st {};
   FdInfo info;
   uint32_t id = 0;  ///< in files.img
 
   /// Gives it `ours`, with the `st` and the domain that it tells.
   void take(Fd duplicate);
-  /// "task 42 has fd 7"
+  /// "task 42 has fd 7"; of one that waits also that it does
   std::string who() const;
   mode_t type() const { return st.stx_mode & S_IFMT; }
   int access() const { return static_cast<int>(info.flags) & O_ACCMODE; }
@@ -68,6 +70,8 @@ struct DumpContext {
   /// Whether a pid of ours is a task of the tree.
   std::function<bool(pid_t)> in_tree{};
   std::function<pid_t(pid_t)> pid_in_tree{};  ///< a pid of ours as the tree's namespace numbers it; 0: not known
+  /// Describes a descriptor that waits at a socket, whose who() that is, of a task; gives its id in files.img.
+  std::function<uint32_t(const ProcDir& holder, Fd, const std::string& socket)> describe_waiting{};
 
   uint32_t new_id() { return ++last_file_id; }
   void emit(const img::file_entry& entry);

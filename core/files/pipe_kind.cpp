@@ -103,7 +103,7 @@ class PipeRestore : public RestoreKind {
   Fd open(const UsedFile& file) override {
     return pipes_.open_pipe(file.entry.pipe(), services_.owner(file), services_.ours());
   }
-  void seal() override { pipes_.finish(); }
+  void seal(const std::map<uint32_t, int>&) override { pipes_.finish(); }
 
  private:
   const RestoreServices services_;

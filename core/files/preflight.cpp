@@ -9,6 +9,7 @@
 #include "core/files/lasting_state.h"
 #include "core/files/running_tree.h"
 #include "core/files/used_by_link.h"
+#include "core/files/waiting_descriptor.h"
 
 namespace migrate {
 namespace {
@@ -16,7 +17,12 @@ namespace {
 class FilesPreflight {
  public:
   FilesPreflight(const std::vector<ProcDir>& tasks, const FileDumpOptions& options, Logger& log)
-      : options_(options), tree_(tasks), context_{options, discarded_, log}, kinds_(context_), lasting_(tasks) {
+      : options_(options),
+        tree_(tasks),
+        context_{options, discarded_, log},
+        kinds_(context_),
+        lasting_(tasks,
+                 [this](const OpenFile& waits) { check_waiting_descriptor(waits, kinds_.of(waits).kind->type); }) {
     context_.in_tree = [this](pid_t pid) { return tree_.inside(pid); };
     context_.pid_in_tree = [](pid_t pid) { return pid; };  // what is written is thrown away
   }

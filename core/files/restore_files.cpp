@@ -11,6 +11,8 @@
 #include "core/files/regular_restore.h"
 #include "core/files/status_flags.h"
 #include "core/files/task_paths.h"
+#include "core/files/unix_socket.h"
+#include "core/files/waiting_descriptor.h"
 #include "core/image/magic.h"
 
 namespace migrate {
@@ -92,7 +94,30 @@ struct FileRestorer::Impl {
         ids.try_emplace(e.id(), Use{e.type(), {}}).first->second.tables.insert(table);
       }
     }
+    add_waiting(ids);
     return ids;
+  }
+
+  /// Who has a socket may have what waits there, and so on.
+  void add_waiting(std::map<uint32_t, Use>& ids) const {
+    const auto waiting = read_waiting_descriptors(images);
+    std::vector<uint32_t> sockets;
+    for (const auto& [socket, files_there] : waiting)
+      if (ids.contains(socket)) sockets.push_back(socket);
+    while (!sockets.empty()) {
+      const uint32_t socket = sockets.back();
+      sockets.pop_back();
+      const std::set<uint32_t> tables = ids.at(socket).tables;
+      for (const uint32_t id : waiting.at(socket)) {
+        const auto entry = entries.find(id);
+        if (entry == entries.end())
+          throw Corrupt(kSkQueuesImage, "file " + std::to_string(id) + " is not in files.img");
+        const auto [it, fresh] = ids.try_emplace(id, Use{entry->second.type(), {}});
+        const size_t before = it->second.tables.size();
+        it->second.tables.insert(tables.begin(), tables.end());
+        if ((fresh || it->second.tables.size() != before) && waiting.contains(id)) sockets.push_back(id);
+      }
+    }
   }
 
   UsedFile file_of(uint32_t id, const Use& use, std::optional<int64_t> dumped_at_ns) {
@@ -125,7 +150,7 @@ struct FileRestorer::Impl {
         const auto use = ids.find(id);
         keep({id, entries.at(id), use == ids.end() ? kNobody : holders_of(use->second), dumped_at_ns}, std::move(fd));
       }
-    for (const auto& one : kinds) one.second->seal();
+    for (const auto& one : kinds) one.second->seal(numbers);
     if (!options.hold_outside) after_gate();
   }
 
@@ -165,6 +190,7 @@ void check_files_restorable(const ImageSet& images, size_t limit) {
   std::set<uint32_t> ids;
   for (const uint32_t table : table_ids(images))
     for (const img::fdinfo_entry& e : read_table(images, table)) ids.insert(e.id());
+  for (const auto& [socket, waiting] : read_waiting_descriptors(images)) ids.insert(waiting.begin(), waiting.end());
   // A coordinator has all of them open at once, and some more while it opens them.
   constexpr size_t kMore = 32;
   if (ids.size() + kMore > limit)

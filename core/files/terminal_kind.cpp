@@ -27,7 +27,7 @@ class TerminalRestore : public RestoreKind {
  public:
   explicit TerminalRestore(const RestoreServices& services) : terminals_(services) {}
   Fd open(const UsedFile& file) override { return terminals_.open(file); }
-  void seal() override { terminals_.finish(); }
+  void seal(const std::map<uint32_t, int>&) override { terminals_.finish(); }
 
  private:
   TerminalRestorer terminals_;

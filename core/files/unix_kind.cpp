@@ -77,6 +77,7 @@ class UnixDump : public DumpKind {
   explicit UnixDump(const DumpServices& services) : sockets_(services.context), peers_(services.context.options) {}
   bool matches(const OpenFile& file) const override { return file.domain == AF_UNIX; }
   void dump(const OpenFile& file) override { sockets_.dump(file); }
+  void dump_queues() override { sockets_.dump_queues(); }
   void finish(const DescriptorTables&) override { sockets_.finish(); }
   bool preflight_opens(const OpenFile&) const override { return false; }  // it is
   void preflight(const OpenFile& file, Preflight& preflight) override {
@@ -114,6 +115,7 @@ class UnixRestore : public RestoreKind {
         sockets_.add(entry.usk(), kNobody);
     return sockets_.open_all();
   }
+  void seal(const std::map<uint32_t, int>& opened) override { sockets_.fill(opened); }
   void after_gate(std::vector<std::string>& failures) override { sockets_.publish(failures); }
 
  private:

@@ -18,6 +18,8 @@ namespace {
 
 /// Longer ones need a send buffer that only SO_SNDBUFFORCE gives.
 constexpr size_t kLongest = 1 << 20;
+/// 253 descriptors (SCM_MAX_FD in the kernel), credentials, a security context, times, a pidfd of the sender.
+constexpr size_t kControlBytes = 4096;
 
 /// An option that is something else for a while.
 class Meanwhile {
@@ -48,13 +50,40 @@ struct Peeked {
   bool message = false;  ///< with SO_PASSCRED: not the end of what a peer that closed has sent
   std::optional<ucred> from{};
   std::string address{};
+  std::vector<Fd> descriptors{};
 };
+
+/// What came along with a message that was only looked at.
+void take_control(const msghdr& header, Peeked& out) {
+  for (const cmsghdr* c = CMSG_FIRSTHDR(&header); c != nullptr;
+       c = CMSG_NXTHDR(const_cast<msghdr*>(&header), const_cast<cmsghdr*>(c))) {
+    if (c->cmsg_level != SOL_SOCKET) continue;
+    if (c->cmsg_type == SCM_CREDENTIALS) {
+      out.message = true;
+      ucred told;
+      std::memcpy(&told, CMSG_DATA(c), sizeof told);
+      // Without a pid nobody is known.
+      if (told.pid != 0) out.from = told;
+      continue;
+    }
+    constexpr int kPidfd = 4;  // SCM_PIDFD (linux/socket.h): of the sender, made for us
+    if (c->cmsg_type != SCM_RIGHTS && c->cmsg_type != kPidfd) continue;
+    std::vector<Fd> fds;
+    for (size_t at = CMSG_LEN(0); at + sizeof(int) <= c->cmsg_len; at += sizeof(int)) {
+      int fd;
+      std::memcpy(&fd, reinterpret_cast<const char*>(c) + at, sizeof fd);
+      if (fd >= 0) fds.emplace_back(fd);  // a pidfd may be an error
+    }
+    if (c->cmsg_type == SCM_RIGHTS) out.descriptors = std::move(fds);
+  }
+}
 
 class QueueReader {
  public:
-  QueueReader(int fd, uint32_t type, const std::string& who)
+  QueueReader(int fd, uint32_t type, size_t descriptors, const std::string& who)
       : fd_(fd),
         type_(type),
+        descriptors_(descriptors),
         who_(who),
         offset_(fd, SO_PEEK_OFF, who),
         told_(fd, SO_PASSCRED, who),
@@ -75,6 +104,12 @@ class QueueReader {
         read_messages();
       }
     }
+    size_t found = 0;
+    for (const QueuedMessage& message : messages_) found += message.descriptors.size();
+    if (found != descriptors_)
+      throw Refusal(who_ + ", a Unix socket with " + std::to_string(descriptors_) +
+                        " descriptors on their way (SCM_RIGHTS), of which " + std::to_string(found) + " can be had",
+                    "let the receiver take them first");
     return {std::move(messages_), reset_};
   }
 
@@ -94,8 +129,8 @@ class QueueReader {
 
   Peeked peek(size_t most) {
     iovec iov{buffer_.data(), most};
-    // Room for the sender only: a descriptor of it (SO_PASSPIDFD) finds none and is not made.
-    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(ucred))> control{};
+    // Without descriptors room for the sender, and what times may stand before it.
+    alignas(cmsghdr) std::array<char, kControlBytes> control;
     sockaddr_un name{};
     msghdr header{};
     header.msg_name = &name;
@@ -113,14 +148,7 @@ class QueueReader {
       if (errno != EAGAIN && errno != ENOTCONN) throw Error("look into the queue of", who_, errno);
       return peeked;
     }
-    for (const cmsghdr* c = CMSG_FIRSTHDR(&header); c != nullptr; c = CMSG_NXTHDR(&header, const_cast<cmsghdr*>(c))) {
-      if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_CREDENTIALS) continue;
-      peeked.message = true;
-      ucred told;
-      std::memcpy(&told, CMSG_DATA(c), sizeof told);
-      // Without a pid nobody is known.
-      if (told.pid != 0) peeked.from = told;
-    }
+    take_control(header, peeked);
     const size_t skipped = offsetof(sockaddr_un, sun_path);
     if (type_ == SOCK_DGRAM && header.msg_namelen > skipped)
       peeked.address.assign(name.sun_path, std::min<size_t>(header.msg_namelen - skipped, sizeof name.sun_path));
@@ -130,13 +158,17 @@ class QueueReader {
   void keep(const Peeked& p, std::span<const std::byte> bytes, uint32_t urgent = 0) {
     messages_.push_back({{bytes.begin(), bytes.end()}, p.from, p.address, urgent});
   }
+  void keep(Peeked& p, std::span<const std::byte> bytes, std::vector<Fd> descriptors) {
+    keep(p, bytes);
+    messages_.back().descriptors = std::move(descriptors);
+  }
 
-  void keep_whole(const Peeked& p) {
+  void keep_whole(Peeked p) {
     const auto length = static_cast<size_t>(p.size);
     if (length > buffer_.size())
       throw Refusal(who_ + ", a Unix socket with a message of " + std::to_string(length) + " bytes in its queue",
                     "let it be read first");
-    keep(p, std::span(buffer_).first(length));
+    keep(p, std::span(buffer_).first(length), std::move(p.descriptors));
   }
 
   void read_messages() {
@@ -144,26 +176,43 @@ class QueueReader {
     told_.set(1, who_);
     // One that is empty and was peeked before is passed over by a peek with an offset (__skb_try_recv_from_queue()).
     peek_from(-1);
-    if (const Peeked first = peek(); first.size == 0 && first.message) keep_whole(first);
+    if (Peeked first = peek(); first.size == 0 && first.message) keep_whole(std::move(first));
     peek_from(0);
     for (;;) {
-      const Peeked p = peek();
+      Peeked p = peek();
       if (p.size < 0 || (p.size == 0 && !p.message)) return;
-      keep_whole(p);
+      keep_whole(std::move(p));
     }
   }
 
-  /// Where reading stops although more is there: at urgent bytes, there or taken (unix(7), MSG_OOB).
+  /// Where reading stops although more is there: at urgent bytes, there or taken (unix(7), MSG_OOB). Behind descriptors
+  /// it does so, too: a mark of an urgent byte that was taken right behind some is not seen.
   std::vector<size_t> find_marks() {
     std::vector<size_t> marks;
     told_.set(0, who_);
     in_line_.set(1, who_);
     peek_from(0);
     size_t at = 0;
-    for (Peeked p = peek_stream(at); p.size > 0; p = peek_stream(at))
-      marks.push_back(at += static_cast<size_t>(p.size));
-    if (!marks.empty()) marks.pop_back();  // the end
+    bool descriptors = false;
+    for (Peeked p = peek_stream(at); p.size > 0; p = peek_stream(at)) {
+      if (at != 0 && !descriptors) marks.push_back(at);
+      at += static_cast<size_t>(p.size);
+      descriptors = !p.descriptors.empty();
+    }
     return marks;
+  }
+
+  /// How many of `size` bytes at `at`, which a look has just given with descriptors, stand before those of the message
+  /// that brings them: a read that ends before its first byte gets none.
+  size_t before_descriptors(size_t at, size_t size) {
+    size_t without = 0, with = size;  // bytes to read
+    while (with - without > 1) {
+      const size_t middle = without + (with - without) / 2;
+      peek_from(static_cast<int>(at));
+      (peek(middle).descriptors.empty() ? without : with) = middle;
+    }
+    peek_from(static_cast<int>(at + size));
+    return without;
   }
 
   void read_stream() {
@@ -178,6 +227,9 @@ class QueueReader {
     std::vector<size_t> marks = find_marks();
     if (::ioctl(fd_, SIOCATMARK, &at_mark) != 0) at_mark = 0;
     if (urgent ? marks.empty() : at_mark != 0) marks.insert(marks.begin(), 0);
+    if (descriptors_ != 0 && !marks.empty())
+      throw Refusal(who_ + ", a Unix socket with urgent bytes (MSG_OOB) and descriptors on their way (SCM_RIGHTS)",
+                    "let the receiver take them first");
     told_.set(1, who_);
     peek_from(0);
     size_t at = 0;
@@ -188,13 +240,21 @@ class QueueReader {
         keep(p, piece.first(urgent ? 1 : 0), urgent ? kUrgent : kUrgentTaken);
         if (urgent) piece = piece.subspan(1);
       }
-      if (!piece.empty()) keep(p, piece);
+      if (!p.descriptors.empty()) {
+        const std::vector<std::byte> read(piece.begin(), piece.end());  // which looks again into the buffer
+        const size_t before = before_descriptors(at, read.size());
+        if (before != 0) keep(p, std::span(read).first(before));
+        keep(p, std::span(read).subspan(before), std::move(p.descriptors));
+      } else if (!piece.empty()) {
+        keep(p, piece);
+      }
       at += static_cast<size_t>(p.size);
     }
   }
 
   int fd_;
   uint32_t type_;
+  size_t descriptors_;
   const std::string& who_;
   Meanwhile offset_, told_, in_line_;
   bool reset_ = false;
@@ -204,6 +264,24 @@ class QueueReader {
 
 }  // namespace
 
-UnixQueue read_unix_queue(int fd, uint32_t type, const std::string& who) { return QueueReader(fd, type, who).read(); }
+std::vector<Fd> first_descriptors(int fd, const std::string& who) {
+  if (socket_option(fd, SOL_SOCKET, SO_PEEK_OFF, who) >= 0) return {};
+  std::vector<std::byte> bytes(64 << 10);
+  iovec iov{bytes.data(), bytes.size()};
+  alignas(cmsghdr) std::array<char, kControlBytes> control;
+  msghdr header{};
+  header.msg_iov = &iov;
+  header.msg_iovlen = 1;
+  header.msg_control = control.data();
+  header.msg_controllen = control.size();
+  if (::recvmsg(fd, &header, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC) < 0) return {};
+  Peeked peeked;
+  take_control(header, peeked);
+  return std::move(peeked.descriptors);
+}
+
+UnixQueue read_unix_queue(int fd, uint32_t type, size_t descriptors, const std::string& who) {
+  return QueueReader(fd, type, descriptors, who).read();
+}
 
 }  // namespace migrate

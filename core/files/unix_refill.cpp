@@ -13,6 +13,7 @@
 #include "core/files/unix_queue.h"
 #include "core/files/unix_restore.h"
 #include "core/files/unix_socket.h"
+#include "core/files/waiting_descriptor.h"
 #include "core/image/magic.h"
 #include "ext/ext.pb.h"
 #include "images/sk-packet.pb.h"
@@ -21,10 +22,19 @@ namespace migrate {
 namespace {
 
 /// As sent by somebody: root may say by whom, if the process is there; else it was this one.
-ssize_t send_from(int fd, std::span<const std::byte> bytes, std::optional<ucred> from, const UnixAddress* to,
-                  int flags) {
+ssize_t send_from(int fd, std::span<const std::byte> bytes, std::optional<ucred> from, std::span<const int> files,
+                  const UnixAddress* to, int flags) {
   iovec iov{const_cast<std::byte*>(bytes.data()), bytes.size()};
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(ucred))> control{};
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(ucred)) + CMSG_SPACE(kMostInMessage * sizeof(int))> control{};
+  size_t used = 0;
+  const auto add = [&](int type, const void* data, size_t size) {
+    auto* c = reinterpret_cast<cmsghdr*>(control.data() + used);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = type;
+    c->cmsg_len = CMSG_LEN(size);
+    std::memcpy(CMSG_DATA(c), data, size);
+    used += CMSG_SPACE(size);
+  };
   msghdr header{};
   header.msg_iov = &iov;
   header.msg_iovlen = 1;
@@ -32,33 +42,32 @@ ssize_t send_from(int fd, std::span<const std::byte> bytes, std::optional<ucred>
     header.msg_name = const_cast<sockaddr*>(to->get());
     header.msg_namelen = to->length;
   }
-  const auto send = [&] { return ::sendmsg(fd, &header, MSG_DONTWAIT | MSG_NOSIGNAL | flags); };
-  if (!from) return send();
-  header.msg_control = control.data();
-  header.msg_controllen = control.size();
-  cmsghdr* c = CMSG_FIRSTHDR(&header);
-  c->cmsg_level = SOL_SOCKET;
-  c->cmsg_type = SCM_CREDENTIALS;
-  c->cmsg_len = CMSG_LEN(sizeof(ucred));
-  if (from->pid <= 0) from->pid = ::getpid();
-  std::memcpy(CMSG_DATA(c), &*from, sizeof *from);
+  const auto send = [&] {
+    used = 0;
+    if (from) add(SCM_CREDENTIALS, &*from, sizeof *from);
+    if (!files.empty()) add(SCM_RIGHTS, files.data(), files.size_bytes());
+    header.msg_control = used != 0 ? control.data() : nullptr;
+    header.msg_controllen = used;
+    return ::sendmsg(fd, &header, MSG_DONTWAIT | MSG_NOSIGNAL | flags);
+  };
+  if (from && from->pid <= 0) from->pid = ::getpid();
   const ssize_t n = send();
-  if (n >= 0 || errno != ESRCH) return n;
+  if (n >= 0 || errno != ESRCH || !from) return n;
   from->pid = ::getpid();
-  std::memcpy(CMSG_DATA(c), &*from, sizeof *from);
   return send();
 }
 
 }  // namespace
 
 void UnixRestorer::read_queues(const ImageSet& images) {
-  auto reader = images.read("sk-queues.img", magic::kSkQueues);
+  auto reader = images.read(kSkQueuesImage, magic::kSkQueues);
   img::sk_packet_entry packet;
   while (reader && reader->next(packet)) {
     const auto data = reader->raw(packet.length());
-    if (packet.scm_size() != 0)
-      throw Refusal("the images hold descriptors on their way through a Unix socket", "they cannot be restored yet");
-    queues_[packet.id_for()].push_back({data});
+    Packet& read = queues_[packet.id_for()].emplace_back(Packet{data});
+    for (const img::scm_entry& rights : packet.scm())
+      read.files.insert(read.files.end(), rights.rights().begin(), rights.rights().end());
+    if (read.files.size() > kMostInMessage) throw Corrupt(kSkQueuesImage, "a message has too many descriptors");
   }
   auto senders = images.read(kPacketSendersImage, kPacketSendersMagic);
   ext::PacketSender sender;
@@ -116,7 +125,7 @@ Fd bound_elsewhere(const img::unix_sk_entry& to, const std::string& address) {
 /// A datagram tells by which name its sender's socket is bound, also when that is closed.
 int UnixRestorer::named_sender(Socket& a, const std::string& address, Senders& senders) {
   for (auto& [ino, s] : sockets_)
-    if (s.entry->type() == SOCK_DGRAM && clean_name(s.entry->name()) == address) return s.fd.get();
+    if (s.entry->type() == SOCK_DGRAM && clean_name(s.entry->name()) == address) return s.number;
   Fd& made = senders.named[address];
   if (made) return made.get();
   try {
@@ -136,28 +145,36 @@ int UnixRestorer::sender_to(Socket& a, const std::string& address, Senders& send
       Entry& entry = gone_entries_.emplace_back(*gone.entry);
       entry.set_name(address);
       if (!abstract_name(address)) entry.set_name_dir("/");
-      backstage([&] { bind_backstage(gone.fd.get(), entry); });
+      backstage([&] { bind_backstage(gone.number, entry); });
       gone.entry = &entry;
     }
-    return gone.fd.get();
+    return gone.number;
   }
   const Socket* peer = by_inode(a.entry->peer());
-  if (peer != nullptr && peer->entry->peer() == a.entry->ino()) return peer->fd.get();
-  if (a.entry->type() != SOCK_DGRAM) throw Corrupt("sk-queues.img", who_is(*a.entry) + " has data but no peer");
+  if (peer != nullptr && peer->entry->peer() == a.entry->ino()) return peer->number;
+  if (a.entry->type() != SOCK_DGRAM) throw Corrupt(kSkQueuesImage, who_is(*a.entry) + " has data but no peer");
   if (!address.empty()) return named_sender(a, address, senders);
   if (!senders.unnamed) senders.unnamed = new_socket(*a.entry);
   return senders.unnamed.get();
 }
 
-void UnixRestorer::put_back(Socket& a, const Packet& packet, int sender) {
+void UnixRestorer::put_back(Socket& a, const Packet& packet, int sender, const std::map<uint32_t, int>& opened) {
   const std::string who = who_is(*a.entry);
   const UnixAddress* to = nullptr;
   std::optional<UnixAddress> address;
   const Socket* peer = by_inode(a.entry->peer());
-  const bool pair = widows_.contains(a.entry->ino()) || (peer != nullptr && peer->fd.get() == sender);
+  const bool pair = widows_.contains(a.entry->ino()) || (peer != nullptr && peer->number == sender);
   if (!pair) to = &address.emplace(reachable_name(*a.entry));
+  std::vector<int> files;
+  for (const uint32_t id : packet.files) {
+    const auto file = opened.find(id);
+    if (file == opened.end()) throw Corrupt(kSkQueuesImage, "a descriptor of a message has no file");
+    files.push_back(file->second);
+  }
+  if (!files.empty() && a.entry->type() == SOCK_STREAM && (packet.bytes.empty() || packet.urgent != 0))
+    throw Corrupt(kSkQueuesImage, "descriptors come with nothing");
   const auto send = [&](std::span<const std::byte> bytes, int flags) {
-    const ssize_t n = send_from(sender, bytes, packet.from, to, flags);
+    const ssize_t n = send_from(sender, bytes, packet.from, files, to, flags);
     if (n < 0) throw Error("put data back into the queue of", who, errno);
     return static_cast<size_t>(n);
   };
@@ -166,15 +183,17 @@ void UnixRestorer::put_back(Socket& a, const Packet& packet, int sender) {
     std::byte byte = packet.urgent == kUrgent ? packet.bytes.front() : std::byte{};
     send(std::span(&byte, 1), MSG_OOB);
     if (packet.urgent == kUrgentTaken)
-      check(::recv(a.fd.get(), &byte, 1, MSG_OOB | MSG_DONTWAIT), "take an urgent byte from", who);
+      check(::recv(a.number, &byte, 1, MSG_OOB | MSG_DONTWAIT), "take an urgent byte from", who);
     return;
   }
   auto rest = packet.bytes;
-  do rest = rest.subspan(send(rest, 0));
-  while (!rest.empty());
+  do {
+    rest = rest.subspan(send(rest, 0));
+    files.clear();  // they come with the first byte
+  } while (!rest.empty());
 }
 
-void UnixRestorer::fill_queue(Socket& a) {
+void UnixRestorer::fill_queue(Socket& a, const std::map<uint32_t, int>& opened) {
   const auto queue = queues_.find(a.entry->id());
   if (queue == queues_.end()) return;
   size_t total = 0;
@@ -188,7 +207,7 @@ void UnixRestorer::fill_queue(Socket& a) {
     const int sender = sender_to(a, packet.address, senders);
     if (roomy.insert(sender).second && ::setsockopt(sender, SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room) != 0)
       ::setsockopt(sender, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
-    put_back(a, packet, sender);
+    put_back(a, packet, sender, opened);
   }
 }
 
@@ -198,7 +217,7 @@ void UnixRestorer::leave_unread() {
     const Socket& a = sockets_.at(ino);
     const ext::SocketState* state = states_.find(a.entry->id());
     if (state == nullptr || !state->reset()) continue;
-    check(::send(a.fd.get(), "", 1, MSG_NOSIGNAL | MSG_DONTWAIT), "send something to the peer of", who_is(*a.entry));
+    check(::send(a.number, "", 1, MSG_NOSIGNAL | MSG_DONTWAIT), "send something to the peer of", who_is(*a.entry));
   }
 }
 

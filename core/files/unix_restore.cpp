@@ -78,22 +78,27 @@ std::map<uint32_t, Fd> UnixRestorer::open_all() {
   make_singles();
   make_waiting();
   for (auto& [ino, s] : sockets_) connect_datagram(s);
-  for (auto& [ino, s] : sockets_) fill_queue(s);
+  for (Socket& s : gone_) s.number = s.fd.get();
+  std::map<uint32_t, Fd> result;
+  for (auto& [ino, s] : sockets_) {
+    s.number = s.fd.get();
+    if (!result.emplace(s.entry->id(), std::move(s.fd)).second)
+      throw Corrupt("files.img", "a Unix socket stands twice");
+  }
+  return result;
+}
+
+void UnixRestorer::fill(const std::map<uint32_t, int>& opened) {
+  for (auto& [ino, s] : sockets_) fill_queue(s, opened);
   leave_unread();
   for (auto& [ino, s] : sockets_) settle(s);
   widows_.clear();
   gone_.clear();
   unseen_.clear();
-  std::map<uint32_t, Fd> result;
-  for (auto& [ino, s] : sockets_)
-    if (!result.emplace(s.entry->id(), std::move(s.fd)).second)
-      throw Corrupt("files.img", "a Unix socket stands twice");
-  if (!hold_) {
-    std::vector<std::string> failures;
-    publish(failures);
-    if (!failures.empty()) throw Error(failures.front());
-  }
-  return result;
+  if (hold_) return;
+  std::vector<std::string> failures;
+  publish(failures);
+  if (!failures.empty()) throw Error(failures.front());
 }
 
 FileOwner UnixRestorer::ours() const { return {paths_.self().uid, paths_.self().gid, {}, {}}; }
@@ -204,23 +209,23 @@ std::string UnixRestorer::reachable_name(const Entry& entry) {
 
 void UnixRestorer::settle(Socket& a) {
   const std::string who = who_is(*a.entry);
-  give_file(a.fd.get(), owners_.owner(a.entry->id(), *a.holders), a.made_as, who);
-  apply_socket_options(a.fd.get(), a.entry->opts(), who);
+  give_file(a.number, owners_.owner(a.entry->id(), *a.holders), a.made_as, who);
+  apply_socket_options(a.number, a.entry->opts(), who);
   if (a.entry->state() != kSocketListen) {
     // shutdown(2) counts from 0 what the image counts from 1.
     const int how = static_cast<int>(a.entry->shutdown());
     const bool connected = a.entry->state() == kSocketEstablished || a.entry->peer() != 0;
     if (how != 0 && connected && widows_.count(a.entry->ino()) == 0)
-      check(::shutdown(a.fd.get(), how - 1), "shut down", who);
+      check(::shutdown(a.number, how - 1), "shut down", who);
   }
-  states_.apply(a.entry->id(), a.fd.get(), SocketOption::When::bound, who);
+  states_.apply(a.entry->id(), a.number, SocketOption::When::bound, who);
   // First its own, so that one that the kernel does not take shows before the gate.
-  if (a.entry->opts().so_filter_size() != 0) attach_own_filter(a.fd.get(), a.entry->opts(), who);
+  if (a.entry->opts().so_filter_size() != 0) attach_own_filter(a.number, a.entry->opts(), who);
   if (a.entry->type() == SOCK_DGRAM && hold_ && !a.entry->name().empty()) {
-    attach_deaf_filter(a.fd.get(), who);
-    deaf_.emplace(a.entry->ino(), Deaf{a.fd.get(), a.entry});
+    attach_deaf_filter(a.number, who);
+    deaf_.emplace(a.entry->ino(), Deaf{a.number, a.entry});
   } else {
-    states_.apply(a.entry->id(), a.fd.get(), SocketOption::When::sealed, who);
+    states_.apply(a.entry->id(), a.number, SocketOption::When::sealed, who);
   }
 }
 

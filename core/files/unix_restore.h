@@ -37,8 +37,10 @@ class UnixRestorer {
 
   /// Entry and holders must outlive this.
   void add(const img::unix_sk_entry& entry, const Holders& holders);
-  /// Makes all sockets that were added; by file id.
+  /// Makes all sockets that were added; by file id. They must stay open for what follows.
   std::map<uint32_t, Fd> open_all();
+  /// Fills their queues, when the files that wait in them are there, by file id; gives them their options.
+  void fill(const std::map<uint32_t, int>& opened);
   /// Gives the files their names. Never throws; failures are appended.
   void publish(std::vector<std::string>& failures);
 
@@ -46,10 +48,11 @@ class UnixRestorer {
   using Entry = img::unix_sk_entry;
   struct Socket {
     const Entry* entry;
-    Fd fd;
+    Fd fd;  ///< until open_all() gives it away
     const Holders* holders;
     FileOwner made_as{};   ///< whose the file is by now
     bool planned = false;  ///< in a pair or a connection
+    int number = -1;       ///< of the descriptor, from then on
   };
   struct Pair {
     Socket *a, *b;
@@ -67,6 +70,7 @@ class UnixRestorer {
     std::optional<ucred> from{};  ///< who sent it, if that is told
     std::string address{};        ///< of a datagram: the name of its sender's socket
     uint32_t urgent = 0;
+    std::vector<uint32_t> files{};  ///< that come with it, by file id
   };
   struct Deaf {
     int socket;  ///< filtered until published
@@ -96,8 +100,8 @@ class UnixRestorer {
   struct Senders;
   int sender_to(Socket& a, const std::string& address, Senders& senders);
   int named_sender(Socket& a, const std::string& address, Senders& senders);
-  void put_back(Socket& a, const Packet& packet, int sender);
-  void fill_queue(Socket& a);
+  void put_back(Socket& a, const Packet& packet, int sender, const std::map<uint32_t, int>& opened);
+  void fill_queue(Socket& a, const std::map<uint32_t, int>& opened);
   void leave_unread();
   void settle(Socket& a);
 

@@ -10,17 +10,10 @@
 #include "core/files/file_owners.h"
 #include "core/files/socket_options.h"
 #include "core/files/unix_file.h"
-#include "core/files/unix_queue.h"
 #include "core/image/magic.h"
 #include "ext/ext.pb.h"
-#include "images/sk-packet.pb.h"
 
 namespace migrate {
-
-Refusal descriptors_on_their_way(const std::string& who, const std::string& count) {
-  return {who + ", a Unix socket with " + count + " descriptors on their way (SCM_RIGHTS)",
-          "let the receiver take them first"};
-}
 
 Refusal connections_not_accepted(const std::string& who, const UnixSocketInfo& listening) {
   return {who + ", the listening Unix socket " + printable_name(listening.name) + " with " +
@@ -85,9 +78,16 @@ void UnixDumper::dump(const OpenFile& file) {
   state.set_id_for(file.id);
   describe_options(file.ours.get(), file.who(), state);
   describe_name(file, info, e, state);
-  if (const auto fds = fdinfo_field(file.info, "scm_fds:"); fds && *fds != "0")
-    throw descriptors_on_their_way(file.who(), std::string(*fds));
-  if (info.state != kSocketListen && dump_queue(file, info)) state.set_reset(true);
+  if (info.state != kSocketListen) {
+    const bool told = fdinfo_field(file.info, "scm_fds:").has_value();  // Linux 5.6
+    Queue queue{file.id,   info,       file.ours.dup(),
+                file.proc, file.who(), told ? fdinfo_number(file.info, "scm_fds:", 10) : 0};
+    if (queue.descriptors != 0) {
+      later_.push_back(std::move(queue));
+    } else if (dump_queue(queue)) {
+      state.set_reset(true);
+    }
+  }
   std::optional<PeerCredentials> peer = peer_credentials(file.ours.get(), file.who());
   if (peer) peer->pid = static_cast<uint32_t>(context_.pid_in_tree(static_cast<pid_t>(peer->pid)));
   record_owner(context_, file, peer);
@@ -108,18 +108,41 @@ void UnixDumper::describe_name(const OpenFile& file, const UnixSocketInfo& info,
   if (!found.moved.empty()) state.set_file(found.moved);
 }
 
-bool UnixDumper::dump_queue(const OpenFile& file, const UnixSocketInfo& info) {
-  uint32_t number = 0;
-  const UnixQueue queue = read_unix_queue(file.ours.get(), info.type, file.who());
-  for (const QueuedMessage& message : queue.messages) {
-    img::sk_packet_entry packet;
-    packet.set_id_for(file.id);
+void UnixDumper::dump_queues() {
+  while (!later_.empty()) {
+    const Queue queue = std::move(later_.back());
+    later_.pop_back();
+    if (dump_queue(queue)) seen_.at(queue.info.ino).state.set_reset(true);
+  }
+}
+
+/// Their descriptors are described meanwhile, and with them maybe sockets.
+std::vector<img::sk_packet_entry> UnixDumper::describe_packets(const Queue& from,
+                                                               std::vector<QueuedMessage>& messages) {
+  std::vector<img::sk_packet_entry> packets;
+  for (QueuedMessage& message : messages) {
+    img::sk_packet_entry& packet = packets.emplace_back();
+    packet.set_id_for(from.file_id);
     packet.set_length(static_cast<uint32_t>(message.bytes.size()));
-    ImageWriter out = context_.images.write("sk-queues.img", magic::kSkQueues);
-    out.entry(packet);
+    if (message.descriptors.empty()) continue;
+    img::scm_entry& rights = *packet.add_scm();
+    rights.set_type(SCM_RIGHTS);
+    for (Fd& fd : message.descriptors)
+      rights.add_rights(context_.describe_waiting(*from.holder, std::move(fd), from.who));
+  }
+  return packets;
+}
+
+bool UnixDumper::dump_queue(const Queue& from) {
+  uint32_t number = 0;
+  UnixQueue queue = read_unix_queue(from.fd.get(), from.info.type, from.descriptors, from.who);
+  const std::vector<img::sk_packet_entry> packets = describe_packets(from, queue.messages);
+  for (const QueuedMessage& message : queue.messages) {
+    ImageWriter out = context_.images.write(kSkQueuesImage, magic::kSkQueues);
+    out.entry(packets[number]);
     out.raw(message.bytes);
     ext::PacketSender sender;
-    sender.set_id_for(file.id);
+    sender.set_id_for(from.file_id);
     sender.set_packet(number++);
     if (message.from) {
       sender.set_pid(static_cast<uint32_t>(context_.pid_in_tree(message.from->pid)));

@@ -11,6 +11,8 @@
 #include "core/files/open_file.h"
 #include "core/files/option_table.h"
 #include "core/files/unix_diag.h"
+#include "core/files/unix_queue.h"
+#include "images/sk-packet.pb.h"
 
 namespace migrate {
 
@@ -19,12 +21,12 @@ inline constexpr uint32_t kUnixExternal = 1;
 // Socket states of the image format (include/net/tcp_states.h).
 inline constexpr uint32_t kSocketEstablished = 1, kSocketClose = 7, kSocketListen = 10;
 
+inline constexpr char kSkQueuesImage[] = "sk-queues.img";
 /// Who sent what waits in queues, and which bytes are urgent: an image of our own (proto/ext/ext.proto, PacketSender).
 inline constexpr char kPacketSendersImage[] = "migrate-senders.img";
 inline constexpr uint32_t kPacketSendersMagic = 0x4d494753;
 
 // Why a socket is not taken that is only for a moment as it is; `who` names it.
-Refusal descriptors_on_their_way(const std::string& who, const std::string& count);
 Refusal connections_not_accepted(const std::string& who, const UnixSocketInfo& listening);
 Refusal not_accepted(const std::string& who);
 /// The system's log: programs send to it and take nothing from it, and syslog(3) connects again when nobody is there.
@@ -37,6 +39,8 @@ class UnixDumper {
  public:
   explicit UnixDumper(DumpContext& context) : context_(context) {}
   void dump(const OpenFile& file);
+  /// Of those with descriptors in their queues, which may be sockets with more of them.
+  void dump_queues();
   /// Checks that every peer is in the tree, and emits. Call when all descriptors were seen.
   void finish();
 
@@ -53,8 +57,17 @@ class UnixDumper {
   const UnixSocketInfo& info_of(const OpenFile& file, uint64_t netns);
   void describe_name(const OpenFile& file, const UnixSocketInfo& info, img::unix_sk_entry& out,
                      ext::SocketState& state);
+  struct Queue {
+    uint32_t file_id;
+    UnixSocketInfo info;
+    Fd fd;
+    const ProcDir* holder;
+    std::string who;
+    size_t descriptors;  ///< how many wait in it
+  };
   /// Whether the socket is reset.
-  bool dump_queue(const OpenFile& file, const UnixSocketInfo& info);
+  bool dump_queue(const Queue& from);
+  std::vector<img::sk_packet_entry> describe_packets(const Queue& from, std::vector<QueuedMessage>& messages);
   void describe_waiting(const Seen& listening);
   void check_peer(const Seen& seen);
 
@@ -62,6 +75,7 @@ class UnixDumper {
   std::map<uint64_t, std::map<uint32_t, UnixSocketInfo>> sockets_;  ///< by network namespace
   std::map<uint32_t, Seen> seen_;                                   ///< by socket inode
   std::map<uint32_t, uint32_t> external_;                           ///< peers outside: inode → file id
+  std::vector<Queue> later_;                                        ///< with descriptors in them
 };
 
 }  // namespace migrate

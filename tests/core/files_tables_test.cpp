@@ -110,26 +110,6 @@ TEST_F(Files, TasksShareTablesAndDescriptions) {
   }
 }
 
-/// Through a pair of sockets, whose other end does not take it.
-void send_descriptor(int type, size_t bytes) {
-  int p[2];
-  MUST(::socketpair(AF_UNIX, type, 0, p) == 0);
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  char byte = 'x';
-  iovec iov{&byte, bytes};
-  msghdr m{};
-  m.msg_iov = &iov;
-  m.msg_iovlen = 1;
-  m.msg_control = control;
-  m.msg_controllen = sizeof control;
-  cmsghdr* c = CMSG_FIRSTHDR(&m);
-  c->cmsg_level = SOL_SOCKET;
-  c->cmsg_type = SCM_RIGHTS;
-  c->cmsg_len = CMSG_LEN(sizeof(int));
-  std::memcpy(CMSG_DATA(c), &p[0], sizeof(int));
-  MUST(::sendmsg(p[0], &m, 0) == static_cast<ssize_t>(bytes));
-}
-
 TEST_F(Files, RefusalsNameTheDescriptor) {
   refused([] { place_at(::fanotify_init(FAN_CLASS_NOTIF, O_RDONLY), 7); }, "has fd 7, a fanotify group");
   refused([] { place_at(::socket(AF_NETLINK, SOCK_RAW, NETLINK_GENERIC), 7); }, "a netlink socket of protocol 16");
@@ -140,17 +120,6 @@ TEST_F(Files, RefusalsNameTheDescriptor) {
         MUST(::flock(7, LOCK_EX) == 0);
       },
       "with a lock");
-  refused([] { send_descriptor(SOCK_STREAM, 1); }, "SCM_RIGHTS");
-}
-
-TEST_F(Files, PreflightFindsDescriptorsInEmptyMessages) {
-  for (const int type : {SOCK_DGRAM, SOCK_SEQPACKET}) {
-    Child child([&] { send_descriptor(type, 0); });
-    ASSERT_TRUE(child.stopped());
-    std::vector<ProcDir> tasks;
-    tasks.emplace_back(child.pid());
-    EXPECT_THROW(FileDumper::preflight(tasks, {}, *log), Refusal) << type;
-  }
 }
 
 TEST_F(Files, PreflightRefusesWithoutStopping) {

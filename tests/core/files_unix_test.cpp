@@ -2,8 +2,12 @@
 #include "files_testing.h"
 
 #include <poll.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+
+#include "images/sk-packet.pb.h"
 
 namespace migrate::files_testing {
 namespace {
@@ -103,6 +107,74 @@ TEST_F(Files, UnixSocketsInImpossibleStatesAreThrownOut) {
       EXPECT_THROW(restorer.open_all(), Corrupt) << state;  // a pair cannot listen, and there are no other states
     }
   }
+}
+
+/// Through a pair of sockets, whose other end does not take it; it is closed here.
+void send_descriptor(int type, size_t bytes, int fd) {
+  int p[2];
+  MUST(::socketpair(AF_UNIX, type, 0, p) == 0);
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  char byte = 'x';
+  iovec iov{&byte, bytes};
+  msghdr m{};
+  m.msg_iov = &iov;
+  m.msg_iovlen = 1;
+  m.msg_control = control;
+  m.msg_controllen = sizeof control;
+  cmsghdr* c = CMSG_FIRSTHDR(&m);
+  c->cmsg_level = SOL_SOCKET;
+  c->cmsg_type = SCM_RIGHTS;
+  c->cmsg_len = CMSG_LEN(sizeof(int));
+  std::memcpy(CMSG_DATA(c), &fd, sizeof(int));
+  MUST(::sendmsg(p[0], &m, 0) == static_cast<ssize_t>(bytes));
+  ::close(fd);
+}
+
+TEST_F(Files, OnlyWhatHasNoNumberMayWaitInAQueue) {
+  for (const auto& [type, bytes] : {std::pair{SOCK_STREAM, 1}, {SOCK_DGRAM, 0}, {SOCK_SEQPACKET, 0}})
+    for (const bool epoll : {true, false}) {
+      const auto send = [&, type = type, bytes = bytes] {
+        send_descriptor(type, static_cast<size_t>(bytes), epoll ? ::epoll_create1(0) : ::eventfd(0, 0));
+      };
+      Child child(send);
+      ASSERT_TRUE(child.stopped());
+      std::vector<ProcDir> tasks;
+      tasks.emplace_back(child.pid());
+      if (epoll) {
+        refused(send, "on its way there (SCM_RIGHTS), an epoll");
+        EXPECT_THROW(FileDumper::preflight(tasks, {}, *log), Refusal) << type;
+      } else {
+        EXPECT_NO_THROW(dump(send));
+        EXPECT_NO_THROW(FileDumper::preflight(tasks, {}, *log)) << type;
+      }
+    }
+}
+
+TEST_F(Files, ImpossibleDescriptorsInQueuesAreThrownOut) {
+  const auto images = dump([&] { send_descriptor(SOCK_STREAM, 1, ::eventfd(0, 0)); });
+  const auto restored = [&](const std::function<void(img::sk_packet_entry&)>& change) {
+    ImageSet changed;
+    for (const auto& [name, bytes] : images.images())
+      if (name != "sk-queues.img") changed.adopt(name, bytes);
+    auto reader = images.read("sk-queues.img", magic::kSkQueues);
+    img::sk_packet_entry packet;
+    MUST(reader && reader->next(packet) && packet.scm_size() == 1 && packet.scm(0).rights_size() == 1);
+    const auto bytes = reader->raw(packet.length());
+    change(packet);
+    ImageWriter out = changed.write("sk-queues.img", magic::kSkQueues);
+    out.entry(packet);
+    out.raw(bytes.first(packet.length()));
+    FileRestorer(changed, {}, *log).open_all();
+  };
+  EXPECT_NO_THROW(restored([](auto&) {}));
+  EXPECT_THROW(restored([](auto& p) { p.mutable_scm(0)->set_rights(0, 999); }), Corrupt) << "no such file";
+  EXPECT_THROW(restored([](auto& p) { p.mutable_scm(0)->set_type(2); }), Corrupt);
+  EXPECT_THROW(restored([](auto& p) { *p.add_scm() = p.scm(0); }), Corrupt);
+  EXPECT_THROW(restored([](auto& p) { p.set_length(0); }), Corrupt) << "a stream without bytes";
+  EXPECT_THROW(restored([](auto& p) {
+                 for (int i = 0; i < 253; ++i) p.mutable_scm(0)->add_rights(p.scm(0).rights(0));
+               }),
+               Corrupt);
 }
 
 TEST_F(Files, UnixNamesRelativeAndUnlinked) {

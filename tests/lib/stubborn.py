@@ -103,9 +103,11 @@ def unix_outside():
     return s, s.fileno()
 
 
-def descriptors_on_their_way():
+def epoll_on_its_way():
     a, b = socket.socketpair()
-    socket.send_fds(a, [b"x"], [0])
+    one = select.epoll()
+    socket.send_fds(a, [b"x"], [one.fileno()])
+    one.close()
     return (a, b), b.fileno()
 
 
@@ -661,7 +663,7 @@ def child():
 
 
 KINDS = {f.__name__.replace("_", "-"): f for f in (
-    tcp, tcp_backlog, listener, corked, ended_unread, lost_socket_name, netlink, packet, raw_ip, unix_outside, descriptors_on_their_way, inotify, fanotify, notified, terminal, terminal_with_guest, stopped_terminal, io_uring,
+    tcp, tcp_backlog, listener, corked, ended_unread, lost_socket_name, netlink, packet, raw_ip, unix_outside, epoll_on_its_way, inotify, fanotify, notified, terminal, terminal_with_guest, stopped_terminal, io_uring,
     userfaultfd, pidfd, thread_pidfd, device, flock, posix_lock, lease, message_queue, sysv_shm, sysv_queue, outside_pipe, seccomp, deleted_big_file, writable_file,
     mapped_file, own_thread_files, zombie_root, shared_memory_outside, landlock, user_dispatch, address_space_limit, thread_file,
     not_accepted, epoll_of_closed, epoll_of_another, watching, favoured, plain, child, child_of_32_bits, child_without_vvar, nobody, roots_file, roots_folder, roots_deleted_file, roots_socket, roots_pair, timers_beyond_the_limit, forced_buffer, marked, alarm_clock,

@@ -229,7 +229,7 @@ CASES = {
     "dump/packet-socket": holding("packet", HAS_FD + ", a packet socket"),
     "dump/raw-socket": holding("raw-ip", HAS_FD),
     "dump/unix-socket-to-outside": holding("unix-outside", HAS_FD + ", a Unix socket connected to .*outside of the tree", set_up=unix_listener),
-    "dump/descriptors-on-their-way": holding("descriptors-on-their-way", HAS_FD, "SCM_RIGHTS"),
+    "dump/epoll-on-its-way": holding("epoll-on-its-way", HAS_FD + r" and, on its way there \(SCM_RIGHTS\), an epoll"),
     "dump/inotify-events": holding("inotify", HAS_FD + ", an inotify instance with events that the program has not read"),
     "dump/fanotify": holding("fanotify", HAS_FD + ", a fanotify group"),
     "dump/message-queue": holding("message-queue", HAS_FD + ", the POSIX message queue /migrate-test-[0-9]+"),

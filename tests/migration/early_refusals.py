@@ -60,7 +60,7 @@ CASES = {
     "early/signals-beyond-the-limit": send_refuses(
         "timers-beyond-the-limit", "task {pid} has 20 queued signals and timers, and the receiver's own limit is 15;",
         through=("prlimit", "--sigpending=15:15"), both=True),
-    "early/descriptors-on-their-way": send_refuses("descriptors-on-their-way", HAS_FD + ", a Unix socket with 1 descriptors on their way"),
+    "early/epoll-on-its-way": send_refuses("epoll-on-its-way", HAS_FD + r" and, on its way there \(SCM_RIGHTS\), an epoll"),
     "early/not-accepted": send_refuses("not-accepted", HAS_FD + ", the listening Unix socket .* with 1 connections not accepted yet"),
     "early/epoll-of-closed": send_refuses("epoll-of-closed", HAS_FD + ", an epoll that watches a file under number [0-9]+, where it is no"),
     "early/epoll-of-another": send_refuses("epoll-of-another", HAS_FD + ", an epoll that watches a file under number [0-9]+, where it is no"),

@@ -1,0 +1,86 @@
+// What waits in the queues of Unix sockets, beyond what unix_queues.cpp has.
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <array>
+
+#include "small.h"
+
+namespace {
+
+struct Ends {
+  int from = -1, to = -1;
+};
+
+Ends ends(int type) {
+  int p[2];
+  must(socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, p), "socketpair");
+  return {p[0], p[1]};
+}
+
+void turn_on(int socket, int option) {
+  const int on = 1;
+  must(setsockopt(socket, SOL_SOCKET, option, &on, sizeof on), "setsockopt");
+}
+
+struct Heard {
+  std::string text;
+  pid_t from = 0;
+  bool timed = false;
+};
+
+Heard hear(int socket) {
+  std::array<char, 64> text{};
+  iovec iov{text.data(), text.size()};
+  alignas(cmsghdr) std::array<char, 256> control{};
+  msghdr header{};
+  header.msg_iov = &iov;
+  header.msg_iovlen = 1;
+  header.msg_control = control.data();
+  header.msg_controllen = control.size();
+  const ssize_t n = must(recvmsg(socket, &header, MSG_DONTWAIT), "recvmsg");
+  Heard heard{std::string(text.data(), static_cast<size_t>(n))};
+  for (cmsghdr* c = CMSG_FIRSTHDR(&header); c != nullptr; c = CMSG_NXTHDR(&header, c)) {
+    heard.timed |= c->cmsg_type == SCM_TIMESTAMP;
+    if (c->cmsg_type != SCM_CREDENTIALS) continue;
+    ucred who;
+    std::memcpy(&who, CMSG_DATA(c), sizeof who);
+    heard.from = who.pid;
+  }
+  return heard;
+}
+
+}  // namespace
+
+// Times stand before the credentials, and an empty message is one only by those.
+WORKLOAD(unix_sockets, senders_told_with_times) {
+  const Ends s = ends(SOCK_DGRAM), order = ends(SOCK_STREAM);
+  turn_on(s.to, SO_TIMESTAMP);
+  turn_on(s.to, SO_PASSCRED);
+  const pid_t child = must(fork(), "fork");
+  if (child == 0) {
+    close(order.from);
+    char word;
+    while (recv(order.to, &word, 1, 0) == 1)
+      for (const std::string text : {"by the child", "", "once more"})
+        if (send(s.from, text.data(), text.size(), 0) < 0) _exit(1);
+    _exit(0);  // the parent is gone
+  }
+  const auto say = [s, order] {
+    must(send(order.from, "!", 1, 0), "send");
+    pollfd p{s.to, POLLIN, 0};
+    expect(poll(&p, 1, 10'000) == 1, "the child sends nothing");
+  };
+  say();
+  return [s, child, say] {
+    for (const char* text : {"by the child", "", "once more"}) {
+      pollfd p{s.to, POLLIN, 0};
+      expect(poll(&p, 1, 10'000) == 1, "nothing comes");
+      const Heard heard = hear(s.to);
+      expect(heard.text == text, "'" + heard.text + "' was read for '" + text + "'");
+      expect_equal(heard.from, child, "the sender of '" + std::string(text) + "'");
+      expect(heard.timed, "no time is told");
+    }
+    say();
+  };
+}

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <string>
 
@@ -89,6 +90,36 @@ TaskHarvest answered_task(const parasite::Area& area, Pid pid) {
   h.boottime = answered_time(area.boottime, who);
   h.itimers_read_ns = passed_ns(area.monotonic, area.itimers_read, who);
   return h;
+}
+
+namespace {
+
+/// The user's keyrings, which every host makes for itself, and what an init gives a service to know itself by, as it
+/// does in the environment (systemd.exec(5), INVOCATION_ID).
+bool is_of_host(std::string_view description) {
+  const size_t name = description.rfind(';');
+  if (name == std::string_view::npos) return false;
+  const std::string_view is = description.substr(name + 1);
+  if (description.starts_with("user;")) return is == "invocation_id";
+  return description.starts_with("keyring;") && (is.starts_with("_uid.") || is.starts_with("_uid_ses."));
+}
+
+}  // namespace
+
+void refuse_keys(const parasite::Area& area, Pid pid) {
+  const parasite::Keys& keys = area.keys;
+  const auto refuse = [pid](const char* where) {
+    throw Refusal(name_of(pid) + " has keys in the keyring of its " + where + " (keyrings(7))",
+                  "unlink them first (keyctl(1) unlink, or clear), or start the program without");
+  };
+  if (keys.of_thread > 0) refuse("thread");
+  if (keys.of_process > 0) refuse("process");
+  const auto many = static_cast<uint64_t>(std::max<int64_t>(keys.of_session, 0)) / sizeof(int32_t);
+  if (many > parasite::kMostKeys) refuse("session");
+  for (uint64_t i = 0; i < many; ++i) {
+    const char* text = keys.descriptions[i];
+    if (!is_of_host({text, ::strnlen(text, parasite::kKeyDescription)})) refuse("session");
+  }
 }
 
 namespace {

@@ -38,6 +38,8 @@ struct AskedMapping {
   RemoteRange range;
   bool object;  ///< of memory that others may have mapped: the policy is that object's
 };
+/// Refusal for a task with keys of its own, or in its session's keyring. Those of its user are the host's.
+void refuse_keys(const parasite::Area& area, Pid pid);
 /// Throws Refusal for those of objects: of which parts they are, no mapping tells.
 std::vector<MappingPolicy> answered_policies(const parasite::Area& area, std::span<const AskedMapping> mappings,
                                              Pid pid);

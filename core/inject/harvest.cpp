@@ -14,6 +14,7 @@ TaskHarvest harvest(StoppedTask& task, const std::vector<int>& posix_timer_ids, 
   visit.run_leader();
   const parasite::Area told = visit.area();
   TaskHarvest result = answered_task(told, task.pid);
+  refuse_keys(told, task.pid);
   result.policies = answered_policies(told, visit.mappings(), task.pid);
   const auto add_thread = [&](ThreadHarvest h) {
     h.rseq = visit.rseq(h.tid);

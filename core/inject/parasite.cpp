@@ -2,6 +2,7 @@
 #include <asm/unistd.h>
 #include <linux/futex.h>
 #include <linux/ioctl.h>
+#include <linux/keyctl.h>
 #include <linux/mman.h>
 #include <linux/prctl.h>
 #include <linux/time.h>
@@ -126,6 +127,19 @@ void collect_policies(Area* area) {
   }
 }
 
+/// Asking for the session's keyring gives who has none that of its user, as any use of keys would.
+void collect_keys(Keys* keys) {
+  const auto bytes_in = [](long keyring, void* to, long room) {
+    const long serial = call(__NR_keyctl, KEYCTL_GET_KEYRING_ID, keyring, 0);
+    return serial < 0 ? serial : call(__NR_keyctl, KEYCTL_READ, serial, address(to), room);
+  };
+  keys->of_thread = bytes_in(KEY_SPEC_THREAD_KEYRING, nullptr, 0);
+  keys->of_process = bytes_in(KEY_SPEC_PROCESS_KEYRING, nullptr, 0);
+  keys->of_session = bytes_in(KEY_SPEC_SESSION_KEYRING, keys->serials, sizeof keys->serials);
+  for (long i = 0; i < kMostKeys && i * 4 < keys->of_session; ++i)
+    call(__NR_keyctl, KEYCTL_DESCRIBE, keys->serials[i], address(keys->descriptions[i]), kKeyDescription);
+}
+
 void collect_attributes(const Area* area, Thread* t) {
   for (unsigned i = 0; i < area->question_count && i < kMostAttributes; ++i) {
     const Question& q = area->questions[i];
@@ -192,6 +206,7 @@ bool lend_userfaultfd(Area* area) {
   }
   area->uffd = result;
   collect_policies(area);
+  collect_keys(&area->keys);
   const Timespec until = end_of_stay(area);
   count_up(area);
   const bool stays = wait_for_tracer(area, until, true);
@@ -209,6 +224,7 @@ extern "C" __attribute__((used, visibility("hidden"))) void parasite_main(Area* 
     collect_thread(&area->leader);
     collect_attributes(area, &area->leader);
     collect_policies(area);
+    collect_keys(&area->keys);
   }
   const Timespec until = end_of_stay(area);
   count_up(area);

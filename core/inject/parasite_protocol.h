@@ -69,6 +69,15 @@ struct Policy {
 enum : __u32 { kMostPolicies = 128 };
 enum : __s32 { kNodesUnknown = -1 };
 
+/// keyrings(7) of the leader. Of those that it has for itself, as thread and as process, how many bytes of keys are in
+/// them; of its session's, which keys.
+enum : __u32 { kMostKeys = 6, kKeyDescription = 80 };
+struct Keys {
+  __s64 of_thread, of_process, of_session;  ///< bytes, four a key; a negative errno where there is none, or no keys
+  __s32 serials[kMostKeys];
+  char descriptions[kMostKeys][kKeyDescription];  ///< "type;uid;gid;perm;name"; empty where it cannot be had
+};
+
 /// What the parasite is sent for.
 enum Purpose : __u32 {
   kHarvest = 0,      ///< tell everything, wait for the cure
@@ -96,6 +105,7 @@ struct Area {
   __u32 policy_count;  ///< found; there may be no room for all
   __u32 pad;
   Policy policies[kMostPolicies];
+  Keys keys;
   Question questions[kMostAttributes];
   Sigaction sigactions[64];
   __s64 first_error;  ///< of the calls that cannot fail

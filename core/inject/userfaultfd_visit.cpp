@@ -13,8 +13,10 @@ Fd make_userfaultfd(StoppedTask& task, uint64_t features, Logger& log, const Fau
   std::optional<DomainWitnesses> own;
   Visit visit(task, no_timers, witnesses != nullptr ? *witnesses : own.emplace(), hook, log);
   visit.run_leader_for_userfaultfd(features);
-  answered_policies(visit.area(), visit.mappings(), task.pid);  // what a dump would refuse is refused now
-  Fd uffd = get_remote_fd(task.pidfd.get(), answered_userfaultfd(visit.area().uffd, task.pid));
+  const parasite::Area told = visit.area();
+  answered_policies(told, visit.mappings(), task.pid);  // what a dump would refuse is refused now
+  refuse_keys(told, task.pid);
+  Fd uffd = get_remote_fd(task.pidfd.get(), answered_userfaultfd(told.uffd, task.pid));
   // The number came through memory that the task could write.
   if (read_link_at(AT_FDCWD, fd_link(uffd.get())) != "anon_inode:[userfaultfd]")
     throw Error("take the userfaultfd of task " + std::to_string(task.pid.get()) + ": it is something else");

@@ -1,6 +1,8 @@
 """The programs that are moved. Each can be started, asked whether it is well, and found again."""
 import http.client
 import os
+import shutil
+import signal
 import subprocess
 
 from . import redis
@@ -294,6 +296,72 @@ location /pid {{ return 200 "$pid"; }} }} }}
 
     def settle(self):
         wait_for(lambda: not established(self.pid, self.port), "connections to nginx to end", 10)
+
+
+class NginxReplaced(Nginx):
+    """While its binary is replaced: the old master has started a new one, which has the same sockets, and both have workers. Each check
+    goes forth to the new workers alone, and back, by signals to the old master."""
+    name = "nginx-replaced"
+    churn = True  # of workers
+
+    # nginx replaces its binary only where whom it was started by is gone.
+    INIT = """
+import ctypes, os, subprocess, sys, time
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+subprocess.run(sys.argv[1:], check=True)
+while True:
+    try: os.wait()
+    except ChildProcessError: break
+"""
+
+    def command(self):
+        _, *options = super().command()
+        conf = os.path.join(self.folder, "nginx.conf")
+        text = read(conf)
+        with open(conf, "w") as f:
+            f.write(text.replace("daemon off;", "daemon on;"))
+        return ["/usr/bin/python3", "-c", self.INIT, shutil.which("nginx"), *options]
+
+    def masters(self):
+        """The old one first."""
+        found = [p for p in descendants(self.pid) if "master process" in read(f"/proc/{p}/cmdline")]
+        return sorted(found, key=lambda p: parent(p) != self.pid)
+
+    def workers(self, master):
+        return [p for p in descendants(master) if parent(p) == master and "worker process" in read(f"/proc/{p}/cmdline")]
+
+    def have_workers(self, *counts):
+        return [len(self.workers(m)) for m in self.masters()] == list(counts)
+
+    def ready(self):
+        wait_for(lambda: quietly(lambda: self.get("/page")), "nginx to answer", 20)
+        wait_for(lambda: self.have_workers(2), "nginx's two workers", 10)
+        os.kill(self.masters()[0], signal.SIGUSR2)
+        wait_for(lambda: self.have_workers(2, 2), "two generations of nginx", 20)
+        self.see()
+
+    def see(self):
+        self.inner_pids = sorted(innermost_pid(p) for p in descendants(self.pid))
+        self.remember()
+
+    def check(self):
+        super().check()
+        self.settle()
+        old, new = self.masters()
+        os.kill(old, signal.SIGWINCH)
+        wait_for(lambda: self.have_workers(0, 2), "the old workers to end", 20)
+        served = {innermost_pid(p) for p in self.workers(new)}
+        for _ in range(5):
+            if (worker := int(self.get("/pid")[1])) not in served:
+                raise Unwell(f"worker {worker} is none of the new ones, {served}")
+        os.kill(old, signal.SIGHUP)
+        wait_for(lambda: self.have_workers(2, 2), "the old master's workers to come back", 20)
+        self.see()
+
+
+def parent(pid):
+    fields = stat_fields(pid)
+    return int(fields[1]) if fields else 0
 
 
 class Postgres(Program):

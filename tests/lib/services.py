@@ -304,6 +304,61 @@ if __name__ == "__main__":
         return ["/usr/bin/python3", source, self.folder]
 
 
+class Sshd(Asked):
+    """A daemon with a session: a shell on a terminal of its own, and the client whose session it is."""
+    name = "sshd"
+    exact_maps = False
+    churn = True  # each check opens one more session
+    ignore = Service.ignore
+    port = 6398
+
+    SOURCE = CONTRACT + r"""
+import select, subprocess
+port, key = sys.argv[2], os.path.join(folder, "key")
+for name in (key, key + ".host"):
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", name], check=True)
+os.rename(key + ".pub", key + ".allowed")
+put("sshd_config", f"Port {port}\nListenAddress 127.0.0.1\nHostKey {key}.host\nPidFile {folder}/pid\nUsePAM no\nStrictModes no\n"
+    f"AuthorizedKeysFile {key}.allowed\nPermitRootLogin yes\n")
+daemon = subprocess.Popen(["/usr/sbin/sshd", "-D", "-E", os.path.join(folder, "log"), "-f", os.path.join(folder, "sshd_config")])
+client = ["ssh", "-F", "none", "-p", port, "-i", key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+          "-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "root@127.0.0.1"]
+for _ in range(200):
+    if subprocess.run([*client, "true"], stderr=subprocess.DEVNULL).returncode == 0: break
+    time.sleep(0.05)
+session = subprocess.Popen([*client[:1], "-tt", *client[1:], "bash --norc --noprofile -i"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+shown = b""
+def shows(text, seconds=20):
+    global shown
+    end = time.monotonic() + seconds
+    while text not in shown and time.monotonic() < end:
+        if select.select([session.stdout], [], [], 0.2)[0]: shown += os.read(session.stdout.fileno(), 65536)
+    found = text in shown
+    if found: shown = shown.split(text, 1)[1]
+    return found
+def type(line):
+    session.stdin.write(line.encode() + b"\n"); session.stdin.flush()
+type("PS1='ready> '; stty -echo cols 71; count=0; sleep 10004 &"); shows(b"ready> ")
+checks = 0
+def verify(token):
+    global checks
+    checks += 1
+    type(f"count=$((count+1)); echo counted $count for {token}; stty size; jobs %1")
+    if not shows(f"counted {checks} for {token}".encode()): return f"the session does not answer, but {shown[-200:]}"
+    if not shows(b" 71") or not shows(b"Running"): return f"the session's terminal or job is another: {shown[-200:]}"
+    done = subprocess.run([*client, "echo", "another", token], capture_output=True)
+    if done.stdout.decode().strip() != f"another {token}": return f"no other session: {done.stderr[-300:]}"
+serve(verify)
+"""
+
+    def command(self):
+        os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
+        source = os.path.join(self.folder, "session.py")
+        with open(source, "w") as f:
+            f.write(self.SOURCE)
+        return ["/usr/bin/python3", source, self.folder, str(self.port)]
+
+
 class LogReader:
     """Whoever has /dev/log for the moment: there is one on this machine."""
     PATH = "/dev/log"

@@ -31,6 +31,7 @@ WORKLOADS = {
     "renamed_sockets": ("renamed_sockets", []),
     "shut_down": ("shut_down", []),
     "many_timers": ("many_timers", []),
+    "timers_of_200": ("many_timers", ["200", "3"]),
     "timer_signals": ("timer_signals", []),
     "pidfds": ("pidfds", []),
     "watches": ("watches", []),
@@ -55,13 +56,15 @@ NOT_LAZY_REMOTE = ("locks", "pty_modes", "pty_session", "pty_queue", "tmux")
 PROGRAMS = {"redis": programs.Redis, "nginx": programs.Nginx, "python": programs.Python, "pipeline": programs.Pipeline,
             "inotifywait": programs.Inotifywait, "postgres": programs.Postgres, "tmux": programs.Tmux,
             "haproxy": services.Haproxy, "rsyslog": services.Rsyslog, "named-pool": services.NamedPool, "java": services.Java,
-            "logs": services.Logs, "mariadb": services.MariaDb, "etcd": services.Etcd, "cron": services.Cron}
-# For their locks on files, which is no matter where one host dumps and restores them.
-HAVE_LOCKS = ("mariadb", "etcd", "cron")
+            "logs": services.Logs, "mariadb": services.MariaDb, "etcd": services.Etcd, "cron": services.Cron,
+            "sshd": services.Sshd, "nginx-replaced": programs.NginxReplaced}
+# Moved in few modes: for their locks on files, which are no matter where one host dumps and restores them; for their size; and those of
+# which the others have each part.
+IN_FEW = ("mariadb", "etcd", "cron", "timers_of_200", "sshd", "nginx-replaced")
 NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3", "inotifywait": "inotifywait",
          "postgres": "/usr/lib/postgresql/15/bin/postgres", "tmux": "tmux", "haproxy": "haproxy", "rsyslog": "rsyslogd",
          "named-pool": "/usr/bin/python3", "java": "java", "logs": "/usr/bin/python3",
-         "mariadb": "mariadbd", "etcd": "etcd", "cron": "cron"}
+         "mariadb": "mariadbd", "etcd": "etcd", "cron": "cron", "sshd": "sshd", "nginx-replaced": "nginx"}
 # Lazily moved with TLS; they have more private memory than this, which a lazy dump leaves out of the folder.
 LAZY_TLS = ("memory", "redis")
 LAZY_MOST = 2 << 20
@@ -84,7 +87,7 @@ def names(mode):
         return list(TIMED)
     if mode == "cancelled":
         return list(CANCELLED)
-    left_out = {*(NOT_LAZY_REMOTE if mode == "lazy-remote" else ()), *(() if mode in WITH_SERVICES else HAVE_LOCKS)}
+    left_out = {*(NOT_LAZY_REMOTE if mode == "lazy-remote" else ()), *(() if mode in WITH_SERVICES else IN_FEW)}
     return [n for n in (*WORKLOADS, *PROGRAMS) if n not in left_out]
 
 

@@ -57,7 +57,7 @@ def readable(context, folder):
 
 def main():
     options = suite.arguments(__doc__)
-    named = {f"fields/{n}": compare(n) for n in [*cases.WORKLOADS, *cases.PROGRAMS] if n not in cases.HAVE_LOCKS}
+    named = {f"fields/{n}": compare(n) for n in [*cases.WORKLOADS, *cases.PROGRAMS] if n not in cases.IN_FEW}
     named["fields/clocks-of-another-namespace"] = compare("clocks", netns.OTHER_CLOCKS)
     named["readable"] = readable
     return suite.main(options, named, "mimages-")

@@ -35,6 +35,8 @@ REFUSED = {
     "memory.sealed": "has a sealed mapping",
     "memory.secret": "has secret memory",
     "memory.shared_by_processes": "share their memory",
+    "processes.keys_of_process": "has keys in the keyring of its process",
+    "processes.keys_of_session": "has keys in the keyring of its session",
     "processes.deadline_scheduling": "runs under scheduling policy 6",
     "processes.own_descriptors_of_thread": "has a descriptor table of its own",
     "processes.own_place_of_thread": "has a working folder of its own",

@@ -1,6 +1,7 @@
-// A thousand timers of all kinds in some processes: timerfds and POSIX timers of each clock, relative and absolute,
-// once and again and again, ITIMER_REAL, and calls with a time-out. Whenever one comes it is looked whether that was
-// early, and then it is armed again for another time. None is ever early, and none is dead.
+// A thousand timers of all kinds in some processes (PROCESSES TIMERS: how many, with how many of each of two kinds):
+// timerfds and POSIX timers of each clock, relative and absolute, once and again and again, ITIMER_REAL, and calls with
+// a time-out. Whenever one comes it is looked whether that was early, and then it is armed again for another time. None
+// is ever early, and none is dead.
 #include <linux/futex.h>
 #include <poll.h>
 #include <sys/epoll.h>
@@ -21,7 +22,6 @@ using namespace workload;
 namespace {
 
 constexpr int64_t kMs = 1'000'000, kAllowed = kMs;
-constexpr int kTimers = 60;  // of each of two kinds, a process
 
 struct Process {
   std::atomic<uint64_t> asked, answered;
@@ -189,7 +189,7 @@ void take_signals(One& one, Process& shared, const sigset_t& all) {
   const timespec none{};
   while (sigtimedwait(&all, &info, &none) > 0) {
     if (info.si_signo != SIGALRM) {
-      one.timers.at(static_cast<size_t>(info.si_value.sival_int))->came(info, shared);
+      one.timers.at(static_cast<size_t>(info.si_value.sival_int - one.timers.front()->i))->came(info, shared);
       continue;
     }
     one.alarm.came(1, shared);
@@ -226,14 +226,15 @@ void answer(One& one, Process& shared, std::vector<uint64_t>& counts, int64_t& s
   shared.answered = shared.asked.load();
 }
 
-[[noreturn]] void be(Process& shared, const Workload& w) {
+/// With `timers` of each of two kinds, from the one with the number `from` on.
+[[noreturn]] void be(Process& shared, const Workload& w, int from, int timers) {
   sigset_t all;
   sigemptyset(&all);
   sigaddset(&all, SIGALRM);
   for (int i = 1; i <= 8; ++i) sigaddset(&all, SIGRTMIN + i);
   must(sigprocmask(SIG_BLOCK, &all, nullptr), "sigprocmask");
   One one;
-  for (int i = 0; i < kTimers; ++i) {
+  for (int i = from; i < from + timers; ++i) {
     one.files.push_back(std::make_unique<Timerfd>(i));
     one.timers.push_back(std::make_unique<PosixTimer>(i));
   }
@@ -269,11 +270,12 @@ int main(int argc, char** argv) {
       [&] {
         Workload w(argc, argv);
         const auto processes = static_cast<size_t>(w.number(0, 8));
+        const int timers = static_cast<int>(w.number(1, 60));
         Process* shared = shared_memory<Process>(processes);
         for (size_t i = 0; i < processes; ++i)
           if (must(fork(), "fork") == 0) {
             try {
-              be(shared[i], w);
+              be(shared[i], w, static_cast<int>(i) * timers % 60, timers);
             } catch (const std::exception& e) {
               std::fprintf(stderr, "%s\n", e.what());
               std::_Exit(1);

@@ -192,10 +192,9 @@ struct FileDumper::Impl {
 
   uint32_t describe_waiting(const ProcDir& holder, Fd fd, const std::string& socket) {
     OpenFile file = waiting_file(holder, std::move(fd), socket);
-    const Slot slot{::getpid(), waiting.emplace_back(file.ours.dup()).get()};
     auto& bucket = descriptions[pre_key(file.info)];
-    const auto known = bucket.find(slot);
-    return known != bucket.end() ? known->second.id : describe(slot, file).id;
+    if (const auto known = bucket.find({::getpid(), file.ours.get()}); known != bucket.end()) return known->second.id;
+    return describe({::getpid(), waiting.emplace_back(file.ours.dup()).get()}, file).id;
   }
 
   void note_epoll(const Known& known, const Holder& holder) {

@@ -116,7 +116,8 @@ class RestoreKind {
   virtual std::map<uint32_t, Fd> connect() { return {}; }
   /// Everything is there, `fd` is the description's as it will be fetched from.
   virtual void opened(const UsedFile&, int /*fd*/) {}
-  /// Once all descriptions of all kinds are there: their descriptors of ours, by file id.
+  /// Once all descriptions of all kinds are there: their descriptors of ours, by file id. What waits in queues is put
+  /// there now, and what only then can be set is.
   virtual void seal(const std::map<uint32_t, int>& /*opened*/) {}
   /// Never throws; failures are appended.
   virtual void after_gate(std::vector<std::string>&) {}

@@ -69,11 +69,25 @@ bool LastingStates::waits_inside(uint32_t client, const Lists::Sockets& all) con
   });
 }
 
+bool LastingStates::some_task_has(const OpenFile& file) const {
+  const Holder ours{0, ::getpid(), file.ours.get()};
+  for (const ProcDir& task : tasks_) try {
+      for (const int fd : task.descriptors())
+        if (parse_fdinfo(task.read("fdinfo/" + std::to_string(fd))).ino == file.info.ino &&
+            same_file({0, task.pid(), fd}, ours))
+          return true;
+    } catch (const Error& e) {
+      if (!descriptor_is_gone(e)) throw;
+    }
+  return false;
+}
+
 std::optional<Refusal> LastingStates::refused_on_its_way(const ProcDir& task, int fd, const std::string& who) const {
   const auto pidfd = open_pidfd(task.pid());
   if (!pidfd || !has_descriptors(task, fd)) return std::nullopt;
-  for (Fd& one : first_descriptors(get_remote_fd(pidfd->get(), fd).get(), who)) try {
-      check_waiting_(waiting_file(task, std::move(one), who));
+  for (Fd& one : first_descriptors(get_remote_fd(pidfd->get(), fd).get())) try {
+      const OpenFile file = waiting_file(task, std::move(one), who);
+      if (!some_task_has(file)) check_waiting_(file);
     } catch (const Refusal& e) {
       return e;
     }
@@ -90,7 +104,7 @@ void LastingStates::see_socket(const OpenFile& file, const UnixSocketInfo& info,
   };
   // A message of a stream is not empty.
   const bool filled = info.state != kSocketListen && (info.queued != 0 || info.type != SOCK_STREAM);
-  if (filled && has_descriptors(*file.proc, file.fd))
+  if (filled && refused_on_its_way(*file.proc, file.fd, file.who()))
     doubt([this, task = file.proc, fd = file.fd, who = file.who()](Lists&) {
       return refused_on_its_way(*task, fd, who);
     });

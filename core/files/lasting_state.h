@@ -54,6 +54,7 @@ class LastingStates {
   bool waits_inside(uint32_t client, const Lists::Sockets& all) const;
   bool full() const;
   void doubt(Look look);
+  bool some_task_has(const OpenFile& file) const;
   std::optional<Refusal> refused_on_its_way(const ProcDir& task, int fd, const std::string& who) const;
   bool watched(const Holder& holder, int number) const;
   bool open_elsewhere(const EpollSlot& slot, uint64_t inode) const;

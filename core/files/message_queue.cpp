@@ -6,10 +6,11 @@ namespace migrate {
 
 bool is_message_queue(const OpenFile& file) {
   constexpr auto kMagic = 0x19800202;  // MQUEUE_MAGIC, ipc/mqueue.c
-  if (file.type() != S_IFREG || file.link.rfind('/') != 0 || file.fd < 0) return false;
-  const Fd found = file.proc->open("fd/" + std::to_string(file.fd), O_PATH);
+  if (file.type() != S_IFREG || file.link.rfind('/') != 0) return false;
+  if (!file.ours && file.fd < 0) return false;
+  const Fd found = file.ours ? Fd() : file.proc->open("fd/" + std::to_string(file.fd), O_PATH);
   struct statfs on {};
-  check(::fstatfs(found.get(), &on), "look up the file system of", file.link);
+  check(::fstatfs(file.ours ? file.ours.get() : found.get(), &on), "look up the file system of", file.link);
   return on.f_type == kMagic;
 }
 

@@ -117,6 +117,7 @@ void PipeDumper::dump_fifo(const OpenFile& file, RegularDumper& regular) {
   OpenFile path;  // the same file, described once more as what the path leads to
   path.proc = file.proc;
   path.fd = file.fd;
+  path.waits_at = file.waits_at;
   path.ours = file.ours.dup();
   path.link = file.link;
   path.st = file.st;

@@ -98,26 +98,18 @@ struct FileRestorer::Impl {
     return ids;
   }
 
-  /// Who has a socket may have what waits there, and so on.
   void add_waiting(std::map<uint32_t, Use>& ids) const {
-    const auto waiting = read_waiting_descriptors(images);
-    std::vector<uint32_t> sockets;
-    for (const auto& [socket, files_there] : waiting)
-      if (ids.contains(socket)) sockets.push_back(socket);
-    while (!sockets.empty()) {
-      const uint32_t socket = sockets.back();
-      sockets.pop_back();
-      const std::set<uint32_t> tables = ids.at(socket).tables;
-      for (const uint32_t id : waiting.at(socket)) {
-        const auto entry = entries.find(id);
-        if (entry == entries.end())
-          throw Corrupt(kSkQueuesImage, "file " + std::to_string(id) + " is not in files.img");
-        const auto [it, fresh] = ids.try_emplace(id, Use{entry->second.type(), {}});
-        const size_t before = it->second.tables.size();
-        it->second.tables.insert(tables.begin(), tables.end());
-        if ((fresh || it->second.tables.size() != before) && waiting.contains(id)) sockets.push_back(id);
-      }
-    }
+    std::vector<uint32_t> known;
+    for (const auto& [id, use] : ids) known.push_back(id);
+    hand_on_to_waiting(images, std::move(known), [&](uint32_t socket, uint32_t id) {
+      const auto entry = entries.find(id);
+      if (entry == entries.end()) throw Corrupt(kSkQueuesImage, "file " + std::to_string(id) + " is not in files.img");
+      const auto [it, fresh] = ids.try_emplace(id, Use{entry->second.type(), {}});
+      const std::set<uint32_t>& tables = ids.at(socket).tables;
+      const size_t before = it->second.tables.size();
+      it->second.tables.insert(tables.begin(), tables.end());
+      return fresh || it->second.tables.size() != before;
+    });
   }
 
   UsedFile file_of(uint32_t id, const Use& use, std::optional<int64_t> dumped_at_ns) {
@@ -190,7 +182,7 @@ void check_files_restorable(const ImageSet& images, size_t limit) {
   std::set<uint32_t> ids;
   for (const uint32_t table : table_ids(images))
     for (const img::fdinfo_entry& e : read_table(images, table)) ids.insert(e.id());
-  for (const auto& [socket, waiting] : read_waiting_descriptors(images)) ids.insert(waiting.begin(), waiting.end());
+  for (const QueuedPacket& packet : read_queued_packets(images)) ids.insert(packet.files.begin(), packet.files.end());
   // A coordinator has all of them open at once, and some more while it opens them.
   constexpr size_t kMore = 32;
   if (ids.size() + kMore > limit)

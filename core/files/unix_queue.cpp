@@ -20,6 +20,7 @@ namespace {
 constexpr size_t kLongest = 1 << 20;
 /// 253 descriptors (SCM_MAX_FD in the kernel), credentials, a security context, times, a pidfd of the sender.
 constexpr size_t kControlBytes = 4096;
+constexpr int kPassPidfd = 76;  // SO_PASSPIDFD (Linux 6.5)
 
 /// An option that is something else for a while.
 class Meanwhile {
@@ -54,9 +55,8 @@ struct Peeked {
 };
 
 /// What came along with a message that was only looked at.
-void take_control(const msghdr& header, Peeked& out) {
-  for (const cmsghdr* c = CMSG_FIRSTHDR(&header); c != nullptr;
-       c = CMSG_NXTHDR(const_cast<msghdr*>(&header), const_cast<cmsghdr*>(c))) {
+void take_control(msghdr& header, Peeked& out) {
+  for (cmsghdr* c = CMSG_FIRSTHDR(&header); c != nullptr; c = CMSG_NXTHDR(&header, c)) {
     if (c->cmsg_level != SOL_SOCKET) continue;
     if (c->cmsg_type == SCM_CREDENTIALS) {
       out.message = true;
@@ -78,6 +78,28 @@ void take_control(const msghdr& header, Peeked& out) {
   }
 }
 
+/// A look, as far as `room` goes. `size` is -1 for a failure (errno).
+Peeked look(int fd, std::span<std::byte> room, int flags) {
+  iovec iov{room.data(), room.size()};
+  alignas(cmsghdr) std::array<char, kControlBytes> control;
+  sockaddr_un name{};
+  msghdr header{};
+  header.msg_name = &name;
+  header.msg_namelen = sizeof name;
+  header.msg_iov = &iov;
+  header.msg_iovlen = 1;
+  header.msg_control = control.data();
+  header.msg_controllen = control.size();
+  Peeked peeked;
+  peeked.size = ::recvmsg(fd, &header, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC | flags);
+  if (peeked.size < 0) return peeked;
+  take_control(header, peeked);
+  constexpr size_t kSkipped = offsetof(sockaddr_un, sun_path);
+  if (header.msg_namelen > kSkipped)
+    peeked.address.assign(name.sun_path, std::min<size_t>(header.msg_namelen - kSkipped, sizeof name.sun_path));
+  return peeked;
+}
+
 class QueueReader {
  public:
   QueueReader(int fd, uint32_t type, size_t descriptors, const std::string& who)
@@ -87,7 +109,12 @@ class QueueReader {
         who_(who),
         offset_(fd, SO_PEEK_OFF, who),
         told_(fd, SO_PASSCRED, who),
-        in_line_(fd, SO_OOBINLINE, who) {}
+        in_line_(fd, SO_OOBINLINE, who) {
+    // With it, pieces differ by their senders, too.
+    if (!try_socket_option(fd, SOL_SOCKET, kPassPidfd)) return;
+    pidfd_told_.emplace(fd, kPassPidfd, who);
+    pidfd_told_->set(0, who);
+  }
 
   UnixQueue read() {
     pollfd p{fd_, POLLIN, 0};
@@ -109,7 +136,7 @@ class QueueReader {
     if (found != descriptors_)
       throw Refusal(who_ + ", a Unix socket with " + std::to_string(descriptors_) +
                         " descriptors on their way (SCM_RIGHTS), of which " + std::to_string(found) + " can be had",
-                    "let the receiver take them first");
+                    "try again, or let the receiver take them first");
     return {std::move(messages_), reset_};
   }
 
@@ -128,30 +155,11 @@ class QueueReader {
   }
 
   Peeked peek(size_t most) {
-    iovec iov{buffer_.data(), most};
-    // Without descriptors room for the sender, and what times may stand before it.
-    alignas(cmsghdr) std::array<char, kControlBytes> control;
-    sockaddr_un name{};
-    msghdr header{};
-    header.msg_name = &name;
-    header.msg_namelen = sizeof name;
-    header.msg_iov = &iov;
-    header.msg_iovlen = 1;
-    header.msg_control = control.data();
-    header.msg_controllen = control.size();
-    const int flags = type_ == SOCK_STREAM ? 0 : MSG_TRUNC;
-    Peeked peeked;
-    peeked.size = ::recvmsg(fd_, &header, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC | flags);
+    Peeked peeked = look(fd_, std::span(buffer_).first(most), type_ == SOCK_STREAM ? 0 : MSG_TRUNC);
     // More was promised than there is.
     if (peeked.size < 0 && errno == ECONNRESET && reset_) peeked.size = 0;
-    if (peeked.size < 0) {
-      if (errno != EAGAIN && errno != ENOTCONN) throw Error("look into the queue of", who_, errno);
-      return peeked;
-    }
-    take_control(header, peeked);
-    const size_t skipped = offsetof(sockaddr_un, sun_path);
-    if (type_ == SOCK_DGRAM && header.msg_namelen > skipped)
-      peeked.address.assign(name.sun_path, std::min<size_t>(header.msg_namelen - skipped, sizeof name.sun_path));
+    if (peeked.size < 0 && errno != EAGAIN && errno != ENOTCONN) throw Error("look into the queue of", who_, errno);
+    if (type_ != SOCK_DGRAM) peeked.address.clear();
     return peeked;
   }
 
@@ -203,16 +211,20 @@ class QueueReader {
   }
 
   /// How many of `size` bytes at `at`, which a look has just given with descriptors, stand before those of the message
-  /// that brings them: a read that ends before its first byte gets none.
+  /// that brings them: a read that ends before its first byte gets none. Looks, unlike reads, give descriptors of what
+  /// is behind them, too; but one whose last byte cannot be written ends before the message that has it
+  /// (unix_stream_read_generic() in the kernel).
   size_t before_descriptors(size_t at, size_t size) {
-    size_t without = 0, with = size;  // bytes to read
-    while (with - without > 1) {
-      const size_t middle = without + (with - without) / 2;
-      peek_from(static_cast<int>(at));
-      (peek(middle).descriptors.empty() ? without : with) = middle;
-    }
+    peek_from(static_cast<int>(at));
+    auto* const nowhere = reinterpret_cast<void*>(uintptr_t{1});
+    std::array<iovec, 2> iov{{{buffer_.data(), size - 1}, {nowhere, 1}}};
+    msghdr header{};
+    header.msg_iov = iov.data();
+    header.msg_iovlen = iov.size();
+    const ssize_t before = ::recvmsg(fd_, &header, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (before < 0 && errno != EFAULT) throw Error("look into the queue of", who_, errno);
     peek_from(static_cast<int>(at + size));
-    return without;
+    return before < 0 ? 0 : static_cast<size_t>(before);
   }
 
   void read_stream() {
@@ -257,6 +269,7 @@ class QueueReader {
   size_t descriptors_;
   const std::string& who_;
   Meanwhile offset_, told_, in_line_;
+  std::optional<Meanwhile> pidfd_told_;
   bool reset_ = false;
   std::vector<std::byte> buffer_;
   std::vector<QueuedMessage> messages_;
@@ -264,20 +277,13 @@ class QueueReader {
 
 }  // namespace
 
-std::vector<Fd> first_descriptors(int fd, const std::string& who) {
-  if (socket_option(fd, SOL_SOCKET, SO_PEEK_OFF, who) >= 0) return {};
+std::vector<Fd> first_descriptors(int fd) {
+  pollfd p{fd, POLLIN, 0};
+  if (try_socket_option(fd, SOL_SOCKET, SO_PEEK_OFF).value_or(0) >= 0 || ::poll(&p, 1, 0) != 1 ||
+      (p.revents & POLLERR) != 0)
+    return {};
   std::vector<std::byte> bytes(64 << 10);
-  iovec iov{bytes.data(), bytes.size()};
-  alignas(cmsghdr) std::array<char, kControlBytes> control;
-  msghdr header{};
-  header.msg_iov = &iov;
-  header.msg_iovlen = 1;
-  header.msg_control = control.data();
-  header.msg_controllen = control.size();
-  if (::recvmsg(fd, &header, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC) < 0) return {};
-  Peeked peeked;
-  take_control(header, peeked);
-  return std::move(peeked.descriptors);
+  return look(fd, bytes, 0).descriptors;
 }
 
 UnixQueue read_unix_queue(int fd, uint32_t type, size_t descriptors, const std::string& who) {

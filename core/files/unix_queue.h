@@ -38,7 +38,7 @@ struct UnixQueue {
 UnixQueue read_unix_queue(int fd, uint32_t type, size_t descriptors, const std::string& who);
 
 /// Of a program that runs: descriptors of the first message, or of the first piece of a stream, that has some. None
-/// where a look is seen by the program (SO_PEEK_OFF).
-std::vector<Fd> first_descriptors(int fd, const std::string& who);
+/// where the program would see that somebody looked (SO_PEEK_OFF, an error that waits to be told).
+std::vector<Fd> first_descriptors(int fd);
 
 }  // namespace migrate

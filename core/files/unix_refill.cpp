@@ -16,7 +16,6 @@
 #include "core/files/waiting_descriptor.h"
 #include "core/image/magic.h"
 #include "ext/ext.pb.h"
-#include "images/sk-packet.pb.h"
 
 namespace migrate {
 namespace {
@@ -60,15 +59,8 @@ ssize_t send_from(int fd, std::span<const std::byte> bytes, std::optional<ucred>
 }  // namespace
 
 void UnixRestorer::read_queues(const ImageSet& images) {
-  auto reader = images.read(kSkQueuesImage, magic::kSkQueues);
-  img::sk_packet_entry packet;
-  while (reader && reader->next(packet)) {
-    const auto data = reader->raw(packet.length());
-    Packet& read = queues_[packet.id_for()].emplace_back(Packet{data});
-    for (const img::scm_entry& rights : packet.scm())
-      read.files.insert(read.files.end(), rights.rights().begin(), rights.rights().end());
-    if (read.files.size() > kMostInMessage) throw Corrupt(kSkQueuesImage, "a message has too many descriptors");
-  }
+  for (QueuedPacket& packet : read_queued_packets(images))
+    queues_[packet.socket].push_back({.bytes = packet.bytes, .files = std::move(packet.files)});
   auto senders = images.read(kPacketSendersImage, kPacketSendersMagic);
   ext::PacketSender sender;
   while (senders && senders->next(sender)) {

@@ -2,6 +2,9 @@
 
 #include <sys/socket.h>
 
+#include <map>
+#include <set>
+
 #include "core/files/socket_options.h"
 #include "core/files/unix_socket.h"
 #include "core/image/magic.h"
@@ -46,20 +49,35 @@ void check_waiting_descriptor(const OpenFile& file, img::fd_types type) {
     throw Refusal(file.who() + ", " + what, "let the receiver take it first");
 }
 
-std::map<uint32_t, std::vector<uint32_t>> read_waiting_descriptors(const ImageSet& images) {
-  std::map<uint32_t, std::vector<uint32_t>> found;
+std::vector<QueuedPacket> read_queued_packets(const ImageSet& images) {
+  std::vector<QueuedPacket> packets;
   auto reader = images.read(kSkQueuesImage, magic::kSkQueues);
-  img::sk_packet_entry packet;
-  while (reader && reader->next(packet)) {
-    reader->raw(packet.length());
-    for (const img::scm_entry& rights : packet.scm()) {
-      if (rights.type() != SCM_RIGHTS || packet.scm_size() != 1 || rights.rights_size() > kMostInMessage)
+  img::sk_packet_entry entry;
+  while (reader && reader->next(entry)) {
+    QueuedPacket& packet = packets.emplace_back(QueuedPacket{entry.id_for(), reader->raw(entry.length()), {}});
+    for (const img::scm_entry& rights : entry.scm()) {
+      const auto count = static_cast<size_t>(rights.rights_size());
+      if (rights.type() != SCM_RIGHTS || entry.scm_size() != 1 || count > kMostInMessage)
         throw Corrupt(kSkQueuesImage, "a message has impossible descriptors");
-      auto& ids = found[packet.id_for()];
-      ids.insert(ids.end(), rights.rights().begin(), rights.rights().end());
+      packet.files.assign(rights.rights().begin(), rights.rights().end());
     }
   }
-  return found;
+  return packets;
+}
+
+void hand_on_to_waiting(const ImageSet& images, std::vector<uint32_t> sockets,
+                        const std::function<bool(uint32_t socket, uint32_t file)>& hand_on) {
+  std::map<uint32_t, std::set<uint32_t>> waiting;
+  for (const QueuedPacket& packet : read_queued_packets(images))
+    waiting[packet.socket].insert(packet.files.begin(), packet.files.end());
+  std::erase_if(waiting, [](const auto& queue) { return queue.second.empty(); });
+  while (!sockets.empty()) {
+    const auto queue = waiting.find(sockets.back());
+    sockets.pop_back();
+    if (queue == waiting.end()) continue;
+    for (const uint32_t file : queue->second)
+      if (hand_on(queue->first, file)) sockets.push_back(file);
+  }
 }
 
 }  // namespace migrate

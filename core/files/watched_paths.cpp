@@ -20,6 +20,7 @@ OpenFile watched(const OpenFile& inotify, Fd fd) {
   OpenFile file;
   file.proc = inotify.proc;
   file.fd = inotify.fd;
+  file.waits_at = inotify.waits_at;
   file.link = read_link_at(AT_FDCWD, fd_link(fd.get()));
   file.st = stat_opened(fd.get(), file.link);
   file.info.flags = O_PATH;

@@ -11,6 +11,7 @@
 
 #include "core/base/error.h"
 #include "core/files/image_tables.h"
+#include "core/files/waiting_descriptor.h"
 #include "core/image/magic.h"
 #include "core/restore/tree_order.h"
 #include "ext/ext.pb.h"
@@ -49,6 +50,7 @@ class Reader {
     for (const TaskNode& task : read_tree(images_))
       if (!task.zombie) look_at(task);
     entries_ = read_file_entries(images_);
+    look_at_waiting();
     for (const auto& [id, holders] : files_) look_at_file(id, holders);
     for (const auto& [id, task] : roots_) look_at_root(id, task);
     look_at_pipes("pipes-data.img", magic::kPipesData);
@@ -127,6 +129,17 @@ class Reader {
       if (holders.first == 0) holders.first = of.task;
       holders.held |= of.held;
     }
+  }
+
+  /// What waits in the queues of sockets whoever has those may take.
+  void look_at_waiting() {
+    std::vector<uint32_t> known;
+    for (const auto& [id, holders] : files_) known.push_back(id);
+    hand_on_to_waiting(images_, std::move(known), [this](uint32_t socket, uint32_t id) {
+      const auto [it, fresh] = files_.try_emplace(id, files_.at(socket));
+      const uint64_t before = std::exchange(it->second.held, it->second.held | files_.at(socket).held);
+      return fresh || before != it->second.held;
+    });
   }
 
   void look_at_root(uint32_t id, const Privilege& of) {

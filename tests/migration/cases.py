@@ -31,7 +31,7 @@ WORKLOADS = {
     "renamed_sockets": ("renamed_sockets", []),
     "shut_down": ("shut_down", []),
     "many_timers": ("many_timers", []),
-    "timers_of_200": ("many_timers", ["200", "3"]),
+    "timers_of_200": ("many_timers", ["200", "2"]),
     "timer_signals": ("timer_signals", []),
     "pidfds": ("pidfds", []),
     "watches": ("watches", []),
@@ -58,9 +58,11 @@ PROGRAMS = {"redis": programs.Redis, "nginx": programs.Nginx, "python": programs
             "haproxy": services.Haproxy, "rsyslog": services.Rsyslog, "named-pool": services.NamedPool, "java": services.Java,
             "logs": services.Logs, "mariadb": services.MariaDb, "etcd": services.Etcd, "cron": services.Cron,
             "sshd": services.Sshd, "nginx-replaced": programs.NginxReplaced}
-# Moved in few modes: for their locks on files, which are no matter where one host dumps and restores them; for their size; and those of
-# which the others have each part.
-IN_FEW = ("mariadb", "etcd", "cron", "timers_of_200", "sshd", "nginx-replaced")
+# Both hosts of the test see the same files.
+WITH_SERVICES = ("live", "live-postcopy")
+# Moved in these modes only: for their locks on files, which are no matter where one host dumps and restores them; for their size; and those
+# of which the others have each part.
+IN_FEW = {**dict.fromkeys(("mariadb", "etcd", "cron", "sshd", "nginx-replaced"), WITH_SERVICES), "timers_of_200": ("live",)}
 NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3", "inotifywait": "inotifywait",
          "postgres": "/usr/lib/postgresql/15/bin/postgres", "tmux": "tmux", "haproxy": "haproxy", "rsyslog": "rsyslogd",
          "named-pool": "/usr/bin/python3", "java": "java", "logs": "/usr/bin/python3",
@@ -71,8 +73,6 @@ LAZY_MOST = 2 << 20
 MODES = ("inplace", "lazy", "lazy-remote", "leave-running", "live", "live-stop", "live-postcopy", "live-hybrid", "live-back", "cancelled")
 # Those in which small workloads are moved, in bundles.
 SMALL_MODES = ("inplace", "leave-running", "live", "live-stop", "live-postcopy", "live-hybrid", "cancelled")
-# Both hosts of the test see the same files.
-WITH_SERVICES = ("live", "live-postcopy")
 BETWEEN_HOSTS = ("live", "live-stop", "live-postcopy", "live-hybrid", "lazy-remote", "cancelled")
 # Moved to a host whose clocks are ahead, too; their last time-out ends this many seconds after their start.
 TIMED = {"clocks": 0, "itimer": 0, "timers": 4, "sleep_restart": 5, "events": 4, "main_waits": 5,
@@ -87,7 +87,7 @@ def names(mode):
         return list(TIMED)
     if mode == "cancelled":
         return list(CANCELLED)
-    left_out = {*(NOT_LAZY_REMOTE if mode == "lazy-remote" else ()), *(() if mode in WITH_SERVICES else IN_FEW)}
+    left_out = {*(NOT_LAZY_REMOTE if mode == "lazy-remote" else ()), *(n for n, modes in IN_FEW.items() if mode not in modes)}
     return [n for n in (*WORKLOADS, *PROGRAMS) if n not in left_out]
 
 

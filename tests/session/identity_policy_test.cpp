@@ -21,6 +21,7 @@
 #include "images/mm.pb.h"
 #include "images/pipe-data.pb.h"
 #include "images/pstree.pb.h"
+#include "images/sk-packet.pb.h"
 #include "migrate/session/guardian/privileges.h"
 
 namespace migrate {
@@ -62,6 +63,7 @@ struct Tree {
   ext::ThreadExt extra;
   std::vector<img::file_entry> files;
   std::string root = "/";
+  bool in_queue = false;  ///< files wait at a socket, where the program may take them
 
   explicit Tree(img::core_entry one) : leader(one), thread(std::move(one)) {}
   Tree(img::core_entry one, img::core_entry two) : leader(std::move(one)), thread(std::move(two)) {}
@@ -91,11 +93,27 @@ struct Tree {
     images.put("ids-1.img", magic::kIds, ids);
     images.put("migrate-ext.img", magic::kMigrateExt, extra);
     ImageWriter table = images.write("fdinfo-1.img", magic::kFdinfo), all = images.write("files.img", magic::kFiles);
-    for (size_t i = 0; i < files.size(); ++i) {
+    const auto add_number = [&](const img::file_entry& file, uint32_t fd) {
       img::fdinfo_entry e;
-      e.set_id(files[i].id()), e.set_flags(0), e.set_type(files[i].type()), e.set_fd(static_cast<uint32_t>(i));
+      e.set_id(file.id()), e.set_flags(0), e.set_type(file.type()), e.set_fd(fd);
       table.entry(e);
+    };
+    for (size_t i = 0; i < files.size(); ++i) {
+      if (!in_queue) add_number(files[i], static_cast<uint32_t>(i));
       all.entry(files[i]);
+    }
+    if (in_queue) {
+      // At one that waits itself.
+      const img::file_entry outer = unix_socket(998), inner = unix_socket(999);
+      add_number(outer, 0);
+      all.entry(outer), all.entry(inner);
+      ImageWriter queues = images.write("sk-queues.img", magic::kSkQueues);
+      img::sk_packet_entry packet;
+      packet.set_id_for(999), packet.set_length(0), packet.add_scm()->set_type(SCM_RIGHTS);
+      for (const img::file_entry& file : files) packet.mutable_scm(0)->add_rights(file.id());
+      queues.entry(packet);
+      packet.set_id_for(998), packet.mutable_scm(0)->clear_rights(), packet.mutable_scm(0)->add_rights(999);
+      queues.entry(packet);
     }
     img::file_entry folder;
     folder.set_type(img::fd_types::REG), folder.set_id(1000);
@@ -104,6 +122,23 @@ struct Tree {
     set_owner(*reg.mutable_fown());
     all.entry(folder);
     return images;
+  }
+
+  static img::file_entry unix_socket(uint32_t id) {
+    img::file_entry e;
+    e.set_type(img::fd_types::UNIXSK), e.set_id(id);
+    img::unix_sk_entry& s = *e.mutable_usk();
+    s.set_id(id), s.set_ino(id), s.set_type(SOCK_DGRAM), s.set_state(7), s.set_flags(0), s.set_uflags(0);
+    s.set_backlog(0), s.set_peer(0), s.set_name("");
+    set_owner(*s.mutable_fown());
+    set_options(*s.mutable_opts());
+    return e;
+  }
+
+  static void set_options(img::sk_opts_entry& o) {
+    o.set_so_sndbuf(4096), o.set_so_rcvbuf(4096);
+    o.set_so_snd_tmo_sec(0), o.set_so_snd_tmo_usec(0), o.set_so_rcv_tmo_sec(0), o.set_so_rcv_tmo_usec(0);
+    o.set_so_buf_lock(3);
   }
 
   static void set_owner(img::fown_entry& owner) {
@@ -119,10 +154,7 @@ struct Tree {
         s.set_state(7);
     s.set_src_port(port), s.set_dst_port(0), s.set_flags(0), s.set_backlog(0);
     set_owner(*s.mutable_fown());
-    img::sk_opts_entry& o = *s.mutable_opts();
-    o.set_so_sndbuf(4096), o.set_so_rcvbuf(4096);
-    o.set_so_snd_tmo_sec(0), o.set_so_snd_tmo_usec(0), o.set_so_rcv_tmo_sec(0), o.set_so_rcv_tmo_usec(0);
-    o.set_so_buf_lock(3);
+    set_options(*s.mutable_opts());
     return s;
   }
 };
@@ -301,6 +333,10 @@ TEST(IdentityPolicy, WhatOnlyACapabilityGivesComesWithIt) {
     // Root, which may come, could have given it.
     EXPECT_NO_THROW(enforce({{}, std::vector<uint32_t>{1000}, 0}, hostile.build()));
     EXPECT_NO_THROW(enforce({{0, 1000}, {}, 0}, hostile.build()));
+    hostile.in_queue = holder.in_queue = usual.in_queue = !hostile.files.empty();
+    EXPECT_THROW(enforce(only_user(1000), hostile.build()), Refusal) << "in a queue";
+    EXPECT_NO_THROW(enforce(only_user(1000), holder.build())) << "in a queue";
+    EXPECT_NO_THROW(enforce(only_user(1000), usual.build())) << "in a queue";
     try {
       enforce(only_user(1000), hostile.build());
     } catch (const Refusal& e) {

@@ -1,5 +1,7 @@
 // What waits in the queues of Unix sockets, beyond what unix_queues.cpp has.
+#include <linux/sockios.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include <array>
@@ -80,6 +82,40 @@ WORKLOAD(unix_sockets, senders_told_with_times) {
       expect(heard.text == text, "'" + heard.text + "' was read for '" + text + "'");
       expect_equal(heard.from, child, "the sender of '" + std::string(text) + "'");
       expect(heard.timed, "no time is told");
+    }
+    say();
+  };
+}
+
+// Pieces of a stream stand apart by their senders where these are told, and by nothing else.
+WORKLOAD(unix_sockets, two_senders_told_by_pidfd) {
+  constexpr int kPassPidfd = 76;  // SO_PASSPIDFD (linux/socket.h)
+  const Ends s = ends(SOCK_STREAM), order = ends(SOCK_STREAM);
+  const int on = 1;
+  if (setsockopt(s.to, SOL_SOCKET, kPassPidfd, &on, sizeof on) == -1) throw NotHere("the kernel has no SO_PASSPIDFD");
+  const pid_t child = must(fork(), "fork");
+  if (child == 0) {
+    close(order.from);
+    char word;
+    while (recv(order.to, &word, 1, 0) == 1)
+      if (send(s.from, "child", 5, 0) != 5 || send(order.to, "!", 1, 0) != 1) _exit(1);
+    _exit(0);  // the parent is gone
+  }
+  const auto say = [s, order] {
+    put(s.from, "parent");
+    put(order.from, "!");
+    pollfd p{order.from, POLLIN, 0};
+    expect(poll(&p, 1, 10'000) == 1 && drain(order.from) == "!", "the child sends nothing");
+  };
+  say();
+  return [s, say] {
+    for (const char* text : {"parent", "child"}) {
+      int marked = 1;
+      must(ioctl(s.to, SIOCATMARK, &marked), "SIOCATMARK");
+      expect_equal(marked, 0, "the mark of an urgent byte");
+      char is[16] = {};
+      expect(recv(s.to, is, sizeof is, MSG_DONTWAIT) > 0, "nothing is there");
+      expect(std::string(is) == text, "'" + std::string(is) + "' was read for '" + text + "'");
     }
     say();
   };

@@ -58,8 +58,8 @@ class Shell {
   }
 
  private:
-  /// The session keyring is inherited, and with it all keys of whoever started us. Each task gets an empty one of its own
-  /// (keys are refused, refuse_keys()): of different users they must not be.
+  /// The session keyring is inherited, and with it all keys of whoever started us. Each task gets an empty one of its
+  /// own (keys are refused, refuse_keys()): of different users they must not be.
   static void leave_keyrings() {
     if (::syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, nullptr) >= 0) return;
     // Without keys, or where a seccomp filter forbids them, to the task as to us, there is nothing to leave.

@@ -29,7 +29,14 @@ struct Board {
   std::atomic<bool> stop_fails{false}, finish_fails{false}, disk_full_after_hold{false};
   std::atomic<size_t> stop_marks{0};
   std::atomic<int> thaws_that_fail{0};
+  std::atomic<uint64_t> lock_device{0};  ///< not 0: of a file on which the program has a lock
+  std::atomic<bool> without_lock{false};
+  std::atomic<bool> two_have_lock{false};  ///< taken again while the copy was there
 
+  void give_up_lock() { without_lock = true; }
+  void take_lock() {
+    if (without_lock.exchange(false) && destination.exists) two_have_lock = true;
+  }
   void thaw_source() {
     if (thaws_that_fail > 0) {
       --thaws_that_fail;
@@ -69,7 +76,17 @@ class FakeHeldTree final : public HeldTree {
   void stop() override {
     if (board_.stop_fails) throw Refusal("the fake cannot be stopped", "let it be");
   }
-  void give_up_locks(const std::vector<HeldLock>&) override {}
+  std::vector<HeldLock> locks() const override {
+    if (board_.lock_device == 0) return {};
+    return {{.number = 3,
+             .pid = Pid(::getppid()),
+             .fd = 5,
+             .lock = {.kind = kLockPosix, .type = F_WRLCK, .start = 7, .length = 8},
+             .device = board_.lock_device,
+             .inode = 99,
+             .path = "/a \"file\""}};
+  }
+  void give_up_locks(const std::vector<HeldLock>&) override { board_.give_up_lock(); }
   FreezerCgroup::Record hold(const std::string& name) override {
     board_.source.in_our_cgroup = true;
     board_.source.running = false;
@@ -80,7 +97,10 @@ class FakeHeldTree final : public HeldTree {
     }
     return {true, {"/fake/" + name}, {}};
   }
-  void run_on() override { board_.thaw_source(); }
+  void run_on() override {
+    board_.thaw_source();
+    board_.take_lock();
+  }
   std::vector<TaskId> tasks() const override { return {*TaskId::of(::getppid())}; }
   const ImageSet& images() const override { return images_; }
   std::vector<PageSource>& memories() override { return memories_; }
@@ -149,7 +169,9 @@ class FakeKeeper final : public TreeKeeper {
     return e.role == Role::source ? board_.source.exists.load() : board_.destination.exists.load();
   }
   void run_on(const JournalEntry& e) override {
-    if (e.boot_id == boot_id() && board_.source.exists) board_.thaw_source();
+    if (e.boot_id != boot_id() || !board_.source.exists) return;
+    board_.thaw_source();
+    if (!e.locks.empty()) board_.take_lock();
   }
   void kill(const JournalEntry&) override {
     board_.source.exists = board_.source.running = board_.source.in_our_cgroup = false;

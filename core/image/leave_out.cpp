@@ -17,6 +17,7 @@
 #include "images/memfd.pb.h"
 #include "images/mm.pb.h"
 #include "images/pipe-data.pb.h"
+#include "images/sk-packet.pb.h"
 
 namespace migrate {
 namespace {
@@ -269,6 +270,20 @@ const Subjects<img::pipe_data_entry>& of_pipe_data() {
   return all;
 }
 
+const Subjects<img::sk_packet_entry>& of_messages() {
+  static const Subjects<img::sk_packet_entry> all{
+      {"descriptors in messages", [](img::sk_packet_entry& p) { p.clear_scm(); }},
+  };
+  return all;
+}
+
+const Subjects<ext::PacketSender>& of_senders() {
+  static const Subjects<ext::PacketSender> all{
+      {"senders of messages", [](ext::PacketSender& s) { s.clear_uid(); }},
+  };
+  return all;
+}
+
 const Subjects<ext::ThreadExt>& of_extras() {
   static const Subjects<ext::ThreadExt> all{
       {"processor affinity", [](ext::ThreadExt& e) { e.clear_affinity(); }},
@@ -307,6 +322,8 @@ void for_each_table(Function change) {
   change(of_places());
   change(of_memory_files());
   change(of_pipe_data());
+  change(of_messages());
+  change(of_senders());
   change(of_extras());
   change(of_ghost_attributes());
 }

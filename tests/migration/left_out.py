@@ -80,6 +80,8 @@ NOTICED_BY = {
     "modes of memory files": "events.memory_file_mode",
     "names of memory files": "events.memory_file",
     "sizes of pipes": "pipes.large pipes.small",
+    "descriptors in messages": "in_flight.file_in_stream in_flight.empty_message",
+    "senders of messages": "unix_sockets.senders_told_with_times",
     "processor affinity": "scheduling.one_processor",
     "I/O priority": "scheduling.io_best_effort",
     "timer slack": "processes.timer_slack",

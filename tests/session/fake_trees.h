@@ -31,11 +31,15 @@ struct Board {
   std::atomic<int> thaws_that_fail{0};
   std::atomic<uint64_t> lock_device{0};  ///< not 0: of a file on which the program has a lock
   std::atomic<bool> without_lock{false};
-  std::atomic<bool> two_have_lock{false};  ///< taken again while the copy was there
+  std::atomic<bool> lock_is_anothers{false};  ///< when it is taken again
+  std::atomic<bool> two_have_lock{false};     ///< taken again while the copy was there
 
   void give_up_lock() { without_lock = true; }
-  void take_lock() {
-    if (without_lock.exchange(false) && destination.exists) two_have_lock = true;
+  std::vector<std::string> take_lock() {
+    if (!without_lock.exchange(false)) return {};
+    if (destination.exists) two_have_lock = true;
+    return lock_is_anothers ? std::vector<std::string>{"the fake runs on without its lock"}
+                            : std::vector<std::string>();
   }
   void thaw_source() {
     if (thaws_that_fail > 0) {
@@ -97,9 +101,9 @@ class FakeHeldTree final : public HeldTree {
     }
     return {true, {"/fake/" + name}, {}};
   }
-  void run_on() override {
+  std::vector<std::string> run_on() override {
     board_.thaw_source();
-    board_.take_lock();
+    return board_.take_lock();
   }
   std::vector<TaskId> tasks() const override { return {*TaskId::of(::getppid())}; }
   const ImageSet& images() const override { return images_; }
@@ -168,10 +172,10 @@ class FakeKeeper final : public TreeKeeper {
     if (e.boot_id != boot_id()) return false;
     return e.role == Role::source ? board_.source.exists.load() : board_.destination.exists.load();
   }
-  void run_on(const JournalEntry& e) override {
-    if (e.boot_id != boot_id() || !board_.source.exists) return;
+  std::vector<std::string> run_on(const JournalEntry& e) override {
+    if (e.boot_id != boot_id() || !board_.source.exists) return {};
     board_.thaw_source();
-    if (!e.locks.empty()) board_.take_lock();
+    return e.locks.empty() ? std::vector<std::string>() : board_.take_lock();
   }
   void kill(const JournalEntry&) override {
     board_.source.exists = board_.source.running = board_.source.in_our_cgroup = false;

@@ -1,5 +1,6 @@
 // Locks on files that both hosts see: given up by the frozen tree for its copy, and taken again by whoever lets it run
 // on, when the copy is gone.
+#include "migrate/session/journal/lost_locks.h"
 #include "tests/session/handover_hosts.h"
 
 namespace migrate {
@@ -77,6 +78,43 @@ TEST(HeldLocks, AWatchTakesThemWhenTheCopyIsGone) {
   EXPECT_FALSE(h.board->without_lock);
   EXPECT_FALSE(h.board->two_have_lock);
   h.expect_one_running("told first");
+}
+
+/// By the guardian at the agent's word, by the watch, and by who finds an abort whose tree nobody has let go.
+TEST(HeldLocks, WhatSomebodyElseHasByThenIsToldInTheJournal) {
+  const auto expect_told = [](const Hosts& h, const char* who) {
+    EXPECT_EQ(h.source_store.peek(h.id, Role::source)->lost_locks, "the fake runs on without its lock") << who;
+    EXPECT_NE(but_for_locks(*h.source_store.peek(h.id, Role::source)).find("without its lock"), std::string::npos);
+    h.expect_one_running(who);
+  };
+  {
+    Hosts h;
+    h.board->lock_device = kDevice;
+    h.board->lock_is_anothers = true;
+    SourceHold source = h.hold();
+    source.start(h.start_source());
+    source.freeze({}, {kDevice});
+    EXPECT_TRUE(source.abort("enough was seen"));
+    expect_told(h, "guardian");
+  }
+  for (const bool aborted : {false, true}) {
+    Hosts h;
+    leave_frozen(h);
+    h.board->lock_is_anothers = true;
+    if (aborted) h.source_store.take_over(h.id, Role::source)->step(State::aborted, kOwn);
+    settle_until_done(
+        h.source_store, h.keeper, h.id, Role::source, short_times(), [&](const std::string&) { return h.ask(); },
+        kQuick, h.events, *h.log);
+    expect_told(h, aborted ? "watch, of an abort" : "watch");
+  }
+}
+
+TEST(HeldLocks, ALongListIsCut) {
+  Hosts h;
+  Journal journal = h.left(Role::source, {State::frozen, State::aborted});
+  note_lost_locks(journal, std::vector<std::string>(4000, "one"), *h.log);
+  EXPECT_TRUE(journal.entry().lost_locks.ends_with("; and 3992 more"));
+  EXPECT_LT(journal.entry().lost_locks.size(), 100u);
 }
 
 /// It cannot wait for ever for a host that may be gone.

@@ -10,6 +10,7 @@
 #include "core/memory/huge_pages.h"
 #include "migrate/session/guardian/guardian.h"
 #include "migrate/session/guardian/guardian_common.h"
+#include "migrate/session/journal/lost_locks.h"
 #include "migrate/session/telling/fault.h"
 #include "migrate/session/wire/host_facts.h"
 #include "migrate/session/wire/missing_wire.h"
@@ -271,12 +272,14 @@ class SourceGuardian {
     }
     // The destination is told in any case; then it is durable there.
     warn_unless_durable(*journal_, log_);
+    std::vector<std::string> lost;
     try {
-      if (tree_) tree_->run_on();
+      if (tree_) lost = tree_->run_on();
     } catch (const std::exception& e) {
       log_.error("letting the tree run on: {}", e.what());
-      parts_.keeper->run_on(journal_->entry());
+      lost = parts_.keeper->run_on(journal_->entry());
     }
+    note_lost_locks(*journal_, lost, log_);
     tree_.reset();
   }
 

@@ -10,6 +10,7 @@
 #include "migrate/session/handover/source_feed.h"
 #include "migrate/session/handover/still_coming.h"
 #include "migrate/session/journal/lazy_cgroups.h"
+#include "migrate/session/journal/lost_locks.h"
 #include "migrate/session/journal/received_copy.h"
 #include "migrate/session/telling/failure.h"
 
@@ -88,7 +89,7 @@ class Resolver {
     bool told = false;
     for (const JournalEntry& entry : store_.list()) {
       if (options_.session.empty() || to_hex(entry.id) != options_.session) continue;
-      tell("resolved", entry, "is settled" + but_for(entry.given_up));
+      tell("resolved", entry, "is settled" + but_for(entry.given_up) + but_for_locks(entry));
       told = true;
     }
     if (!told) events_.event("resolved", "nothing is in doubt here");
@@ -246,7 +247,7 @@ class Resolver {
                                    answer->state() == wire::Answer::LOST || answer->state() == wire::Answer::UNKNOWN);
       journal.step_with(State::aborted, kOperator, "the operator let it run",
                         [told](JournalEntry& e) { e.peer_settled = told; });
-      keeper_->run_on(journal.entry());
+      note_lost_locks(journal, keeper_->run_on(journal.entry()), log_);
     } else {
       if (journal.state() == State::frozen) journal.step(State::committed, kOwn, "the operator gave it up");
       if (journal.state() != State::committed) throw Refusal("the session is not held", "kill the program itself");
@@ -254,7 +255,8 @@ class Resolver {
       journal.step(State::done, kOperator, kKilled);
     }
     tell("resolved", journal.entry(),
-         run ? "runs on here, on the operator's word" : "killed here, on the operator's word");
+         run ? "runs on here, on the operator's word" + but_for_locks(journal.entry())
+             : "killed here, on the operator's word");
   }
 
   bool settle_there(const JournalEntry& seen) {

@@ -6,6 +6,7 @@
 
 #include "core/freeze/cpu_throttle.h"
 #include "migrate/session/handover/source_hold.h"
+#include "migrate/session/journal/lost_locks.h"
 #include "migrate/session/journal/received_copy.h"
 #include "migrate/session/wire/greeting.h"
 #include "migrate/session/wire/host_facts.h"
@@ -42,7 +43,7 @@ void settle_one_source(JournalStore& store, TreeKeeper& keeper, const JournalEnt
   if (entry.state == State::aborted) {
     // Whoever wrote ABORTED may have died before it let the tree go.
     if (same_boot) {
-      keeper.run_on(entry);
+      abort_source(store, keeper, entry, entry.reason, log);
       lift_throttle(entry, log);
     }
     return;
@@ -52,7 +53,9 @@ void settle_one_source(JournalStore& store, TreeKeeper& keeper, const JournalEnt
   if (entry.state == State::frozen && !keeper.lives(entry)) return;
   abort_source(store, keeper, entry, "its agent and guardian died", log);
   lift_throttle(entry, log);
-  events.event("settled", "session " + to_hex(entry.id) + " was not committed: " + entry.label + " runs on here",
+  events.event("settled",
+               "session " + to_hex(entry.id) + " was not committed: " + entry.label + " runs on here" +
+                   but_for_locks(store.peek(entry.id, Role::source).value_or(entry)),
                {{"session", to_hex(entry.id)}});
 }
 
@@ -99,9 +102,9 @@ Settled after_answer(Journal& journal, TreeKeeper& keeper, Answer answer, const 
     case Answer::ABORTED:
       journal.step_with(State::aborted, kPeer, "the destination aborted: " + answer.reason(),
                         [](JournalEntry& e) { e.peer_settled = true; });
-      keeper.run_on(journal.entry());
-      return {Settled::Outcome::runs_here,
-              name + " runs on here; the destination's copy never ran (" + answer.reason() + ")"};
+      note_lost_locks(journal, keeper.run_on(journal.entry()), log);
+      return {Settled::Outcome::runs_here, name + " runs on here; the destination's copy never ran (" +
+                                               answer.reason() + ")" + but_for_locks(journal.entry())};
     case Answer::UNKNOWN:
       return {Settled::Outcome::in_doubt, "the destination does not know session " + session + "; look whether " +
                                               name + " runs there: if it does, `migrate resolve --force-kill " +
@@ -194,10 +197,11 @@ Settled settle_source(Journal& journal, TreeKeeper& keeper, const AskDestination
   }
   if (journal.state() == State::preparing || journal.state() == State::frozen) {
     journal.step(State::aborted, gone ? kTreeGone : kOwn, "its agent and guardian died");
-    keeper.run_on(journal.entry());
+    note_lost_locks(journal, keeper.run_on(journal.entry()), log);
     lift_throttle(journal.entry(), log);
   }
-  if (journal.state() == State::aborted) return {Settled::Outcome::runs_here, journal.entry().label + " runs on here"};
+  if (journal.state() == State::aborted)
+    return {Settled::Outcome::runs_here, journal.entry().label + " runs on here" + but_for_locks(journal.entry())};
   if (journal.state() == State::done) {
     return {Settled::Outcome::runs_there, journal.entry().label + " runs at the destination"};
   }

@@ -1,5 +1,6 @@
 #include "migrate/session/handover/source_hold.h"
 
+#include "migrate/session/journal/lost_locks.h"
 #include "migrate/session/wire/missing_wire.h"
 
 namespace migrate {
@@ -212,7 +213,13 @@ void abort_source(JournalStore& store, TreeKeeper& keeper, const JournalEntry& s
                 named ? "" : "; the session is forgotten");
     }
   }
-  keeper.run_on(seen);
+  const std::vector<std::string> lost = keeper.run_on(seen);
+  try {
+    if (!journal && !lost.empty()) journal = store.take_over(seen.id, Role::source, false);
+  } catch (const Error& e) {
+    log.debug("session {}: {}", to_hex(seen.id), e.what());
+  }
+  if (journal) note_lost_locks(*journal, lost, log);
 }
 
 }  // namespace migrate

@@ -163,6 +163,7 @@ std::string JournalEntry::to_json() const {
   if (!lazy_cgroups.empty()) j["lazy_cgroups"] = lazy_cgroups;
   for (const IpcObject& o : left_behind) j["left_behind"].push_back(ipc_to_json(o));
   for (const HeldLock& lock : locks) j["locks"].push_back(lock_to_json(lock));
+  if (!lost_locks.empty()) j["lost_locks"] = lost_locks;
   if (feed) j["feed"] = feed_to_json(*feed);
   if (!given_up.empty()) j["given_up"] = given_up;
   return j.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
@@ -198,6 +199,7 @@ JournalEntry JournalEntry::from_json(const std::string& text, const std::string&
     if (j.contains("locks"))
       for (const json& one : j.at("locks")) e.locks.push_back(lock_from_json(one));
     if (j.contains("feed")) e.feed = feed_from_json(j.at("feed"));
+    if (j.contains("lost_locks")) e.lost_locks = j.at("lost_locks").get<std::string>();
     if (j.contains("given_up")) e.given_up = j.at("given_up").get<std::string>();
     e.peer_settled = j.at("peer_settled").get<bool>();
     e.reason = j.at("reason").get<std::string>();

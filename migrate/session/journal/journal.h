@@ -70,6 +70,7 @@ struct JournalEntry {
   std::vector<std::string> lazy_cgroups;    ///< destination: folders of its lazy host's processes, seat by seat
   std::vector<IpcObject> left_behind;       ///< source: Dump::left_behind()
   std::vector<HeldLock> locks;              ///< source: that were given up for the move, or are about to be
+  std::string lost_locks;                   ///< source: those that could not be had again, in sentences
   std::optional<FeedSettings> feed;         ///< source: how they go
   std::string given_up;                     ///< tasks of which pages were lost (PagesEnd)
   bool peer_settled = true;                ///< source: the destination knows about the abort, or never knew the session

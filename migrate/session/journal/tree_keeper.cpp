@@ -96,16 +96,18 @@ class CgroupKeeper final : public TreeKeeper {
     return std::any_of(entry.tasks.begin(), entry.tasks.end(), [](const TaskId& t) { return t.lives(); });
   }
 
-  void run_on(const JournalEntry& entry) override {
+  std::vector<std::string> run_on(const JournalEntry& entry) override {
     std::vector<FreezerCgroup> held = ours(entry);
     const auto let_go = [&held] {
       for (FreezerCgroup& one : held) one.dissolve();
     };
-    if (entry.boot_id != boot_id() || !wants_locks(entry, !held.empty())) return let_go();
+    if (entry.boot_id != boot_id() || !wants_locks(entry, !held.empty())) return let_go(), std::vector<std::string>();
     std::vector<Pid> tasks;
     for (const TaskId& task : entry.tasks)
       if (task.lives()) tasks.emplace_back(task.pid);
-    for (const std::string& sentence : run_on_with_locks(entry.locks, tasks, let_go, log_)) log_.error("{}", sentence);
+    std::vector<std::string> lost = run_on_with_locks(entry.locks, tasks, let_go, log_);
+    for (const std::string& sentence : lost) log_.error("{}", sentence);
+    return lost;
   }
 
   void kill(const JournalEntry& entry) override {

@@ -72,7 +72,7 @@ class DumpedTree final : public HeldTree {
     return held_->record();
   }
 
-  void run_on() override {
+  std::vector<std::string> run_on() override {
     moves_.reset();
     std::vector<std::string> lost;
     if (held_) {
@@ -90,6 +90,7 @@ class DumpedTree final : public HeldTree {
     locks_.clear();
     held_.reset();
     dump_.reset();
+    return lost;
   }
 
   std::vector<TaskId> tasks() const override { return tasks_; }

@@ -29,8 +29,8 @@ class HeldTree {
   /// Puts it into a cgroup of ours, freezes that and stops tracing: from here on it needs nobody. On failure all is
   /// as after stop().
   virtual FreezerCgroup::Record hold(const std::string& cgroup_name) = 0;
-  /// Lets the tree run on from whatever was reached.
-  virtual void run_on() = 0;
+  /// Lets the tree run on from whatever was reached. Says which locks it could not have again, a sentence each.
+  virtual std::vector<std::string> run_on() = 0;
   virtual std::vector<TaskId> tasks() const = 0;
   virtual const ImageSet& images() const = 0;
   virtual std::vector<PageSource>& memories() = 0;
@@ -89,8 +89,9 @@ class TreeKeeper {
   virtual ~TreeKeeper() = default;
   /// Whether a task of the journal still lives (false after a reboot).
   virtual bool lives(const JournalEntry& entry) = 0;
-  /// Source: thaws and moves the tasks back to their cgroups, with the locks that they gave up.
-  virtual void run_on(const JournalEntry& entry) = 0;
+  /// Source: thaws and moves the tasks back to their cgroups, with the locks that they gave up. Says which could not be
+  /// had again, a sentence each.
+  virtual std::vector<std::string> run_on(const JournalEntry& entry) = 0;
   /// Source: kills the held tree and removes what is ours.
   virtual void kill(const JournalEntry& entry) = 0;
   /// Destination: thaws the gate.

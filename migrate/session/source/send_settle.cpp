@@ -3,6 +3,7 @@
 
 #include <future>
 
+#include "migrate/session/journal/lost_locks.h"
 #include "migrate/session/source/send_session.h"
 #include "migrate/session/telling/failure.h"
 
@@ -30,7 +31,10 @@ int SendSession::give_up(const std::exception& e) {
   plan_.reset();
   if (peer_.has_streams()) peer_.sender().cancel();
   tell_peer(reason);
-  const std::string here = touched ? " runs on here" : refused || label_.empty() ? "" : " was not touched";
+  const std::optional<JournalEntry> left = touched ? store_.peek(id_, Role::source) : std::nullopt;
+  const std::string here = touched                     ? " runs on here" + (left ? but_for_locks(*left) : "")
+                           : refused || label_.empty() ? ""
+                                                       : " was not touched";
   events_.event(refused ? "refused" : "failed", reason + (here.empty() ? "" : "; " + label_ + here),
                 {{"touched", touched}});
   if (refused) tell_other_refusals(events_, e);

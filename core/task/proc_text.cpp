@@ -110,6 +110,7 @@ std::optional<int64_t> parse_exec_start(std::string_view sched) {
   if (dot == std::string_view::npos || !to_number(value, ms) || !to_number(value.substr(dot + 1, 6), ns))
     return std::nullopt;
   if (ms < 0 || ms > INT64_MAX / 1'000'000 - 1) return std::nullopt;
+  if (ms == 0 && ns == 0) return std::nullopt;
   return ms * 1'000'000 + ns;
 }
 

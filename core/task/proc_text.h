@@ -29,6 +29,7 @@ struct PosixTimer {
 std::vector<PosixTimer> parse_timers(std::string_view text);
 
 /// se.exec_start of /proc/PID/sched in ns of the scheduler's clock: when a sleeping thread went to sleep.
+/// nullopt: it is not there, or 0, as of one that was taken to another CPU since.
 std::optional<int64_t> parse_exec_start(std::string_view sched);
 
 /// /proc/TID/syscall of a blocked thread; nullopt if it is running or not in a call.

@@ -37,8 +37,8 @@ class SchedulerClock {
     if (known_) ::sched_setaffinity(0, sizeof before_, &before_);
   }
 
-  /// To be added to an exec_start of `cpu`.
-  int64_t offset(int cpu) {
+  /// To be added to an exec_start of `cpu`; nullopt: not to be known.
+  std::optional<int64_t> offset(int cpu) {
     const auto it = offsets_.find(cpu);
     if (it != offsets_.end()) return it->second;
     cpu_set_t one;
@@ -51,10 +51,10 @@ class SchedulerClock {
  private:
   /// exec_start is noted when we get on the CPU, and at each tick. Where the CPU was lost between our two looks it is
   /// newer than the first: that would make sleeps older than they are, and end them too early; too late is allowed.
-  static int64_t measure() {
+  static std::optional<int64_t> measure() {
     constexpr int kTries = 10;
     constexpr int64_t kAtOnce = 1'000'000;
-    int64_t offset = 0;
+    std::optional<int64_t> offset;
     for (int tries = 0; tries < kTries; ++tries) {
       // Off the CPU and on it again.
       const timespec instant{0, 1};
@@ -62,7 +62,7 @@ class SchedulerClock {
       const int64_t before = monotonic_ns();
       const auto start = parse_exec_start(read_file_at(AT_FDCWD, "/proc/thread-self/sched"));
       const int64_t after = monotonic_ns();
-      if (!start) return 0;
+      if (!start) return std::nullopt;
       if (after - before < kAtOnce) return before - *start;
       offset = after - *start;
     }
@@ -71,7 +71,7 @@ class SchedulerClock {
 
   cpu_set_t before_;
   bool known_ = false;
-  std::map<int, int64_t> offsets_;
+  std::map<int, std::optional<int64_t>> offsets_;
 };
 
 namespace {
@@ -106,14 +106,26 @@ bool is_busy(const ProcDir& thread, uint64_t run_time_before) {
   return run_time(thread) >= run_time_before + kWayBack;
 }
 
+/// Since when it sleeps. Some do so without a beginning: a thread that the scheduler takes to another CPU while its
+/// sleep is put off (delayed dequeue, Linux 6.12) has an exec_start of 0. It counts as asleep from now on: late is
+/// allowed. nullopt: it was taken there just now.
+std::optional<int64_t> asleep_since(const ProcDir& thread, SchedulerClock& clock) {
+  const int cpu = last_cpu(thread.read("stat"));
+  const auto start = parse_exec_start(thread.read("sched"));
+  if (last_cpu(thread.read("stat")) != cpu) return std::nullopt;
+  const auto offset = start ? clock.offset(cpu) : std::nullopt;
+  return offset ? *start + *offset : monotonic_ns();
+}
+
 std::optional<SleepSample> sample_thread(const ProcDir& thread, SchedulerClock& clock) {
   const auto call = parse_syscall(thread.read("syscall"));
   if (!call) return std::nullopt;
   SleepSample s;
   s.call = *call;
   s.voluntary_switches = voluntary_switches(thread.read("status"));
-  const auto start = parse_exec_start(thread.read("sched"));
-  s.since_ns = start ? *start + clock.offset(last_cpu(thread.read("stat"))) : monotonic_ns();
+  const auto since = asleep_since(thread, clock);
+  if (!since) return std::nullopt;
+  s.since_ns = *since;
   // restart_syscall(2) hides which call it goes on with.
   if (call->nr == SYS_restart_syscall) s.wchan = thread.read("wchan");
   // Awake in between: not one sleep.

@@ -102,6 +102,7 @@ TEST(ProcText, SyscallAndSched) {
   EXPECT_FALSE(parse_syscall("-1 0x7ffe0 0x401000\n"));
   EXPECT_EQ(parse_exec_start("x\nse.exec_start        :       1969370.563617\n"), 1969370563617);
   EXPECT_FALSE(parse_exec_start("nothing"));
+  EXPECT_FALSE(parse_exec_start("x\nse.exec_start        :             0.000000\n"));
 }
 
 class Restart : public testing::Test {

@@ -85,12 +85,14 @@ bool LastingStates::some_task_has(const OpenFile& file) const {
 std::optional<Refusal> LastingStates::refused_on_its_way(const ProcDir& task, int fd, const std::string& who) const {
   const auto pidfd = open_pidfd(task.pid());
   if (!pidfd || !has_descriptors(task, fd)) return std::nullopt;
-  for (Fd& one : first_descriptors(get_remote_fd(pidfd->get(), fd).get())) try {
-      const OpenFile file = waiting_file(task, std::move(one), who);
-      if (!some_task_has(file)) check_waiting_(file);
+  for (Fd& one : first_descriptors(get_remote_fd(pidfd->get(), fd).get())) {
+    const OpenFile file = waiting_file(task, std::move(one), who);
+    try {
+      check_waiting_(file);
     } catch (const Refusal& e) {
-      return e;
+      if (!some_task_has(file)) return e;
     }
+  }
   return std::nullopt;
 }
 

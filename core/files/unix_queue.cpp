@@ -136,7 +136,7 @@ class QueueReader {
     if (found != descriptors_)
       throw Refusal(who_ + ", a Unix socket with " + std::to_string(descriptors_) +
                         " descriptors on their way (SCM_RIGHTS), of which " + std::to_string(found) + " can be had",
-                    "try again, or let the receiver take them first");
+                    "let the receiver take them first");
     return {std::move(messages_), reset_};
   }
 

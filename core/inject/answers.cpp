@@ -104,21 +104,30 @@ bool is_of_host(std::string_view description) {
   return description.starts_with("keyring;") && (is.starts_with("_uid.") || is.starts_with("_uid_ses."));
 }
 
+/// It comes from the program.
+std::string printable(std::string_view text) {
+  std::string out(text);
+  std::ranges::replace_if(
+      out, [](char c) { return c < ' ' || c > '~'; }, '?');
+  return out;
+}
+
 }  // namespace
 
 void refuse_keys(const parasite::Area& area, Pid pid) {
   const parasite::Keys& keys = area.keys;
-  const auto refuse = [pid](const char* where) {
-    throw Refusal(name_of(pid) + " has keys in the keyring of its " + where + " (keyrings(7))",
-                  "unlink them first (keyctl(1) unlink, or clear), or start the program without");
+  const auto refuse = [pid](const char* where, const std::string& which = "") {
+    throw Refusal(name_of(pid) + " has keys in the keyring of its " + where + which + " (keyrings(7))",
+                  "unlink them first (keyctl(1) unlink, or clear), or start the program in a session of its own "
+                  "(keyctl session)");
   };
   if (keys.of_thread > 0) refuse("thread");
   if (keys.of_process > 0) refuse("process");
   const auto many = static_cast<uint64_t>(std::max<int64_t>(keys.of_session, 0)) / sizeof(int32_t);
   if (many > parasite::kMostKeys) refuse("session");
   for (uint64_t i = 0; i < many; ++i) {
-    const char* text = keys.descriptions[i];
-    if (!is_of_host({text, ::strnlen(text, parasite::kKeyDescription)})) refuse("session");
+    const std::string_view text(keys.descriptions[i], ::strnlen(keys.descriptions[i], parasite::kKeyDescription));
+    if (!is_of_host(text)) refuse("session", text.empty() ? "" : ", " + printable(text) + ",");
   }
 }
 

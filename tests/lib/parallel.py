@@ -6,7 +6,7 @@ import os
 import signal
 import time
 
-from .process import all_pids, become_subreaper, descendants, kill_all, kill_tree, stat_fields, wait_for
+from .process import all_pids, become_subreaper, descendants, kill_all, kill_tree, own_session_keyring, stat_fields, wait_for
 
 FORK = multiprocessing.get_context("fork")
 CLEAN_UP = 30  # seconds that a case has for that
@@ -32,6 +32,7 @@ def in_case(body, job, limit, give):
         raise TimeUp(f"the case took more than {limit} s")
     os.setsid()
     become_subreaper()
+    own_session_keyring()
     interruptible()
     signal.signal(signal.SIGALRM, on_alarm)
     signal.alarm(limit)

@@ -17,6 +17,12 @@ def become_subreaper():
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def own_session_keyring():
+    """Programs that we start inherit none of the keys that are in the session keyring of who started us."""
+    keyctl, join_session_keyring = 250, 1
+    ctypes.CDLL(None, use_errno=True).syscall(keyctl, join_session_keyring, None)  # without keys there are none
+
+
 def wait_for(condition, what, seconds=20, step=0.01):
     """Calls `condition` until it gives something true, which is returned; raises Deadline after `seconds`."""
     end = time.monotonic() + seconds

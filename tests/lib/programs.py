@@ -341,7 +341,7 @@ while True:
         self.see()
 
     def see(self):
-        self.inner_pids = sorted(innermost_pid(p) for p in descendants(self.pid))
+        self.inner_pids = sorted(filter(None, map(innermost_pid, descendants(self.pid))))
         self.remember()
 
     def check(self):

@@ -7,8 +7,9 @@ import socket
 import subprocess
 
 from .netns import call_in
-from .process import read, wait_for
+from .process import descendants, read, wait_for
 from .programs import Asked, Program, Unwell
+from .skip import Skip
 
 
 class Service(Program):
@@ -305,7 +306,8 @@ if __name__ == "__main__":
 
 
 class Sshd(Asked):
-    """A daemon with a session: a shell on a terminal of its own, and the client whose session it is."""
+    """A daemon with a session: a shell on a terminal of its own, and the client whose session it is. sshd notes its logins in the
+    machine's wtmp and lastlog."""
     name = "sshd"
     exact_maps = False
     churn = True  # each check opens one more session
@@ -324,8 +326,11 @@ daemon = subprocess.Popen(["/usr/sbin/sshd", "-D", "-E", os.path.join(folder, "l
 client = ["ssh", "-F", "none", "-p", port, "-i", key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
           "-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "root@127.0.0.1"]
 for _ in range(200):
-    if subprocess.run([*client, "true"], stderr=subprocess.DEVNULL).returncode == 0: break
+    done = subprocess.run([*client, "true"], capture_output=True, text=True)
+    if done.returncode == 0: break
     time.sleep(0.05)
+else:
+    sys.exit(f"no session: {done.stderr} {open(os.path.join(folder, 'log')).read()}")
 session = subprocess.Popen([*client[:1], "-tt", *client[1:], "bash --norc --noprofile -i"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 shown = b""
 def shows(text, seconds=20):
@@ -338,7 +343,8 @@ def shows(text, seconds=20):
     return found
 def type(line):
     session.stdin.write(line.encode() + b"\n"); session.stdin.flush()
-type("PS1='ready> '; stty -echo cols 71; count=0; sleep 10004 &"); shows(b"ready> ")
+type("unset HISTFILE; stty -echo cols 71; count=0; sleep 10004 & echo r''eady")
+if not shows(b"ready"): sys.exit(f"the session does not begin, but says {shown}")
 checks = 0
 def verify(token):
     global checks
@@ -352,11 +358,19 @@ serve(verify)
 """
 
     def command(self):
+        fields = next((line.split(":") for line in read("/etc/shadow").splitlines() if line.startswith("root:")), ["root", "!"])
+        if fields[1].startswith("!"):
+            raise Skip("root's account is locked, which sshd lets nobody into; passwd --unlock root")
         os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
         source = os.path.join(self.folder, "session.py")
         with open(source, "w") as f:
             f.write(self.SOURCE)
         return ["/usr/bin/python3", source, self.folder, str(self.port)]
+
+    def settle(self):
+        def daemons():
+            return [p for p in descendants(self.pid) if read(f"/proc/{p}/comm").strip() == "sshd"]
+        wait_for(lambda: len(daemons()) == 2, "other sessions to end", 10)
 
 
 class LogReader:

@@ -55,6 +55,8 @@ class SendSession {
   // When it fails.
   /// Before commit: the tree runs on, and the destination is told.
   int give_up(const std::exception& e);
+  /// Of what it had given up: to go on a sentence that it runs on here.
+  std::string what_it_lacks() const noexcept;
   void tell_peer(const std::string& reason) noexcept;
   /// Before the tree runs on with them: the copy has the locks that it gave up.
   void free_locks_there(const std::string& reason, uint64_t epoch) noexcept;

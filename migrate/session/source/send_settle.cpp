@@ -31,14 +31,23 @@ int SendSession::give_up(const std::exception& e) {
   plan_.reset();
   if (peer_.has_streams()) peer_.sender().cancel();
   tell_peer(reason);
-  const std::optional<JournalEntry> left = touched ? store_.peek(id_, Role::source) : std::nullopt;
-  const std::string here = touched                     ? " runs on here" + (left ? but_for_locks(*left) : "")
+  const std::string here = touched                     ? " runs on here" + what_it_lacks()
                            : refused || label_.empty() ? ""
                                                        : " was not touched";
   events_.event(refused ? "refused" : "failed", reason + (here.empty() ? "" : "; " + label_ + here),
                 {{"touched", touched}});
   if (refused) tell_other_refusals(events_, e);
   return refused ? kRefused : kFailed;
+}
+
+std::string SendSession::what_it_lacks() const noexcept {
+  try {
+    const std::optional<JournalEntry> left = store_.peek(id_, Role::source);
+    return left ? but_for_locks(*left) : "";
+  } catch (const std::exception& e) {
+    log_.debug("session {}: {}", to_hex(id_), e.what());
+    return "";
+  }
 }
 
 void SendSession::tell_peer(const std::string& reason) noexcept {

@@ -150,9 +150,11 @@ def tree_facts(root, exact_maps=True):
     """{pid in its own namespace: facts} of a tree. Tasks may come and go meanwhile: those are given as gone."""
     names = Names()
     result = {}
-    # In the order of the numbers that go along, which those of this namespace may have no more when they wrap around.
-    pids = {pid: inner for pid in descendants(root) if (inner := innermost_pid(pid)) is not None}
-    for pid, inner in sorted(pids.items(), key=lambda one: one[1]):
+    pids = descendants(root)
+    for pid in pids:
+        inner = innermost_pid(pid)
+        if inner is None:
+            continue
         try:
             facts = task_facts(pid, names, exact_maps)
         except OSError:

@@ -25,7 +25,8 @@ constexpr int kLooks = 40;
 constexpr timespec kBetween{0, 5'000'000};
 
 bool has_descriptors(const ProcDir& task, int fd) {
-  const auto count = fdinfo_field(parse_fdinfo(task.read("fdinfo/" + std::to_string(fd))), "scm_fds:");
+  const FdInfo info = parse_fdinfo(task.read("fdinfo/" + std::to_string(fd)));
+  const auto count = fdinfo_field(info, "scm_fds:");  // a view
   return count && *count != "0";
 }
 

@@ -163,12 +163,8 @@ class QueueReader {
     return peeked;
   }
 
-  void keep(const Peeked& p, std::span<const std::byte> bytes, uint32_t urgent = 0) {
-    messages_.push_back({{bytes.begin(), bytes.end()}, p.from, p.address, urgent});
-  }
-  void keep(Peeked& p, std::span<const std::byte> bytes, std::vector<Fd> descriptors) {
-    keep(p, bytes);
-    messages_.back().descriptors = std::move(descriptors);
+  QueuedMessage& keep(const Peeked& p, std::span<const std::byte> bytes, uint32_t urgent = 0) {
+    return messages_.emplace_back(QueuedMessage{{bytes.begin(), bytes.end()}, p.from, p.address, urgent});
   }
 
   void keep_whole(Peeked p) {
@@ -176,7 +172,7 @@ class QueueReader {
     if (length > buffer_.size())
       throw Refusal(who_ + ", a Unix socket with a message of " + std::to_string(length) + " bytes in its queue",
                     "let it be read first");
-    keep(p, std::span(buffer_).first(length), std::move(p.descriptors));
+    keep(p, std::span(buffer_).first(length)).descriptors = std::move(p.descriptors);
   }
 
   void read_messages() {
@@ -213,7 +209,7 @@ class QueueReader {
   /// How many of `size` bytes at `at`, which a look has just given with descriptors, stand before those of the message
   /// that brings them: a read that ends before its first byte gets none. Looks, unlike reads, give descriptors of what
   /// is behind them, too; but one whose last byte cannot be written ends before the message that has it
-  /// (unix_stream_read_generic() in the kernel).
+  /// (unix_stream_read_generic() in the kernel). It puts into the buffer what is there already.
   size_t before_descriptors(size_t at, size_t size) {
     peek_from(static_cast<int>(at));
     auto* const nowhere = reinterpret_cast<void*>(uintptr_t{1});
@@ -253,10 +249,9 @@ class QueueReader {
         if (urgent) piece = piece.subspan(1);
       }
       if (!p.descriptors.empty()) {
-        const std::vector<std::byte> read(piece.begin(), piece.end());  // which looks again into the buffer
-        const size_t before = before_descriptors(at, read.size());
-        if (before != 0) keep(p, std::span(read).first(before));
-        keep(p, std::span(read).subspan(before), std::move(p.descriptors));
+        const size_t before = before_descriptors(at, piece.size());
+        if (before != 0) keep(p, piece.first(before));
+        keep(p, piece.subspan(before)).descriptors = std::move(p.descriptors);
       } else if (!piece.empty()) {
         keep(p, piece);
       }

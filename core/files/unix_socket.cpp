@@ -80,9 +80,10 @@ void UnixDumper::dump(const OpenFile& file) {
   describe_name(file, info, e, state);
   if (info.state != kSocketListen) {
     const bool told = fdinfo_field(file.info, "scm_fds:").has_value();  // Linux 5.6
-    Queue queue{file.id,   info,       file.ours.dup(),
+    Queue queue{file.id,   &info,      file.ours.get(),
                 file.proc, file.who(), told ? fdinfo_number(file.info, "scm_fds:", 10) : 0};
     if (queue.descriptors != 0) {
+      queue.fd = (queue.kept = file.ours.dup()).get();
       later_.push_back(std::move(queue));
     } else if (dump_queue(queue)) {
       state.set_reset(true);
@@ -112,7 +113,7 @@ void UnixDumper::dump_queues() {
   while (!later_.empty()) {
     const Queue queue = std::move(later_.back());
     later_.pop_back();
-    if (dump_queue(queue)) seen_.at(queue.info.ino).state.set_reset(true);
+    if (dump_queue(queue)) seen_.at(queue.info->ino).state.set_reset(true);
   }
 }
 
@@ -135,7 +136,7 @@ std::vector<img::sk_packet_entry> UnixDumper::describe_packets(const Queue& from
 
 bool UnixDumper::dump_queue(const Queue& from) {
   uint32_t number = 0;
-  UnixQueue queue = read_unix_queue(from.fd.get(), from.info.type, from.descriptors, from.who);
+  UnixQueue queue = read_unix_queue(from.fd, from.info->type, from.descriptors, from.who);
   const std::vector<img::sk_packet_entry> packets = describe_packets(from, queue.messages);
   for (const QueuedMessage& message : queue.messages) {
     ImageWriter out = context_.images.write(kSkQueuesImage, magic::kSkQueues);

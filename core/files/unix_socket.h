@@ -59,11 +59,12 @@ class UnixDumper {
                      ext::SocketState& state);
   struct Queue {
     uint32_t file_id;
-    UnixSocketInfo info;
-    Fd fd;
+    const UnixSocketInfo* info;
+    int fd;
     const ProcDir* holder;
     std::string who;
     size_t descriptors;  ///< how many wait in it
+    Fd kept{};           ///< what `fd` is, of one that is dumped later
   };
   /// Whether the socket is reset.
   bool dump_queue(const Queue& from);

@@ -324,12 +324,9 @@ put("sshd_config", f"Port {port}\nListenAddress 127.0.0.1\nHostKey {key}.host\nP
     f"AuthorizedKeysFile {key}.allowed\nPermitRootLogin yes\n")
 daemon = subprocess.Popen(["/usr/sbin/sshd", "-D", "-E", os.path.join(folder, "log"), "-f", os.path.join(folder, "sshd_config")])
 client = ["ssh", "-F", "none", "-p", port, "-i", key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
-          "-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "root@127.0.0.1"]
-for _ in range(200):
-    done = subprocess.run([*client, "true"], capture_output=True, text=True)
-    if done.returncode == 0: break
-    time.sleep(0.05)
-else:
+          "-o", "LogLevel=ERROR", "-o", "BatchMode=yes", "-o", "ConnectionAttempts=20", "root@127.0.0.1"]
+done = subprocess.run([*client, "true"], capture_output=True, text=True)  # which waits for the daemon to listen
+if done.returncode != 0:
     sys.exit(f"no session: {done.stderr} {open(os.path.join(folder, 'log')).read()}")
 session = subprocess.Popen([*client[:1], "-tt", *client[1:], "bash --norc --noprofile -i"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 shown = b""

@@ -1,4 +1,5 @@
 #include <poll.h>
+#include <sys/socket.h>
 #include <csignal>
 #include <memory>
 #include <sstream>
@@ -209,6 +210,12 @@ std::string smaps(const void* at, const std::string& key) {
     if (inside) here += line + "\n";
   }
   return field(here, key);
+}
+
+Ends socket_ends(int type) {
+  int p[2];
+  must(socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, p), "socketpair");
+  return {p[0], p[1]};
 }
 
 Pipe make_pipe(int flags) {

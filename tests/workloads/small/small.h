@@ -108,6 +108,12 @@ struct Pipe {
 };
 Pipe make_pipe(int flags = 0);
 
+/// Of a pair of Unix sockets, close-on-exec.
+struct Ends {
+  int from = -1, to = -1;
+};
+Ends socket_ends(int type);
+
 /// Bytes that can be read now without waiting, up to 64 KiB; "" when there are none.
 std::string drain(int fd);
 void put(int fd, const std::string& text);

@@ -37,16 +37,6 @@ class Own {
   int fd_ = -1;
 };
 
-struct Ends {
-  int from = -1, to = -1;
-};
-
-Ends ends(int type) {
-  int p[2];
-  must(socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, p), "socketpair");
-  return {p[0], p[1]};
-}
-
 /// The most of one message (SCM_MAX_FD).
 constexpr size_t kMost = 253;
 
@@ -144,7 +134,7 @@ bool same_description(int a, int b) {
 }  // namespace
 
 WORKLOAD(in_flight, file_in_stream) {
-  const Ends s = ends(SOCK_STREAM);
+  const Ends s = socket_ends(SOCK_STREAM);
   Own file(place.open_file("f"));
   put(file.get(), "0123456789");
   must(lseek(file.get(), 3, SEEK_SET), "lseek");
@@ -166,7 +156,7 @@ WORKLOAD(in_flight, file_in_stream) {
 }
 
 WORKLOAD(in_flight, read_across_in_stream) {
-  const Ends s = ends(SOCK_STREAM);
+  const Ends s = socket_ends(SOCK_STREAM);
   const auto send = [s] {
     send_with(s.from, "before ", {});
     give_away(s.from, "with", list(counter(1)));
@@ -185,7 +175,7 @@ WORKLOAD(in_flight, read_across_in_stream) {
 }
 
 WORKLOAD(in_flight, long_piece_of_stream) {
-  const Ends s = ends(SOCK_STREAM);
+  const Ends s = socket_ends(SOCK_STREAM);
   const std::string text(20'000, 'l');
   const auto send = [s, text] {
     send_with(s.from, text, {});
@@ -203,7 +193,7 @@ WORKLOAD(in_flight, long_piece_of_stream) {
 }
 
 WORKLOAD(in_flight, kinds_in_datagrams) {
-  const Ends s = ends(SOCK_DGRAM);
+  const Ends s = socket_ends(SOCK_DGRAM);
   const Pipe p = make_pipe();
   put(p.out, "in the pipe");
   Own memory(must(memfd_create("waits", MFD_CLOEXEC), "memfd_create"));
@@ -238,7 +228,7 @@ WORKLOAD(in_flight, kinds_in_datagrams) {
 }
 
 WORKLOAD(in_flight, open_here_too) {
-  const Ends s = ends(SOCK_SEQPACKET);
+  const Ends s = socket_ends(SOCK_SEQPACKET);
   const int here = place.open_file("f");
   put(here, "0123456789");
   send_with(s.from, "twice", {here, here});
@@ -253,7 +243,7 @@ WORKLOAD(in_flight, open_here_too) {
 }
 
 WORKLOAD(in_flight, one_description_in_two_queues) {
-  const Ends a = ends(SOCK_STREAM), b = ends(SOCK_DGRAM);
+  const Ends a = socket_ends(SOCK_STREAM), b = socket_ends(SOCK_DGRAM);
   const auto send = [a, b](const Own& fd) {
     send_with(a.from, "a", {fd.get()});
     send_with(b.from, "b", {fd.get()});
@@ -267,7 +257,7 @@ WORKLOAD(in_flight, one_description_in_two_queues) {
 }
 
 WORKLOAD(in_flight, empty_message) {
-  const Ends s = ends(SOCK_SEQPACKET);
+  const Ends s = socket_ends(SOCK_SEQPACKET);
   const auto send = [s] {
     give_away(s.from, "", list(counter(9)));
     send_with(s.from, "behind", {});
@@ -282,7 +272,7 @@ WORKLOAD(in_flight, empty_message) {
 }
 
 WORKLOAD(in_flight, socket_with_a_queue) {
-  const Ends outer = ends(SOCK_STREAM), inner = ends(SOCK_STREAM), innermost = ends(SOCK_DGRAM);
+  const Ends outer = socket_ends(SOCK_STREAM), inner = socket_ends(SOCK_STREAM), innermost = socket_ends(SOCK_DGRAM);
   give_away(innermost.from, "innermost", list(counter(11)));
   give_away(inner.from, "inner", list(innermost.from, innermost.to));
   give_away(outer.from, "outer", list(inner.from, inner.to));
@@ -299,7 +289,7 @@ WORKLOAD(in_flight, socket_with_a_queue) {
 }
 
 WORKLOAD(in_flight, socket_in_its_own_queue) {
-  const Ends s = ends(SOCK_STREAM);
+  const Ends s = socket_ends(SOCK_STREAM);
   send_with(s.from, "myself", {s.to, s.from});
   return [s] {
     const Received got = expect_message(s.to, "myself", 2);
@@ -310,7 +300,7 @@ WORKLOAD(in_flight, socket_in_its_own_queue) {
 }
 
 WORKLOAD(in_flight, peer_of_a_socket_here) {
-  const Ends way = ends(SOCK_STREAM), s = ends(SOCK_STREAM);
+  const Ends way = socket_ends(SOCK_STREAM), s = socket_ends(SOCK_STREAM);
   put(s.from, "to the one on its way");
   give_away(way.from, "peer", list(s.to));
   return [way, s] {
@@ -324,7 +314,7 @@ WORKLOAD(in_flight, peer_of_a_socket_here) {
 }
 
 WORKLOAD(in_flight, only_writer_of_a_pipe) {
-  const Ends s = ends(SOCK_STREAM);
+  const Ends s = socket_ends(SOCK_STREAM);
   const Pipe p = make_pipe(O_NONBLOCK);
   give_away(s.from, "writer", list(p.out));
   return [s, p] {
@@ -338,7 +328,7 @@ WORKLOAD(in_flight, only_writer_of_a_pipe) {
 }
 
 WORKLOAD(in_flight, listener) {
-  const Ends s = ends(SOCK_STREAM);
+  const Ends s = socket_ends(SOCK_STREAM);
   const int listening = static_cast<int>(must(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket"));
   sockaddr_un name{};
   name.sun_family = AF_UNIX;
@@ -358,7 +348,7 @@ WORKLOAD(in_flight, listener) {
 }
 
 WORKLOAD(in_flight, as_many_as_may_be) {
-  const Ends s = ends(SOCK_DGRAM);
+  const Ends s = socket_ends(SOCK_DGRAM);
   std::vector<Own> all;
   for (size_t i = 0; i < kMost; ++i) all.emplace_back(counter(i));
   give_away(s.from, "many", std::move(all));
@@ -370,7 +360,7 @@ WORKLOAD(in_flight, as_many_as_may_be) {
 }
 
 WORKLOAD(in_flight, with_credentials) {
-  const Ends s = ends(SOCK_STREAM);
+  const Ends s = socket_ends(SOCK_STREAM);
   const int on = 1;
   must(setsockopt(s.to, SOL_SOCKET, SO_PASSCRED, &on, sizeof on), "SO_PASSCRED");
   const auto send = [s] { give_away(s.from, "credentials", list(counter(4))); };
@@ -384,7 +374,7 @@ WORKLOAD(in_flight, with_credentials) {
 }
 
 WORKLOAD(in_flight, behind_a_peek_offset) {
-  const Ends s = ends(SOCK_STREAM);
+  const Ends s = socket_ends(SOCK_STREAM);
   const auto send = [s] {
     send_with(s.from, "ab", {});
     give_away(s.from, "cd", list(counter(6)));
@@ -402,7 +392,7 @@ WORKLOAD(in_flight, behind_a_peek_offset) {
 }
 
 WORKLOAD(in_flight, to_another_process) {
-  const Ends there = ends(SOCK_SEQPACKET), back = ends(SOCK_SEQPACKET);
+  const Ends there = socket_ends(SOCK_SEQPACKET), back = socket_ends(SOCK_SEQPACKET);
   const pid_t child = fork();
   if (child == 0) {
     close(there.from);
@@ -434,7 +424,7 @@ WORKLOAD(in_flight, to_another_process) {
 }
 
 WORKLOAD(in_flight, folder_and_path) {
-  const Ends s = ends(SOCK_STREAM);
+  const Ends s = socket_ends(SOCK_STREAM);
   put(Own(place.open_file("inside")).get(), "x");
   give_away(s.from, "folder",
             list(must(open(place.dir().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC), "open"),
@@ -452,7 +442,7 @@ WORKLOAD(in_flight, folder_and_path) {
 }
 
 WORKLOAD(in_flight, deleted_file) {
-  const Ends s = ends(SOCK_DGRAM);
+  const Ends s = socket_ends(SOCK_DGRAM);
   Own file(place.open_file("gone"));
   put(file.get(), "still here");
   must(unlink(place.path("gone").c_str()), "unlink");
@@ -467,7 +457,7 @@ WORKLOAD(in_flight, deleted_file) {
 
 // Only the kernel's queue keeps both ends.
 WORKLOAD(in_flight, connection_of_nobody_else) {
-  const Ends way = ends(SOCK_DGRAM), s = ends(SOCK_STREAM);
+  const Ends way = socket_ends(SOCK_DGRAM), s = socket_ends(SOCK_STREAM);
   put(s.from, "forth");
   put(s.to, "and back");
   give_away(way.from, "one end", list(s.from));
@@ -484,9 +474,9 @@ WORKLOAD(in_flight, connection_of_nobody_else) {
 
 // The peer is closed: what it had sent waits all the same.
 WORKLOAD(in_flight, sender_is_closed) {
-  const Ends way = ends(SOCK_DGRAM);
+  const Ends way = socket_ends(SOCK_DGRAM);
   const auto send = [way] {
-    const Ends s = ends(SOCK_STREAM);
+    const Ends s = socket_ends(SOCK_STREAM);
     give_away(s.from, "last words", list(counter(12)));
     close(s.from);
     give_away(way.from, "receiver", list(s.to));

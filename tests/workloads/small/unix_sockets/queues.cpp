@@ -10,16 +10,6 @@
 
 namespace {
 
-struct Ends {
-  int from = -1, to = -1;
-};
-
-Ends ends(int type) {
-  int p[2];
-  must(socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, p), "socketpair");
-  return {p[0], p[1]};
-}
-
 void turn_on(int socket, int option) {
   const int on = 1;
   must(setsockopt(socket, SOL_SOCKET, option, &on, sizeof on), "setsockopt");
@@ -56,7 +46,7 @@ Heard hear(int socket) {
 
 // Times stand before the credentials, and an empty message is one only by those.
 WORKLOAD(unix_sockets, senders_told_with_times) {
-  const Ends s = ends(SOCK_DGRAM), order = ends(SOCK_STREAM);
+  const Ends s = socket_ends(SOCK_DGRAM), order = socket_ends(SOCK_STREAM);
   turn_on(s.to, SO_TIMESTAMP);
   turn_on(s.to, SO_PASSCRED);
   const pid_t child = must(fork(), "fork");
@@ -90,7 +80,7 @@ WORKLOAD(unix_sockets, senders_told_with_times) {
 // Pieces of a stream stand apart by their senders where these are told, and by nothing else.
 WORKLOAD(unix_sockets, two_senders_told_by_pidfd) {
   constexpr int kPassPidfd = 76;  // SO_PASSPIDFD (linux/socket.h)
-  const Ends s = ends(SOCK_STREAM), order = ends(SOCK_STREAM);
+  const Ends s = socket_ends(SOCK_STREAM), order = socket_ends(SOCK_STREAM);
   const int on = 1;
   if (setsockopt(s.to, SOL_SOCKET, kPassPidfd, &on, sizeof on) == -1) throw NotHere("the kernel has no SO_PASSPIDFD");
   const pid_t child = must(fork(), "fork");

@@ -123,8 +123,8 @@ class Cron(Service):
 
     def check(self):
         self.alive_or_raise()
-        if read(f"/proc/{self.pid}/stat").rsplit(")", 1)[1].split()[0] not in "SR":
-            raise Unwell("cron does not sleep")
+        # It reads its tables (D) once a minute, and before its first wait.
+        wait_for(lambda: read(f"/proc/{self.pid}/stat").rsplit(")", 1)[1].split()[0] == "S", "cron to sleep", 10)
 
 
 class Haproxy(Service):

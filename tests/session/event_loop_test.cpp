@@ -85,6 +85,17 @@ TEST(Waiter, WaitsAlsoWhenWhatWasWatchedBeforeIsGone) {
   }
 }
 
+TEST(Waiter, NoTimeIsAWaitThatEnds) {
+  Waiter waiter;
+  const Fd a = event();
+  const WatchedFor watched(waiter, a.get());
+  waiter.wait(milliseconds(0));  // due before the loop waits
+  EXPECT_FALSE(waiter.ready(a.get()));
+  trigger(a);
+  waiter.wait(milliseconds(0));
+  EXPECT_TRUE(waiter.ready(a.get())) << "what is due together is called together";
+}
+
 TEST(Waiter, TellsWhichDescriptorsAreReady) {
   Waiter waiter;
   const Fd a = event(), b = event();

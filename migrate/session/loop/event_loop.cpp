@@ -13,6 +13,7 @@ struct EventLoop::Impl {
   uv_loop_t loop{};
   std::exception_ptr failure;
   uint64_t called = 0;  ///< handlers, ever
+  bool once = false;    ///< this run ends with the turn that has called a handler
 };
 
 /// Freed by libuv's close callback, some time after the watch is gone: a handler that runs stays whole.
@@ -37,6 +38,8 @@ struct EventLoop::Handle {
     if (self->closed || self->loop->failure) return;
     Impl* const loop = self->loop;
     ++loop->called;
+    // libuv calls the timers that are due and then waits in the same turn, with UV_RUN_ONCE, too; not if it is to stop.
+    if (loop->once) uv_stop(&loop->loop);
     try {
       self->handler();
     } catch (...) {
@@ -124,8 +127,10 @@ void EventLoop::run() {
 void EventLoop::run_once() {
   // A turn that only frees what was closed before does not wait: libuv comes back at once (uv_backend_timeout).
   const uint64_t before = impl_->called;
+  impl_->once = true;
   while (impl_->called == before && uv_run(&impl_->loop, UV_RUN_ONCE) != 0) {
   }
+  impl_->once = false;
   rethrow();
 }
 

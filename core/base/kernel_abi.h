@@ -111,3 +111,11 @@ struct uffdio_poison {
 };
 #define UFFDIO_POISON _IOWR(UFFDIO, 0x08, struct uffdio_poison)
 #endif
+
+#ifndef MAP_DROPPABLE  // 6.11
+#define MAP_DROPPABLE 0x08
+#endif
+
+#ifndef SYS_mseal  // 6.10
+#define SYS_mseal 462
+#endif

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/base/kernel_abi.h"
 #include "core/base/looked_at.h"
 #include "core/base/proc_values.h"
 #include "core/image/magic.h"
@@ -42,8 +43,16 @@ uint64_t madvise_bits(const Vma& vma) {
   return bits;
 }
 
+/// PR_SET_VMA_ANON_NAME; the kernel allows no bracket in it.
+std::string_view given_name(const Vma& vma) {
+  for (const std::string_view kind : {"[anon:", "[anon_shmem:"})
+    if (vma.name.starts_with(kind) && vma.name.ends_with(']'))
+      return std::string_view(vma.name).substr(kind.size(), vma.name.size() - kind.size() - 1);
+  return {};
+}
+
 uint32_t map_flags(const Vma& vma) {
-  uint32_t flags = vma.shared ? MAP_SHARED : MAP_PRIVATE;
+  uint32_t flags = vma.shared ? MAP_SHARED : vma.has(VmFlag::droppable) ? MAP_DROPPABLE : MAP_PRIVATE;
   if (!vma.has_file()) flags |= MAP_ANONYMOUS;
   if (vma.has(VmFlag::grows_down)) flags |= MAP_GROWSDOWN;
   if (vma.has(VmFlag::locked)) flags |= MAP_LOCKED;
@@ -126,9 +135,7 @@ void check_mapping(pid_t pid, const Vma& vma) {
   if (vma.name.starts_with("anon_inode:") || vma.name.starts_with("socket:")) refuse("a kernel object mapped", kUnmap);
   if (vma.name == "[uprobes]") refuse("uprobes set in it", "remove the probes first");
   if (vma.name.starts_with("/secretmem")) refuse("secret memory (memfd_secret)", kUnmap);
-  if (vma.has(VmFlag::droppable)) refuse("droppable memory (MAP_DROPPABLE)", kUnmap);
   if (vma.has(VmFlag::shadow_stack)) refuse("a shadow stack", "run it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
-  if (vma.has(VmFlag::sealed)) refuse("a sealed mapping (mseal)", "run the program without sealing");
   if (vma.has(VmFlag::uffd_missing) || vma.has(VmFlag::uffd_wp) || vma.has(VmFlag::uffd_minor)) {
     if (has_userfaultfd(pid)) refuse("memory registered with userfaultfd", "let it unregister first");
     if (vma.has(VmFlag::uffd_wp))
@@ -156,6 +163,12 @@ void MemoryDumper::add_task(const StoppedTask& task, const TaskHarvest& harvest,
     check_mapping(task.pid.get(), vma);
     *mm.add_vmas() = describe(task, vma, extra);
     if (vma.has(VmFlag::lock_on_fault)) extra.add_lock_on_fault(vma.range.start.get());
+    if (const std::string_view name = given_name(vma); !name.empty()) {
+      ext::MappingName& named = *extra.add_names();
+      named.set_start(vma.range.start.get());
+      named.set_name(std::string(name));
+    }
+    if (vma.has(VmFlag::sealed) && !is_kernel_made(vma)) extra.add_sealed(vma.range.start.get());
   }
   add_guards(memory.guards, mm);
   try {

@@ -32,12 +32,13 @@ struct Group {
   std::vector<RemoteRange> ranges;
 };
 
-/// A shared or kernel-made mapping in between ends a group of anonymous ones: its pages may be a file's.
+/// A shared or kernel-made mapping in between ends a group of anonymous ones: its pages may be a file's. What may be
+/// dropped at any time is dropped: keys of vgetrandom(2), above all, which nobody else should come to know.
 std::vector<Group> private_groups(const std::vector<Vma>& vmas) {
   std::vector<Group> groups;
   bool neighbour = false;
   for (const Vma& vma : vmas) {
-    const bool wanted = !vma.shared && !is_kernel_made(vma);
+    const bool wanted = !vma.shared && !is_kernel_made(vma) && !vma.has(VmFlag::droppable);
     if (wanted) {
       const bool anonymous = !vma.has_file();
       if (!neighbour || groups.back().anonymous != anonymous) groups.push_back({anonymous, {}});

@@ -157,6 +157,11 @@ const Subjects<img::mm_entry>& of_memory() {
        [](img::mm_entry& m) {
          for (auto& vma : *m.mutable_vmas()) vma.set_flags(vma.flags() & ~0x100U);  // MAP_GROWSDOWN
        }},
+      {"droppable memory",
+       [](img::mm_entry& m) {
+         for (auto& vma : *m.mutable_vmas())
+           if ((vma.flags() & 0xfU) == 0x8) vma.set_flags(vma.flags() - 0x8 + 0x2);  // MAP_DROPPABLE, MAP_PRIVATE
+       }},
       {"heap's end", [](img::mm_entry& m) { m.set_mm_brk(m.mm_start_brk()); }},
       {"auxiliary vector",
        [](img::mm_entry& m) {
@@ -299,6 +304,7 @@ const Subjects<ext::ThreadExt>& of_extras() {
       {"users of zombies", [](ext::ThreadExt& e) { e.mutable_task()->clear_uid(); }},
       {"time slices", [](ext::ThreadExt& e) { e.clear_slice_ns(); }},
       {"memory policies of mappings", [](ext::ThreadExt& e) { e.mutable_task()->clear_policies(); }},
+      {"seals of memory", [](ext::ThreadExt& e) { e.mutable_task()->clear_sealed(); }},
       {"attributes of threads", [](ext::ThreadExt& e) { e.clear_attributes(); }},
   };
   return all;

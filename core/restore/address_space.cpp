@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <optional>
 
+#include "core/base/kernel_abi.h"
 #include "core/base/procfs.h"
 #include "core/image/magic.h"
 #include "core/inject/visit_places.h"
@@ -78,8 +79,10 @@ std::vector<ImageVma> read_vmas(const img::mm_entry& mm, pid_t pid, std::vector<
     }
     check_kind(v, pid);
     const uint32_t type = v.flags & MAP_TYPE;
-    if (!v.kernel_made() && type != MAP_PRIVATE && type != MAP_SHARED)
+    if (!v.kernel_made() && type != MAP_PRIVATE && type != MAP_SHARED && type != MAP_DROPPABLE)
       throw Corrupt(image, v.describe() + " is neither private nor shared");
+    if (type == MAP_DROPPABLE && (v.has_file() || v.has(kVmaAnonShared | kVmaSysvIpc)))
+      throw Corrupt(image, v.describe() + " is droppable and somebody else's");
     if (v.has(kVmaSysvIpc) && (v.has_file() || type != MAP_SHARED || v.object > INT32_MAX))
       throw Corrupt(image, v.describe() + " cannot be System V shared memory");
     if (v.has(kVmaAnonShared) && !v.has_file() && v.pgoff > kUserEnd - v.bytes())

@@ -42,15 +42,34 @@ namespace {
 
 const char* step_name(restorer::Tag tag) {
   static constexpr std::array<const char*, static_cast<size_t>(restorer::Tag::count)> kNames{
-      "unmap the shell's memory", "move memory into place", "map memory",
-      "protect memory",           "advise about memory",    "lock memory",
-      "place the vdso",           "set the memory layout",  "change folders",
-      "set a signal action",      "start a thread",         "restore a timer",
-      "set credentials",          "set capabilities",       "set a resource limit",
-      "set scheduling",           "set the name",           "set the personality",
-      "set the robust list",      "set the signal stack",   "register the restartable sequence",
-      "set the tid address",      "queue a pending signal", "set the parent-death signal",
-      "set process flags",        "set the memory policy",  "register for membarrier"};
+      "unmap the shell's memory",
+      "move memory into place",
+      "map memory",
+      "protect memory",
+      "advise about memory",
+      "lock memory",
+      "place the vdso",
+      "set the memory layout",
+      "change folders",
+      "set a signal action",
+      "start a thread",
+      "restore a timer",
+      "set credentials",
+      "set capabilities",
+      "set a resource limit",
+      "set scheduling",
+      "set the name",
+      "set the personality",
+      "set the robust list",
+      "set the signal stack",
+      "register the restartable sequence",
+      "set the tid address",
+      "queue a pending signal",
+      "set the parent-death signal",
+      "set process flags",
+      "set the memory policy",
+      "register for membarrier",
+      "seal memory"};
   return tag < restorer::Tag::count ? kNames[static_cast<size_t>(tag)] : "finish";
 }
 

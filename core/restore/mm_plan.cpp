@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <map>
 #include <set>
 
 #include "core/base/kernel_abi.h"
@@ -135,6 +136,37 @@ void plan_layout(const MmPlanInput& in, Region& region, OpList& list) {
   list.call(Tag::mm_layout, SYS_prctl, {PR_SET_MM, PR_SET_MM_MAP, region.put_value(map), sizeof map});
 }
 
+/// Some kernels have no names; they are for people to read.
+void plan_names(const TaskImage& task, Region& region, OpList& list) {
+  std::map<uint64_t, const std::string*> names;
+  for (const ext::MappingName& n : task.task_extra().names()) {
+    constexpr size_t kLongest = 79;  // ANON_VMA_NAME_MAX_LEN
+    if (n.name().size() > kLongest) throw Corrupt("the images", "the name of a mapping is too long");
+    names[n.start()] = &n.name();
+  }
+  for (const ImageVma& v : task.vmas)
+    if (const auto named = names.find(v.start); named != names.end() && !v.kernel_made() && !v.has_file())
+      list.call(Tag::advise, SYS_prctl,
+                {PR_SET_VMA, PR_SET_VMA_ANON_NAME, v.start, v.bytes(),
+                 region.put(std::as_bytes(std::span(named->second->c_str(), named->second->size() + 1)))},
+                restorer::kMayFail);
+}
+
+void plan_seals(const TaskImage& task, OpList& list) {
+  const std::set<uint64_t> sealed(task.task_extra().sealed().begin(), task.task_extra().sealed().end());
+  for (const ImageVma& v : task.vmas)
+    if (!v.kernel_made() && sealed.contains(v.start)) list.call(Tag::seal, SYS_mseal, {v.start, v.bytes(), 0});
+}
+
+bool may_seal() { return ::syscall(SYS_mseal, 0, 0, 0) == 0; }  // nothing
+
+bool may_map_droppable() {
+  void* const at = ::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_DROPPABLE | MAP_ANONYMOUS, -1, 0);
+  if (at == MAP_FAILED) return false;
+  ::munmap(at, kPageSize);
+  return true;
+}
+
 }  // namespace
 
 std::vector<AddressRange> own_kernel_mappings() {
@@ -157,6 +189,17 @@ void check_kernel_mappings(const TaskImage& task, const std::vector<AddressRange
     throw Refusal("the vdso of task " + std::to_string(task.pid) + " is laid out differently from this kernel's",
                   "move it to a host with the kernel it was started on");
   }
+}
+
+void check_mapping_kinds(const TaskImage& task) {
+  const auto refuse = [&](const char* what, const char* since) {
+    throw Refusal("task " + std::to_string(task.pid) + " has " + what + ", which this kernel does not know",
+                  std::string("move it to a host with Linux ") + since + " or newer");
+  };
+  if (!task.task_extra().sealed().empty() && !may_seal()) refuse("a sealed mapping (mseal)", "6.10");
+  const auto droppable = [](const ImageVma& v) { return (v.flags & MAP_TYPE) == MAP_DROPPABLE; };
+  if (std::ranges::any_of(task.vmas, droppable) && !may_map_droppable())
+    refuse("droppable memory (MAP_DROPPABLE)", "6.11");
 }
 
 void plan_memory(const MmPlanInput& in, Region& region, OpList& list) {
@@ -194,6 +237,8 @@ void plan_memory(const MmPlanInput& in, Region& region, OpList& list) {
   for (const ImageVma& v : in.task.vmas)
     if (!v.kernel_made()) plan_attributes(v, on_fault.contains(v.start), list);
   plan_layout(in, region, list);
+  plan_names(in.task, region, list);
+  plan_seals(in.task, list);
 }
 
 }  // namespace migrate

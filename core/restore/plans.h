@@ -24,6 +24,8 @@ struct MmPlanInput {
 };
 /// Throws Refusal if the kernel's mappings do not fit this kernel's (restorable.h).
 void check_kernel_mappings(const TaskImage& task, const std::vector<AddressRange>& own);
+/// Throws Refusal if this kernel lacks what one of its mappings is: droppable (Linux 6.11), sealed (6.10).
+void check_mapping_kinds(const TaskImage& task);
 /// mm_plan.cpp: the whole address space, in place of the shell's.
 void plan_memory(const MmPlanInput& in, Region& region, OpList& list);
 

@@ -108,6 +108,7 @@ void check_restorable(const ImageSet& images, std::span<const PageSource> memori
     check_privileges(task);
     check_policies(task, nodes);
     check_kernel_mappings(task, kernel);
+    check_mapping_kinds(task);
     check_address_space(task, pages[task.pid]);
     mapped.insert({{task.mm.exe_file_id(), O_RDONLY}, {task.fs.cwd_id(), O_RDONLY}, {task.fs.root_id(), O_RDONLY}});
     for (const ImageVma& v : task.vmas) mapped.insert({v.object, v.open_flags});

@@ -272,6 +272,7 @@ class Shell {
     fetch_resources(resources);
     check_privileges(*task_);
     check_kernel_mappings(*task_, own_kernel_mappings());
+    check_mapping_kinds(*task_);
     if (context_.lazy) {
       lazy_ = make_lazy_userfaultfd();
       if (may_have_lazy_shared(*task_)) lazy_shared_ = make_lazy_userfaultfd();

@@ -235,8 +235,9 @@ struct TellingFeeder {
 };
 
 TEST(FeedCuts, AnotherConnectionGoesOnWithWhatIsMissing) {
+  // Many times what the buffers of the connections hold, since that still comes after a cut.
   Memories memories;
-  memories.add(kA, {{0, 900}, {page(1000), 1100}});
+  memories.add(kA, {{0, 4900}, {page(5000), 5100}});
   memories.add(kShared, {{0, 500}});
   Destination destination(memories);
   WantedPages wanted;
@@ -263,7 +264,7 @@ TEST(FeedCuts, AnotherConnectionGoesOnWithWhatIsMissing) {
     PageFeeder feeder(std::move(c.source), memories.sources(), {});
     PageFetcher fetcher(std::move(c.destination), destination, wanted, destination.missing(), writes == 1);
     for (int i = 0; i < 5; ++i) {
-      const uint64_t n = 1000 + random() % 1100;
+      const uint64_t n = 5000 + random() % 5100;
       if (!destination.has(kA, page(n))) wanted.want(kA, page(n));
     }
     source_ended = false;

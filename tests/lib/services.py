@@ -7,8 +7,8 @@ import socket
 import subprocess
 
 from .netns import call_in
-from .process import descendants, read, wait_for
-from .programs import Asked, Program, Unwell
+from .process import Deadline, descendants, read, wait_for
+from .programs import Asked, Postgres, Program, Unwell
 from .skip import Skip
 
 
@@ -72,6 +72,114 @@ class MariaDb(Service):
         wanted = [self.written, sum(numbers), sum(i % 200 for i in numbers)]
         if [int(x) for x in found] != wanted:
             raise Unwell(f"mariadb has {found}, not {wanted}")
+
+
+class Writes:
+    """A client in the tree writes all the time: 1, 2, 3 and so on into table `written`, and each into the file `acknowledged` when
+    the server has said so."""
+
+    def shell(self):
+        """What starts the server and the client, with $folder."""
+        raise NotImplementedError
+
+    def counted(self):
+        """How many numbers the table has, and the greatest."""
+        raise NotImplementedError
+
+    def launcher(self):
+        file = os.path.join(self.folder, "launcher")
+        with open(file, "w") as f:
+            f.write(f"folder={self.folder}\n{self.shell()}wait\n")
+        return ["/bin/sh", file]
+
+    def acknowledged_number(self):
+        lines = read(os.path.join(self.folder, "acknowledged")).split("\n")[:-1]
+        return int(lines[-1]) if lines else 0
+
+    def check_written(self):
+        self.alive_or_raise()
+        known = self.acknowledged_number()
+        number, greatest = self.counted()
+        if greatest < known or number != greatest:
+            raise Unwell(f"{number} numbers up to {greatest} are there, and {known} was acknowledged")
+        try:
+            wait_for(lambda: self.acknowledged_number() > greatest + 1, "the client to go on", 20)
+        except Deadline:
+            there = [read(f"/proc/{p}/comm").strip() for p in descendants(self.pid)]
+            raise Unwell(f"the client stays at {self.acknowledged_number()}; {there} are there: "
+                         + read(os.path.join(self.folder, "output"))[-600:]) from None
+
+
+class MariaDbWritten(Writes, MariaDb):
+    name = "mariadb-written"
+
+    def command(self):
+        self.server = super().command()
+        return self.launcher()
+
+    def shell(self):
+        data = os.path.join(self.folder, "data")
+        client = f"mariadb --no-defaults -uroot -S{data}/sock"
+        return f"""{" ".join(self.server)} &
+until {client} -e 'select 1' >/dev/null 2>&1; do sleep 0.1; done
+{client} -e 'create database w; create table w.written (i int primary key) engine=innodb'
+seq 1 2000000 | sed 's/.*/insert into w.written values (&); select &;/' >$folder/writes
+{client} -N -B --unbuffered <$folder/writes >$folder/acknowledged &
+"""
+
+    def counted(self):
+        number, greatest = self.sql("select count(*), max(i) from w.written;").split()
+        return int(number), int(greatest)
+
+    def ready(self):
+        wait_for(lambda: self.alive_or_raise() or self.acknowledged_number() > 20, "mariadb's client to write", 60)
+        super().ready()
+
+    def check(self):
+        super().check()
+        self.check_written()
+
+
+class PostgresBench(Writes, Postgres):
+    """With pgbench and its sums, too."""
+    name = "postgres-bench"
+    ignore = (*Postgres.ignore, r" cmdline$")  # where each server shows what it does just now
+
+    def command(self):
+        self.server = super().command()
+        return self.launcher()
+
+    def shell(self):
+        client = f"-h {self.folder} -p {self.port} -U postgres"
+        return f"""{" ".join(self.server)} -c unix_socket_directories=$folder &
+until psql -X -q {client} -c 'create table written (i int primary key)' 2>/dev/null; do sleep 0.1; done
+{self.bin}/pgbench {client} -i -q postgres || exit 1
+seq 1 2000000 | sed 's/.*/insert into written values (&);\\n\\\\echo &/' >$folder/writes
+stdbuf -oL psql -X -q {client} -v ON_ERROR_STOP=1 -f $folder/writes >$folder/acknowledged &
+{self.bin}/pgbench {client} -n -c 4 -j 2 -T 600 postgres &
+"""
+
+    def counted(self):
+        return tuple(int(x) for x in self.sql("select count(*), max(i) from written")[0].split("|"))
+
+    def ready(self):
+        wait_for(lambda: self.alive_or_raise() or self.acknowledged_number() > 20, "psql to write", 60)
+        super().ready()
+
+    def transactions(self):
+        """Of pgbench; Unwell if its sums are not those of its history."""
+        number, *sums = self.sql("select (select count(*) from pgbench_history), (select coalesce(sum(delta), 0) from pgbench_history), "
+                                 "(select sum(abalance) from pgbench_accounts), (select sum(bbalance) from pgbench_branches), "
+                                 "(select sum(tbalance) from pgbench_tellers)")[0].split("|")
+        if len(set(sums)) != 1:
+            raise Unwell(f"pgbench's sums differ: {sums}")
+        return int(number)
+
+    def check(self):
+        super().check()
+        self.check_written()
+        before = self.transactions()
+        wait_for(lambda: self.transactions() > before + 4, "pgbench to go on", 20)
 
 
 class Etcd(Service):

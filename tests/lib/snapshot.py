@@ -48,20 +48,20 @@ def maps_facts(pid):
     return [f"{m[0]:x}-{m[1]:x} {m[2]} {m[3]:x} {m[4]} [{m[5]}]" for m in merged if m[4] != "[vsyscall]"]
 
 
-class Names:
-    """Kernel numbers of pipes and sockets, replaced by the order in which they show up."""
+def with_names(tree, pids):
+    """Facts of the tasks `pids`, with the kernel's numbers of pipes and sockets replaced by where they are first seen. Two
+    snapshots are compared with the tasks that both have first, in the same order, whatever numbers the host gave them."""
+    first, result = {}, {}
+    for pid in pids:
+        result[pid] = facts = dict(tree[pid])
+        for fd in sorted((k for k in facts if k.startswith("fd ")), key=lambda k: int(k[3:])):
+            target, info = facts[fd]
+            if match := re.match(r"^(pipe|socket):\[\d+\]$", target):
+                facts[fd] = (first.setdefault(target, f"{match[1]} of task {pid}'s {fd}"), info)
+    return result
 
-    def __init__(self):
-        self.seen = {}
 
-    def of(self, target):
-        # A file made with O_TMPFILE shows its inode number.
-        target = re.sub(r"/#\d+ \(deleted\)$", "/#N (deleted)", target)
-        match = re.match(r"^(pipe|socket):\[(\d+)\]$", target)
-        return f"{match[1]} {self.seen.setdefault(target, len(self.seen))}" if match else target
-
-
-def fd_facts(pid, names):
+def fd_facts(pid):
     facts = {}
     try:
         numbers = sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
@@ -96,7 +96,8 @@ def fd_facts(pid, names):
                     info[key] = value
         if int(info.get("flags", "0"), 8) & os.O_APPEND:
             info.pop("pos", None)  # follows what was written last
-        facts[n] = (names.of(target), tuple(sorted(info.items())))
+        # A file made with O_TMPFILE shows its inode number.
+        facts[n] = (re.sub(r"/#\d+ \(deleted\)$", "/#N (deleted)", target), tuple(sorted(info.items())))
     return facts
 
 
@@ -112,7 +113,7 @@ def thread_facts(pid, tid):
     return facts
 
 
-def task_facts(pid, names, exact_maps):
+def task_facts(pid, exact_maps):
     fields = stat_fields(pid)
     if fields is None:
         return {"gone": True}
@@ -132,7 +133,7 @@ def task_facts(pid, names, exact_maps):
             facts[name] = str(e)
     maps = maps_facts(pid)
     facts["maps"] = maps if exact_maps else [m for m in maps if "/" in m]
-    for fd, fact in fd_facts(pid, names).items():
+    for fd, fact in fd_facts(pid).items():
         facts[f"fd {fd}"] = fact
     # By the numbers that go along: those of this namespace may wrap around in between.
     tids = sorted(map(int, os.listdir(f"/proc/{pid}/task")), key=lambda tid: (tid != pid, innermost_pid(f"{pid}/task/{tid}") or tid))
@@ -147,8 +148,7 @@ def task_facts(pid, names, exact_maps):
 
 
 def tree_facts(root, exact_maps=True):
-    """{pid in its own namespace: facts} of a tree. Tasks may come and go meanwhile: those are given as gone."""
-    names = Names()
+    """{pid in its own namespace: facts} of a tree, for differences(). Tasks may come and go meanwhile: those are given as gone."""
     result = {}
     pids = descendants(root)
     for pid in pids:
@@ -156,7 +156,7 @@ def tree_facts(root, exact_maps=True):
         if inner is None:
             continue
         try:
-            facts = task_facts(pid, names, exact_maps)
+            facts = task_facts(pid, exact_maps)
         except OSError:
             continue
         if pid != root:
@@ -169,6 +169,8 @@ def tree_facts(root, exact_maps=True):
 def differences(before, after, ignore=(), limit=12):
     """Sentences that tell what changed; `ignore`: regular expressions over "PID KEY"."""
     found = []
+    both = sorted(set(before) & set(after))
+    before, after = (with_names(tree, [*both, *sorted(set(tree) - set(both))]) for tree in (before, after))
     for pid in sorted(set(before) | set(after)):
         if pid not in after or pid not in before:
             found.append(f"task {pid} is {'missing' if pid in before else 'new'}")

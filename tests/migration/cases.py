@@ -49,7 +49,7 @@ WORKLOADS = {
     "segments": ("segments", []),
 }
 # Options of `dump` and `restore` that a program needs.
-OPTIONS = dict.fromkeys(("locks", "mariadb", "etcd", "cron"), ("--file-locks",))
+OPTIONS = dict.fromkeys(("locks", "mariadb", "mariadb-written", "etcd", "cron"), ("--file-locks",))
 # `restore` gives terminals their numbers on the host's /dev/pts, which the frozen tree of the source has in use: it is one for both.
 # A dump does not hand over locks.
 NOT_LAZY_REMOTE = ("locks", "pty_modes", "pty_session", "pty_queue", "tmux")
@@ -57,16 +57,18 @@ PROGRAMS = {"redis": programs.Redis, "nginx": programs.Nginx, "python": programs
             "inotifywait": programs.Inotifywait, "postgres": programs.Postgres, "tmux": programs.Tmux,
             "haproxy": services.Haproxy, "rsyslog": services.Rsyslog, "named-pool": services.NamedPool, "java": services.Java,
             "logs": services.Logs, "mariadb": services.MariaDb, "etcd": services.Etcd, "cron": services.Cron,
-            "sshd": services.Sshd, "nginx-replaced": programs.NginxReplaced}
+            "sshd": services.Sshd, "nginx-replaced": programs.NginxReplaced, "mariadb-written": services.MariaDbWritten,
+            "postgres-bench": services.PostgresBench}
 # Both hosts of the test see the same files.
 WITH_SERVICES = ("live", "live-postcopy")
 # Moved in these modes only: for their locks on files, which are no matter where one host dumps and restores them; for their size; and those
 # of which the others have each part.
-IN_FEW = {**dict.fromkeys(("mariadb", "etcd", "cron", "sshd", "nginx-replaced"), WITH_SERVICES), "timers_of_200": ("live",)}
+IN_FEW = {**dict.fromkeys(("mariadb", "mariadb-written", "postgres-bench", "etcd", "cron", "sshd", "nginx-replaced"), WITH_SERVICES), "timers_of_200": ("live",)}
 NEEDS = {"redis": "redis-server", "nginx": "nginx", "python": "/usr/bin/python3", "inotifywait": "inotifywait",
          "postgres": "/usr/lib/postgresql/15/bin/postgres", "tmux": "tmux", "haproxy": "haproxy", "rsyslog": "rsyslogd",
          "named-pool": "/usr/bin/python3", "java": "java", "logs": "/usr/bin/python3",
-         "mariadb": "mariadbd", "etcd": "etcd", "cron": "cron", "sshd": "sshd", "nginx-replaced": "nginx"}
+         "mariadb": "mariadbd", "etcd": "etcd", "cron": "cron", "sshd": "sshd", "nginx-replaced": "nginx", "mariadb-written": "mariadbd",
+         "postgres-bench": "/usr/lib/postgresql/15/bin/postgres"}
 # Lazily moved with TLS; they have more private memory than this, which a lazy dump leaves out of the folder.
 LAZY_TLS = ("memory", "redis")
 LAZY_MOST = 2 << 20
@@ -97,7 +99,7 @@ class Context:
     def __init__(self, binary, workloads, top, send_args=(), receive_args=(), shared=False):
         self.binary, self.workloads, self.top = binary, workloads, top
         self.send_args, self.receive_args = send_args, receive_args
-        self.shared = shared  # others run at the same time: what is left behind cannot be told apart
+        self.shared = shared  # others run at the same time: only what is known to be a case's own can be looked for
         self.small = small.Catalogue(workloads)
         self.program = None  # what was started last
 
@@ -366,6 +368,7 @@ def run_case(context, mode, name, folder):
     before = remains.snapshot()
     RUN[mode](context, name, folder)
     if context.shared:
+        remains.wait_for_none(folder, ())
         return
     try:
         wait_for(lambda: not remains.new_since(before, (context.top,)), "clean-up", 8, 0.1)

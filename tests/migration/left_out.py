@@ -95,6 +95,8 @@ NOTICED_BY = {
     "users of zombies": "processes.zombie_of_other_user",
     "time slices": "processes.custom_slice",
     "memory policies of mappings": "memory.policy_of_mapping",
+    "seals of memory": "memory.sealed memory.sealed_file",
+    "droppable memory": "memory.droppable",
     "attributes of threads": "memory.policy_of_task",
     "extended attributes of deleted files": "files.deleted_with_attributes",
 }

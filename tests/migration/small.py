@@ -30,9 +30,7 @@ KNOWN_WRONG = {
 # name: part of the sentence that refuses it. They are tried alone, by `live`, and must be well when it has refused.
 REFUSED = {
     "files.own_namespace": "a file of a kind that cannot be moved",
-    "memory.droppable": "has droppable memory",
     "memory.policy_of_shared_mapping": "has a memory policy for shared memory",
-    "memory.sealed": "has a sealed mapping",
     "memory.secret": "has secret memory",
     "memory.shared_by_processes": "share their memory",
     "processes.keys_of_process": "has keys in the keyring of its process",

@@ -48,6 +48,7 @@ enum class Tag : uint32_t {
   process_flags,
   memory_policy,
   membarrier,
+  seal,
   count
 };
 

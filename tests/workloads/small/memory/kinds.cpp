@@ -183,10 +183,38 @@ WORKLOAD(memory, sealed) {
   };
 }
 
+// As code may be, with some pages of its own and a neighbour of another kind.
+WORKLOAD(memory, sealed_file) {
+  const int file = must(open("sealed", O_RDWR | O_CREAT | O_TRUNC, 0600), "open");
+  must(ftruncate(file, 4 * kPage), "ftruncate");
+  char* at = area(5);
+  must(mmap(at, 3 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, file, kPage) == at ? 0 : -1, "mmap");
+  fill(at, 2, 4);
+  fill(at + 3 * kPage, 2, 5);
+  must(mprotect(at, 2 * kPage, PROT_READ), "mprotect");
+  if (syscall(462 /* mseal */, at, 4 * kPage, 0) == -1) throw NotHere("the kernel has no mseal");
+  return [=] {
+    for (size_t page = 0; page < 4; ++page)
+      expect(munmap(at + page * kPage, kPage) == -1 && errno == EPERM,
+             "page " + std::to_string(page) + " is not sealed");
+    expect(mprotect(at + 4 * kPage, kPage, PROT_READ) == 0, "its neighbour is sealed, too");
+    expect_filled(at, 2, 4, "the sealed file");
+    expect_filled(at + 3 * kPage, 2, 5, "the memory beside it");
+    expect(at[2 * kPage] == 0, "a page of the file differs");
+  };
+}
+
 WORKLOAD(memory, droppable) {
   void* at = mmap(nullptr, 2 * kPage, PROT_READ | PROT_WRITE, 0x08 /* MAP_DROPPABLE */ | MAP_ANONYMOUS, -1, 0);
   if (at == MAP_FAILED) throw NotHere("the kernel has no MAP_DROPPABLE");
-  return [=] { expect(has_vm_flag(at, "dp"), "it is not droppable any more"); };
+  auto* words = static_cast<volatile char*>(at);
+  words[0] = 'd';
+  return [=] {
+    expect(has_vm_flag(at, "dp"), "it is not droppable any more");
+    expect(words[0] == 'd' || words[0] == 0, "it is neither there nor dropped");
+    words[0] = 'd';
+    words[kPage] = 'd';
+  };
 }
 
 WORKLOAD(memory, secret) {

@@ -2,6 +2,7 @@
 #include <chrono>
 #include <optional>
 
+#include "core/base/refusals.h"
 #include "core/dump/dump.h"
 #include "core/dump/preflight.h"
 #include "core/files/reset_connections.h"
@@ -15,7 +16,9 @@
 #include "migrate/cli/page_output.h"
 #include "migrate/cli/track_client.h"
 #include "migrate/session/base/options.h"
+#include "migrate/session/destination/destination_files.h"
 #include "migrate/session/handover/still_coming.h"
+#include "migrate/session/source/inventory.h"
 
 namespace migrate::cli {
 namespace {
@@ -35,6 +38,24 @@ DumpOptions dump_options(const CoreOptions& o, bool tracked) {
   d.timeout = std::chrono::seconds(o.timeout_seconds);
   d.mappings = MappingReader::shared();
   return d;
+}
+
+/// A restore opens each file with the rights of who has it, or by root where nobody else can lead that astray: what it
+/// could not open is refused while the program still runs.
+void check_files_to_open(Pid root) {
+  const Fd slash = open_path("/", O_PATH | O_DIRECTORY);
+  std::vector<std::string> reasons;
+  check_rights(take_inventory(root, InventoryDepth::whole).check, {.root = slash.get(), .by_root = true, .most = 16},
+               reasons);
+  Refusals refusals;
+  for (const std::string& reason : reasons) {
+    const size_t end = reason.rfind("; ");
+    std::string remedy = end == std::string::npos ? "have the program close it" : reason.substr(end + 2);
+    constexpr std::string_view kElsewhere = " at the destination";
+    if (const size_t at = remedy.find(kElsewhere); at != std::string::npos) remedy.erase(at, kElsewhere.size());
+    refusals.ask([&] { throw Refusal("a restore here would refuse " + reason.substr(0, end), remedy); });
+  }
+  refusals.demand_none();
 }
 
 /// Stores the pages of a stopped tree; what the tracker knows to stand in the previous folder stays there.
@@ -81,7 +102,10 @@ int run_dump(const CoreOptions& o) {
   const DumpOptions d = dump_options(o, tracker.has_value());
   refuse_while_pages_come(kDefaultStateDir, d.root);
   Dump::preflight(d, *logger);
-  if (!o.leave_running) check_buildable(collect_tree(d.root), o.shell_job);
+  if (!o.leave_running) {
+    check_buildable(collect_tree(d.root), o.shell_job);
+    check_files_to_open(d.root);
+  }
   scripts.run("pre-dump", o.tree);
 
   Dump dump(d, *logger);

@@ -219,7 +219,11 @@ def limit_above_ours(context, folder):
     holding("plain", "task {pid} has a hard limit \\(number 8\\) above ours")(limited, folder)
 
 
+NOT_BY_ROOT = "user 65534 may not use here: .*nor may root in its stead: a folder on the way can be changed by others than root"
 CASES = {
+    "dump/file-that-nobody-may-open": holding("roots-file", "a restore here would refuse .*/private, which " + NOT_BY_ROOT),
+    "dump/folder-that-nobody-may-enter": holding("roots-folder", "a restore here would refuse .*/closed, which " + NOT_BY_ROOT),
+    "dump/socket-that-nobody-may-bind": holding("roots-socket", "a restore here would refuse Unix socket .*/closed/socket, which " + NOT_BY_ROOT),
     "dump/tcp-connection": holding("tcp", HAS_FD + ", an established TCP connection to {peer}", "--tcp-close", set_up=accepting),
     "dump/tcp-not-accepted": waiting_connection,
     "dump/udp-corked": holding("corked", HAS_FD + ", a UDP socket with a datagram not sent yet"),

@@ -121,10 +121,10 @@ class FifoRestore : public RestoreKind {
   void check(const UsedFile& file) override { services_.regular.check_ghost(path_of(file), file.holders); }
   bool by_path() const override { return true; }
   Fd open(const UsedFile& file) override {
-    Fd fd = open(file, [&](int found, uint32_t flags) {
-      return fifos_.open_fifo(file.entry.fifo(), found, flags, services_.paths);
-    });
     const bool waits = waiting_.contains(file.id) && (path_of(file).flags() & O_ACCMODE) == O_RDONLY;
+    Fd fd = open(file, [&](int found, uint32_t flags) {
+      return fifos_.open_fifo(file.entry.fifo(), found, flags, services_.paths, waits);
+    });
     if (!waits) return fd;
     // Until nobody writes, us included, it only keeps what is in the FIFO.
     later_.push_back({file, std::move(fd)});

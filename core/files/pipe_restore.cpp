@@ -1,6 +1,7 @@
 #include "core/files/pipe_restore.h"
 
 #include <limits.h>
+#include <sys/ioctl.h>
 
 #include "core/files/paths.h"
 #include "core/files/pipe.h"
@@ -13,6 +14,28 @@ namespace {
 
 /// O_LARGEFILE as the kernel has it; the C library's is 0 on 64-bit machines.
 constexpr uint32_t kLargeFile = 0100000;
+
+std::string to_string(std::span<const std::byte> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+/// What waits in a FIFO, which stays there.
+std::string waiting_bytes(int fifo, size_t bytes) {
+  int ends[2];
+  check(::pipe2(ends, O_CLOEXEC | O_NONBLOCK), "make", "a pipe");
+  const Fd out(ends[0]), in(ends[1]);
+  // tee(2) duplicates buffers one by one.
+  check(::fcntl(in.get(), F_SETPIPE_SZ, check(::fcntl(fifo, F_GETPIPE_SZ), "ask the size of", "a FIFO")),
+        "set the size of", "a pipe");
+  const ssize_t n = check(::tee(fifo, in.get(), bytes, SPLICE_F_NONBLOCK), "copy the data in", "a FIFO");
+  std::string text(static_cast<size_t>(n), '\0');
+  for (size_t done = 0; done < text.size();) {
+    const ssize_t part = check(::read(out.get(), text.data() + done, text.size() - done), "read", "a pipe");
+    if (part == 0) break;
+    done += static_cast<size_t>(part);
+  }
+  return text;
+}
 
 }  // namespace
 
@@ -92,6 +115,17 @@ Fd PipeRestorer::open_pipe(const img::pipe_entry& entry, const FileOwner& owner,
   return reopen(ends.read.get(), access | O_NONBLOCK, "a pipe");
 }
 
+/// Puts into a FIFO what waited in it. Hosts that are namespaces of one kernel have one pipe for it, in which that
+/// still waits: the source holds it until the tree runs here, or goes on there.
+void PipeRestorer::fill_fifo(int fd, const Data& data) {
+  int there = 0;
+  check(::ioctl(fd, FIONREAD, &there), "ask the fill of", "a FIFO");
+  if (there == 0 || data.bytes.empty()) return fill(fd, data);
+  if (static_cast<size_t>(there) != data.bytes.size() || waiting_bytes(fd, data.bytes.size()) != to_string(data.bytes))
+    throw Refusal("a FIFO of the tree has other data than it had, since others have it open, too",
+                  "try again when they are gone");
+}
+
 /// Both directions at once: neither end has to wait for the other, and data stays while users are opened. Who has one
 /// direction only gets no more by it; empty if it does without.
 Fd PipeRestorer::open_both_ways(int path, int access, bool data, TaskPaths& paths) {
@@ -110,14 +144,19 @@ Fd PipeRestorer::open_both_ways(int path, int access, bool data, TaskPaths& path
   return both;
 }
 
-Fd PipeRestorer::open_fifo(const img::fifo_entry& entry, int path, uint32_t flags, TaskPaths& paths) {
+Fd PipeRestorer::open_fifo(const img::fifo_entry& entry, int path, uint32_t flags, TaskPaths& paths, bool unwritten) {
   const int access = static_cast<int>(flags) & O_ACCMODE;
   if (access == O_ACCMODE) throw Corrupt("files.img", "a FIFO has an impossible access mode");
   if (!fifos_.contains(entry.pipe_id())) {
     const auto data = fifo_data_.find(entry.pipe_id());
     const bool some = data != fifo_data_.end() && !data->second.bytes.empty();
+    if (unwritten && !some) {
+      Fd reader = reopen(path, O_RDONLY | O_NONBLOCK, "a FIFO");
+      if (data != fifo_data_.end()) fill(reader.get(), data->second);  // its size, that is
+      return reader;
+    }
     if (Fd both = open_both_ways(path, access, some, paths)) {
-      if (data != fifo_data_.end()) fill(both.get(), data->second);
+      if (data != fifo_data_.end()) fill_fifo(both.get(), data->second);
       fifos_.emplace(entry.pipe_id(), std::move(both));
     }
   }

@@ -172,6 +172,29 @@ WORKLOAD(pipes, fifo) {
   };
 }
 
+// Hosts that are namespaces of one kernel have one pipe for both.
+WORKLOAD(pipes, named_fifo) {
+  must(mkfifo("named-fifo", 0600), "mkfifo");
+  const int in = must(open("named-fifo", O_RDONLY | O_NONBLOCK), "open"),
+            out = must(open("named-fifo", O_WRONLY), "open");
+  put(out, "in the fifo");
+  return [=] {
+    expect(drain(in) == "in the fifo", "what was in the FIFO differs");
+    put(out, "in the fifo");
+  };
+}
+
+WORKLOAD(pipes, named_fifo_without_writers) {
+  must(mkfifo("named-fifo-read", 0600), "mkfifo");
+  const int in = must(open("named-fifo-read", O_RDONLY | O_NONBLOCK), "open");
+  must(fcntl(in, F_SETPIPE_SZ, 1 << 18), "F_SETPIPE_SZ");
+  return [=] {
+    pollfd p{in, POLLIN, 0};
+    expect(poll(&p, 1, 0) == 0, "it has heard of a writer");
+    expect_equal(fcntl(in, F_GETPIPE_SZ), 1 << 18, "the FIFO's size");
+  };
+}
+
 WORKLOAD(pipes, spliced) {
   const Pipe one = make_pipe(), two = make_pipe();
   put(one.out, "spliced");

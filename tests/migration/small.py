@@ -9,11 +9,6 @@ MOST = 26  # of a bundle
 
 # Options of `dump` and `restore` that those of a subject need.
 OPTIONS = {"locks": ("--file-locks",)}
-BETWEEN_HOSTS = ("live", "live-stop", "live-postcopy", "live-hybrid", "cancelled")
-# Modes in which a subject, or one workload, is not moved.
-NOT_IN = {
-    "pipes.fifo": BETWEEN_HOSTS,  # both hosts of the test have one kernel, where the path leads to one pipe
-}
 
 Wrong = collections.namedtuple("Wrong", "modes why")
 # name: modes in which it comes out wrong for sure, and what is wrong. They are moved alone, in those modes, and must fail.
@@ -71,7 +66,7 @@ def subject(name):
 
 
 def may_be_in(name, mode):
-    return mode not in (*NOT_IN.get(subject(name), ()), *NOT_IN.get(name, ())) and (name not in REFUSED or mode == "live")
+    return name not in REFUSED or mode == "live"
 
 
 def options(names):

@@ -339,4 +339,11 @@ std::vector<std::string> missing_capabilities() {
   return missing;
 }
 
+void demand_capabilities() {
+  if (::geteuid() == 0) return;
+  if (const auto missing = missing_capabilities(); !missing.empty())
+    throw Refusal("this command, run by user " + std::to_string(::geteuid()) + ", lacks " + missing.front(),
+                  "run as root, see `migrate check`");
+}
+
 }  // namespace migrate

@@ -38,5 +38,7 @@ std::vector<Feature> probe_features();
 
 /// The capabilities (by name) that moving processes needs and this process lacks. CAP_SYS_RESOURCE is never among them.
 std::vector<std::string> missing_capabilities();
+/// Throws Refusal if this process is not root's and lacks one of these. (Root with less does what it can.)
+void demand_capabilities();
 
 }  // namespace migrate

@@ -187,6 +187,16 @@ bool is_zombie(const ProcDir& task) {
   return state == 'Z' || state == 'X';
 }
 
+namespace {
+
+bool is_kernel_thread(const ProcDir& task) {
+  const StatusFields status = task.status();
+  const auto told = status.find("Kthread");  // Linux 6.8
+  return told != status.end() ? told->second == "1" : !status.contains("VmSize") && task.stat().state != 'Z';
+}
+
+}  // namespace
+
 std::vector<ProcDir> collect_tree(Pid root) {
   if (!open_pidfd(root.get()))
     throw Refusal("there is no task " + std::to_string(root.get()), "give the pid of a running process");
@@ -198,6 +208,8 @@ std::vector<ProcDir> collect_tree(Pid root) {
   tasks.emplace_back(root.get());
   if (tasks.front().threads().front() != root.get())
     throw Refusal(std::to_string(root.get()) + " is a thread, not a process", "give the pid of its process");
+  if (is_kernel_thread(tasks.front()))
+    throw Refusal(task_name(tasks.front()) + " is a kernel thread", "name a program instead");
   for (size_t i = 0; i < tasks.size(); ++i) {
     std::vector<pid_t> children;
     try {

@@ -90,6 +90,11 @@ bool has_ended(int fd, short& events) {
   return (p.revents & POLLRDHUP) != 0;
 }
 
+/// Else an end of what comes is our own (shutdown(2), SHUT_RD).
+bool has_peers_end(uint32_t state) {
+  return state != TCP_ESTABLISHED && state != TCP_FIN_WAIT1 && state != TCP_FIN_WAIT2;
+}
+
 void check_ended(const OpenFile& file) {
   short events;
   int unread = 0;
@@ -155,7 +160,12 @@ void InetDumper::describe_state(const OpenFile& file, img::inet_sk_entry& e, ext
       context_.log.warn("{}: UDP packets in its queue are dropped", file.who());
     return;
   }
-  if (connection) return e.set_state(*connection);
+  if (connection) {
+    e.set_state(*connection);
+    short events = 0;
+    if (!has_peers_end(*connection) && has_ended(fd, events)) e.set_shutdown(img::sk_shutdown::READ);
+    return;
+  }
   const tcp_info info = tcp_state(file);
   if (info.tcpi_state == kListen) {
     e.set_state(kListen);

@@ -3,6 +3,7 @@
 #include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
@@ -64,6 +65,9 @@ void check_queue(const OpenFile& file) {
   char byte;
   const ssize_t n = ::recv(fd, &byte, 1, MSG_OOB | MSG_PEEK | MSG_DONTWAIT);
   if (n > 0 || (n < 0 && errno == EAGAIN)) throw has_urgent_data(file);
+  // With SO_OOBINLINE that call tells nothing.
+  pollfd p{fd, POLLPRI, 0};
+  if (check(::poll(&p, 1, 0), "poll", file.who()) > 0 && (p.revents & POLLPRI) != 0) throw has_urgent_data(file);
 }
 
 /// What `from` has sent, or wants to send, and `to` has not received. Mostly nothing, as the counters of both tell.

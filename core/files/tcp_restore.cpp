@@ -147,6 +147,8 @@ std::map<uint32_t, Fd> TcpPairs::connect() {
   const auto end_it = [](const End& end) {
     if (has_sent_end(static_cast<TcpState>(end.entry->state())))
       check(::shutdown(end.fd.get(), SHUT_WR), "end what is sent on", name_of(*end.entry));
+    if (end.entry->shutdown() == img::sk_shutdown::READ)
+      check(::shutdown(end.fd.get(), SHUT_RD), "end what is read from", name_of(*end.entry));
   };
   for (auto& [id, end] : ends_) {
     if (end.done) continue;

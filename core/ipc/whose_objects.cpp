@@ -147,7 +147,7 @@ class Judge {
     if (std::max({o.changed, o.used_a, o.used_b}) < users_.since || !belongs_to_tree(o)) return false;
     throw Refusal(o.describe() + " of user " + std::to_string(o.uid) +
                       " was made, changed or used while the tree ran, and nothing tells whether it is the tree's",
-                  "remove it with `" + o.how_to_remove() +
+                  "try again when it is gone, remove it with `" + o.how_to_remove() +
                       "` if nobody needs it, or run the program in an IPC namespace of its own (unshare -i)");
   }
 

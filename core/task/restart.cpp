@@ -145,6 +145,11 @@ std::optional<long> restarted_call(const SleepSample& sample, const user_regs_st
   return regs.rdi < 4096 ? SYS_clock_nanosleep : SYS_nanosleep;
 }
 
+/// Of this task, or of another process or thread (clock_getcpuclockid(3): negative).
+bool is_processor_clock(int32_t clock) {
+  return clock < 0 || clock == CLOCK_PROCESS_CPUTIME_ID || clock == CLOCK_THREAD_CPUTIME_ID;
+}
+
 /// Calls that return EINTR, not a restart code, when a stop wakes them (signal(7): never restarted).
 bool never_restarted(uint64_t nr) {
   switch (nr) {
@@ -216,7 +221,9 @@ class Converter {
       case SYS_nanosleep:
         return r.rsi != 0 ? void(r.rdi = r.rsi) : timespec_argument(0, r.rdi);
       case SYS_clock_nanosleep:
-        return r.r10 != 0 ? void(r.rdx = r.r10) : timespec_argument(2, r.rdx);
+        if (r.r10 != 0) return void(r.rdx = r.r10);
+        // Of a clock that stands while its task does, time that has passed says nothing: the whole time again.
+        return is_processor_clock(static_cast<int32_t>(r.rdi)) ? void() : timespec_argument(2, r.rdx);
       case SYS_poll:
         return milliseconds(r.rdx);
       case SYS_epoll_wait:

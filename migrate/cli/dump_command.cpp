@@ -2,6 +2,7 @@
 #include <chrono>
 #include <optional>
 
+#include "core/base/features.h"
 #include "core/base/refusals.h"
 #include "core/dump/dump.h"
 #include "core/dump/preflight.h"
@@ -84,6 +85,7 @@ void store_pages(Dump& dump, PageOutput& output, std::optional<TrackClient>& tra
 }  // namespace
 
 int run_dump(const CoreOptions& o) {
+  demand_capabilities();
   if (o.tree == 0) throw Refusal("dump needs a tree", "name its root with --tree PID");
   if (o.leave_running && o.leave_stopped)
     throw Refusal("--leave-running and --leave-stopped exclude each other", "give one of them");

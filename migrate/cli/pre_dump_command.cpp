@@ -1,6 +1,7 @@
 // migrate pre-dump -t PID -D DIR, and migrate untrack -t PID
 #include <chrono>
 
+#include "core/base/features.h"
 #include "core/base/proc_values.h"
 #include "core/dump/dump.h"
 #include "core/dump/preflight.h"
@@ -27,6 +28,7 @@ uint64_t micros_since(Clock::time_point start) {
 }  // namespace
 
 int run_pre_dump(const CoreOptions& o) {
+  demand_capabilities();
   if (o.tree == 0) throw Refusal("pre-dump needs a tree", "name its root with --tree PID");
   check_page_options(o);
   const auto logger = make_logger(o);

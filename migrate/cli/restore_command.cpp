@@ -5,6 +5,7 @@
 
 #include <optional>
 
+#include "core/base/features.h"
 #include "core/image/magic.h"
 #include "core/restore/lazy_restore.h"
 #include "core/restore/restore.h"
@@ -40,11 +41,15 @@ uint32_t micros(std::chrono::steady_clock::duration d) {
 }  // namespace
 
 int run_restore(const CoreOptions& o) {
+  demand_capabilities();
   const auto logger = make_logger(o);
   const Fd folder = open_path(o.images_dir, O_RDONLY | O_DIRECTORY);
   const Fd work = open_path(o.effective_work_dir(), O_RDONLY | O_DIRECTORY);
   const ActionScripts scripts(o.action_scripts, o.images_dir, *logger);
   const ImageSet images = ImageSet::load(folder.get());
+  if (!images.has("pstree.img"))
+    throw Refusal("folder " + o.images_dir + " holds no dump (there is no pstree.img)",
+                  "name that of a `dump` with -D; a `pre-dump` alone has memory only");
 
   RestoreOptions r;
   r.shell_job = o.shell_job;

@@ -1,6 +1,7 @@
 """What `migrate dump`, pre-dump and restore refuse."""
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -9,7 +10,8 @@ import types
 
 import texts
 from lib import tool
-from lib.process import kill_all, read, run, stat_fields, wait_for
+from lib.process import all_pids, kill_all, read, run, stat_fields, wait_for
+from lib.skip import Skip
 from lib.suite import expect
 from refusing import HAS_FD, Stubborn, Untouched, expect_sentence
 
@@ -219,8 +221,35 @@ def limit_above_ours(context, folder):
     holding("plain", "task {pid} has a hard limit \\(number 8\\) above ours")(limited, folder)
 
 
+def kernel_thread(context, folder):
+    pid = next((p for p in all_pids() if re.search(r"^Kthread:\s+1$", read(f"/proc/{p}/status"), re.M)), None)
+    if pid is None:
+        raise Skip("no kernel thread is to be seen here, or the kernel does not tell (Linux 6.8 does); run it outside of a container")
+    for verb in ("dump", "pre-dump"):
+        dump_refused(context, folder, pid, ("task {pid} is a kernel thread",), {"pid": pid}, verb=verb)
+
+
+def by_a_user(context, folder):
+    program = Stubborn(os.path.join(folder, "program"), "plain")
+    try:
+        program.ready()
+        code, out = run(["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps=-all", context.binary, "dump", "-t",
+                         program.pid, "-D", folder], log=os.path.join(folder, "commands.log"))
+        expect(code == 2 and "run by user 65534, lacks CAP_CHOWN; run as root" in out, f"exit {code}: {out}")
+    finally:
+        program.end()
+
+
+def no_dump_there(context, folder):
+    code, out = run([context.binary, "restore", "-D", folder], log=os.path.join(folder, "commands.log"))
+    expect(code == 2 and f"folder {folder} holds no dump" in out, f"exit {code}: {out}")
+
+
 NOT_BY_ROOT = "user 65534 may not use here: .*nor may root in its stead: a folder on the way can be changed by others than root"
 CASES = {
+    "dump/kernel-thread": kernel_thread,
+    "dump/by-a-user": by_a_user,
+    "dump/restore-of-none": no_dump_there,
     "dump/file-that-nobody-may-open": holding("roots-file", "a restore here would refuse .*/private, which " + NOT_BY_ROOT),
     "dump/folder-that-nobody-may-enter": holding("roots-folder", "a restore here would refuse .*/closed, which " + NOT_BY_ROOT),
     "dump/socket-that-nobody-may-bind": holding("roots-socket", "a restore here would refuse Unix socket .*/closed/socket, which " + NOT_BY_ROOT),

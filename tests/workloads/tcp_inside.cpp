@@ -221,6 +221,28 @@ class HalfClosed {
   Connection connection_;
 };
 
+/// It reads no more, and has not read all.
+class Deaf {
+ public:
+  Deaf() { make(); }
+  void verify() {
+    get(connection_.server, 300, 10, "before it reads no more");
+    expect_end(connection_.server, "of who reads no more");
+    put(connection_.server, 400, 11);
+    get(connection_.client, 400, 11, "of who reads no more");
+    connection_.reset();
+    make();
+  }
+
+ private:
+  void make() {
+    connection_ = connect_pair(Kind::v4);
+    put(connection_.client, 300, 10);
+    must(shutdown(connection_.server, SHUT_RD), "shutdown");
+  }
+  Connection connection_;
+};
+
 class PeerClosed {
  public:
   PeerClosed() { make(); }
@@ -277,6 +299,7 @@ int main(int argc, char** argv) {
         Queued queued;
         Full full;
         HalfClosed half;
+        Deaf deaf;
         PeerClosed closed;
         Awaited awaited;
         w.serve([&] {
@@ -286,6 +309,7 @@ int main(int argc, char** argv) {
           queued.verify();
           full.verify();
           half.verify();
+          deaf.verify();
           closed.verify();
           awaited.verify();
         });

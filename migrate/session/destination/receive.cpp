@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/base/features.h"
 #include "core/freeze/freezer_cgroup.h"
 #include "core/freeze/named_cgroup.h"
 #include "migrate/session/base/session.h"
@@ -235,6 +236,7 @@ class Receiver {
 int run_receive(const ReceiveOptions& options, Logger& log) {
   PrintedEvents events(options.report, "receive");
   try {
+    demand_capabilities();
     ReceiveOptions adjusted = options;
     adjusted.timeouts = with_test_timeouts(options.timeouts);
     if (options.once) adjusted.max_sessions = 1;

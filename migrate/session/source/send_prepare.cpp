@@ -1,6 +1,7 @@
 // What the source agent does while the tree runs untouched: looking, connecting, comparing, starting the session.
 #include <cmath>
 
+#include "core/base/features.h"
 #include "core/base/procfs.h"
 #include "core/base/refusals.h"
 #include "core/dump/preflight.h"
@@ -44,12 +45,14 @@ SendSession::SendSession(const SendOptions& options, Events& events, const Inter
       questions_(options, peer_, target_, label_, events) {}
 
 void SendSession::look_before_touching() {
+  demand_capabilities();
   const std::optional<TaskId> root = TaskId::of(target_.get());
   if (!root) throw Refusal("there is no task " + std::to_string(target_.get()), "look up its pid again");
   if (const pid_t mover = store_.mover(*root); mover != 0)
     throw Refusal(options_.target + " is being moved already, by process " + std::to_string(mover),
                   "wait for that, or see `migrate resolve`");
   refuse_while_pages_come(options_.state_dir, target_);
+  (void)collect_tree(target_);  // which refuses what is no program of its own
   Refusals refusals;
   refusals.ask([&] { check_supervisor(target_, options_.shell_job, options_.parent_may_notice); });
   dump_.root = target_;

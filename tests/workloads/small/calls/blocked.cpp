@@ -338,3 +338,24 @@ WORKLOAD(calls, open_of_fifo) {
       },
       1);
 }
+
+// A clock that stands while everybody sleeps.
+WORKLOAD(calls, sleep_by_processor_time) {
+  constexpr int64_t kSpan = 300'000'000;
+  return blocked(
+      [] {
+        const timespec span{0, kSpan};
+        const int error = clock_nanosleep(CLOCK_PROCESS_CPUTIME_ID, 0, &span, nullptr);
+        return error == 0 ? 0L : -1L;
+      },
+      [] {
+        const auto used = [] {
+          timespec now{};
+          clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+          return now.tv_sec * 1'000'000'000 + now.tv_nsec;
+        };
+        for (const int64_t until = used() + 2 * kSpan; used() < until;) {
+        }
+      },
+      0);
+}

@@ -1,5 +1,6 @@
 #include "migrate/session/destination/destination_checks.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <netinet/in.h>
@@ -31,6 +32,17 @@ namespace {
 constexpr size_t kMaxReasons = 50;
 constexpr size_t kMaxReason = 4096;
 
+const char* what_helps(int reason) {
+  switch (reason) {
+    case EADDRINUSE:
+      return "end what uses it there";
+    case EADDRNOTAVAIL:
+      return "give the destination that address, or have the program listen on all that there are";
+    default:
+      return "see that the receiver may use it";
+  }
+}
+
 /// Tries to bind as the program will; a port of another program says EADDRINUSE.
 std::string check_port(const wire::Check::Port& port) {
   const int family = static_cast<int>(port.family());
@@ -61,8 +73,13 @@ std::string check_port(const wire::Check::Port& port) {
   if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&storage), length) == 0) {
     if (type == SOCK_DGRAM || ::listen(socket.get(), 1) == 0) return {};
   }
+  const int reason = errno;
+  const bool everywhere = std::ranges::all_of(port.address(), [](char byte) { return byte == 0; });
+  char address[INET6_ADDRSTRLEN] = "";
+  ::inet_ntop(family, port.address().data(), address, sizeof address);
   return std::string(type == SOCK_DGRAM ? "UDP" : "TCP") + " port " + std::to_string(port.port()) +
-         " cannot be used at the destination: " + std::strerror(errno);
+         " cannot be used at the destination" + (everywhere ? "" : std::string(" on ") + address) + ": " +
+         std::strerror(reason) + "; " + what_helps(reason);
 }
 
 Privilege from_wire(const wire::Check::Privilege& p) {

@@ -13,7 +13,7 @@ from lib import tool
 from lib.process import all_pids, kill_all, read, run, stat_fields, wait_for
 from lib.skip import Skip
 from lib.suite import expect
-from refusing import HAS_FD, Stubborn, Untouched, expect_sentence
+from refusing import HAS_FD, NOT_BY_ROOT, Stubborn, Untouched, expect_sentence
 
 PTRACE_SEIZE = 0x4206
 
@@ -245,7 +245,6 @@ def no_dump_there(context, folder):
     expect(code == 2 and f"folder {folder} holds no dump" in out, f"exit {code}: {out}")
 
 
-NOT_BY_ROOT = "user 65534 may not use here: .*nor may root in its stead: a folder on the way can be changed by others than root"
 CASES = {
     "dump/kernel-thread": kernel_thread,
     "dump/by-a-user": by_a_user,

@@ -3,7 +3,7 @@ What a stop alone can tell is refused then, with everything undone. Cases of ref
 
 from lib.process import descendants, find_moved, kill_all, wait_for
 from lib.suite import expect
-from refusing import HAS_FD
+from refusing import HAS_FD, NOT_BY_ROOT
 from send_refusals import Hosts, send_refuses
 
 BOUNDED = ("--allow-uid", "65534", "--allow-gid", "65534")
@@ -34,7 +34,6 @@ def also_stopped(kind, pattern):
     return send_refuses(kind, pattern, send=("--mode", "stop-copy"), began=True)
 
 
-NOT_BY_ROOT = "user 65534 may not use here: .*nor may root in its stead: a folder on the way can be changed by others than root"
 CASES = {
     "early/file": refused("roots-file", "/private, which " + NOT_BY_ROOT, receive=()),
     "early/file-for-one-user": refused("roots-file", "/private, which user 65534 may not use here: it may not write to it;"),

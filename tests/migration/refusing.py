@@ -9,6 +9,7 @@ from lib.suite import Skip, expect
 
 LIB = os.path.join(suite.ROOT, "tests", "lib")
 HAS_FD = "task {pid} has fd {detail}"
+NOT_BY_ROOT = "user 65534 may not use here: .*nor may root in its stead: a folder on the way can be changed by others than root"
 
 
 class Stubborn(programs.Program):

@@ -19,6 +19,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import postcopy_cgroups  # noqa: E402
+import postcopy_forced  # noqa: E402
 import postcopy_shared  # noqa: E402
 from lib import cgroups, hosts, programs, remains, suite, tool  # noqa: E402
 from lib.process import all_pids, exists, kill_all, read, run, spawn, stat_fields, wait_for  # noqa: E402
@@ -523,6 +524,7 @@ CASES = {
     "once": once_is_once,
     "restarted/destination": destination_restarted,
     **postcopy_shared.CASES,
+    **postcopy_forced.CASES,
     "nothing-late": nothing_late,
 }
 

@@ -97,14 +97,14 @@ struct Hosts {
     settle_local(destination_store, keeper, short_times(), events, *log);
     const State state = source_state();
     if (state == State::aborted) {
-      tell_outcome(source_store, id, ask(), *log);
+      tell_outcome(source_store, keeper, id, ask(), *log);
       return {Settled::Outcome::runs_here, ""};
     }
     std::optional<Journal> journal = source_store.take_over(id, Role::source);
     if (!journal) return {Settled::Outcome::in_doubt, "owned"};
     Settled settled = settle_source(*journal, keeper, ask(), *log);
     journal.reset();
-    tell_outcome(source_store, id, ask(), *log);
+    tell_outcome(source_store, keeper, id, ask(), *log);
     return settled;
   }
   /// The promise.

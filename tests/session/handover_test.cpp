@@ -292,7 +292,7 @@ TEST(Handover, AFailingRestoreLeavesTheSourceRunning) {
   EXPECT_THROW(destination.prepare(), Error);
   EXPECT_TRUE(source.abort("restore failed"));
   EXPECT_EQ(h.destination_state(), State::aborted);
-  tell_outcome(h.source_store, h.id, h.ask(), *h.log);
+  tell_outcome(h.source_store, h.keeper, h.id, h.ask(), *h.log);
   EXPECT_TRUE(h.source_store.peek(h.id, Role::source)->peer_settled);
   h.expect_one_running("restore failed");
 }

@@ -64,6 +64,28 @@ TEST(Resolve, TheDestinationsAnswerDecides) {
   }
 }
 
+// The operator let the source's run while the destination, where it runs, could not be asked.
+TEST(Resolve, TwoThatRunAreToldUntilOneHasEnded) {
+  for (const bool source_ends : {true, false}) {
+    Hosts h;
+    commit_and_forget(h);
+    h.left(Role::destination, {State::prepared, State::gate_open});
+    h.board->destination.exists = h.board->destination.running = true;
+    h.board->source.running = true;
+    h.source_store.take_over(h.id, Role::source)->step_with(State::aborted, kOperator, "forced", [](JournalEntry& e) {
+      e.peer_settled = false;
+    });
+    for (int i = 0; i < 2; ++i)
+      EXPECT_EQ(tell_outcome(h.source_store, h.keeper, h.id, h.ask(), *h.log), Told::runs_there_too);
+    EXPECT_TRUE(h.destination_store.peek(h.id, Role::destination)->source_runs);
+    EXPECT_EQ(h.destination_state(), State::gate_open);
+    auto& ends = source_ends ? h.board->source : h.board->destination;
+    ends.running = ends.exists = false;
+    EXPECT_EQ(tell_outcome(h.source_store, h.keeper, h.id, h.ask(), *h.log), Told::yes);
+    EXPECT_TRUE(h.source_store.peek(h.id, Role::source)->peer_settled);
+  }
+}
+
 TEST(Resolve, AnUnreachableDestinationIsInDoubt) {
   Hosts h;
   commit_and_forget(h);

@@ -313,6 +313,7 @@ void DestinationGuardian::finish() {
 
 bool DestinationGuardian::abort(const std::string& reason) {
   discard(kPeer, reason);
+  note_source_runs(*journal_);
   GuardianReply reply;
   reply.set_aborted(journal_->state() == State::aborted);
   agent_->send(reply);

@@ -152,16 +152,17 @@ std::optional<JournalEntry> DestinationSessions::discard(const SessionId& id, ui
   std::optional<JournalEntry> entry = look(id);
   if (!entry) return entry;
   refuse_stale(*entry, peer_epoch);
-  if (entry->state != State::prepared && entry->state != State::receiving) return entry;
+  if (is_final(entry->state) || entry->source_runs) return entry;
   GuardianRequest request;
   request.set_abort(reason);
   if (ask_guardian(id, request)) return store_.peek(id, Role::destination);
   Journal journal = own(id, peer_epoch);
-  if (!is_final(journal.state()) && journal.state() != State::gate_open) {
+  if (journal.state() == State::prepared || journal.state() == State::receiving) {
     journal.step(State::aborted, authority, reason);
     keeper_.discard(journal.entry());
     send_host_away(journal.entry());
   }
+  note_source_runs(journal);
   return journal.entry();
 }
 

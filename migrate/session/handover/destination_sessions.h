@@ -19,11 +19,13 @@ class DestinationSessions {
   /// First settles what is certain: a copy that is dead behind its gate, or that no agent builds any more.
   std::optional<JournalEntry> look(const SessionId& id);
   std::optional<JournalEntry> open(const SessionId& id, uint64_t peer_epoch, Authority authority);
+  /// Of a copy that runs already it is only noted that the source's tree runs, too.
   std::optional<JournalEntry> discard(const SessionId& id, uint64_t peer_epoch, Authority authority,
                                       const std::string& reason);
   /// Pages that a copy which runs here still misses will not come any more: who touches one gets SIGBUS.
   std::optional<JournalEntry> lose(const SessionId& id, uint64_t peer_epoch, const std::string& reason);
   std::optional<JournalEntry> finish(const SessionId& id, uint64_t peer_epoch);
+  bool lives(const JournalEntry& entry) const { return keeper_.lives(entry); }
 
  private:
   /// True if a guardian answered.

@@ -159,12 +159,19 @@ class Resolver {
   bool settle_here(const JournalEntry& seen) {
     const AskDestination ask = asker(seen);
     if (is_final(seen.state)) {
+      if (options_.force == ResolveOptions::Force::kill && seen.state == State::aborted && keeper_->lives(seen))
+        throw Refusal("the program runs here and is not held", "end it as you would any other: " + kill_of(seen));
       const std::string where = seen.reason == kKilled      ? "was killed here, on the operator's word"
                                 : seen.state == State::done ? "runs at the destination"
                                 : seen.state == State::lost ? "is lost"
                                                             : "runs on here";
-      const bool told = tell_outcome(store_, seen.id, ask, log_);
-      tell(told ? "resolved" : "untold", seen, where + (told ? "" : "; the destination could not be told yet"));
+      const Told told = tell_outcome(store_, *keeper_, seen.id, ask, log_);
+      if (told == Told::runs_there_too) {
+        tell("in-doubt", seen, "runs here and at the destination: the operator let it. " + end_one_of_two(seen));
+        return false;
+      }
+      tell(told == Told::yes ? "resolved" : "untold", seen,
+           where + (told == Told::yes ? "" : "; the destination could not be told yet"));
       return true;
     }
     std::optional<Journal> journal = take(seen);
@@ -184,7 +191,7 @@ class Resolver {
       force_here(*journal, ask);
       const SessionId id = journal->id();
       journal.reset();
-      if (options_.force == ResolveOptions::Force::kill) tell_outcome(store_, id, ask, log_);
+      if (options_.force == ResolveOptions::Force::kill) tell_outcome(store_, *keeper_, id, ask, log_);
       return true;
     }
     Settled settled = settle_source(*journal, *keeper_, ask, log_);
@@ -198,8 +205,16 @@ class Resolver {
     tell(good ? "resolved" : "in-doubt", journal->entry(), settled.sentence);
     const JournalEntry now = journal->entry();
     journal.reset();
-    if (is_final(now.state)) tell_outcome(store_, now.id, ask, log_);
+    if (is_final(now.state)) tell_outcome(store_, *keeper_, now.id, ask, log_);
     return good;
+  }
+
+  static std::string kill_of(const JournalEntry& entry) { return "kill " + std::to_string(entry.tasks.front().pid); }
+
+  static std::string end_one_of_two(const JournalEntry& here) {
+    const std::string session = to_hex(here.id);
+    return "End one of the two: this one with `" + kill_of(here) + "`, or that one with `migrate resolve " + session +
+           " --force-kill " + session + "` there";
   }
 
   /// It runs at the destination without all its pages, perhaps since we asked: nobody else feeds it, since the journal
@@ -235,14 +250,15 @@ class Resolver {
     if (run) {
       std::optional<wire::Answer> answer;
       try {
-        answer = ask(journal.id(), journal.entry().epoch, wire::Resolve::DISCARD);
+        // Of one that runs there nothing is to be noted: this one stays as it is.
+        answer = ask(journal.id(), journal.entry().epoch, wire::Resolve::ASK);
+        if (!runs_there(*answer)) answer = ask(journal.id(), journal.entry().epoch, wire::Resolve::DISCARD);
       } catch (const Error& e) {
         log_.warn("the destination could not be told: {}", e.what());
       }
-      const bool open = answer && !answer->rebooted() &&
-                        (answer->state() == wire::Answer::GATE_OPEN || answer->state() == wire::Answer::WHOLE ||
-                         answer->state() == wire::Answer::DONE);
-      if (open) throw Refusal("the program runs at the destination", "kill it there before you let this copy run");
+      if (answer && runs_there(*answer))
+        throw Refusal("the program runs at the destination",
+                      "`migrate resolve` without --force-run ends the frozen copy here when that needs it no more");
       const bool told = answer && (answer->rebooted() || answer->state() == wire::Answer::ABORTED ||
                                    answer->state() == wire::Answer::LOST || answer->state() == wire::Answer::UNKNOWN);
       journal.step_with(State::aborted, kOperator, "the operator let it run",
@@ -266,6 +282,7 @@ class Resolver {
       return true;
     }
     const bool rebooted = entry->boot_id != boot_id();
+    if (entry->source_runs && !rebooted && options_.force == ResolveOptions::Force::none) return tell_of_two(*entry);
     if (entry->state == State::receiving) {
       tell("busy", *entry, "is being received");
       return true;
@@ -297,14 +314,45 @@ class Resolver {
     return false;
   }
 
+  /// Of two copies that run this is the one here.
+  bool tell_of_two(const JournalEntry& entry) {
+    const std::string session = to_hex(entry.id);
+    if (!keeper_->lives(entry)) {
+      std::optional<Journal> journal = store_.take_over(entry.id, Role::destination);
+      if (journal) journal->step(State::done, kOperator, "the source's copy runs, and this one has ended");
+      tell("resolved", entry, "ran here and has ended; it runs at the source");
+      return true;
+    }
+    const uint64_t missing = entry.state == State::gate_open && entry.lazy ? missing_pages(store_, entry.id) : 0;
+    tell("in-doubt", entry,
+         "runs here and at the source: the operator let it." +
+             (missing == 0 ? ""
+                           : " " + std::to_string(missing) + " pages of this one are there and will not come: who " +
+                                 "touches one waits.") +
+             " End one of the two: this one with `migrate resolve " + session + " --force-kill " + session +
+             "`, or that one with kill(1) there (and then call `migrate resolve` there)");
+    return false;
+  }
+
+  /// With pages missing its guardian has the journal: that, or its lazy host, sees the copy end.
+  std::optional<Journal> take_killed(const JournalEntry& entry) {
+    std::optional<Journal> journal = store_.take_over(entry.id, Role::destination);
+    if (journal) return journal;
+    keeper_->discard(entry);
+    for (const Deadline deadline = Deadline::in(kSettling); !journal && !deadline.passed();) {
+      ::poll(nullptr, 0, 20);
+      journal = store_.take_over(entry.id, Role::destination);
+    }
+    return journal;
+  }
+
   bool force_kill_there(const JournalEntry& entry) {
     if (entry.state == State::prepared) {
       sessions_.discard(entry.id, entry.peer_epoch, kOperator, "the operator discarded it");
     } else {
-      std::optional<Journal> journal = store_.take_over(entry.id, Role::destination);
-      if (!journal) throw Error("the session is in the hands of another process");
-      keeper_->discard(journal->entry());
-      journal->step(State::done, kOperator, kKilled);
+      std::optional<Journal> journal = take_killed(entry);
+      keeper_->discard(entry);
+      if (journal && !is_final(journal->state())) journal->step(State::done, kOperator, kKilled);
       journal.reset();
       sessions_.look(entry.id);
     }
@@ -326,6 +374,7 @@ void check_words(const ResolveOptions& options) {
     throw Refusal("\"" + options.session + "\" is no session id",
                   "give all 32 digits, as `migrate resolve` lists them");
   }
+  if (!options.address.empty()) parse_host_port(options.address);
   if (options.force == ResolveOptions::Force::none) return;
   if (options.session.empty() || options.typed_session != options.session) {
     throw Refusal("forcing needs the session's id, typed again",

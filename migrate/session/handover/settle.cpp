@@ -214,23 +214,35 @@ Settled settle_source(Journal& journal, TreeKeeper& keeper, const AskDestination
   }
 }
 
-bool tell_outcome(JournalStore& store, const SessionId& id, const AskDestination& ask, Logger& log) {
+bool runs_there(const Answer& answer) {
+  const bool open =
+      answer.state() == Answer::GATE_OPEN || answer.state() == Answer::WHOLE || answer.state() == Answer::DONE;
+  return open && !answer.rebooted() && !answer.gone();
+}
+
+Told tell_outcome(JournalStore& store, TreeKeeper& keeper, const SessionId& id, const AskDestination& ask,
+                  Logger& log) {
   const std::optional<JournalEntry> entry = store.peek(id, Role::source);
-  if (!entry || !is_final(entry->state) || entry->peer_settled) return true;
+  if (!entry || !is_final(entry->state) || entry->peer_settled) return Told::yes;
   const bool aborted = entry->state == State::aborted;
   try {
     // The operator may have killed it before the destination had all of it.
     if (!aborted && entry->feed) ask(id, entry->epoch, Resolve::LOSE);
     const Answer answer = ask(id, entry->epoch, aborted ? Resolve::DISCARD : Resolve::FINISH);
+    if (aborted && runs_there(answer)) {
+      if (keeper.lives(*entry)) return Told::runs_there_too;
+      // One of two copies, and it has ended; with it, what it had of the other's pages.
+      if (answer.lazy()) ask(id, entry->epoch, Resolve::LOSE);
+    }
     // A restart took its copy, whatever its journal says.
-    const bool heard = answer.state() == Answer::UNKNOWN || answer.rebooted() || answer.state() == Answer::LOST ||
-                       (answer.state() == Answer::ABORTED) == aborted;
-    if (!heard) return false;
+    const bool unheard = aborted ? answer.state() == Answer::RECEIVING || answer.state() == Answer::PREPARED
+                                 : answer.state() == Answer::ABORTED;
+    if (unheard && !answer.rebooted()) return Told::not_yet;
     store.note_peer_settled(id);
-    return true;
+    return Told::yes;
   } catch (const Error& e) {
     log.debug("telling {} how session {} ended: {}", entry->peer, to_hex(id), e.what());
-    return false;
+    return Told::not_yet;
   }
 }
 
@@ -286,6 +298,8 @@ Answer answer_resolve(DestinationSessions& sessions, const wire::Message& messag
   }
   answer.set_lazy(entry->lazy && entry->state == State::gate_open);
   answer.set_rebooted(entry->boot_id != boot_id());
+  const bool let_run = entry->state == State::gate_open || entry->state == State::whole || entry->state == State::done;
+  answer.set_gone(let_run && !sessions.lives(*entry));
   answer.set_reason(entry->reason.substr(0, 4096));  // check_bounds takes no more
   answer.set_given_up(entry->given_up.substr(0, 4096));
   return answer;

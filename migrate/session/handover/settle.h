@@ -50,8 +50,15 @@ Timeouts brief(Timeouts timeouts);
 
 /// Settles a source session that we own: not committed → runs here; committed → as the destination says.
 Settled settle_source(Journal& journal, TreeKeeper& keeper, const AskDestination& ask, Logger& log);
-/// Makes sure that the destination knows how a session ended here (ABORTED or DONE); false: it could not be told.
-bool tell_outcome(JournalStore& store, const SessionId& id, const AskDestination& ask, Logger& log);
+enum class Told {
+  yes,
+  not_yet,         ///< it could not be
+  runs_there_too,  ///< ABORTED here, on the operator's word, and so two copies run: nobody but the operator ends one
+};
+/// Makes sure that the destination knows how a session ended here (ABORTED or DONE).
+Told tell_outcome(JournalStore& store, TreeKeeper& keeper, const SessionId& id, const AskDestination& ask, Logger& log);
+/// The destination's copy is let run, and lives.
+bool runs_there(const wire::Answer& answer);
 
 /// The destination's answer to a later source agent (`Resolve`). Refusal if the peer is not the session's.
 wire::Answer answer_resolve(DestinationSessions& sessions, const wire::Message& message, const std::string& peer_name);

@@ -95,7 +95,7 @@ class LaterSettler {
       if (!entry || (is_final(entry->state) && entry->peer_settled)) return true;
       const AskDestination ask = asker_(entry->peer);
       if (!is_final(entry->state) && !settle_by_answer(*entry, ask)) return false;
-      return tell_outcome(store_, id_, ask, log_);
+      return tell_outcome(store_, keeper_, id_, ask, log_) == Told::yes;
     } catch (const std::exception& e) {
       log_.debug("session {}: {}", to_hex(id_), e.what());
       return false;

@@ -166,6 +166,7 @@ std::string JournalEntry::to_json() const {
   if (!lost_locks.empty()) j["lost_locks"] = lost_locks;
   if (feed) j["feed"] = feed_to_json(*feed);
   if (!given_up.empty()) j["given_up"] = given_up;
+  if (source_runs) j["source_runs"] = true;
   return j.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
 }
 
@@ -201,6 +202,7 @@ JournalEntry JournalEntry::from_json(const std::string& text, const std::string&
     if (j.contains("feed")) e.feed = feed_from_json(j.at("feed"));
     if (j.contains("lost_locks")) e.lost_locks = j.at("lost_locks").get<std::string>();
     if (j.contains("given_up")) e.given_up = j.at("given_up").get<std::string>();
+    if (j.contains("source_runs")) e.source_runs = j.at("source_runs").get<bool>();
     e.peer_settled = j.at("peer_settled").get<bool>();
     e.reason = j.at("reason").get<std::string>();
     e.created_ns = static_cast<int64_t>(number_from_json(j.at("created_ns")));

@@ -73,8 +73,9 @@ struct JournalEntry {
   std::string lost_locks;                   ///< source: those that could not be had again, in sentences
   std::optional<FeedSettings> feed;         ///< source: how they go
   std::string given_up;                     ///< tasks of which pages were lost (PagesEnd)
-  bool peer_settled = true;                ///< source: the destination knows about the abort, or never knew the session
-  std::string reason;                      ///< of the last step, for people
+  bool source_runs = false;  ///< destination: the copy was let run, and so was the source's tree, by the operator
+  bool peer_settled = true;  ///< source: the destination knows about the abort, or never knew the session
+  std::string reason;        ///< of the last step, for people
   int64_t created_ns = 0, updated_ns = 0;  ///< CLOCK_REALTIME
 
   std::string to_json() const;

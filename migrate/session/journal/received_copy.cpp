@@ -14,6 +14,11 @@ void write_pages_end(Journal& journal, const PagesEnd& end) {
                     [&](JournalEntry& e) { e.given_up = end.given_up; });
 }
 
+void note_source_runs(Journal& journal) {
+  const bool runs = journal.state() == State::gate_open || journal.state() == State::whole;
+  if (runs && !journal.entry().source_runs) journal.update([](JournalEntry& e) { e.source_runs = true; });
+}
+
 std::string but_for(const std::string& given_up) {
   if (given_up.empty()) return {};
   return ", but for pages of " + given_up + ", killed at the source while they were there: who touches one gets SIGBUS";

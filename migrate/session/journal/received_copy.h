@@ -22,6 +22,10 @@ struct PagesEnd {
 /// gets what it needs.
 void write_pages_end(Journal& journal, const PagesEnd& end);
 
+/// The source says that its tree runs: of a copy that runs, too, the journal tells it from now on. Only an operator's
+/// word can have brought that about.
+void note_source_runs(Journal& journal);
+
 /// To go on a sentence that all pages are here: nothing, or which are not, and what that means.
 std::string but_for(const std::string& given_up);
 

@@ -66,7 +66,7 @@ void SendSession::tell_peer(const std::string& reason) noexcept {
       log_.debug("telling the peer about the abort: {}", e.what());
     }
     peer_.close();
-    if (!tell_outcome(store_, id_, ask_, log_)) {
+    if (tell_outcome(store_, *keeper_, id_, ask_, log_) != Told::yes) {
       events_.event("untold", "the destination could not be told; `migrate resolve` does that later",
                     {{"session", to_hex(id_)}});
     }

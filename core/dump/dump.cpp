@@ -35,15 +35,11 @@ uint64_t microseconds_since(Clock::time_point start) {
 }
 
 FileDumpOptions file_options(const DumpOptions& o, std::optional<int64_t> as_of_ns = {}) {
-  return {.tcp_close = o.tcp_close,
-          .ext_unix_sk = o.ext_unix_sk,
-          .link_remap = o.link_remap,
-          .shell_job = o.shell_job,
-          .terminals = o.terminals,
-          .file_locks = o.file_locks,
-          .ghost_limit = o.ghost_limit,
-          .as_of_ns = as_of_ns,
-          .advice = o.advice};
+  FileDumpOptions files{o};
+  files.terminals = o.terminals;
+  files.as_of_ns = as_of_ns;
+  files.advice = o.advice;
+  return files;
 }
 
 void check_sessions(const std::vector<ProcDir>& tasks, const DumpOptions& options) {

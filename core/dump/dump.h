@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/tree_options.h"
 #include "core/base/held_lock.h"
 #include "core/base/log.h"
 #include "core/files/advice.h"
@@ -20,17 +21,11 @@
 
 namespace migrate {
 
-struct DumpOptions {
+struct DumpOptions : TreeOptions {
   Pid root;
-  bool shell_job = false;              ///< -j: the tree's session or terminal may be outside of it
   bool terminals = true;               ///< with shell_job: a terminal is no obstacle, since the restore has one
   bool allow_outside_session = false;  ///< the destination makes session leaders where they are missing
-  bool tcp_close = false;              ///< established TCP connections are dropped (restored closed)
-  bool ext_unix_sk = false;
-  bool link_remap = false;
-  bool file_locks = true;  ///< -l: locks on files are dumped instead of refused
-  uint64_t ghost_limit = 1 << 20;
-  Advice advice = Advice::none;  ///< which of the four above the user can set: refusals advise to
+  Advice advice = Advice::none;        ///< which TreeOptions the user can set: refusals advise to
   /// Taken by Dump::survey_sleeps() before visits that stop threads (DirtyTracker), so that time-outs that began before
   /// them end when they should.
   std::shared_ptr<const SleepSurvey> earlier_sleeps;

@@ -12,20 +12,15 @@
 #include "core/base/held_lock.h"
 #include "core/base/log.h"
 #include "core/base/procfs.h"
+#include "core/base/tree_options.h"
 #include "core/files/advice.h"
 #include "core/freeze/stopped_tree.h"
 #include "core/image/image_set.h"
 
 namespace migrate {
 
-struct FileDumpOptions {
-  bool tcp_close = false;
-  bool ext_unix_sk = false;
-  bool link_remap = false;
-  bool shell_job = false;
+struct FileDumpOptions : TreeOptions {
   bool terminals = true;
-  bool file_locks = false;  ///< -l: locks are dumped instead of refused
-  uint64_t ghost_limit = 1 << 20;
   std::optional<int64_t> as_of_ns;  ///< CLOCK_MONOTONIC: what is left of timers is told as of this moment, not of now
   Advice advice = Advice::none;
 };

@@ -10,6 +10,7 @@
 
 #include "core/base/fd.h"
 #include "core/base/log.h"
+#include "core/base/tree_options.h"
 #include "core/base/types.h"
 #include "core/freeze/freezer_cgroup.h"
 #include "core/image/image_set.h"
@@ -21,11 +22,10 @@
 
 namespace migrate {
 
-struct RestoreOptions {
+/// shell_job: in place, sessions and groups that lie outside of the tree are those we run in.
+struct RestoreOptions : TreeOptions {
   bool own_namespaces = false;  ///< new pid, mount and time namespaces with an init of ours, instead of in place
-  bool shell_job = false;       ///< in place: sessions and groups that lie outside of the tree are those we run in
   int terminal = -1;            ///< takes the place of the tree's terminal (core/files/terminal.h); stays the caller's
-  bool tcp_close = false;
   bool sibling = false;  ///< -S: the root becomes a child of our parent
   std::string root;      ///< -r: root folder for all paths; empty: ours
   /// Files that no task that has them may open here may be opened by root, where root alone can have put them there

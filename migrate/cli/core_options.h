@@ -7,6 +7,7 @@
 
 #include "core/base/fd.h"
 #include "core/base/log.h"
+#include "core/base/tree_options.h"
 
 namespace CLI {
 class App;
@@ -14,7 +15,7 @@ class App;
 
 namespace migrate::cli {
 
-struct CoreOptions {
+struct CoreOptions : TreeOptions {
   int tree = 0;
   std::string images_dir = ".";
   std::string work_dir;  ///< empty: images_dir
@@ -24,14 +25,8 @@ struct CoreOptions {
   bool leave_stopped = false;
   bool restore_detached = false;
   bool restore_sibling = false;
-  bool shell_job = false;
-  bool tcp_close = false;
-  bool ext_unix_sk = false;
-  bool link_remap = false;
-  bool file_locks = false;
   bool display_stats = false;
   bool log_pid = false;
-  uint64_t ghost_limit = 1 << 20;
   int timeout_seconds = 10;
   std::string pidfile;  ///< relative to the work dir
   int status_fd = -1;

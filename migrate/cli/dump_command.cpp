@@ -25,14 +25,8 @@ namespace migrate::cli {
 namespace {
 
 DumpOptions dump_options(const CoreOptions& o, bool tracked) {
-  DumpOptions d;
+  DumpOptions d{o};
   d.root = Pid(o.tree);
-  d.shell_job = o.shell_job;
-  d.tcp_close = o.tcp_close;
-  d.ext_unix_sk = o.ext_unix_sk;
-  d.link_remap = o.link_remap;
-  d.file_locks = o.file_locks;
-  d.ghost_limit = o.ghost_limit;
   d.advice = Advice::all;
   d.tracked = tracked;
   d.lazy = true;

@@ -51,10 +51,8 @@ int run_restore(const CoreOptions& o) {
     throw Refusal("folder " + o.images_dir + " holds no dump (there is no pstree.img)",
                   "name that of a `dump` with -D; a `pre-dump` alone has memory only");
 
-  RestoreOptions r;
-  r.shell_job = o.shell_job;
+  RestoreOptions r{o};
   if (o.shell_job) r.terminal = own_terminal();
-  r.tcp_close = o.tcp_close;
   r.sibling = o.restore_sibling;
   r.root = o.root;
   r.lazy = o.lazy_pages;

@@ -112,6 +112,7 @@ void SessionCommands::add_send(CLI::App& app, std::function<int()>& run) {
   add_page_streams(*verb);
   verb->add_option("--report", send_.report_file, "write a picture of the migration's time line")
       ->type_name("FILE.html");
+  send_.file_locks = true;  // which are handed over
   verb->add_flag("--tcp-close", send_.tcp_close, "drop established TCP connections");
   verb->add_flag("--ext-unix-sk", send_.ext_unix_sk,
                  "connect Unix datagram sockets that lead out of the tree again, by name");

@@ -30,7 +30,7 @@ bool same_user(int socket) {
 void refuse_what_no_dump_takes(Pid root, Logger& log) {
   DumpOptions any;
   any.root = root;
-  any.shell_job = any.tcp_close = any.ext_unix_sk = any.link_remap = true;
+  any.shell_job = any.tcp_close = any.ext_unix_sk = any.link_remap = any.file_locks = true;
   any.advice = Advice::all;
   any.ghost_limit = UINT64_MAX;
   Dump::preflight(any, log);

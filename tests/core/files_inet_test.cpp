@@ -62,7 +62,7 @@ TEST_F(Files, TcpConnectionsOutOfTheTreeAreRefusedOrReset) {
     MUST(connect_to(4, port) == 0);
   };
   refused(setup, "an established TCP connection to 127.0.0.1:" + std::to_string(port));
-  const auto images = dump(setup, {.tcp_close = true});
+  const auto images = dump(setup, {{.tcp_close = true}});
   restore(images, [&] {
     char c;
     MUST(::read(4, &c, 1) == -1 && errno == ECONNRESET);

@@ -336,14 +336,14 @@ TEST_F(FileRights, NamesForRemovedFilesAreMadeByTheUsersRight) {
   folder("theirs", kOther, 0755);
   file("theirs/f", "12345", kUser, 0600);
   refused(hold_removed(at("theirs/f"), at("one")),
-          "removed from " + at("theirs") + ", which user 65534 may not use here", {.link_remap = true});
+          "removed from " + at("theirs") + ", which user 65534 may not use here", {{.link_remap = true}});
   EXPECT_EQ(entries("theirs"), 0u);
   expect_root();
   // Its own folder, and root's.
   file("home/f", "12345", kUser, 0600);
   file("log/f", "12345", kUser, 0600);
-  const auto users = dump(hold_removed(at("home/f"), at("two")), {.link_remap = true});
-  const auto roots = dump(hold_removed(at("log/f"), at("three")), {.link_remap = true});
+  const auto users = dump(hold_removed(at("home/f"), at("two")), {{.link_remap = true}});
+  const auto roots = dump(hold_removed(at("log/f"), at("three")), {{.link_remap = true}});
   for (const char* name : {"home", "log"}) EXPECT_EQ(entries(name), 1u) << name;
   for (const auto& [images, path] :
        {std::pair(&users, at("home/f (deleted)")), std::pair(&roots, at("log/link_remap."))}) {
@@ -361,7 +361,7 @@ TEST_F(FileRights, NamesForRemovedFilesGoWithADumpThatIsNotStored) {
   file("home/f", "12345", kUser, 0600);
   // One that is taken is left alone.
   for (int id = 1; id < 5; ++id) file("home/link_remap." + std::to_string(id), "theirs", kUser, 0600);
-  const auto images = dump(hold_removed(at("home/f"), at("two")), {.link_remap = true});
+  const auto images = dump(hold_removed(at("home/f"), at("two")), {{.link_remap = true}});
   EXPECT_TRUE(images.has("remap-fpath.img"));
   EXPECT_EQ(entries("home"), 4u);
 }
@@ -513,7 +513,7 @@ TEST_F(UnixNameRights, ConnectionsToOthersByTheUsersRight) {
   const Fd server(unix_at(at("home/dev/log"), SOCK_DGRAM, false));
   own("home/dev/log", kOther, 0666);
   const Fd private_server(unix_at(at("secret/log"), SOCK_DGRAM, false));
-  const auto images = dump([&] { place_at(unix_at(at("home/dev/log"), SOCK_DGRAM, true), 3); }, {.ext_unix_sk = true});
+  const auto images = dump([&] { place_at(unix_at(at("home/dev/log"), SOCK_DGRAM, true), 3); }, {{.ext_unix_sk = true}});
   const auto say_hello = [&] {
     FileRestorer restorer(images, options({user()}), *log);
     restorer.open_all();

@@ -260,7 +260,7 @@ TEST_F(Files, PreflightFindsWhoIsOutside) {
   for (const int fd : {pipe_ends[0], pipe_ends[1], pair[0], pair[1]}) ::close(fd);
   EXPECT_NE(refusal(reader.pid(), {}).find("is held by process " + std::to_string(writer.pid())), std::string::npos);
   EXPECT_NE(refusal(left.pid(), {}).find("connected to process " + std::to_string(right.pid())), std::string::npos);
-  EXPECT_NE(refusal(ghost.pid(), {.ghost_limit = 4096}).find("raise --ghost-limit"), std::string::npos);
+  EXPECT_NE(refusal(ghost.pid(), {{.ghost_limit = 4096}}).find("raise --ghost-limit"), std::string::npos);
   EXPECT_EQ(refusal(ghost.pid(), {}), "");
 }
 

@@ -84,7 +84,7 @@ TEST_F(Files, RemovedNamesOfLivingFilesNeedLinkRemap) {
   };
   refused(setup, "--link-remap");
   std::filesystem::remove(at("below/two"));
-  const auto images = dump(setup, {.link_remap = true});
+  const auto images = dump(setup, {{.link_remap = true}});
   restore(images, [&] {
     char text[7] = {};
     MUST(::pread(3, text, 6, 0) == 6 && std::string(text) == "linked");
@@ -118,8 +118,8 @@ TEST_F(Files, TerminalsNeedShellJob) {
   const std::string name = ::ptsname(master.get());
   const Work setup = [&] { place_at(::open(name.c_str(), O_RDWR | O_NOCTTY), 0); };
   refused(setup, "--shell-job");
-  const auto images = dump(setup, {.shell_job = true});
-  refused(setup, "stays where it is", {.shell_job = true, .terminals = false});
+  const auto images = dump(setup, {{.shell_job = true}});
+  refused(setup, "stays where it is", {{.shell_job = true}, false});
   // The number of the source is somebody else's here.
   EXPECT_THROW(FileRestorer(images, {}, *log).open_all(), Refusal);
   const Fd other_master(::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC));
@@ -146,8 +146,8 @@ TEST_F(Files, TwoTerminalsAreNotMadeOne) {
       place_at(::open(second.c_str(), O_RDWR | O_NOCTTY), 1);
     };
   };
-  EXPECT_NO_THROW(check_files_restorable(dump(open_both(names[0]), {.shell_job = true}), 1024));
-  EXPECT_THROW(check_files_restorable(dump(open_both(names[1]), {.shell_job = true}), 1024), Refusal);
+  EXPECT_NO_THROW(check_files_restorable(dump(open_both(names[0]), {{.shell_job = true}}), 1024));
+  EXPECT_THROW(check_files_restorable(dump(open_both(names[1]), {{.shell_job = true}}), 1024), Refusal);
 }
 
 TEST_F(Files, FlagsThatOnlyAnOpenGives) {
@@ -200,7 +200,7 @@ TEST_F(Files, LocksAreDumpedOnceEachWhenAsked) {
     MUST(::flock(7, LOCK_SH) == 0);
   };
   refused(setup, "--file-locks");
-  const auto images = dump(setup, {.file_locks = true});
+  const auto images = dump(setup, {{.file_locks = true}});
   auto reader = images.read("filelocks.img", magic::kFileLocks);
   ASSERT_TRUE(reader);
   std::map<uint32_t, img::file_lock_entry> locks;
@@ -218,7 +218,7 @@ TEST_F(Files, LocksAreDumpedOnceEachWhenAsked) {
     place_at(::open(at("leased").c_str(), O_RDWR | O_CREAT, 0600), 5);
     MUST(::fcntl(5, F_SETLEASE, F_WRLCK) == 0);
   };
-  refused(lease, "a lease", {.file_locks = true});
+  refused(lease, "a lease", {{.file_locks = true}});
 }
 
 }  // namespace

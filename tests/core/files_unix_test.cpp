@@ -231,7 +231,7 @@ TEST_F(Files, UnixConnectionsOutOfTheTreeAreRefused) {
   const Fd log_server(unix_at(at("devlog"), SOCK_DGRAM, false));
   const Work setup = [&] { place_at(unix_at(at("devlog"), SOCK_DGRAM, true), 3); };
   refused(setup, "--ext-unix-sk");
-  restore(dump(setup, {.ext_unix_sk = true}), [] { say(3, "hi"); });
+  restore(dump(setup, {{.ext_unix_sk = true}}), [] { say(3, "hi"); });
   EXPECT_EQ(read_some(log_server.get()), "hi");
 }
 

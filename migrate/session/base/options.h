@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/tree_options.h"
 #include "core/base/fd.h"
 #include "migrate/policy/precopy_policy.h"
 #include "pageserver/page_codec.h"
@@ -42,7 +43,7 @@ enum class ReportFormat { automatic, lines, json };
 
 enum class SendMode { precopy, stop_copy, postcopy, hybrid, automatic };
 
-struct SendOptions {
+struct SendOptions : TreeOptions {
   std::string address;  ///< HOST:PORT of the receiver
   std::string target;   ///< "pid:N"
   LinkOptions link;
@@ -53,10 +54,6 @@ struct SendOptions {
   Compression compress;                     ///< of pages, if the receiver agrees
   uint64_t bandwidth_limit = 0;             ///< bytes/s of pages while the tree runs (in stop-copy: always); 0: none
   std::chrono::seconds recover_timeout{0};  ///< for connecting a cut feed again; 0: any time
-  bool tcp_close = false;                   ///< established TCP connections are dropped
-  bool ext_unix_sk = false;                 ///< datagram sockets to others are connected again, by name
-  uint64_t ghost_limit = 1 << 20;           ///< most bytes of a deleted file that are carried along
-  bool shell_job = false;                   ///< the tree was started from a shell that may notice that it goes
   bool parent_may_notice = false;           ///< go on although the tree's parent or supervisor will see it exit
   bool files_shared = false;  ///< the operator knows that files the tree writes are the same on both hosts
   ReportFormat report = ReportFormat::automatic;

@@ -99,8 +99,7 @@ GuardianRequest ReceiveSession::start_request(const wire::Begin& begin) const {
   s->set_label(label_);
   s->set_root(options_.root);
   to_wire(identity_policy(options_), *s);
-  s->set_shell_job(begin.shell_job());
-  s->set_tcp_close(begin.tcp_close());
+  *s->mutable_tree() = begin.tree();
   s->set_monotonic_ns(begin.monotonic_ns());
   s->set_boottime_ns(begin.boottime_ns());
   s->set_at_local_monotonic_ns(begin.at_destination_ns());

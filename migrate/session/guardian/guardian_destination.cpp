@@ -16,6 +16,7 @@
 #include "migrate/session/wire/layout_wire.h"
 #include "migrate/session/wire/missing_wire.h"
 #include "migrate/session/wire/reserve_wire.h"
+#include "migrate/session/wire/tree_options_wire.h"
 
 namespace migrate {
 
@@ -55,8 +56,7 @@ bool DestinationGuardian::start() {
   try {
     JournalEntry entry = first_entry(Role::destination, s);
     options_.own_namespaces = true;
-    options_.shell_job = s.shell_job();
-    options_.tcp_close = s.tcp_close();
+    static_cast<TreeOptions&>(options_) = from_wire(s.tree());
     options_.root = s.root();
     policy_ = policy_from_wire(s);
     max_tasks_ = s.max_tasks();

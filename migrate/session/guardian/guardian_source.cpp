@@ -14,6 +14,7 @@
 #include "migrate/session/telling/fault.h"
 #include "migrate/session/wire/host_facts.h"
 #include "migrate/session/wire/missing_wire.h"
+#include "migrate/session/wire/tree_options_wire.h"
 
 namespace migrate {
 namespace {
@@ -59,12 +60,9 @@ class SourceGuardian {
       JournalEntry entry = first_entry(Role::source, s);
       entry.tls_name = s.tls_name();
       start_ = s;
+      static_cast<TreeOptions&>(dump_) = from_wire(s.dump().tree());
       dump_.root = Pid(s.dump().root());
-      dump_.shell_job = s.dump().shell_job();
       dump_.terminals = false;
-      dump_.tcp_close = s.dump().tcp_close();
-      dump_.ext_unix_sk = s.dump().ext_unix_sk();
-      dump_.ghost_limit = s.dump().ghost_limit();
       dump_.advice = Advice::sent;
       dump_.tracked = s.dump().tracked();
       dump_.foresee_mappings = true;

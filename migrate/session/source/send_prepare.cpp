@@ -14,6 +14,7 @@
 #include "migrate/session/wire/host_facts.h"
 #include "migrate/session/wire/link_words.h"
 #include "migrate/session/wire/missing_wire.h"
+#include "migrate/session/wire/tree_options_wire.h"
 
 namespace migrate {
 namespace {
@@ -55,12 +56,9 @@ void SendSession::look_before_touching() {
   (void)collect_tree(target_);  // which refuses what is no program of its own
   Refusals refusals;
   refusals.ask([&] { check_supervisor(target_, options_.shell_job, options_.parent_may_notice); });
+  static_cast<TreeOptions&>(dump_) = options_;
   dump_.root = target_;
-  dump_.shell_job = options_.shell_job;
   dump_.terminals = false;
-  dump_.tcp_close = options_.tcp_close;
-  dump_.ext_unix_sk = options_.ext_unix_sk;
-  dump_.ghost_limit = options_.ghost_limit;
   dump_.advice = Advice::sent;
   dump_.timeout = options_.timeouts.freeze;
   dump_.mappings = MappingReader::shared();
@@ -92,10 +90,7 @@ void SendSession::begin() {
   start.set_label(label_);
   start.set_silence_ms(static_cast<uint32_t>(options_.timeouts.silence.count()));
   start.mutable_dump()->set_root(target_.get());
-  start.mutable_dump()->set_shell_job(options_.shell_job);
-  start.mutable_dump()->set_tcp_close(options_.tcp_close);
-  start.mutable_dump()->set_ext_unix_sk(options_.ext_unix_sk);
-  start.mutable_dump()->set_ghost_limit(options_.ghost_limit);
+  to_wire(options_, *start.mutable_dump()->mutable_tree());
   start.mutable_dump()->set_tracked(plan_->visits());
   start.mutable_dump()->set_lazy(plan_->is_lazy());
   if (plan_->is_lazy()) {
@@ -116,8 +111,7 @@ void SendSession::begin() {
   begin->set_lazy(plan_->is_lazy());
   begin->set_streams(static_cast<uint32_t>(options_.streams));
   begin->set_page_codecs(to_wire(peer_.codecs()));
-  begin->set_shell_job(options_.shell_job);
-  begin->set_tcp_close(options_.tcp_close);
+  to_wire(options_, *begin->mutable_tree());
   begin->set_monotonic_ns(clocks_.monotonic_ns);
   begin->set_boottime_ns(clocks_.boottime_ns);
   begin->set_at_destination_ns(clocks_.at_destination_ns);

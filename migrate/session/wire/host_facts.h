@@ -10,7 +10,7 @@
 
 namespace migrate {
 
-inline constexpr uint32_t kProtocolVersion = 2;
+inline constexpr uint32_t kProtocolVersion = 3;
 
 /// This host's greeting. `packed_pages`: it takes pages that are compressed.
 wire::Hello host_facts(bool packed_pages = true);

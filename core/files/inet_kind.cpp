@@ -51,7 +51,7 @@ class InetRestore : public RestoreKind {
   }
   Fd open(const UsedFile& file) override {
     const img::inet_sk_entry& e = file.entry.isk();
-    if (e.proto() != IPPROTO_TCP || !is_connection(static_cast<TcpState>(e.state())))
+    if (e.type() != SOCK_STREAM || !is_connection(static_cast<TcpState>(e.state())))
       return inet_.open(e, services_.owner(file), services_.ours());
     pairs_.add(file.id, e, inet_.make_end(e, services_.owner(file), services_.ours()));
     connected_.push_back(file);

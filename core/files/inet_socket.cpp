@@ -15,6 +15,7 @@
 #include "core/files/inet_diag.h"
 #include "core/files/multicast.h"
 #include "core/files/option_table.h"
+#include "core/files/raw_socket.h"
 #include "core/files/socket_options.h"
 
 namespace migrate {
@@ -25,9 +26,11 @@ constexpr uint32_t kEstablished = TCP_ESTABLISHED, kClose = TCP_CLOSE, kListen =
 /// They differ in checksums only.
 bool is_udp(uint32_t proto) { return proto == IPPROTO_UDP || proto == IPPROTO_UDPLITE; }
 
+bool is_tcp(const img::inet_sk_entry& e) { return e.type() == SOCK_STREAM && e.proto() == IPPROTO_TCP; }
+
 /// A TCP connection that is no more: reset, or at its end.
 bool gone(const img::inet_sk_entry& e) {
-  return e.proto() == IPPROTO_TCP && e.state() == kClose && e.shutdown() == img::sk_shutdown::BOTH;
+  return is_tcp(e) && e.state() == kClose && e.shutdown() == img::sk_shutdown::BOTH;
 }
 
 tcp_info tcp_state(const OpenFile& file) {
@@ -115,10 +118,14 @@ void check_inet_socket(const OpenFile& file, const FileDumpOptions& options) {
     ext::SocketState unused;
     return describe_multicast(file, unused);
   }
+  const bool ping = type == SOCK_DGRAM && (proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6);
+  if (type == SOCK_RAW || ping) {
+    if (type == SOCK_RAW) check_raw_socket(file, static_cast<uint32_t>(proto));
+    ext::SocketState unused;
+    return describe_multicast(file, unused);
+  }
   if (type != SOCK_STREAM || proto != IPPROTO_TCP) {
-    const std::string what = proto == 262       ? "an MPTCP socket"
-                             : type == SOCK_RAW ? "a raw socket"
-                                                : "a socket of protocol " + std::to_string(proto);
+    const std::string what = proto == 262 ? "an MPTCP socket" : "a socket of protocol " + std::to_string(proto);
     throw Refusal(file.who() + ", " + what, "close it first");
   }
   const tcp_info info = tcp_state(file);
@@ -138,6 +145,24 @@ void check_inet_socket(const OpenFile& file, const FileDumpOptions& options) {
       "close it first, or use --tcp-close to drop it");
 }
 
+namespace {
+
+std::optional<InetAddress> find_peer(const OpenFile& file, const img::inet_sk_entry& e) {
+  if (is_raw(e) || is_ping(e)) return raw_peer(file, e);
+  InetAddress peer;
+  return peer_address(file.ours.get(), peer) ? std::optional(peer) : std::nullopt;
+}
+
+/// Of the directions that shutdown(2) has closed those that poll(2) tells: not that of sending alone.
+int shutdown_seen(int fd) {
+  pollfd p{fd, POLLRDHUP, 0};
+  check(::poll(&p, 1, 0), "poll", "a socket");
+  if ((p.revents & POLLHUP) != 0) return img::sk_shutdown::BOTH;
+  return (p.revents & POLLRDHUP) != 0 ? img::sk_shutdown::READ : 0;
+}
+
+}  // namespace
+
 int InetDumper::udp_shutdown(const OpenFile& file) {
   const uint64_t netns = stat_cached(file.proc->fd(), "ns/net", 0, "a network namespace").stx_ino;
   auto known = shutdowns_.find(netns);
@@ -151,13 +176,13 @@ void InetDumper::describe_state(const OpenFile& file, img::inet_sk_entry& e, ext
   const int fd = file.ours.get();
   e.set_state(kClose);
   e.set_backlog(0);
-  if (e.proto() != IPPROTO_TCP) {
-    InetAddress peer;
-    if (peer_address(fd, peer)) e.set_state(kEstablished);
-    if (const int how = udp_shutdown(file); how != 0) e.set_shutdown(static_cast<img::sk_shutdown>(how));
+  if (!is_tcp(e)) {
+    if (find_peer(file, e)) e.set_state(kEstablished);
+    if (const int how = is_udp(e.proto()) ? udp_shutdown(file) : shutdown_seen(fd); how != 0)
+      e.set_shutdown(static_cast<img::sk_shutdown>(how));
     int queued = 0;
     if (::ioctl(fd, FIONREAD, &queued) == 0 && queued > 0)
-      context_.log.warn("{}: UDP packets in its queue are dropped", file.who());
+      context_.log.warn("{}: packets in its queue are dropped", file.who());
     return;
   }
   if (connection) {
@@ -193,17 +218,21 @@ void InetDumper::dump(const OpenFile& file, std::optional<uint32_t> connection) 
   ext::SocketState state;
   state.set_id_for(file.id);
   describe_common(file, e);
-  InetAddress source, peer;
+  InetAddress source;
   if (!own_address(fd, source)) throw Error("read the address of socket:", file.who(), errno);
   const bool v6 = source.raw.ss_family == AF_INET6;
-  peer.raw.ss_family = source.raw.ss_family;
   e.set_ino(static_cast<uint32_t>(file.st.stx_ino));
   e.set_family(source.raw.ss_family);
-  e.set_type(proto == IPPROTO_TCP ? SOCK_STREAM : SOCK_DGRAM);
+  e.set_type(static_cast<uint32_t>(socket_option(fd, SOL_SOCKET, SO_TYPE, file.who())));
   e.set_proto(static_cast<uint32_t>(proto));
   describe_state(file, e, state, connection);
-  if ((connection || e.state() == kEstablished) && !peer_address(fd, peer))
-    throw Error("read the peer of", file.who(), ENOTCONN);
+  InetAddress peer;
+  peer.raw.ss_family = source.raw.ss_family;
+  if (connection || e.state() == kEstablished) {
+    const std::optional<InetAddress> found = find_peer(file, e);
+    if (!found) throw Error("read the peer of", file.who(), ENOTCONN);
+    peer = *found;
+  }
   if (gone(e)) {
     // Nothing to bind: a dropped connection must not take the port of its listener.
     source.raw = {};
@@ -214,7 +243,7 @@ void InetDumper::dump(const OpenFile& file, std::optional<uint32_t> connection) 
   put_words(source, e.mutable_src_addr());
   put_words(peer, e.mutable_dst_addr());
   describe_socket_options(fd, file.who(), *e.mutable_opts());
-  if (proto == IPPROTO_TCP) describe_tcp_options(file, e);
+  if (is_tcp(e)) describe_tcp_options(file, e);
   if (v6) {
     e.set_v6only(try_socket_option(fd, IPPROTO_IPV6, IPV6_V6ONLY).value_or(0) != 0);
     char name[IF_NAMESIZE];
@@ -222,14 +251,17 @@ void InetDumper::dump(const OpenFile& file, std::optional<uint32_t> connection) 
   }
   describe_ip_options(file, v6, *e.mutable_ip_opts());
   if (!gone(e)) describe_options(fd, file.who(), state, connection.has_value());
-  if (is_udp(e.proto())) describe_multicast(file, state);
+  if (!is_tcp(e)) describe_multicast(file, state);
   context_.images.write(kSocketsImage, kSocketsMagic).entry(state);
   context_.emit(entry);
   record_owner(context_, file);
 }
 
 std::string who_is(const img::inet_sk_entry& e) {
-  return std::string(e.proto() == IPPROTO_TCP ? "TCP" : "UDP") + " socket " + get_address(e, true).text();
+  const std::string kind = is_raw(e)    ? "raw socket of protocol " + std::to_string(e.proto())
+                           : is_ping(e) ? "ICMP socket"
+                                        : std::string(is_tcp(e) ? "TCP" : "UDP") + " socket";
+  return kind + " " + get_address(e, true).text();
 }
 
 namespace {
@@ -237,7 +269,9 @@ namespace {
 void apply_ip_options(int fd, const img::inet_sk_entry& e, const std::string& who) {
   const bool v6 = e.family() == AF_INET6;
   const img::ip_opts_entry& o = e.ip_opts();
-  if (v6 && e.has_v6only()) set_socket_option(fd, IPPROTO_IPV6, IPV6_V6ONLY, e.v6only(), who);
+  // A raw one cannot have it set, and tells it all the same.
+  if (v6 && e.has_v6only() && try_socket_option(fd, IPPROTO_IPV6, IPV6_V6ONLY) != static_cast<int>(e.v6only()))
+    set_socket_option(fd, IPPROTO_IPV6, IPV6_V6ONLY, e.v6only(), who);
   if (o.freebind()) set_socket_option(fd, v6 ? IPPROTO_IPV6 : IPPROTO_IP, v6 ? IPV6_FREEBIND : IP_FREEBIND, 1, who);
   if (o.pktinfo()) set_socket_option(fd, v6 ? IPPROTO_IPV6 : IPPROTO_IP, v6 ? IPV6_RECVPKTINFO : IP_PKTINFO, 1, who);
   if (!v6 && o.tos() != 0) set_socket_option(fd, IPPROTO_IP, IP_TOS, static_cast<int>(o.tos()), who);
@@ -258,25 +292,29 @@ void apply_tcp_options(int fd, const img::inet_sk_entry& e, const std::string& w
   if (t.has_keepintvl()) set(TCP_KEEPINTVL, t.keepintvl());
 }
 
+bool has_own_address(const img::inet_sk_entry& e) {
+  return std::ranges::any_of(e.src_addr(), [](uint32_t word) { return word != 0; });
+}
+
 /// Bound to an address, of which the port is chosen when it connects (ip(7), IP_BIND_ADDRESS_NO_PORT).
 bool without_port(int fd, const img::inet_sk_entry& e) {
-  const bool address = std::ranges::any_of(e.src_addr(), [](uint32_t word) { return word != 0; });
-  return address && try_socket_option(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT).value_or(0) != 0;
+  return has_own_address(e) && try_socket_option(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT).value_or(0) != 0;
 }
 
 void check_entry(const img::inet_sk_entry& e) {
-  const bool tcp = e.type() == SOCK_STREAM && e.proto() == IPPROTO_TCP;
+  constexpr uint32_t kLastProtocol = 255;
   const bool udp = e.type() == SOCK_DGRAM && is_udp(e.proto());
-  if ((e.family() != AF_INET && e.family() != AF_INET6) || (!tcp && !udp))
+  const bool raw = is_raw(e) && e.proto() <= kLastProtocol;
+  if ((e.family() != AF_INET && e.family() != AF_INET6) || (!is_tcp(e) && !udp && !raw && !is_ping(e)))
     throw Refusal(
         "the images hold a socket of family " + std::to_string(e.family()) + ", protocol " + std::to_string(e.proto()),
-        "only TCP and UDP can be restored");
+        "only TCP, UDP, raw and ICMP ones can be restored");
 }
 
 }  // namespace
 
 Fd InetRestorer::make(const img::inet_sk_entry& e, const std::string& who) {
-  const bool connection = e.proto() == IPPROTO_TCP && e.state() != kListen && e.state() != kClose;
+  const bool connection = is_tcp(e) && e.state() != kListen && e.state() != kClose;
   if (connection && !tcp_close_)
     throw Refusal("the images hold a TCP connection of " + who, "use --tcp-close to restore it closed");
   if (connection || gone(e)) {
@@ -290,7 +328,7 @@ Fd InetRestorer::make(const img::inet_sk_entry& e, const std::string& who) {
 }
 
 void InetRestorer::bind(int fd, const img::inet_sk_entry& e, const std::string& who) {
-  const bool tcp = e.proto() == IPPROTO_TCP;
+  const bool tcp = is_tcp(e);
   // Connections of the dumped tree may still linger in TIME_WAIT.
   if (tcp) set_socket_option(fd, SOL_SOCKET, SO_REUSEADDR, 1, who);
   InetAddress source = get_address(e, true);
@@ -305,7 +343,7 @@ namespace {
 void apply_options(int fd, const img::inet_sk_entry& e, const std::string& who) {
   apply_socket_options(fd, e.opts(), who);
   apply_ip_options(fd, e, who);
-  if (e.proto() == IPPROTO_TCP) apply_tcp_options(fd, e, who);
+  if (is_tcp(e)) apply_tcp_options(fd, e, who);
 }
 
 }  // namespace
@@ -330,7 +368,7 @@ void InetRestorer::connected(const img::inet_sk_entry& e, int fd) {
 Fd InetRestorer::open(const img::inet_sk_entry& e, const FileOwner& owner, const FileOwner& ours) {
   check_entry(e);
   const std::string who = who_is(e);
-  const bool tcp = e.proto() == IPPROTO_TCP;
+  const bool tcp = is_tcp(e);
   Fd fd = make(e, who);
   give_file(fd.get(), owner, ours, who);
   apply_options(fd.get(), e, who);
@@ -338,8 +376,9 @@ Fd InetRestorer::open(const img::inet_sk_entry& e, const FileOwner& owner, const
   states_.apply(e.id(), fd.get(), SocketOption::When::fresh, who);
   // Also where it is to be deaf for now: a filter that the kernel does not take shows here, not behind the gate.
   if (!hold_ || e.opts().so_filter_size() != 0) attach_own_filter(fd.get(), e.opts(), who);
-  if (hold_ && e.src_port() != 0) attach_deaf_filter(fd.get(), who);
-  if (e.src_port() != 0 || without_port(fd.get(), e)) bind(fd.get(), e, who);
+  if (hold_ && (e.src_port() != 0 || is_raw(e))) attach_deaf_filter(fd.get(), who);
+  if (is_raw(e)) drop_received(fd.get());  // which it hears of from its first moment on
+  if (is_raw(e) ? has_own_address(e) : e.src_port() != 0 || without_port(fd.get(), e)) bind(fd.get(), e, who);
   const ext::SocketState* state = states_.find(e.id());
   if (!tcp && state != nullptr) apply_multicast(fd.get(), *state, who);
   if (!tcp && e.state() == kEstablished) {

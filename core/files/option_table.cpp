@@ -31,7 +31,7 @@ using Needs = SocketOption::Needs;
 using When = SocketOption::When;
 
 constexpr uint32_t kMostBytes = 64;
-constexpr int kLite = IPPROTO_UDPLITE;
+constexpr int kLite = IPPROTO_UDPLITE, kRaw = IPPROTO_RAW;
 
 // Numbers where headers in use lack the name. What was set with the newer time stamps (SO_*_NEW) is told by these only,
 // and takes back what the older ones set: they come after them.
@@ -158,6 +158,12 @@ constexpr auto kOptions = std::to_array<SocketOption>({
     {IPPROTO_UDP, 102, "UDP_NO_CHECK6_RX"},
     {IPPROTO_UDP, 103, "UDP_SEGMENT"},
     {IPPROTO_UDP, 104, "UDP_GRO"},
+    {kRaw, 1, "ICMP_FILTER"},
+    {IPPROTO_ICMPV6, 1, "ICMPV6_FILTER", Value::plain, Needs::nothing, When::fresh, 32},
+    {IPPROTO_IP, 3, "IP_HDRINCL"},
+    {IPPROTO_IP, 22, "IP_NODEFRAG"},
+    {IPPROTO_IPV6, 7, "IPV6_CHECKSUM"},
+    {IPPROTO_IPV6, 36, "IPV6_HDRINCL"},
     {kLite, 10, "UDPLITE_SEND_CSCOV"},
     {kLite, 11, "UDPLITE_RECV_CSCOV"},
     // IP_TOS sets it.

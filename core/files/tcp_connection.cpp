@@ -123,7 +123,9 @@ std::string tcp_stream_name(uint32_t inode) {
 }
 
 TcpConnections::End* TcpConnections::add(const OpenFile& file, bool hold) {
-  if (try_socket_option(file.ours.get(), SOL_SOCKET, SO_PROTOCOL) != IPPROTO_TCP) return nullptr;
+  if (try_socket_option(file.ours.get(), SOL_SOCKET, SO_PROTOCOL) != IPPROTO_TCP ||
+      try_socket_option(file.ours.get(), SOL_SOCKET, SO_TYPE) != SOCK_STREAM)
+    return nullptr;
   const auto state = static_cast<TcpState>(tcp_state_of(file));
   InetAddress here, there;
   if (!is_connection(state) || !own_address(file.ours.get(), here) || !peer_address(file.ours.get(), there))

@@ -39,6 +39,7 @@ constexpr std::array kRules{
     Rule{Kind::root_folder, bit(CAP_SYS_CHROOT), "CAP_SYS_CHROOT"},
     Rule{Kind::securebits, bit(CAP_SETPCAP), "CAP_SETPCAP"},
     Rule{Kind::deadline, bit(CAP_SYS_NICE), "CAP_SYS_NICE"},
+    Rule{Kind::raw_socket, bit(CAP_NET_RAW), "CAP_NET_RAW"},
 };
 
 const char* limit_name(uint32_t resource) {
@@ -86,6 +87,8 @@ std::string describe(const Privilege& p) {
       return "securebits " + value;
     case Kind::deadline:
       return "scheduling policy " + value;
+    case Kind::raw_socket:
+      return "a raw socket of protocol " + value;
   }
   return "something unknown";
 }

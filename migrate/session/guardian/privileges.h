@@ -38,6 +38,7 @@ struct Privilege {
     root_folder = 15,  ///< chroot(2)
     securebits = 16,   ///< value: prctl(PR_SET_SECUREBITS)
     deadline = 17,     ///< value: policy; scheduling that no limit allows
+    raw_socket = 18,   ///< value: protocol
   };
   Kind kind;
   int32_t task = 0;

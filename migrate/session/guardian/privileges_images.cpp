@@ -10,6 +10,7 @@
 #include <map>
 
 #include "core/base/error.h"
+#include "core/files/raw_socket.h"
 #include "core/files/image_tables.h"
 #include "core/files/waiting_descriptor.h"
 #include "core/image/magic.h"
@@ -154,9 +155,8 @@ class Reader {
     const Privilege of{.kind = Kind::mark, .task = holders.first, .held = holders.held};
     switch (e.type()) {
       case img::fd_types::INETSK:
-        look_at_socket(of, e.isk().opts(), e.isk().proto() == IPPROTO_TCP);
-        if (e.isk().src_port() != 0) add(of, Kind::port, e.isk().src_port());
-        return;
+        look_at_socket(of, e.isk().opts(), e.isk().type() == SOCK_STREAM);
+        return look_at_port(of, e.isk());
       case img::fd_types::UNIXSK:
         return look_at_socket(of, e.usk().opts(), false);
       case img::fd_types::TIMERFD:
@@ -175,6 +175,11 @@ class Reader {
       default:
         return;
     }
+  }
+
+  void look_at_port(const Privilege& of, const img::inet_sk_entry& e) {
+    if (is_raw(e)) return add(of, Kind::raw_socket, e.proto());
+    if (e.src_port() != 0 && !is_ping(e)) add(of, Kind::port, e.src_port());
   }
 
   void look_at_socket(const Privilege& of, const img::sk_opts_entry& o, bool tcp) {

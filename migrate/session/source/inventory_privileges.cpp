@@ -57,10 +57,12 @@ uint32_t add_socket_options(int fd, std::vector<wire::Check::Privilege>& found) 
     return static_cast<uint32_t>(try_socket_option(fd, SOL_SOCKET, option).value_or(0));
   };
   const uint32_t domain = ask(SO_DOMAIN);
-  const bool tcp = (domain == AF_INET || domain == AF_INET6) && ask(SO_PROTOCOL) == IPPROTO_TCP;
+  const bool tcp = (domain == AF_INET || domain == AF_INET6) && ask(SO_TYPE) == SOCK_STREAM;
   const uint32_t locked = tcp ? ask(SO_BUF_LOCK) : 3;
   found.push_back(privilege(Kind::send_buffer, ask(SO_SNDBUF), (locked & 1) == 0 ? 1 : 0));
   found.push_back(privilege(Kind::receive_buffer, ask(SO_RCVBUF), (locked & 2) == 0 ? 1 : 0));
+  const bool raw = (domain == AF_INET || domain == AF_INET6) && ask(SO_TYPE) == SOCK_RAW;
+  if (raw) found.push_back(privilege(Kind::raw_socket, ask(SO_PROTOCOL)));
   if (const uint32_t mark = ask(SO_MARK); mark != 0) found.push_back(privilege(Kind::mark, mark));
   if (const uint32_t priority = ask(SO_PRIORITY); priority != 0) found.push_back(privilege(Kind::priority, priority));
   return domain;

@@ -357,6 +357,21 @@ void check_frozen(const std::vector<ProcDir>& tasks) {
   }
 }
 
+namespace {
+
+/// Gone, or only not waited for yet.
+bool has_ended(pid_t pid) {
+  try {
+    const ProcDir task(pid);
+    return task.stat().state == 'Z' && task.threads().size() == 1;
+  } catch (const Error& e) {
+    if (!task_is_gone(e)) throw;
+    return true;
+  }
+}
+
+}  // namespace
+
 void check_sessions(const std::vector<ProcDir>& tasks) {
   std::set<pid_t> inside;
   for (const ProcDir& task : tasks) inside.insert(task.pid());
@@ -366,7 +381,7 @@ void check_sessions(const std::vector<ProcDir>& tasks) {
     // Its leader is outside of our pid namespace, so nobody here can make that session again.
     if (sid == 0) throw Refusal(task_name(task) + " belongs to a session of another pid namespace", kRemedy);
     // A session whose leader has ended is rebuilt without one.
-    if (inside.contains(sid) || !open_pidfd(sid)) return;
+    if (inside.contains(sid) || has_ended(sid)) return;
     throw Refusal(task_name(task) + " belongs to session " + std::to_string(sid) + ", whose leader is outside the tree",
                   kRemedy);
   });

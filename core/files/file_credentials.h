@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -19,6 +20,7 @@ struct FileCredentials {
   uint32_t uid = 0, gid = 0;     ///< fsuid, fsgid
   std::vector<uint32_t> groups;  ///< supplementary; ascending, each once
   uint64_t capabilities = 0;     ///< effective
+  std::string root = {};         ///< path of the root folder, if it has one of its own: nothing leads it out of that
   auto operator<=>(const FileCredentials&) const = default;
 
   bool has(int capability) const { return (capabilities >> capability & 1) != 0; }

@@ -4,6 +4,7 @@
 
 #include "core/files/inet_socket.h"
 #include "core/files/kind.h"
+#include "core/files/multicast.h"
 #include "core/files/reuseport_programs.h"
 #include "core/files/socket_options.h"
 #include "core/files/tcp_connection.h"
@@ -28,6 +29,7 @@ class InetDump : public DumpKind {
     check_filter(file.ours.get(), file.who());
     groups_.check(file.ours.get(), file.proc->pid(), file.fd, file.who());
     if (!connections_.look(file)) check_inet_socket(file, context_.options);
+    (void)interfaces_of(file.ours.get(), *file.proc, file.who());
   }
   void preflight_end(Preflight& preflight) override { connections_.demand_inside(preflight.tree); }
 

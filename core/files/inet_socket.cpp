@@ -114,16 +114,11 @@ void check_inet_socket(const OpenFile& file, const FileDumpOptions& options) {
   const int type = socket_option(fd, SOL_SOCKET, SO_TYPE, file.who());
   const int proto = socket_option(fd, SOL_SOCKET, SO_PROTOCOL, file.who());
   if (type == SOCK_DGRAM && is_udp(static_cast<uint32_t>(proto))) {
-    check_corked(file);
-    ext::SocketState unused;
-    return describe_multicast(file, unused);
+    return check_corked(file);
   }
   const bool ping = type == SOCK_DGRAM && (proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6);
-  if (type == SOCK_RAW || ping) {
-    if (type == SOCK_RAW) check_raw_socket(file, static_cast<uint32_t>(proto));
-    ext::SocketState unused;
-    return describe_multicast(file, unused);
-  }
+  if (type == SOCK_RAW) return check_raw_socket(file, static_cast<uint32_t>(proto));
+  if (ping) return;
   if (type != SOCK_STREAM || proto != IPPROTO_TCP) {
     const std::string what = proto == 262 ? "an MPTCP socket" : "a socket of protocol " + std::to_string(proto);
     throw Refusal(file.who() + ", " + what, "close it first");
@@ -251,7 +246,7 @@ void InetDumper::dump(const OpenFile& file, std::optional<uint32_t> connection) 
   }
   describe_ip_options(file, v6, *e.mutable_ip_opts());
   if (!gone(e)) describe_options(fd, file.who(), state, connection.has_value());
-  if (!is_tcp(e)) describe_multicast(file, state);
+  if (!is_tcp(e)) describe_multicast(fd, *file.proc, file.who(), state);
   context_.images.write(kSocketsImage, kSocketsMagic).entry(state);
   context_.emit(entry);
   record_owner(context_, file);

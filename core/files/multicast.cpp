@@ -1,6 +1,7 @@
 #include "core/files/multicast.h"
 
 #include <arpa/inet.h>
+#include <linux/sockios.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <sys/ioctl.h>
@@ -177,11 +178,10 @@ std::set<std::string> interfaces(int fd, const std::string& who) {
 
 /// The kernel keeps the number of the interface (ip_mreqn) and tells only the address, which need not be there. That
 /// there is one shows in the ways of datagrams; a loopback interface is told from others by their sources.
-void describe_outgoing(const OpenFile& file, ext::SocketState& out) {
-  const int fd = file.ours.get();
+void describe_outgoing(int fd, const std::string& who, ext::SocketState& out) {
   sockaddr_in bound{};
   socklen_t length = sizeof bound;
-  check(::getsockname(fd, reinterpret_cast<sockaddr*>(&bound), &length), "read the address of", file.who());
+  check(::getsockname(fd, reinterpret_cast<sockaddr*>(&bound), &length), "read the address of", who);
   // Whatever is sent binds it.
   if (bound.sin_family != AF_INET || bound.sin_port == 0) return;
   in_addr given{};
@@ -194,7 +194,7 @@ void describe_outgoing(const OpenFile& file, ext::SocketState& out) {
   // Where a route leads all multicast onto a link any socket has a way.
   const Fd other(check(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), "make", "a UDP socket"));
   if (probe(other.get(), INADDR_ANY) == 0) return;
-  std::set<std::string> candidates = interfaces(fd, file.who());
+  std::set<std::string> candidates = interfaces(fd, who);
   if (probe(fd, htonl(INADDR_LOOPBACK)) == 0) {
     if (candidates.contains("lo")) out.set_multicast_interface("lo");
     return;
@@ -207,7 +207,7 @@ void describe_outgoing(const OpenFile& file, ext::SocketState& out) {
   } else if (joined_on.size() == 1) {
     out.set_multicast_interface(*joined_on.begin());
   } else {
-    throw Refusal(file.who() +
+    throw Refusal(who +
                       ", a UDP socket whose interface for multicast (IP_MULTICAST_IF) was given by number and "
                       "cannot be told",
                   "have the program give it by address");
@@ -240,16 +240,28 @@ void join(int fd, const ext::JoinedGroup& group, const std::string& who) {
 
 }  // namespace
 
-void describe_multicast(const OpenFile& file, ext::SocketState& out) {
-  const int fd = file.ours.get();
+void describe_multicast(int fd, const ProcDir& task, const std::string& who, ext::SocketState& out) {
   if (takes_option_memory(fd)) {
     std::vector<Membership> candidates;
-    read_igmp(file.proc->read("net/igmp"), candidates);
-    if (try_socket_option(fd, SOL_SOCKET, SO_DOMAIN) == AF_INET6) read_igmp6(file.proc->read("net/igmp6"), candidates);
+    read_igmp(task.read("net/igmp"), candidates);
+    if (try_socket_option(fd, SOL_SOCKET, SO_DOMAIN) == AF_INET6) read_igmp6(task.read("net/igmp6"), candidates);
     for (const Membership& m : candidates)
-      if (auto group = joined(fd, m, file.who())) *out.add_groups() = std::move(*group);
+      if (auto group = joined(fd, m, who)) *out.add_groups() = std::move(*group);
   }
-  describe_outgoing(file, out);
+  describe_outgoing(fd, who, out);
+}
+
+std::set<std::string> interfaces_of(int fd, const ProcDir& task, const std::string& who) {
+  std::set<std::string> names = interfaces_in_options(fd, who);
+  if (try_socket_option(fd, SOL_SOCKET, SO_TYPE) == SOCK_STREAM) return names;
+  // What is held back (UDP_CORK) would be sent by a probe.
+  int unsent = 0;
+  if (::ioctl(fd, SIOCOUTQ, &unsent) == 0 && unsent != 0) return names;
+  ext::SocketState state;
+  describe_multicast(fd, task, who, state);
+  for (const ext::JoinedGroup& group : state.groups()) names.insert(group.interface());
+  if (!state.multicast_interface().empty()) names.insert(state.multicast_interface());
+  return names;
 }
 
 void apply_multicast(int fd, const ext::SocketState& state, const std::string& who) {

@@ -3,6 +3,7 @@
 // socket has joined its interface has.
 #pragma once
 
+#include <set>
 #include <string>
 
 #include "core/files/open_file.h"
@@ -11,7 +12,11 @@
 namespace migrate {
 
 /// Adds groups and the interface of IP_MULTICAST_IF. Refusal if that was given by number and cannot be told.
-void describe_multicast(const OpenFile& file, ext::SocketState& out);
+/// `task`: whose it is; `who`: names it.
+void describe_multicast(int fd, const ProcDir& task, const std::string& who, ext::SocketState& out);
+/// Names of all network interfaces that an IPv4 or IPv6 socket is bound to, sends by, or has joined groups on. Refusal
+/// for one that is there no more.
+std::set<std::string> interfaces_of(int fd, const ProcDir& task, const std::string& who);
 /// `fd` is bound.
 void apply_multicast(int fd, const ext::SocketState& state, const std::string& who);
 

@@ -176,6 +176,7 @@ constexpr auto kOptions = std::to_array<SocketOption>({
 std::string interface_name(int fd, int index, const std::string& who) {
   ifreq request{};
   request.ifr_ifindex = index;
+  if (::ioctl(fd, SIOCGIFNAME, &request) != 0 && errno == ENODEV) throw without_interface(who);
   check(::ioctl(fd, SIOCGIFNAME, &request), "name a network interface of", who);
   return {request.ifr_name, ::strnlen(request.ifr_name, sizeof request.ifr_name)};
 }
@@ -210,6 +211,11 @@ int number_in(const std::string& value) {
   int number = 0;
   std::memcpy(&number, value.data(), std::min(value.size(), sizeof number));
   return number;
+}
+
+int interface_in(const SocketOption& option, const std::string& value) {
+  const int number = number_in(value);
+  return option.value == Value::interface_in_net ? static_cast<int>(ntohl(static_cast<uint32_t>(number))) : number;
 }
 
 const SocketOption* find_option(uint32_t level, uint32_t name) {
@@ -292,6 +298,22 @@ bool of_connection(const SocketOption& option) {
 
 }  // namespace
 
+std::set<std::string> interfaces_in_options(int fd, const std::string& who) {
+  std::set<std::string> names;
+  char device[IFNAMSIZ] = {};
+  socklen_t length = sizeof device;
+  check_device(fd, who);
+  if (::getsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, device, &length) == 0 && device[0] != '\0')
+    names.emplace(device, ::strnlen(device, sizeof device));
+  const bool stream = try_socket_option(fd, SOL_SOCKET, SO_TYPE) == SOCK_STREAM;
+  for (const SocketOption& option : kOptions) {
+    if (!holds_interface(option) || (stream && of_datagrams(option))) continue;
+    const std::optional<std::string> value = read_option(fd, option);
+    if (value && !is_zero(*value)) names.insert(interface_name(fd, interface_in(option, *value), who));
+  }
+  return names;
+}
+
 void describe_options(int fd, const std::string& who, ext::SocketState& out, bool connection) {
   const bool stream = try_socket_option(fd, SOL_SOCKET, SO_TYPE) == SOCK_STREAM;
   for (const SocketOption& option : kOptions) {
@@ -303,9 +325,7 @@ void describe_options(int fd, const std::string& who, ext::SocketState& out, boo
     e.set_name(static_cast<uint32_t>(option.name));
     e.set_value(*value);
     if (!holds_interface(option) || is_zero(*value)) continue;
-    int number = number_in(*value);
-    if (option.value == Value::interface_in_net) number = static_cast<int>(ntohl(static_cast<uint32_t>(number)));
-    e.set_interface(interface_name(fd, number, who));
+    e.set_interface(interface_name(fd, interface_in(option, *value), who));
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <span>
 #include <string>
 
@@ -40,6 +41,9 @@ std::span<const SocketOption> socket_options();
 
 /// Reads all that this kind of socket has. `connection`: of an end of a TCP connection that stays one.
 void describe_options(int fd, const std::string& who, ext::SocketState& out, bool connection = false);
+
+/// Names of the network interfaces that it is bound to or that options hold. Refusal for one that is there no more.
+std::set<std::string> interfaces_in_options(int fd, const std::string& who);
 
 /// migrate-sockets.img.
 class SocketStates {

@@ -73,6 +73,15 @@ void TaskPaths::rest() {
 
 void TaskPaths::attempt(const Holders& holders, const std::string& what, const std::function<void(Right)>& work) {
   const Batch batch(*this);
+  std::set<std::string> confined;
+  for (const FileCredentials& who : holders)
+    if (!who.root.empty()) confined.insert(who.root);
+  if (confined != confined_) {
+    folders_.clear();
+    root_folders_.clear();
+    root_for_ = nullptr;
+    confined_ = std::move(confined);
+  }
   std::string reason, by_root;
   const bool root_may = by_root_ && !holders.empty();
   const auto as_root = [&] {
@@ -160,6 +169,14 @@ const TaskPaths::Folder& TaskPaths::folder(Right right, const std::string& path)
   return it != known.end() ? it->second : known.emplace(path, walk(right, path, Last::folder)).first->second;
 }
 
+size_t TaskPaths::confined_components(const std::string& path) const {
+  size_t most = 0;
+  for (const std::string& root : confined_)
+    if (path == root || path.starts_with(root + "/"))
+      most = std::max(most, components(path.substr(root.size())).size());
+  return most;
+}
+
 /// Step by step, since the kernel follows links of whomever.
 TaskPaths::Folder TaskPaths::walk(Right right, const std::string& path, Last last) {
   std::vector<Folder> way;
@@ -169,9 +186,12 @@ TaskPaths::Folder TaskPaths::walk(Right right, const std::string& path, Last las
   };
   from_root();
   std::deque<std::string> left = components(path);
+  // Links on the way to that root folder come to stand before these.
+  const size_t confined = confined_components(path);
   for (int links = 0; !left.empty();) {
     const std::string name = std::move(left.front());
     left.pop_front();
+    const bool below_own_root = left.size() < confined;
     if (name == ".") continue;
     if (name == "..") {
       if (way.size() > 1) way.pop_back();
@@ -192,6 +212,8 @@ TaskPaths::Folder TaskPaths::walk(Right right, const std::string& path, Last las
       if (right == Right::root && way.back().shared) throw Denied("its folder can be changed by others than root");
       return {std::move(next), false};
     }
+    // A link there is the jail's, and leads from our root, not from its.
+    if (below_own_root) throw Denied("the path leads through a link in a root folder that a task has of its own");
     if (++links > kMaxLinks) throw Error("open", path, ELOOP);
     check_link(right, here, st, path);
     const std::string text = read_link_at(next.get(), "");

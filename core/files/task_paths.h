@@ -1,9 +1,11 @@
 // Paths opened by the right of those who hold the files: a move must not give a program what it could not open itself,
-// through whatever link or folder somebody has put in the way.
+// through whatever link or folder somebody has put in the way; and a task that has a root folder of its own (chroot(2))
+// nothing outside of that.
 #pragma once
 
 #include <functional>
 #include <map>
+#include <set>
 #include <string>
 
 #include "core/base/fd.h"
@@ -72,6 +74,8 @@ class TaskPaths {
     bool shared = false;  ///< sticky: others may make files in it, but not remove root's
   };
   enum class Last { folder, followed };
+  /// How many components of the path lie below a root folder that a holder has of its own.
+  size_t confined_components(const std::string& path) const;
   void be_self();
   void rest();
   void become(const FileCredentials& who);
@@ -86,6 +90,7 @@ class TaskPaths {
   bool by_root_;
   int batches_ = 0;
   ActingAs acting_;
+  std::set<std::string> confined_;                        ///< root folders that holders have of their own
   const Holders* root_for_ = nullptr;                     ///< in this batch: those for whom root did the last
   std::map<std::string, Folder> folders_, root_folders_;  ///< walked before, with the present rights and by root
   std::map<std::pair<uint32_t, uint32_t>, FileSystem> file_systems_;  ///< by device

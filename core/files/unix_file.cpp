@@ -20,13 +20,6 @@ namespace {
 
 constexpr std::string_view kDeleted = " (deleted)";
 
-/// As the task names it, whose root folder may be another one.
-std::string below_root(std::string path, const OpenFile& file) {
-  const std::string root = file.proc->link("root");
-  if (root != "/" && path.starts_with(root + "/")) path.erase(0, root.size());
-  return path;
-}
-
 bool leads_to(const OpenFile& file, const std::string& path, const InodeKey& inode) {
   const Fd root = file.proc->open("root", O_PATH | O_DIRECTORY);
   const Fd there = try_open_below(root.get(), path, O_PATH | O_NOFOLLOW);
@@ -74,7 +67,10 @@ UnixFile find_unix_file(const OpenFile& file, const UnixSocketInfo& info) {
   if (relative && below)
     found.folder = full.size() == name.size() + 1 ? "/" : full.substr(0, full.size() - name.size() - 1);
   if (relative && !below && found.deleted) found.folder = split_path(full).folder;
-  if (found.deleted || (relative ? below && !unlinked : leads_to(file, name, inode))) return found;
+  if (found.deleted) return found;
+  // A task with a root folder of its own means that one.
+  const bool by_name = relative ? below && !unlinked : file.proc->link("root") == "/" && leads_to(file, name, inode);
+  if (by_name) return found;
   if (unlinked) {
     const auto other = find_in(split_path(full).folder, inode);
     if (!other)
@@ -82,7 +78,7 @@ UnixFile find_unix_file(const OpenFile& file, const UnixSocketInfo& info) {
                     "have the program bind it again");
     full = *other;
   }
-  found.moved = below_root(std::move(full), file);
+  found.moved = std::move(full);
   return found;
 }
 

@@ -21,10 +21,12 @@ class UnixPeers {
 
   void see(const OpenFile& file, LastingStates& lasting) {
     const uint64_t netns = netns_of(*file.proc);
-    auto all = unix_.find(netns);
-    if (all == unix_.end()) all = unix_.emplace(netns, list_unix_sockets(file.proc)).first;
-    const auto it = all->second.find(static_cast<uint32_t>(file.st.stx_ino));
-    if (it == all->second.end()) return;
+    const auto inode = static_cast<uint32_t>(file.st.stx_ino);
+    auto& all = unix_[netns];
+    // Not in the list: made after that was read, or of another namespace.
+    if (!all.contains(inode)) all.merge(list_unix_sockets(file.proc));
+    const auto it = all.find(inode);
+    if (it == all.end()) throw of_another_namespace(file);
     if (has_unix_file(it->second)) find_unix_file(file, it->second);
     if (sockets_.try_emplace(it->first, Socket{it->second, file.who(), netns}).second)
       lasting.see_socket(file, it->second, netns);

@@ -50,12 +50,18 @@ bool waits_to_be_accepted(const UnixSocketInfo& info) {
   return info.peer == 0 && info.type != SOCK_DGRAM && info.state == kSocketEstablished && info.shutdown != 3;
 }
 
+Refusal of_another_namespace(const OpenFile& file) {
+  return {file.who() +
+              ", a Unix socket of another network namespace than its task's: most likely a connection from there " +
+              "(from a container, say)",
+          "have its other end closed first"};
+}
+
 const UnixSocketInfo& UnixDumper::info_of(const OpenFile& file, uint64_t netns) {
   auto [it, fresh] = sockets_.try_emplace(netns);
   if (fresh) it->second = list_unix_sockets(file.proc);
   const auto found = it->second.find(static_cast<uint32_t>(file.st.stx_ino));
-  if (found == it->second.end())
-    throw Refusal(file.who() + ", a Unix socket of another network namespace than its task's", "close it first");
+  if (found == it->second.end()) throw of_another_namespace(file);
   return found->second;
 }
 

@@ -31,6 +31,8 @@ Refusal connections_not_accepted(const std::string& who, const UnixSocketInfo& l
 Refusal not_accepted(const std::string& who);
 /// The system's log: programs send to it and take nothing from it, and syslog(3) connects again when nobody is there.
 /// Another host's serves as well.
+/// What preflight and dump say of a socket that the list of its task's network namespace lacks.
+Refusal of_another_namespace(const OpenFile& file);
 bool leads_to_log(const std::string& name);
 /// Whether its connection is not accepted yet.
 bool waits_to_be_accepted(const UnixSocketInfo& info);

@@ -299,9 +299,22 @@ class Coordinator {
   void read_tasks() {
     for (const TaskNode& node : shells_->tasks())
       if (!node.zombie) images_of_.push_back(read_task(images_, node));
+    if (options_.detached) forget_parent_of_root();
     check_tables(images_of_);
     const uint64_t nodes = usable_nodes();
     for (const TaskImage& task : images_of_) check_policies(task, nodes);
+  }
+
+  /// Its parent ends with the restore, which is no death that it was to hear of.
+  void forget_parent_of_root() {
+    const TaskNode& root = shells_->tasks().front();
+    if (root.zombie) return;
+    for (img::core_entry& core : images_of_.front().cores) {
+      if (core.thread_core().pdeath_sig() == 0) continue;
+      log_->warn("task {}: signal {} at its parent's death (PR_SET_PDEATHSIG) is given up, since it has none with -d",
+                 root.pid, core.thread_core().pdeath_sig());
+      core.mutable_thread_core()->set_pdeath_sig(0);
+    }
   }
 
   DescriptorRoom find_room() const {
@@ -320,7 +333,8 @@ class Coordinator {
       return open_controlling(*shells_, terminals_, index, flags);
     };
     file_options.mark = options_.mark;
-    file_options.holders = table_holders(images_of_);
+    const RootFolders roots = root_folders(images_of_, images_);
+    file_options.holders = table_holders(images_of_, roots);
     file_options.by_root = options_.files_by_root;
     if (!options_.files_by_root) file_options.owners = ids_of(images_of_);
     file_options.make_sockets = [this](const PeerCredentials& who, std::span<const SocketStep> steps) {
@@ -331,7 +345,7 @@ class Coordinator {
       file_options.root_fd = root_.get();
     }
     files_ = std::make_unique<FileRestorer>(images_, file_options, *log_, shared_.take_memfds());
-    open_mapped();
+    open_mapped(roots);
     std::map<uint64_t, SharedMemory::Wanted> wanted = wanted_objects(images_of_);
     const std::optional<IpcImages> ipc = read_ipc_images(images_);
     if (ipc && !options_.files_by_root) {
@@ -348,8 +362,8 @@ class Coordinator {
     return fresh;
   }
 
-  void open_mapped() {
-    const std::map<MappedFile, WantedFile> keyed = wanted_files(images_of_);
+  void open_mapped(const RootFolders& roots) {
+    const std::map<MappedFile, WantedFile> keyed = wanted_files(images_of_, roots);
     std::vector<WantedFile> wanted;
     wanted.reserve(keyed.size());
     for (const auto& [key, file] : keyed) wanted.push_back(file);

@@ -1,13 +1,23 @@
 #include "core/restore/file_holders.h"
 
+#include <set>
+
+#include "core/image/magic.h"
+#include "images/fdinfo.pb.h"
+
 namespace migrate {
 namespace {
 
 /// Threads may differ, and share what they have open.
-Holders credentials_of_threads(const TaskImage& task) {
+Holders credentials_of_threads(const TaskImage& task, const RootFolders& roots) {
   Holders all;
-  for (const img::core_entry& core : task.cores)
-    if (core.thread_core().has_creds()) add_holder(all, credentials_of(core.thread_core().creds()));
+  const auto root = roots.find(task.fs.root_id());
+  for (const img::core_entry& core : task.cores) {
+    if (!core.thread_core().has_creds()) continue;
+    FileCredentials who = credentials_of(core.thread_core().creds());
+    if (root != roots.end()) who.root = root->second;
+    add_holder(all, who);
+  }
   return all;
 }
 
@@ -22,10 +32,26 @@ void want(std::map<MappedFile, WantedFile>& all, uint64_t id, int access, Wanted
 
 }  // namespace
 
-std::map<uint32_t, Holders> table_holders(const std::vector<TaskImage>& tasks) {
+RootFolders root_folders(const std::vector<TaskImage>& tasks, const ImageSet& images) {
+  std::set<uint32_t> wanted;
+  for (const TaskImage& task : tasks)
+    if (task.fs.root_id() != 0) wanted.insert(task.fs.root_id());
+  RootFolders roots;
+  auto reader = images.read("files.img", magic::kFiles);
+  img::file_entry e;
+  while (!wanted.empty() && reader && reader->next(e)) {
+    if (e.type() != img::fd_types::REG || wanted.erase(e.id()) == 0) continue;
+    std::string path = e.reg().name();
+    while (path.size() > 1 && path.ends_with('/')) path.pop_back();
+    if (path != "/") roots.emplace(e.id(), std::move(path));
+  }
+  return roots;
+}
+
+std::map<uint32_t, Holders> table_holders(const std::vector<TaskImage>& tasks, const RootFolders& roots) {
   std::map<uint32_t, Holders> tables;
   for (const TaskImage& task : tasks)
-    for (const FileCredentials& who : credentials_of_threads(task)) add_holder(tables[task.ids.files_id()], who);
+    for (const FileCredentials& who : credentials_of_threads(task, roots)) add_holder(tables[task.ids.files_id()], who);
   return tables;
 }
 
@@ -42,10 +68,10 @@ UserIds ids_of(const std::vector<TaskImage>& tasks) {
   return ids;
 }
 
-std::map<MappedFile, WantedFile> wanted_files(const std::vector<TaskImage>& tasks) {
+std::map<MappedFile, WantedFile> wanted_files(const std::vector<TaskImage>& tasks, const RootFolders& roots) {
   std::map<MappedFile, WantedFile> all;
   for (const TaskImage& task : tasks) {
-    const Holders holders = credentials_of_threads(task);
+    const Holders holders = credentials_of_threads(task, roots);
     want(all, task.mm.exe_file_id(), O_RDONLY, WantedFile::Use::mapped, holders);
     want(all, task.fs.cwd_id(), kWorkFolder, WantedFile::Use::work_folder, holders);
     if (task.fs.root_id() != 0) want(all, task.fs.root_id(), kRootFolder, WantedFile::Use::root_folder, holders);

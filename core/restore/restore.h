@@ -26,8 +26,9 @@ namespace migrate {
 struct RestoreOptions : TreeOptions {
   bool own_namespaces = false;  ///< new pid, mount and time namespaces with an init of ours, instead of in place
   int terminal = -1;            ///< takes the place of the tree's terminal (core/files/terminal.h); stays the caller's
-  bool sibling = false;  ///< -S: the root becomes a child of our parent
-  std::string root;      ///< -r: root folder for all paths; empty: ours
+  bool sibling = false;         ///< -S: the root becomes a child of our parent
+  bool detached = false;        ///< -d: the root's parent ends before it
+  std::string root;             ///< -r: root folder for all paths; empty: ours
   /// Files that no task that has them may open here may be opened by root, where root alone can have put them there
   /// (core/files/task_paths.h). False if the images may be hostile.
   bool files_by_root = true;

@@ -64,6 +64,12 @@ void add_core_verbs(CLI::App& app, CoreOptions& options, Run& run) {
   restore->callback([&] { run = [&] { return run_restore(options); }; });
 }
 
+/// What was printed is what a `check` or a help is for: on a full disk that is a failure.
+void demand_written() {
+  std::cout.flush();
+  if (!std::cout) throw Error("standard output cannot be written to: it is closed, or its disk is full");
+}
+
 }  // namespace
 
 int run_command_line(int argc, char** argv) {
@@ -80,17 +86,24 @@ int run_command_line(int argc, char** argv) {
   std::vector<std::string> arguments(argv + 1, argv + argc);
   static constexpr std::string_view kLowLevel[] = {"dump",       "pre-dump", "restore", "page-server",
                                                    "lazy-pages", "untrack",  "check"};
+  const bool prints = !arguments.empty() && (arguments[0] == "check" || arguments[0] == "keys");
   const bool low_level = !arguments.empty() && std::ranges::find(kLowLevel, arguments[0]) != std::end(kLowLevel);
   try {
     if (low_level) arguments = expand_arguments(std::move(arguments));
     std::reverse(arguments.begin(), arguments.end());  // CLI11 parses a vector from its back
     app.parse(arguments);
   } catch (const CLI::ParseError& e) {
-    if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
+    if (e.get_exit_code() == 0) {  // --help, --version
+      const int code = app.exit(e);
+      demand_written();
+      return code;
+    }
     std::cerr << usage_sentence(app, e) << "\n";
     return 2;
   }
-  return run();
+  const int code = run();
+  if (prints) demand_written();
+  return code;
 }
 
 }  // namespace migrate::cli

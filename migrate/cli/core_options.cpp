@@ -27,6 +27,15 @@ void append_config(std::vector<std::string>& out, const std::string& path) {
 
 }  // namespace
 
+Fd open_images_folder(const CoreOptions& o) {
+  try {
+    return open_path(o.images_dir, O_RDONLY | O_DIRECTORY);
+  } catch (const Error& e) {
+    if (e.code() != ENOENT && e.code() != ENOTDIR) throw;
+    throw Refusal("there is no folder " + o.images_dir, "make it, or name another one with --images-dir");
+  }
+}
+
 void add_core_options(CLI::App& verb, CoreOptions& o) {
   verb.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   verb.footer("--config FILE takes options from there; --no-default-config: none from /etc/criu and ~/.criu");
@@ -83,7 +92,7 @@ void add_page_options(CLI::App& verb, CoreOptions& o) {
   add_switch(verb, "--page-server", "page-server", o.page_server,
              "pages go to the page server at --address and --port");
   verb.add_option("--address", o.address, "address of the page server")->type_name("ADDRESS");
-  verb.add_option("--port", o.port, "its port")->type_name("N");
+  verb.add_option("--port", o.port, "its port")->type_name("N")->check(CLI::Range(0, 65535));
   add_rate_option(verb, "--bandwidth-limit", o.bandwidth_limit,
                   "bytes a second to the page server, such as 200M or 1.5G");
   verb.add_option("--ps-socket", o.ps_socket, "a connected socket, in place of address and port")->type_name("FD");

@@ -56,6 +56,9 @@ struct CoreOptions : TreeOptions {
   std::string effective_work_dir() const { return work_dir.empty() ? images_dir : work_dir; }
 };
 
+/// images_dir. Refusal if there is no such folder.
+Fd open_images_folder(const CoreOptions& options);
+
 /// Registers them on a verb. `options` must outlive the parsing.
 void add_core_options(CLI::App& verb, CoreOptions& options);
 

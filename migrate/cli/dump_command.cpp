@@ -85,7 +85,7 @@ int run_dump(const CoreOptions& o) {
     throw Refusal("--leave-running and --leave-stopped exclude each other", "give one of them");
   check_page_options(o);
   const auto logger = make_logger(o);
-  const Fd images = open_path(o.images_dir, O_RDONLY | O_DIRECTORY);
+  const Fd images = open_images_folder(o);
   const Fd work = open_path(o.effective_work_dir(), O_RDONLY | O_DIRECTORY);
   const ActionScripts scripts(o.action_scripts, o.images_dir, *logger);
   std::optional<LazyDump> lazy;

@@ -11,7 +11,7 @@
 namespace migrate::cli {
 namespace {
 
-void check_options(const CoreOptions& o, int images_dir) {
+void check_options(const CoreOptions& o, int images_dir, Logger& log) {
   const ImageSet images = ImageSet::load(images_dir);
   if (o.page_server && o.ps_socket >= 0)
     throw Refusal("--ps-socket cannot be connected again when it is cut", "give --address and --port");
@@ -20,7 +20,10 @@ void check_options(const CoreOptions& o, int images_dir) {
   if (o.page_server) return;
   if (o.tls || o.port != 0 || o.recover_timeout_seconds != 0)
     throw Refusal("--tls, --port and --recover-timeout are about a page server", "give --page-server too");
-  if (!images.has("pstree.img")) return;  // a dump may still be to come
+  if (!images.has("pstree.img")) {  // a dump may still be to come
+    log.warn("the folder {} holds no dump yet; its pages are served when there is one", o.images_dir);
+    return;
+  }
   PageImages pages(images_dir);
   PagesByMemory named;
   for (const TaskNode& node : read_tree(images)) {
@@ -41,10 +44,11 @@ CoreOptions with_one_log(CoreOptions o) {
 
 int run_lazy_pages(const CoreOptions& options) {
   const CoreOptions o = with_one_log(options);
-  make_logger(o)->flush();
+  const LoggerPtr first_log = make_logger(o);
   std::map<std::string, Fd> kept;
-  Fd& images = kept["images"] = open_path(o.images_dir, O_RDONLY | O_DIRECTORY);
-  check_options(o, images.get());
+  Fd& images = kept["images"] = open_images_folder(o);
+  check_options(o, images.get(), *first_log);
+  first_log->flush();
   return run_behind_front(o, std::move(kept), [&o](LazyHost& host, const BehindFront& front) {
     const LoggerPtr log = make_logger(o, true);
     LazyServing(o, host, front, *log).run();

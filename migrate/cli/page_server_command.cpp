@@ -30,7 +30,7 @@ std::unique_ptr<Stream> await_client(const CoreOptions& o, Listener* listener, c
 int run_page_server(const CoreOptions& o) {
   if (o.auto_dedup) throw Refusal("--auto-dedup is not supported", "leave it out; parents keep their pages");
   const auto logger = make_logger(o);
-  const Fd dir = open_path(o.images_dir, O_RDONLY | O_DIRECTORY);
+  const Fd dir = open_images_folder(o);
   if (o.prev_images_dir.empty()) {
     unlink_parent(dir.get());
   } else {

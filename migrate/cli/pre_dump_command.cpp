@@ -32,7 +32,7 @@ int run_pre_dump(const CoreOptions& o) {
   if (o.tree == 0) throw Refusal("pre-dump needs a tree", "name its root with --tree PID");
   check_page_options(o);
   const auto logger = make_logger(o);
-  const Fd images_dir = open_path(o.images_dir, O_RDONLY | O_DIRECTORY);
+  const Fd images_dir = open_images_folder(o);
   const Fd work = open_path(o.effective_work_dir(), O_RDONLY | O_DIRECTORY);
   const ActionScripts scripts(o.action_scripts, o.images_dir, *logger);
   check_frozen(collect_tree(Pid(o.tree)));  // which refuses a tree that is none, or that we are in
@@ -73,7 +73,7 @@ int run_untrack(const CoreOptions& o) {
   const auto logger = make_logger(o);
   auto tracker = TrackClient::find(o.tree);
   if (!tracker) {
-    logger->info("no pre-dump tracks task {}", o.tree);
+    logger->warn("no pre-dump tracks task {}", o.tree);
     return 0;
   }
   tracker->end();

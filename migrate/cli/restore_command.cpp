@@ -43,7 +43,7 @@ uint32_t micros(std::chrono::steady_clock::duration d) {
 int run_restore(const CoreOptions& o) {
   demand_capabilities();
   const auto logger = make_logger(o);
-  const Fd folder = open_path(o.images_dir, O_RDONLY | O_DIRECTORY);
+  const Fd folder = open_images_folder(o);
   const Fd work = open_path(o.effective_work_dir(), O_RDONLY | O_DIRECTORY);
   const ActionScripts scripts(o.action_scripts, o.images_dir, *logger);
   const ImageSet images = ImageSet::load(folder.get());
@@ -54,6 +54,7 @@ int run_restore(const CoreOptions& o) {
   RestoreOptions r{o};
   if (o.shell_job) r.terminal = own_terminal();
   r.sibling = o.restore_sibling;
+  r.detached = o.restore_detached && !o.restore_sibling;
   r.root = o.root;
   r.lazy = o.lazy_pages;
   {

@@ -59,7 +59,9 @@ std::string about_value(const std::string& what) {
   }
   if (const Parts converted = split(what, "Could not convert: ")) {
     const Parts value = split(converted->second, " = ");
-    if (value) return value->first + ": " + quoted(value->second) + " is no number";
+    const bool digits = value && !value->second.empty() &&
+                        std::ranges::all_of(value->second, [](unsigned char c) { return std::isdigit(c) != 0; });
+    if (value) return value->first + ": " + quoted(value->second) + (digits ? " is too large" : " is no number");
   }
   return what.substr(0, what.find(". "));
 }

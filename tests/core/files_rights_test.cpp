@@ -126,6 +126,29 @@ TEST_F(FileRights, ALinkOfTheUsersOpensWhatTheUserMayOpen) {
   denied(images, options({user()}), "a link that user 1234 can change");
 }
 
+// Somebody else in its jail put the link there: for a task without a root folder of its own it would be the user's.
+TEST_F(FileRights, NoLinkLeadsOutOfATasksOwnRootFolder) {
+  folder("jail", 0, 0755);
+  folder("jail/home", kUser, 0755);
+  folder("jail/home/data", kUser, 0755);
+  file("jail/home/data/f", "12345", kUser, 0600);
+  folder("outside", kUser, 0755);
+  file("outside/f", "54321", kUser, 0600);
+  const auto images = dump_open("jail/home/data/f", O_RDONLY);
+  FileCredentials jailed = user();
+  jailed.root = at("jail");
+  EXPECT_EQ(opened(images, options({jailed})), at("jail/home/data/f"));
+  replace_by_link("jail/home/data", "outside", kUser);
+  denied(images, options({jailed}), "a link in a root folder that a task has of its own", false);
+  denied(images, options({user(), jailed}), "a link in a root folder that a task has of its own", false);
+  EXPECT_EQ(opened(images, options({user()})), at("outside/f"));
+  // Links on the way to it are none of the jail's.
+  std::filesystem::remove(at("jail/home/data"));
+  std::filesystem::rename(at("jail/home/data.old"), at("jail/home/data"));
+  replace_by_link("jail", "jail.old", 0);
+  EXPECT_EQ(opened(images, options({jailed})), at("jail.old/home/data/f"));
+}
+
 TEST_F(FileRights, RootsProgramsFollowNoLinksOfOthers) {
   folder("home/data", kUser, 0755);
   file("home/data/f", "12345", 0, 0600);
@@ -513,7 +536,8 @@ TEST_F(UnixNameRights, ConnectionsToOthersByTheUsersRight) {
   const Fd server(unix_at(at("home/dev/log"), SOCK_DGRAM, false));
   own("home/dev/log", kOther, 0666);
   const Fd private_server(unix_at(at("secret/log"), SOCK_DGRAM, false));
-  const auto images = dump([&] { place_at(unix_at(at("home/dev/log"), SOCK_DGRAM, true), 3); }, {{.ext_unix_sk = true}});
+  const auto images =
+      dump([&] { place_at(unix_at(at("home/dev/log"), SOCK_DGRAM, true), 3); }, {{.ext_unix_sk = true}});
   const auto say_hello = [&] {
     FileRestorer restorer(images, options({user()}), *log);
     restorer.open_all();

@@ -94,7 +94,49 @@ def packet():
 
 def raw_ip():
     s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    become_nobody()
     return s, s.fileno()
+
+
+def bound_to_interface(gone=False):
+    """One that this host alone has; `gone`: no more."""
+    name = f"mig{os.getpid() % 100000}"
+    made = subprocess.run(["ip", "link", "add", name, "type", "veth", "peer", "name", name + "p"], capture_output=True, text=True)
+    if made.returncode != 0:
+        return "impossible", f"no network interface can be made: {made.stderr.strip()}"
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name.encode())
+    if gone:
+        subprocess.run(["ip", "link", "del", name], check=True)
+        return s, s.fileno()
+    return s, name
+
+
+def interface_gone():
+    return bound_to_interface(gone=True)
+
+
+def unix_from_another_network():
+    """Who connects is in another network namespace, and none of the tree."""
+    path = os.path.join(FOLDER, "listener")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(1)
+    middle = os.fork()
+    if middle == 0:
+        if os.fork() == 0:
+            os.setsid()
+            checked(LIBC.unshare(0x40000000), "unshare(2)")  # CLONE_NEWNET
+            s = socket.socket(socket.AF_UNIX)
+            s.connect(path)
+            while os.path.isdir(FOLDER) and not select.select([s], [], [], 0.1)[0]:
+                pass
+        os._exit(0)
+    os.waitpid(middle, 0)
+    connection, _ = listener.accept()
+    listener.close()
+    os.unlink(path)
+    return connection, connection.fileno()
 
 
 def unix_outside():
@@ -663,7 +705,7 @@ def child():
 
 
 KINDS = {f.__name__.replace("_", "-"): f for f in (
-    tcp, tcp_backlog, listener, corked, ended_unread, lost_socket_name, netlink, packet, raw_ip, unix_outside, epoll_on_its_way, inotify, fanotify, notified, terminal, terminal_with_guest, stopped_terminal, io_uring,
+    tcp, tcp_backlog, listener, corked, ended_unread, lost_socket_name, netlink, packet, raw_ip, bound_to_interface, interface_gone, unix_from_another_network, unix_outside, epoll_on_its_way, inotify, fanotify, notified, terminal, terminal_with_guest, stopped_terminal, io_uring,
     userfaultfd, pidfd, thread_pidfd, device, flock, posix_lock, lease, message_queue, sysv_shm, sysv_queue, outside_pipe, seccomp, deleted_big_file, writable_file,
     mapped_file, own_thread_files, zombie_root, shared_memory_outside, landlock, user_dispatch, address_space_limit, thread_file,
     not_accepted, epoll_of_closed, epoll_of_another, watching, favoured, plain, child, child_of_32_bits, child_without_vvar, nobody, roots_file, roots_folder, roots_deleted_file, roots_socket, roots_pair, timers_beyond_the_limit, forced_buffer, marked, alarm_clock,

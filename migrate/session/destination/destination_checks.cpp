@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -279,6 +280,13 @@ CheckAnswer what_is_in_the_way(const wire::Check& check, const ReceiveOptions& o
   for (const auto& port : check.ports()) {
     if (reasons.size() >= kMaxReasons) break;
     if (std::string why = check_port(port); !why.empty()) reasons.push_back(std::move(why));
+  }
+  for (const std::string& name : check.interfaces()) {
+    if (reasons.size() >= kMaxReasons) break;
+    if (name.size() < IF_NAMESIZE && ::if_nametoindex(name.c_str()) != 0) continue;
+    reasons.push_back("the destination has no network interface " + name.substr(0, IF_NAMESIZE) +
+                      ", to which a socket of the program is bound, or by which it sends or hears multicast; " +
+                      "give the destination one of that name, or have the program use another");
   }
   for (std::string& reason : reasons) reason.resize(std::min(reason.size(), kMaxReason));
   return answer;

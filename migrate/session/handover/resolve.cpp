@@ -2,6 +2,7 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <map>
 #include <set>
 
@@ -73,7 +74,9 @@ class Resolver {
       }
     }
     if (open == 0) tell_nothing_open();
-    return in_doubt ? kInDoubt : kMoved;
+    // Nobody did what was to be forced, unless somebody had before.
+    const bool not_forced = open == 0 && options_.force != ResolveOptions::Force::none && !was_killed_by_force();
+    return in_doubt || not_forced ? kInDoubt : kMoved;
   }
 
  private:
@@ -82,6 +85,13 @@ class Resolver {
     const SessionId id = *session_from_hex(options_.session);
     if (store_.peek(id, Role::source) || store_.peek(id, Role::destination)) return;
     throw UnknownSession(options_);
+  }
+
+  bool was_killed_by_force() const {
+    if (options_.force != ResolveOptions::Force::kill) return false;
+    const std::vector<JournalEntry> all = store_.list();
+    return std::ranges::any_of(
+        all, [&](const JournalEntry& e) { return to_hex(e.id) == options_.session && e.reason == kKilled; });
   }
 
   /// Whoever asks about one session hears how it ended.

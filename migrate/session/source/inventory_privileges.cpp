@@ -19,6 +19,7 @@
 #include "core/base/looked_at.h"
 #include "core/base/proc_values.h"
 #include "core/files/fdinfo.h"
+#include "core/files/multicast.h"
 #include "core/files/socket_options.h"
 #include "core/task/proc_text.h"
 #include "migrate/session/guardian/privileges.h"
@@ -209,17 +210,22 @@ void DescriptorPrivileges::look_into(const ProcDir& task, int fd, const std::str
     if (size > 0) facts.found.push_back(privilege(Kind::pipe_size, static_cast<uint64_t>(size)));
     return;
   }
-  if (add_socket_options(ours.get(), facts.found) != AF_UNIX) return;
+  const uint32_t domain = add_socket_options(ours.get(), facts.found);
+  if (domain == AF_INET || domain == AF_INET6) facts.interfaces = interfaces_of(ours.get(), task, link);
+  if (domain != AF_UNIX) return;
   facts.peer = peer_credentials(ours.get(), link);
   facts.fd = fd;
   std::string name = socket_name(ours.get());
-  if (!name.empty() && task.link("root") == "/") facts.socket_name = std::move(name);
+  if (name.empty()) return;
+  const std::string root = task.link("root");
+  facts.socket_name = root == "/" ? name : root + name;
 }
 
 std::set<std::string> DescriptorPrivileges::write(wire::Check& check, FileNeeds& files, const UserIds& ids) const {
-  std::set<std::string> looked;
+  std::set<std::string> looked, interfaces;
   for (const auto& [key, facts] : facts_) {
     looked.insert(key);
+    interfaces.insert(facts.interfaces.begin(), facts.interfaces.end());
     for (const wire::Check::Privilege& found : facts.found) {
       wire::Check::Privilege* out = check.add_privileges();
       *out = found;
@@ -239,6 +245,7 @@ std::set<std::string> DescriptorPrivileges::write(wire::Check& check, FileNeeds&
     if (file && ::fstat(file.get(), &st) == 0 && S_ISSOCK(st.st_mode))
       files.add_socket(facts.socket_name, st, facts.holders);
   }
+  for (const std::string& name : interfaces) check.add_interfaces(name);
   return looked;
 }
 

@@ -50,6 +50,7 @@ class DescriptorPrivileges {
     HolderNumbers holders;
     std::vector<wire::Check::Privilege> found;
     std::string socket_name;  ///< bound, in the file system
+    std::set<std::string> interfaces;
     std::optional<PeerCredentials> peer;
     int fd = -1;  ///< in the first holder
   };

@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "core/base/tree_options.h"
 #include "core/base/held_lock.h"
 #include "core/base/log.h"
+#include "core/base/tree_options.h"
 #include "core/files/advice.h"
 #include "core/freeze/stopped_tree.h"
 #include "core/image/image_set.h"

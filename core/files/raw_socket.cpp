@@ -13,7 +13,8 @@ namespace migrate {
 bool is_raw(const img::inet_sk_entry& e) { return e.type() == SOCK_RAW; }
 
 bool is_ping(const img::inet_sk_entry& e) {
-  return e.type() == SOCK_DGRAM && e.proto() == static_cast<uint32_t>(e.family() == AF_INET ? +IPPROTO_ICMP : +IPPROTO_ICMPV6);
+  return e.type() == SOCK_DGRAM &&
+         e.proto() == static_cast<uint32_t>(e.family() == AF_INET ? +IPPROTO_ICMP : +IPPROTO_ICMPV6);
 }
 
 void check_raw_socket(const OpenFile& file, uint32_t proto) {

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "core/base/tree_options.h"
 #include "core/base/fd.h"
+#include "core/base/tree_options.h"
 #include "migrate/policy/precopy_policy.h"
 #include "pageserver/page_codec.h"
 #include "pageserver/tls.h"

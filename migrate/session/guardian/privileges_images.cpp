@@ -10,8 +10,8 @@
 #include <map>
 
 #include "core/base/error.h"
-#include "core/files/raw_socket.h"
 #include "core/files/image_tables.h"
+#include "core/files/raw_socket.h"
 #include "core/files/waiting_descriptor.h"
 #include "core/image/magic.h"
 #include "core/restore/tree_order.h"

@@ -12,6 +12,7 @@ Subjects:
   late-memory        post-copy, hybrid and auto: the switch, how soon it is whole, how long the program stood still for pages (10 each)
   freeze             how long a dump freezes a tree, against threads, mappings, descriptors and memory
   page-files         image files: many operations in flight against plain calls, in memory and on disk, cached and not
+  timers             how late a thousand timers in 200 processes are because of a move (3 of two modes)
   peer               CRIU beside it, where one is installed that starts
 Without --only: matrix, convergence, freeze and peer.
 
@@ -27,12 +28,12 @@ import time
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from measure import baseline, convergence, downtime_at_rate, estimates, freeze, late_memory, matrix, page_files, peer, plots, table  # noqa: E402
+from measure import baseline, convergence, downtime_at_rate, estimates, freeze, late_memory, matrix, page_files, peer, plots, table, timers  # noqa: E402
 from measure.hosts import LIKE_LOOPBACK, Hosts  # noqa: E402
 from lib.process import become_subreaper  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SUBJECTS = ("matrix", "estimates", "convergence", "downtime-at-rate", "late-memory", "freeze", "page-files", "peer")
+SUBJECTS = ("matrix", "estimates", "convergence", "downtime-at-rate", "late-memory", "freeze", "page-files", "timers", "peer")
 DEFAULT = ("matrix", "convergence", "freeze", "peer")
 
 
@@ -114,6 +115,9 @@ class Run:
         mib = self.options.sizes[0] if self.options.sizes else 128 if self.options.quick else 512
         self.section("Image files", page_files.rows(self.hosts, self.options.before and os.path.abspath(self.options.before),
                                                     self.options.disk, mib, self.repeat(9, 3)))
+
+    def timers(self):
+        self.section("Timers", timers.rows(self.hosts, self.repeat(3, 1)))
 
     def peer(self):
         self.section("Beside CRIU", peer.rows(self.hosts, self.results, self.options.peer, repeat=self.repeat(3, 1)))

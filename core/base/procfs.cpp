@@ -60,6 +60,16 @@ ProcStat parse_stat(std::string_view text) {
   return s;
 }
 
+std::string ProcDir::link(const std::string& name) const {
+  try {
+    return read_link_at(dir_.get(), name);
+  } catch (const Error& e) {
+    if (e.code() != ENAMETOOLONG) throw;
+    throw Refusal("task " + std::to_string(pid_) + " has as " + name + " a file whose path is longer than 4095 bytes",
+                  "have the program close it, or leave that folder");
+  }
+}
+
 ProcDir::ProcDir(pid_t pid) : pid_(pid), dir_(open_path("/proc/" + std::to_string(pid), O_RDONLY | O_DIRECTORY)) {}
 
 ProcDir ProcDir::thread(pid_t tid) const {

@@ -49,7 +49,8 @@ class ProcDir {
   pid_t pid() const { return pid_; }
   int fd() const { return dir_.get(); }
   std::string read(const std::string& name) const { return read_file_at(dir_.get(), name, 256 << 20); }
-  std::string link(const std::string& name) const { return read_link_at(dir_.get(), name); }
+  /// Refusal for a path that is longer than any system call takes (PATH_MAX).
+  std::string link(const std::string& name) const;
   Fd open(const std::string& name, int flags) const { return open_at(dir_.get(), name, flags); }
   ProcStat stat() const { return parse_stat(read("stat")); }
   /// /proc/PID/status as key → value (text after the tab).

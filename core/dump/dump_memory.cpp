@@ -1,5 +1,6 @@
 #include "core/dump/dump_memory.h"
 
+#include <limits.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -129,6 +130,8 @@ void check_mapping(pid_t pid, const Vma& vma) {
   };
   constexpr const char* kUnmap = "unmap it first, or run the program without it";
   if (is_kernel_made(vma)) return;
+  if (vma.name.size() >= PATH_MAX)
+    throw Refusal("task " + std::to_string(pid) + " has a file mapped whose path is longer than 4095 bytes", kUnmap);
   if (vma.has(VmFlag::hugetlb)) refuse("hugetlb pages mapped", "run it with transparent huge pages instead");
   if (vma.name.starts_with("/[aio]")) refuse("an asynchronous I/O context", "let it finish its io_setup(2) contexts");
   if (vma.name.starts_with("anon_inode:[io_uring]")) refuse("an io_uring mapped", "run the program without io_uring");

@@ -130,6 +130,26 @@ TEST_F(Files, PreflightRefusesWithoutStopping) {
   EXPECT_THROW(FileDumper::preflight(tasks, {}, *log), Refusal);
 }
 
+TEST_F(Files, PreflightNamesWhoHasAPathThatIsTooLong) {
+  Child child([&] {
+    const std::string name(200, 'd');
+    MUST(::chdir(at("").c_str()) == 0);
+    for (size_t length = 0; length < PATH_MAX; length += name.size() + 1)
+      MUST(::mkdir(name.c_str(), 0700) == 0 && ::chdir(name.c_str()) == 0);
+    place_at(::open("f", O_RDWR | O_CREAT, 0600), 7);
+  });
+  ASSERT_TRUE(child.stopped());
+  std::vector<ProcDir> tasks;
+  tasks.emplace_back(child.pid());
+  try {
+    FileDumper::preflight(tasks, {}, *log);
+    ADD_FAILURE() << "not refused";
+  } catch (const Refusal& e) {
+    EXPECT_NE(std::string(e.what()).find("fd/7 a file whose path is longer than 4095 bytes"), std::string::npos)
+        << e.what();
+  }
+}
+
 TEST_F(Files, PreflightPassesOverWhatIsForAMoment) {
   // Each loop has something that no dump takes half of the time, and never for long.
   const auto passes = [&](const std::function<void()>& once) {

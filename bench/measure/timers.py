@@ -1,0 +1,49 @@
+"""How late timers are because of a move: a thousand of all kinds in a tree of 200 processes. What they are late by without one
+(so many processes take turns on few processors) is measured before; a move may add its downtime and a millisecond."""
+import contextlib
+import os
+
+import cases
+from lib import netns
+from lib.process import find_moved, read, wait_for
+from lib.suite import Skip
+
+PROCESSES, OF_TWO_KINDS = 200, 2
+QUIET = 3  # checks without a move: in each, every timer comes once more
+
+
+def latest_ms(program, folder):
+    """Since the last time, of the worst timer; each has come once more when this returns."""
+    program.check()
+    return int(read(os.path.join(folder, "program", "latest"))) / 1e6
+
+
+def measure(hosts, mode):
+    """(worst without a move, worst over the move, downtime), milliseconds."""
+    folder = hosts.new_folder(f"timers-{mode}")
+    context = cases.Context(hosts.binary, os.path.join(hosts.build, "tests", "workloads"), None)
+    cases.WORKLOADS["bench"] = ("many_timers", [str(PROCESSES), str(OF_TWO_KINDS)])
+    with contextlib.closing(cases.Move(context, "bench", folder, netns.OTHER_CLOCKS, ())) as move:
+        quiet = max(latest_ms(move.program, folder) for _ in range(QUIET))
+        code, events, out = move.send(("--mode", mode))
+        if code != 0:
+            raise Skip(f"send exited {code}: {out.strip()[-300:]}")
+        move.program.reap_old(move.receiver.pid)
+        copy = wait_for(lambda: find_moved(move.program.inner, move.program.comm()), "the tree at the destination", 20)
+        move.program.moved_to(copy, move.inside)
+        over = latest_ms(move.program, folder)
+        move.end_receiver()
+        return quiet, over, next(e["downtime_ms"] for e in reversed(events) if "downtime_ms" in e)
+
+
+def rows(hosts, repeat):
+    out = ["| mode | latest timer without a move | latest over the move | downtime | later than both |", "| --- " * 5 + "|"]
+    for n in range(repeat):
+        for mode in ("precopy", "postcopy"):
+            try:
+                quiet, over, downtime = measure(hosts, mode)
+                out.append(f"| {mode} | {quiet:.1f} ms | {over:.1f} ms | {downtime:.1f} ms | {over - quiet - downtime:.1f} ms |")
+            except Skip as e:
+                out.append(f"| {mode} | not measured: {e} | | | |")
+            print(out[-1], flush=True)
+    return out

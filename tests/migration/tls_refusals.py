@@ -12,7 +12,7 @@ from lib.process import Deadline, descendants, kill_all, read, run, spawn, wait_
 from lib.suite import Skip, expect
 
 PORT = 7411
-VERSION = 2  # of the migration protocol
+VERSION = 3  # of the migration protocol
 
 
 class Link:

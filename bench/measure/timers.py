@@ -25,11 +25,12 @@ def measure(hosts, mode):
     cases.WORKLOADS["bench"] = ("many_timers", [str(PROCESSES), str(OF_TWO_KINDS)])
     with contextlib.closing(cases.Move(context, "bench", folder, netns.OTHER_CLOCKS, ())) as move:
         quiet = max(latest_ms(move.program, folder) for _ in range(QUIET))
+        comm = move.program.comm()
         code, events, out = move.send(("--mode", mode))
         if code != 0:
             raise Skip(f"send exited {code}: {out.strip()[-300:]}")
         move.program.reap_old(move.receiver.pid)
-        copy = wait_for(lambda: find_moved(move.program.inner, move.program.comm()), "the tree at the destination", 20)
+        copy = wait_for(lambda: find_moved(move.program.inner, comm), "the tree at the destination", 20)
         move.program.moved_to(copy, move.inside)
         over = latest_ms(move.program, folder)
         move.end_receiver()

@@ -6,7 +6,7 @@ import signal
 
 from lib.process import exists, kill_all, wait_for
 from lib.suite import expect
-from postcopy_move import Move
+from postcopy_move import Move, end_receiver
 
 
 class TwoRun(Move):
@@ -14,10 +14,7 @@ class TwoRun(Move):
 
     def begin(self, via=None):
         super().begin(via)
-        self.expect_feeding()
-        receiver = self.hosts.receivers["destination"].pid
-        kill_all([*self.destination_agent(), receiver])
-        self.hosts.receivers.pop("destination").wait(10)
+        end_receiver(self)
         self.sender.send_signal(signal.SIGINT)
         self.send_ends(3)
         kill_all(self.named("guardian-watch source ", self.session))

@@ -200,9 +200,14 @@ def cut(times):
     return act
 
 
-def kill_receiver(move):
+def end_receiver(move):
+    """Nobody listens there any more."""
     move.expect_feeding()
     victims = [*move.destination_agent(), move.hosts.receivers["destination"].pid]
     kill_all(victims)
     move.hosts.receivers.pop("destination").wait(10)
+
+
+def kill_receiver(move):
+    end_receiver(move)
     move.start_receiver()

@@ -80,26 +80,34 @@ Fd memory_of(const IpcObject& segment, dev_t shm_device) {
   return memory;
 }
 
+/// Calls `look` until it does not refuse, a few times: an object whose maker has just ended may be about to be removed,
+/// and of one that was just made nobody is known yet.
+template <class Look>
+void refused_at_last(long ns_between, Look look) {
+  constexpr int kTries = 10;
+  for (int tries = 1;; ++tries) {
+    try {
+      look();
+      return;
+    } catch (const Refusal&) {
+      if (tries == kTries) throw;
+    }
+    const timespec between{0, ns_between};
+    ::nanosleep(&between, nullptr);
+  }
+}
+
 }  // namespace
 
 void TreeIpc::preflight(const std::vector<ProcDir>& tasks) {
-  constexpr int kTries = 10;
-  constexpr timespec kBetween{0, 20'000'000};
-  for (int tries = 1;; ++tries) {
+  refused_at_last(20'000'000, [&] {
     const std::vector<IpcObject> around = objects_around(tasks.front());
     if (around.empty()) return;
     IpcUsers users = look_at_ipc_users(tasks);
     look_for_waiters(tasks, users);
     count_segments(tasks, users.mappings);
-    try {
-      (void)find_tree_objects(tasks, std::move(users), undo_reader_for(around));
-      return;
-    } catch (const Refusal&) {
-      // Whose maker has just ended may be about to be removed.
-      if (tries == kTries) throw;
-    }
-    ::nanosleep(&kBetween, nullptr);
-  }
+    (void)find_tree_objects(tasks, std::move(users), undo_reader_for(around));
+  });
 }
 
 void TreeIpc::look_around(const std::vector<ProcDir>& tasks) {
@@ -121,7 +129,16 @@ void TreeIpc::describe(const std::vector<ProcDir>& tasks, const ImagePids& pids,
   users.waits = waits_;
   users.others_wait = others_wait_;
   count_segments(tasks, users.mappings);
-  TreeObjects found = find_tree_objects(tasks, std::move(users), undo_reader_);
+  TreeObjects found;
+  refused_at_last(2'000'000, [&] {
+    try {
+      found = find_tree_objects(tasks, users, undo_reader_);
+    } catch (const Refusal&) {
+      // Others run on: who made an object since look_around() may wait for it by now.
+      look_for_waiters(tasks, users);
+      throw;
+    }
+  });
   objects_ = std::move(found.objects);
   find_old_keys(tasks, objects_);
   own_ = alone_ || !objects_.empty();

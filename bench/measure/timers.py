@@ -9,6 +9,7 @@ from lib.process import find_moved, read, wait_for
 from lib.suite import Skip
 
 PROCESSES, OF_TWO_KINDS = 200, 2
+PARTS = ("freeze_ms", "shells_ms", "pages_ms", "restore_ms", "handover_ms")
 QUIET = 3  # checks without a move: in each, every timer comes once more
 
 
@@ -19,7 +20,7 @@ def latest_ms(program, folder):
 
 
 def measure(hosts, mode):
-    """(worst without a move, worst over the move, downtime), milliseconds."""
+    """(worst without a move, worst over the move, downtime, its parts), milliseconds."""
     folder = hosts.new_folder(f"timers-{mode}")
     context = cases.Context(hosts.binary, os.path.join(hosts.build, "tests", "workloads"), None)
     cases.WORKLOADS["bench"] = ("many_timers", [str(PROCESSES), str(OF_TWO_KINDS)])
@@ -34,17 +35,19 @@ def measure(hosts, mode):
         move.program.moved_to(copy, move.inside)
         over = latest_ms(move.program, folder)
         move.end_receiver()
-        return quiet, over, next(e["downtime_ms"] for e in reversed(events) if "downtime_ms" in e)
+        moved = next(e for e in reversed(events) if "downtime_ms" in e and "freeze_ms" in e)
+        parts = ", ".join(f"{k[:-3]} {v:.0f}" for k, v in moved.items() if k.endswith("_ms") and k in PARTS)
+        return quiet, over, moved["downtime_ms"], parts
 
 
 def rows(hosts, repeat):
-    out = ["| mode | latest timer without a move | latest over the move | downtime | later than both |", "| --- " * 5 + "|"]
+    out = ["| mode | latest timer without a move | latest over the move | downtime | later than both | parts of it |", "| --- " * 6 + "|"]
     for n in range(repeat):
         for mode in ("precopy", "postcopy"):
             try:
-                quiet, over, downtime = measure(hosts, mode)
-                out.append(f"| {mode} | {quiet:.1f} ms | {over:.1f} ms | {downtime:.1f} ms | {over - quiet - downtime:.1f} ms |")
+                quiet, over, downtime, parts = measure(hosts, mode)
+                out.append(f"| {mode} | {quiet:.1f} ms | {over:.1f} ms | {downtime:.1f} ms | {over - quiet - downtime:.1f} ms | {parts} |")
             except Skip as e:
-                out.append(f"| {mode} | not measured: {e} | | | |")
+                out.append(f"| {mode} | not measured: {e} | | | | |")
             print(out[-1], flush=True)
     return out

@@ -40,6 +40,17 @@ bool good_name(std::string_view name) {
                      [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '.'; });
 }
 
+/// At most `limit` bytes.
+std::vector<std::byte> read_image(Fd fd, const std::string& name, uint64_t limit) {
+  struct stat st {};
+  check(::fstat(fd.get(), &st), "stat", name);
+  if (!S_ISREG(st.st_mode)) throw Corrupt(name, "it is not a regular file");
+  if (static_cast<uint64_t>(st.st_size) > limit) throw Error("load image", name, EFBIG);
+  std::vector<std::byte> bytes(static_cast<size_t>(st.st_size));
+  bytes.resize(read_full(fd.get(), bytes, name));
+  return bytes;
+}
+
 }  // namespace
 
 void ImageWriter::entry(const google::protobuf::MessageLite& message) {
@@ -120,17 +131,20 @@ ImageSet ImageSet::load(int dirfd, uint64_t limit) {
   for (const auto& file : std::filesystem::directory_iterator(folder)) {
     const std::string name = file.path().filename();
     if (!good_name(name) || name.starts_with("pages-")) continue;
-    const Fd fd = open_at(dirfd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
-    struct stat st {};
-    check(::fstat(fd.get(), &st), "stat", name);
-    if (!S_ISREG(st.st_mode)) throw Corrupt(name, "it is not a regular file");
-    total += static_cast<uint64_t>(st.st_size);
-    if (total > limit) throw Error("load images", folder, EFBIG);
     if (set.images_.size() >= kMaxImages) throw Corrupt("the image folder", "it holds too many images");
-    std::vector<std::byte> bytes(static_cast<size_t>(st.st_size));
-    bytes.resize(read_full(fd.get(), bytes, name));
+    std::vector<std::byte> bytes =
+        read_image(open_at(dirfd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK), name, limit - total);
+    total += bytes.size();
     set.images_.emplace(name, std::move(bytes));
   }
+  return set;
+}
+
+ImageSet ImageSet::load_one(int dirfd, const std::string& name) {
+  ImageSet set;
+  Fd fd(::openat(dirfd, name.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+  if (!fd && errno != ENOENT) throw Error("open", name, errno);
+  if (fd) set.images_.emplace(name, read_image(std::move(fd), name, kMostBytes));
   return set;
 }
 

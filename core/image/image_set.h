@@ -52,6 +52,8 @@ class ImageReader {
 
 class ImageSet {
  public:
+  static constexpr uint64_t kMostBytes = uint64_t{1} << 30;
+
   /// Starts (or continues) image `name` ("core-42.img") with the type magic `type` (core/image/magic.h). kInventory and
   /// service magics get their own header form, kRaw none.
   ImageWriter write(const std::string& name, uint32_t type);
@@ -69,7 +71,9 @@ class ImageSet {
   /// Writes every image into the folder `dirfd` (created 0600; an existing file is replaced).
   void save(int dirfd) const;
   /// Loads every *.img file but pages-*.img from `dirfd`, at most `limit` bytes in all.
-  static ImageSet load(int dirfd, uint64_t limit = uint64_t{1} << 30);
+  static ImageSet load(int dirfd, uint64_t limit = kMostBytes);
+  /// Only image `name`, if it is there.
+  static ImageSet load_one(int dirfd, const std::string& name);
 
   const std::map<std::string, std::vector<std::byte>>& images() const { return images_; }
   /// Adds an image as it came from a peer: the name must be made of [a-z0-9.-] and end in ".img". Throws Corrupt.

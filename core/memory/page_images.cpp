@@ -1,6 +1,7 @@
 #include "core/memory/page_images.h"
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -41,10 +42,13 @@ PageSet only_named(const std::vector<StoredPages>& runs) {
   return named;
 }
 
-PageImages::PageImages(int dirfd) : dirfd_(dirfd), images_(ImageSet::load(dirfd)) {}
+PageImages::PageImages(int dirfd) : dirfd_(dirfd) {}
 
-PageImages::PageImages(Fd dir, int depth)
-    : own_dir_(std::move(dir)), dirfd_(own_dir_.get()), depth_(depth), images_(ImageSet::load(dirfd_)) {}
+PageImages::PageImages(Fd dir, int depth) : own_dir_(std::move(dir)), dirfd_(own_dir_.get()), depth_(depth) {}
+
+bool PageImages::has(const std::string& name) const {
+  return ::faccessat(dirfd_, name.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+}
 
 PageImages& PageImages::parent() {
   if (!parent_) {
@@ -77,7 +81,9 @@ void PageImages::add_from_parent(const std::string& name, uint64_t start, uint64
 
 std::vector<StoredPages> PageImages::locate(const std::string& name) {
   std::vector<StoredPages> all;
-  auto reader = images_.read(name, magic::kPagemap);
+  // Alone: each process of a restore asks for few, and a big tree has thousands.
+  const ImageSet images = ImageSet::load_one(dirfd_, name);
+  auto reader = images.read(name, magic::kPagemap);
   if (!reader && name.starts_with("pagemap-shmem-")) return all;  // CRIU writes none for an object without pages
   if (!reader) throw Corrupt(name, "it is missing; were its pages written by a page server, into another folder?");
   img::pagemap_head head;

@@ -33,7 +33,7 @@ class PageImages {
  public:
   /// `dirfd` stays the caller's and must live as long.
   explicit PageImages(int dirfd);
-  bool has(const std::string& name) const { return images_.has(name); }
+  bool has(const std::string& name) const;
   /// Where the pages of the pagemap image `name` are, ascending. Throws Corrupt; also if a task has no such image,
   /// for memory that nobody filled would read as zeros.
   std::vector<StoredPages> locate(const std::string& name);
@@ -47,7 +47,6 @@ class PageImages {
   Fd own_dir_;
   int dirfd_;
   int depth_ = 0;
-  ImageSet images_;
   std::map<uint32_t, Fd> files_;
   std::unique_ptr<PageImages> parent_;
   std::map<std::string, std::vector<StoredPages>> located_in_parent_;

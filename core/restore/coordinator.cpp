@@ -172,6 +172,7 @@ class Coordinator {
     pidfd_ = move_above(std::move(open_pidfd(::getpid()).value()), kLowestFloor);
     shells_launcher_ = move_above(launcher_.dup(), kLowestFloor);
     shells_.emplace(shells_launcher_.get(), pidfd_.get(), options_);
+    (void)own_kernel_mappings();  // so that no shell has to look
     send_message(launcher_.get(), Msg::hello, 0);
   }
 
@@ -297,8 +298,7 @@ class Coordinator {
   }
 
   void read_tasks() {
-    for (const TaskNode& node : shells_->tasks())
-      if (!node.zombie) images_of_.push_back(read_task(images_, node));
+    images_of_ = migrate::read_tasks(images_, shells_->tasks());
     if (options_.detached) forget_parent_of_root();
     check_tables(images_of_);
     const uint64_t nodes = usable_nodes();
@@ -423,9 +423,7 @@ class Coordinator {
     if (m.fds.empty()) throw Error("receive", "the final images", EBADMSG);
     const PagesByMemory missing = m.fds.size() > 1 ? unpack_pages(m.fds[1].get()) : PagesByMemory();
     final_images_ = unpack_images(m.fds[0].get());
-    images_of_.clear();
-    for (const TaskNode& node : shells_->tasks())
-      if (!node.zombie) images_of_.push_back(read_task(final_images_, node));
+    images_of_ = migrate::read_tasks(final_images_, shells_->tasks());
     files_->open_all(dumped_monotonic_ns(final_images_));
     set_foreground_groups(*shells_, terminals_, final_images_);
     const Fd table = pack_table(files_->opened());

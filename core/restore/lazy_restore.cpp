@@ -64,10 +64,9 @@ PageSet lazy_in_images(const TaskImage& task, PageImages& pages) {
 
 PagesByMemory lazy_in_images(const ImageSet& images, PageImages& pages) {
   PagesByMemory all;
-  for (const TaskNode& node : read_tree(images)) {
-    if (node.zombie) continue;
-    PageSet lazy = lazy_in_images(read_task(images, node), pages);
-    if (!lazy.empty()) all.emplace(MemoryId{MemoryId::Kind::task, static_cast<uint64_t>(node.pid)}, std::move(lazy));
+  for (const TaskImage& task : read_tasks(images, read_tree(images))) {
+    PageSet lazy = lazy_in_images(task, pages);
+    if (!lazy.empty()) all.emplace(MemoryId{MemoryId::Kind::task, static_cast<uint64_t>(task.pid)}, std::move(lazy));
   }
   return all;
 }

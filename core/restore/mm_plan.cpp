@@ -169,12 +169,15 @@ bool may_map_droppable() {
 
 }  // namespace
 
-std::vector<AddressRange> own_kernel_mappings() {
-  std::vector<AddressRange> ranges;
-  for (const MapsLine& line : parse_maps(read_file_at(AT_FDCWD, "/proc/self/maps")))
-    if (line.name == "[vdso]" || line.name == "[vvar]" || line.name == "[vvar_vclock]")
-      ranges.push_back({line.range.start.get(), line.range.end.get()});
-  return ranges;
+const std::vector<AddressRange>& own_kernel_mappings() {
+  static const std::vector<AddressRange> kRanges = [] {
+    std::vector<AddressRange> ranges;
+    for (const MapsLine& line : parse_maps(read_file_at(AT_FDCWD, "/proc/self/maps")))
+      if (line.name == "[vdso]" || line.name == "[vvar]" || line.name == "[vvar_vclock]")
+        ranges.push_back({line.range.start.get(), line.range.end.get()});
+    return ranges;
+  }();
+  return kRanges;
 }
 
 bool kernel_mappings_fit(std::span<const AddressRange> wanted, std::span<const AddressRange> own) {

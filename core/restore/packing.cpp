@@ -1,6 +1,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include <algorithm>
+#include <charconv>
 #include <cstring>
 
 #include "core/restore/shell.h"
@@ -29,13 +31,21 @@ class Packer {
 
 class Unpacker {
  public:
+  /// The file is mapped: of one that hundreds of shells get, each reads its own part only.
   explicit Unpacker(int fd) {
     struct stat st {};
     check(::fstat(fd, &st), "stat", "a memory file");
-    in_.resize(static_cast<size_t>(st.st_size));
-    if (pread_full(fd, in_, 0, "a memory file") != in_.size()) throw Error("read", "a memory file", EIO);
-    rest_ = in_;
+    size_ = static_cast<size_t>(st.st_size);
+    if (size_ == 0) return;
+    at_ = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, fd, 0);
+    if (at_ == MAP_FAILED) throw Error("map", "a memory file", errno);
+    rest_ = {static_cast<const std::byte*>(at_), size_};
   }
+  ~Unpacker() {
+    if (size_ != 0) ::munmap(at_, size_);
+  }
+  Unpacker(const Unpacker&) = delete;
+  Unpacker& operator=(const Unpacker&) = delete;
   bool empty() const { return rest_.empty(); }
   uint64_t number() {
     uint64_t value = 0;
@@ -50,7 +60,9 @@ class Unpacker {
     if (n > rest_.size() / sizeof(uint64_t)) throw Corrupt("a packed table", "it is cut short");
     return n;
   }
-  std::string text() {
+  std::string text() { return std::string(view()); }
+  /// As long as this lives.
+  std::string_view view() {
     const auto b = bytes(number());
     return {reinterpret_cast<const char*>(b.data()), b.size()};
   }
@@ -62,7 +74,8 @@ class Unpacker {
   }
 
  private:
-  std::vector<std::byte> in_;
+  void* at_ = nullptr;
+  size_t size_ = 0;
   std::span<const std::byte> rest_;
 };
 
@@ -97,26 +110,46 @@ std::vector<TreeLayout::Area> get_areas(Unpacker& u) {
   return areas;
 }
 
+/// Whether the image tells of a task or thread that `task` is not, and of nothing else. These are nearly all bytes of a
+/// big tree's images.
+bool is_of_another(std::string_view name, const TaskNode& task) {
+  for (const std::string_view stem : {"core-", "mm-", "pagemap-", "fs-", "creds-"}) {
+    if (!name.starts_with(stem)) continue;
+    pid_t id = 0;
+    const char* end = name.data() + name.size();
+    const auto [stop, error] = std::from_chars(name.data() + stem.size(), end, id);
+    if (error != std::errc() || std::string_view(stop, static_cast<size_t>(end - stop)) != ".img") return false;
+    return id != task.pid && std::ranges::find(task.threads, id) == task.threads.end();
+  }
+  return false;
+}
+
 }  // namespace
 
 Fd pack_images(const ImageSet& images) {
   Packer p;
+  // Names first, so that what is passed over is not even touched.
+  p.number(images.images().size());
   for (const auto& [name, bytes] : images.images()) {
-    p.number(name.size());
-    p.bytes(as_bytes_of(name));
+    p.text(name);
     p.number(bytes.size());
-    p.bytes(bytes);
   }
+  for (const auto& [name, bytes] : images.images()) p.bytes(bytes);
   return p.seal("migrate-images");
 }
 
-ImageSet unpack_images(int fd) {
+ImageSet unpack_images(int fd, const TaskNode* reader) {
   Unpacker u(fd);
+  std::vector<std::pair<std::string_view, uint64_t>> index(u.count());
+  for (auto& [name, size] : index) {
+    name = u.view();
+    size = u.number();
+  }
   ImageSet images;
-  while (!u.empty()) {
-    const auto name = u.bytes(u.number());
-    const auto bytes = u.bytes(u.number());
-    images.adopt(std::string(reinterpret_cast<const char*>(name.data()), name.size()), {bytes.begin(), bytes.end()});
+  for (const auto& [name, size] : index) {
+    const auto bytes = u.bytes(size);
+    if (reader == nullptr || !is_of_another(name, *reader))
+      images.adopt(std::string(name), {bytes.begin(), bytes.end()});
   }
   return images;
 }

@@ -91,7 +91,7 @@ void check_tables(std::span<const TaskImage> tasks) {
 void check_restorable(const ImageSet& images, std::span<const PageSource> memories, bool shell_job) {
   std::vector<TaskNode> tasks = read_tree(images);
   plan_tree(tasks, shell_job);
-  const std::vector<AddressRange> kernel = own_kernel_mappings();
+  const std::vector<AddressRange>& kernel = own_kernel_mappings();
   std::map<pid_t, std::vector<AddressRange>> pages;
   for (const PageSource& memory : memories) {
     if (memory.memory.kind != MemoryId::Kind::task) continue;
@@ -99,9 +99,7 @@ void check_restorable(const ImageSet& images, std::span<const PageSource> memori
     for (const PageRun& r : memory.runs) runs.push_back({r.address, r.address + r.pages * kPageSize});
   }
   std::set<std::pair<uint64_t, int>> mapped;
-  std::vector<TaskImage> images_of;
-  for (const TaskNode& node : tasks)
-    if (!node.zombie) images_of.push_back(read_task(images, node));
+  const std::vector<TaskImage> images_of = read_tasks(images, tasks);
   check_tables(images_of);
   const uint64_t nodes = usable_nodes();
   for (const TaskImage& task : images_of) {

@@ -24,8 +24,9 @@ void check_tables(std::span<const TaskImage> tasks);
 /// parents before children, zombies too; `inherit_outside` as for plan_tree(). Throws Refusal.
 void check_buildable(const std::vector<ProcDir>& tasks, bool inherit_outside);
 
-/// The kernel's mappings in this process ([vvar], [vvar_vclock], [vdso]), ascending.
-std::vector<AddressRange> own_kernel_mappings();
+/// The kernel's mappings in this process ([vvar], [vvar_vclock], [vdso]), ascending. Looked for once: they stay where
+/// they are, also in a fork.
+const std::vector<AddressRange>& own_kernel_mappings();
 /// Whether a kernel whose mappings are `own` can give a task those that another gave it. Code in one finds the other by
 /// the distance.
 bool kernel_mappings_fit(std::span<const AddressRange> wanted, std::span<const AddressRange> own);

@@ -131,7 +131,7 @@ class Shell {
       case Msg::open_terminal:
         return open_terminal(m), false;
       case Msg::end_as_zombie:
-        return images_ = unpack_images(fd_of(m, 0)), false;
+        return images_ = unpack_images(fd_of(m, 0), &node_), false;
       case Msg::fill:
         return fill(m), false;
       case Msg::finish:
@@ -262,9 +262,9 @@ class Shell {
   }
 
   bool stage(Message& m) {
-    images_ = unpack_images(fd_of(m, 0));
-    const Resources resources = unpack_resources(fd_of(m, 1));
     node_.threads = unpack_threads(fd_of(m, 2));
+    images_ = unpack_images(fd_of(m, 0), &node_);
+    const Resources resources = unpack_resources(fd_of(m, 1));
     m.fds.clear();
     move_descriptors(resources.room);
     if (resources.own_ipc) join_ipc_namespace();
@@ -351,7 +351,7 @@ class Shell {
 
   [[noreturn]] void finish(Message& m) {
     if (!task_) throw Error("receive", "the final images", EBADMSG);
-    const ImageSet images = unpack_images(fd_of(m, 0));
+    const ImageSet images = unpack_images(fd_of(m, 0), &node_);
     const std::map<uint32_t, int> opened = unpack_table(fd_of(m, 1));
     m.fds.clear();
     if (ipc_) touch_semaphores(*ipc_, node_.pid);

@@ -64,7 +64,8 @@ Fd move_above(Fd fd, int floor);
 
 /// An ImageSet and tables packed into sealed memory, to be handed to other processes.
 Fd pack_images(const ImageSet& images);
-ImageSet unpack_images(int fd);
+/// `reader`: all that this task needs; what tells of other tasks alone is left out.
+ImageSet unpack_images(int fd, const TaskNode* reader = nullptr);
 Fd pack_table(const std::map<uint32_t, int>& table);
 std::map<uint32_t, int> unpack_table(int fd);
 Fd pack_layout(const TreeLayout& layout);

@@ -181,7 +181,7 @@ void finish_shell(const ShellContext& context, const TaskNode& node, const Image
   std::vector<AddressRange> busy = own_mappings();
   for (const ImageVma& v : task.vmas) busy.push_back({v.start, v.end});
   AddressPicker picker(std::move(busy));
-  const std::vector<AddressRange> kernel = own_kernel_mappings();
+  const std::vector<AddressRange>& kernel = own_kernel_mappings();
   const uint64_t parking = kernel.empty() ? 0 : picker.pick(kernel.back().end - kernel.front().start);
   Rooms rooms{.parking = parking, .segments = segment_sizes(images, task)};
   uint64_t largest = 0;

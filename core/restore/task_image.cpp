@@ -23,9 +23,8 @@ img::core_entry read_core(const ImageSet& images, pid_t tid) {
   return core;
 }
 
-}  // namespace
-
-TaskImage read_task(const ImageSet& images, const TaskNode& node) {
+/// Without what stands in images that all tasks share.
+TaskImage read_own(const ImageSet& images, const TaskNode& node) {
   TaskImage t;
   t.pid = node.pid;
   t.tids = node.threads;
@@ -41,17 +40,42 @@ TaskImage read_task(const ImageSet& images, const TaskNode& node) {
     t.ids = t.core().ids();
   }
   t.vmas = read_vmas(t.mm, node.pid, &t.guards);
+  return t;
+}
+
+/// Those images are walked once for all tasks: for each, it would take a big tree seconds.
+void add_shared(const ImageSet& images, std::span<TaskImage> tasks) {
+  std::map<pid_t, TaskImage*> by_thread;
+  for (TaskImage& t : tasks)
+    for (const pid_t tid : t.tids) by_thread.emplace(tid, &t);
   if (auto reader = images.read("migrate-ext.img", magic::kMigrateExt)) {
     for (ext::ThreadExt e; reader->next(e); e.Clear()) {
-      const auto tid = static_cast<pid_t>(e.tid());
-      if (std::find(t.tids.begin(), t.tids.end(), tid) != t.tids.end()) t.extra.emplace(tid, e);
+      const auto task = by_thread.find(static_cast<pid_t>(e.tid()));
+      if (task != by_thread.end()) task->second->extra.emplace(task->first, e);
     }
   }
   if (auto reader = images.read("filelocks.img", magic::kFileLocks)) {
-    for (img::file_lock_entry e; reader->next(e); e.Clear())
-      if (e.pid() == t.pid) t.locks.push_back(e);
+    for (img::file_lock_entry e; reader->next(e); e.Clear()) {
+      const auto task = by_thread.find(e.pid());
+      if (task != by_thread.end() && task->second->pid == e.pid()) task->second->locks.push_back(e);
+    }
   }
-  return t;
+}
+
+}  // namespace
+
+TaskImage read_task(const ImageSet& images, const TaskNode& node) {
+  TaskImage task = read_own(images, node);
+  add_shared(images, std::span(&task, 1));
+  return task;
+}
+
+std::vector<TaskImage> read_tasks(const ImageSet& images, const std::vector<TaskNode>& nodes) {
+  std::vector<TaskImage> tasks;
+  for (const TaskNode& node : nodes)
+    if (!node.zombie) tasks.push_back(read_own(images, node));
+  add_shared(images, tasks);
+  return tasks;
 }
 
 }  // namespace migrate

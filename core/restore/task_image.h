@@ -38,5 +38,7 @@ void check_credentials(const img::core_entry& core, const std::string& image);
 
 /// `node` must not be a zombie. Throws Corrupt, or Refusal for what cannot be restored.
 TaskImage read_task(const ImageSet& images, const TaskNode& node);
+/// Of all that are no zombies, in their order.
+std::vector<TaskImage> read_tasks(const ImageSet& images, const std::vector<TaskNode>& nodes);
 
 }  // namespace migrate

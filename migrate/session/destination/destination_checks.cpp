@@ -182,7 +182,7 @@ void check_extremes(const wire::Check& check, std::vector<std::string>& reasons)
 }
 
 void check_layouts(const wire::Check& check, std::vector<std::string>& reasons) {
-  const std::vector<AddressRange> own = own_kernel_mappings();
+  const std::vector<AddressRange>& own = own_kernel_mappings();
   for (const auto& told : check.kernel_mappings()) {
     std::vector<AddressRange> wanted;
     for (int i = 0; i + 1 < told.ends_size(); i += 2) wanted.push_back({told.ends(i), told.ends(i + 1)});

@@ -16,6 +16,7 @@
 #include <sstream>
 #include <vector>
 
+#include "core/files/interfaces.h"
 #include "core/files/option_table.h"
 #include "core/files/socket_options.h"
 
@@ -90,21 +91,6 @@ void read_igmp6(const std::string& text, std::vector<Membership>& found) {
   }
 }
 
-std::string name_of_interface(int fd, uint32_t number, const std::string& who) {
-  ifreq request{};
-  request.ifr_ifindex = static_cast<int>(number);
-  check(::ioctl(fd, SIOCGIFNAME, &request), "name a network interface of", who);
-  return {request.ifr_name, ::strnlen(request.ifr_name, sizeof request.ifr_name)};
-}
-
-int number_of_interface(int fd, const std::string& name, const std::string& who) {
-  ifreq request{};
-  if (name.empty() || name.size() >= sizeof request.ifr_name) throw Corrupt(kSocketsImage, "an interface has no name");
-  name.copy(request.ifr_name, name.size());
-  check(::ioctl(fd, SIOCGIFINDEX, &request), "find the network interface " + name + " for", who);
-  return request.ifr_ifindex;
-}
-
 /// nullopt: the socket has not joined it.
 std::optional<ext::JoinedGroup> joined(int fd, const Membership& m, const std::string& who) {
   std::vector<char> memory(GROUP_FILTER_SIZE(0));
@@ -129,7 +115,7 @@ std::optional<ext::JoinedGroup> joined(int fd, const Membership& m, const std::s
   auto& filter = *reinterpret_cast<group_filter*>(memory.data());
   ext::JoinedGroup out;
   out.set_group(m.group);
-  out.set_interface(name_of_interface(fd, m.interface, who));
+  out.set_interface(interface_name(fd, static_cast<int>(m.interface), who));
   out.set_exclude(filter.gf_fmode == MCAST_EXCLUDE);
   for (uint32_t i = 0; i < filter.gf_numsrc; ++i) {
     sockaddr_storage source;
@@ -187,9 +173,7 @@ void describe_outgoing(int fd, const std::string& who, ext::SocketState& out) {
   in_addr given{};
   length = sizeof given;
   if (::getsockopt(fd, IPPROTO_IP, IP_MULTICAST_IF, &given, &length) != 0 || given.s_addr != 0) return;
-  char device[IFNAMSIZ] = {};
-  length = sizeof device;
-  if (::getsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, device, &length) != 0 || device[0] != '\0') return;
+  if (bound_interface(fd, who)) return;
   if (probe(fd, INADDR_ANY) != 0) return;
   // Where a route leads all multicast onto a link any socket has a way.
   const Fd other(check(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), "make", "a UDP socket"));
@@ -223,7 +207,7 @@ group_source_req source_request(uint32_t interface, const ext::JoinedGroup& grou
 }
 
 void join(int fd, const ext::JoinedGroup& group, const std::string& who) {
-  const auto interface = static_cast<uint32_t>(number_of_interface(fd, group.interface(), who));
+  const auto interface = static_cast<uint32_t>(interface_number(fd, group.interface(), who));
   const int level = group.group().size() == sizeof(in_addr) ? IPPROTO_IP : IPPROTO_IPV6;
   if (group.exclude()) {
     group_req request{};
@@ -268,7 +252,7 @@ void apply_multicast(int fd, const ext::SocketState& state, const std::string& w
   for (const ext::JoinedGroup& group : state.groups()) join(fd, group, who);
   if (state.multicast_interface().empty()) return;
   ip_mreqn request{};
-  request.imr_ifindex = number_of_interface(fd, state.multicast_interface(), who);
+  request.imr_ifindex = interface_number(fd, state.multicast_interface(), who);
   check(::setsockopt(fd, IPPROTO_IP, IP_MULTICAST_IF, &request, sizeof request), "set IP_MULTICAST_IF of", who);
 }
 

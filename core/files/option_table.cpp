@@ -3,11 +3,9 @@
 #include <arpa/inet.h>
 #include <linux/capability.h>
 #include <linux/netlink.h>
-#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <netinet/udp.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -20,6 +18,7 @@
 
 #include "core/base/fd.h"
 #include "core/base/procfs.h"
+#include "core/files/interfaces.h"
 #include "core/files/paths.h"
 #include "core/files/socket_options.h"
 
@@ -172,23 +171,6 @@ constexpr auto kOptions = std::to_array<SocketOption>({
     {SOL_SOCKET, 44, "SO_LOCK_FILTER", Value::plain, Needs::nothing, When::sealed},
 });
 
-/// Of the socket's network namespace, which need not be ours.
-std::string interface_name(int fd, int index, const std::string& who) {
-  ifreq request{};
-  request.ifr_ifindex = index;
-  if (::ioctl(fd, SIOCGIFNAME, &request) != 0 && errno == ENODEV) throw without_interface(who);
-  check(::ioctl(fd, SIOCGIFNAME, &request), "name a network interface of", who);
-  return {request.ifr_name, ::strnlen(request.ifr_name, sizeof request.ifr_name)};
-}
-
-int interface_number(int fd, const std::string& name, const std::string& who) {
-  ifreq request{};
-  if (name.empty() || name.size() >= sizeof request.ifr_name) throw Corrupt(kSocketsImage, "an interface has no name");
-  name.copy(request.ifr_name, name.size());
-  check(::ioctl(fd, SIOCGIFINDEX, &request), "find the network interface " + name + " for", who);
-  return request.ifr_ifindex;
-}
-
 bool holds_interface(const SocketOption& option) {
   return option.value == Value::interface || option.value == Value::interface_in_net;
 }
@@ -300,11 +282,7 @@ bool of_connection(const SocketOption& option) {
 
 std::set<std::string> interfaces_in_options(int fd, const std::string& who) {
   std::set<std::string> names;
-  char device[IFNAMSIZ] = {};
-  socklen_t length = sizeof device;
-  check_device(fd, who);
-  if (::getsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, device, &length) == 0 && device[0] != '\0')
-    names.emplace(device, ::strnlen(device, sizeof device));
+  if (auto interface = bound_interface(fd, who)) names.insert(std::move(*interface));
   const bool stream = try_socket_option(fd, SOL_SOCKET, SO_TYPE) == SOCK_STREAM;
   for (const SocketOption& option : kOptions) {
     if (!holds_interface(option) || (stream && of_datagrams(option))) continue;

@@ -1,12 +1,13 @@
 #include "core/files/socket_options.h"
 
 #include <linux/filter.h>
-#include <net/if.h>
 #include <sys/time.h>
 
 #include <climits>
 #include <cstring>
 #include <vector>
+
+#include "core/files/interfaces.h"
 
 #ifndef SO_BUF_LOCK
 #define SO_BUF_LOCK 72
@@ -65,18 +66,6 @@ void apply_buffer(int fd, int forced, int plain, uint32_t doubled, const std::st
 
 void check_filter(int fd, const std::string& who) { (void)filter_length(fd, who); }
 
-Refusal without_interface(const std::string& who) {
-  return {who + ", a socket bound to a network interface that is not there any more",
-          "have the program close it, or bind it to another one"};
-}
-
-void check_device(int fd, const std::string& who) {
-  char device[IFNAMSIZ] = {};
-  socklen_t length = sizeof device;
-  if (::getsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, device, &length) == 0 || errno != ENODEV) return;
-  throw without_interface(who);
-}
-
 int socket_option(int fd, int level, int name, const std::string& who) {
   int value = 0;
   socklen_t length = sizeof value;
@@ -125,11 +114,7 @@ void describe_socket_options(int fd, const std::string& who, img::sk_opts_entry&
   socklen_t length = sizeof l;
   if (::getsockopt(fd, SOL_SOCKET, SO_LINGER, &l, &length) == 0 && l.l_onoff != 0)
     out.set_so_linger(static_cast<uint32_t>(l.l_linger));
-  check_device(fd, who);
-  char device[IFNAMSIZ] = {};
-  length = sizeof device;
-  if (::getsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, device, &length) == 0 && device[0] != '\0')
-    out.set_so_bound_dev(std::string(device, ::strnlen(device, sizeof device)));
+  if (auto interface = bound_interface(fd, who)) out.set_so_bound_dev(std::move(*interface));
   describe_filter(fd, who, out);
 }
 

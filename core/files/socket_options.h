@@ -19,10 +19,6 @@ void set_socket_option(int fd, int level, int name, int value, const std::string
 
 /// Refusal for eBPF filters.
 void check_filter(int fd, const std::string& who);
-/// What is said of a socket with a network interface that is gone: nobody could bind it so again.
-Refusal without_interface(const std::string& who);
-/// Refusal for a socket that is bound to such a one.
-void check_device(int fd, const std::string& who);
 /// Reads everything sk_opts_entry holds. Refusal for eBPF filters.
 void describe_socket_options(int fd, const std::string& who, img::sk_opts_entry& out);
 /// Sets all but the filter.

@@ -22,7 +22,7 @@ _migrate() {
     --feature) mapfile -t COMPREPLY < <(compgen -W "list $("${COMP_WORDS[0]}" check --feature list 2>/dev/null)" -- "$cur"); return;;
     --cgroup) mapfile -t COMPREPLY < <(for top in /sys/fs/cgroup /sys/fs/cgroup/unified /sys/fs/cgroup/systemd; do
         [ -e "$top/cgroup.procs" ] && compgen -d -- "$top${cur:-/}" | sed "s:^$top::"; done | sort -u); return;;
-    --tls-name|--listen|--accept|--allow-uid|--allow-gid|--deny-caps|--max-sessions|--max-tasks|--max-memory|--max-downtime|--max-rounds|--max-total-time|--streams|--bandwidth-limit|--recover-timeout|--peer|--force-run|\
+    --tls-name|--listen|--accept|--allow-uid|--allow-gid|--deny-caps|--max-sessions|--max-tasks|--max-memory|--max-downtime|--abort-downtime|--max-rounds|--max-total-time|--streams|--bandwidth-limit|--recover-timeout|--peer|--force-run|\
     --force-kill|--address|--port|--ps-socket|--timeout|--ghost-limit|--track-timeout|--client-timeout|--status-fd|--days|--verbosity) return;;
     -t|--tree) mapfile -t COMPREPLY < <(compgen -W "$(ps -eo pid=)" -- "$cur"); return;;
   esac
@@ -35,7 +35,7 @@ _migrate() {
     lazy-pages) mapfile -t COMPREPLY < <(compgen -W "--images-dir --work-dir --log-file --verbosity --pidfile --status-fd --log-pid --daemon
       --page-server --address --port --tls --tls-cacert --tls-cacrl --tls-cert --tls-key --tls-no-cn-verify --insecure --recover-timeout" -- "$cur");;
     check) mapfile -t COMPREPLY < <(compgen -W "$link --tls-name --feature --all --extra --experimental" -- "$cur");;
-    send) mapfile -t COMPREPLY < <(compgen -W "$session --mode --max-downtime --max-rounds --max-total-time --on-no-convergence --allow-postcopy --recover-timeout
+    send) mapfile -t COMPREPLY < <(compgen -W "$session --mode --max-downtime --abort-downtime --max-rounds --max-total-time --on-no-convergence --allow-postcopy --recover-timeout
       --report --streams --compress --bandwidth-limit --tcp-close --ext-unix-sk --ghost-limit --shell-job --parent-may-notice --files-shared --tls-name" -- "$cur");;
     receive) mapfile -t COMPREPLY < <(compgen -W "$session --listen --once --max-sessions --max-tasks --max-memory --accept --allow-uid --allow-gid --deny-caps --root --cgroup --no-compress --status-fd" -- "$cur");;
     resolve) mapfile -t COMPREPLY < <(compgen -W "$session --peer --tls-name --force-run --force-kill" -- "$cur");;

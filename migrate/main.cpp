@@ -3,6 +3,7 @@
 // Exit codes of the low-level verbs: 0 done, 1 failed. Of send, receive and resolve: see migrate/session/README.md.
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include <exception>
@@ -24,6 +25,8 @@ void stand_on_our_own() {
   while (fd >= 0 && fd <= 2) fd = ::open("/dev/null", O_RDWR);
   if (fd > 2) ::close(fd);
   ::signal(SIGXFSZ, SIG_IGN);
+  // Executed by /proc/self/exe it would be called "exe".
+  ::prctl(PR_SET_NAME, "migrate");
 }
 
 }  // namespace

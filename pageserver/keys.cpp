@@ -174,6 +174,21 @@ bool exists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0;
 
 }  // namespace
 
+std::string dates_of(const std::string& path, int64_t soon) {
+  const X509Ptr certificate = read_certificate(path);
+  const ASN1_TIME* begin = X509_get0_notBefore(certificate.get());
+  const ASN1_TIME* end = X509_get0_notAfter(certificate.get());
+  time_t then = ::time(nullptr) + soon;
+  const char* what = X509_cmp_current_time(begin) > 0 ? " is not valid before "
+                     : X509_cmp_current_time(end) < 0 ? " has expired on "
+                     : X509_cmp_time(end, &then) < 0  ? " expires on "
+                                                      : nullptr;
+  if (what == nullptr) return {};
+  const BioPtr text = memory_bio();
+  ASN1_TIME_print(text.get(), X509_cmp_current_time(begin) > 0 ? begin : end);
+  return "the certificate " + path + what + bio_text(text.get());
+}
+
 void check_readable(const std::string& path, const char* what, const char* remedy, const char* if_forbidden) {
   if (::access(path.c_str(), R_OK) == 0) return;
   const int why = errno;

@@ -23,6 +23,9 @@ std::vector<std::string> make_keys(const KeyOptions& options);
 /// Writes ca.crl, which revokes the given certificate files (PEM) of this CA, for `TlsConfig::crl`.
 std::string revoke(const std::string& dir, const std::vector<std::string>& cert_files);
 
+/// What is wrong with the dates of a certificate that we show, now or within `soon` seconds; empty: nothing.
+std::string dates_of(const std::string& certificate, int64_t soon);
+
 /// Refusal with `remedy` unless we may read the file, which is the `what`; `if_forbidden`: the remedy for EACCES, if
 /// that is another.
 void check_readable(const std::string& path, const char* what, const char* remedy, const char* if_forbidden = nullptr);

@@ -1,5 +1,8 @@
 #include "pageserver/tls.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <cstring>
 
 #include "pageserver/keys.h"
@@ -12,6 +15,18 @@ namespace {
 void check_given(const std::string& path, const char* what, const char* remedy) {
   if (path.empty()) throw Refusal(std::string("no ") + what + " was given", remedy);
   check_readable(path, what, remedy, "run as root, or name files that this user may read");
+}
+
+/// Who has it may do as root at the peer what we may.
+void check_private(const std::string& key) {
+  struct stat file {};
+  if (::stat(key.c_str(), &file) != 0) return;  // it is looked at again
+  if (file.st_uid != 0 && file.st_uid != ::geteuid())
+    throw Refusal("the key " + key + " belongs to user " + std::to_string(file.st_uid),
+                  "have it belong to root, and make a new one if it may have been seen");
+  constexpr mode_t kOthers = S_IRWXO | S_IWGRP;
+  if ((file.st_mode & kOthers) != 0)
+    throw Refusal("the key " + key + " may be used by other users", "chmod 600 it, and make a new one if it was");
 }
 
 void load_crl(SSL_CTX* context, const std::string& path) {
@@ -60,6 +75,7 @@ TlsContext::TlsContext(const TlsConfig& config) : shared_(std::make_shared<Share
   check_given(config.cacert, "CA certificate", kMakeKeys);
   check_given(config.cert, "certificate", kMakeKeys);
   check_given(config.key, "key", kMakeKeys);
+  check_private(config.key);
   if (config.crl) check_given(*config.crl, "revocation list", "name a file that is there");
   shared_->config = config;
   shared_->bio_method = make_socket_bio_method();

@@ -17,6 +17,7 @@
 #include "core/dump/dump_memory.h"
 #include "core/freeze/cgroup_mounts.h"
 #include "core/freeze/outside_sharing.h"
+#include "core/freeze/traced_by.h"
 #include "core/inject/visit_places.h"
 #include "core/ipc/whose_objects.h"
 #include "core/memory/vma.h"
@@ -292,8 +293,7 @@ void check_threads(const std::vector<ProcDir>& tasks) {
                           " shares its processor core with chosen tasks only (PR_SCHED_CORE)",
                       "this cannot be moved yet; give it the cookie of a task that has none (PR_SCHED_CORE_SHARE_TO, "
                       "coresched(1))");
-      if (status["TracerPid"] != "0")
-        throw Refusal(task_name(task) + " is traced by task " + status["TracerPid"], "detach the debugger first");
+      if (status["TracerPid"] != "0") throw traced_by(task_name(task), status["TracerPid"]);
       if (status["CoreDumping"] == "1")
         throw Refusal(task_name(task) + " is dumping its core", "nothing can be moved: it ends when that is done");
     }

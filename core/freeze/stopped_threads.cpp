@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "core/freeze/stopped_tree_impl.h"
+#include "core/freeze/traced_by.h"
 
 namespace migrate {
 namespace {
@@ -139,7 +140,7 @@ void StoppedTree::Impl::explain_seize_failure(const StoppedTask& task, pid_t tid
   const auto status = task.proc.status();
   const auto tracer = status.find("TracerPid");
   if (tracer != status.end() && tracer->second != "0") {
-    throw Refusal(who + " is being traced by task " + tracer->second, "end the debugger or strace first");
+    throw traced_by(who, tracer->second);
   }
   const auto kthread = status.find("Kthread");
   if ((kthread != status.end() && kthread->second == "1") || !status.contains("VmSize")) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "core/base/fd.h"
+#include "core/base/limit_names.h"
 #include "core/base/proc_values.h"
 #include "core/restore/plans.h"
 #include "core/restore/restorable.h"
@@ -132,7 +133,7 @@ void check_privileges(const TaskImage& task) {
     rlimit own{};
     check(::prlimit(0, static_cast<__rlimit_resource>(resource), nullptr, &own), "read", "our own limits");
     if (e.max() > own.rlim_max && ::prctl(PR_CAPBSET_READ, CAP_SYS_RESOURCE, 0, 0, 0) != 1) {
-      throw Refusal(who + " has a hard limit (number " + std::to_string(resource) + ") above ours",
+      throw Refusal(who + " has a hard limit (" + limit_name(resource) + ") above ours",
                     "raise that limit of the process that restores it to " + std::to_string(e.max()));
     }
     ++resource;

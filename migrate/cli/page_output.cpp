@@ -9,6 +9,12 @@
 
 namespace migrate::cli {
 
+namespace {
+
+constexpr std::chrono::seconds kServerAnswers(30);
+
+}  // namespace
+
 void check_page_options(const CoreOptions& o) {
   if (o.auto_dedup) throw Refusal("--auto-dedup is not supported", "leave it out; parents keep their pages");
   if (o.bandwidth_limit != 0 && !o.page_server)
@@ -19,7 +25,10 @@ void check_page_options(const CoreOptions& o) {
 
 PageOutput::PageOutput(const CoreOptions& o, int images_dir) : options_(o), images_dir_(images_dir) {
   if (!o.prev_images_dir.empty()) previous_ = run_id_of(images_dir, o.prev_images_dir);
-  if (o.page_server) server_ = connect_page_server(o);
+  if (!o.page_server) return;
+  server_ = connect_page_server(o);
+  // The tree stands while we wait for it.
+  server_->set_idle_timeout(kServerAnswers);
 }
 
 WrittenPages PageOutput::write(const std::vector<PageSource>& sources, const PagesByMemory& in_parent, ImageSet& images,

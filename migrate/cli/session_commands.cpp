@@ -1,6 +1,7 @@
 #include "migrate/cli/session_commands.h"
 
 #include <sys/capability.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <iostream>
@@ -13,6 +14,7 @@
 #include "migrate/cli/rate_option.h"
 #include "migrate/session/base/session.h"
 #include "migrate/session/telling/fault.h"
+#include "pageserver/keys.h"
 
 namespace migrate::cli {
 namespace {
@@ -78,6 +80,11 @@ LinkOptions SessionCommands::link_options(const CLI::App& verb, Logger& log) con
   tls.cert = key_file(link_.cert, kHostCertificateFile);
   tls.key = key_file(link_.key, kHostKeyFile);
   if (!link_.crl.empty()) tls.crl = link_.crl;
+  // No more than a word: it may be our clock that is wrong, and peers say what they think of it.
+  constexpr int64_t kSoon = int64_t{7} * 86400;
+  if (!tls.cert.empty() && ::access(tls.cert.c_str(), R_OK) == 0)
+    if (const std::string wrong = dates_of(tls.cert, kSoon); !wrong.empty())
+      log.warn("{}; make another with `migrate keys --force`", wrong);
   link.tls = tls;
   return link;
 }
@@ -106,6 +113,12 @@ void SessionCommands::add_send(CLI::App& app, std::function<int()>& run) {
           "--recover-timeout", [this](int seconds) { send_.recover_timeout = std::chrono::seconds(seconds); },
           "time to reach a destination that is lost while memory follows, then a process in the background goes on "
           "trying; 1 to 2592000, default: no end")
+      ->check(CLI::Range(1, 30 * 86400))
+      ->type_name("SECONDS");
+  verb->add_option_function<int>(
+          "--abort-downtime", [this](int seconds) { send_.abort_downtime = std::chrono::seconds(seconds); },
+          "give up, and let the program run on here, when it has stood still for so long and is not handed over; 1 to "
+          "2592000, default: ten times what was estimated, and 30 at least; with --mode stop-copy no limit")
       ->check(CLI::Range(1, 30 * 86400))
       ->type_name("SECONDS");
   add_policy(*verb);

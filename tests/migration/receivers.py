@@ -493,9 +493,19 @@ def source_gives_up(link):
         program.wait()
 
 
+def stands_too_long(link):
+    """The destination hangs while the program stands still: it runs on here when that was too long."""
+    link.receive(env={"MIGRATE_FAULT": "destination-guardian.shells:stop-self"})
+    p, _ = link.start_program()
+    for mode in ("precopy", "stop-copy", "postcopy"):
+        code, out = run(link.command(p.pid, "--mode", mode, "--abort-downtime", "1"), timeout=40, env={"MIGRATE_TEST_TIMEOUTS": "settle=500"})
+        expect(code == 1 and re.search(r"stood still for 1 s.*--abort-downtime\); .* runs on here", out), f"send exited {code}: {out[-600:]}")
+        expect(p.poll() is None and stat_fields(p.pid)[0] == "S", f"the program is {stat_fields(p.pid)}")
+
+
 CASES = {f"receiver/{f.__name__.replace('_', '-')}": case(f) for f in (
     silent_strangers, slow_strangers, flood, out_of_descriptors, three_at_a_time, foreign_page_stream, silent_peers, others_session_id, too_large, grows_too_large, sent_on,
-    missing_root, no_such_cgroup, fails_in_a_cgroup, tells_refusals_once, says_whom_it_takes, insecure_other_user, nothing_to_print_to, no_more_in_a_file, readers_go, source_gives_up)}
+    missing_root, no_such_cgroup, fails_in_a_cgroup, tells_refusals_once, says_whom_it_takes, insecure_other_user, nothing_to_print_to, no_more_in_a_file, readers_go, source_gives_up, stands_too_long)}
 
 if __name__ == "__main__":
     sys.exit(suite.main(suite.arguments(__doc__), CASES, "mreceive-"))

@@ -306,6 +306,43 @@ TEST_F(Tls, BadFilesAreNamed) {
   }
 }
 
+TEST_F(Tls, AKeyThatOthersMayUseIsRefused) {
+  const std::string key = dir + "/source.key";
+  const auto refused = [&] {
+    try {
+      const TlsContext context(source());
+      return false;
+    } catch (const Refusal& e) {
+      EXPECT_NE(std::string(e.what()).find(key), std::string::npos) << e.what();
+      return true;
+    }
+  };
+  for (const mode_t mode : {0600, 0400, 0640}) {
+    ASSERT_EQ(::chmod(key.c_str(), mode), 0);
+    EXPECT_FALSE(refused()) << std::oct << mode;
+  }
+  for (const mode_t mode : {0644, 0602, 0620}) {
+    ASSERT_EQ(::chmod(key.c_str(), mode), 0);
+    EXPECT_TRUE(refused()) << std::oct << mode;
+  }
+  ASSERT_EQ(::chmod(key.c_str(), 0600), 0);
+  if (::geteuid() != 0) return;
+  ASSERT_EQ(::chown(key.c_str(), 65534, 65534), 0);
+  EXPECT_TRUE(refused());
+}
+
+TEST_F(Tls, DatesOfOurOwnCertificateAreLookedAt) {
+  make_keys({.dir = dir, .names = {"old"}, .host_not_after = -10});
+  make_keys({.dir = dir, .names = {"early"}, .host_not_before = kDay});
+  make_keys({.dir = dir, .names = {"ends"}, .host_not_after = 3 * kDay});
+  const auto dates = [&](const std::string& name, int64_t soon) { return dates_of(dir + "/" + name + ".crt", soon); };
+  EXPECT_EQ(dates("source", 7 * kDay), "");
+  EXPECT_NE(dates("old", 0).find("old.crt has expired on "), std::string::npos) << dates("old", 0);
+  EXPECT_NE(dates("early", 0).find("early.crt is not valid before "), std::string::npos) << dates("early", 0);
+  EXPECT_NE(dates("ends", 7 * kDay).find("ends.crt expires on "), std::string::npos) << dates("ends", 7 * kDay);
+  EXPECT_EQ(dates("ends", kDay), "");
+}
+
 TEST_F(Tls, KeysAreNeverReplacedByAccident) {
   EXPECT_THROW(make_keys({.dir = dir, .names = {"source"}}), Refusal);
   EXPECT_NO_THROW(make_keys({.dir = dir, .names = {"source"}, .force = true}));

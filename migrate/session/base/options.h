@@ -39,6 +39,10 @@ struct LinkOptions {
   bool insecure_forced = false;  ///< ... also elsewhere
 };
 
+/// What a downtime may be, where nobody says (SendOptions::abort_downtime).
+inline constexpr int kPatience = 10;
+inline constexpr std::chrono::seconds kLeastPatience{30};
+
 enum class ReportFormat { automatic, lines, json };
 
 enum class SendMode { precopy, stop_copy, postcopy, hybrid, automatic };
@@ -54,8 +58,11 @@ struct SendOptions : TreeOptions {
   Compression compress;                     ///< of pages, if the receiver agrees
   uint64_t bandwidth_limit = 0;             ///< bytes/s of pages while the tree runs (in stop-copy: always); 0: none
   std::chrono::seconds recover_timeout{0};  ///< for connecting a cut feed again; 0: any time
-  bool parent_may_notice = false;           ///< go on although the tree's parent or supervisor will see it exit
-  bool files_shared = false;  ///< the operator knows that files the tree writes are the same on both hosts
+  /// So long the program may stand still until it is committed; 0: kPatience times what was expected, if that is known,
+  /// and kLeastPatience at least.
+  std::chrono::seconds abort_downtime{0};
+  bool parent_may_notice = false;  ///< go on although the tree's parent or supervisor will see it exit
+  bool files_shared = false;       ///< the operator knows that files the tree writes are the same on both hosts
   ReportFormat report = ReportFormat::automatic;
   std::string report_file;  ///< HTML page with a picture of the time line; empty: none
   std::string state_dir = kDefaultStateDir;

@@ -15,6 +15,7 @@
 #include <set>
 
 #include "core/base/fd.h"
+#include "core/base/limit_names.h"
 #include "core/files/file_credentials.h"
 #include "core/files/file_owners.h"
 #include "core/freeze/memory_room.h"
@@ -207,7 +208,7 @@ void check_means(const wire::Check& check, const HostBounds& bounds, std::vector
   for (const auto& p : check.privileges()) {
     if (static_cast<Privilege::Kind>(p.kind()) != Privilege::Kind::hard_limit) continue;
     if (p.detail() >= bounds.hard_limits.size() || p.value() <= bounds.hard_limits[p.detail()]) continue;
-    reasons.push_back("task " + std::to_string(p.task()) + " has a hard limit (number " + std::to_string(p.detail()) +
+    reasons.push_back("task " + std::to_string(p.task()) + " has a hard limit (" + limit_name(p.detail()) +
                       ") above the receiver's, which lacks CAP_SYS_RESOURCE; raise the receiver's own");
     return;
   }

@@ -90,6 +90,7 @@ class DestinationGuardian {
   std::optional<MemoryPlace> place_;  ///< where its memory is counted
   Fd listener_;
   std::optional<LazyClient> lazy_;         ///< until nothing is missing
+  bool discarded_ = false;                 ///< the copy, whatever the journal could say of it
   bool whole_wanted_ = false;              ///< by the agent
   PagesByMemory huge_;                     ///< at the source
   std::optional<QuickMoves> quick_moves_;  ///< until the first tasks are there

@@ -44,7 +44,7 @@ int DestinationGuardian::run() {
   if (!store_ || !journal_) return 0;
   ::unlink(store_->socket_path(journal_->id()).c_str());
   // It was told to leave; its agent has its answer, and waits for our end only.
-  if (is_final(journal_->state()) || journal_->state() == State::whole)
+  if (discarded_ || is_final(journal_->state()) || journal_->state() == State::whole)
     remove_lazy_cgroups(journal_->entry(), kHostLeaves, log_);
   return 0;
 }
@@ -304,6 +304,13 @@ void DestinationGuardian::finish() {
     discard(kPeer, "its journal could not be synced");
     throw Error("sync", "the journal of session " + to_hex(journal_->id()), EIO);
   }
+  try {
+    // A full disk at the commit would leave the program standing on both sides until somebody makes room.
+    journal_->reserve();
+  } catch (const Error& e) {
+    discard(kPeer, e.what());
+    throw;
+  }
   fault_point("destination-guardian.prepared");
   listen_for_agents();
   GuardianReply reply;
@@ -330,6 +337,7 @@ bool DestinationGuardian::agent_gone() {
 
 void DestinationGuardian::discard(Authority authority, const std::string& reason) {
   if (!journal_ || !legal_step(Role::destination, journal_->state(), State::aborted, authority)) return;
+  discarded_ = true;
   try {
     journal_->step(State::aborted, authority, reason);
   } catch (const std::exception& e) {

@@ -74,12 +74,16 @@ bool reads_as(int dir, const std::string& name, const std::string& text) {
   }
 }
 
+std::string next_name(const std::string& name) { return name + ".new"; }
+
 /// Replaces `name` as a whole; after an exception the old content is still there.
 void replace_file(int dir, const std::string& name, const std::string& text) {
-  const std::string temporary = name + ".new";
+  const std::string temporary = next_name(name);
   try {
-    const Fd fd = open_at(dir, temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0600);
+    // Not O_TRUNC: it may have the room that was reserved for this.
+    const Fd fd = open_at(dir, temporary, O_WRONLY | O_CREAT | O_NOFOLLOW, 0600);
     write_full(fd.get(), as_bytes_of(text), name);
+    check(::ftruncate(fd.get(), static_cast<off_t>(text.size())), "cut", name);
     check(::fsync(fd.get()), "sync", name);
     if (::renameat(dir, temporary.c_str(), dir, name.c_str()) == 0) return;
     const int why = errno;
@@ -146,6 +150,16 @@ void Journal::store(JournalEntry& next) {
   } catch (const Error&) {
     // The first one stands.
   }
+}
+
+void Journal::reserve() {
+  constexpr size_t kMore = 16 << 10;  // than the entry has now
+  const std::string name = next_name(file_name(entry_.id, entry_.role, kJournal));
+  const Fd fd = open_at(dir_.get(), name, O_WRONLY | O_CREAT | O_NOFOLLOW, 0600);
+  const int error = ::posix_fallocate(fd.get(), 0, static_cast<off_t>(entry_.to_json().size() + kMore));
+  if (error == 0) return;
+  ::unlinkat(dir_.get(), name.c_str(), 0);
+  throw Error("reserve room for", "the journal of session " + to_hex(entry_.id), error);
 }
 
 void Journal::demand_durable() const {
@@ -265,6 +279,7 @@ void JournalStore::note_peer_settled(const SessionId& id) {
 
 void JournalStore::forget(const SessionId& id, Role role) noexcept {
   ::unlinkat(dir_.get(), file_name(id, role, kJournal).c_str(), 0);
+  ::unlinkat(dir_.get(), next_name(file_name(id, role, kJournal)).c_str(), 0);
   ::fsync(dir_.get());
 }
 

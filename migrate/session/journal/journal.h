@@ -97,6 +97,8 @@ class Journal {
   /// False: the last change stands, but could not be synced, so that a power failure may take it back. Before READY and
   /// COMMITTED the move is given up for that, see demand_durable(); later only forward is right.
   bool durable() const { return durable_; }
+  /// Room on the disk for the next change, so that it cannot fail for want of it. Throws Error.
+  void reserve();
   /// Throws Error unless the last change is durable.
   void demand_durable() const;
   /// Changes facts, not the state; likewise.

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -64,6 +65,8 @@ class MemoryPlan {
   virtual bool touched() const { return false; }
   /// The tree runs: until it may be stopped.
   virtual void while_running() = 0;
+  /// Seconds for which the tree will stand still, about; nullopt: as long as its memory takes, whatever that is.
+  virtual std::optional<double> expected_downtime() const { return std::nullopt; }
   /// The moments for which threads of the tree were stopped so far.
   virtual std::vector<StopMark> stops() const { return {}; }
   /// The tree stands: leaves in `tree.memories` what is to be sent before the gate opens.

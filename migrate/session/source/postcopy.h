@@ -23,6 +23,7 @@ class Postcopy final : public MemoryPlan {
   bool tells_layouts() const override { return true; }
   bool is_lazy() const override { return true; }
   bool touched() const override { return before_ && before_->touched(); }
+  std::optional<double> expected_downtime() const override { return before_ ? before_->expected_downtime() : 0; }
   void while_running() override;
   std::vector<StopMark> stops() const override { return before_ ? before_->stops() : std::vector<StopMark>(); }
   /// Leaves what must be there when the program runs, and tells the destination what comes later.

@@ -20,6 +20,7 @@ class Precopy final : public MemoryPlan {
   bool visits() const override { return true; }
   bool tells_layouts() const override { return true; }
   bool touched() const override { return touched_; }
+  std::optional<double> expected_downtime() const override { return last_decision_.now.total(); }
   bool leaves_rest() const override { return last_decision_.action == Decision::Action::postcopy; }
   void while_running() override;
   std::vector<StopMark> stops() const override;

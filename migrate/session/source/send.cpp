@@ -82,6 +82,7 @@ void SendSession::freeze() {
   const bool first_stop = !touched();
   touched_ = true;
   times_.freeze_began = Clock::now();
+  limit_downtime();
   try {
     tree_ = hold_.freeze(plan_->stops(), questions_.shared_devices());
     times_.frozen = Clock::now();
@@ -105,6 +106,21 @@ void SendSession::freeze() {
   // Beside everything else: it has to be done only before the commit.
   questions_.begin_last_look();
   fault_point("source-agent.frozen");
+}
+
+/// Until the commit it can run on here at any time, and nobody has to wait for a link or a host that hangs.
+void SendSession::limit_downtime() {
+  std::chrono::milliseconds most = options_.abort_downtime;
+  if (most.count() == 0) {
+    const std::optional<double> expected = plan_->expected_downtime();
+    if (!expected) return;
+    most = std::max<std::chrono::milliseconds>(kLeastPatience,
+                                               std::chrono::milliseconds(std::llround(*expected * 1e3 * kPatience)));
+  }
+  char seconds[32];
+  std::snprintf(seconds, sizeof seconds, "%.0f", static_cast<double>(most.count()) / 1e3);
+  interrupt_.set_limit(most, std::string("it has stood still for ") + seconds +
+                                 " s, and the destination is not ready: that was too long (--abort-downtime)");
 }
 
 void SendSession::send_images() {
@@ -146,6 +162,7 @@ void SendSession::await_ready() {
 }
 
 void SendSession::commit() {
+  interrupt_.lift_limit();
   interrupt_.throw_if_interrupted();
   hold_.commit();
   // From here on nothing may stop us half way.
@@ -220,7 +237,7 @@ namespace {
 
 int send_with(const SendOptions& options, Events& events, Logger& log) {
   try {
-    const InterruptWatch interrupt;
+    InterruptWatch interrupt;
     SendOptions adjusted = options;
     adjusted.timeouts = with_test_timeouts(options.timeouts);
     SendSession session(adjusted, events, interrupt, log);

@@ -31,7 +31,7 @@ Pid parse_target(const std::string& target) {
 
 }  // namespace
 
-SendSession::SendSession(const SendOptions& options, Events& events, const InterruptWatch& interrupt, Logger& log)
+SendSession::SendSession(const SendOptions& options, Events& events, InterruptWatch& interrupt, Logger& log)
     : options_(options),
       events_(events),
       interrupt_(interrupt),

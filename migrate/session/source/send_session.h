@@ -25,7 +25,7 @@ namespace migrate {
 
 class SendSession {
  public:
-  SendSession(const SendOptions& options, Events& events, const InterruptWatch& interrupt, Logger& log);
+  SendSession(const SendOptions& options, Events& events, InterruptWatch& interrupt, Logger& log);
   /// The whole migration; gives the exit code. Failures are events, not exceptions.
   int run();
 
@@ -41,6 +41,7 @@ class SendSession {
 
   // The tree is held.
   void freeze();
+  void limit_downtime();
   void send_images();
   void send_pages();
   void await_ready();
@@ -71,7 +72,7 @@ class SendSession {
 
   const SendOptions& options_;
   Events& events_;
-  const InterruptWatch& interrupt_;
+  InterruptWatch& interrupt_;
   Logger& log_;
   Pid target_;
   Connector connector_;

@@ -3,7 +3,9 @@
 
 #include <signal.h>
 
+#include <chrono>
 #include <exception>
+#include <mutex>
 #include <string>
 #include <thread>
 
@@ -16,7 +18,8 @@ namespace migrate {
 /// (nohup), SIGHUP.
 sigset_t block_end_signals();
 
-/// While it lives the signals are blocked in this thread (make it before other threads) and trigger stop().
+/// While it lives the signals are blocked in this thread (make it before other threads) and trigger stop(). So does a
+/// limit that is set, when its time is over.
 class InterruptWatch {
  public:
   InterruptWatch();
@@ -28,13 +31,25 @@ class InterruptWatch {
   bool interrupted() const;
   /// Throws Cancelled.
   void throw_if_interrupted() const;
-  /// What ended the work, in words. Which wait the user cut short is chance: it is "interrupted" for all of them.
+  /// What ended the work, in words. Which wait was cut short is chance: it is "interrupted", or the limit's sentence,
+  /// for all of them.
   std::string reason_of(const std::exception& failure) const;
 
+  /// As if interrupted in that time, with another sentence. Once at a time.
+  void set_limit(std::chrono::milliseconds time, std::string sentence);
+  /// It has stopped nothing when this returns, unless interrupted() says so.
+  void lift_limit();
+
  private:
+  /// False: it was lifted meanwhile.
+  bool pass_limit();
+
   StopEvent stop_;
   StopEvent quit_;
-  Fd signals_;
+  Fd signals_, timer_;
+  mutable std::mutex mutex_;
+  std::string sentence_;  ///< of the limit
+  bool passed_ = false;   ///< the limit was
   std::thread thread_;
 };
 

@@ -119,7 +119,8 @@ void take(const Record& r) {
     case kTrack:
       return track(r.payload);
     case kPackedImages:
-      return there_and_back(file(), [](int fd) { return unpack_images(fd); }, pack_images);
+      return there_and_back(
+          file(), [](int fd) { return unpack_images(fd); }, pack_images);
     case kTable:
       return there_and_back(file(), unpack_table, pack_table);
     case kLayout:

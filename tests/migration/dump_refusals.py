@@ -218,7 +218,7 @@ def limit_above_ours(context, folder):
         f.write(f'#!/bin/sh\nulimit -S -l 64 && ulimit -H -l 64 && exec setpriv --bounding-set=-sys_resource {context.binary} "$@"\n')
     os.chmod(wrapper, 0o755)
     limited = types.SimpleNamespace(binary=wrapper)
-    holding("plain", "task {pid} has a hard limit \\(number 8\\) above ours")(limited, folder)
+    holding("plain", "task {pid} has a hard limit \\(RLIMIT_MEMLOCK\\) above ours")(limited, folder)
 
 
 def kernel_thread(context, folder):

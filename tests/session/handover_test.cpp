@@ -104,6 +104,26 @@ TEST(Handover, TheSourceAgentDies) {
   }
 }
 
+// Its locks and ports are the copy's until it is dead.
+TEST(Handover, WhoAsksForAnAbortedCopyHearsThatItIsGoneWhenItIs) {
+  Hosts h;
+  h.board->destination.exists = true;
+  const pid_t guardian = ::fork();
+  if (guardian == 0) {
+    Journal journal = h.left(Role::destination, {State::prepared});
+    journal.step(State::aborted, kPeer, "the source aborted");
+    ::poll(nullptr, 0, 300);
+    h.board->destination.exists = false;
+    ::_exit(0);
+  }
+  const Deadline deadline = Deadline::in(milliseconds(5000));
+  while (h.destination_state() != State::aborted && !deadline.passed()) ::poll(nullptr, 0, 1);
+  const std::optional<JournalEntry> entry = h.sessions.discard(h.id, 1, kPeer, "again");
+  EXPECT_FALSE(h.board->destination.exists);
+  EXPECT_EQ(entry ? entry->state : State::lost, State::aborted);
+  EXPECT_EQ(exit_of(guardian), 0);
+}
+
 TEST(Handover, AllStopMarksReachTheGuardian) {
   Hosts h;
   SourceHold source = h.hold();

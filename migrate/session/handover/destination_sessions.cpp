@@ -15,6 +15,8 @@ using wire::GuardianReply;
 using wire::GuardianRequest;
 
 constexpr std::chrono::milliseconds kHostLeaves{2'000};
+/// Between two looks at what others are doing, milliseconds.
+constexpr int kLook = 5;
 
 void refuse_stale(const JournalEntry& entry, uint64_t peer_epoch) {
   if (peer_epoch >= entry.peer_epoch) return;
@@ -71,6 +73,13 @@ std::optional<JournalEntry> DestinationSessions::settle_certain(const SessionId&
   const bool final = is_final(entry->state);
   if (entry->state != State::receiving && !gone && !final) return entry;
   std::optional<Journal> journal = store_.take_over(id, Role::destination, !final);
+  // Whoever wrote ABORTED is just killing the copy: until that is done it has the locks that the source's tree wants
+  // back.
+  const Deadline deadline = Deadline::in(timeouts_.settle);
+  while (!journal && entry->state == State::aborted && !deadline.passed()) {
+    ::poll(nullptr, 0, kLook);
+    journal = store_.take_over(id, Role::destination, false);
+  }
   if (!journal) return entry;  // somebody builds or holds it
   if (journal->state() == State::receiving) {
     journal->step(State::aborted, kOwn, "the agent that built it died");
@@ -168,7 +177,6 @@ std::optional<JournalEntry> DestinationSessions::discard(const SessionId& id, ui
 
 std::optional<JournalEntry> DestinationSessions::lose(const SessionId& id, uint64_t peer_epoch,
                                                       const std::string& reason) {
-  constexpr int kLook = 20;  // ms
   std::optional<JournalEntry> entry = look(id);
   const auto needs_pages = [&] {
     return entry && entry->state == State::gate_open && entry->lazy && entry->boot_id == boot_id();

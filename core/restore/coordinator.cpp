@@ -21,6 +21,7 @@
 #include "core/image/magic.h"
 #include "core/memory/page_files.h"
 #include "core/memory/page_scan.h"
+#include "core/restore/begin_afresh.h"
 #include "core/restore/copy_memory.h"
 #include "core/restore/file_holders.h"
 #include "core/restore/final_state.h"
@@ -39,6 +40,8 @@
 
 namespace migrate {
 namespace {
+
+constexpr const char* kCoordinator = "migrate: restores a tree";
 
 const char* step_name(restorer::Tag tag) {
   static constexpr std::array<const char*, static_cast<size_t>(restorer::Tag::count)> kNames{
@@ -75,9 +78,10 @@ const char* step_name(restorer::Tag tag) {
 
 class Coordinator {
  public:
-  Coordinator(const RestoreOptions& options, Fd launcher, std::optional<GateWatch> gate)
+  Coordinator(const RestoreOptions& options, Fd launcher, std::optional<GateWatch> gate, Fd init)
       : options_(options),
         launcher_(std::move(launcher)),
+        init_(std::move(init)),
         gate_(std::move(gate)),
         log_(socket_logger(launcher_.get())) {}
 
@@ -104,15 +108,16 @@ class Coordinator {
     } catch (...) {
       // Nobody is left to be told.
     }
-    end_or_stay();
+    leave();
   }
 
   /// With its gate gone: it was opened, and taken away at once.
   bool root_lives() const {
-    siginfo_t info{};
-    return ::waitid(P_PID, static_cast<id_t>(shells_->tasks().front().pid), &info,
-                    WEXITED | WNOHANG | WNOWAIT | __WALL) == 0 &&
-           info.si_pid == 0;
+    try {
+      return ProcDir(shells_->tasks().front().pid).stat().state != 'Z';
+    } catch (const Error&) {
+      return false;
+    }
   }
 
   void wait_for_hangup() noexcept {
@@ -128,50 +133,34 @@ class Coordinator {
     if (!options_.sibling) ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (options_.terminal >= 0)
       terminal_ = Fd(check(::fcntl(options_.terminal, F_DUPFD_CLOEXEC, 3), "duplicate", "the terminal"));
-    const int null = open_path("/dev/null", O_RDWR).release();  // closed below with what we inherited
-    for (int fd = 0; fd <= 2; ++fd) check(::dup2(null, fd), "redirect", "the standard descriptors");
     log_.reset();
-    std::vector<Fd*> kept{&launcher_, &terminal_};
+    std::vector<Fd*> kept{&launcher_, &terminal_, &init_};
     if (gate_)
       for (Fd* file : gate_->files()) kept.push_back(file);
-    keep_only(std::move(kept));
+    begin_afresh(std::move(kept));
     log_ = socket_logger(launcher_.get());
-    rlimit files{};
-    ::getrlimit(RLIMIT_NOFILE, &files);
-    files.rlim_cur = files.rlim_max;
-    ::setrlimit(RLIMIT_NOFILE, &files);
-    sigset_t none;
-    ::sigemptyset(&none);
-    ::sigprocmask(SIG_SETMASK, &none, nullptr);
-    for (int signal = 1; signal < NSIG; ++signal) ::signal(signal, SIG_DFL);
     if (!options_.own_namespaces) return;
-    show_as(kTreeInit);
-    // Tasks whose session and group were outside of their pid namespace share ours: those must not be the launcher's,
-    // or the tree's kill(0, ...) would reach it.
+    show_as(kCoordinator);
     check(::setsid(), "start", "a session");
     set_up_mounts(options_.root);
   }
 
-  /// Closes all descriptors but those and the standard ones; they get low numbers.
-  static void keep_only(std::vector<Fd*> kept) {
-    std::erase_if(kept, [](const Fd* fd) { return !*fd; });
-    constexpr int kHigh = 100;
-    int above = kHigh;
-    for (Fd* fd : kept) {
-      *fd = move_above(std::move(*fd), above);
-      above = fd->get() + 1;
-    }
-    std::vector<int> numbers;
-    numbers.reserve(kept.size());
-    for (const Fd* fd : kept) numbers.push_back(fd->get());
-    close_all_but(numbers, 3);
-    for (Fd* fd : kept) *fd = fd->dup();
+  /// The tree's init does what it is told, or says why not.
+  void order_init(Msg type) {
+    send_message(init_.get(), type, 0);
+    await_init();
+  }
+  void await_init() {
+    const auto m = receive_message(init_.get(), Deadline::in(options_.timeout));
+    if (!m) throw Error("the tree's init died");
+    rethrow_failure(*m);
   }
 
   void make_ready() {
     pidfd_ = move_above(std::move(open_pidfd(::getpid()).value()), kLowestFloor);
     shells_launcher_ = move_above(launcher_.dup(), kLowestFloor);
-    shells_.emplace(shells_launcher_.get(), pidfd_.get(), options_);
+    if (init_) await_init();  // the launcher knows it by then
+    shells_.emplace(shells_launcher_.get(), pidfd_.get(), init_.get(), options_);
     (void)own_kernel_mappings();  // so that no shell has to look
     send_message(launcher_.get(), Msg::hello, 0);
   }
@@ -479,9 +468,10 @@ class Coordinator {
 
   void detach() {
     if (!traced_) return;
+    if (init_) order_init(Msg::detach);
     for (const TaskImage& task : images_of_) let_go(task);
     traced_ = false;
-    // From here on the tree stands without us (in place) or with us as its init; without the launcher in any case.
+    // From here on the tree stands without us, and without the launcher.
     self_sufficient_ = true;
     ::prctl(PR_SET_PDEATHSIG, 0);
   }
@@ -501,7 +491,7 @@ class Coordinator {
     }
     forget_files();
     send_text(launcher_.get(), Msg::ok, 0, text);
-    end_or_stay();
+    leave();
   }
 
   /// Before anybody hears that the tree runs: who looks at it then must not find its files open outside of it.
@@ -514,32 +504,13 @@ class Coordinator {
     ipc_.leave();
   }
 
-  [[noreturn]] void end_or_stay() {
+  [[noreturn]] void leave() {
     forget_files();
-    shells_->forget();
-    pidfd_.reset();
-    shells_launcher_.reset();
-    gate_.reset();
-    if (!options_.own_namespaces) ::_exit(0);
-    stay_as_init();
-  }
-
-  /// Reaps until the last process of the namespace is gone; ends as the root task ended.
-  [[noreturn]] void stay_as_init() {
-    launcher_.reset();
-    const pid_t root = shells_->tasks().front().pid;
-    int root_status = 0;
-    for (;;) {
-      int status = 0;
-      const pid_t pid = ::waitpid(-1, &status, __WALL);
-      if (pid == root) root_status = status;
-      if (pid < 0 && errno == ECHILD) break;
-    }
-    ::_exit(WIFSIGNALED(root_status) ? 128 + WTERMSIG(root_status) : WEXITSTATUS(root_status));
+    ::_exit(0);
   }
 
   RestoreOptions options_;
-  Fd launcher_;
+  Fd launcher_, init_;
   std::optional<GateWatch> gate_;
   LoggerPtr log_;
   Fd pidfd_, shells_launcher_;  ///< inherited by the shells
@@ -565,8 +536,8 @@ class Coordinator {
 
 }  // namespace
 
-void run_coordinator(const RestoreOptions& options, Fd launcher, std::optional<GateWatch> gate) {
-  Coordinator(options, std::move(launcher), std::move(gate)).run();
+void run_coordinator(const RestoreOptions& options, Fd launcher, std::optional<GateWatch> gate, Fd init) {
+  Coordinator(options, std::move(launcher), std::move(gate), std::move(init)).run();
 }
 
 }  // namespace migrate

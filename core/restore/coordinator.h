@@ -1,4 +1,4 @@
-// The coordinator: forks the shells, leads them through the stages, and stays as the namespace's init.
+// The coordinator: leads the shells through the stages, and leaves when the tree runs.
 #pragma once
 
 #include <optional>
@@ -10,7 +10,8 @@
 namespace migrate {
 
 /// Everything the coordinator does, from just after its fork; never returns. `launcher` is its socket to the launcher.
-/// Should that hang up while the tree stands frozen in `gate`, the coordinator watches the gate itself.
-[[noreturn]] void run_coordinator(const RestoreOptions& options, Fd launcher, std::optional<GateWatch> gate);
+/// Should that hang up while the tree stands frozen in `gate`, the coordinator watches the gate itself. `init`: its
+/// socket to the init of the tree's pid namespace, if it has one of its own.
+[[noreturn]] void run_coordinator(const RestoreOptions& options, Fd launcher, std::optional<GateWatch> gate, Fd init);
 
 }  // namespace migrate

@@ -47,6 +47,7 @@ enum class Msg : uint32_t {
   lazy,    // the task `pid` waits for pages: its userfaultfd, and what is registered (pack_areas); of shared memory
            // also the places; without a task the object in the body: its file and its place (LazyMemory)
   memory,  // how much do the shared memory objects have? Answered with the number of bytes
+  init,    // to the launcher: the sender is the init of the tree's pid namespace
 };
 
 struct Message {

@@ -18,6 +18,8 @@
 #include "core/base/proc_values.h"
 #include "core/files/terminal_state.h"
 #include "core/image/magic.h"
+#include "core/restore/messages.h"
+#include "core/restore/tree_init.h"
 #include "images/timens.pb.h"
 
 namespace migrate {
@@ -155,13 +157,36 @@ uint64_t elapsed_since_dump_ns(const ImageSet& images) {
   return e ? static_cast<uint64_t>(std::max<int64_t>(0, clock_ns(CLOCK_MONOTONIC) - to_ns(e->monotonic()))) : 0;
 }
 
-void enter_namespaces(const ImageSet& images, const RestoreOptions& options) {
+namespace {
+
+/// For who is in the tree's pid namespace and not of the tree: the highest, which a program meets last.
+pid_t number_beside(const std::vector<pid_t>& tasks) {
+  constexpr const char* kMost = "/proc/sys/kernel/pid_max";
+  auto number = parse_number<pid_t>(read_file_at(AT_FDCWD, kMost), kMost) - 1;
+  while (std::ranges::find(tasks, number) != tasks.end()) --number;
+  return number;
+}
+
+}  // namespace
+
+Fd enter_namespaces(const ImageSet& images, const RestoreOptions& options, const std::vector<pid_t>& tasks,
+                    const Fd& launcher) {
   int flags = CLONE_NEWTIME;
   if (options.own_namespaces) flags |= CLONE_NEWPID | CLONE_NEWNS;
+  const pid_t number = options.own_namespaces ? number_beside(tasks) : 0;
   check(::unshare(flags), "make", "the namespaces of the tree");
   if (const auto wanted = wanted_clocks(images, options)) set_clocks(*wanted);
   // The child is in the new pid and time namespaces; as our sibling it outlives us in its parent's care.
   if (fork_with_pid(0, CLONE_PARENT) != 0) ::_exit(0);
+  if (!options.own_namespaces) return {};
+  // The init's child, so that the namespace's end waits for nobody outside of it.
+  SocketPair pair = SocketPair::make();
+  if (fork_with_pid(number) != 0) {
+    pair.first.reset();
+    run_tree_init(std::move(pair.second), launcher.dup());
+  }
+  pair.second.reset();
+  return std::move(pair.first);
 }
 
 namespace {

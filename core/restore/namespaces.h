@@ -29,8 +29,11 @@ std::optional<int64_t> dumped_monotonic_ns(const ImageSet& images);
 uint64_t elapsed_since_dump_ns(const ImageSet& images);
 
 /// Runs in a child that ends afterwards: unshares what `options` ask for, sets the clocks, and forks the coordinator as
-/// a sibling of its own, in the new namespaces. Returns in the coordinator only.
-void enter_namespaces(const ImageSet& images, const RestoreOptions& options);
+/// a sibling of its own, in the new namespaces; if the pid namespace is new, too, its init, and that forks the
+/// coordinator, with a number that no task of `tasks` has. Returns in the coordinator only: the socket to the init.
+/// `launcher`: the socket to it.
+Fd enter_namespaces(const ImageSet& images, const RestoreOptions& options, const std::vector<pid_t>& tasks,
+                    const Fd& launcher);
 
 /// In the coordinator, when it has a mount namespace of its own: nothing propagates out, `root` (if any) becomes the
 /// root folder, /proc is of our pid namespace, /dev/pts a new instance.

@@ -80,7 +80,7 @@ class Unpacker {
 };
 
 constexpr uint64_t kHugePages = 1, kNoHugePages = 2, kGrowsDown = 4, kNoReserve = 8;  // flags of an area
-constexpr uint64_t kNewSession = 1, kNewGroup = 2, kZombie = 4, kDropTerminal = 8;    // flags of a task
+constexpr uint64_t kNewSession = 1, kNewGroup = 2, kZombie = 4, kDropTerminal = 8, kBeforeSetsid = 16;  // of a task
 
 void put_areas(Packer& p, const std::vector<TreeLayout::Area>& areas) {
   p.number(areas.size());
@@ -375,11 +375,11 @@ Fd pack_nodes(const std::vector<TaskNode>& tasks, const std::vector<int>& ends) 
   p.number(tasks.size());
   for (size_t i = 0; i < tasks.size(); ++i) {
     const TaskNode& t = tasks[i];
-    for (const int value : {t.pid, t.ppid, t.pgid, t.sid, t.parent, t.join_group, t.group_helper, t.exit_signal,
-                            t.terminal, t.terminal_fd, ends[i]})
+    for (const int value : {t.pid, t.ppid, t.pgid, t.sid, t.parent, t.session_helper, t.join_group, t.group_helper,
+                            t.exit_signal, t.terminal, t.terminal_fd, ends[i]})
       p.small(value);
     p.number((t.new_session ? kNewSession : 0) | (t.new_group ? kNewGroup : 0) | (t.zombie ? kZombie : 0) |
-             (t.drop_terminal ? kDropTerminal : 0));
+             (t.drop_terminal ? kDropTerminal : 0) | (t.before_setsid ? kBeforeSetsid : 0));
   }
   return p.seal("migrate-tasks");
 }
@@ -390,14 +390,15 @@ std::vector<TaskNode> unpack_nodes(int fd, std::vector<int>& ends) {
   ends.assign(tasks.size(), -1);
   for (size_t i = 0; i < tasks.size(); ++i) {
     TaskNode& t = tasks[i];
-    for (int* value : {&t.pid, &t.ppid, &t.pgid, &t.sid, &t.parent, &t.join_group, &t.group_helper, &t.exit_signal,
-                       &t.terminal, &t.terminal_fd, &ends[i]})
+    for (int* value : {&t.pid, &t.ppid, &t.pgid, &t.sid, &t.parent, &t.session_helper, &t.join_group, &t.group_helper,
+                       &t.exit_signal, &t.terminal, &t.terminal_fd, &ends[i]})
       *value = u.small();
     const uint64_t flags = u.number();
     t.new_session = (flags & kNewSession) != 0;
     t.new_group = (flags & kNewGroup) != 0;
     t.zombie = (flags & kZombie) != 0;
     t.drop_terminal = (flags & kDropTerminal) != 0;
+    t.before_setsid = (flags & kBeforeSetsid) != 0;
     t.threads = {t.pid};
     if (t.parent >= static_cast<int>(i)) throw Corrupt("a packed table", "a task comes before its parent");
     if (t.parent >= 0) tasks[static_cast<size_t>(t.parent)].children.push_back(static_cast<int>(i));

@@ -1,6 +1,7 @@
 #include "core/restore/restore.h"
 
 #include <linux/sched.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -41,6 +42,7 @@ struct Restore::Impl {
   FreezerCgroup* gate = nullptr;
   Fd coordinator;               ///< socket
   pid_t coordinator_pid = 0;    ///< as we number it
+  pid_t init_pid = 0;           ///< of the tree's pid namespace, likewise; 0: it has none of its own
   std::vector<pid_t> order;     ///< tasks in the order of the tree, in its own numbers
   std::map<pid_t, pid_t> pids;  ///< the tree's number → ours
   std::map<pid_t, Fd> pidfds;   ///< by our number: a shell that ended may have been reaped, and its number be another's
@@ -64,6 +66,9 @@ struct Restore::Impl {
       } else if (m->type == Msg::hello && m->pid != 0) {
         pids[m->pid] = m->sender;
         hold(m->sender);
+      } else if (m->type == Msg::init) {
+        init_pid = m->sender;
+        hold(init_pid);
       } else if (m->type == Msg::target) {
         add_target_piece(targets, *m);
       } else if (m->type == Msg::lazy) {
@@ -103,6 +108,17 @@ struct Restore::Impl {
   void advance(const ImageSet& images, const Fd& tree, bool final);
   void follow(const std::vector<TaskNode>& tasks, const ImageSet& images, const Fd& tree, bool final);
   void discard();
+  /// It is about to end. Our child, or the init's.
+  void await_end_of_coordinator() const {
+    const auto held = pidfds.find(coordinator_pid);
+    if (held == pidfds.end()) return;
+    pollfd end{held->second.get(), POLLIN, 0};
+    while (::poll(&end, 1, -1) < 0 && errno == EINTR) {
+    }
+    ::waitid(P_PIDFD, static_cast<id_t>(held->second.get()), nullptr, WEXITED | WNOHANG);
+  }
+  /// Who forks the root's shell.
+  pid_t forefather() const { return init_pid != 0 ? init_pid : coordinator_pid; }
 };
 
 /// A descriptor a task is held; the soft limit is 1024 as a rule.
@@ -123,14 +139,15 @@ void Restore::Impl::start(const ImageSet& images) {
   if (maker == 0) {
     pair.first.reset();
     std::optional<GateWatch> watch;
+    Fd init;
     try {
       if (gate != nullptr) watch.emplace(gate->record());
-      enter_namespaces(images, options);
+      init = enter_namespaces(images, options, order, pair.second);
     } catch (...) {
       send_current_exception(pair.second.get(), 0);
       ::_exit(1);
     }
-    run_coordinator(options, std::move(pair.second), std::move(watch));
+    run_coordinator(options, std::move(pair.second), std::move(watch), std::move(init));
   }
   coordinator = std::move(pair.first);
   pair.second.reset();
@@ -187,13 +204,15 @@ void Restore::Impl::advance(const ImageSet& images, const Fd& tree, bool final) 
   targets.clear();
   if (fresh) {
     start(images);
-    enter_cgroups(coordinator_pid);  // before it has memory or children: they are counted there, too
+    // Before they have memory or children: those are counted there, too.
+    for (const pid_t pid : {init_pid, coordinator_pid})
+      if (pid != 0) enter_cgroups(pid);
     // Shells are born in the gate because their forefather is there; it leaves before it matters.
-    if (gate != nullptr) gate->add(Pid(coordinator_pid));
+    if (gate != nullptr) gate->add(Pid(forefather()));
   }
   const std::array<int, 1> fds{tree.get()};
   order_and_expect(Msg::tree, Msg::forked, as_bytes_of(final ? "i" : ""), fds);
-  if (fresh && gate != nullptr) leave_gate(coordinator_pid);
+  if (fresh && gate != nullptr) leave_gate(forefather());
   const Message m = order_and_expect(Msg::stage, Msg::prepared);
   if (m.fds.empty()) throw Error("receive", "what is cold", EBADMSG);
   cold = unpack_memories(m.fds[0].get());
@@ -224,7 +243,7 @@ void Restore::Impl::follow(const std::vector<TaskNode>& tasks, const ImageSet& i
   std::erase_if(pids, [&](const auto& entry) { return !living.contains(entry.first); });
   std::erase_if(pidfds, [&](const auto& entry) {
     const auto is_its = [&](const auto& pair) { return pair.second == entry.first; };
-    return entry.first != coordinator_pid && std::none_of(pids.begin(), pids.end(), is_its);
+    return entry.first != coordinator_pid && entry.first != init_pid && std::none_of(pids.begin(), pids.end(), is_its);
   });
 }
 
@@ -314,7 +333,7 @@ void Restore::open_gate(bool leave_stopped) {
   const Message done = r.order_and_expect(Msg::go, Msg::ok);
   if (!done.body.empty()) r.log.error("{}", done.text());
   r.coordinator.reset();
-  if (!r.options.own_namespaces && !r.options.sibling) ::waitpid(r.coordinator_pid, nullptr, 0);
+  r.await_end_of_coordinator();
 }
 
 void Restore::discard() { impl_->discard(); }
@@ -324,8 +343,9 @@ void Restore::Impl::discard() {
   lazy.clear();
   std::vector<pid_t> ours;
   for (const auto& [inside, outside] : pids) ours.push_back(outside);
-  if (coordinator_pid != 0) ours.push_back(coordinator_pid);
-  // The coordinator last: until then it is the tracer, and in a pid namespace the one who reaps.
+  // The coordinator late: until then it is the tracer. Its namespace's init, who reaps it, last.
+  for (const pid_t pid : {coordinator_pid, init_pid})
+    if (pid != 0) ours.push_back(pid);
   for (const pid_t pid : ours) kill_held(pid);
   if (gate != nullptr && !ours.empty()) {
     try {
@@ -340,7 +360,7 @@ void Restore::Impl::discard() {
   remove_hidden_sockets(socket_folders, options.root, options.mark);
   pids.clear();
   pidfds.clear();
-  coordinator_pid = 0;
+  coordinator_pid = init_pid = 0;
 }
 
 uint64_t Restore::memory_bytes() {
@@ -350,8 +370,8 @@ uint64_t Restore::memory_bytes() {
   const Message m = r.order_and_expect(Msg::memory, Msg::ok);
   if (m.body.size() != sizeof bytes) throw Error("receive", "how much memory the copy has", EBADMSG);
   std::memcpy(&bytes, m.body.data(), sizeof bytes);
-  // What shells have in common with the coordinator, from which they were forked, counts for each of them as its own.
-  const uint64_t inherited = private_memory(r.coordinator_pid, r.options.own_namespaces ? 1 : r.coordinator_pid);
+  // What shells have in common with whom they were forked from counts for each of them as its own.
+  const uint64_t inherited = private_memory(r.forefather(), r.init_pid != 0 ? 1 : r.coordinator_pid);
   for (const auto& [inside, outside] : r.pids) {
     const uint64_t all = private_memory(outside, inside);
     bytes += all - std::min(all, inherited);
@@ -368,6 +388,6 @@ std::vector<Pid> Restore::tasks() const {
   return all;
 }
 
-Pid Restore::init() const { return impl_->options.own_namespaces ? Pid(impl_->coordinator_pid) : Pid(); }
+Pid Restore::init() const { return Pid(impl_->init_pid); }
 
 }  // namespace migrate

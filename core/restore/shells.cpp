@@ -7,8 +7,9 @@
 
 namespace migrate {
 
-Shells::Shells(int launcher, int coordinator_pidfd, const RestoreOptions& options)
-    : inherit_outside_(options.shell_job && !options.own_namespaces),
+Shells::Shells(int launcher, int coordinator_pidfd, int init, const RestoreOptions& options)
+    : init_(init),
+      inherit_outside_(options.shell_job && !options.own_namespaces),
       own_namespaces_(options.own_namespaces),
       timeout_(options.timeout) {
   context_.own_namespaces = options.own_namespaces;
@@ -38,12 +39,31 @@ void Shells::build(std::vector<TaskNode> tasks) {
                   "use --shell-job to restore it into the session you run in");
   }
   make_sockets(std::vector<bool>(context_.tasks.size(), true));
-  fork_shells(context_, {0}, false, own_namespaces_ ? 0 : CLONE_PARENT);
+  if (init_ >= 0) {
+    have_root_forked();
+  } else {
+    fork_shells(context_, {0}, false, CLONE_PARENT);
+  }
   context_.shell_ends.clear();
   for (const TaskNode& task : context_.tasks) answer(task);
   std::vector<int> all(context_.tasks.size());
   std::iota(all.begin(), all.end(), 0);
   settle_groups(all);
+}
+
+Fd Shells::pack_tasks() const {
+  std::vector<int> numbers;
+  for (const Fd& end : context_.shell_ends) numbers.push_back(end.get());
+  return pack_nodes(context_.tasks, numbers);
+}
+
+void Shells::have_root_forked() {
+  const Fd packed = pack_tasks();
+  const std::array<int, 3> fds{packed.get(), context_.launcher, context_.coordinator_pidfd};
+  send_message(init_, Msg::tree, 0, as_bytes_of(context_.lazy ? "l" : ""), fds);
+  const auto m = receive_message(init_, Deadline::in(timeout_));
+  if (!m) throw Error("the tree's init died");
+  rethrow_failure(*m);
 }
 
 void Shells::follow(std::vector<TaskNode> tasks) {
@@ -58,12 +78,10 @@ void Shells::follow(std::vector<TaskNode> tasks) {
   context_.tasks = std::move(tasks);
   if (change.affected.empty()) return;
   make_sockets(change.fresh);
-  std::vector<int> numbers, concerned = change.affected;
-  for (size_t i = 0; i < context_.tasks.size(); ++i) {
-    numbers.push_back(context_.shell_ends[i].get());
+  std::vector<int> concerned = change.affected;
+  for (size_t i = 0; i < context_.tasks.size(); ++i)
     if (change.fresh[i]) concerned.push_back(static_cast<int>(i));
-  }
-  const Fd packed = pack_nodes(context_.tasks, numbers);
+  const Fd packed = pack_tasks();
   const std::array<int, 1> fds{packed.get()};
   order(change.affected, Msg::tree, fds);
   context_.shell_ends.clear();

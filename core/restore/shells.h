@@ -12,8 +12,9 @@ namespace migrate {
 
 class Shells {
  public:
-  /// `launcher` and `coordinator_pidfd` are inherited by all shells.
-  Shells(int launcher, int coordinator_pidfd, const RestoreOptions& options);
+  /// `launcher` and `coordinator_pidfd` are handed on to all shells. `init`: the socket to the tree's init, which forks
+  /// its root's shell; -1: we do.
+  Shells(int launcher, int coordinator_pidfd, int init, const RestoreOptions& options);
 
   bool exist() const { return !ends_.empty(); }
   const std::vector<TaskNode>& tasks() const { return context_.tasks; }
@@ -42,9 +43,13 @@ class Shells {
   /// Makes the sockets of the tasks for which `fresh`.
   void make_sockets(const std::vector<bool>& fresh);
   void settle_groups(const std::vector<int>& which);
+  /// All tasks, with the numbers of the sockets that are new.
+  Fd pack_tasks() const;
+  void have_root_forked();
 
   ShellContext context_;
   std::map<pid_t, Fd> ends_;  ///< control sockets
+  int init_;
   bool inherit_outside_, own_namespaces_;
   std::chrono::milliseconds timeout_;
 };

@@ -9,10 +9,12 @@
 #include <sys/ioctl.h>
 
 #include <algorithm>
+#include <climits>
 #include <ctime>
 
 #include "core/files/inet_address.h"
 #include "core/files/inet_diag.h"
+#include "core/files/interfaces.h"
 #include "core/files/multicast.h"
 #include "core/files/option_table.h"
 #include "core/files/raw_socket.h"
@@ -23,10 +25,18 @@ namespace {
 
 constexpr uint32_t kEstablished = TCP_ESTABLISHED, kClose = TCP_CLOSE, kListen = TCP_LISTEN;  // also used for UDP
 
+/// Bound to it, after bind(2) has taken the port, a socket that takes no filter hears nobody: there is none of that
+/// number (sock_bindtoindex() in net/core/sock.c does not ask).
+constexpr int kNoInterface = INT_MAX;
+
 /// They differ in checksums only.
 bool is_udp(uint32_t proto) { return proto == IPPROTO_UDP || proto == IPPROTO_UDPLITE; }
 
-bool is_tcp(const img::inet_sk_entry& e) { return e.type() == SOCK_STREAM && e.proto() == IPPROTO_TCP; }
+bool is_mptcp(const img::inet_sk_entry& e) { return e.type() == SOCK_STREAM && e.proto() == IPPROTO_MPTCP; }
+/// Also Multipath TCP.
+bool is_tcp(const img::inet_sk_entry& e) {
+  return is_mptcp(e) || (e.type() == SOCK_STREAM && e.proto() == IPPROTO_TCP);
+}
 
 /// A TCP connection that is no more: reset, or at its end.
 bool gone(const img::inet_sk_entry& e) {
@@ -52,13 +62,15 @@ void describe_ip_options(const OpenFile& file, bool v6, img::ip_opts_entry& out)
   if (flag(IPPROTO_IP, IP_FREEBIND)) out.set_freebind(true);
   if (flag(IPPROTO_IP, IP_PKTINFO)) out.set_pktinfo(true);
   out.set_tos(static_cast<uint32_t>(try_socket_option(fd, IPPROTO_IP, IP_TOS).value_or(0)));
-  out.set_ttl(static_cast<uint32_t>(try_socket_option(fd, IPPROTO_IP, IP_TTL).value_or(64)));
+  if (const auto ttl = try_socket_option(fd, IPPROTO_IP, IP_TTL)) out.set_ttl(static_cast<uint32_t>(*ttl));
 }
 
 void describe_tcp_options(const OpenFile& file, img::inet_sk_entry& e) {
   const auto get = [&](int name) {
     return static_cast<uint32_t>(socket_option(file.ours.get(), IPPROTO_TCP, name, file.who()));
   };
+  // Which has them all since Linux 6.8.
+  if (is_mptcp(e) && !try_socket_option(file.ours.get(), IPPROTO_TCP, TCP_KEEPIDLE)) return;
   img::tcp_opts_entry& t = *e.mutable_tcp_opts();
   t.set_cork(get(TCP_CORK) != 0);
   t.set_nodelay(get(TCP_NODELAY) != 0);
@@ -107,6 +119,12 @@ void check_ended(const OpenFile& file) {
       "let them be read, or use --tcp-close to drop them");
 }
 
+/// Neither connected nor ever was.
+bool is_untouched(const OpenFile& file, uint32_t state) {
+  short events;
+  return state == kClose && !has_ended(file.ours.get(), events);
+}
+
 }  // namespace
 
 void check_inet_socket(const OpenFile& file, const FileDumpOptions& options) {
@@ -119,11 +137,11 @@ void check_inet_socket(const OpenFile& file, const FileDumpOptions& options) {
   const bool ping = type == SOCK_DGRAM && (proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6);
   if (type == SOCK_RAW) return check_raw_socket(file, static_cast<uint32_t>(proto));
   if (ping) return;
-  if (type != SOCK_STREAM || proto != IPPROTO_TCP) {
-    const std::string what = proto == 262 ? "an MPTCP socket" : "a socket of protocol " + std::to_string(proto);
-    throw Refusal(file.who() + ", " + what, "close it first");
-  }
+  if (type != SOCK_STREAM || (proto != IPPROTO_TCP && proto != IPPROTO_MPTCP))
+    throw Refusal(file.who() + ", a socket of protocol " + std::to_string(proto), "close it first");
   const tcp_info info = tcp_state(file);
+  if (proto == IPPROTO_MPTCP && info.tcpi_state != kListen && !is_untouched(file, info.tcpi_state))
+    throw Refusal(file.who() + ", an MPTCP connection", "have the program close it first");
   if (options.tcp_close) return;
   if (info.tcpi_state == kClose) return check_ended(file);
   if (info.tcpi_state == kListen) {
@@ -255,7 +273,10 @@ void InetDumper::dump(const OpenFile& file, std::optional<uint32_t> connection) 
 std::string who_is(const img::inet_sk_entry& e) {
   const std::string kind = is_raw(e)    ? "raw socket of protocol " + std::to_string(e.proto())
                            : is_ping(e) ? "ICMP socket"
-                                        : std::string(is_tcp(e) ? "TCP" : "UDP") + " socket";
+                                        : std::string(is_mptcp(e) ? "MPTCP"
+                                                      : is_tcp(e) ? "TCP"
+                                                                  : "UDP") +
+                                              " socket";
   return kind + " " + get_address(e, true).text();
 }
 
@@ -328,6 +349,7 @@ void InetRestorer::bind(int fd, const img::inet_sk_entry& e, const std::string& 
   if (tcp) set_socket_option(fd, SOL_SOCKET, SO_REUSEADDR, 1, who);
   InetAddress source = get_address(e, true);
   check(::bind(fd, source.get(), source.length), "bind", who);
+  if (hold_ && is_mptcp(e)) set_socket_option(fd, SOL_SOCKET, SO_BINDTOIFINDEX, kNoInterface, who);
   if (tcp && e.state() == kListen)
     check(::listen(fd, static_cast<int>(std::min<uint32_t>(e.backlog(), INT32_MAX))), "listen on", who);
   if (tcp) set_socket_option(fd, SOL_SOCKET, SO_REUSEADDR, e.opts().reuseaddr(), who);
@@ -371,7 +393,7 @@ Fd InetRestorer::open(const img::inet_sk_entry& e, const FileOwner& owner, const
   states_.apply(e.id(), fd.get(), SocketOption::When::fresh, who);
   // Also where it is to be deaf for now: a filter that the kernel does not take shows here, not behind the gate.
   if (!hold_ || e.opts().so_filter_size() != 0) attach_own_filter(fd.get(), e.opts(), who);
-  if (hold_ && (e.src_port() != 0 || is_raw(e))) attach_deaf_filter(fd.get(), who);
+  if (hold_ && !is_mptcp(e) && (e.src_port() != 0 || is_raw(e))) attach_deaf_filter(fd.get(), who);
   if (is_raw(e)) drop_received(fd.get());  // which it hears of from its first moment on
   if (is_raw(e) ? has_own_address(e) : e.src_port() != 0 || without_port(fd.get(), e)) bind(fd.get(), e, who);
   const ext::SocketState* state = states_.find(e.id());
@@ -388,13 +410,26 @@ Fd InetRestorer::open(const img::inet_sk_entry& e, const FileOwner& owner, const
   return fd;
 }
 
+namespace {
+
+void hear_again(const img::inet_sk_entry& e, int fd) {
+  const std::string& device = e.opts().so_bound_dev();
+  const int number = device.empty() ? 0 : interface_number(fd, device, who_is(e));
+  set_socket_option(fd, SOL_SOCKET, SO_BINDTOIFINDEX, number, who_is(e));
+}
+
+}  // namespace
+
 void InetRestorer::remember(const img::inet_sk_entry& e, int fd) {
   if (hold_) held_.push_back({&e, fd});
 }
 
 void InetRestorer::release(std::vector<std::string>& failures) {
   for (const Held& held : held_) try {
-      attach_own_filter(held.fd, held.entry->opts(), who_is(*held.entry));
+      if (is_mptcp(*held.entry))
+        hear_again(*held.entry, held.fd);
+      else
+        attach_own_filter(held.fd, held.entry->opts(), who_is(*held.entry));
       states_.apply(held.entry->id(), held.fd, SocketOption::When::sealed, who_is(*held.entry));
     } catch (const Error& e) {
       log_.error("{}", e.what());

@@ -1,6 +1,7 @@
 #include "core/files/socket_options.h"
 
 #include <linux/filter.h>
+#include <netinet/in.h>
 #include <sys/time.h>
 
 #include <climits>
@@ -16,7 +17,8 @@
 namespace migrate {
 namespace {
 
-constexpr size_t kMaxFilter = 4096;  // BPF_MAXINSNS
+constexpr size_t kMaxFilter = 4096;                  // BPF_MAXINSNS
+constexpr uint32_t kSendLock = 1, kReceiveLock = 2;  // of SO_BUF_LOCK (linux/socket.h)
 
 void describe_timeout(int fd, int name, const std::string& who, uint64_t& sec, uint64_t& usec) {
   timeval t{};
@@ -80,6 +82,8 @@ std::optional<int> try_socket_option(int fd, int level, int name) {
   return value;
 }
 
+bool is_mptcp(int fd) { return try_socket_option(fd, SOL_SOCKET, SO_PROTOCOL) == IPPROTO_MPTCP; }
+
 void set_socket_option(int fd, int level, int name, int value, const std::string& who) {
   check(::setsockopt(fd, level, name, &value, sizeof value), "set option " + std::to_string(name) + " of", who);
 }
@@ -126,9 +130,11 @@ void apply_socket_options(int fd, const img::sk_opts_entry& o, const std::string
   const auto differ = [&](int name, uint32_t value) {
     if (try_socket_option(fd, SOL_SOCKET, name).value_or(0) != static_cast<int>(value)) set(name, value);
   };
-  apply_buffer(fd, SO_SNDBUFFORCE, SO_SNDBUF, o.so_sndbuf(), who);
-  apply_buffer(fd, SO_RCVBUFFORCE, SO_RCVBUF, o.so_rcvbuf(), who);
-  if (o.has_so_buf_lock()) set(SO_BUF_LOCK, o.so_buf_lock() & 3);
+  // There the lock comes with the size, and cannot be taken away: without one the size is the kernel's choice.
+  const bool mptcp = is_mptcp(fd);
+  if (!mptcp || (o.so_buf_lock() & kSendLock) != 0) apply_buffer(fd, SO_SNDBUFFORCE, SO_SNDBUF, o.so_sndbuf(), who);
+  if (!mptcp || (o.so_buf_lock() & kReceiveLock) != 0) apply_buffer(fd, SO_RCVBUFFORCE, SO_RCVBUF, o.so_rcvbuf(), who);
+  if (o.has_so_buf_lock() && !mptcp) set(SO_BUF_LOCK, o.so_buf_lock() & (kSendLock | kReceiveLock));
   if (o.so_snd_tmo_sec() != 0 || o.so_snd_tmo_usec() != 0)
     apply_timeout(fd, SO_SNDTIMEO, o.so_snd_tmo_sec(), o.so_snd_tmo_usec(), who);
   if (o.so_rcv_tmo_sec() != 0 || o.so_rcv_tmo_usec() != 0)
@@ -164,7 +170,7 @@ void attach_deaf_filter(int fd, const std::string& who) {
 void attach_own_filter(int fd, const img::sk_opts_entry& options, const std::string& who) {
   if (options.so_filter_size() == 0) {
     const int unused = 0;
-    if (::setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &unused, sizeof unused) != 0 && errno != ENOENT)
+    if (::setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &unused, sizeof unused) != 0 && errno != ENOENT && !is_mptcp(fd))
       throw Error("detach the filter of", who, errno);
     return;
   }

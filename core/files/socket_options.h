@@ -17,6 +17,8 @@ int socket_option(int fd, int level, int name, const std::string& who);
 std::optional<int> try_socket_option(int fd, int level, int name);
 void set_socket_option(int fd, int level, int name, int value, const std::string& who);
 
+/// Multipath TCP takes no filters, and not all options.
+bool is_mptcp(int fd);
 /// Refusal for eBPF filters.
 void check_filter(int fd, const std::string& who);
 /// Reads everything sk_opts_entry holds. Refusal for eBPF filters.

@@ -92,6 +92,34 @@ def packet():
     return s, s.fileno()
 
 
+def mptcp():
+    try:
+        return socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+    except OSError as e:
+        return str(e)
+
+
+def mptcp_listener():
+    s = mptcp()
+    if isinstance(s, str):
+        return "impossible", f"no MPTCP socket can be made: {s}"
+    s.bind(("127.0.0.1", 0))
+    s.listen(1)
+    return s, s.fileno()
+
+
+def mptcp_connection():
+    s, fd = mptcp_listener()
+    if s == "impossible":
+        return s, fd
+    client = mptcp()
+    client.connect(s.getsockname())
+    server, _ = s.accept()
+    s.close()
+    server.close()
+    return client, client.fileno()
+
+
 def raw_ip():
     s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
     become_nobody()
@@ -705,7 +733,7 @@ def child():
 
 
 KINDS = {f.__name__.replace("_", "-"): f for f in (
-    tcp, tcp_backlog, listener, corked, ended_unread, lost_socket_name, netlink, packet, raw_ip, bound_to_interface, interface_gone, unix_from_another_network, unix_outside, epoll_on_its_way, inotify, fanotify, notified, terminal, terminal_with_guest, stopped_terminal, io_uring,
+    tcp, tcp_backlog, listener, corked, ended_unread, lost_socket_name, netlink, packet, raw_ip, mptcp_listener, mptcp_connection, bound_to_interface, interface_gone, unix_from_another_network, unix_outside, epoll_on_its_way, inotify, fanotify, notified, terminal, terminal_with_guest, stopped_terminal, io_uring,
     userfaultfd, pidfd, thread_pidfd, device, flock, posix_lock, lease, message_queue, sysv_shm, sysv_queue, outside_pipe, seccomp, deleted_big_file, writable_file,
     mapped_file, own_thread_files, zombie_root, shared_memory_outside, landlock, user_dispatch, address_space_limit, thread_file,
     not_accepted, epoll_of_closed, epoll_of_another, watching, favoured, plain, child, child_of_32_bits, child_without_vvar, nobody, roots_file, roots_folder, roots_deleted_file, roots_socket, roots_pair, timers_beyond_the_limit, forced_buffer, marked, alarm_clock,

@@ -50,7 +50,11 @@ std::string check_port(const wire::Check::Port& port) {
   const int family = static_cast<int>(port.family());
   const int type = static_cast<int>(port.type());
   if ((family != AF_INET && family != AF_INET6) || (type != SOCK_STREAM && type != SOCK_DGRAM)) return {};
-  const Fd socket(::socket(family, type | SOCK_CLOEXEC, 0));
+  const bool mptcp = port.protocol() == IPPROTO_MPTCP;
+  const Fd socket(::socket(family, type | SOCK_CLOEXEC, mptcp ? IPPROTO_MPTCP : 0));
+  if (!socket && mptcp)
+    return "the program has MPTCP sockets, and the destination has none; set net.mptcp.enabled there (Linux 5.6), or "
+           "have the program use TCP (in Go: GODEBUG=multipathtcp=0)";
   if (!socket) return "the destination has no sockets of family " + std::to_string(family);
   const int one = 1;
   ::setsockopt(socket.get(), SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
@@ -79,9 +83,11 @@ std::string check_port(const wire::Check::Port& port) {
   const bool everywhere = std::ranges::all_of(port.address(), [](char byte) { return byte == 0; });
   char address[INET6_ADDRSTRLEN] = "";
   ::inet_ntop(family, port.address().data(), address, sizeof address);
-  return std::string(type == SOCK_DGRAM ? "UDP" : "TCP") + " port " + std::to_string(port.port()) +
-         " cannot be used at the destination" + (everywhere ? "" : std::string(" on ") + address) + ": " +
-         std::strerror(reason) + "; " + what_helps(reason);
+  return std::string(type == SOCK_DGRAM ? "UDP"
+                     : mptcp            ? "MPTCP"
+                                        : "TCP") +
+         " port " + std::to_string(port.port()) + " cannot be used at the destination" +
+         (everywhere ? "" : std::string(" on ") + address) + ": " + std::strerror(reason) + "; " + what_helps(reason);
 }
 
 Privilege from_wire(const wire::Check::Privilege& p) {

@@ -163,7 +163,8 @@ void add_kernel_mappings(pid_t task, std::string_view maps, wire::Check& check) 
 }
 
 bool same_port(const wire::Check::Port& a, const wire::Check::Port& b) {
-  return a.family() == b.family() && a.type() == b.type() && a.address() == b.address() && a.port() == b.port();
+  return a.family() == b.family() && a.type() == b.type() && a.address() == b.address() && a.port() == b.port() &&
+         a.protocol() == b.protocol();
 }
 
 /// Takes away what was checked before: ports, users.

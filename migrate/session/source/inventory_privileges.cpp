@@ -82,6 +82,26 @@ std::string socket_name(int fd) {
   return {address.sun_path, ::strnlen(address.sun_path, sizeof address.sun_path)};
 }
 
+wire::Check::Port port_of(int fd) {
+  sockaddr_storage address{};
+  socklen_t length = sizeof address;
+  check(::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length), "read the address of", "an MPTCP socket");
+  wire::Check::Port port;
+  port.set_family(address.ss_family);
+  port.set_type(SOCK_STREAM);
+  port.set_protocol(IPPROTO_MPTCP);
+  if (address.ss_family == AF_INET) {
+    const auto& in = reinterpret_cast<const sockaddr_in&>(address);
+    port.set_address(&in.sin_addr, sizeof in.sin_addr);
+    port.set_port(ntohs(in.sin_port));
+  } else {
+    const auto& in = reinterpret_cast<const sockaddr_in6&>(address);
+    port.set_address(&in.sin6_addr, sizeof in.sin6_addr);
+    port.set_port(ntohs(in.sin6_port));
+  }
+  return port;
+}
+
 /// Whether an interest list has an entry that keeps the machine awake.
 bool keeps_awake(const std::string& fdinfo) {
   constexpr std::string_view kKey = " events:";
@@ -212,6 +232,7 @@ void DescriptorPrivileges::look_into(const ProcDir& task, int fd, const std::str
   }
   const uint32_t domain = add_socket_options(ours.get(), facts.found);
   if (domain == AF_INET || domain == AF_INET6) facts.interfaces = interfaces_of(ours.get(), task, link);
+  if (is_mptcp(ours.get())) facts.port = port_of(ours.get());
   if (domain != AF_UNIX) return;
   facts.peer = peer_credentials(ours.get(), link);
   facts.fd = fd;
@@ -231,6 +252,10 @@ std::set<std::string> DescriptorPrivileges::write(wire::Check& check, FileNeeds&
       *out = found;
       out->set_task(facts.holder.task);
       out->set_held(facts.holder.held);
+    }
+    if (facts.port) {
+      *check.add_ports() = *facts.port;
+      if (facts.port->port() != 0) add_port_privilege(facts.holder, facts.port->port(), check);
     }
     if (facts.peer && !ids.include(*facts.peer) && check.strangers_size() < kMostStrangers) {
       wire::Check::Stranger* out = check.add_strangers();

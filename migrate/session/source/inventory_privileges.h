@@ -51,6 +51,7 @@ class DescriptorPrivileges {
     std::vector<wire::Check::Privilege> found;
     std::string socket_name;  ///< bound, in the file system
     std::set<std::string> interfaces;
+    std::optional<wire::Check::Port> port;  ///< of sockets that are in no table of /proc/net
     std::optional<PeerCredentials> peer;
     int fd = -1;  ///< in the first holder
   };

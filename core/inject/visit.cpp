@@ -12,7 +12,6 @@
 #include <string>
 
 #include "core/inject/attributes.h"
-#include "core/inject/vdso_exit.h"
 #include "core/inject/visit_places.h"
 
 extern "C" const unsigned char parasite_blob_start[], parasite_blob_end[];
@@ -115,10 +114,6 @@ void Visit::choose_places() {
       throw Error(who + " is still on its way back from an earlier visit; try again in some seconds");
     }
   }
-  if (task_.state == TaskState::group_stopped) return;  // a step would let it run on
-  for (const MapsLine& map : maps)
-    if (map.name == "[vdso]")
-      for (StoppedThread& thread : task_.threads) leave_vdso(task_.proc, map.range, thread);
 }
 
 void Visit::write(RemoteAddr at, std::span<const std::byte> bytes) {

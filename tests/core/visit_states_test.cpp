@@ -9,7 +9,6 @@
 #include <sys/resource.h>
 #include <sys/rseq.h>
 #include <sys/syscall.h>
-#include <sys/time.h>
 #include <ucontext.h>
 
 #include <array>
@@ -17,7 +16,6 @@
 #include <thread>
 
 #include "core/dump/dump.h"
-#include "core/inject/visit_places.h"
 #include "core/memory/dirty_tracker.h"
 #include "tests/core/visits.h"
 
@@ -156,52 +154,6 @@ TEST_F(VisitStatesTest, ASteppingThreadTrapsOnAsBefore) {
       [count] "r"(&shared->progress), [aborts] "r"(&shared->aborts), [damage] "r"(&shared->damage)
       : "rax", "memory", "cc");
   __builtin_unreachable();
-}
-
-/// Reads clocks without pause, and is interrupted every millisecond.
-void read_clocks(StatesShared* shared) {
-  g_shared = shared;
-  struct sigaction action {};
-  action.sa_handler = [](int) { ++g_shared->aborts; };
-  ::sigaction(SIGALRM, &action, nullptr);
-  const itimerval often{{0, 1000}, {0, 1000}};
-  ::setitimer(ITIMER_REAL, &often, nullptr);
-  shared->ready = 1;
-  for (timespec last{}, now{};; last = now) {
-    ::clock_gettime(CLOCK_MONOTONIC, &now);
-    if (now.tv_sec < last.tv_sec || (now.tv_sec == last.tv_sec && now.tv_nsec < last.tv_nsec)) ++shared->damage;
-    ++shared->progress;
-  }
-}
-
-TEST_F(VisitStatesTest, NoThreadStaysInTheVdso) {
-  const pid_t pid = start([&] { read_clocks(shared_); });
-  RemoteRange vdso{RemoteAddr(0), RemoteAddr(0)};
-  for (const MapsLine& map : parse_maps(ProcDir(pid).read("maps")))
-    if (map.name == "[vdso]") vdso = map.range;
-  ASSERT_NE(vdso.bytes(), 0u);
-  constexpr int kVisits = 200;
-  int inside = 0, after = 0;
-  for (int i = 0; i < kVisits; ++i) {
-    StoppedTree tree(Pid(pid), {}, *log_);
-    const StoppedThread& thread = tree.root().threads.front();
-    inside += vdso.contains(RemoteAddr(thread.regs.rip)) ? 1 : 0;
-    const std::string blocked = tree.root().proc.status().at("SigBlk");
-    harvest(tree.root(), {}, *log_);
-    after += vdso.contains(RemoteAddr(thread.regs.rip)) ? 1 : 0;
-    EXPECT_EQ(tree.root().proc.status().at("SigBlk"), blocked);
-    // proc(5): of a thread that is in no call, -1 and its stack and instruction pointers.
-    std::array<char, 40> now{};
-    std::snprintf(now.data(), now.size(), " 0x%llx\n", thread.regs.rip);
-    EXPECT_TRUE(tree.root().proc.read("syscall").ends_with(now.data()))
-        << tree.root().proc.read("syscall") << now.data();
-  }
-  EXPECT_GT(inside, kVisits / 10);  // else it proves nothing
-  EXPECT_EQ(after, 0);
-  ASSERT_TRUE(goes_on());
-  const uint64_t alarms = shared_->aborts;
-  EXPECT_TRUE(eventually([&] { return shared_->aborts > alarms; }));
-  EXPECT_EQ(shared_->damage, 0u);
 }
 
 TEST_F(VisitStatesTest, ARestartableSequenceIsAborted) {

@@ -6,6 +6,7 @@
 #include <ctime>
 #include <iterator>
 #include <set>
+#include <utility>
 
 #include "core/base/looked_at.h"
 #include "core/dump/preflight.h"
@@ -130,14 +131,11 @@ void TreeIpc::describe(const std::vector<ProcDir>& tasks, const ImagePids& pids,
   users.others_wait = others_wait_;
   count_segments(tasks, users.mappings);
   TreeObjects found;
+  bool again = false;
   refused_at_last(2'000'000, [&] {
-    try {
-      found = find_tree_objects(tasks, users, undo_reader_);
-    } catch (const Refusal&) {
-      // Others run on: who made an object since look_around() may wait for it by now.
-      look_for_waiters(tasks, users);
-      throw;
-    }
+    // Others run on: who made an object since look_around() may wait for it by now.
+    if (std::exchange(again, true)) look_for_waiters(tasks, users);
+    found = find_tree_objects(tasks, users, undo_reader_);
   });
   objects_ = std::move(found.objects);
   find_old_keys(tasks, objects_);

@@ -1,7 +1,6 @@
 #include "core/files/image_tables.h"
 
 #include <algorithm>
-#include <charconv>
 
 #include "core/files/kinds.h"
 #include "core/image/magic.h"
@@ -54,15 +53,11 @@ std::vector<img::fdinfo_entry> read_table(const ImageSet& images, uint32_t files
 }
 
 std::vector<uint32_t> table_ids(const ImageSet& images) {
-  static constexpr std::string_view kStem = "fdinfo-";
+  static constexpr std::string_view kStem = "fdinfo";
   std::vector<uint32_t> ids;
   for (auto it = images.images().lower_bound(std::string(kStem)); it != images.images().end(); ++it) {
-    const std::string_view name = it->first;
-    if (!name.starts_with(kStem)) break;
-    uint32_t id;
-    const char* end = name.data() + name.size();
-    const auto [stop, ec] = std::from_chars(name.data() + kStem.size(), end, id);
-    if (ec == std::errc() && std::string_view(stop, static_cast<size_t>(end - stop)) == ".img") ids.push_back(id);
+    if (!it->first.starts_with(kStem)) break;
+    if (const auto id = id_in_name(it->first, kStem)) ids.push_back(*id);
   }
   std::sort(ids.begin(), ids.end());
   return ids;

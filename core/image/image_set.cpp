@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstring>
 #include <filesystem>
 
@@ -158,6 +159,16 @@ uint64_t ImageSet::bytes() const {
   uint64_t total = 0;
   for (const auto& [name, bytes] : images_) total += bytes.size();
   return total;
+}
+
+std::optional<uint32_t> id_in_name(std::string_view name, std::string_view stem) {
+  if (!name.starts_with(stem) || !name.substr(stem.size()).starts_with('-')) return std::nullopt;
+  name.remove_prefix(stem.size() + 1);
+  uint32_t id = 0;
+  const char* end = name.data() + name.size();
+  const auto [stop, error] = std::from_chars(name.data(), end, id);
+  if (error != std::errc() || std::string_view(stop, static_cast<size_t>(end - stop)) != ".img") return std::nullopt;
+  return id;
 }
 
 std::string image_name(std::string_view stem, uint64_t id) {

@@ -86,5 +86,7 @@ class ImageSet {
 
 /// "core-42.img"
 std::string image_name(std::string_view stem, uint64_t id);
+/// 42 in "core-42.img" for the stem "core"; nullopt: it is another name.
+std::optional<uint32_t> id_in_name(std::string_view name, std::string_view stem);
 
 }  // namespace migrate

@@ -46,7 +46,7 @@ bool alone_in_ipc_namespace(const std::vector<ProcDir>& tasks);
 
 /// What of it a tree shows, running or stopped. `mappings` and `exact` are the caller's to fill in.
 IpcUsers look_at_ipc_users(const std::vector<ProcDir>& tasks);
-/// Adds who waits; of a running tree.
+/// Adds who waits: in the tree while it runs, outside of it at any time.
 void look_for_waiters(const std::vector<ProcDir>& tasks, IpcUsers& users);
 struct TreeObjects {
   std::vector<IpcObject> objects;

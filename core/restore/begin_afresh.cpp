@@ -4,6 +4,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "core/restore/shell.h"
+
 namespace migrate {
 namespace {
 
@@ -12,7 +14,7 @@ void keep_only(std::vector<Fd*> kept) {
   constexpr int kHigh = 100;
   int above = kHigh;
   for (Fd* fd : kept) {
-    *fd = Fd(check(::fcntl(fd->get(), F_DUPFD_CLOEXEC, above), "move", "a descriptor"));
+    *fd = move_above(std::move(*fd), above);
     above = fd->get() + 1;
   }
   std::vector<int> numbers;
@@ -24,14 +26,18 @@ void keep_only(std::vector<Fd*> kept) {
 
 }  // namespace
 
+void raise_limit_of_files() {
+  rlimit files{};
+  if (::getrlimit(RLIMIT_NOFILE, &files) != 0 || files.rlim_cur == files.rlim_max) return;
+  files.rlim_cur = files.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &files);
+}
+
 void begin_afresh(std::vector<Fd*> kept) {
   const int null = open_path("/dev/null", O_RDWR).release();  // closed below with what we inherited
   for (int fd = 0; fd <= 2; ++fd) check(::dup2(null, fd), "redirect", "the standard descriptors");
   keep_only(std::move(kept));
-  rlimit files{};
-  ::getrlimit(RLIMIT_NOFILE, &files);
-  files.rlim_cur = files.rlim_max;
-  ::setrlimit(RLIMIT_NOFILE, &files);
+  raise_limit_of_files();
   sigset_t none;
   ::sigemptyset(&none);
   ::sigprocmask(SIG_SETMASK, &none, nullptr);

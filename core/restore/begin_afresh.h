@@ -11,4 +11,7 @@ namespace migrate {
 /// as may be are allowed; no signal is blocked, ignored or handled. The caller has no other thread.
 void begin_afresh(std::vector<Fd*> kept);
 
+/// As many descriptors as the hard limit allows; the soft one is 1024 as a rule.
+void raise_limit_of_files();
+
 }  // namespace migrate

@@ -7,7 +7,6 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
-#include <sys/wait.h>
 
 #include <algorithm>
 #include <cstring>
@@ -150,18 +149,13 @@ class Coordinator {
     send_message(init_.get(), type, 0);
     await_init();
   }
-  void await_init() {
-    const auto m = receive_message(init_.get(), Deadline::in(options_.timeout));
-    if (!m) throw Error("the tree's init died");
-    rethrow_failure(*m);
-  }
+  void await_init() { (void)receive_answer(init_.get(), Deadline::in(options_.timeout), kTreesInit); }
 
   void make_ready() {
     pidfd_ = move_above(std::move(open_pidfd(::getpid()).value()), kLowestFloor);
     shells_launcher_ = move_above(launcher_.dup(), kLowestFloor);
     if (init_) await_init();  // the launcher knows it by then
     shells_.emplace(shells_launcher_.get(), pidfd_.get(), init_.get(), options_);
-    (void)own_kernel_mappings();  // so that no shell has to look
     send_message(launcher_.get(), Msg::hello, 0);
   }
 

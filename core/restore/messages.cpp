@@ -116,6 +116,13 @@ void rethrow_failure(const Message& message) {
   if (message.type == Msg::error) throw Error(text);
 }
 
+Message receive_answer(int socket, const Deadline& deadline, std::string_view who) {
+  auto m = receive_message(socket, deadline);
+  if (!m) throw Error(std::string(who) + " died");
+  rethrow_failure(*m);
+  return std::move(*m);
+}
+
 LoggerPtr socket_logger(int socket) {
   return callback_logger("restore", [socket](LogLevel level, std::string_view text) {
     const Frame frame{static_cast<uint32_t>(Msg::log), static_cast<int32_t>(level)};

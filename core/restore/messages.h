@@ -81,6 +81,11 @@ void send_current_exception(int socket, pid_t pid) noexcept;
 /// Throws what the other side sent, if it is a failure.
 void rethrow_failure(const Message& message);
 
+/// The next message of a process that is there to answer: throws what it failed for, and Error that `who` died.
+Message receive_answer(int socket, const Deadline& deadline, std::string_view who);
+/// That in sentences.
+inline constexpr std::string_view kTreesInit = "the tree's init";
+
 /// A logger whose lines become log messages on `socket`, dropped where nobody reads.
 LoggerPtr socket_logger(int socket);
 

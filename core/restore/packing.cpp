@@ -2,7 +2,6 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cstring>
 
 #include "core/restore/shell.h"
@@ -113,13 +112,11 @@ std::vector<TreeLayout::Area> get_areas(Unpacker& u) {
 /// Whether the image tells of a task or thread that `task` is not, and of nothing else. These are nearly all bytes of a
 /// big tree's images.
 bool is_of_another(std::string_view name, const TaskNode& task) {
-  for (const std::string_view stem : {"core-", "mm-", "pagemap-", "fs-", "creds-"}) {
-    if (!name.starts_with(stem)) continue;
-    pid_t id = 0;
-    const char* end = name.data() + name.size();
-    const auto [stop, error] = std::from_chars(name.data() + stem.size(), end, id);
-    if (error != std::errc() || std::string_view(stop, static_cast<size_t>(end - stop)) != ".img") return false;
-    return id != task.pid && std::ranges::find(task.threads, id) == task.threads.end();
+  for (const std::string_view stem : {"core", "mm", "pagemap", "fs", "creds"}) {
+    const std::optional<uint32_t> id = id_in_name(name, stem);
+    if (!id) continue;
+    const auto pid = static_cast<pid_t>(*id);
+    return pid != task.pid && std::ranges::find(task.threads, pid) == task.threads.end();
   }
   return false;
 }
@@ -151,6 +148,7 @@ ImageSet unpack_images(int fd, const TaskNode* reader) {
     if (reader == nullptr || !is_of_another(name, *reader))
       images.adopt(std::string(name), {bytes.begin(), bytes.end()});
   }
+  if (!u.empty()) throw Corrupt("packed images", "bytes come behind the last");
   return images;
 }
 

@@ -17,11 +17,13 @@
 #include "core/base/procfs.h"
 #include "core/files/hidden_sockets.h"
 #include "core/image/leave_out.h"
+#include "core/restore/begin_afresh.h"
 #include "core/restore/coordinator.h"
 #include "core/restore/copy_memory.h"
 #include "core/restore/lazy_restore.h"
 #include "core/restore/messages.h"
 #include "core/restore/namespaces.h"
+#include "core/restore/restorable.h"
 #include "core/restore/shell.h"
 #include "core/restore/staging.h"
 
@@ -121,17 +123,10 @@ struct Restore::Impl {
   pid_t forefather() const { return init_pid != 0 ? init_pid : coordinator_pid; }
 };
 
-/// A descriptor a task is held; the soft limit is 1024 as a rule.
-void raise_limit_of_files() {
-  rlimit files{};
-  if (::getrlimit(RLIMIT_NOFILE, &files) != 0 || files.rlim_cur == files.rlim_max) return;
-  files.rlim_cur = files.rlim_max;
-  ::setrlimit(RLIMIT_NOFILE, &files);
-}
-
 /// A short-lived child makes the namespaces, so that we stay in ours; the coordinator is its sibling, our child.
 void Restore::Impl::start(const ImageSet& images) {
-  raise_limit_of_files();
+  raise_limit_of_files();       // a descriptor a task is held
+  (void)own_kernel_mappings();  // so that nobody who is forked has to look
   SocketPair pair = SocketPair::make();
   const int on = 1;
   check(::setsockopt(pair.first.get(), SOL_SOCKET, SO_PASSCRED, &on, sizeof on), "ask for credentials on", "a socket");

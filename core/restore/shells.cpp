@@ -61,9 +61,7 @@ void Shells::have_root_forked() {
   const Fd packed = pack_tasks();
   const std::array<int, 3> fds{packed.get(), context_.launcher, context_.coordinator_pidfd};
   send_message(init_, Msg::tree, 0, as_bytes_of(context_.lazy ? "l" : ""), fds);
-  const auto m = receive_message(init_, Deadline::in(timeout_));
-  if (!m) throw Error("the tree's init died");
-  rethrow_failure(*m);
+  (void)receive_answer(init_, Deadline::in(timeout_), kTreesInit);
 }
 
 void Shells::follow(std::vector<TaskNode> tasks) {
@@ -111,10 +109,8 @@ void Shells::order_with(const TaskNode& task, Msg type, int number, std::string_
 }
 
 Message Shells::answer(const TaskNode& task) {
-  auto m = receive_message(ends_.at(task.pid).get(), Deadline::in(timeout_));
-  if (!m) throw Error("the shell of task " + std::to_string(task.pid) + " died");
-  rethrow_failure(*m);
-  return std::move(*m);
+  return receive_answer(ends_.at(task.pid).get(), Deadline::in(timeout_),
+                        "the shell of task " + std::to_string(task.pid));
 }
 
 void Shells::order(const std::vector<int>& which, Msg type, std::span<const int> fds) {

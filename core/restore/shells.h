@@ -35,8 +35,6 @@ class Shells {
   void order_living(Msg type, std::span<const int> fds = {}, const Answered& answered = {});
 
   void kill();
-  /// Hangs up.
-  void forget() { ends_.clear(); }
 
  private:
   void order(const std::vector<int>& which, Msg type, std::span<const int> fds = {});

@@ -43,6 +43,14 @@ uint64_t capability_bits(const std::vector<std::string>& names) {
   return bits;
 }
 
+/// A time of 1 s to 30 days.
+void add_seconds(CLI::App& verb, const std::string& name, std::chrono::seconds& value, const std::string& text) {
+  verb.add_option_function<int>(
+          name, [&value](int seconds) { value = std::chrono::seconds(seconds); }, text)
+      ->check(CLI::Range(1, 30 * 86400))
+      ->type_name("SECONDS");
+}
+
 }  // namespace
 
 SessionCommands::SessionCommands(CLI::App& app, CoreOptions& core, std::function<int()>& run) {
@@ -109,18 +117,12 @@ void SessionCommands::add_send(CLI::App& app, std::function<int()>& run) {
       "not converge");
   verb->add_flag("--allow-postcopy", send_.allow_postcopy,
                  "to --mode auto: until it is whole the program may need both hosts");
-  verb->add_option_function<int>(
-          "--recover-timeout", [this](int seconds) { send_.recover_timeout = std::chrono::seconds(seconds); },
-          "time to reach a destination that is lost while memory follows, then a process in the background goes on "
-          "trying; 1 to 2592000, default: no end")
-      ->check(CLI::Range(1, 30 * 86400))
-      ->type_name("SECONDS");
-  verb->add_option_function<int>(
-          "--abort-downtime", [this](int seconds) { send_.abort_downtime = std::chrono::seconds(seconds); },
-          "give up, and let the program run on here, when it has stood still for so long and is not handed over; 1 to "
-          "2592000, default: ten times what was estimated, and 30 at least; with --mode stop-copy no limit")
-      ->check(CLI::Range(1, 30 * 86400))
-      ->type_name("SECONDS");
+  add_seconds(*verb, "--recover-timeout", send_.recover_timeout,
+              "time to reach a destination that is lost while memory follows, then a process in the background goes on "
+              "trying; 1 to 2592000, default: no end");
+  add_seconds(*verb, "--abort-downtime", send_.abort_downtime,
+              "give up, and let the program run on here, when it has stood still for so long and is not handed over; 1 "
+              "to 2592000, default: ten times what was estimated, and 30 at least; with --mode stop-copy no limit");
   add_policy(*verb);
   add_page_streams(*verb);
   verb->add_option("--report", send_.report_file, "write a picture of the migration's time line")

@@ -19,6 +19,7 @@
 #include "core/base/looked_at.h"
 #include "core/base/proc_values.h"
 #include "core/files/fdinfo.h"
+#include "core/files/inet_address.h"
 #include "core/files/multicast.h"
 #include "core/files/socket_options.h"
 #include "core/task/proc_text.h"
@@ -83,21 +84,17 @@ std::string socket_name(int fd) {
 }
 
 wire::Check::Port port_of(int fd) {
-  sockaddr_storage address{};
-  socklen_t length = sizeof address;
-  check(::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length), "read the address of", "an MPTCP socket");
+  InetAddress address;
+  if (!own_address(fd, address)) throw Error("read the address of", "an MPTCP socket", errno);
   wire::Check::Port port;
-  port.set_family(address.ss_family);
+  port.set_family(address.raw.ss_family);
   port.set_type(SOCK_STREAM);
   port.set_protocol(IPPROTO_MPTCP);
-  if (address.ss_family == AF_INET) {
-    const auto& in = reinterpret_cast<const sockaddr_in&>(address);
-    port.set_address(&in.sin_addr, sizeof in.sin_addr);
-    port.set_port(ntohs(in.sin_port));
+  port.set_port(address.port());
+  if (address.raw.ss_family == AF_INET) {
+    port.set_address(&address.v4().sin_addr, sizeof(in_addr));
   } else {
-    const auto& in = reinterpret_cast<const sockaddr_in6&>(address);
-    port.set_address(&in.sin6_addr, sizeof in.sin6_addr);
-    port.set_port(ntohs(in.sin6_port));
+    port.set_address(&address.v6().sin6_addr, sizeof(in6_addr));
   }
   return port;
 }

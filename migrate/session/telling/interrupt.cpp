@@ -81,16 +81,17 @@ bool InterruptWatch::interrupted() const {
   return stop_.stopped() || ::poll(&p, 1, 0) > 0;
 }
 
-void InterruptWatch::throw_if_interrupted() const {
-  if (!interrupted()) return;
+std::string InterruptWatch::why() const {
   const std::lock_guard lock(mutex_);
-  throw Cancelled(passed_ ? sentence_ : kInterrupted);
+  return passed_ ? sentence_ : kInterrupted;
+}
+
+void InterruptWatch::throw_if_interrupted() const {
+  if (interrupted()) throw Cancelled(why());
 }
 
 std::string InterruptWatch::reason_of(const std::exception& failure) const {
-  if (dynamic_cast<const Cancelled*>(&failure) == nullptr || !interrupted()) return failure.what();
-  const std::lock_guard lock(mutex_);
-  return passed_ ? sentence_ : kInterrupted;
+  return dynamic_cast<const Cancelled*>(&failure) != nullptr && interrupted() ? why() : failure.what();
 }
 
 }  // namespace migrate

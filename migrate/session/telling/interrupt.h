@@ -43,6 +43,8 @@ class InterruptWatch {
  private:
   /// False: it was lifted meanwhile.
   bool pass_limit();
+  /// In words, once it is interrupted.
+  std::string why() const;
 
   StopEvent stop_;
   StopEvent quit_;

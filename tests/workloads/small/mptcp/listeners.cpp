@@ -6,28 +6,18 @@
 #include <sys/socket.h>
 
 #include "small.h"
+#include "socket_calls.h"
 
 namespace {
 
-constexpr int kProtocol = 262;  // IPPROTO_MPTCP
-constexpr int kSoon = 5000;     // ms
+constexpr int kProtocol = IPPROTO_MPTCP;
+constexpr int kSoon = 5000;  // ms
 
 int mptcp(int family = AF_INET) {
   const int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC, kProtocol);
   if (fd == -1 && (errno == EPROTONOSUPPORT || errno == ENOPROTOOPT || errno == EINVAL))
     throw NotHere("the kernel has no MPTCP, or net.mptcp.enabled is 0");
   return static_cast<int>(must(fd, "socket"));
-}
-
-template <typename T>
-T option(int fd, int level, int name) {
-  T value{};
-  socklen_t length = sizeof value;
-  must(getsockopt(fd, level, name, &value, &length), "getsockopt");
-  return value;
-}
-void set(int fd, int level, int name, int value) {
-  must(setsockopt(fd, level, name, &value, sizeof value), "setsockopt");
 }
 
 sockaddr_in6 name_of(int fd) {
@@ -71,7 +61,7 @@ void takes(int listener, int protocol) {
   expect(c == 'x', "another byte came");
   // Nothing of it may be left in TIME_WAIT at the port.
   const linger now{1, 0};
-  must(setsockopt(taken, SOL_SOCKET, SO_LINGER, &now, sizeof now), "SO_LINGER");
+  set(taken, SOL_SOCKET, SO_LINGER, now);
   close(taken);
   close(client);
 }

@@ -13,6 +13,7 @@
 #include <cstring>
 
 #include "small.h"
+#include "socket_calls.h"
 
 namespace {
 
@@ -51,18 +52,6 @@ void connect_to(int fd, const Address& a) {
 template <typename Address>
 void send_to(int fd, const Address& a, const std::string& what) {
   must(sendto(fd, what.data(), what.size(), 0, reinterpret_cast<const sockaddr*>(&a), sizeof a), "sendto");
-}
-
-template <typename T>
-T option(int fd, int level, int name) {
-  T value{};
-  socklen_t length = sizeof value;
-  must(getsockopt(fd, level, name, &value, &length), "getsockopt");
-  return value;
-}
-template <typename T>
-void set(int fd, int level, int name, const T& value) {
-  must(setsockopt(fd, level, name, &value, sizeof value), "setsockopt");
 }
 
 std::string bytes_of_name(int fd) {
